@@ -1,0 +1,84 @@
+"""Everything that can go wrong, told as what, where, why, cure.
+
+``FxpruneError`` is the user's to mend (exit code 2); ``InternalError`` is ours (exit code 70).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FxpruneError(Exception):
+    """A request that cannot be carried out, and what would mend it.
+
+    what    one sentence: what failed
+    where   file, node, option or layer at fault
+    why     the fact that makes it fail
+    cure    what the user can do next
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", cure: str = "") -> None:
+        self.what, self.where, self.why, self.cure = what, where, why, cure
+        lines = [what]
+        for label, text in (("at", where), ("why", why), ("cure", cure)):
+            if text:
+                lines.append(f"  {label:<5} {text}")
+        super().__init__("\n".join(lines))
+
+
+class LoadError(FxpruneError):
+    """A model, checkpoint, plan or data file that cannot be read, or must not be."""
+
+
+class CaptureError(FxpruneError):
+    """``torch.export`` could not turn the model into a graph."""
+
+
+class UnsupportedOp(FxpruneError):
+    """An op that no rule or backend knows stands in the way of the request."""
+
+
+class BudgetInfeasible(FxpruneError):
+    """No plan within the allowed floors meets the budget, or the budget itself makes no sense."""
+
+
+class NothingToPrune(FxpruneError):
+    """Every axis of the model is frozen; returning a silent copy would be a lie."""
+
+
+class PlanError(FxpruneError):
+    """A plan that does not fit the program it is applied to."""
+
+
+class VerifyError(FxpruneError):
+    """An artefact does not compute what the pruned graph computes."""
+
+
+class LoweringError(FxpruneError):
+    """A backend could not turn the program into its payload."""
+
+
+class OptionError(FxpruneError):
+    """An option or name that fxprune does not know, or a value out of range."""
+
+
+class InternalError(Exception):
+    """A broken invariant of fxprune itself. Carries the pipeline text that reproduces it."""
+
+    exit_code = 70
+
+    def __init__(self, what: str, *, pipeline: str = "") -> None:
+        self.what, self.pipeline = what, pipeline
+        hint = f"\n  pipeline  {pipeline}" if pipeline else ""
+        super().__init__(f"{what}{hint}\n  this is a bug in fxprune: please report it with the lines above")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A cure line for an unknown name: the closest known one, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listing = "known: " + ", ".join(names)
+    return f"did you mean '{close[0]}'? ({listing})" if close else listing

@@ -1,0 +1,132 @@
+"""The decision: which elements of each group stay. Versioned JSON keyed by parameter names, made to be diffed and edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import PlanError
+from .group import PruneGroup
+
+VERSION = 1
+MAX_BYTES = 256 * 2**20  # a plan lists kept indices: far below this for any model, so a larger file is not a plan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays of one group: ``keep`` sorted and unique, out of ``size``."""
+
+    kind: str
+    size: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Group name -> what stays. Groups that are not named keep everything.
+
+    ``about`` is free-form provenance (criterion, budget, versions); applying a plan never reads it.
+    """
+
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        return all(len(c.keep) == c.size for c in self.choices.values())
+
+    def kept(self, group: PruneGroup) -> Tensor:
+        """Indices of ``group`` that stay. [kept] int64"""
+        choice = self.choices.get(group.name)
+        return torch.arange(group.size) if choice is None else torch.tensor(choice.keep, dtype=torch.long)
+
+    def check(self, groups: Mapping[str, PruneGroup]) -> None:
+        """Raise :class:`PlanError` unless every choice fits its group: known, same size, not frozen, in range."""
+        from .errors import nearest
+
+        for name, choice in self.choices.items():
+            where = f"group '{name}'"
+            group = groups.get(name)
+            if group is None:
+                raise PlanError("the plan names a group that this model does not have", where=where,
+                                why="it was made for another architecture, or edited", cure=nearest(name, groups))
+            if choice.size != group.size:
+                raise PlanError("the plan was made for another architecture", where=where,
+                                why=f"the group has {group.size} elements here and {choice.size} in the plan",
+                                cure="make a new plan with `fxprune plan`")
+            _check_indices(choice, where)
+            if group.frozen and len(choice.keep) != group.size:
+                raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
+                                cure="remove the group from the plan")
+
+    def to_json(self) -> str:
+        """Readable JSON, one group per line, stable order."""
+        groups = ",\n".join(
+            f"    {json.dumps(name)}: " + json.dumps({"kind": c.kind, "size": c.size, "keep": list(c.keep)})
+            for name, c in sorted(self.choices.items())
+        )
+        about = json.dumps(dict(self.about), indent=2, sort_keys=True).replace("\n", "\n  ")
+        return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}\n}}\n'
+
+    @staticmethod
+    def from_json(text: str, where: str = "plan") -> CompressionPlan:
+        """Parse and validate. Raises :class:`PlanError` with the line or the group at fault."""
+        try:
+            raw = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise PlanError("the plan is not valid JSON", where=f"{where}{line}", why=str(error)) from None
+        if not isinstance(raw, dict) or "fxprune_plan" not in raw:
+            raise PlanError("this file is not a plan", where=where, why="it has no 'fxprune_plan' version",
+                            cure="make one with `fxprune plan MODEL --flops 0.5`")
+        if raw["fxprune_plan"] != VERSION:
+            raise PlanError("the plan has another version", where=where,
+                            why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}")
+        groups, about = raw.get("groups"), raw.get("about", {})
+        if not isinstance(groups, dict) or not isinstance(about, dict):
+            raise PlanError("the plan is malformed", where=where, why="'groups' and 'about' must be objects")
+        choices = {}
+        for name, entry in groups.items():
+            at = f"{where}: group '{name}'"
+            if not isinstance(entry, dict) or not {"kind", "size", "keep"} <= entry.keys():
+                raise PlanError("the plan is malformed", where=at, why="an entry needs kind, size and keep")
+            kind, size, keep = entry["kind"], entry["size"], entry["keep"]
+            integers = isinstance(keep, list) and all(type(i) is int for i in keep)
+            if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
+                raise PlanError("the plan is malformed", where=at,
+                                why="kind must be a string, size a positive integer, keep a list of integers")
+            choices[name] = Choice(kind, size, tuple(keep))
+            _check_indices(choices[name], at)
+        return CompressionPlan(choices, about)
+
+    @staticmethod
+    def read(path: str | Path) -> CompressionPlan:
+        path = Path(path)
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise PlanError("this file is too large to be a plan", where=str(path),
+                                why=f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}")
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise PlanError("the plan cannot be read", where=str(path), why=error.strerror or str(error)) from None
+        except UnicodeDecodeError as error:
+            raise PlanError("the plan is not a text file", where=str(path), why=str(error)) from None
+        return CompressionPlan.from_json(text, str(path))
+
+
+def _check_indices(choice: Choice, where: str) -> None:
+    keep = choice.keep
+    if any(b <= a for a, b in zip(keep, keep[1:], strict=False)):
+        raise PlanError("kept indices must be sorted and unique", where=where)
+    if keep and (keep[0] < 0 or keep[-1] >= choice.size):
+        raise PlanError("a kept index is out of range", where=where,
+                        why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}")
+    if not keep:
+        raise PlanError("a group keeps nothing", where=where, why="a tensor dimension cannot become empty",
+                        cure="keep at least one element")

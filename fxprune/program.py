@@ -1,0 +1,198 @@
+"""``Program``: the one noun that flows. An exported graph plus the typed facts known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from .axis import Axis, Dim, Dims
+from .errors import FxpruneError, InternalError
+from .group import PruneGroup
+from .importance import ImportanceScores
+from .plan import CompressionPlan
+
+FACTS = ("axes", "groups", "scores", "plan")
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """``node`` sums over ``dim``: the place where removing an element and masking it agree.
+
+    operands: (argument path, dimension) of every operand summed over. A path is a schema name, or ``name.i`` for the
+    i-th tensor of a list argument.
+    """
+
+    node: str
+    dim: Dim
+    operands: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """``node`` computes a mean or variance over dimension ``position`` of its first tensor."""
+
+    node: str
+    dim: Dim
+    position: int
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """``node`` multiplies [batch, m, k] with [batch, k, n]; its cost in multiply-accumulates is their product."""
+
+    node: str
+    batch: Dims
+    m: Dim
+    k: Dim
+    n: Dim
+
+    @property
+    def factors(self) -> Dim:
+        """One dim whose total is the number of multiply-accumulates."""
+        return (*(axis for dim in self.batch for axis in dim), *self.m, *self.k, *self.n)
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A constant in the graph that follows from axes, recomputed when they shrink.
+
+    form   ``shape``: a list of ints, one per dim · ``sum``: one int, the sum of the dims' totals ·
+           ``split``: rewrite the op to ``split_with_sizes`` with these dims · ``scale``: attention scale, kept at its
+           dense value ``total(dim) ** -0.5``
+    """
+
+    node: str
+    argument: str
+    form: str
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """``dim`` must keep its size, because of ``why`` at ``node``."""
+
+    dim: Dim
+    why: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What ``PropagateAxes`` found. All by node name, so that it survives a copy of the graph.
+
+    dims          node -> its dims (one list per output for multi-output nodes, None where there is no tensor)
+    tags          free facts ``kind -> [(dim, node)]``: produce, conv, softmax, softmax-input, rep, expert
+    sizes         prime stand-in of a symbolic size -> its size in the example inputs
+    unknown       op without a rule -> how often it came
+    conflicts     (node, reason) of views without a common refinement
+    """
+
+    dims: Mapping[str, Any]
+    literals: tuple[Literal, ...]
+    contractions: tuple[Contraction, ...]
+    statistics: tuple[Statistic, ...]
+    matmuls: tuple[Matmul, ...]
+    frozen: tuple[Frozen, ...]
+    tags: Mapping[str, tuple[tuple[Dim, str], ...]]
+    sizes: Mapping[int, int]
+    symbols: Mapping[int, str]
+    unknown: Mapping[str, int]
+    conflicts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A ``torch.export.ExportedProgram`` and what is known about it. Never mutated: a pass returns a new one.
+
+    axes, groups, scores and plan are absent (None) until their pass has run, and again after a transform changed the
+    graph: absent, never stale.
+    """
+
+    exported: ExportedProgram
+    name: str = "model"
+    axes: Axes | None = None
+    groups: tuple[PruneGroup, ...] | None = None
+    scores: Mapping[str, ImportanceScores] | None = None
+    plan: CompressionPlan | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def but(self, **changes: Any) -> Program:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def without_facts(self, **changes: Any) -> Program:
+        """A copy whose facts are dropped: what a transform returns."""
+        return replace(self, **dict.fromkeys(FACTS), **changes)
+
+    def need(self, fact: str) -> Any:
+        value = getattr(self, fact)
+        if value is None:
+            raise InternalError(f"the fact '{fact}' is not there yet")
+        return value
+
+    @property
+    def group_by_name(self) -> dict[str, PruneGroup]:
+        return {g.name: g for g in self.need("groups")}
+
+    # ------------------------------------------------------------ the graph and its tensors
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        return self.exported.graph
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter, buffer and lifted constant by its qualified name."""
+        constants = {k: v for k, v in self.exported.constants.items() if isinstance(v, Tensor)}
+        return {**constants, **self.exported.state_dict}
+
+    @property
+    def tensor_of_placeholder(self) -> dict[str, str]:
+        """Placeholder name -> qualified name of the parameter, buffer or constant it stands for."""
+        sig = self.exported.graph_signature
+        return {**sig.inputs_to_parameters, **sig.inputs_to_buffers, **sig.inputs_to_lifted_tensor_constants}
+
+    def placeholders(self) -> Iterator[Node]:
+        return (n for n in self.graph.nodes if n.op == "placeholder")
+
+    @property
+    def user_inputs(self) -> list[str]:
+        """Names of the graph's user inputs, in order (tensors and non-tensors)."""
+        bound = self.tensor_of_placeholder
+        return [n.name for n in self.placeholders() if n.name not in bound]
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
+        """User inputs in graph order. Raises FxpruneError when they do not match the captured signature."""
+        spec = self.exported.call_spec.in_spec
+        kwargs = dict(kwargs or {})
+        names = list(spec.child(1).context) if spec.num_children == 2 else []
+        if set(names) == set(kwargs):
+            kwargs = {k: kwargs[k] for k in names}
+        flat, got = pytree.tree_flatten((tuple(args), kwargs))
+        if got != spec:
+            raise FxpruneError("the inputs do not match the captured signature", where=self.name,
+                               why=f"expected {spec}, got {got}", cure="pass the inputs the model was captured with")
+        return flat
+
+    def arguments(self, flat: Sequence[Any]) -> list[Any]:
+        """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter."""
+        tensors, bound, rest = self.tensors, self.tensor_of_placeholder, iter(flat)
+        return [tensors[bound[n.name]] if n.name in bound else next(rest) for n in self.placeholders()]
+
+    @property
+    def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) that the graph was captured with."""
+        inputs = self.exported.example_inputs
+        if inputs is None:
+            raise InternalError("the exported program carries no example inputs")
+        return inputs[0], inputs[1]
+
+    def group_of(self, axis: Axis) -> PruneGroup | None:
+        return next((g for g in self.groups or () if g.axis is axis), None)
