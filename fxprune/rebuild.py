@@ -1,0 +1,100 @@
+"""Editing an exported program without touching the one at hand: copy the graph, edit, rebuild."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
+from torch.fx import Graph, GraphModule, Node
+
+
+def copy_graph(exported: ExportedProgram) -> GraphModule:
+    """A graph module of its own, node for node and name for name; weights and constants are shared, never copied.
+
+    Nested graphs (the bodies of wrapped regions) are copied too, so an edit inside one stays inside the copy.
+    ``node.meta`` is a shallow copy: replace its values, do not change them in place.
+    """
+    return _copy_graph_module(exported.graph_module)
+
+
+def rebuild(
+    exported: ExportedProgram,
+    graph_module: GraphModule,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    signature: ExportGraphSignature | None = None,
+    example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+) -> ExportedProgram:
+    """A new program around an edited graph (made by :func:`copy_graph`); what is not given is taken from ``exported``.
+
+    The signature follows the graph by itself: placeholders that were erased leave it, output nodes that were replaced
+    are renamed in it. Parameters, buffers and constants that no placeholder stands for any more are dropped from the
+    tensors, unless they are given explicitly. Raises what ``ExportedProgram.validate`` raises when the edit was wrong.
+    """
+    graph_module.graph.lint()
+    graph_module.recompile()
+    old = exported.graph_signature if signature is None else signature
+    signature = _follow_graph(old, graph_module.graph)
+    gone = _targets(old) - _targets(signature)
+    tensors = {k: v for k, v in exported.state_dict.items() if k not in gone} if state_dict is None else state_dict
+    kept = {k: v for k, v in exported.constants.items() if k not in gone} if constants is None else constants
+    inputs = exported.example_inputs if example_inputs is None else example_inputs
+    return ExportedProgram(
+        root=graph_module,
+        graph=graph_module.graph,
+        graph_signature=signature,
+        state_dict=dict(tensors),
+        range_constraints=dict(exported.range_constraints),
+        module_call_graph=[copy.copy(entry) for entry in exported.module_call_graph],
+        example_inputs=inputs,
+        constants=dict(kept),
+        verifiers=exported.verifiers,
+    )
+
+
+def _copy_graph_module(module: GraphModule) -> GraphModule:
+    graph, memo = Graph(tracer_cls=module.graph._tracer_cls), {}  # type: ignore[var-annotated]
+    for node in module.graph.nodes:
+        new = graph.node_copy(node, lambda n: memo[n])
+        _keep_name(new, node.name)
+        memo[node] = new
+    result = GraphModule(module, graph, class_name=type(module).__name__)
+    result.meta.update(module.meta)
+    for name, child in module.named_children():
+        if isinstance(child, GraphModule):
+            setattr(result, name, _copy_graph_module(child))
+    return result
+
+
+def _keep_name(node: Node, name: str) -> None:
+    """Export may name a node like a Python builtin (an argument called ``input``); a copy would be renamed."""
+    if node.name != name:
+        node.graph._graph_namespace._used_names.add(name)
+        node.name = name
+
+
+def _targets(signature: ExportGraphSignature) -> set[str]:
+    return {s.target for s in signature.input_specs if s.target is not None}
+
+
+def _follow_graph(signature: ExportGraphSignature, graph: Graph) -> ExportGraphSignature:
+    """The signature whose inputs are the placeholders of ``graph`` and whose outputs carry its output names."""
+    specs = {_argument_name(s.arg): s for s in signature.input_specs}
+    inputs = [specs[n.name] for n in graph.nodes if n.op == "placeholder"]
+    outputs = []
+    results = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    for spec, result in zip(signature.output_specs, results, strict=True):
+        if isinstance(result, Node) and hasattr(spec.arg, "name") and spec.arg.name != result.name:
+            spec = replace(spec, arg=replace(spec.arg, name=result.name))
+        outputs.append(spec)
+    return ExportGraphSignature(input_specs=inputs, output_specs=outputs)
+
+
+def _argument_name(argument: Any) -> str:
+    return str(argument.name)
