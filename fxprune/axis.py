@@ -204,32 +204,49 @@ def kept_total(dim: Dim, kept: Mapping[Axis, int]) -> int:
     return result
 
 
-def kept_index(dim: Dim, keep: Keep) -> Tensor:
-    """Positions of ``dim`` that stay, ascending within each axis: the index that slices a tensor along it. [kept]"""
-    index = torch.zeros(1, dtype=torch.long)
+def real_size(size: int, sizes: Mapping[int, int]) -> int:
+    """``size`` with the primes that stand for symbols (see ``Axes.sizes``) replaced by actual sizes."""
+    if size in sizes:
+        return sizes[size]
+    for prime, real in sizes.items():
+        while prime > 1 and size >= prime and size % prime == 0:
+            size = size // prime * real
+    return size
+
+
+def kept_index(dim: Dim, keep: Keep, sizes: Mapping[int, int] | None = None) -> Tensor:
+    """Positions of ``dim`` that stay, ascending within each axis: the index that slices a tensor along it. [kept]
+
+    ``sizes`` maps stand-ins of symbolic sizes to actual ones; needed when ``dim`` holds a symbolic axis.
+    """
+    index, sizes = torch.zeros(1, dtype=torch.long), sizes or {}
     for axis in atoms(dim):
         if axis.segments is not None:
             offset, pieces = 0, []
             for segment in axis.segments:
-                pieces.append(kept_index(segment, keep) + offset)
-                offset += total(segment)
-            positions = torch.cat(pieces)
+                pieces.append(kept_index(segment, keep, sizes) + offset)
+                offset += math.prod(real_size(a.size, sizes) for a in atoms(segment))
+            positions, size = torch.cat(pieces), offset
         else:
-            positions = keep[axis] if axis in keep else torch.arange(axis.size)
-        index = (index[:, None] * axis.size + positions[None]).flatten()
+            size = real_size(axis.size, sizes)
+            positions = keep[axis] if axis in keep else torch.arange(size)
+        index = (index[:, None] * size + positions[None]).flatten()
     return index
 
 
-def element_of(dim: Dim, axis: Axis) -> Tensor:
-    """Which element of leaf ``axis`` each position of ``dim`` belongs to; -1 where it belongs to none. [total]"""
-    label = torch.full((1,), -1, dtype=torch.long)
+def element_of(dim: Dim, axis: Axis, sizes: Mapping[int, int] | None = None) -> Tensor:
+    """Which element of leaf ``axis`` each position of ``dim`` belongs to; -1 where it belongs to none. [total]
+
+    ``sizes`` as in :func:`kept_index`. A group's elements in a batch axis work the same way: ask for that leaf.
+    """
+    label, sizes = torch.full((1,), -1, dtype=torch.long), sizes or {}
     for atom in atoms(dim):
         if atom.segments is not None:
-            mine = torch.cat([element_of(s, axis) for s in atom.segments])
+            mine = torch.cat([element_of(s, axis, sizes) for s in atom.segments])
         elif atom is axis:
-            mine = torch.arange(atom.size)
+            mine = torch.arange(real_size(atom.size, sizes))
         else:
-            mine = torch.full((atom.size,), -1, dtype=torch.long)
+            mine = torch.full((real_size(atom.size, sizes),), -1, dtype=torch.long)
         # at most one factor of a product speaks for the axis; the larger label is the one that is not -1
         label = torch.maximum(label[:, None], mine[None]).flatten()
     return label

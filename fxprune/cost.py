@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .axis import Axis, Dim, atoms
+from .axis import Axis, Dim, atoms, real_size
 from .errors import OptionError
 from .program import Axes, Program
 
@@ -112,16 +112,6 @@ def expression(dim: Dim, free: set[Axis], sizes: Mapping[int, int]) -> Expressio
         else:
             constant *= real_size(axis.size, sizes)
     return Expression(constant, tuple(variables), tuple(sums))
-
-
-def real_size(size: int, sizes: Mapping[int, int]) -> int:
-    """A size with the primes that stand for symbols replaced by the example's sizes."""
-    if size in sizes:
-        return sizes[size]
-    for prime, real in sizes.items():
-        while prime > 1 and size >= prime and size % prime == 0:
-            size = size // prime * real
-    return size
 
 
 class CostModel:

@@ -52,6 +52,7 @@ class Matmul:
     m: Dim
     k: Dim
     n: Dim
+    form: str = "matmul"  # matmul: of two activations as far as the op knows; linear, conv: with a weight
 
     @property
     def factors(self) -> Dim:

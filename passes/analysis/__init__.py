@@ -1,0 +1,1 @@
+"""Analyses: they find facts about a program and leave it alone."""

@@ -1,0 +1,113 @@
+"""Matrix products: the contracted axis is where removing an element and masking it agree."""
+
+from __future__ import annotations
+
+import string
+
+from ....axis import Conflict, Dim, Dims, total
+from ..walk import Args, Walk, rule
+
+
+@rule("linear")
+def linear(w: Walk, a: Args) -> Dims:
+    """y[.., o] = x[.., i] W[o, i] + b[o]"""
+    x, weight, bias = a.input, a.weight, a.bias
+    if len(weight) == 1:
+        raise Conflict("linear with a vector weight")
+    w.unify(x[-1], weight[1])
+    w.contract(weight[1], ("input", len(x) - 1), ("weight", 1))
+    if bias is not None:
+        w.unify(bias[0], weight[0])
+    w.tag("produce", weight[0])
+    w.matmul(x[:-1], (), weight[1], weight[0], "linear")
+    return [*x[:-1], weight[0]]
+
+
+@rule("addmm")
+def addmm(w: Walk, a: Args) -> Dims:
+    """y[m, n] = x[m, k] W[k, n] + b, broadcast"""
+    x, weight = a.mat1, a.mat2
+    w.unify(x[1], weight[0])
+    w.contract(weight[0], ("mat1", 1), ("mat2", 0))
+    w.tag("produce", weight[1])
+    w.matmul([], x[0], weight[0], weight[1], "linear")
+    return w.broadcast([x[0], weight[1]], a.self)
+
+
+@rule("matmul", "mm", "bmm", "baddbmm", "dot", "mv")
+def matmul(w: Walk, a: Args) -> Dims:
+    """y[batch, m, n] = x[batch, m, k] y[batch, k, n]; batch dims broadcast; vectors gain a unit dim and lose it."""
+    names = [n for n in ("self", "batch1", "mat2", "other", "batch2", "vec", "tensor") if isinstance(a.get(n), list)]
+    left, right = names[-2:] if a.get("batch1") is None else ["batch1", "batch2"]
+    x, y = a.get(left), a.get(right)
+    rows, columns = len(x) > 1, len(y) > 1
+    m, n = x[-2] if rows else (), y[-1] if columns else ()
+    k_at = len(y) - 2 if columns else 0
+    w.unify(x[-1], y[k_at])
+    w.contract(x[-1], (left, len(x) - 1), (right, k_at))
+    batch = w.broadcast(x[:-2], y[:-2])
+    w.matmul(batch, m, x[-1], n)
+    if n:
+        w.tag("produce", n)
+    out = [*batch, *([m] if rows else []), *([n] if columns else [])]
+    return w.broadcast(out, a.self) if a.get("batch1") is not None else out
+
+
+@rule("einsum")
+def einsum(w: Walk, a: Args) -> Dims:
+    """Letters name dims; letters missing on the right are contracted. ``...`` becomes letters of its own."""
+    equation = a.equation.replace(" ", "")
+    if "->" not in equation:
+        raise Conflict("einsum without ->")
+    left, right = equation.split("->")
+    terms, spare = left.split(","), [c for c in string.ascii_letters if c not in equation]
+    if "..." in equation:
+        extra = max(len(x) - len(t.replace("...", "")) for t, x in zip(terms, a.tensors(), strict=True))
+        letters = "".join(spare[:extra])
+        terms = [t.replace("...", letters[extra - (len(x) - len(t) + 3) :]) if "..." in t else t
+                 for t, x in zip(terms, a.tensors(), strict=True)]
+        right = right.replace("...", letters)
+    at: dict[str, Dim] = {}
+    for term, x in zip(terms, a.tensors(), strict=True):
+        if len(set(term)) != len(term):
+            raise Conflict("einsum takes a diagonal")
+        for letter, dim in zip(term, x, strict=True):
+            if total(at.setdefault(letter, dim)) == 1:
+                at[letter] = dim
+            elif total(dim) != 1:
+                w.unify(at[letter], dim)
+    for letter, dim in at.items():
+        if letter not in right:
+            w.contract(dim, *((f"tensors.{i}", t.index(letter)) for i, t in enumerate(terms) if letter in t))
+
+    def product(letters: list[str]) -> Dim:
+        return tuple(axis for letter in letters for axis in at[letter])
+
+    if len(terms) == 2:
+        one, two = terms
+        batch = [at[c] for c in right if c in one and c in two]
+        m, n = [c for c in right if c not in two], [c for c in right if c not in one]
+        w.matmul(batch, product(m), product([c for c in one if c in two and c not in right]), product(n))
+        for c in n:
+            w.tag("produce", at[c])
+    elif len(terms) > 2:
+        raise Conflict("einsum of more than two tensors")
+    return [at[c] for c in right]
+
+
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_mm(w: Walk, a: Args) -> Dims:
+    """Each row of x[tok, k] meets the expert's W[E, k, n]; the offsets index the experts."""
+    x, weight, *rest = a.tensors()
+    if len(x) != 2 or len(weight) != 3:
+        raise Conflict("grouped_mm of this rank")
+    names = [n for n in ("self", "input", "mat2", "weight") if isinstance(a.get(n), list)]
+    w.unify(x[1], weight[1])
+    w.contract(weight[1], (names[0], 1), (names[1], 1))
+    w.tag("produce", weight[2])
+    w.tag("expert", weight[0])
+    w.freeze(weight[0], "expert: routing deletes it, masking does not")
+    for offsets in rest:
+        w.freeze(offsets, "expert offsets")
+    w.matmul([x[0]], (), weight[1], weight[2], "linear")
+    return [x[0], weight[2]]

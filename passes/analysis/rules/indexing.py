@@ -1,0 +1,76 @@
+"""Indexing: the indexed dim stays as it is, the others pass."""
+
+from __future__ import annotations
+
+import torch
+
+from ....axis import Conflict, Dims, total
+from ..walk import Args, Multi, Walk, rule
+
+GATHERED = "gathered by index"
+
+
+@rule("unbind")
+def unbind(w: Walk, a: Args) -> Multi:
+    dim = a.dim % len(a.self)
+    w.freeze(a.self[dim], "unbind")
+    return Multi([d for i, d in enumerate(a.self) if i != dim] for _ in w.node.meta["val"])
+
+
+@rule("select")
+def select(w: Walk, a: Args) -> Dims:
+    dim = a.dim % len(a.self)
+    w.freeze(a.self[dim], "select")
+    return [d for i, d in enumerate(a.self) if i != dim]
+
+
+@rule("embedding")
+def embedding(w: Walk, a: Args) -> Dims:
+    w.freeze(a.weight[0], "vocabulary")
+    w.tag("produce", a.weight[1])
+    return [*a.indices, a.weight[1]]
+
+
+@rule("index", "_unsafe_index")
+def index(w: Walk, a: Args) -> Dims:
+    """x[i, :, j]: indexed dims freeze; the broadcast index lands at the first one, or in front when they are apart."""
+    x, raw = a.self, a.raw("indices")
+    at = [i for i, t in enumerate(raw) if t is not None]
+    if any(raw[i].meta["val"].dtype in (torch.bool, torch.uint8) for i in at):
+        raise Conflict("boolean index")
+    chosen = w.broadcast(*(a.indices[i] for i in at))
+    for i in at:
+        w.freeze(x[i], GATHERED)
+    rest = [d for i, d in enumerate(x) if i not in at]
+    where = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    return [*rest[:where], *chosen, *rest[where:]]
+
+
+@rule("index_select")
+def index_select(w: Walk, a: Args) -> Dims:
+    dim = a.dim % len(a.self)
+    w.freeze(a.self[dim], GATHERED)
+    return [*a.self[:dim], a.index[0] if a.index else (), *a.self[dim + 1 :]]
+
+
+@rule("gather", "take_along_dim")
+def gather(w: Walk, a: Args) -> Dims:
+    x, chosen = a.self, list(a.get("index") or a.get("indices"))
+    dim = a.dim % len(x)
+    w.freeze([x[dim], chosen[dim]], GATHERED)
+    for i, (p, q) in enumerate(zip(x, chosen, strict=True)):
+        if i == dim:
+            continue
+        if total(p) == total(q):
+            w.unify(p, q)
+        else:
+            w.freeze([p, q], GATHERED)
+    return chosen
+
+
+@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "slice_scatter", "select_scatter",
+      "masked_scatter")
+def scatter(w: Walk, a: Args) -> Dims:
+    for tensor in a.tensors():
+        w.freeze(tensor, "scattered into")
+    return w.fresh("scattered into")

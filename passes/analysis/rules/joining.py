@@ -1,0 +1,108 @@
+"""Joining and splitting along a dim: sums of dims."""
+
+from __future__ import annotations
+
+from ....axis import Axis, Conflict, Dim, Dims, cut, new_dim, sum_dim, total
+from ..walk import Args, Multi, Walk, rule
+
+
+@rule("cat", "concat", "concatenate")
+def cat(w: Walk, a: Args) -> Dims:
+    tensors = [t for t in a.tensors() if len(t) > 0 and t != [(Axis,)]]
+    dim = a.dim % len(tensors[0])
+    tensors = [t for t in tensors if len(t) == len(tensors[0])]  # torch lets an empty 1-D tensor join anything
+    out = list(tensors[0])
+    for other in tensors[1:]:
+        for i, (p, q) in enumerate(zip(out, other, strict=True)):
+            if i != dim and total(p) != 1:
+                w.unify(p, q)
+    out[dim] = sum_dim([t[dim] for t in tensors])
+    return out
+
+
+@rule("stack")
+def stack(w: Walk, a: Args) -> Dims:
+    """The new axis is a sum of n unit dims: it cannot shrink, and meets the ``n`` of a later view."""
+    out = w.broadcast(*a.tensors())
+    axis = Axis(len(a.tensors()))
+    axis.segments = [()] * axis.size
+    out.insert(a.dim % (len(out) + 1), (axis,) if axis.size != 1 else ())
+    return out
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "hsplit")
+def split(w: Walk, a: Args) -> Multi:
+    x, dim = a.self, a.get("dim", 0) % len(a.self)
+    sizes = [w.size(v.shape[dim]) for v in w.node.meta["val"]]
+    if any(map(w.symbolic, sizes)):
+        raise Conflict("split of a symbolic dim")
+    rest, pieces = x[dim], []
+    for size in sizes[:-1]:
+        piece, rest = cut(rest, size)
+        pieces.append(piece)
+    pieces.append(rest)
+    if len(pieces) > 1:
+        w.literal("", "split", pieces)
+    return Multi([*x[:dim], piece, *x[dim + 1 :]] for piece in pieces)
+
+
+@rule("slice", "narrow", "slice_copy")
+def slice_(w: Walk, a: Args) -> Dims:
+    x, dim, step = a.self, a.get("dim", 0) % len(a.self), a.get("step", 1)
+    full, got = total(x[dim]), w.shape()[dim]
+    narrow = a.raw("length") is not None
+
+    def frozen(why: str) -> Dims:
+        out = new_dim(got)
+        w.freeze([x[dim], out], why)
+        return [*x[:dim], out, *x[dim + 1 :]]
+
+    if full == got:
+        if narrow:
+            w.literal("length", "sum", [x[dim]])
+        elif a.raw("end") == full:
+            w.literal("end", "sum", [x[dim]])
+        return list(x)
+    if w.symbolic(full) or w.symbolic(got):
+        return frozen("slice of a symbolic dim")
+    start = a.raw("start") or 0
+    if not isinstance(start, int):
+        return frozen("slice at a symbolic offset")
+    if got == 0:
+        return frozen("empty slice")
+    start = max(start + full, 0) if start < 0 else start
+    try:
+        if step > 1:
+            return _strided(w, a, x, dim, full, got, start, step)
+        before, kept = _between(x[dim], start, start + got)
+    except Conflict as conflict:
+        return frozen(w.conflict([x[dim]], conflict))
+    w.literal("start", "sum", [before] if start else [])
+    if narrow:
+        w.literal("length", "sum", [kept])
+    else:
+        w.literal("end", "sum", [before, kept] if start else [kept])
+    return [*x[:dim], kept, *x[dim + 1 :]]
+
+
+def _between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
+    """``dim`` before ``start``, and from ``start`` to ``end``."""
+    before: Dim = ()
+    if end < total(dim):
+        dim, _ = cut(dim, end)
+    if start > 0:
+        before, dim = cut(dim, start)
+    return before, dim
+
+
+def _strided(w: Walk, a: Args, x: Dims, dim: int, full: int, got: int, start: int, step: int) -> Dims:
+    """x[..., i::step] of (n, step) is n: interleaved rotary embeddings."""
+    if full % step or start >= step or got != full // step or a.raw("length") is not None:
+        raise Conflict("strided slice")
+    lanes = Axis(step)
+    lanes.segments = [()] * step
+    outer = new_dim(got)
+    w.unify(x[dim], (*outer, lanes))
+    if a.raw("end") == full:
+        w.literal("end", "sum", [x[dim]])
+    return [*x[:dim], outer, *x[dim + 1 :]]

@@ -1,0 +1,36 @@
+"""Element-wise ops and copies: dims that meet are the same elements."""
+
+from __future__ import annotations
+
+from ....axis import Dims
+from ..walk import Args, Walk, rule
+
+
+@rule(
+    # ops tagged pointwise by torch come here by themselves; these are element-wise too but carry no tag
+    "pointwise", "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "to", "contiguous", "clone", "detach",
+    "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "type_as", "float", "bool", "zeros_like", "ones_like",
+    "full_like", "empty_like", "rand_like", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square",
+    "rsub", "masked_fill", "where", "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu",
+    "celu", "selu", "leaky_relu", "softplus", "softsign", "tanhshrink", "logsigmoid", "_conj", "resolve_conj",
+)
+def pointwise(w: Walk, a: Args) -> Dims:
+    return w.broadcast(*a.tensors())
+
+
+@rule("glu")
+def glu(w: Walk, a: Args) -> Dims:
+    """The two halves of ``dim`` meet element-wise; the op finds the middle by itself."""
+    from ....axis import cut, total
+
+    x, dim = a.self, a.dim % len(a.self)
+    left, right = cut(x[dim], total(x[dim]) // 2)
+    w.unify(left, right)
+    return [*x[:dim], left, *x[dim + 1 :]]
+
+
+@rule("prelu")
+def prelu(w: Walk, a: Args) -> Dims:
+    if len(a.self) > 1 and a.weight[0]:
+        w.unify(a.self[1], a.weight[0])
+    return a.self
