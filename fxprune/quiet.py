@@ -1,0 +1,25 @@
+"""Silence for libraries that print, warn and log while they work."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing from Python code reaches stdout, stderr, the warnings or the log; exceptions pass through.
+
+    Process-wide while it lasts, as Python's warning filters and log levels are.
+    """
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(level)
