@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import Graph, GraphModule, Node
 
@@ -30,6 +30,7 @@ def rebuild(
     constants: Mapping[str, Any] | None = None,
     signature: ExportGraphSignature | None = None,
     example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+    calls: Sequence[ModuleCallEntry] | None = None,
 ) -> ExportedProgram:
     """A new program around an edited graph (made by :func:`copy_graph`); what is not given is taken from ``exported``.
 
@@ -51,7 +52,7 @@ def rebuild(
         graph_signature=signature,
         state_dict=dict(tensors),
         range_constraints=dict(exported.range_constraints),
-        module_call_graph=[copy.copy(entry) for entry in exported.module_call_graph],
+        module_call_graph=[copy.copy(entry) for entry in (exported.module_call_graph if calls is None else calls)],
         example_inputs=inputs,
         constants=dict(kept),
         verifiers=exported.verifiers,
