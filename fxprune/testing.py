@@ -1,0 +1,140 @@
+"""The oracle: the dense graph with elements masked where they are contracted. Public, for authors of passes and rules.
+
+A mask on a producer's weights would be wrong as soon as a bias, a norm or a sigmoid follows; a mask on the operand of
+each contraction is what "this element is not there" means, for any model.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from .axis import Keep, kept_index, kept_total, total
+from .plan import CompressionPlan
+from .program import Program
+
+
+def keep_of(program: Program, plan: CompressionPlan) -> Keep:
+    """Leaf axis -> kept indices, for every group that ``plan`` cuts."""
+    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
+    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+
+
+def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
+    """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
+
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones.
+    """
+    return run_flat(program, flat, _Masked(program, keep_of(program, plan), flat))
+
+
+def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | None = None) -> list[Any]:
+    """Outputs (flat) of the program's graph on user inputs ``flat`` in graph order."""
+    interpreter = interpreter or Interpreter(program.exported.graph_module)
+    with torch.no_grad():
+        return list(pytree.tree_leaves(interpreter.run(*program.arguments(flat))))
+
+
+def relative_error(got: Sequence[Any], want: Sequence[Any]) -> float:
+    """max |got - want| / max |want| over all floating outputs; infinity when shapes differ or a NaN is on one side."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.is_floating_point():
+            worst = max(worst, float((a != b).any()))
+            continue
+        if not torch.equal(a.isnan(), b.isnan()):
+            return float("inf")
+        a, b = a.double().nan_to_num(), b.double().nan_to_num()
+        if a.numel():
+            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)))
+    return worst
+
+
+class _Masked(Interpreter):
+    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any]) -> None:
+        super().__init__(program.exported.graph_module)
+        axes = program.need("axes")
+        self.axes, self.keep, self.counts = axes, keep, {a: len(i) for a, i in keep.items()}
+        self.sizes = runtime_sizes(program, flat)
+        self.masks = collections.defaultdict(list)
+        for c in axes.contractions:
+            if self._cut(c.dim):
+                self.masks[c.node].append((*c.operands[0], c.dim))
+        self.selected: dict[str, list[tuple[int, Any]]] = collections.defaultdict(list)
+        for s in axes.statistics:
+            if self._cut(s.dim):
+                self.selected[s.node].append((s.position, s.dim))
+
+    def _cut(self, dim: Any) -> bool:
+        return kept_total(dim, self.counts) != total(dim)
+
+    def run_node(self, n: Node) -> Any:
+        if n.name not in self.masks and n.name not in self.selected:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        bound = dict(zip([a.name for a in n.target._schema.arguments], args, strict=False)) | dict(kwargs)  # type: ignore[union-attr]
+        for path, position, dim in self.masks.get(n.name, ()):
+            name, _, index = path.partition(".")
+            operand = bound[name][int(index)] if index else bound[name]
+            masked = self._mask(operand, position, dim)
+            bound[name] = [masked if i == int(index) else t for i, t in enumerate(bound[name])] if index else masked
+        if n.name in self.selected:
+            return self._statistic(n, bound)
+        return n.target(**bound) if "self" not in bound else n.target(bound.pop("self"), **bound)  # type: ignore[operator]
+
+    def _mask(self, x: Tensor, position: int, dim: Any) -> Tensor:
+        # the operand may show more than the contracted dim (a convolution's input holds group x channel)
+        mask = x.new_zeros(x.shape[position])
+        mask[kept_index(dim, self.keep, self.sizes)] = 1
+        return x * mask.view([-1 if i == position % x.dim() else 1 for i in range(x.dim())])
+
+    def _statistic(self, n: Node, bound: dict[str, Any]) -> Any:
+        """Run the norm or mean over the kept elements only; removed positions come back as zeros."""
+        first = next(iter(bound))
+        x: Tensor = bound[first]
+        functional = torch.nn.functional
+        name = n.target._schema.name  # type: ignore[union-attr]
+        whole = {p: self.axes.dims[n.args[0].name][p] for p, _ in self.selected[n.name]}  # type: ignore[union-attr]
+        index = {p: kept_index(dim, self.keep, self.sizes) for p, dim in whole.items()}
+        small = x
+        for position, kept in index.items():
+            small = small.index_select(position, kept)
+        if "norm" not in name:
+            return n.target(small, **{k: v for k, v in bound.items() if k != first})  # type: ignore[operator]
+        (position, kept), *more = index.items()
+        assert not more, "a norm over one cut dim is all the oracle knows"
+        affine = {k: bound[k].index_select(0, kept) for k in ("weight", "bias") if bound.get(k) is not None}
+        eps = {"eps": bound["eps"]} if bound.get("eps") is not None else {}
+        if "group_norm" in name:
+            groups = next(lit for lit in self.axes.literals if lit.node == n.name and lit.argument == "num_groups")
+            count = sum(kept_total(d, self.counts) for d in groups.dims)
+            out = functional.group_norm(small, count, **affine, **eps)
+        else:
+            run = functional.rms_norm if "rms" in name else functional.layer_norm
+            out = run(small, [len(kept)], **affine, **eps)  # type: ignore[arg-type]
+        return torch.zeros_like(x).index_copy(position, kept, out)
+
+
+def runtime_sizes(program: Program, flat: Sequence[Any]) -> Mapping[int, int]:
+    """Stand-in primes of the symbols -> their sizes in the user inputs ``flat``; derived sizes are not included."""
+    axes, bound, values = program.need("axes"), program.tensor_of_placeholder, iter(flat)
+    stand_in, sizes = {name: prime for prime, name in axes.symbols.items()}, {}
+    for node in program.placeholders():
+        if node.name in bound:
+            continue
+        value, fake = next(values), node.meta.get("val")
+        if isinstance(value, Tensor) and isinstance(fake, Tensor):
+            for real, symbol in zip(value.shape, fake.shape, strict=True):
+                if not isinstance(symbol, int) and str(symbol) in stand_in:
+                    sizes[stand_in[str(symbol)]] = real
+    return sizes

@@ -1,0 +1,204 @@
+"""``FindGroups``: name what can be pruned, and say why the rest cannot."""
+
+from __future__ import annotations
+
+import collections
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ...axis import Axis, Dim, leaves, real_size
+from ...cost import CostModel
+from ...errors import OptionError
+from ...group import Kind, PruneGroup, Slot
+from ...pipeline import Analysis
+from ...program import Axes, Program
+from .walk import FIRST_PRIME
+
+KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
+"""Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
+
+
+@dataclass(frozen=True)
+class FindGroups(Analysis):
+    """One group per leaf axis that reaches a parameter or buffer.
+
+    align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long)
+    floor        smallest share of neurons or channels that stays, per group; one head always stays
+    allow_empty  let a whole attention or FFN branch go: counts may drop to zero
+    freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
+
+    Needs ``program.axes``, gives ``program.groups`` in the order of the graph's parameters.
+    """
+
+    align: int = 8
+    floor: float = 0.1
+    allow_empty: bool = False
+    freeze: tuple[str, ...] = ()
+
+    needs = ("axes",)
+    gives = ("groups",)
+
+    def __post_init__(self) -> None:
+        if self.align < 1:
+            raise OptionError("align must be at least 1", where=f"--align {self.align}")
+        if not 0 <= self.floor <= 1:
+            raise OptionError("floor is a share between 0 and 1", where=f"--floor {self.floor}")
+
+    def run(self, program: Program) -> Program:
+        axes: Axes = program.need("axes")
+        facts = _Facts(axes)
+        slots = _slots(program, axes)
+        parameters = set(program.exported.graph_signature.inputs_to_parameters.values())
+        taken: collections.Counter[str] = collections.Counter()
+        groups = []
+        for axis, reached in slots.items():
+            kind = facts.kind(axis)
+            stem = _stem(reached, parameters)
+            taken[f"{stem}:{kind}"] += 1
+            count = taken[f"{stem}:{kind}"]
+            name = f"{stem}:{kind}" + (f"#{count}" if count > 1 else "")
+            group = PruneGroup(
+                name=name, kind=kind, size=axis.size, axis=axis, slots=tuple(reached),
+                exact=axis not in facts.statistics, nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
+                frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
+            )
+            groups.append(self._bounded(group))
+        return _with_macs(program.but(groups=tuple(groups)))
+
+    def _user_freeze(self, name: str, slots: list[Slot]) -> str:
+        names = [name, *(s.parameter for s in slots)]
+        hit = next((p for p in self.freeze if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
+        return f"asked to freeze '{hit}'" if hit else ""
+
+    def _bounded(self, group: PruneGroup) -> PruneGroup:
+        """Granularity and floor: whole heads one by one, neurons and channels in aligned steps."""
+        if group.kind in KEEP_WHOLE:
+            return group.but(floor=0 if self.allow_empty else 1)
+        step = self.align if group.size >= 2 * self.align else 1
+        share = max(1, round(group.size * self.floor))
+        floor = 0 if self.allow_empty else min(group.size, -(-share // step) * step)
+        return group.but(granularity=step, floor=floor)
+
+
+class _Facts:
+    """The walk's facts, resolved to leaf axes now that everything is refined."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.contracted: dict[Axis, list[str]] = collections.defaultdict(list)
+        for c in axes.contractions:
+            for axis in leaves(c.dim):
+                self.contracted[axis].append(c.node)
+        self.statistics = {a for s in axes.statistics for a in leaves(s.dim)}
+        self.frozen: dict[Axis, str] = {}
+        for f in axes.frozen:
+            for axis in leaves(f.dim):
+                self.frozen.setdefault(axis, f"{f.why} at {f.node}")
+        self.tagged = {k: {a for d, _ in facts for a in leaves(d)} for k, facts in axes.tags.items()}
+        self.producers: dict[Axis, set[str]] = collections.defaultdict(set)
+        for dim, node in axes.tags.get("produce", ()):
+            for axis in leaves(dim):
+                self.producers[axis].add(node)
+        self.head, self.query_key, self.value = self._attention()
+        self.paired = self._paired_repeats()
+
+    def has(self, tag: str, axis: Axis) -> bool:
+        return axis in self.tagged.get(tag, ())
+
+    def _attention(self) -> tuple[set[Axis], set[Axis], set[Axis]]:
+        """Read heads off the products around a softmax: k over keys is attention x V, n (or m) over keys is Q x K."""
+        soft = self.tagged.get("softmax", set())
+        head, query_key, value = set[Axis](), set[Axis](), set[Axis]()
+        for product in self.axes.matmuls:
+            if product.form != "matmul":
+                continue
+            batch = {a for d in product.batch for a in leaves(d)}
+            if soft & set(leaves(product.k)):
+                head |= batch
+                value |= set(leaves(product.n))
+            elif soft & {*leaves(product.n), *leaves(product.m)}:
+                head |= batch
+                query_key |= set(leaves(product.k))
+        # talking heads: what else of a softmax's input is contracted mixes heads
+        beside = self.tagged.get("softmax-beside", set()) & set(self.contracted)
+        return (head | beside) - soft, query_key, value
+
+    def _paired_repeats(self) -> set[Axis]:
+        """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA)."""
+        paired: set[Axis] = set()
+        repeats = self.tagged.get("repeat", set()) & self.head
+        for dims in self.axes.dims.values() if repeats else ():
+            for dim in _each_dim(dims):
+                here = set(leaves(dim)) & self.head
+                if here & repeats and here - repeats:
+                    paired |= here
+        return paired
+
+    def kind(self, axis: Axis) -> Kind:
+        if self.has("expert", axis):
+            return Kind.EXPERT
+        if axis in self.head:
+            if axis in self.paired:
+                return Kind.QUERY if self.has("repeat", axis) else Kind.KV
+            return Kind.HEAD
+        if axis in self.query_key or axis in self.value:
+            both = axis in self.query_key and axis in self.value
+            return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
+        if axis in self.statistics:
+            return Kind.WIDTH
+        if self.has("conv", axis):
+            return Kind.CHANNEL
+        if axis in self.producers and axis in self.contracted:
+            # a residual stream without norms has as many producers as blocks; a hidden layer has one or two (gated)
+            return Kind.WIDTH if len(self.producers[axis]) > 4 else Kind.FFN
+        return Kind.OTHER
+
+    def why_frozen(self, axis: Axis, slots: list[Slot], parameters: set[str]) -> str:
+        if axis in self.frozen:
+            return self.frozen[axis]
+        if axis.size >= FIRST_PRIME and real_size(axis.size, self.axes.sizes) != axis.size:
+            return "symbolic size"
+        if axis not in self.producers and not any(s.parameter in parameters for s in slots):
+            return "a constant: no op produces it"
+        if axis not in self.contracted and axis not in self.statistics:
+            return "nothing sums over it: removing an element would not equal masking it"
+        return ""
+
+
+def _each_dim(dims: object) -> Iterable[Dim]:
+    if isinstance(dims, tuple):
+        yield dims
+    elif isinstance(dims, list):
+        for d in dims:
+            yield from _each_dim(d)
+
+
+def _slots(program: Program, axes: Axes) -> dict[Axis, list[Slot]]:
+    """Leaf axis -> the parameter and buffer dimensions it reaches, both in graph order. Unused tensors do not count."""
+    found: dict[Axis, list[Slot]] = {}
+    bound = program.tensor_of_placeholder
+    for node in program.placeholders():
+        if node.name not in bound or not node.users:
+            continue
+        for position, dim in enumerate(axes.dims[node.name] or ()):
+            for axis in dict.fromkeys(leaves(dim)):
+                found.setdefault(axis, []).append(Slot(bound[node.name], position, dim))
+    return found
+
+
+def _stem(slots: list[Slot], parameters: set[str]) -> str:
+    """The module that best names a group: the first weight whose rows are its elements, else the first slot."""
+    order = [s for s in slots if s.parameter in parameters] or slots
+    rows = [s for s in order if s.position == 0 and s.parameter.endswith("weight")]
+    parameter = (rows or order)[0].parameter
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _with_macs(program: Program) -> Program:
+    """Fill in what one element costs: the dense MACs minus those with one element less."""
+    ledger = CostModel(program).ledger("flops", {})
+    groups = tuple(
+        g.but(macs=-ledger.change(g.axis, g.size - 1)) if not g.frozen else g for g in program.need("groups")
+    )
+    return program.but(groups=groups)

@@ -1,0 +1,1 @@
+"""Searches: from scores and a budget to a plan. One file per search."""

@@ -1,0 +1,195 @@
+"""The one generic slicing routine: index every tensor by its axes' kept elements, recompute every literal."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from ...axis import Axis, Dim, Keep, kept_index, kept_total, total
+from ...errors import InternalError
+from ...program import Axes, Literal, Program
+from ...rebuild import copy_graph, rebuild
+
+RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")
+
+
+def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> ExportedProgram:
+    """``program`` with each leaf axis in ``keep`` shrunk to the given elements; everything else as it was.
+
+    keep     axis -> sorted int64 indices, at least one
+    Raises   InternalError when a propagated shape differs from the one the axes predict: the rules are then wrong.
+    Law      running the result equals running the dense graph with the other elements masked where they are contracted
+    """
+    axes: Axes = program.need("axes")
+    counts = {axis: len(index) for axis, index in keep.items()}
+    graph_module = copy_graph(program.exported)
+    nodes = {n.name: n for n in graph_module.graph.nodes}
+    state, constants, resized = _slice_tensors(program, axes, keep, counts)
+    edited = {lit.node for lit in axes.literals if _edit(graph_module, nodes[lit.node], lit, counts, made_by)}
+    _propagate(program, graph_module, axes, counts, resized, edited)
+    return rebuild(program.exported, graph_module, state_dict=state, constants=constants)
+
+
+def changes(dim: Dim, counts: Mapping[Axis, int]) -> bool:
+    return kept_total(dim, counts) != total(dim)
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def _slice_tensors(
+    program: Program, axes: Axes, keep: Keep, counts: Mapping[Axis, int]
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
+    """New state dict and constants, and the resized tensors by placeholder name. Tied tensors stay tied."""
+    exported = program.exported
+    state, constants = dict(exported.state_dict), dict(exported.constants)
+    resized: dict[str, Tensor] = {}
+    done: dict[tuple[Any, ...], Tensor] = {}
+    for placeholder, name in program.tensor_of_placeholder.items():
+        dims = axes.dims[placeholder]
+        if dims is None or not any(changes(d, counts) for d in dims):
+            continue
+        home: dict[str, Any] = state if name in state else constants
+        dense: Tensor = home[name]
+        key = (dense.data_ptr(), tuple(dense.shape), dense.stride())
+        if key not in done:
+            small = dense.detach()
+            for position, dim in enumerate(dims):
+                if changes(dim, counts):
+                    small = small.index_select(position, kept_index(dim, keep).to(small.device))
+            if isinstance(dense, torch.nn.Parameter):
+                small = torch.nn.Parameter(small, requires_grad=dense.requires_grad)
+            done[key] = small
+        home[name] = resized[placeholder] = done[key]
+    return state, constants, resized
+
+
+# ---------------------------------------------------------------- literals
+
+
+def _edit(module: GraphModule, node: Node, literal: Literal, counts: Mapping[Axis, int], made_by: str) -> bool:
+    """Recompute one literal; True when the node changed."""
+    if not any(changes(d, counts) for d in literal.dims):
+        return False
+    if literal.form == "split":
+        arguments = _bind(node)
+        node.target = torch.ops.aten.split_with_sizes.default
+        node.args = (node.args[0], [kept_total(d, counts) for d in literal.dims], arguments.get("dim", 0))
+        node.kwargs = {}
+    elif literal.form == "scale":
+        _set(node, literal.argument, float(total(literal.dims[0])) ** -0.5)
+    elif literal.form == "sum":
+        _set(node, literal.argument, sum(kept_total(d, counts) for d in literal.dims))
+    elif literal.form == "shape":
+        old = list(_bind(node)[literal.argument])
+        _set(node, literal.argument, _shape(module, node, old, literal.dims, counts, made_by))
+    else:
+        raise InternalError(f"unknown literal form {literal.form}")
+    return True
+
+
+def _shape(
+    module: GraphModule, node: Node, old: list[Any], dims: tuple[Dim, ...], counts: Mapping[Axis, int], made_by: str
+) -> list[Any]:
+    """Static sizes recomputed, -1 kept, symbolic sizes that hold a cut axis scaled by the share that stays."""
+    new: list[Any] = []
+    for size, dim in zip(old, dims, strict=True):
+        if size == -1 or not changes(dim, counts):
+            new.append(size)
+        elif isinstance(size, int):
+            new.append(kept_total(dim, counts))
+        elif any(r in str(node.target) for r in RESHAPES) and -1 not in old and -1 not in new:
+            new.append(-1)
+        else:
+            share = Fraction(kept_total(dim, counts), total(dim))
+            with module.graph.inserting_before(node):
+                size = module.graph.call_function(operator.mul, (size, share.numerator))
+                if share.denominator != 1:
+                    size = module.graph.call_function(operator.floordiv, (size, share.denominator))
+            for made in (size, size.args[0]):
+                if isinstance(made, Node) and "val" not in made.meta:
+                    made.meta.update(stack_trace=node.meta.get("stack_trace"), fxprune_pass=made_by)
+            new.append(size)
+    return new
+
+
+def _bind(node: Node) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    return {**{a.name: v for a, v in zip(schema, node.args, strict=False)}, **node.kwargs}
+
+
+def _set(node: Node, name: str, value: Any) -> None:
+    """Write an argument by schema name, in the place where it already stands."""
+    names = [a.name for a in node.target._schema.arguments if not a.kwarg_only]  # type: ignore[union-attr]
+    if name in names and names.index(name) < len(node.args):
+        node.update_arg(names.index(name), value)
+    else:
+        node.update_kwarg(name, value)
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def _propagate(
+    program: Program, module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor],
+    edited: set[str],
+) -> None:
+    """Fake-run what the change reaches, and hold every shape against the one the axes predict.
+
+    The python dispatcher is on because composite ops would otherwise take a path that specialises symbols and poisons
+    the shape environment shared with the original program.
+    """
+    fake_mode = _fake_mode(program)
+    stale: set[Node] = set()
+    with fake_mode, enable_python_dispatcher():
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in resized:
+                    node.meta["val"] = fake_mode.from_tensor(resized[node.name], static_shapes=True)
+                    stale.add(node)
+            elif node.op == "call_function":
+                if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
+                    continue
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+                node.meta["val"] = node.target(*args, **kwargs)
+                node.meta.pop("tensor_meta", None)
+                stale.add(node)
+                _compare(node, axes, counts)
+
+
+def _fake_mode(program: Program) -> FakeTensorMode:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    raise InternalError("the program has no tensors")
+
+
+def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
+    value, dims = node.meta["val"], axes.dims.get(node.name)
+    pairs = [(value, dims)] if isinstance(value, Tensor) else zip(value, dims, strict=True) if dims else []
+    for tensor, expected in pairs:
+        if not isinstance(tensor, Tensor) or expected is None:
+            continue
+        have = [evaluate(s, axes.symbols) for s in tensor.shape]
+        said = [kept_total(d, counts) for d in expected]
+        if have != said:
+            raise InternalError(f"{node.format_node()} has shape {have} after slicing, its axes predict {said}")
+
+
+def evaluate(size: int | SymInt, symbols: Mapping[int, str]) -> int:
+    """A symbolic size with every symbol at its stand-in prime (see ``Axes.symbols``)."""
+    if isinstance(size, int):
+        return size
+    stand_in = {name: prime for prime, name in symbols.items()}
+    expr = size.node.expr
+    return int(expr.subs({s: stand_in[str(s)] for s in expr.free_symbols}))

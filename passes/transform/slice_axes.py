@@ -1,0 +1,28 @@
+"""``SliceAxes``: make the plan true in the weights and the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...pipeline import Transform
+from ...program import Program
+from .resize import resize
+
+
+@dataclass(frozen=True)
+class SliceAxes(Transform):
+    """Physically remove what the plan does not keep. Deterministic; needs no data.
+
+    Needs ``axes``, ``groups`` and ``plan``; gives the smaller program with its facts dropped.
+    """
+
+    needs = ("axes", "groups", "plan")
+
+    def run(self, program: Program) -> Program:
+        plan = program.need("plan")
+        plan.check(program.group_by_name)
+        kept = ((g, plan.kept(g)) for g in program.need("groups") if g.name in plan.choices)
+        keep = {g.axis: index for g, index in kept if len(index) < g.size}
+        if not keep:
+            return program
+        return program.without_facts(exported=resize(program, keep, self.slug()))
