@@ -1,0 +1,1 @@
+"""Plain PyTorch: the payload is the exported program itself. The backend to copy."""

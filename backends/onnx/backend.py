@@ -1,0 +1,194 @@
+"""ONNX: one file with the weights inside, named inputs and outputs, open batch and sequence, checked by running it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fxprune.backend import Backend, Lowered, Runner
+from fxprune.errors import LoweringError, OptionError
+from fxprune.measure import session
+from fxprune.parity import dim_names, output_names
+from fxprune.pipeline import Pass
+from fxprune.program import Program
+from fxprune.quiet import quiet
+
+from .legalize import SpellOutAttention
+
+INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
+OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
+
+
+@dataclass(frozen=True)
+class OnnxBackend(Backend):
+    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1.9 GiB.
+
+    opset    18 to 20
+    threads  of ONNX Runtime where the file is run again; 0 lets it choose
+    """
+
+    opset: int = 18
+    threads: int = 0
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+
+    def __post_init__(self) -> None:
+        if not OPSETS[0] <= self.opset <= OPSETS[1]:
+            raise OptionError(f"opset {self.opset} is not supported", why="the ops this needs come with 18; runtimes "
+                              "do not yet build what comes after 20", cure=f"{OPSETS[0]} to {OPSETS[1]}")
+
+    def legalize(self) -> tuple[Pass, ...]:
+        return (SpellOutAttention(),)
+
+    def lower(self, program: Program, directory: Path) -> Lowered:
+        _refuse_dtypes(program)
+        model = self._translate(program)
+        _name_everything(model.model, program)
+        weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
+        aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
+        try:
+            path = self.payload(aside)
+            with quiet():
+                model.save(path, external_data=weights >= INLINE_LIMIT)
+            _check(path)
+            written = sorted(aside.iterdir(), key=lambda p: p.suffix == self.suffix)  # the main file comes last
+            files = tuple(directory / p.name for p in written)
+            for source, target in zip(written, files, strict=True):
+                os.replace(source, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        payload = self.payload(directory)
+        try:
+            return Lowered(payload, files, self.load(payload))
+        except Exception as error:  # onnxruntime's exception types are its own and many
+            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=_first_line(error),
+                                cure="update onnxruntime, or try another --opset") from error
+
+    def load(self, payload: Path) -> Runner:
+        running = session(payload, self.threads)
+        names = [i.name for i in running.get_inputs()]
+
+        def run(flat: Sequence[Any]) -> list[Any]:
+            tensors = [t.detach().cpu().contiguous().numpy() for t in flat if isinstance(t, Tensor)]
+            return [torch.from_numpy(o) for o in running.run(None, dict(zip(names, tensors, strict=True)))]
+
+        return run
+
+    def _translate(self, program: Program) -> Any:
+        """The program as a ``torch.onnx.ONNXProgram``."""
+        try:
+            with quiet():
+                return torch.onnx.export(program.exported, dynamo=True, opset_version=self.opset, verbose=False)
+        except Exception as error:  # the exporter wraps what its translations raise, several levels deep
+            raise _lowering_error(program, error) from error
+
+
+def _refuse_dtypes(program: Program) -> None:
+    for name, tensor in program.tensors.items():
+        if tensor.dtype is torch.bfloat16:
+            raise LoweringError("bfloat16 cannot be verified", where=name, why="onnxruntime has no bfloat16 kernels on "
+                                "a CPU", cure="convert the model first: model.float() or model.half()")
+
+
+def _name_everything(model: Any, program: Program) -> None:
+    """Inputs as captured, outputs by their keys, open dims as words, and nothing of this machine in the file.
+
+    The exporter names outputs after its nodes, dims after its solver's symbols, and writes the paths of the model's
+    source files into every node.
+    """
+    graph = model.graph
+    wanted = [n.name for n in program.placeholders() if n.name in set(program.user_inputs)
+              and isinstance(n.meta.get("val"), Tensor)]
+    results = output_names(program.exported)
+    if len(graph.inputs) != len(wanted) or len(graph.outputs) != len(results):
+        raise LoweringError(
+            "inputs or outputs that are no tensors cannot be exported", where=program.name,
+            why=f"ONNX has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the program has {len(wanted)} "
+                f"and {len(results)} tensors", cure="return tensors only")
+    symbols = dim_names(program)
+    named = dict(zip([*graph.inputs, *graph.outputs], [*wanted, *results], strict=True))
+    reserved, values = set(named.values()), list(graph.inputs)
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        values += node.outputs
+    for value in [*values, *graph.initializers.values()]:
+        if value not in named and value.name in reserved:
+            value.name = f"{value.name}_inner"
+    for value, name in named.items():
+        value.name = name
+    for value in values:
+        if value.shape is not None:
+            for position, dim in enumerate(value.shape):
+                text = getattr(dim, "value", None)
+                if isinstance(text, str):
+                    value.shape[position] = re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), text)
+    model.producer_name, model.producer_version = "fxprune", _version()
+    model.graph.name = re.sub(r"\W", "_", program.name)
+
+
+def _version() -> str:
+    import fxprune
+
+    return getattr(fxprune, "__version__", "0")
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    try:
+        with quiet():
+            onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise LoweringError("the exported file is not valid ONNX", where=path.name, why=_first_line(error)) from error
+    except Exception as error:  # shape inference errors have no common type over onnx's versions
+        raise LoweringError("shapes in the exported file contradict each other", where=path.name,
+                            why=_first_line(error)) from error
+
+
+_GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]+)\]")
+
+
+def _lowering_error(program: Program, error: BaseException) -> LoweringError:
+    """What the exporter said, as node, op and source line."""
+    said, cause = [], error
+    while cause is not None and len(said) < 10:
+        said.append(cause)
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    guilty = next((m for e in reversed(said) if (m := _GUILTY.search(str(e)))), None)
+    reason = _first_line(said[-1])
+    if guilty is None:
+        return LoweringError("the graph cannot be translated to ONNX", where=program.name, why=reason,
+                             cure="--target eager works meanwhile")
+    name, op = guilty.groups()
+    node = next((n for n in program.graph.nodes if n.name == name), None)
+    trace = guilty.string[guilty.end():] if node is None else node.meta.get("stack_trace") or ""
+    return LoweringError(
+        f"{op.removeprefix('torch.ops.')} has no translation to ONNX" if "No ONNX function" in reason
+        else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
+        where=f"node {name}" + _source_line(trace), why=reason,
+        cure="write that line with standard ops, or use --target eager")
+
+
+def _source_line(trace: str) -> str:
+    """``, from model.py:12  `x = odd(x)` `` of the innermost frame, or nothing."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n\s*([^\n]*)', trace)
+    if not frames:
+        return ""
+    file, line, code = frames[-1]
+    return f", from {Path(file).name}:{line}  `{code.strip()}`"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

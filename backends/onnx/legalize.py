@@ -1,0 +1,114 @@
+"""What the graph must look like before ``torch.onnx.export`` can be trusted with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from fxprune.pipeline import Transform
+from fxprune.program import Program
+from fxprune.rebuild import copy_graph, rebuild
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class SpellOutAttention(Transform):
+    """``scaled_dot_product_attention`` as matmul, softmax, matmul.
+
+    Needed for two reasons. Its output strides depend on the kernel that torch picks while it decomposes, and the ONNX
+    exporter decomposes and then runs the graph again with another kernel: a ``view`` that was legal is refused (T5).
+    And its translation gives NaN for a row whose mask hides every key, where PyTorch gives zeros (left padding).
+    """
+
+    def run(self, program: Program) -> Program:
+        module = copy_graph(program.exported)
+        found = [n for n in module.graph.nodes if n.target is aten.scaled_dot_product_attention.default]
+        changed = [node for node in found if _spell_out(module.graph, node)]
+        if not changed:
+            return program
+        return program.without_facts(exported=rebuild(program.exported, module))
+
+
+def _spell_out(graph: Graph, node: Node) -> bool:
+    """Replace one attention node; False where its meaning cannot be kept (dropout)."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if given.get("dropout_p"):
+        return False
+    query, key, value = (_node(given[n]) for n in names[:3])
+    mask, scale = given.get("attn_mask"), given.get("scale")
+    with graph.inserting_before(node):
+        emit = _Emitter(graph, node)
+        if given.get("enable_gqa"):
+            key, value = _repeat_heads(emit, query, key), _repeat_heads(emit, query, value)
+        factor = float(query.meta["val"].shape[-1]) ** -0.5 if scale is None else scale
+        scores = emit(aten.matmul.default, emit(aten.mul.Tensor, query, factor), emit(aten.transpose.int, key, -2, -1))
+        visible = _causal(emit, query, key) if given.get("is_causal") else None
+        if isinstance(mask, Node):
+            if mask.meta["val"].dtype is torch.bool:
+                visible = mask
+            else:
+                scores = emit(aten.add.Tensor, scores, mask)
+        if visible is not None:
+            scores = emit(aten.masked_fill.Scalar, scores, emit(aten.logical_not.default, visible), float("-inf"))
+        weights = emit(aten.softmax.int, scores, -1)
+        if visible is not None and isinstance(mask, Node):  # a row that sees nothing is NaN here and 0 in PyTorch
+            weights = emit(aten.masked_fill.Scalar, weights, emit(aten.logical_not.default, visible), 0.0)
+        result = emit(aten.matmul.default, weights, value)
+    result.meta["val"] = result.meta["val"].to(node.meta["val"].dtype)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+    return True
+
+
+class _Emitter:
+    """Makes nodes that carry a fake value, the user's source line and this pass's name."""
+
+    def __init__(self, graph: Graph, origin: Node) -> None:
+        self.graph, self.origin = graph, origin
+        self.mode = origin.meta["val"].fake_mode
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta = {k: v for k, v in self.origin.meta.items() if k in ("stack_trace", "nn_module_stack", "custom")}
+        node.meta["fxprune_pass"] = SpellOutAttention.slug()
+        values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
+        with self.mode:
+            node.meta["val"] = target(*values, **kwargs)
+        return node
+
+
+def _node(value: Any) -> Node:
+    if not isinstance(value, Node):
+        raise TypeError(f"attention takes tensors, got {value!r}")
+    return value
+
+
+def _repeat_heads(emit: _Emitter, query: Node, key: Node) -> Node:
+    """[b, kv, s, d] -> [b, heads, s, d]: every KV head serves the query heads of its group, in order."""
+    repeats = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
+    if repeats == 1:
+        return key
+    rank = key.meta["val"].dim()
+    shape = [-1] * (rank + 1)
+    shape[rank - 2] = repeats
+    spread = emit(aten.expand.default, emit(aten.unsqueeze.default, key, rank - 2), shape)
+    return emit(aten.flatten.using_ints, spread, rank - 3, rank - 2)
+
+
+def _causal(emit: _Emitter, query: Node, key: Node) -> Node:
+    """Query i sees the keys 0..i. [queries, keys] bool"""
+
+    def positions(tensor: Node) -> Node:
+        value: Tensor = tensor.meta["val"]
+        length: Any = value.shape[-2]
+        if isinstance(length, torch.SymInt):
+            length = emit(aten.sym_size.int, tensor, value.dim() - 2)
+        return emit(aten.arange.default, length, device=value.device)
+
+    return emit(aten.ge.Tensor, emit(aten.unsqueeze.default, positions(query), 1), positions(key))

@@ -1,0 +1,79 @@
+"""``Backend``: a target. What it likes, how it prepares the graph, how it writes the payload, how it runs it again.
+
+A backend is one frozen class; its fields are its options. It sees only the finished :class:`Program`. The smallest one
+is ``backends/eager``: copy that folder, give the class a name, write ``lower`` and ``load``, and add one line to
+``fxprune/registry.py`` (or an entry point of the group ``fxprune.plugins``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from .parity import TOLERANCE, Parity, Runner, check_parity
+from .pipeline import Pass, Pipeline
+from .program import Program
+
+__all__ = ["Backend", "Lowered", "Parity", "Runner", "lower_and_verify"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a backend wrote: the main file, all its files (the main one included), and the file as a runner."""
+
+    payload: Path
+    files: tuple[Path, ...]
+    run: Runner
+
+
+@dataclass(frozen=True)
+class Backend(ABC):
+    """A target. Fields are options.
+
+    name         as on the command line: ``--target onnx``
+    suffix       of the main file
+    granularity  kept channel and neuron counts are best multiples of this
+    tolerance    dtype -> largest accepted error relative to the largest output magnitude
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    granularity: ClassVar[int] = 8
+    tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+
+    def legalize(self) -> tuple[Pass, ...]:
+        """Passes that make the graph fit the target, run before ``lower``. They must not change what it computes."""
+        return ()
+
+    @abstractmethod
+    def lower(self, program: Program, directory: Path) -> Lowered:
+        """Write the payload into ``directory`` (it exists, is empty and is the backend's own for now).
+
+        Raises LoweringError naming the node, the op and the source line where the target cannot express one. Disk
+        errors (OSError) pass through: the caller removes the directory and explains.
+        """
+
+    @abstractmethod
+    def load(self, payload: Path) -> Runner:
+        """The written payload as a runner: what the user will deploy, not the program it came from."""
+
+    def payload(self, directory: Path) -> Path:
+        """Where the main file lies in an artefact's directory."""
+        return directory / f"model{self.suffix}"
+
+
+def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: int = 0) -> tuple[Lowered, Parity]:
+    """Legalize, lower, run the payload against ``program`` itself.
+
+    Raises LoweringError, or VerifyError when the outputs differ by more than the backend's tolerance.
+    """
+    legal = Pipeline(backend.legalize()).run(program.but(axes=None, groups=None, scores=None, plan=None))
+    lowered = backend.lower(legal, directory)
+    parity = check_parity(program, lowered.run, what=lowered.payload.name, tolerance=backend.tolerance, seed=seed,
+                          cure="please report it with the model's name; --target eager works meanwhile")
+    return lowered, parity

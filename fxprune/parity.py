@@ -1,0 +1,297 @@
+"""Does a lowered program compute what the graph computes? Seeded inputs, several sizes, worst difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from .errors import VerifyError
+from .program import Program
+
+Runner = Callable[[Sequence[Any]], list[Any]]
+"""User inputs flat and in graph order (tensors, numbers, None) -> output tensors flat and in order."""
+
+TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2,
+}
+"""Largest accepted difference, relative to the largest magnitude of the reference output."""
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences over all outputs and all sizes tried.
+
+    max_abs    in units of the output
+    max_rel    max |got - want| / max |want|, per output; the worst of them
+    tolerance  on ``max_rel``; integer and boolean outputs must be equal
+    tried      the symbolic sizes of each run, e.g. ``({"batch": 2}, {"batch": 1})``; the example's come first
+    skipped    (sizes, why) where the program itself refused to run, which says nothing about the backend
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    tried: tuple[Sizes, ...]
+    skipped: tuple[tuple[Sizes, str], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.max_rel <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "max_abs": self.max_abs, "max_rel": self.max_rel, "tolerance": self.tolerance, "ok": self.ok,
+            "tried": [dict(s) for s in self.tried],
+            "skipped": [{"sizes": dict(s), "why": why} for s, why in self.skipped],
+        }
+
+
+def eager(exported: ExportedProgram) -> Runner:
+    """``exported`` itself as a runner, without gradients."""
+    module, spec = exported.module(), exported.call_spec.in_spec
+
+    def run(flat: Sequence[Any]) -> list[Any]:
+        args, kwargs = pytree.tree_unflatten(list(flat), spec)
+        with torch.no_grad():
+            return [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+    return run
+
+
+def output_names(exported: ExportedProgram) -> list[str]:
+    """A name per output tensor: its key for dicts (``logits``), ``output`` if alone, else ``output_0``...
+
+    Unique, and different from every input's name. Outputs that are no tensor (None, a number) have no name.
+    """
+    spec = exported.call_spec.out_spec
+    outputs = [n.meta.get("val") if isinstance(n, torch.fx.Node) else n for n in _output_nodes(exported)]
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    taken, names = set(exported.graph_signature.user_inputs), []
+    for (path, _leaf), value in zip(paths, outputs, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        if not words or words[0].isdigit():
+            words.insert(0, "output")
+        name = "_".join(words)
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _output_nodes(exported: ExportedProgram) -> list[Any]:
+    """What the graph returns to the user, in order (buffer updates come before and are not the user's)."""
+    returned = list(exported.graph.output_node().args[0])  # type: ignore[arg-type]
+    return returned[len(returned) - exported.call_spec.out_spec.num_leaves :]
+
+
+def dim_names(program: Program) -> dict[str, str]:
+    """Symbol -> a word for people and for ONNX: ``batch``, ``sequence``, else the input's name and the position."""
+    names: dict[str, str] = {}
+    for name, value in zip(program.user_inputs, _input_values(program), strict=True):
+        for position, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol or str(size.node.expr) in names:
+                continue
+            counts = position == 1 and not value.is_floating_point()
+            word = "batch" if position == 0 else "sequence" if counts else f"{name}_{position}"
+            if word in names.values():
+                word = f"{name}_{word}"
+            names[str(size.node.expr)] = word
+    return names
+
+
+def sizes_to_try(program: Program) -> list[dict[str, int]]:
+    """Values for the symbolic sizes: the example's, batch 1, batch + 1, and another length for what is no batch.
+
+    Keys are symbols as in the graph (``s77``); an empty dict stands for a program without symbolic sizes.
+    """
+    hints, batch, upper = _symbols(program)
+    trials = [dict(hints)]
+    others = [s for s in hints if s not in batch]
+    if batch:
+        trials.append({**hints, **{s: 1 for s in batch}})
+        trials.append({**hints, **{s: hints[s] + 1 for s in batch}})
+    if others:
+        # shorter is always inside what a position table holds; an odd count finds a constant that was baked in
+        shorter = {s: min(upper[s], max(2, hints[s] // 2 + 1)) for s in others}
+        trials.append({**hints, **{s: hints[s] + 1 for s in batch}, **shorter})
+    return [t for i, t in enumerate(trials) if t not in trials[:i]]
+
+
+def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]]:
+    """(symbol -> its size in the example, symbols that stand in a dimension 0, symbol -> its largest legal value)."""
+    hints: dict[str, int] = {}
+    batch: set[str] = set()
+    examples = pytree.tree_leaves(program.example_inputs)
+    for value, example in zip(_input_values(program), examples, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        for position, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                symbol = str(size.node.expr)
+                hints.setdefault(symbol, int(example.shape[position]))
+                if position == 0:
+                    batch.add(symbol)
+    ranges = {str(k): v for k, v in program.exported.range_constraints.items()}
+    upper = {}
+    for symbol in hints:
+        limit = ranges[symbol].upper if symbol in ranges else math.inf
+        upper[symbol] = int(limit) if getattr(limit, "is_Integer", False) else 2**31
+    return hints, batch, upper
+
+
+def _input_values(program: Program) -> list[Any]:
+    """What the graph knows of each user input: a fake tensor with symbolic sizes, or a constant."""
+    wanted = set(program.user_inputs)
+    return [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
+
+
+def describe_inputs(program: Program) -> list[dict[str, Any]]:
+    """Name, dtype and shape (open sizes as words) of every user input tensor, for reports."""
+    words = dim_names(program)
+    return [
+        {"name": name, "dtype": str(value.dtype).removeprefix("torch."),
+         "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape]}
+        for name, value in zip(program.user_inputs, _input_values(program), strict=True) if isinstance(value, Tensor)
+    ]
+
+
+def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -> list[Any]:
+    """User inputs, flat, like the example's but of other ``sizes`` (symbol -> size) and with seeded values.
+
+    Finite floating tensors are normal with the example's mean and deviation; all others draw from the values that the
+    example holds, so ids stay inside their vocabulary and masks stay masks. Non-tensors are the example's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat = []
+    for value, example in zip(_input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
+        if not isinstance(example, Tensor):
+            flat.append(example)
+            continue
+        shape = [_resolve(s, sizes or {}, int(example.shape[i])) for i, s in enumerate(value.shape)]
+        source = example.detach().cpu()
+        if source.is_floating_point() and bool(source.isfinite().all()):
+            wide = source.double()
+            deviation = float(wide.std(correction=0)) if wide.numel() else 0.0
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + (
+                float(wide.mean()) if wide.numel() else 0.0)
+        elif source.numel():
+            drawn = source.flatten()[torch.randint(source.numel(), shape, generator=generator)]
+        else:
+            drawn = torch.zeros(shape)
+        flat.append(drawn.to(source.dtype).to(example.device))
+    return flat
+
+
+def _resolve(size: Any, sizes: Sizes, example: int) -> int:
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
+    if len(known) < len(expression.free_symbols):
+        return example
+    return int(expression.subs(known))
+
+
+def tolerance_of(program: Program, tolerance: Mapping[torch.dtype, float] = TOLERANCE) -> float:
+    """The tolerance of the coarsest floating dtype among the program's tensors and inputs."""
+    tensors = [*program.tensors.values(), *(v for v in _input_values(program) if isinstance(v, Tensor))]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    return max(tolerance.get(d, max(tolerance.values())) for d in dtypes)
+
+
+def check_parity(
+    program: Program, run: Runner, *, what: str = "the lowered program",
+    tolerance: Mapping[torch.dtype, float] = TOLERANCE, seed: int = 0, cure: str = "",
+) -> Parity:
+    """Compare ``run`` with the program itself at several sizes.
+
+    Raises VerifyError naming the output, the index and the error where they differ by more than the tolerance.
+    """
+    reference, names, limit = eager(program.exported), output_names(program.exported), tolerance_of(program, tolerance)
+    worst_abs = worst_rel = 0.0
+    tried: list[Sizes] = []
+    skipped: list[tuple[Sizes, str]] = []
+    words = dim_names(program)
+    for number, symbols in enumerate(sizes_to_try(program)):
+        flat = sample_inputs(program, symbols, seed + number)
+        sizes = {words[s]: size for s, size in symbols.items()}
+        label = ", ".join(f"{k}={v}" for k, v in sizes.items()) or "the example sizes"
+        try:
+            want = reference(flat)
+        except Exception as error:
+            if number == 0:
+                raise VerifyError("the pruned program does not run on its own example sizes", where=program.name,
+                                  why=_short(error)) from error
+            skipped.append((sizes, _short(error)))
+            continue
+        try:
+            got = run(flat)
+        except Exception as error:  # whatever the target's runtime raises
+            raise VerifyError(f"{what} does not run", where=f"at {label}", why=_short(error), cure=cure) from error
+        if len(got) != len(want):
+            raise VerifyError(f"{what} returns another number of outputs", why=f"{len(got)}, expected {len(want)}")
+        for name, one, two in zip(names, got, want, strict=True):
+            max_abs, max_rel = compare(one, two, limit, what=what, where=f"output '{name}'", label=label, cure=cure)
+            worst_abs, worst_rel = max(worst_abs, max_abs), max(worst_rel, max_rel)
+        tried.append(sizes)
+    return Parity(worst_abs, worst_rel, limit, tuple(tried), tuple(skipped))
+
+
+def compare(
+    got: Tensor, want: Tensor, tolerance: float, *, what: str, where: str, label: str = "", cure: str = ""
+) -> tuple[float, float]:
+    """(max |got - want|, the same over max |want|). Raises VerifyError beyond ``tolerance``.
+
+    NaN and infinities must sit at the same places; integers and booleans must be equal.
+    """
+    at = f"{where} {list(want.shape)}" + (f", at {label}" if label else "")
+    got, want = got.detach().cpu(), want.detach().cpu()
+    if got.shape != want.shape:
+        raise VerifyError(f"{what} returns another shape", where=at, why=f"got {list(got.shape)}", cure=cure)
+    if not want.numel():
+        return 0.0, 0.0
+    if not want.is_floating_point() and not want.is_complex():
+        if got.dtype != want.dtype or not torch.equal(got, want):
+            differ = int((got.to(want.dtype) != want).sum())
+            raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
+                              why=f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}", cure=cure)
+        return 0.0, 0.0
+    finite = want.isfinite()
+    if not bool(finite.any()) and bool(want.isnan().all()):
+        raise VerifyError("the pruned program itself returns only NaN, so nothing can be verified", where=at,
+                          why="its weights or inputs hold NaN or overflow", cure="check the weights of the model")
+    got, want = got.double(), want.double()
+    same_odd = torch.equal(got.nan_to_num(0, 1, -1)[~finite], want.nan_to_num(0, 1, -1)[~finite]) and torch.equal(
+        got.isnan(), want.isnan())
+    error = torch.where(finite & got.isfinite(), (got - want).abs(), 0.0)
+    largest, scale = float(error.max()), float(want[finite].abs().max()) if bool(finite.any()) else 0.0
+    relative = largest / scale if scale else largest
+    if not same_odd or not bool(got[finite].isfinite().all()):
+        count = int((got.isfinite() != finite).sum())
+        raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
+                          why=f"NaN or infinity at {max(count, 1)} places where the graph has something else", cure=cure)
+    if relative > tolerance:
+        index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
+        raise VerifyError(
+            f"{what} does not compute what the pruned graph computes", where=at,
+            why=f"relative error {relative:.2e} is above the tolerance {tolerance:.0e}: max |difference| {largest:.2e} "
+                f"at index {index} (got {float(got[tuple(index)]):.6g}, expected {float(want[tuple(index)]):.6g}), "
+                f"mean {float(error.mean()):.2e}, max |reference| {scale:.2e}", cure=cure)
+    return largest, relative
+
+
+def _short(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
