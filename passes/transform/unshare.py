@@ -1,0 +1,173 @@
+"""``Unshare``: give every attention layer its own view of a table that all of them read.
+
+T5 computes one relative-position bias and Llama one rotary table for the whole model. Through it, the heads (or the
+query/key width) of every layer become one axis: correct, and far too coarse. An ``index_select`` with an arange of
+its own in front of each reader cuts that tie. It is nothing special to slicing: the arange is a buffer like any other,
+and cutting it leaves exactly the kept positions. Those that stay whole are removed again by ``FoldIndices``.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
+
+from ...axis import Axis, Dims, leaves, total
+from ...group import Kind
+from ...pipeline import Transform
+from ...program import Program
+from ...rebuild import copy_graph, rebuild
+
+PREFIX = "fxprune_index_"
+ATTENTION = (Kind.HEAD, Kind.KV, Kind.QUERY, Kind.QK, Kind.V, Kind.QKV)
+
+
+@dataclass(frozen=True)
+class Unshare(Transform):
+    """Insert an index in front of each reader of a table shared by several attention layers.
+
+    Needs ``axes`` and ``groups`` (to know which axes are tied); both are dropped when the graph changed.
+    """
+
+    needs = ("axes", "groups")
+
+    def run(self, program: Program) -> Program:
+        tied = _tied_axes(program)
+        edges = [e for e in _frontier(program) for axis in tied if axis in set(leaves(e.dim))]
+        edges = list(dict.fromkeys(edges))
+        counts = collections.Counter((e.source, e.position) for e in edges)
+        edges = [e for e in edges if counts[e.source, e.position] > 1]
+        if not edges:
+            return program
+        module = copy_graph(program.exported)
+        nodes = {n.name: n for n in module.graph.nodes}
+        fake_mode = next(v.fake_mode for n in module.graph.nodes if isinstance(v := n.meta.get("val"), _FakeTensor))
+        state, specs = dict(program.exported.state_dict), list(program.exported.graph_signature.input_specs)
+        last = next(n for n in reversed(module.graph.nodes) if n.op == "placeholder" and _is_tensor(program, n))
+        made: dict[tuple[str, int, str], Node] = {}
+        for edge in edges:
+            source, reader = nodes[edge.source], nodes[edge.reader]
+            key = (edge.source, edge.position, edge.layer)
+            if key not in made:
+                name = f"{PREFIX}{len(made)}"
+                state[name] = torch.arange(total(edge.dim))
+                last = _placeholder(module.graph, last, name, state[name], fake_mode)
+                specs.insert(_position(specs, module.graph, last), InputSpec(
+                    InputKind.BUFFER, TensorArgument(last.name), name, persistent=True))
+                made[key] = _select(module.graph, reader, source, edge.position, last, self.slug())
+            reader.replace_input_with(source, made[key])
+        signature = ExportGraphSignature(specs, list(program.exported.graph_signature.output_specs))
+        exported = rebuild(program.exported, module, state_dict=state, signature=signature)
+        return program.without_facts(exported=exported)
+
+
+_FakeTensor = torch._subclasses.FakeTensor
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """``reader`` mixes the shared value ``source`` with activations; ``dim`` at ``position`` is tied."""
+
+    source: str
+    reader: str
+    position: int
+    dim: tuple[Axis, ...]
+    layer: str
+
+
+def _tied_axes(program: Program) -> set[Axis]:
+    """Live attention axes that more than one softmax depends on."""
+    axes = program.need("axes")
+    live = {g.axis for g in program.need("groups") if g.prunable and g.kind in ATTENTION}
+    soft = {a for dim, _ in axes.tags.get("softmax", ()) for a in leaves(dim)}
+    readers: dict[Axis, set[str]] = collections.defaultdict(set)
+    for product in axes.matmuls:
+        around = {*leaves(product.k), *leaves(product.n), *leaves(product.m)}
+        if product.form == "matmul" and soft & around:
+            scores = "" if soft & set(leaves(product.k)) else product.node  # count Q x K products, one per layer
+            for axis in {*around, *(a for d in product.batch for a in leaves(d))} & live:
+                if scores:
+                    readers[axis].add(scores)
+    return {axis for axis, nodes in readers.items() if len(nodes) > 1}
+
+
+def _frontier(program: Program) -> Iterable[_Edge]:
+    """Edges from a value that no weight product has touched (tables, masks, rotary angles) to a node that mixes it in."""
+    axes, parameters = program.need("axes"), program.exported.graph_signature.inputs_to_parameters
+    products = {m.node for m in axes.matmuls}
+    content: set[Node] = set()
+    layer = ""
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        inputs = node.all_input_nodes
+        weighted = node.name in products and any(n.name in parameters for n in inputs)
+        if weighted:
+            layer = node.name  # readers between two weight products belong to one layer and may share an index
+        embeds = "embedding" in str(node.target) and any(n.op == "placeholder" and n.name not in
+                                                         program.tensor_of_placeholder for n in inputs)
+        if weighted or embeds or any(n in content for n in inputs):
+            content.add(node)
+            for source in inputs:
+                dims: Dims | None = axes.dims.get(source.name)
+                if source in content or source.name in parameters or not isinstance(dims, list):
+                    continue
+                for position, dim in enumerate(dims):
+                    if isinstance(dim, tuple) and total(dim) > 1:
+                        yield _Edge(source.name, node.name, position, dim, layer)
+
+
+def _is_tensor(program: Program, node: Node) -> bool:
+    return node.name in program.tensor_of_placeholder
+
+
+def _placeholder(graph: Graph, after: Node, name: str, value: Tensor, fake_mode: FakeTensorMode) -> Node:
+    with graph.inserting_after(after):
+        node = graph.placeholder(f"b_{name}")
+    node.meta["val"] = fake_mode.from_tensor(value, static_shapes=True)
+    return node
+
+
+def _position(specs: list[InputSpec], graph: Graph, node: Node) -> int:
+    return [n for n in graph.nodes if n.op == "placeholder"].index(node)
+
+
+def _select(graph: Graph, before: Node, source: Node, position: int, index: Node, made_by: str) -> Node:
+    with graph.inserting_before(before):
+        node = graph.call_function(torch.ops.aten.index_select.default, (source, position, index))
+    node.meta.update(val=source.meta["val"], stack_trace=before.meta.get("stack_trace"), fxprune_pass=made_by)
+    return node
+
+
+@dataclass(frozen=True)
+class FoldIndices(Transform):
+    """Remove the indices of ``Unshare`` that select everything in order."""
+
+    def run(self, program: Program) -> Program:
+        whole = {n.name for n in program.placeholders() if _selects_all(program, n)}
+        if not whole:
+            return program
+        module = copy_graph(program.exported)
+        for node in list(module.graph.nodes):
+            if node.op == "placeholder" and node.name in whole:
+                for user in list(node.users):
+                    user.replace_all_uses_with(user.args[0])  # type: ignore[arg-type]
+                    module.graph.erase_node(user)
+                module.graph.erase_node(node)
+        return program.without_facts(exported=rebuild(program.exported, module))
+
+
+def _selects_all(program: Program, node: Node) -> bool:
+    name = program.tensor_of_placeholder.get(node.name, "")
+    if not name.startswith(PREFIX) or not node.users:
+        return False
+    index = program.tensors[name]
+    return all(u.target is torch.ops.aten.index_select.default and u.args[2] is node
+               and u.args[0].meta["val"].shape[u.args[1]] == len(index) for u in node.users) \
+        and torch.equal(index, torch.arange(len(index)))
