@@ -17,12 +17,17 @@ class ImportanceScores:
     values      [size], finite, >= 0, larger is more important
     criterion   the name that made them
     unit        what one unit of score means, e.g. ``nats`` or ``weight norm``
+    comparable  True when scores of different groups share the unit and may be ranked against each other (losses);
+                False when they only rank elements within their group (norms)
+    seed        seed of whatever was drawn at random while scoring
     """
 
     group: str
     values: Tensor
     criterion: str
     unit: str
+    comparable: bool = False
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.values.dim() != 1:
