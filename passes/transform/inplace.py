@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,151 +14,215 @@ from torch.fx import Graph, Node
 
 aten = torch.ops.aten
 
-MADE_BY = "clean"
-# Composite ops whose output never shares memory with an input. Others may return their input as it is.
+# Composite ops whose output never shares memory with an input. Any other may hand its input back as it is.
 FRESH = {
-    "linear", "matmul", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "scaled_dot_product_attention", "softmax", "log_softmax", "max_pool2d",
-    "ones_like", "zeros_like", "arange", "cross_entropy_loss", "type_as", "std", "var", "where", "one_hot",
+    "linear", "matmul", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d.input", "scaled_dot_product_attention",
+    "max_pool2d", "max_pool1d", "ones_like", "zeros_like", "arange", "one_hot",
 }
-# In place these keep the dtype of what they overwrite; as functions they answer with booleans.
-PREDICATES = {"eq", "ne", "lt", "le", "gt", "ge", "logical_not", "logical_and", "logical_or", "logical_xor"}
+# As functions these answer with booleans; in place they keep the dtype of what they overwrite.
+PREDICATES = {"eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_", "logical_or_", "logical_xor_"}
 # These change the shape of a tensor in place, or draw random numbers into it.
 NOT_FUNCTIONAL = {
-    "unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_", "as_strided_",
-    "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "geometric_", "log_normal_", "cauchy_",
+    "unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_",
+    "as_strided_", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "geometric_", "log_normal_",
+    "cauchy_",
 }
+SAME_TENSOR = (aten.detach.default, aten.alias.default)
+SCATTER: dict[Any, OpOverload] = {
+    aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default,
+}
+ANY_DTYPE = {"index_put_", "masked_fill_", "masked_scatter_", "scatter_", "copy_"}  # take indices, masks, or cast
 
 
 def op_name(node: Node) -> str:
-    """``add_`` for ``aten.add_.Tensor``; empty for what is not an overload of an operator."""
+    """``add_`` for ``aten.add_.Tensor``; empty for what is no overload of an operator."""
     return node.target._schema.name.split("::")[-1] if isinstance(node.target, OpOverload) else ""
 
 
 def is_mutable(node: Node) -> bool:
-    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    """Whether the op writes into one of its arguments."""
+    return isinstance(node.target, OpOverload) and bool(node.target._schema.is_mutable)
 
 
 class Aliases:
     """Which nodes may share memory, learned node by node in the order of the graph."""
 
     def __init__(self) -> None:
-        self.members: dict[Node, list[Node]] = {}
-        self.view: dict[Node, tuple[Node, OpOverload, tuple[Any, ...]]] = {}
         self.seen: set[Node] = set()
+        self._group: dict[Node, list[Node]] = {}
+        self._view_of: dict[Node, tuple[Node, Node]] = {}  # slice -> what it is a slice of, and the node that says how
 
     def add(self, node: Node) -> None:
-        """Meet the next node: alone, or in one set with the inputs it may share memory with."""
+        """Meet the next node: alone, or in one group with the inputs it may share memory with."""
         self.seen.add(node)
-        merged = [node]
-        for source in _shares_memory_with(node):
-            group = self.members.get(source, [source])
-            if group is not merged:
-                small, big = sorted((merged, group), key=len)
-                big += small
-                merged = big
-        for member in merged if merged[-1:] != [node] or len(merged) == 1 else merged:
-            self.members[member] = merged
-        if node.target in (aten.slice.Tensor, aten.select.int) and not node.kwargs:
-            self.view[node] = (node.args[0], node.target, tuple(node.args[1:]))  # type: ignore[assignment,arg-type]
+        self._join([node, *(n for n in node.all_input_nodes if _may_return(node, n))])
+        source = node.args[0] if node.args else None
+        if isinstance(source, Node) and (node.target in SCATTER or node.target in SAME_TENSOR):
+            self._view_of[node] = source, node
 
-    def replace(self, nodes: Sequence[Node], fresh: Sequence[Node]) -> None:
-        """``fresh`` are the new values of ``nodes`` (a tensor, then what it is a view of, ...)."""
+    def group(self, node: Node) -> list[Node]:
+        return self._group.get(node, [node])
+
+    def chain(self, node: Node) -> list[Node]:
+        """``node``, what it is a slice of, what that is a slice of, ..."""
+        result = [node]
+        while result[-1] in self._view_of:
+            result.append(self._view_of[result[-1]][0])
+        return result
+
+    def how(self, node: Node) -> Node:
+        """The slice or select that makes ``node`` from what it is a slice of."""
+        return self._view_of[node][1]
+
+    def renew(self, fresh: list[Node], how: list[Node]) -> None:
+        """``fresh`` holds new values: a tensor, what it is a slice of, ... No other node shares their memory."""
         for node in fresh:
             self.seen.add(node)
-            self.members[node] = list(fresh)
-        for old, new, parent in zip(nodes, fresh, fresh[1:], strict=False):
-            self.view[new] = (parent, *self.view[old][1:])
+            self._group[node] = fresh
+        for (node, parent), view in zip(pairwise(fresh), how, strict=True):
+            if node is not parent:
+                self._view_of[node] = parent, view
 
-    def read_later(self, node: Node) -> bool:
-        return any(user not in self.seen for user in node.users)
+    def later_readers(self, node: Node) -> list[Node]:
+        return [user for user in node.users if user not in self.seen]
+
+    def _join(self, nodes: list[Node]) -> None:
+        joined = self._group.setdefault(nodes[0], [nodes[0]])
+        for node in nodes[1:]:
+            other = self._group.setdefault(node, [node])
+            if other is joined:
+                continue
+            small, joined = sorted((joined, other), key=len)
+            joined += small
+            self._group.update(dict.fromkeys(small, joined))
 
 
-def make_functional(graph: Graph) -> tuple[int, list[str]]:
-    """Replace in-place ops of ``graph`` by functions. Returns how many, and why some stay.
+def make_functional(graph: Graph, lasting: Collection[str]) -> tuple[int, list[str]]:
+    """Replace the in-place ops of ``graph`` by functions. Returns how many, and a note for each that stays.
+
+    lasting    names of the placeholders whose memory outlives a call: weights, buffers, constants
 
     An op that writes into ``x`` becomes a new value that all later readers of ``x`` get. When ``x`` is a slice or an
     element of another tensor, that one gets a new value too (``slice_scatter``, ``select_scatter``). The op stays as it
-    is when another view of the same memory is read later, or when it writes into a weight, buffer or constant.
+    is when another view of the same memory is read later, or when it writes into something lasting.
     """
     aliases, done, notes = Aliases(), 0, []
     for node in list(graph.nodes):
-        if is_mutable(node):
-            why = _rewrite(node, aliases)
-            if why:
-                notes.append(f"{node.name} ({op_name(node)}) still writes in place: {why}")
-            else:
-                done += 1
-                continue
-        aliases.add(node)
+        if op_name(node) == "detach_":  # changes no value
+            node.target = aten.detach.default
+        if not is_mutable(node):
+            aliases.add(node)
+            continue
+        why = _obstacle(node, aliases, lasting)
+        if why:
+            notes.append(f"{node.name} ({op_name(node)}) still writes in place: {why}")
+            aliases.add(node)
+        else:
+            _rewrite(node, aliases)
+            done += 1
     return done, notes
 
 
-def _rewrite(node: Node, aliases: Aliases) -> str:
-    """Make ``node`` functional, or say why not."""
-    name = op_name(node)
-    if name == "detach_":  # changes no value
-        node.target = aten.detach.default
-        aliases.add(node)
-        return ""
-    functional = _functional(node)
+def _obstacle(node: Node, aliases: Aliases, lasting: Collection[str]) -> str:
+    """Why ``node`` cannot become a function; empty when it can."""
     target = node.args[0] if node.args else None
-    if functional is None or not isinstance(target, Node):
+    if _functional(node) is None or not isinstance(target, Node) or not isinstance(target.meta.get("val"), Tensor):
         return "the op has no functional form"
-    chain = [target]
-    while chain[-1] in aliases.view:
-        chain.append(aliases.view[chain[-1]][0])
-    base = chain[-1]
-    for member in aliases.members.get(target, [target]):
-        if member not in chain and aliases.read_later(member):
-            return f"{member.name} shares the memory and is read later"
-        if member.op in ("placeholder", "get_attr") and not _is_input(member):
-            return f"it writes into {member.name}, which keeps the value from call to call"
-    if len(chain) > 1 and not all(_plain_view(aliases.view[c]) for c in chain[:-1]):
-        return f"{target.name} is no simple slice of {base.name}"
-    value = _new_value(node, functional, target)
-    fresh = [value]
-    with node.graph.inserting_after(value):
-        for old, parent in zip(chain, chain[1:], strict=False):
-            _, view, args = aliases.view[old]
-            scatter = aten.slice_scatter.default if view is aten.slice.Tensor else aten.select_scatter.default
-            made = node.graph.call_function(scatter, (parent, fresh[-1], *args))
-            made.meta = _meta(node, parent)
-            node.graph._insert = made.append
-            fresh.append(made)
-    for old, new in zip(chain, fresh, strict=True):
-        for user in list(old.users):
-            if user not in aliases.seen and user not in fresh and user is not node:
-                user.replace_input_with(old, new)
-    if value is not node:
-        node.replace_all_uses_with(value)
-        node.graph.erase_node(node)
-    aliases.replace(chain, fresh)
+    chain = aliases.chain(target)
+    for member in aliases.group(target):
+        if member.op == "get_attr" or member.name in lasting:
+            return f"it may write into {member.name}, which keeps its value from call to call"
+        if member not in chain and any(user is not node for user in aliases.later_readers(member)):
+            return f"{member.name} may share the memory and is read later"
     return ""
 
 
-def _new_value(node: Node, functional: OpOverload, target: Node) -> Node:
-    """The node that computes what ``node`` writes, with the dtype and shape of what it overwrites."""
-    own, name = target.meta["val"], op_name(node)
-    others = [a.meta["val"] for a in node.all_input_nodes[1:] if isinstance(a.meta.get("val"), Tensor)]
-    graph = node.graph
-    if name == "copy_":
-        source = node.args[1]
-        assert isinstance(source, Node)
-        given = source.meta["val"]
-        if given.shape == own.shape and given.dtype == own.dtype and given.device == own.device:
-            with graph.inserting_before(node):
-                value = graph.call_function(aten.clone.default, (source,))
-            value.meta = _meta(node, target)
-            return value
-    if name in ("fill_", "zero_") and functional in (aten.full_like.default, aten.zeros_like.default):
-        node.target = functional
-    node.target = functional
-    casts = name.rstrip("_") in PREDICATES and own.dtype is not torch.bool
-    if not casts and all(o.dtype == own.dtype or name in ("index_put_", "masked_fill_", "copy_") for o in others):
-        return node
-    with graph.inserting_after(node):
-        value = graph.call_function(aten.to.dtype, (node, own.dtype))
-    value.meta = _meta(node, target)
-    node.replace_all_uses_with(value, delete_user_cb=lambda user: user is not value)
-    return value
+def _rewrite(node: Node, aliases: Aliases) -> None:
+    target = node.args[0]
+    assert isinstance(target, Node)
+    chain = aliases.chain(target)
+    later = {old: [user for user in aliases.later_readers(old) if user is not node] for old in chain}
+    views = [aliases.how(slice_) for slice_ in chain[:-1]]
+    with node.graph.inserting_before(node):
+        made = _new_value(node, target)
+        fresh = [made[-1]]
+        for view, parent in zip(views, chain[1:], strict=True):
+            if view.target in SAME_TENSOR:
+                fresh.append(fresh[-1])
+                continue
+            value = node.graph.call_function(SCATTER[view.target], (parent, fresh[-1], *view.args[1:]), view.kwargs)
+            value.meta = _meta(node, parent.meta["val"])
+            made.append(value)
+            fresh.append(value)
+    for old, new in zip(chain, fresh, strict=True):
+        for user in later[old]:
+            user.replace_input_with(old, new)
+    node.replace_all_uses_with(fresh[0])
+    node.graph.erase_node(node)
+    for value in made:
+        aliases.add(value)
+    aliases.renew(fresh, views)
+
+
+def _functional(node: Node) -> OpOverload | None:
+    """The overload that computes what the in-place ``node`` writes into its first argument."""
+    name, schema = op_name(node), node.target._schema  # type: ignore[union-attr]
+    written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
+    if name in NOT_FUNCTIONAL or not name.endswith("_") or sum(written) != 1 or not written[0]:
+        return None
+    if node.target is aten.fill_.Scalar:
+        return aten.full_like.default
+    if node.target is aten.zero_.default:
+        return aten.zeros_like.default
+    namespace = getattr(torch.ops, schema.name.split("::")[0])
+    packet = getattr(namespace, name[:-1], None)
+    return getattr(packet, schema.overload_name or "default", None)
+
+
+def _new_value(node: Node, target: Node) -> list[Node]:
+    """Nodes that compute what ``node`` writes; the last one has the dtype and shape of what is overwritten."""
+    own, name, graph = target.meta["val"], op_name(node), node.graph
+    functional = _functional(node)
+    assert functional is not None
+    value = graph.call_function(functional, node.args, node.kwargs)
+    value.meta = _meta(node, own)
+    others = [n.meta.get("val") for n in node.all_input_nodes if n is not target]
+    dtypes = {t.dtype for t in others if isinstance(t, Tensor)}
+    if name in PREDICATES:
+        gives = torch.bool
+    elif name in ANY_DTYPE or dtypes <= {own.dtype}:
+        gives = own.dtype
+    else:
+        gives = torch.result_type(own, next(t for t in others if isinstance(t, Tensor)))
+    if gives == own.dtype:
+        return [value]
+    value.meta["val"] = own.to(gives)
+    cast = graph.call_function(aten.to.dtype, (value, own.dtype))
+    cast.meta = _meta(node, own)
+    return [value, cast]
+
+
+def _meta(node: Node, value: Any) -> dict[str, Any]:
+    return {**node.meta, "val": value, "fxprune_pass": "clean"}
+
+
+def _may_return(node: Node, source: Node) -> bool:
+    """Whether an output of ``node`` may share memory with its input ``source``."""
+    if node.op != "call_function":
+        return False
+    given, made = source.meta.get("val"), node.meta.get("val")
+    if isinstance(given, torch.SymInt | int | float | bool) or isinstance(made, torch.SymInt | int | float | bool):
+        return False
+    if node.target is operator.getitem or not isinstance(node.target, OpOverload):
+        return True
+    if isinstance(given, Tensor) and isinstance(made, Tensor) and given.dtype != made.dtype:
+        return "view" in op_name(node)
+    if op_name(node) in FRESH:
+        return False
+    if node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return True
+    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+        if argument.alias_info is not None and source in (value if isinstance(value, list | tuple) else (value,)):
+            return True
+    return any(a.alias_info is not None for a in node.target._schema.arguments if a.name in node.kwargs)

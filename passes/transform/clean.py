@@ -1,0 +1,190 @@
+"""``Clean``: remove what only training, checking or bookkeeping needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Graph, GraphModule, Node
+
+from ...errors import CaptureError
+from ...pipeline import Transform
+from ...program import Program
+from ...rebuild import copy_graph, rebuild
+from .inplace import is_mutable, make_functional, op_name
+
+aten = torch.ops.aten
+
+CHECKS = {
+    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
+    "_functional_assert_async", "_functional_sym_constrain_range", "_functional_sym_constrain_range_for_size",
+}
+DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
+BATCH_NORMS = {
+    "batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm", "_batch_norm_impl_index",
+}
+
+
+@dataclass(frozen=True)
+class Clean(Transform):
+    """Evaluation form: no dropout, no assertions, no in-place writes, no copies and casts that change nothing, no dead
+    nodes, no tensors that nothing reads.
+
+    The outputs stay the same bit for bit, and so does the call signature. What had to stay is told in
+    ``program.notes``. Raises CaptureError when a batch norm runs in training form.
+    """
+
+    def run(self, program: Program) -> Program:
+        module = copy_graph(program.exported)
+        signature = program.exported.graph_signature
+        changed, notes = _clean(module, set(program.tensor_of_placeholder), set(signature.inputs_to_parameters))
+        changed |= _drop_unread(module.graph, program.tensor_of_placeholder, notes)
+        if not changed:
+            return program
+        return program.without_facts(exported=rebuild(program.exported, module),
+                                     notes=tuple(dict.fromkeys([*program.notes, *notes])))
+
+
+def _clean(module: GraphModule, lasting: Collection[str], trained: Collection[str]) -> tuple[bool, list[str]]:
+    """Clean a graph and the bodies of its wrapped regions in place. Returns whether it changed, and notes."""
+    graph, notes, changed = module.graph, [], False
+    for child in module.children():
+        if isinstance(child, GraphModule):
+            inputs = {n.name for n in child.graph.nodes if n.op == "placeholder"}
+            inner, told = _clean(child, inputs, inputs)
+            changed |= inner
+            notes += told
+    for node in list(graph.nodes):
+        if op_name(node) in CHECKS and not node.users:
+            graph.erase_node(node)
+            changed = True
+        elif op_name(node).rstrip("_") in DROPOUTS:
+            changed |= _drop_dropout(node, notes)
+        elif op_name(node) in BATCH_NORMS:
+            _check_batch_norm(node)
+    done, told = make_functional(graph, lasting)
+    notes += told
+    changed |= bool(done) | _drop_identities(graph, trained, pure=not _writes(module))
+    changed |= _drop_dead(graph)
+    if changed:
+        graph.lint()
+        module.recompile()
+    return changed, notes
+
+
+def _arguments(node: Node) -> dict[str, Any]:
+    """The node's arguments by schema name, defaults included."""
+    assert isinstance(node.target, OpOverload)
+    schema = node.target._schema.arguments
+    named = {a.name: a.default_value for a in schema if a.has_default_value()}
+    named |= {a.name: v for a, v in zip(schema, node.args, strict=False)}
+    return {**named, **node.kwargs}
+
+
+def _drop_dropout(node: Node, notes: list[str]) -> bool:
+    given = _arguments(node)
+    if given.get("train", True) and given["p"] > 0:
+        notes.append(f"{node.name} drops values in evaluation too (training=True in the code of the model)")
+        return False
+    if op_name(node) == "native_dropout":
+        kept = [user for user in node.users if user.args[1] == 0]
+        if len(kept) < len(node.users):  # somebody reads the mask
+            return False
+        for user in kept:
+            _replace(user, node.args[0])
+    _replace(node, node.args[0])
+    return True
+
+
+def _check_batch_norm(node: Node) -> None:
+    given = _arguments(node)
+    if given.get("training", given.get("train")) and given.get("running_mean") is not None:
+        raise CaptureError(f"{node.name} runs in training form", where=_line(node),
+                           why="it normalises with the statistics of the batch and changes the running ones",
+                           cure="call model.eval() before torch.export.export")
+
+
+def _drop_identities(graph: Graph, trained: Collection[str], *, pure: bool) -> bool:
+    """Remove what returns its input as it is. ``pure``: nothing writes in place any more, so copies are not needed."""
+    changed = False
+    learns: set[Node] = set()  # what a gradient reaches: a detach there is meant
+    for node in list(graph.nodes):
+        name, source = op_name(node), node.args[0] if node.args else None
+        if node.name in trained or any(n in learns for n in node.all_input_nodes):
+            learns.add(node)
+        if name == "cat":
+            source = _only_part(node)
+        if not isinstance(source, Node) or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        same = name in ("alias", "lift", "lift_fresh") or name == "cat"
+        same |= name == "detach" and source not in learns
+        same |= name == "lift_fresh_copy" and pure and not any(user.op == "output" for user in node.users)
+        same |= name in ("to", "type_as") and _casts_nothing(node, source)
+        if same:
+            _replace(node, source)
+            changed = True
+    return changed
+
+
+def _only_part(node: Node) -> Node | None:
+    """The one tensor a concatenation consists of, when all others are the empty one-dimensional tensor."""
+    parts = node.args[0]
+    if not isinstance(parts, list | tuple):
+        return None
+    full = [p for p in parts if isinstance(p, Node) and tuple(p.meta["val"].shape) != (0,)]
+    alone = len(full) == 1 and full[0].meta["val"].dtype == node.meta["val"].dtype
+    return full[0] if alone else None
+
+
+def _casts_nothing(node: Node, source: Node) -> bool:
+    before, after, given = source.meta["val"], node.meta["val"], _arguments(node)
+    if given.get("copy") or given.get("memory_format") is not None:
+        return False
+    return bool(before.dtype == after.dtype and before.device == after.device and before.layout == after.layout)
+
+
+def _drop_dead(graph: Graph) -> bool:
+    changed = False
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users and not _acts(node):
+            graph.erase_node(node)
+            changed = True
+    return changed
+
+
+def _acts(node: Node) -> bool:
+    """Whether running the node does anything but give its value: writes in place, here or in its body."""
+    owner = node.graph.owning_module
+    bodies = (getattr(owner, str(n.target), None) for n in node.all_input_nodes if n.op == "get_attr")
+    return is_mutable(node) or any(_writes(body) for body in bodies)
+
+
+def _writes(module: Any) -> bool:
+    return isinstance(module, GraphModule) and any(_acts(n) for n in module.graph.nodes)
+
+
+def _drop_unread(graph: Graph, bound: dict[str, str], notes: list[str]) -> bool:
+    """Remove weights, buffers and constants that nothing reads; unread inputs stay in the signature."""
+    gone = [n for n in graph.nodes if n.op == "placeholder" and n.name in bound and not n.users]
+    for node in gone:
+        graph.erase_node(node)
+    names = sorted(bound[n.name] for n in gone)
+    weights = [n for n in names if not n.endswith("num_batches_tracked") and "lifted_tensor" not in n]
+    if weights:
+        notes.append("removed, nothing reads them: " + ", ".join(weights[:8]) + (", ..." if len(weights) > 8 else ""))
+    return bool(gone)
+
+
+def _replace(node: Node, source: Any) -> None:
+    node.replace_all_uses_with(source)
+    node.graph.erase_node(node)
+
+
+def _line(node: Node) -> str:
+    """The innermost line of the user's code that made the node."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    return f"{node.name}  {' '.join(lines[-2:])}" if lines else node.name
