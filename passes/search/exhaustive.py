@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from ...cost import Expression, Ledger
 from ...errors import OptionError
-
 from .ladder import Ladder, Levels, value_of
 
 LIMIT = 200_000  # combinations; more than that is not a yardstick any more

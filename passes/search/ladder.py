@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,10 +52,10 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
 
         ``V(k) = worth * ln(sum of the k best scores / sum of all scores)``      worth = cost that goes with the group
 
-    Three properties follow, each tested. A group's unit cancels. In the dense network every group returns the same value
-    per unit of cost, so flat scores give the same kept share everywhere, and only the *shape* of the scores moves it.
-    The value falls without bound as a group empties, so no layer collapses while another is still full: summed over a
-    chain of layers it is the logarithm of the share of signal that survives the whole chain.
+    Three properties follow, each tested. A group's unit cancels. In the dense network every group returns the same
+    value per unit of cost, so flat scores give the same kept share everywhere, and only the *shape* of the scores moves
+    it. The value falls without bound as a group empties, so no layer collapses while another is still full: summed over
+    a chain of layers it is the logarithm of the share of signal that survives the whole chain.
     """
     values = scores.values.detach().to("cpu", torch.float64)
     order = torch.argsort(values, descending=True, stable=True)
@@ -87,5 +88,5 @@ def step_costs(terms: Sequence[Expression], ladders: Sequence[Ladder]) -> list[l
     out = []
     for one in ladders:
         at = [book.change(one.axis, count) for count in one.counts]
-        out.append([after - before for before, after in zip(at, at[1:], strict=False)])
+        out.append([after - before for before, after in itertools.pairwise(at)])
     return out

@@ -1,4 +1,4 @@
-"""One threshold on value per cost over every chunk of every group, with the true polynomial cost, then a greedy fill."""
+"""One threshold on value per cost over every chunk of every group, with the true polynomial cost, then a fill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from ...cost import Expression, Ledger
-
 from .ladder import Ladder, Levels, ledger_at
 
 
@@ -16,11 +15,11 @@ def lagrangian(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: fl
 
         ``minimise  -sum V(k) + mu * C(k)``      C: the true cost, which may be a product of counts (CNN channels)
 
-    mu is raised from zero and the chunk it reaches next is removed, until the cost fits. The cost of a chunk is asked of
-    the *current* solution each time, so a product of two pruned axes (kept_in x kept_out) is re-linearised after every
-    step. Then every chunk that still fits is put back, best value per cost first.
+    mu is raised from zero and the chunk it reaches next is removed, until the cost fits. The cost of a chunk is asked
+    of the *current* solution each time, so a product of two pruned axes (kept_in x kept_out) is re-linearised after
+    every step. Then every chunk that still fits is put back, best value per cost first.
 
-    Cost     n log n in the number of chunks: as chunks go, the others only get cheaper, so a stale heap entry is a bound
+    Cost     n log n in the number of chunks: as some go, the others only get cheaper, so a stale heap entry is a bound
     Law      gap to the optimum of separable costs is at most one chunk's value; nothing more fits at the end;
              a tighter limit never costs more (the path of removals does not depend on the limit, nor does the
              order of the fill until the first chunk that fits one limit and not the other)

@@ -15,7 +15,6 @@ from ...importance import ImportanceScores
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
 from ...program import Program
-
 from . import two_class as scan
 from .exhaustive import exhaustive
 from .ladder import Ladder, Levels, ladder
@@ -135,8 +134,10 @@ def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel
                     key=lambda pair: (-pair[0], pair[1].name))
     why = [f"reachable {least / dense:.2f}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), "
            f"asked {budget.limit(model()) / dense:.2f}",
-           f"floors and alignment keep {(least - fixed) / dense:.2f}, what no chosen group reaches keeps {fixed / dense:.2f}"]
-    why += [f"frozen {g.name} ({g.kind}, in {share:.0%} of the {metric}): {g.frozen}" for share, g in frozen[:NAMED] if share > 0]
+           f"floors and alignment keep {(least - fixed) / dense:.2f}, "
+           f"what no chosen group reaches keeps {fixed / dense:.2f}"]
+    why += [f"frozen {g.name} ({g.kind}, in {share:.0%} of the {metric}): {g.frozen}"
+            for share, g in frozen[:NAMED] if share > 0]
     cures = []
     if any(min(c for c in g.levels() if c) > max(1, g.granularity) for g in groups):
         cures.append("--allow-empty (lowers the floors)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...cost import Expression
-
 from .ladder import Ladder, Levels, ledger_at, step_costs
 
 

@@ -38,11 +38,7 @@ class Unshare(Transform):
     needs = ("axes", "groups")
 
     def run(self, program: Program) -> Program:
-        tied = _tied_axes(program)
-        edges = [e for e in _frontier(program) for axis in tied if axis in set(leaves(e.dim))]
-        edges = list(dict.fromkeys(edges))
-        counts = collections.Counter((e.source, e.position) for e in edges)
-        edges = [e for e in edges if counts[e.source, e.position] > 1]
+        edges = _tying_edges(program)
         if not edges:
             return program
         module = copy_graph(program.exported)
@@ -95,6 +91,16 @@ def _tied_axes(program: Program) -> set[Axis]:
                 if scores:
                     readers[axis].add(scores)
     return {axis for axis, nodes in readers.items() if len(nodes) > 1}
+
+
+def _tying_edges(program: Program) -> list[_Edge]:
+    """Edges that carry a tied axis into more than one layer."""
+    frontier, chosen = list(_frontier(program)), dict[_Edge, None]()
+    for axis in _tied_axes(program):
+        mine = [e for e in frontier if axis in set(leaves(e.dim))]
+        if len({e.layer for e in mine}) > 1:
+            chosen.update(dict.fromkeys(mine))
+    return sorted(chosen, key=frontier.index)
 
 
 def _frontier(program: Program) -> Iterable[_Edge]:
