@@ -61,6 +61,9 @@ class CompressionPlan:
                                 why=f"the group has {group.size} elements here and {choice.size} in the plan",
                                 cure="make a new plan with `fxprune plan`")
             _check_indices(choice, where)
+            if not choice.keep and group.floor > 0:
+                raise PlanError("the plan drops a whole branch", where=where, why="the group keeps none of its elements",
+                                cure="keep at least one, or pass --allow-empty")
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
                                 cure="remove the group from the plan")
@@ -127,6 +130,3 @@ def _check_indices(choice: Choice, where: str) -> None:
     if keep and (keep[0] < 0 or keep[-1] >= choice.size):
         raise PlanError("a kept index is out of range", where=where,
                         why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}")
-    if not keep:
-        raise PlanError("a group keeps nothing", where=where, why="a tensor dimension cannot become empty",
-                        cure="keep at least one element")

@@ -25,7 +25,7 @@ class FindGroups(Analysis):
 
     align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long)
     floor        smallest share of neurons or channels that stays, per group; one head always stays
-    allow_empty  let a whole attention or FFN branch go: counts may drop to zero
+    allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
 
     Needs ``program.axes``, gives ``program.groups`` in the order of the graph's parameters.
@@ -63,7 +63,7 @@ class FindGroups(Analysis):
                 exact=axis not in facts.statistics, nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
             )
-            groups.append(self._bounded(group))
+            groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         return _with_macs(program.but(groups=tuple(groups)))
 
     def _user_freeze(self, name: str, slots: list[Slot]) -> str:
@@ -71,13 +71,13 @@ class FindGroups(Analysis):
         hit = next((p for p in self.freeze if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
         return f"asked to freeze '{hit}'" if hit else ""
 
-    def _bounded(self, group: PruneGroup) -> PruneGroup:
+    def _bounded(self, group: PruneGroup, may_vanish: bool) -> PruneGroup:
         """Granularity and floor: whole heads one by one, neurons and channels in aligned steps."""
         if group.kind in KEEP_WHOLE:
-            return group.but(floor=0 if self.allow_empty else 1)
+            return group.but(floor=0 if may_vanish else 1)
         step = self.align if group.size >= 2 * self.align else 1
         share = max(1, round(group.size * self.floor))
-        floor = 0 if self.allow_empty else min(group.size, -(-share // step) * step)
+        floor = 0 if may_vanish else min(group.size, -(-share // step) * step)
         return group.but(granularity=step, floor=floor)
 
 
@@ -102,6 +102,11 @@ class _Facts:
                 self.producers[axis].add(node)
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._paired_repeats()
+
+    def closes(self, axis: Axis) -> bool:
+        """True where nothing but linear layers sums over the axis: without it they still give their bias."""
+        linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
+        return bool(self.contracted[axis]) and set(self.contracted[axis]) <= linear and axis not in self.statistics
 
     def has(self, tag: str, axis: Axis) -> bool:
         return axis in self.tagged.get(tag, ())

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ...axis import Axis, Dim, Keep, kept_index, kept_total, total
 from ...errors import InternalError
 from ...program import Axes, Literal, Program
 from ...rebuild import copy_graph, rebuild
+from .drop_branches import drop_branches
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")
 
@@ -25,17 +26,20 @@ RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")
 def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> ExportedProgram:
     """``program`` with each leaf axis in ``keep`` shrunk to the given elements; everything else as it was.
 
-    keep     axis -> sorted int64 indices, at least one
+    keep     axis -> sorted int64 indices; none at all drops the branch and leaves its bias
     Raises   InternalError when a propagated shape differs from the one the axes predict: the rules are then wrong.
     Law      running the result equals running the dense graph with the other elements masked where they are contracted
     """
     axes: Axes = program.need("axes")
     counts = {axis: len(index) for axis, index in keep.items()}
     graph_module = copy_graph(program.exported)
+    empty = {axis for axis, count in counts.items() if count == 0}
+    drop_branches(graph_module, axes, empty, program.tensor_of_placeholder, made_by)
     nodes = {n.name: n for n in graph_module.graph.nodes}
     state, constants, resized = _slice_tensors(program, axes, keep, counts)
-    edited = {lit.node for lit in axes.literals if _edit(graph_module, nodes[lit.node], lit, counts, made_by)}
-    _propagate(program, graph_module, axes, counts, resized, edited)
+    literals = [lit for lit in axes.literals if lit.node in nodes]
+    edited = {lit.node for lit in literals if _edit(graph_module, nodes[lit.node], lit, counts, made_by)}
+    _propagate(graph_module, axes, counts, resized, edited)
     return rebuild(program.exported, graph_module, state_dict=state, constants=constants)
 
 
@@ -140,15 +144,14 @@ def _set(node: Node, name: str, value: Any) -> None:
 
 
 def _propagate(
-    program: Program, module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor],
-    edited: set[str],
+    module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor], edited: set[str]
 ) -> None:
     """Fake-run what the change reaches, and hold every shape against the one the axes predict.
 
     The python dispatcher is on because composite ops would otherwise take a path that specialises symbols and poisons
     the shape environment shared with the original program.
     """
-    fake_mode = _fake_mode(program)
+    fake_mode = fake_mode_of(module.graph)
     stale: set[Node] = set()
     with fake_mode, enable_python_dispatcher():
         for node in module.graph.nodes:
@@ -159,17 +162,27 @@ def _propagate(
             elif node.op == "call_function":
                 if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
                     continue
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-                node.meta["val"] = node.target(*args, **kwargs)
-                node.meta.pop("tensor_meta", None)
+                _run(node)
                 stale.add(node)
                 _compare(node, axes, counts)
 
 
-def _fake_mode(program: Program) -> FakeTensorMode:
-    for node in program.graph.nodes:
+def _run(node: Node) -> None:
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+    node.meta.pop("tensor_meta", None)
+
+
+def infer(node: Node) -> None:
+    """Fill in ``meta["val"]`` of a node that a transform made, from its inputs' fake tensors."""
+    with fake_mode_of(node.graph), enable_python_dispatcher():
+        _run(node)
+
+
+def fake_mode_of(graph: Graph) -> FakeTensorMode:
+    for node in graph.nodes:
         value = node.meta.get("val")
-        if isinstance(value, torch._subclasses.FakeTensor):
+        if isinstance(value, FakeTensor):
             return value.fake_mode
     raise InternalError("the program has no tensors")
 

@@ -23,6 +23,7 @@ from ...group import Kind
 from ...pipeline import Transform
 from ...program import Program
 from ...rebuild import copy_graph, rebuild
+from .resize import fake_mode_of
 
 PREFIX = "fxprune_index_"
 ATTENTION = (Kind.HEAD, Kind.KV, Kind.QUERY, Kind.QK, Kind.V, Kind.QKV)
@@ -43,7 +44,7 @@ class Unshare(Transform):
             return program
         module = copy_graph(program.exported)
         nodes = {n.name: n for n in module.graph.nodes}
-        fake_mode = next(v.fake_mode for n in module.graph.nodes if isinstance(v := n.meta.get("val"), _FakeTensor))
+        fake_mode = fake_mode_of(module.graph)
         state, specs = dict(program.exported.state_dict), list(program.exported.graph_signature.input_specs)
         last = next(n for n in reversed(module.graph.nodes) if n.op == "placeholder" and _is_tensor(program, n))
         made: dict[tuple[str, int, str], Node] = {}
@@ -61,9 +62,6 @@ class Unshare(Transform):
         signature = ExportGraphSignature(specs, list(program.exported.graph_signature.output_specs))
         exported = rebuild(program.exported, module, state_dict=state, signature=signature)
         return program.without_facts(exported=exported)
-
-
-_FakeTensor = torch._subclasses.FakeTensor
 
 
 @dataclass(frozen=True)
