@@ -42,7 +42,7 @@ class Clean(Transform):
         module = copy_graph(program.exported)
         signature = program.exported.graph_signature
         changed, notes = _clean(module, set(program.tensor_of_placeholder), set(signature.inputs_to_parameters))
-        changed |= _drop_unread(module.graph, program.tensor_of_placeholder, notes)
+        changed |= _drop_unread(module.graph, program, notes)
         if not changed:
             return program
         return program.without_facts(exported=rebuild(program.exported, module),
@@ -167,15 +167,22 @@ def _writes(module: Any) -> bool:
     return isinstance(module, GraphModule) and any(_acts(n) for n in module.graph.nodes)
 
 
-def _drop_unread(graph: Graph, bound: dict[str, str], notes: list[str]) -> bool:
-    """Remove weights, buffers and constants that nothing reads; unread inputs stay in the signature."""
-    gone = [n for n in graph.nodes if n.op == "placeholder" and n.name in bound and not n.users]
+def _drop_unread(graph: Graph, program: Program, notes: list[str]) -> bool:
+    """Remove weights, buffers and constants that nothing reads; unread inputs stay in the signature.
+
+    A tied weight is read under one of its names; the other names go without a note.
+    """
+    bound, tensors = program.tensor_of_placeholder, program.tensors
+    weights = [n for n in graph.nodes if n.op == "placeholder" and n.name in bound]
+    gone = [n for n in weights if not n.users]
+    read = {tensors[bound[n.name]].data_ptr() for n in weights if n.users and bound[n.name] in tensors}
+    trained = set(program.exported.graph_signature.inputs_to_parameters)
+    lost = sorted(bound[n.name] for n in gone
+                  if n.name in trained and tensors[bound[n.name]].data_ptr() not in read)
     for node in gone:
         graph.erase_node(node)
-    names = sorted(bound[n.name] for n in gone)
-    weights = [n for n in names if not n.endswith("num_batches_tracked") and "lifted_tensor" not in n]
-    if weights:
-        notes.append("removed, nothing reads them: " + ", ".join(weights[:8]) + (", ..." if len(weights) > 8 else ""))
+    if lost:
+        notes.append("removed, nothing reads them: " + ", ".join(lost[:8]) + (", ..." if len(lost) > 8 else ""))
     return bool(gone)
 
 
