@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,10 @@ _SYMPY = frozenset(
 )
 _GUARD_NAMES = frozenset({"L", "max", "min", "math", "len", "isinstance", "int", "float", "bool", "str"}) | _SYMPY
 _GUARD_METHODS = frozenset({"size", "stride", "storage_offset", "dim", "floor", "ceil", "trunc", "sqrt"})
+
+_END = struct.Struct("<4s4H2LH")  # the records that end a zip file, and a large one
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
 
 
 class _Writer:
@@ -101,6 +106,9 @@ def check_archive(path: str | Path) -> None:
     """Raise LoadError unless ``path`` is a ``.pt2`` archive in which nothing can run code when it is loaded."""
     path = Path(path)
     with _open(path) as archive:
+        if not _one_directory(path):
+            raise LoadError("the archive is malformed", where=str(path), why="its directory is not where it says",
+                            cure="write it again with torch.export.save")
         names = archive.namelist()
         inner = [name.partition("/")[2] for name in names]
         if "archive_format" not in inner:
@@ -130,6 +138,30 @@ def _open(path: Path) -> zipfile.ZipFile:
                         cure="copy or write it again; a download that stopped half way looks like this") from None
     except OSError as error:
         raise LoadError("the file cannot be read", where=str(path), why=error.strerror or str(error)) from None
+
+
+def _one_directory(path: Path) -> bool:
+    """The zip directory lies where its end record says, right before that record.
+
+    Python finds the directory from the end of the file, torch by the recorded offset. In a crafted file these are two
+    directories, and what was checked would not be what is loaded.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - _END.size - _LOCATOR.size))
+        tail = file.read()
+        end = _END.unpack(tail[-_END.size:])
+        length, offset, stop = end[5], end[6], size - _END.size
+        if end[0] != b"PK\5\6":
+            return False  # a comment follows; torch writes none
+        if tail[:4] == b"PK\6\7":
+            stop = _LOCATOR.unpack(tail[:_LOCATOR.size])[2]
+            file.seek(stop)
+            record = file.read(_END64.size)
+            if len(record) < _END64.size or stop + _END64.size + len(tail) != size:
+                return False
+            length, offset = _END64.unpack(record)[8:10]
+    return bool(offset + length == stop)
 
 
 def _read_json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fxprune.archive import read_program, write_program
-from fxprune.backend import Backend, Lowered, Runner
-from fxprune.parity import eager
-from fxprune.program import Program
+from ...archive import read_program, write_program
+from ...backend import Backend, Lowered, Runner
+from ...parity import eager
+from ...program import Program
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fxprune.backend import Backend, Lowered, Runner
-from fxprune.errors import LoweringError, OptionError
-from fxprune.measure import session
-from fxprune.parity import dim_names, output_names
-from fxprune.pipeline import Pass
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from ...backend import Backend, Lowered, Runner
+from ...errors import LoweringError, OptionError
+from ...measure import session
+from ...parity import dim_names, output_names
+from ...pipeline import Pass
+from ...program import Program
+from ...quiet import quiet
 
 from .legalize import SpellOutAttention
 

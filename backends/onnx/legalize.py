@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fxprune.pipeline import Transform
-from fxprune.program import Program
-from fxprune.rebuild import copy_graph, rebuild
+from ...pipeline import Transform
+from ...program import Program
+from ...rebuild import copy_graph, rebuild
 
 aten = torch.ops.aten
 

@@ -1,0 +1,92 @@
+"""Names -> where they live, imported when asked for. Passes, criteria and backends; a line each.
+
+A package of yours joins through an entry point of the group ``fxprune.plugins`` named ``kind.name``::
+
+    [project.entry-points."fxprune.plugins"]
+    "backend.mydevice" = "mypackage.backend:MyBackend"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from importlib import metadata
+from typing import Any
+
+from .backend import Backend
+from .errors import InternalError, OptionError, nearest
+
+Table = dict[str, str]
+
+BACKENDS: Table = {
+    "eager": "fxprune.backends.eager.backend:EagerBackend",
+    "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
+}
+CRITERIA: Table = {
+    name: f"fxprune.passes.analysis.importance.{name}:{name}"
+    for name in ("l1", "l2", "activation", "taylor", "fisher", "random")
+}
+PASSES: Table = {
+    "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
+    "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
+    "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
+    "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
+    "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
+    "clean": "fxprune.passes.transform.clean:Clean",
+    "inline": "fxprune.passes.transform.inline:Inline",
+    "unshare": "fxprune.passes.transform.unshare:Unshare",
+    "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
+}
+TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "pass": PASSES}
+_WORDS = {"backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "the pipeline")}
+
+
+def names(kind: str) -> list[str]:
+    """Every known name of a kind (``backend``, ``criterion``, ``pass``), plugins included."""
+    return sorted(_table(kind))
+
+
+def lookup(kind: str, name: str) -> Any:
+    """The class or function behind ``name``. Raises OptionError with the nearest name when there is none."""
+    table = _table(kind)
+    if name not in table:
+        noun, option = _WORDS[kind]
+        raise OptionError(f"unknown {noun} '{name}'", where=option, cure=nearest(name, table))
+    module, _, attribute = table[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if table[name] == TABLES[kind].get(name) and (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
+            raise InternalError(f"{kind} '{name}' should be at {table[name]}: {error}") from error
+        raise OptionError(f"the {kind} '{name}' cannot be imported", where=table[name], why=str(error),
+                          cure="install what it needs, or remove the plugin") from error
+
+
+def backend(name: str, **options: Any) -> Backend:
+    """The backend called ``name`` with its options. Raises OptionError on an unknown name or option."""
+    cls = lookup("backend", name)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for option in options:
+        if option not in known:
+            raise OptionError(f"the target '{name}' has no option '{option}'",
+                              cure=nearest(option, known) if known else "it has no options")
+    result = cls(**options)
+    if not isinstance(result, Backend):
+        raise OptionError(f"'{name}' is not a backend", where=TABLES["backend"].get(name, "fxprune.plugins"))
+    return result
+
+
+def _table(kind: str) -> Table:
+    """The built-in names and those of plugins. Two owners of one name are an error that names both."""
+    table = dict(TABLES[kind])
+    for point in metadata.entry_points(group="fxprune.plugins"):
+        family, _, name = point.name.partition(".")
+        if family not in TABLES or not name:
+            raise OptionError("a plugin has a name that fxprune does not understand", where=f"{point.name} = {point.value}",
+                              cure=f"name it kind.name, where kind is one of {', '.join(TABLES)}")
+        if family != kind:
+            continue
+        if table.setdefault(name, point.value) != point.value:
+            raise OptionError(f"two packages offer the {kind} '{name}'", where="entry points of fxprune.plugins",
+                              why=f"{table[name]} and {point.value}", cure="uninstall one of them")
+    return table
