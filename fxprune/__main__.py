@@ -1,0 +1,8 @@
+"""``python -m fxprune`` is the same command as ``fxprune``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

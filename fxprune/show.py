@@ -1,0 +1,277 @@
+"""What people see: progress, tables and plain words, on stderr."""
+
+from __future__ import annotations
+
+import collections
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .cost import COUNTED, CostModel
+from .group import PruneGroup
+from .program import Program
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .artifact import Artifact
+    from .events import Event
+
+WIDTH = 140  # columns where stderr is no terminal
+PLACES = 3  # how many places or names a line lists before it says "and n more"
+
+
+class Screen:
+    """Progress while a command runs, and its result as tables. Writes to stderr; ``quiet`` leaves warnings only."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+
+        # Bound to today's stderr: passes that silence noisy libraries swap sys.stderr while they run.
+        width = None if sys.stderr.isatty() else WIDTH
+        self.console = Console(file=sys.stderr, width=width, soft_wrap=False, highlight=False, emoji=False)
+        self.quiet = quiet
+        self.status: Any = None
+        self.stage = ""
+        self.started = 0.0
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _value: BaseException | None,
+                 _trace: TracebackType | None) -> None:
+        self._finish(failed=kind is not None)
+
+    def tell(self, event: Event) -> None:
+        """Follow the stages of a run; to be given as ``on_event``."""
+        if event.kind == "warning":
+            self.console.print(f"[bold yellow]warning[/]  {_plain(event.text)}", soft_wrap=True)
+        elif not self.quiet:
+            self._finish()
+            self.stage, self.started = event.text, time.perf_counter()
+            if self.console.is_terminal:
+                self.status = self.console.status(_plain(event.text))
+                self.status.start()
+
+    def _finish(self, failed: bool = False) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+        if self.stage:
+            mark = "[red]x[/]" if failed else "[green]·[/]"
+            self.console.print(f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]",
+                               soft_wrap=True)
+        self.stage = ""
+
+    def _print(self, *things: Any) -> None:
+        self._finish()
+        if not self.quiet:
+            for thing in things:
+                self.console.print(thing, soft_wrap=isinstance(thing, str))
+
+    # ------------------------------------------------------------ results
+
+    def artifact(self, artifact: Artifact) -> None:
+        """Dense against compressed, what was left alone and why, where the artefact lies and how to load it."""
+        report, plan = artifact.report, artifact.plan
+        before, after = report["cost"]["dense"], report["cost"]["compressed"]
+        table = _table("", "dense", "compressed", "ratio")
+        for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
+            share = after[key] / before[key] if before[key] else 1.0
+            table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
+        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
+            table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
+        self._print("", table, *frozen_lines(report.get("frozen", ())))
+        parity = report["parity"]
+        lines = [f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
+                 f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
+        if "masked" in report:
+            lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
+        lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
+        if artifact.path is not None:
+            lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
+                      f"load it   fxprune.load({str(artifact.path)!r})"]
+        self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
+
+    def plan(self, program: Program, path: str | None) -> None:
+        """What a plan keeps, per kind, and what it costs."""
+        plan, model = program.need("plan"), CostModel(program)
+        dense = model()
+        kept = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+        after = model(kept)
+        table = _table("", "dense", "planned", "ratio")
+        for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
+            old, new = dense.metric(key), after.metric(key)
+            table.add_row(label, show(old), show(new), f"{new / max(old, 1):.3f}")
+        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
+            table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
+        where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
+        self._print("", table, *frozen_lines(frozen_summary(program)), *where)
+
+    def inspection(self, program: Program, graph: str | None) -> None:
+        """Every prunable group as a row, frozen ones gathered by their reason."""
+        groups, dense = program.need("groups"), CostModel(program)().flops
+        table = _table("group", "kind", "size", "kMACs each", "share", "exact", "where", numbers=(2, 3, 4))
+        for g in groups:
+            if g.prunable:
+                table.add_row(_plain(g.name), str(g.kind), str(g.size), f"{g.macs / 1e3:,.1f}",
+                              f"{g.macs * g.size / max(dense, 1):.1%}", "yes" if g.exact else "no",
+                              _plain(places(g)))
+        notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
+        drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
+        self._print(f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
+                    table, *frozen_lines(frozen_summary(program)), *notes,
+                    "[dim]share: of all MACs; groups overlap, so shares add up to more than 1. exact: cutting equals "
+                    f"masking. MACs are {COUNTED}[/]", *drawn)
+
+    def bench(self, result: Mapping[str, Any]) -> None:
+        """Latency per batch size, interleaved, with spread."""
+        table = _table("", "batch", "median ms", "middle half ms", "samples/s", "speed-up")
+        for row in result["rows"]:
+            for number, (name, t) in enumerate(row["timings"].items()):
+                first = next(iter(row["timings"].values()))
+                ratio = f"{t['median_ms'] / first['median_ms']:.2f}x" if number else ""
+                table.add_row(_plain(name), str(row["batch"]), f"{t['median_ms']:.3f}",
+                              f"{t['q1_ms']:.3f} .. {t['q3_ms']:.3f}", f"{t['per_second']:,.0f}", ratio)
+        env = result["environment"]
+        self._print("", table, f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
+                               "of interleaved rounds; speed-up of the first over the other[/]")
+
+    def demo(self, result: Mapping[str, Any]) -> None:
+        """Dense against compressed on the digits' test split."""
+        dense, small = result["dense"], result["compressed"]
+        table = _table("ViT on handwritten digits", "dense", "compressed", "ratio")
+
+        def row(label: str, key: str, show: Any, ratio: bool = True) -> None:
+            share = f"{small[key] / dense[key]:.3f}" if ratio and dense[key] else ""
+            table.add_row(label, show(dense[key]), show(small[key]), share)
+
+        row(f"test accuracy ({result['test_samples']} images)", "accuracy", "{:.2%}".format, ratio=False)
+        row("GMACs", "flops", giga)
+        row("parameters", "params", mega)
+        row("ONNX file", "file_bytes", mebi)
+        for batch in result["batches"]:
+            row(f"onnxruntime, batch {batch}, median ms", f"latency_ms_{batch}", "{:.3f}".format)
+        row("largest |eager - ONNX|", "onnx_max_abs", "{:.1e}".format, ratio=False)
+        self._print("", table, f"criterion {result['importance']}, calibrated on {result['calibration_samples']} "
+                    "images of the train split; no retraining after pruning",
+                    f"[bold]artefact  {_plain(result['artifact'])}[/]",
+                    f"load it   fxprune.load({result['artifact']!r})",
+                    f"by hand   {_plain(result['command'])}",
+                    f"[dim]MACs are {COUNTED}; {result['seconds']:.0f} s in all, "
+                    f"{result['training_seconds']:.0f} s of it training[/]")
+
+
+def inspection(program: Program) -> dict[str, Any]:
+    """The groups of a program as plain data, for ``fxprune inspect --json``."""
+    dense = CostModel(program)()
+
+    def one(g: PruneGroup) -> dict[str, Any]:
+        return {
+            "name": g.name, "kind": str(g.kind), "size": g.size, "prunable": g.prunable, "frozen": g.frozen,
+            "exact": g.exact, "macs_per_element": g.macs, "share_of_macs": g.macs * g.size / max(dense.flops, 1),
+            "granularity": g.granularity, "floor": g.floor, "nodes": list(g.nodes),
+            "slots": [{"parameter": s.parameter, "dimension": s.position} for s in g.slots],
+        }
+
+    axes = program.need("axes")
+    return {
+        "name": program.name, "cost": {"flops": dense.flops, "params": dense.params, "bytes": dense.bytes},
+        "counted": COUNTED, "groups": [one(g) for g in program.need("groups")], "notes": list(program.notes),
+        "ops_without_a_rule": dict(axes.unknown),
+    }
+
+
+def frozen_summary(program: Program) -> list[dict[str, Any]]:
+    """Frozen groups gathered by reason, most frequent first: why, how many, and their names."""
+    by_reason: dict[str, list[PruneGroup]] = collections.defaultdict(list)
+    for g in program.need("groups"):
+        if g.frozen and g.size > 1:
+            by_reason[g.frozen.partition(" at ")[0]].append(g)  # the op is reason enough; its node is in --json
+    order = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    return [{"why": why, "count": len(gs), "kinds": sorted({str(g.kind) for g in gs}), "groups": [g.name for g in gs]}
+            for why, gs in order]
+
+
+def frozen_lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line per reason."""
+    return [f"frozen    {entry['count']} {'/'.join(entry['kinds'])}: {_plain(entry['why'])}  "
+            f"[dim]({_plain(some(entry['groups']))})[/]" for entry in summary]
+
+
+def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Kind -> (groups, elements kept, elements in the dense model) over what a plan cuts."""
+    totals: dict[str, tuple[int, int, int]] = {}
+    for c in choices.values():
+        groups, kept, size = totals.get(c.kind, (0, 0, 0))
+        totals[c.kind] = (groups + 1, kept + len(c.keep), size + c.size)
+    return totals
+
+
+def places(group: PruneGroup) -> str:
+    """Where a group reaches: its weights with the dimension it indexes, below the path they share."""
+    slots = [s for s in group.slots if s.parameter.endswith("weight")] or list(group.slots)
+    paths = [s.parameter.removesuffix(".weight").split(".") for s in slots]
+    shared = 0
+    while len(paths) > 1 and all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
+        shared += 1
+    tails = [f"{'.'.join(p[shared:])}[{s.position}]" for p, s in zip(paths, slots, strict=True)]
+    return (".".join(paths[0][:shared]) + ": " if shared else "") + some(tails, 4)
+
+
+def some(names: Sequence[str], count: int = PLACES) -> str:
+    """The first few names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def giga(value: float) -> str:
+    """In units of 1e9, with enough digits for tiny models.
+
+    >>> giga(17_600_000_000), giga(2_345_678)
+    ('17.6', '0.002346')
+    """
+    return f"{value / 1e9:.4g}"
+
+
+def mega(value: float) -> str:
+    """In millions.
+
+    >>> mega(22_050_664)
+    '22.05 M'
+    """
+    return f"{value / 1e6:.4g} M"
+
+
+def mebi(value: float) -> str:
+    """Bytes in MiB.
+
+    >>> mebi(1_572_864)
+    '1.5 MiB'
+    """
+    return f"{value / 2**20:.4g} MiB"
+
+
+def _table(*columns: str, numbers: Sequence[int] | None = None) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        right = i > 0 if numbers is None else i in numbers
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _plain(text: str | Path) -> str:
+    """Text that rich must not read as markup: names hold square brackets."""
+    from rich.markup import escape
+
+    return escape(str(text))
