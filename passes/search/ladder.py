@@ -11,7 +11,7 @@ import torch
 
 from ...axis import Axis
 from ...cost import Expression, Ledger
-from ...group import PruneGroup
+from ...group import Kind, PruneGroup
 from ...importance import ImportanceScores
 
 Levels = list[int]  # one rung per ladder: what a search returns
@@ -27,6 +27,7 @@ class Ladder:
     """
 
     group: str
+    kind: Kind
     axis: Axis
     order: tuple[int, ...]
     counts: tuple[int, ...]
@@ -69,7 +70,7 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     else:
         # the best element is alive when any is, so the share is positive on every rung
         worths = [worth * math.log(s / sums[-1]) for s in sums]
-    return Ladder(group.name, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths))
+    return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths))
 
 
 def value_of(ladders: Sequence[Ladder], levels: Sequence[int]) -> float:

@@ -76,7 +76,7 @@ class SearchPlan(Search):
     def _plan(self, ladders: Sequence[Ladder], levels: Sequence[int], scores: Mapping[str, ImportanceScores],
               dense: Cost, after: Cost, method: str) -> CompressionPlan:
         """The plan names only what it cuts; ``about`` says how it was made."""
-        choices = {one.group: Choice(self._kind[one.group], len(one.order), one.keep(level))
+        choices = {one.group: Choice(str(one.kind), len(one.order), one.keep(level))
                    for one, level in zip(ladders, levels, strict=True) if level < one.top}
         first = next(iter(scores.values()), None)
         about = {

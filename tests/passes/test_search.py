@@ -7,17 +7,17 @@ import random
 
 import pytest
 import torch
+from fxprune.passes.search import two_class as scan
+from fxprune.passes.search.exhaustive import exhaustive
+from fxprune.passes.search.ladder import Ladder, ladder, ledger_at, value_of
+from fxprune.passes.search.lagrangian import lagrangian
+from fxprune.passes.search.two_class import two_class
 
 from fxprune.axis import Axis
 from fxprune.cost import Expression
 from fxprune.errors import OptionError
 from fxprune.group import Kind, PruneGroup
 from fxprune.importance import ImportanceScores
-from fxprune.passes.search import two_class as scan
-from fxprune.passes.search.exhaustive import exhaustive
-from fxprune.passes.search.ladder import Ladder, ladder, ledger_at, value_of
-from fxprune.passes.search.lagrangian import lagrangian
-from fxprune.passes.search.two_class import two_class
 
 Case = tuple[list[Ladder], list[Expression]]
 
@@ -31,7 +31,7 @@ def make(scores: list[float], granularity: int = 1, floor: int = 0, comparable: 
 
 def with_floor_zero(one: Ladder) -> Ladder:
     """The same ladder with the empty rung: searches are correct for it even where plans do not allow it yet."""
-    return Ladder(one.group, one.axis, one.order, (0, *one.counts), (0.0, *one.values))
+    return Ladder(one.group, one.kind, one.axis, one.order, (0, *one.counts), (0.0, *one.values))
 
 
 def cost(case: Case, levels: list[int]) -> int:

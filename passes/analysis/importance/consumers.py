@@ -1,0 +1,150 @@
+"""Where each group is consumed: the operands to tap, found once from the graph and its axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ....axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....errors import InternalError
+from ....group import PruneGroup
+from ....program import Axes, Program
+from ..walk import FIRST_PRIME, bind
+from .criterion import prunable
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One tensor argument of a node, and the dimension of it that is summed over.
+
+    path      a schema name, or ``name.i`` for the i-th tensor of a list
+    sampled   the dimension that numbers samples, alone or merged with others; None for weights and constants
+    """
+
+    node: Node
+    path: str
+    position: int
+    dims: Dims
+    sampled: int | None
+
+    def value(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        name, _, index = self.path.partition(".")
+        at = self._index(name)
+        value = kwargs[name] if name in kwargs else args[at]
+        tensor: Tensor = value[int(index)] if index else value
+        return tensor
+
+    def put(self, args: Sequence[Any], kwargs: dict[str, Any],
+            tensor: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with this operand replaced."""
+        name, _, index = self.path.partition(".")
+        at = self._index(name)
+        new: Any = tensor
+        if index:
+            new = list(kwargs[name] if name in kwargs else args[at])
+            new[int(index)] = tensor
+        if name in kwargs:
+            return tuple(args), {**kwargs, name: new}
+        return (*args[:at], new, *args[at + 1 :]), kwargs
+
+    def _index(self, name: str) -> int:
+        schema = self.node.target._schema  # type: ignore[union-attr]
+        return next(i for i, a in enumerate(schema.arguments) if a.name == name)
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A node that sums over ``groups``: the operand to mask, and the other side of the product if it is a tensor.
+
+    Masking one operand removes the element from the sum; masking both would count it twice in a gradient.
+    """
+
+    operand: Operand
+    other: Operand | None
+    groups: tuple[PruneGroup, ...]
+
+
+def consumers(program: Program) -> list[Consumer]:
+    """Every place where a prunable group is really summed over, in graph order.
+
+    A depthwise convolution hands its channels on, so it is no consumer of them: their mask acts further down.
+    """
+    axes: Axes = program.need("axes")
+    nodes = {n.name: n for n in program.graph.nodes}
+    groups = {g.axis: g for g in prunable(program)}
+    summed: dict[str, set[Axis]] = {}
+    for m in axes.matmuls:
+        summed.setdefault(m.node, set()).update(leaves(m.k))
+    batch = batch_axes(program)
+    found = []
+    for c in axes.contractions:
+        here = [a for a in dict.fromkeys(leaves(c.dim)) if a in groups]
+        really = [a for a in here if a in summed.get(c.node, {a})]
+        operands = [_operand(axes, nodes[c.node], path, position, batch) for path, position in c.operands]
+        operands.sort(key=lambda o: o.sampled is None)  # stable: the first operand that carries samples
+        if not really:
+            continue
+        other = operands[1] if len(operands) > 1 else _kernel(axes, nodes[c.node], operands[0], batch)
+        found.append(Consumer(operands[0], other, tuple(groups[a] for a in really)))
+    return found
+
+
+def _operand(axes: Axes, node: Node, path: str, position: int, batch: set[Axis]) -> Operand:
+    name, _, index = path.partition(".")
+    source = bind(node)[name]
+    dims = axes.dims[(source[int(index)] if index else source).name]
+    sampled = next((i for i, dim in enumerate(dims) if i != position and batch & set(atoms(dim))), None)
+    return Operand(node, path, position, dims, sampled)
+
+
+def _kernel(axes: Axes, node: Node, operand: Operand, batch: set[Axis]) -> Operand | None:
+    """The weight of a convolution, whose contracted channels sit in dim 1 (dim 0 when transposed)."""
+    weight = bind(node).get("weight")
+    if not isinstance(weight, Node) or operand.path != "input":
+        return None
+    position = 0 if "transpose" in str(node.target) else 1
+    return _operand(axes, node, "weight", position, batch)
+
+
+def elements(operand: Operand, tensor: Tensor, axis: Axis) -> Tensor:
+    """Which element of ``axis`` each position along the operand's dimension is; -1 for none. [length]"""
+    dim = operand.dims[operand.position]
+    if total(dim) != tensor.shape[operand.position]:
+        raise InternalError(f"{operand.node.name} sums over {tensor.shape[operand.position]} positions, "
+                            f"its axes say {total(dim)}")
+    return element_of(dim, axis).to(tensor.device)
+
+
+# ---------------------------------------------------------------- samples
+
+
+def batch_axes(program: Program) -> set[Axis]:
+    """The axes that number samples: dimension 0 of the first tensor input, and of inputs of the same length."""
+    axes: Axes = program.need("axes")
+    first: list[Dim] = [axes.dims[name][0] for name in program.user_inputs if axes.dims.get(name)]
+    return {atoms(dim)[0] for dim in first if len(atoms(dim)) == 1 and total(dim) == total(first[0])}
+
+
+def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples: int, sizes: dict[int, int]) -> Tensor:
+    """Which sample each position along ``operand.sampled`` is, also where the batch is merged with heads, windows or
+    tokens. [length]
+
+    ``sizes`` holds the symbols' sizes in this run.
+    """
+    assert operand.sampled is not None
+    parts, length = atoms(operand.dims[operand.sampled]), shape[operand.sampled]
+    where = next(i for i, axis in enumerate(parts) if axis in batch)
+    outer, inner = parts[:where], parts[where + 1 :]
+    if any(axis.size >= FIRST_PRIME for axis in inner) and all(axis.size < FIRST_PRIME for axis in outer):
+        each = length // (total(outer) * samples)
+    else:
+        each = math.prod(real_size(axis.size, sizes) for axis in inner)
+    if length % (samples * each):
+        raise InternalError(f"{operand.node.name}: {length} positions hold no {samples} samples of {each}")
+    return torch.arange(length) // each % samples

@@ -1,0 +1,175 @@
+"""Gradients of the loss with respect to a 0/1 mask on every element of every group, per sample, in one backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from ....data import Batch, Calibration
+from ....errors import FxpruneError, InternalError
+from ....program import Axes, Program
+from ..walk import FIRST_PRIME
+from .consumers import Consumer, batch_axes, consumers, elements, sample_of
+from .objective import objectives
+
+Gradients = dict[str, Tensor]
+
+
+def mask_gradients(program: Program, data: Calibration | None, seed: int,
+                   probes: int) -> Iterator[tuple[Gradients, int]]:
+    """Per backward pass: group name -> dL/dm, and the number of samples in it.
+
+        ``dL/dm[b, i] = sum over consumers, over everything but (b, i), of x * dL/dx``      x: operand of the consumer
+
+    Shapes   [batch, size]; [1, size], summed over samples, for a group with a consumer without a sample axis
+    Memory   that of one batch's backward pass without weight gradients, plus [batch, size] per group
+    Errors   FxpruneError naming the node where a NaN first appears, or where the model fails on the data
+    """
+    if data is None or not data.batches:
+        raise InternalError("mask gradients need calibration data")
+    taps = consumers(program)
+    lumped = without_samples(taps)
+    first_sample = 0
+    for batch in data.batches:
+        run = _Tapped(program, taps, lumped, batch)
+        outputs = run.forward()
+        losses = objectives(program, outputs, batch, run.samples, seed, first_sample, probes)
+        for i, loss in enumerate(losses):
+            run.gradients = {}
+            if loss.requires_grad:  # else no group reaches the output of this batch
+                loss.backward(retain_graph=i < len(losses) - 1)
+            for name, gradient in run.gradients.items():
+                if not torch.isfinite(gradient).all():
+                    raise not_finite(program, batch, f"a gradient of group {name}")
+            yield run.gradients, run.samples
+        first_sample += run.samples
+
+
+def without_samples(taps: Sequence[Consumer]) -> set[str]:
+    """Groups with a consumer whose operand has no sample axis: their gradients are known per batch only."""
+    return {g.name for tap in taps if tap.operand.sampled is None for g in tap.groups}
+
+
+def notes_on_samples(program: Program) -> list[str]:
+    """A note that names the groups whose gradients are per batch."""
+    names = sorted(without_samples(consumers(program)))
+    if not names:
+        return []
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"gradients per batch, not per sample, for {len(names)} group(s) without a sample axis: {some}"]
+
+
+class _Tapped(Interpreter):
+    """Runs the graph and hands every consumer an alias of its operand, whose gradient is reduced as it arrives."""
+
+    def __init__(self, program: Program, taps: Sequence[Consumer], lumped: set[str], batch: Batch) -> None:
+        super().__init__(program.exported.graph_module, garbage_collect_values=True)
+        self.program, self.batch, self.lumped = program, batch, lumped
+        self.taps: dict[str, list[Consumer]] = {}
+        for tap in taps:
+            self.taps.setdefault(tap.operand.node.name, []).append(tap)
+        self.flat = program.flatten(batch.args, batch.kwargs)
+        self.samples = next((len(t) for t in self.flat if isinstance(t, Tensor) and t.dim()), 1)
+        self.sizes = sizes_now(program, self.flat)
+        self.batch_axes = batch_axes(program)
+        self.gradients: Gradients = {}
+
+    def forward(self) -> list[Any]:
+        """Outputs of the graph, in order."""
+        with torch.enable_grad():
+            values = [v.detach() if isinstance(v, Tensor) else v for v in self.program.arguments(self.flat)]
+            return list(self.run(*values))
+
+    def run_node(self, n: Node) -> Any:
+        if n.name not in self.taps:
+            return guarded(super().run_node, n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        for tap in self.taps[n.name]:
+            x = tap.operand.value(args, kwargs)
+            if torch.isnan(x).any():
+                raise not_finite(self.program, self.batch, f"an operand of {n.name}")
+            # an alias of its own, so that the gradient seen is the one through this consumer
+            alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            alias.register_hook(partial(self._collect, tap, x.detach()))
+            args, kwargs = tap.operand.put(args, kwargs, alias)
+        return guarded(lambda node: getattr(self, node.op)(node.target, args, kwargs), n)
+
+    @torch.no_grad()
+    def _collect(self, tap: Consumer, x: Tensor, gradient: Tensor) -> None:
+        product = x * gradient
+        product = product.float() if product.dtype in (torch.float16, torch.bfloat16) else product
+        position, sampled = tap.operand.position, tap.operand.sampled
+        rest = [d for d in range(x.dim()) if d not in (sampled, position)]
+        flat = product.sum(rest) if rest else product
+        if sampled is None:
+            flat = flat[None]
+        else:
+            flat = flat.T if sampled > position else flat
+            sample = sample_of(tap.operand, x.shape, self.batch_axes, self.samples, self.sizes).to(flat.device)
+        for group in tap.groups:
+            label = elements(tap.operand, x, group.axis)
+            mine = label >= 0
+            per = flat.new_zeros(len(flat), group.size).index_add_(1, label[mine], flat[:, mine])
+            if group.name not in self.lumped:
+                rows = per.new_zeros(self.samples, group.size).index_add_(0, sample, per)
+            else:
+                rows = per.sum(0, keepdim=True)
+            rows = rows.to("cpu", torch.float64)
+            held = self.gradients.get(group.name)
+            self.gradients[group.name] = rows if held is None else held + rows
+
+
+def sizes_now(program: Program, flat: Sequence[Any]) -> dict[int, int]:
+    """Prime stand-in of each symbolic input size -> its size in these inputs."""
+    axes: Axes = program.need("axes")
+    sizes = dict(axes.sizes)
+    for name, value in zip(program.user_inputs, flat, strict=True):
+        for dim, size in zip(axes.dims.get(name) or (), value.shape if isinstance(value, Tensor) else (), strict=False):
+            if len(dim) == 1 and dim[0].size >= FIRST_PRIME:
+                sizes[dim[0].size] = size
+    return sizes
+
+
+def guarded(step: Any, node: Node) -> Any:
+    """Run one node; a failure names it."""
+    try:
+        return step(node)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, FxpruneError):
+            raise
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FxpruneError("the model failed on the calibration data", where=node.name, why=line,
+                           cure="check the data's shapes and types against the model's inputs") from error
+
+
+def not_finite(program: Program, batch: Batch, seen: str) -> FxpruneError:
+    """The error for a NaN met in this batch; a second run, node by node, says where it first appears."""
+
+    class First(Interpreter):
+        found = ""
+
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if not self.found and n.op != "output":
+                parts = value if isinstance(value, list | tuple) else [value]
+                if any(isinstance(t, Tensor) and t.is_floating_point() and torch.isnan(t).any() for t in parts):
+                    self.found = n.name
+            return value
+
+    first = First(program.exported.graph_module)
+    with torch.no_grad():
+        first.run(*program.arguments(program.flatten(batch.args, batch.kwargs)))
+    bound = program.tensor_of_placeholder
+    if first.found in bound:
+        return FxpruneError("a weight is not a finite number", where=bound[first.found], why=f"seen in {seen}",
+                            cure="load a checkpoint that is not damaged")
+    if first.found in program.user_inputs:
+        return FxpruneError("the calibration data holds a NaN", where=f"input '{first.found}'", cure="clean the data")
+    why = "it is the first NaN of the forward pass" if first.found else "the backward pass overflowed"
+    return FxpruneError("an activation is not a number", where=first.found or seen, why=why,
+                        cure="score in float32, or leave out the samples that overflow")

@@ -1,0 +1,66 @@
+"""``ScoreGroups``: how much it hurts to lose each element of each prunable group."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+
+import torch
+
+from ...data import Calibration
+from ...errors import FxpruneError, OptionError, nearest
+from ...importance import ImportanceScores
+from ...pipeline import Analysis
+from ...program import Program
+from .importance.criterion import Criterion, prunable
+
+CRITERIA = {name: f"{__package__}.importance.{name}:{name.capitalize()}"
+            for name in ("l1", "l2", "activation", "taylor", "fisher", "random")}
+"""Criterion name -> where it lives. To add one: copy a file of ``importance/`` and name it here."""
+
+
+def criterion(name: str) -> Criterion:
+    """A criterion by name, imported when asked for. Raises OptionError with the nearest name."""
+    if name not in CRITERIA:
+        raise OptionError(f"unknown criterion '{name}'", where="--importance", cure=nearest(name, CRITERIA))
+    module, _, attribute = CRITERIA[name].partition(":")
+    made: Criterion = getattr(importlib.import_module(module), attribute)()
+    return made
+
+
+@dataclass(frozen=True)
+class ScoreGroups(Analysis):
+    """Score every prunable group with one criterion.
+
+    criterion   a name (see ``CRITERIA``) or a Criterion of your own
+    data        calibration batches, for criteria that run the model
+    seed        seeds everything random: the same seed gives the same scores
+
+    Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
+    """
+
+    needs = ("axes", "groups")
+    gives = ("scores",)
+
+    criterion: str | Criterion = "l2"
+    data: Calibration | None = field(default=None, repr=False)
+    seed: int = 0
+
+    def run(self, program: Program) -> Program:
+        chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
+        if chosen.needs_data and (self.data is None or not self.data.batches):
+            raise OptionError(f"criterion '{chosen.name}' needs data", where=f"--importance {chosen.name}",
+                              why="it runs the model on calibration inputs",
+                              cure="give --data, or use a criterion that needs none, such as l2")
+        values = chosen.scores(program, self.data if chosen.needs_data else None, self.seed)
+        scores = {}
+        for group in prunable(program):
+            if not torch.isfinite(values[group.name]).all():
+                raise FxpruneError(f"criterion '{chosen.name}' gave a score that is not a number", where=group.name,
+                                   cure="check the weights and the data for NaN")
+            scores[group.name] = ImportanceScores(group.name, values[group.name], chosen.name, chosen.unit,
+                                                  chosen.comparable, self.seed)
+        notes = list(chosen.notes(program))
+        if chosen.needs_data and self.data is not None and self.data.generated:
+            notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")
+        return program.but(scores=scores, notes=tuple(dict.fromkeys((*program.notes, *notes))))
