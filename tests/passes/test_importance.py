@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import CRITERIA, ScoreGroups
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,9 +17,6 @@ from fxprune.capture import capture
 from fxprune.data import Batch, Calibration
 from fxprune.errors import FxpruneError, OptionError
 from fxprune.group import Kind, PruneGroup
-from fxprune.passes.analysis.find_groups import FindGroups
-from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.score_groups import CRITERIA, ScoreGroups
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 
@@ -257,7 +257,8 @@ def test_batching_does_not_matter(criterion: str, labelled: bool, which: str) ->
     assert all(g.kind in (Kind.HEAD, Kind.QKV, Kind.QK, Kind.V, Kind.FFN, Kind.WIDTH)
                for g in program.need("groups") if g.prunable)
     whole, single = (scores(program, criterion, calibration(x, labels, sizes)) for sizes in (None, (1,) * 6))
-    assert whole.keys() == single.keys() and whole
+    assert whole.keys() == single.keys()
+    assert whole
     for name, values in whole.items():
         assert values.max() > 0
         assert torch.allclose(values, single[name], rtol=1e-9, atol=1e-14), name
