@@ -218,6 +218,14 @@ class Walk:
             out.append(meeting[0] if meeting else ())
         return out
 
+    def is_weight(self, node: Any) -> bool:
+        """True for a parameter, and for a transposed or reshaped one (``x @ weight.T``)."""
+        while isinstance(node, Node) and node.op == "call_function" and op_name(node) in (
+                "t", "transpose", "numpy_T", "mT", "permute", "view", "reshape", "unsqueeze", "to", "contiguous"):
+            node = node.args[0]
+        parameters = self.program.exported.graph_signature.inputs_to_parameters
+        return isinstance(node, Node) and node.name in parameters
+
     # ------------------------------------------------------------ the loop
 
     def _run(self) -> None:

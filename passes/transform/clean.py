@@ -43,10 +43,10 @@ class Clean(Transform):
         signature = program.exported.graph_signature
         changed, notes = _clean(module, set(program.tensor_of_placeholder), set(signature.inputs_to_parameters))
         changed |= _drop_unread(module.graph, program, notes)
+        told = tuple(dict.fromkeys([*program.notes, *notes]))
         if not changed:
-            return program
-        return program.without_facts(exported=rebuild(program.exported, module),
-                                     notes=tuple(dict.fromkeys([*program.notes, *notes])))
+            return program if told == program.notes else program.but(notes=told)
+        return program.without_facts(exported=rebuild(program.exported, module), notes=told)
 
 
 def _clean(module: GraphModule, lasting: Collection[str], trained: Collection[str]) -> tuple[bool, list[str]]:

@@ -26,6 +26,7 @@ from ...rebuild import copy_graph, rebuild
 from .resize import fake_mode_of
 
 PREFIX = "fxprune_index_"
+POSITIONAL = "values depend on position"
 ATTENTION = (Kind.HEAD, Kind.KV, Kind.QUERY, Kind.QK, Kind.V, Kind.QKV)
 
 
@@ -92,11 +93,12 @@ def _tied_axes(program: Program) -> set[Axis]:
 
 
 def _tying_edges(program: Program) -> list[_Edge]:
-    """Edges that carry a tied axis into more than one layer."""
+    """Edges that carry a tied axis into more than one layer, or a position-dependent constant (ALiBi slopes) into any."""
     frontier, chosen = list(_frontier(program)), dict[_Edge, None]()
-    for axis in _tied_axes(program):
+    constant = {g.axis for g in program.need("groups") if g.kind in ATTENTION and g.frozen.startswith(POSITIONAL)}
+    for axis in (*_tied_axes(program), *constant):
         mine = [e for e in frontier if axis in set(leaves(e.dim))]
-        if len({e.layer for e in mine}) > 1:
+        if len({e.layer for e in mine}) > 1 or axis in constant:
             chosen.update(dict.fromkeys(mine))
     return sorted(chosen, key=frontier.index)
 
@@ -123,7 +125,9 @@ def _frontier(program: Program) -> Iterable[_Edge]:
                 if source in content or source.name in parameters or not isinstance(dims, list):
                     continue
                 for position, dim in enumerate(dims):
-                    if isinstance(dim, tuple) and total(dim) > 1:
+                    # an index has a static length: heads folded into the batch (Bloom) stay tied, and frozen
+                    static = isinstance(source.meta["val"].shape[position], int)
+                    if static and total(dim) > 1:
                         yield _Edge(source.name, node.name, position, dim, layer)
 
 

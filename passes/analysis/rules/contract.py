@@ -46,7 +46,7 @@ def matmul(w: Walk, a: Args) -> Dims:
     w.unify(x[-1], y[k_at])
     w.contract(x[-1], (left, len(x) - 1), (right, k_at))
     batch = w.broadcast(x[:-2], y[:-2])
-    w.matmul(batch, m, x[-1], n)
+    w.matmul(batch, m, x[-1], n, "linear" if w.is_weight(a.raw(left)) or w.is_weight(a.raw(right)) else "matmul")
     if n:
         w.tag("produce", n)
     out = [*batch, *([m] if rows else []), *([n] if columns else [])]
@@ -87,7 +87,8 @@ def einsum(w: Walk, a: Args) -> Dims:
         one, two = terms
         batch = [at[c] for c in right if c in one and c in two]
         m, n = [c for c in right if c not in two], [c for c in right if c not in one]
-        w.matmul(batch, product(m), product([c for c in one if c in two and c not in right]), product(n))
+        w.matmul(batch, product(m), product([c for c in one if c in two and c not in right]), product(n),
+                 "linear" if any(map(w.is_weight, a.raw("tensors"))) else "matmul")
         for c in n:
             w.tag("produce", at[c])
     elif len(terms) > 2:

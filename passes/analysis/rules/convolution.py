@@ -59,12 +59,10 @@ def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: D
       "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
       "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d",
       "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-      "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "__interpolate", "grid_sampler", "grid_sampler_2d")
+      "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "__interpolate")
 def resample(w: Walk, a: Args) -> Dims:
-    x, *rest = a.tensors()
+    (x,) = a.tensors()
     w.freeze(x[2:], SPATIAL)
-    for other in rest:  # sampling positions
-        w.freeze(other, "sampling grid")
     out = w.fresh()
     if not isinstance(w.node.meta["val"], (list, tuple)):
         w.freeze(out[2:], SPATIAL)
@@ -72,6 +70,15 @@ def resample(w: Walk, a: Args) -> Dims:
     for one in out:
         w.freeze(one[2:], SPATIAL)
     return type(out)([*x[:2], *one[2:]] for one in out)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(w: Walk, a: Args) -> Dims:
+    """x[N, C, ..] read at grid[N, .., coordinates]; deformable attention folds its heads into N"""
+    x, grid = a.input, a.grid
+    w.unify(x[0], grid[0])
+    w.freeze([*x[2:], *grid[1:]], "sampling grid")
+    return [x[0], x[1], *grid[1:-1]]
 
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")

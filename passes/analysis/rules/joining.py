@@ -68,8 +68,8 @@ def slice_(w: Walk, a: Args) -> Dims:
     start = a.raw("start") or 0
     if not isinstance(start, int):
         return frozen("slice at a symbolic offset")
-    if got == 0:
-        return frozen("empty slice")
+    if got == 0:  # full rotary width leaves nothing to pass through: still nothing when the axis shrinks
+        return [*x[:dim], new_dim(0), *x[dim + 1 :]]
     start = max(start + full, 0) if start < 0 else start
     try:
         if step > 1:
