@@ -64,7 +64,7 @@ def plain_signature(exported: ExportedProgram, notes: list[str]) -> ExportedProg
     if in_spec == call.in_spec and out_spec == call.out_spec:
         return exported
     root = replace(root, signature=replace(call, in_spec=in_spec, out_spec=out_spec,
-                                           outputs=[call.outputs[i] for i in kept]))
+                                           outputs=[o for i, o in enumerate(call.outputs) if i in kept]))
     module, old = copy_graph(exported), exported.graph_signature
     specs = old.output_specs
     first = sum(s.kind is not OutputKind.USER_OUTPUT for s in specs)  # mutations come before what the user sees

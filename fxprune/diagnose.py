@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 
 from .errors import CaptureError
 
@@ -61,9 +65,9 @@ def last_word(error: BaseException, name: str) -> CaptureError:
     elif "not a known type" in text or "Unsupported output type" in text:
         what = "an output is neither a tensor nor a plain container"
         cure = "return tensors in tuples, lists, dicts or dataclasses"
-    elif isinstance(error, NotImplementedError) and op:
-        what = f"{op} cannot be traced"
-        cure = f"register a fake implementation: torch.library.register_fake('{op}')"
+    elif isinstance(error, NotImplementedError | UnsupportedOperatorException) and op:
+        what, name = f"{op} cannot be traced: torch does not know the shape of its result", "::".join(op.split(".")[:2])
+        cure = f"tell torch: @torch.library.register_fake('{name}')"
     elif ".numpy()" in text:
         what, cure = "the model leaves torch for numpy", "compute with torch ops in forward()"
     return CaptureError(what, where=where, why=f"{type(error).__name__}: {why}", cure=cure)

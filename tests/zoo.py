@@ -8,8 +8,17 @@ from typing import Any
 
 import torch
 from blocks import (
-    Depthwise, GatedFeedForward, GroupedQueries, GroupNormed, MultiheadViT, PixelDecoder, Rotary, Shuffle, Tied,
-    TransposedWeights, WrittenAttention,
+    Depthwise,
+    GatedFeedForward,
+    GroupedQueries,
+    GroupNormed,
+    MultiheadViT,
+    PixelDecoder,
+    Rotary,
+    Shuffle,
+    Tied,
+    TransposedWeights,
+    WrittenAttention,
 )
 from torch import Tensor, nn
 
@@ -23,7 +32,8 @@ WORDS = 60
 def _timm(name: str, size: int = 32, **options: Any) -> Callable[[], Built]:
     def build() -> Built:
         survive_torchvision()
-        import timm
+        with quiet():
+            import timm
 
         return timm.create_model(name, num_classes=10, **options), (torch.randn(2, 3, size, size),), {}
 
@@ -42,17 +52,26 @@ def _vgg() -> Built:
     return model, (torch.randn(2, 3, 64, 64),), {}
 
 
+def _mixer() -> Built:
+    survive_torchvision()
+    from timm.models.mlp_mixer import MlpMixer
+
+    model = MlpMixer(10, img_size=32, patch_size=8, num_blocks=2, embed_dim=32)
+    return model, (torch.randn(2, 3, 32, 32),), {}
+
+
 def _maxvit() -> Built:
     survive_torchvision()
     from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
 
     config = MaxxVitCfg(embed_dim=(24, 48), depths=(1, 1), block_type=("M", "M"), stem_width=(16, 24),
-                        conv_cfg=MaxxVitConvCfg(), transformer_cfg=MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4)))
+                        conv_cfg=MaxxVitConvCfg(),
+                        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4)))
     return MaxxVit(config, img_size=32, num_classes=10), (torch.randn(2, 3, 32, 32),), {}
 
 
 def _hf(model: str, config: str, sizes: Mapping[str, Any], inputs: str = "text") -> Callable[[], Built]:
-    """``model`` and ``config`` are class names of transformers; ``sizes`` the fields of the config that make it tiny."""
+    """``model`` and ``config`` are class names of transformers, ``sizes`` the fields that make it tiny."""
 
     def build() -> Built:
         survive_torchvision()
@@ -64,6 +83,25 @@ def _hf(model: str, config: str, sizes: Mapping[str, Any], inputs: str = "text")
         return module, (), INPUTS[inputs](module.config)
 
     return build
+
+
+def _mask2former() -> Built:
+    survive_torchvision()
+    with quiet():
+        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+        stages = ["stage1", "stage2", "stage3", "stage4"]
+        backbone = SwinConfig(image_size=64, patch_size=4, embed_dim=24, depths=[2, 1, 1, 1], num_heads=[3, 3, 6, 6],
+                              window_size=4, out_features=stages)
+        config = Mask2FormerConfig(backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32,
+                                   encoder_feedforward_dim=48, dim_feedforward=48, encoder_layers=1, decoder_layers=2,
+                                   num_attention_heads=4, num_queries=5, num_labels=4)
+        return Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 64, 64)}
+
+
+def _whisper_encoder() -> Built:
+    model, _, kwargs = _hf("WhisperModel", "WhisperConfig", _WHISPER, "sound")()
+    return model.get_encoder(), (), kwargs
 
 
 def _tokens(_config: Any) -> dict[str, Tensor]:
@@ -96,13 +134,13 @@ def _block(make: Callable[[], nn.Module], *shape: int) -> Callable[[], Built]:
     return lambda: (make(), (torch.randn(*shape),), {})
 
 
-_BERT = {"vocab_size": WORDS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64,
-         "max_position_embeddings": 32}
+_BERT = {"vocab_size": WORDS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
+         "intermediate_size": 64, "max_position_embeddings": 32}
 _LLAMA = {**_BERT, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1,
           "eos_token_id": 2, "pad_token_id": 0}
 _T5 = {"vocab_size": WORDS, "d_model": 48, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 3}
-_HF_VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64, "image_size": 32,
-           "patch_size": 8}
+_HF_VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64,
+           "image_size": 32, "patch_size": 8}
 _HF_SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [2, 2], "num_heads": [3, 6], "window_size": 4}
 _CLIP = {"text_config": {**_BERT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}, "vision_config": _HF_VIT,
          "projection_dim": 24}
@@ -110,8 +148,8 @@ _WHISPER = {"vocab_size": WORDS, "d_model": 48, "encoder_layers": 2, "encoder_at
             "decoder_attention_heads": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8,
             "max_source_positions": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
             "decoder_start_token_id": 1}
-_MODERN = {**_BERT, "num_attention_heads": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
-           "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 4}
+_MODERN = {**_BERT, "num_attention_heads": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+           "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 4}
 
 TIMM: dict[str, Callable[[], Built]] = {
     "vit": _vit("vit_tiny_patch16_224"),
@@ -121,7 +159,7 @@ TIMM: dict[str, Callable[[], Built]] = {
     "beit": _vit("beit_base_patch16_224"),
     "eva02": _vit("eva02_tiny_patch14_224"),
     "cait": _timm("cait_xxs24_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3),
-    "mixer": _timm("mixer_s16_224", 64, img_size=64, embed_dim=32, num_blocks=2),
+    "mixer": _mixer,
     "swin": _timm("swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=24, depths=(2, 2), num_heads=(3, 6)),
     "swinv2": _timm("swinv2_tiny_window8_256", 64, img_size=64, embed_dim=24, depths=(2, 2), num_heads=(3, 6)),
     "pvt_v2": _timm("pvt_v2_b0", 64, embed_dims=(16, 24, 32, 48), depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 6)),
@@ -159,10 +197,8 @@ HF: dict[str, Callable[[], Built]] = {
     "segformer": _hf("SegformerForSemanticSegmentation", "SegformerConfig",
                      {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 6],
                       "decoder_hidden_size": 32, "image_size": 64}, "image"),
-    "mask2former": _hf("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig",
-                       {"backbone_config": None, "feature_size": 24, "mask_feature_size": 24, "hidden_dim": 24,
-                        "encoder_feedforward_dim": 32, "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2,
-                        "num_attention_heads": 3, "num_queries": 5}, "image"),
+    "mask2former": _mask2former,
+    "whisper_encoder": _whisper_encoder,
     "clip": _hf("CLIPModel", "CLIPConfig", _CLIP, "both"),
 }
 BLOCKS: dict[str, Callable[[], Built]] = {
