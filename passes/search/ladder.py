@@ -56,20 +56,23 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     Three properties follow, each tested. A group's unit cancels. In the dense network every group returns the same
     value per unit of cost, so flat scores give the same kept share everywhere, and only the *shape* of the scores moves
     it. The value falls without bound as a group empties, so no layer collapses while another is still full: summed over
-    a chain of layers it is the logarithm of the share of signal that survives the whole chain.
+    a chain of layers it is the logarithm of the share of signal that survives the whole chain. Where a branch may go
+    entirely, its last rung is worth one ``worth`` (a factor e), more than any rung above it.
     """
     values = scores.values.detach().to("cpu", torch.float64)
     order = torch.argsort(values, descending=True, stable=True)
     kept = torch.cat([values.new_zeros(1), values[order].cumsum(0)])
-    counts = [count for count in group.levels() if count > 0]  # a tensor dimension cannot become empty
+    counts = group.levels()  # from zero where the whole branch may go
     sums = [float(kept[count]) for count in counts]
     if scores.comparable:
         worths = sums
     elif sums[-1] <= 0.0:  # nothing but dead elements: worth nothing, the first to go
         worths = [0.0] * len(sums)
     else:
-        # the best element is alive when any is, so the share is positive on every rung
-        worths = [worth * math.log(s / sums[-1]) for s in sums]
+        # the best element is alive when any is, so the share is positive on every rung but the empty one
+        worths = [worth * math.log(s / sums[-1]) for s in sums if s > 0.0]
+        if not counts[0]:
+            worths = [worths[0] - worth, *worths]
     return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths))
 
 

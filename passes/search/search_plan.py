@@ -139,12 +139,12 @@ def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel
     why += [f"frozen {g.name} ({g.kind}, in {share:.0%} of the {metric}): {g.frozen}"
             for share, g in frozen[:NAMED] if share > 0]
     cures = []
-    if any(min(c for c in g.levels() if c) > max(1, g.granularity) for g in groups):
-        cures.append("--allow-empty (lowers the floors)")
+    if any(g.floor for g in groups):
+        cures.append("--allow-empty (no floors)")
     if any(g.granularity > 1 for g in groups):
         cures.append("--align 1 (counts need not be multiples)")
     if others:
-        every = {g.axis: next(c for c in g.levels() if c) for g in (*groups, *others)}
+        every = {g.axis: g.levels()[0] for g in (*groups, *others)}
         kinds = ",".join(dict.fromkeys(str(g.kind) for g in (*groups, *others)))
         cures.append(f"--prune {kinds} (reaches {model(every).metric(metric) / dense:.2f})")
     cures.append(f"a budget of at least {_round_up(least / dense)}")

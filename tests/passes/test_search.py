@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -22,16 +23,11 @@ from fxprune.importance import ImportanceScores
 Case = tuple[list[Ladder], list[Expression]]
 
 
-def make(scores: list[float], granularity: int = 1, floor: int = 0, comparable: bool = True, worth: float = 1.0,
+def make(scores: list[float], granularity: int = 1, floor: int = 1, comparable: bool = True, worth: float = 1.0,
          name: str = "g") -> Ladder:
     axis = Axis(len(scores), name)
     group = PruneGroup(name, Kind.FFN, len(scores), axis, granularity=granularity, floor=floor)
     return ladder(group, ImportanceScores(name, torch.tensor(scores), "toy", "nats", comparable), worth)
-
-
-def with_floor_zero(one: Ladder) -> Ladder:
-    """The same ladder with the empty rung: searches are correct for it even where plans do not allow it yet."""
-    return Ladder(one.group, one.kind, one.axis, one.order, (0, *one.counts), (0.0, *one.values))
 
 
 def cost(case: Case, levels: list[int]) -> int:
@@ -41,8 +37,9 @@ def cost(case: Case, levels: list[int]) -> int:
 def random_two_class(rng: random.Random) -> Case:
     ladders, terms, prices = [], [], (rng.randint(2, 9), rng.randint(1, 3))
     for i in range(rng.randint(1, 4)):
-        one = make([rng.choice([0.0, rng.random(), 1.0]) for _ in range(rng.randint(1, 4))], name=str(i))
-        ladders.append(with_floor_zero(one) if rng.random() < 0.7 else one)
+        one = make([rng.choice([0.0, rng.random(), 1.0]) for _ in range(rng.randint(1, 4))], floor=rng.randint(0, 1),
+                   name=str(i))
+        ladders.append(one)
         terms.append(Expression(prices[i % 2], (one.axis,)))
     return ladders, [*terms, Expression(rng.randint(0, 5))]
 
@@ -72,8 +69,13 @@ def test_equal_scores_keep_the_first_elements() -> None:
     assert make([1.0, 1.0, 1.0, 1.0], floor=2).keep(0) == (0, 1)
 
 
-def test_a_ladder_never_offers_an_empty_tensor() -> None:
-    assert make([1.0, 2.0, 3.0], floor=0).counts == (1, 2, 3)
+@pytest.mark.parametrize("comparable", [True, False])
+def test_a_branch_that_may_go_has_an_empty_rung_worth_more_than_any_other(comparable: bool) -> None:
+    one = make([1.0, 1.0, 1.0], floor=0, comparable=comparable, worth=5.0)
+    gains = [b - a for a, b in itertools.pairwise(one.values)]
+    assert one.counts == (0, 1, 2, 3)
+    assert gains == sorted(gains, reverse=True)
+    assert math.isfinite(one.values[0])
 
 
 def test_scores_that_are_not_comparable_lose_their_unit() -> None:
@@ -90,7 +92,7 @@ def test_a_group_of_dead_elements_is_worth_nothing() -> None:
 
 
 def test_methods_vector_11_3() -> None:
-    heads, neurons = (with_floor_zero(make(s)) for s in ([5.0, 1.0], [4.0, 3.0, 2.0, 1.0]))
+    heads, neurons = (make(s, floor=0) for s in ([5.0, 1.0], [4.0, 3.0, 2.0, 1.0]))
     terms = [Expression(3, (heads.axis,)), Expression(1, (neurons.axis,))]
     levels = two_class([heads, neurons], terms, 5)
     assert levels == [1, 2]
@@ -99,7 +101,7 @@ def test_methods_vector_11_3() -> None:
 
 def test_heads_alone_never_exceed_the_budget() -> None:
     """The reference search keeps 3 heads here, at a cost of 12."""
-    heads, neurons = with_floor_zero(make([10.0, 9.0, 8.0])), with_floor_zero(make([1.0]))
+    heads, neurons = make([10.0, 9.0, 8.0], floor=0), make([1.0], floor=0)
     terms = [Expression(4, (heads.axis,)), Expression(1, (neurons.axis,))]
     assert two_class([heads, neurons], terms, 5) == [1, 1]
     assert two_class([heads, neurons], terms, 3) == [0, 1]
