@@ -31,9 +31,10 @@ def coupling_graph(program: Program) -> nx.Graph:
     import networkx as nx
 
     graph = nx.Graph()
-    for group in program.need("groups"):
-        if group.size < 2:
-            continue
+    groups = [g for g in program.need("groups") if g.size > 1]
+    reached = {s.parameter for g in groups for s in g.slots}
+    graph.add_nodes_from(("parameter", name) for name in program.tensor_of_placeholder.values() if name in reached)
+    for group in groups:
         graph.add_node(("group", group.name), group=group)
         for slot in group.slots:
             key = (("group", group.name), ("parameter", slot.parameter))
@@ -112,10 +113,8 @@ def to_svg(graph: nx.Graph, title: str) -> str:
 
 def _columns(graph: nx.Graph) -> tuple[list[Any], list[Any], list[Any]]:
     groups = [(n, facts["group"]) for n, facts in graph.nodes(data=True) if n[0] == "group"]
-    live = [n for n, g in groups if not g.frozen]
-    shown = dict.fromkeys(p for n in live for p in graph[n])  # parameters in the order their groups come
-    rest = dict.fromkeys(n for n in graph if n[0] == "parameter" and n not in shown)
-    return live, [*shown, *rest], [n for n, g in groups if g.frozen]
+    parameters = [n for n in graph if n[0] == "parameter"]  # in the order of the graph
+    return [n for n, g in groups if not g.frozen], parameters, [n for n, g in groups if g.frozen]
 
 
 def _place(graph: nx.Graph, columns: tuple[list[Any], list[Any], list[Any]]) -> dict[Any, float]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .events import Event
 
 WIDTH = 140  # columns where stderr is no terminal
+WORTH_TELLING = 0.1  # seconds; shorter stages leave no line behind
 PLACES = 3  # how many places or names a line lists before it says "and n more"
 
 
@@ -60,7 +61,7 @@ class Screen:
         if self.status is not None:
             self.status.stop()
             self.status = None
-        if self.stage:
+        if self.stage and (failed or time.perf_counter() - self.started >= WORTH_TELLING):
             mark = "[red]x[/]" if failed else "[green]·[/]"
             self.console.print(f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]",
                                soft_wrap=True)

@@ -1,0 +1,43 @@
+"""What every test relies on: one thread, a fixed seed, nobody's network, and a trained toy to prune."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from fxprune.demo import Digits, DigitsViT, digits, train
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digit_data() -> Digits:
+    return digits(seed=0)
+
+
+@pytest.fixture(scope="session")
+def trained_weights(digit_data: Digits) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return train(tiny_vit(), digit_data, epochs=4).state_dict()
+
+
+@pytest.fixture
+def trained(trained_weights: dict[str, torch.Tensor]) -> DigitsViT:
+    """A small ViT that knows its digits: about 90 % after four epochs. A fresh copy for every test."""
+    model = tiny_vit()
+    model.load_state_dict({name: tensor.clone() for name, tensor in trained_weights.items()})
+    return model.eval()
+
+
+def tiny_vit() -> DigitsViT:
+    return DigitsViT(dim=32, depth=2, heads=4, hidden=96)
