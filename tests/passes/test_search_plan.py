@@ -1,0 +1,256 @@
+"""SearchPlan on real programs: budgets held, plans that say only what is cut, and errors that tell what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.search.search_plan import SearchPlan
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fxprune.capture import capture
+from fxprune.cost import Budget, CostModel
+from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
+from fxprune.group import Kind, PruneGroup
+from fxprune.importance import ImportanceScores
+from fxprune.pipeline import Pipeline
+from fxprune.plan import CompressionPlan
+from fxprune.program import Program
+
+torch.set_num_threads(1)
+
+
+class Transformer(nn.Module):
+    """Blocks whose heads and neurons cost the same everywhere."""
+
+    def __init__(self, depth: int = 3, heads: int = 4, dim: int = 4, hidden: int = 48) -> None:
+        super().__init__()
+        width = heads * dim
+        self.heads = heads
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.proj = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.fc1 = nn.ModuleList(nn.Linear(width, hidden) for _ in range(depth))
+        self.fc2 = nn.ModuleList(nn.Linear(hidden, width) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, width = x.shape
+        for qkv, proj, norm, fc1, fc2 in zip(self.qkv, self.proj, self.norm, self.fc1, self.fc2, strict=True):
+            q, k, v = qkv(norm(x)).reshape(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            y = functional.scaled_dot_product_attention(q, k, v)
+            x = x + proj(y.transpose(1, 2).reshape(b, t, width))
+            x = x + fc2(functional.gelu(fc1(x)))
+        return x
+
+
+class Chain(nn.Module):
+    """Convolutions in a row, as in VGG: costs are products of neighbouring widths."""
+
+    def __init__(self, widths: Sequence[int] = (8, 16, 16, 32, 32)) -> None:
+        super().__init__()
+        before = [3, *widths]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(before, widths, strict=False))
+        self.head = nn.Linear(widths[-1], 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, conv in enumerate(self.convs):
+            x = functional.silu(conv(x))
+            if i % 2:
+                x = functional.avg_pool2d(x, 2)
+        return self.head(x.mean((2, 3)))
+
+
+def scored(model: nn.Module, x: Tensor, criterion: str = "l2", seed: int = 0, **options: Any) -> Program:
+    find = FindGroups(**{"align": 4, **options})
+    return Pipeline((PropagateAxes(), find, ScoreGroups(criterion, seed=seed))).run(capture(model.eval(), (x,)))
+
+
+def plan_of(program: Program, ratio: float, metric: str = "flops", **options: Any) -> CompressionPlan:
+    done = Pipeline((SearchPlan(Budget(metric, ratio), **options),), start=("axes", "groups", "scores")).run(program)
+    plan: CompressionPlan = done.need("plan")
+    return plan
+
+
+def spent(program: Program, plan: CompressionPlan, metric: str = "flops") -> int:
+    return CostModel(program)({g.axis: len(plan.kept(g)) for g in program.need("groups")}).metric(metric)
+
+
+def kept_ratios(program: Program, plan: CompressionPlan, *kinds: Kind) -> list[float]:
+    return [len(plan.kept(g)) / g.size for g in program.need("groups") if g.prunable and g.kind in kinds]
+
+
+def smallest_step(program: Program, plan: CompressionPlan, metric: str, group: PruneGroup) -> int:
+    """Cost of one aligned element more of ``group``."""
+    counts = {g.axis: len(plan.kept(g)) for g in program.need("groups")}
+    levels = group.levels()
+    at = levels.index(counts[group.axis])
+    return 0 if at + 1 == len(levels) else CostModel(program).ledger(metric, counts).change(group.axis, levels[at + 1])
+
+
+@pytest.fixture(scope="module")
+def transformer() -> Program:
+    torch.manual_seed(0)
+    return scored(Transformer(), torch.randn(2, 9, 16))
+
+
+@pytest.fixture(scope="module")
+def chain() -> Program:
+    torch.manual_seed(0)
+    return scored(Chain(), torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("which", ["transformer", "chain"])
+@pytest.mark.parametrize("metric", ["flops", "params", "bytes"])
+def test_cost_is_held_met_and_monotone(which: str, metric: str, request: pytest.FixtureRequest) -> None:
+    program: Program = request.getfixturevalue(which)
+    dense, costs = spent(program, CompressionPlan(), metric), []
+    for ratio in (0.35, 0.5, 0.501, 0.6, 0.75, 0.9, 1.0):
+        plan = plan_of(program, ratio, metric)
+        costs.append(spent(program, plan, metric))
+        assert costs[-1] <= ratio * dense
+        steps = [smallest_step(program, plan, metric, g) for g in program.need("groups")
+                 if g.prunable and g.kind in (Kind.HEAD, Kind.FFN, Kind.CHANNEL)]
+        room = ratio * dense - costs[-1]
+        assert room <= 0.02 * dense or room < min(filter(None, steps))
+        assert plan.about["predicted"][metric] == costs[-1]
+        assert plan.about["dense"][metric] == dense
+    assert costs == sorted(costs)
+
+
+def test_auto_scans_transformers_and_thresholds_the_rest(transformer: Program, chain: Program) -> None:
+    assert plan_of(transformer, 0.5).about["method"] == "two-class"
+    assert plan_of(chain, 0.5).about["method"] == "lagrangian"
+    # with the head width in play, heads and widths multiply
+    assert plan_of(transformer, 0.5, kinds=tuple(Kind)).about["method"] == "lagrangian"
+
+
+def test_ratio_one_and_generous_amounts_give_the_empty_plan(transformer: Program) -> None:
+    for budget in (Budget("flops", 1.0), Budget("params", 1e12, relative=False)):
+        plan = SearchPlan(budget).run(transformer).need("plan")
+        assert plan.empty
+        assert not plan.choices
+        assert plan.about["predicted"] == plan.about["dense"]
+
+
+def test_the_plan_names_only_what_it_cuts_and_says_how_it_was_made(transformer: Program) -> None:
+    plan = plan_of(transformer, 0.97)
+    assert plan.choices
+    assert all(len(c.keep) < c.size for c in plan.choices.values())
+    about = plan.about
+    assert (about["criterion"], about["unit"], about["seed"]) == ("l2", "weight norm", 0)
+    assert (about["budget"], about["kinds"]) == ("flops=0.97", ["head", "kv", "ffn", "channel"])
+    assert CompressionPlan.from_json(plan.to_json()) == plan
+
+
+def test_the_same_scores_give_the_same_plan(chain: Program) -> None:
+    assert plan_of(chain, 0.4) == plan_of(chain, 0.4)
+
+
+def test_counts_are_aligned_and_above_the_floor(chain: Program) -> None:
+    plan = plan_of(chain, 0.3)
+    for group in chain.need("groups"):
+        count = len(plan.kept(group))
+        assert count in (group.size, *range(group.granularity, group.size, group.granularity))
+        assert count >= group.floor
+
+
+def test_the_best_elements_stay(chain: Program) -> None:
+    plan = plan_of(chain, 0.5)
+    for name, choice in plan.choices.items():
+        values = chain.need("scores")[name].values
+        gone = [i for i in range(choice.size) if i not in choice.keep]
+        assert values[list(choice.keep)].min() >= values[gone].max()
+
+
+@pytest.mark.parametrize("criterion", ["l2", "l1", "random"])
+@pytest.mark.parametrize("ratio", [0.75, 0.5, 0.3])
+def test_no_layer_collapses(criterion: str, ratio: float) -> None:
+    """Pain 17. Without floors beyond one element, every layer keeps a sane share of what all of them keep."""
+    torch.manual_seed(1)
+    program = scored(Chain((16, 16, 32, 32, 64)), torch.randn(2, 3, 16, 16), criterion, align=1, floor=0.0)
+    with torch.no_grad():
+        kept = kept_ratios(program, plan_of(program, ratio), Kind.CHANNEL, Kind.FFN)
+    assert len(kept) == 5
+    assert min(kept) > 0.4 * ratio**0.5
+    program = scored(Transformer(heads=8, dim=2), torch.randn(2, 9, 16), criterion, align=1, floor=0.0)
+    for kind in (Kind.HEAD, Kind.FFN):
+        assert min(kept_ratios(program, plan_of(program, ratio), kind)) > 0.25 * ratio
+
+
+def test_comparable_scores_decide_across_groups(transformer: Program) -> None:
+    """Losses in nats: a block whose elements cost no loss goes first, down to its floor."""
+    scores = {}
+    for i, group in enumerate(g for g in transformer.need("groups") if g.prunable):
+        size = 0.0 if "fc1.1" in group.name else 1.0 + i
+        scores[group.name] = ImportanceScores(group.name, torch.full((group.size,), size), "toy", "nats", True)
+    program = transformer.but(scores=scores)
+    plan = plan_of(program, 0.8)
+    names = [name for name in plan.choices if "fc1.1" in name]
+    assert len(names) == 1
+    assert len(plan.choices[names[0]].keep) == transformer.group_by_name[names[0]].floor
+
+
+def test_empty_branches_when_allowed() -> None:
+    torch.manual_seed(0)
+    program = scored(Transformer(), torch.randn(2, 9, 16), allow_empty=True)
+    dense = spent(program, CompressionPlan())
+    plan = plan_of(program, 0.02)
+    assert any(not choice.keep for choice in plan.choices.values())
+    assert spent(program, plan) <= 0.02 * dense
+
+
+# ---------------------------------------------------------------- budgets out of reach
+
+
+def test_infeasible_says_what_is_reachable_what_keeps_it_and_what_helps(transformer: Program) -> None:
+    with pytest.raises(BudgetInfeasible) as caught:
+        plan_of(transformer, 0.05)
+    text = str(caught.value)
+    dense = spent(transformer, CompressionPlan())
+    floors = {g.axis: g.floor for g in transformer.need("groups") if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}
+    least = CostModel(transformer)(floors).flops / dense
+    assert f"reachable {least:.2f}..1.00 of the dense flops" in text
+    assert "asked 0.05" in text
+    assert "floors and alignment keep" in text
+    assert "frozen" in text
+    assert "--allow-empty" in text
+    assert "--align 1" in text
+    assert "--prune head,ffn,qkv" in text
+    # the budget it advises works
+    advised = float(text.rsplit("a budget of at least ", 1)[1])
+    assert spent(transformer, plan_of(transformer, advised)) <= advised * dense
+
+
+def test_infeasible_names_the_frozen_groups_with_the_largest_share() -> None:
+    torch.manual_seed(0)
+    program = scored(Transformer(), torch.randn(2, 9, 16), freeze=("fc1.*",))
+    with pytest.raises(BudgetInfeasible, match=r"frozen fc1\.0:ffn \(ffn, in \d+% of the flops\): asked to freeze"):
+        plan_of(program, 0.3)
+    with pytest.raises(BudgetInfeasible, match=r"frozen fc1\.0:ffn \(ffn, in \d+% of the params\): asked to freeze"):
+        plan_of(program, 0.3, "params")
+
+
+def test_nothing_to_prune_names_the_reasons() -> None:
+    program = scored(nn.Linear(8, 8), torch.randn(2, 8))
+    with pytest.raises(NothingToPrune, match=r"graph input.*graph output|graph output.*graph input"):
+        plan_of(program, 0.5)
+
+
+def test_wanted_kinds_that_are_not_there(chain: Program) -> None:
+    with pytest.raises(NothingToPrune, match=r"(?s)wanted head.*prunable groups of kind .*--prune"):
+        plan_of(chain, 0.5, kinds=("head",))
+
+
+def test_unknown_names_get_the_nearest(chain: Program) -> None:
+    with pytest.raises(OptionError, match="did you mean 'lagrangian'"):
+        plan_of(chain, 0.5, method="lagrange")
+    with pytest.raises(OptionError, match="did you mean 'head'"):
+        plan_of(chain, 0.5, kinds=("heads",))
+    with pytest.raises(OptionError, match="does not fit"):
+        plan_of(chain, 0.5, method="two-class")
