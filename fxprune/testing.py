@@ -31,7 +31,12 @@ def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> 
 
     Sums and products see zeros in place of removed elements; means and variances run over the kept ones.
     """
-    return run_flat(program, flat, _Masked(program, keep_of(program, plan), flat))
+    return masked(program, keep_of(program, plan), flat)
+
+
+def masked(program: Program, keep: Keep, flat: Sequence[Any]) -> list[Any]:
+    """:func:`masked_run` for kept elements given by axis. Outputs keep their dense shape."""
+    return run_flat(program, flat, _Masked(program, keep, flat))
 
 
 def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | None = None) -> list[Any]:

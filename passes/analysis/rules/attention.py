@@ -37,7 +37,7 @@ def attention(w: Walk, a: Args) -> Dims:
     return [*batch, q[-2], v[-1]]
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def softmax(w: Walk, a: Args) -> Dims:
     x = a.self
     w.freeze(x[a.dim], "softmax")

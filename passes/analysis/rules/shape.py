@@ -165,8 +165,7 @@ def roll(w: Walk, a: Args) -> Dims:
     return list(a.self)
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "replication_pad1d",
-      "zero_pad2d")
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "replication_pad1d")
 def pad(w: Walk, a: Args) -> Dims:
     """Only padded dims are touched; a cut axis may not be padded."""
     x, out, want = a.tensors()[0], list(a.tensors()[0]), w.shape()
