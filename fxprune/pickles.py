@@ -171,13 +171,13 @@ def load_pickle(path: Path, *, modules: bool, trust_pickle: bool = False) -> Any
         raise LoadError(error.what, where=where, why=error.why, cure=error.cure) from None
     known = _known_to_torch()
     wanted = sorted(seen.names - known)
-    refused = [name for name in wanted if not (modules and _plausible(name))]
+    refused = [name for name in wanted if not (modules and _plausible(name) and not _shadowed(name, path))]
     if not refused and wanted:
         survive_torchvision()
     allowed: dict[str, Any] = {}
     if not refused:  # nothing is imported for a file that asks for anything else
         for name in wanted:
-            thing = _resolve(name, path)
+            thing = _resolve(name)
             if thing is None:
                 refused.append(name)
             else:
@@ -228,11 +228,9 @@ def _plausible(dotted: str) -> bool:
     return home is not None and bool(home.fullmatch(module)) and name.isidentifier() and not name.startswith("__")
 
 
-def _resolve(dotted: str, path: Path) -> Any:
+def _resolve(dotted: str) -> Any:
     """The class or function behind an allowed name, or None if it is not what the allow-list means."""
     module_name, _, name = dotted.rpartition(".")
-    if _shadowed(module_name.partition(".")[0], path):
-        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -260,11 +258,15 @@ def _is_transformers(thing: type) -> bool:
     return thing.__module__.partition(".")[0] == "transformers"
 
 
-def _shadowed(package: str, path: Path) -> bool:
+def _shadowed(dotted: str, path: Path) -> bool:
     """True if the package would come from the folder of the model file or the current folder, not an installation."""
-    if package in sys.builtin_module_names or package == "functools":
+    package = dotted.partition(".")[0]
+    if package in sys.stdlib_module_names:
         return False
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # imported without a spec
+        return True
     if spec is None or spec.origin is None:
         return True
     home = Path(spec.origin).resolve().parent.parent

@@ -148,16 +148,20 @@ def test_a_model_that_says_nothing_asks_for_input() -> None:
 # --- timm ---------------------------------------------------------------------------------------------------------
 
 
+def timm_or_skip() -> Any:
+    survive_torchvision()
+    return pytest.importorskip("timm")
+
+
 @pytest.fixture(scope="module")
 def timm_state() -> dict[str, torch.Tensor]:
-    survive_torchvision()
-    timm = pytest.importorskip("timm")
+    timm = timm_or_skip()
     torch.manual_seed(1)
     return timm.create_model("test_vit", num_classes=5).state_dict()
 
 
 def test_timm_by_name_takes_size_and_normalisation_from_its_cfg() -> None:
-    pytest.importorskip("timm")
+    timm_or_skip()
     loaded = load("timm:test_vit")
     assert loaded.args[0].shape == (2, 3, 160, 160)
     assert loaded.image is not None
@@ -207,7 +211,7 @@ def test_a_checkpoint_that_does_not_fit_lists_the_differences(
 
 
 def test_unknown_timm_names_get_the_nearest() -> None:
-    pytest.importorskip("timm")
+    timm_or_skip()
     assert "vit_tiny_patch16_224" in failure("timm:vit_tini_patch16_224").cure
     for name in ("", "hf-hub:timm/test_vit.r160_in1k", "local-dir:/tmp", "../x"):
         assert "timm has no model" in failure(f"timm:{name}").what
@@ -399,7 +403,7 @@ def test_no_source_touches_the_network(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    pytest.importorskip("timm")
+    timm_or_skip()
     load("timm:test_vit")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
     failure(tmp_path)
