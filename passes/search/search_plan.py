@@ -14,7 +14,7 @@ from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
-from ...program import Program
+from ...program import Axes, Program
 from . import two_class as scan
 from .exhaustive import exhaustive
 from .ladder import Ladder, Levels, ladder
@@ -130,14 +130,13 @@ def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel
     fixed = model({g.axis: 0 for g in groups}).metric(metric)
     least = floor.metric(metric)
     others = [g for g in program.need("groups") if g.prunable and g not in groups]
-    frozen = sorted(((_share(program, model, g, metric, dense), g) for g in program.need("groups") if g.frozen),
-                    key=lambda pair: (-pair[0], pair[1].name))
+    frozen = sorted(((_share(program, model, g, groups, metric) / dense, g) for g in program.need("groups")
+                     if g.frozen and g.kind is not Kind.OTHER), key=lambda pair: (-pair[0], pair[1].name))
     why = [f"reachable {least / dense:.2f}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), "
            f"asked {budget.limit(model()) / dense:.2f}",
            f"floors and alignment keep {(least - fixed) / dense:.2f}, "
            f"what no chosen group reaches keeps {fixed / dense:.2f}"]
-    why += [f"frozen {g.name} ({g.kind}, in {share:.0%} of the {metric}): {g.frozen}"
-            for share, g in frozen[:NAMED] if share > 0]
+    why += [f"of that, {share:.2f} through the frozen {g.name}: {g.frozen}" for share, g in frozen[:NAMED] if share > 0]
     cures = []
     if any(g.floor for g in groups):
         cures.append("--allow-empty (no floors)")
@@ -152,14 +151,16 @@ def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel
                             why="\n        ".join(why), cure=", or ".join(cures))
 
 
-def _share(program: Program, model: CostModel, group: PruneGroup, metric: str, dense: int) -> float:
-    """Part of the dense cost that a group takes part in; parts of different groups overlap."""
+def _share(program: Program, model: CostModel, group: PruneGroup, chosen: Sequence[PruneGroup], metric: str) -> int:
+    """The part of the fixed cost that a group takes part in; parts of different groups overlap."""
+    axes: Axes = program.need("axes")
+    free = {g.axis for g in chosen}
     if metric == "flops":
-        products = zip(program.need("axes").matmuls, model.terms["flops"], strict=True)
-        return sum(term({}) for m, term in products if group.axis in set(leaves(m.factors))) / max(dense, 1)
-    tensors = program.tensors
-    reached = [tensors[name] for name in sorted({slot.parameter for slot in group.slots}) if name in tensors]
-    return min(1.0, sum(t.numel() * (t.element_size() if metric == "bytes" else 1) for t in reached) / max(dense, 1))
+        reached = ((term, set(leaves(m.factors))) for m, term in zip(axes.matmuls, model.terms["flops"], strict=True))
+        return sum(term({}) for term, axis in reached if group.axis in axis and not axis & free)
+    tensors, taken = program.tensors, {slot.parameter for g in chosen for slot in g.slots}
+    fixed = [tensors[name] for name in {slot.parameter for slot in group.slots} - taken if name in tensors]
+    return sum(t.numel() * (t.element_size() if metric == "bytes" else 1) for t in fixed)
 
 
 def _amount(value: int) -> str:

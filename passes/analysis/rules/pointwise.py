@@ -8,14 +8,20 @@ from ..walk import Args, Walk, rule
 
 @rule(
     # ops tagged pointwise by torch come here by themselves; these are element-wise too but carry no tag
-    "pointwise", "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "to", "contiguous", "clone", "detach",
-    "alias", "lift_fresh_copy", "lift_fresh", "_to_copy", "type_as", "zeros_like", "ones_like",
-    "full_like", "empty_like", "rand_like", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square",
-    "rsub", "masked_fill", "where", "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu",
-    "celu", "selu", "leaky_relu", "softplus", "log_sigmoid", "_conj", "resolve_conj",
+    "pointwise", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square", "rsub", "masked_fill", "where",
+    "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu", "celu", "selu", "leaky_relu",
+    "softplus", "log_sigmoid",
 )
 def pointwise(w: Walk, a: Args) -> Dims:
     return w.broadcast(*a.tensors())
+
+
+@rule("dropout", "feature_dropout", "alpha_dropout", "native_dropout", "to", "contiguous", "clone", "detach", "alias",
+      "lift_fresh_copy", "lift_fresh", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
+      "rand_like", "_conj", "resolve_conj")
+def like_first(w: Walk, a: Args) -> Dims:
+    """Copies and casts: the shape of the first tensor; a second one only lends its dtype."""
+    return list(a.tensors()[0])
 
 
 @rule("glu")

@@ -93,6 +93,7 @@ OPS = [
     Op("masked_fill", lambda x: x.masked_fill(MASK, 0.0), ((4, 2, 3),), 1),
     Op("where", lambda x, y: torch.where(x > y, x, y), ((2, 4), (2, 4)), 2),
     Op("clone", lambda x: x.clone().contiguous(), ((2, 3),), 2),
+    Op("type_as", lambda x, y: x.type_as(y), ((2, 3), (4, 5)), 4),
     Op("zeros_like", lambda x: torch.zeros_like(x) + x, ((2, 3),), 2),
     Op("glu", lambda x: F.glu(x, 1), ((2, 8),), 2),
     Op("prelu", F.prelu, ((2, 4, 3), (4,)), 3),
