@@ -1,7 +1,7 @@
 """What a plan costs: a polynomial in the sizes of axes, evaluated without touching the graph.
 
-FLOPs here are multiply-accumulates (MACs), as in the papers. Counted: linear, matmul, einsum, convolution and the two
-products of attention. Not counted: norms, softmax, activations, biases, embeddings, element-wise work.
+FLOPs here are multiply-accumulates (MACs) of one sample, as in the papers. Counted: linear, matmul, einsum, convolution
+and the two products of attention. Not counted: norms, softmax, activations, biases, embeddings, element-wise work.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .axis import Axis, Dim, atoms, real_size
 from .errors import OptionError
 from .program import Axes, Program
 
 METRICS = ("flops", "params", "bytes")
-COUNTED = "multiply-accumulates of linear, matmul, einsum, convolution and attention; nothing else"
+COUNTED = "multiply-accumulates per sample of linear, matmul, einsum, convolution and attention; nothing else"
 Kept = Mapping[Axis, int]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """flops in MACs at the example shapes, params as element count of parameters, bytes of parameters and buffers."""
+    """flops in MACs of one sample (other open sizes as in the example), params as element count of parameters, bytes of parameters and buffers."""
 
     flops: int
     params: int
@@ -123,7 +125,7 @@ class CostModel:
     def __init__(self, program: Program, axes: Axes | None = None) -> None:
         axes = axes or program.need("axes")
         self.free = {g.axis for g in program.groups or () if not g.frozen}
-        sizes, free = axes.sizes, self.free
+        sizes, free = {**axes.sizes, **dict.fromkeys(_batch(program, axes), 1)}, self.free
         macs = [expression(m.factors, free, sizes) for m in axes.matmuls]
         params, size_bytes, seen = [], [], set()
         parameters = program.exported.graph_signature.inputs_to_parameters
@@ -150,6 +152,14 @@ class CostModel:
         """True when the metric is a constant plus one linear term per axis of ``axes`` (no products between them)."""
         chosen = set(axes)
         return all(_linear(term, chosen) for term in self.terms[metric])
+
+
+def _batch(program: Program, axes: Axes) -> set[int]:
+    """Stand-ins of the open batch sizes: what dimension 0 of the user inputs is called. A fixed batch has none."""
+    values = {n.name: n.meta.get("val") for n in program.placeholders()}
+    inputs = [values[name] for name in program.user_inputs]
+    first = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}
+    return {prime for prime, name in axes.symbols.items() if name in first}
 
 
 def _linear(term: Expression, chosen: set[Axis]) -> bool:
