@@ -20,7 +20,11 @@ CRITERIA = {name: f"{__package__}.importance.{name}:{name.capitalize()}"
 
 
 def criterion(name: str) -> Criterion:
-    """A criterion by name, imported when asked for. Raises OptionError with the nearest name."""
+    """A criterion by name, imported when asked for. Raises OptionError with the nearest name.
+
+    >>> criterion("fisher").unit, criterion("fisher").comparable
+    ('nats', True)
+    """
     if name not in CRITERIA:
         raise OptionError(f"unknown criterion '{name}'", where="--importance", cure=nearest(name, CRITERIA))
     module, _, attribute = CRITERIA[name].partition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...cost import Expression
+from ...group import Kind
 from .ladder import Ladder, Levels, ledger_at, step_costs
 
 
@@ -28,6 +29,12 @@ def two_class(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: flo
     Law      equal to the exhaustive search; a tighter limit never costs more (equal values are won by the greater cost)
 
     Chunks that cost nothing stay. The floors' own cost must fit within ``limit``.
+
+    >>> from fxprune.axis import Axis
+    >>> heads = Ladder("h", Kind.HEAD, Axis(2), (0, 1), (0, 1, 2), (0.0, 5.0, 6.0))
+    >>> neurons = Ladder("f", Kind.FFN, Axis(4), (0, 1, 2, 3), (0, 1, 2, 3, 4), (0.0, 4.0, 7.0, 9.0, 10.0))
+    >>> two_class([heads, neurons], [Expression(3, (heads.axis,)), Expression(1, (neurons.axis,))], 5)
+    [1, 2]
     """
     costs = step_costs(terms, ladders)
     levels = [one.top if not steps or steps[0] == 0 else 0 for one, steps in zip(ladders, costs, strict=True)]

@@ -184,16 +184,15 @@ def test_no_layer_collapses(criterion: str, ratio: float) -> None:
 
 
 def test_comparable_scores_decide_across_groups(transformer: Program) -> None:
-    """Losses in nats: a block whose elements cost no loss goes first, down to its floor."""
+    """Losses in nats: a block whose elements cost no loss goes first; its neurons only fill what heads leave over."""
     scores = {}
     for i, group in enumerate(g for g in transformer.need("groups") if g.prunable):
         size = 0.0 if "fc1.1" in group.name else 1.0 + i
         scores[group.name] = ImportanceScores(group.name, torch.full((group.size,), size), "toy", "nats", True)
     program = transformer.but(scores=scores)
     plan = plan_of(program, 0.8)
-    names = [name for name in plan.choices if "fc1.1" in name]
-    assert len(names) == 1
-    assert len(plan.choices[names[0]].keep) == transformer.group_by_name[names[0]].floor
+    kept = {g.name: len(plan.kept(g)) / g.size for g in transformer.need("groups") if g.kind is Kind.FFN}
+    assert [kept[f"fc1.{i}:ffn"] < 0.4 for i in range(3)] == [False, True, False]
 
 
 def test_empty_branches_when_allowed() -> None:
@@ -218,7 +217,6 @@ def test_infeasible_says_what_is_reachable_what_keeps_it_and_what_helps(transfor
     assert f"reachable {least:.2f}..1.00 of the dense flops" in text
     assert "asked 0.05" in text
     assert "floors and alignment keep" in text
-    assert "frozen" in text
     assert "--allow-empty" in text
     assert "--align 1" in text
     assert "--prune head,ffn,qkv" in text
@@ -230,9 +228,9 @@ def test_infeasible_says_what_is_reachable_what_keeps_it_and_what_helps(transfor
 def test_infeasible_names_the_frozen_groups_with_the_largest_share() -> None:
     torch.manual_seed(0)
     program = scored(Transformer(), torch.randn(2, 9, 16), freeze=("fc1.*",))
-    with pytest.raises(BudgetInfeasible, match=r"frozen fc1\.0:ffn \(ffn, in \d+% of the flops\): asked to freeze"):
+    with pytest.raises(BudgetInfeasible, match=r"of that, 0\.18 through the frozen fc1\.0:ffn: asked to freeze"):
         plan_of(program, 0.3)
-    with pytest.raises(BudgetInfeasible, match=r"frozen fc1\.0:ffn \(ffn, in \d+% of the params\): asked to freeze"):
+    with pytest.raises(BudgetInfeasible, match=r"of that, 0\.\d+ through the frozen fc1\.0:ffn: asked to freeze"):
         plan_of(program, 0.3, "params")
 
 
