@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import (
 
 from .errors import CaptureError
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OP = re.compile(r"\b(?:torch\.ops\.)?((?:aten|torchvision|prims|higher_order)(?:::|\.)\w+(?:\.\w+)?)")
 
 
