@@ -27,22 +27,30 @@ MAX_JSON = 512 * 2**20  # bytes of one description inside the archive; a graph o
 
 _OPS = re.compile(r"torch\.ops\.(?!load_library\b|import_module\b)[A-Za-z]\w*\.[A-Za-z_]\w*(\.[A-Za-z]\w*)?")
 _SYMBOLIC = re.compile(r"torch\.(sym_|_sym_)\w+|torch\._check(_is_size)?|math\.(ceil|floor|trunc|sqrt|log|exp)")
-_OPERATOR = frozenset("getitem add sub mul floordiv truediv mod pow neg pos abs eq ne lt le gt ge and_ or_ xor not_".split())
+_OPERATOR = frozenset({
+    "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le",
+    "gt", "ge", "and_", "or_", "xor", "not_",
+})
 _FORBIDDEN_OPS = frozenset({"torch.ops.aten.from_file.default", "torch.ops.aten.from_file.out"})
 _SYMBOL = re.compile(r"[A-Za-z]+\d*")
 _NAME = re.compile(r"[\w.:/@<>\[\]-]*")  # what torch writes for nodes, inputs and parameters; no quotes, no calls
 _SPEC = re.compile(r"[\w\s.:/@<>|\[\]{}\",\\-]*")
 _NAME_KEYS = frozenset({"name", "as_name", "fqn", "parameter_name", "buffer_name", "tensor_constant_name", "path_name"})
-_SYMPY = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Mod FloorDiv CeilDiv CleanDiv ModularIndexing PythonMod Max Min Abs "
-    "CeilToInt FloorToInt TruncToInt TruncToFloat RoundToInt IntTrueDiv FloatTrueDiv FloatPow PowByNatural ToFloat "
-    "IsNonOverlappingAndDenseIndicator Where Eq Equality Ne Unequality Lt StrictLessThan Le LessThan Gt "
-    "StrictGreaterThan Ge GreaterThanEqual GreaterThan And Or Not Xor true false oo int_oo True False "
-    "OpaqueUnaryFn_sqrt OpaqueUnaryFn_log LShift RShift BitwiseFn_bitwise_and BitwiseFn_bitwise_or".split()
-)
+_SYMPY = frozenset({
+    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "FloorDiv", "CeilDiv", "CleanDiv",
+    "ModularIndexing", "PythonMod", "Max", "Min", "Abs", "CeilToInt", "FloorToInt", "TruncToInt", "TruncToFloat",
+    "RoundToInt", "IntTrueDiv", "FloatTrueDiv", "FloatPow", "PowByNatural", "ToFloat", "Where", "Eq", "Equality", "Ne",
+    "Unequality", "Lt", "StrictLessThan", "Le", "LessThan", "Gt", "StrictGreaterThan", "Ge", "GreaterThanEqual",
+    "GreaterThan", "And", "Or", "Not", "Xor", "true", "false", "oo", "int_oo", "True", "False", "LShift", "RShift",
+    "IsNonOverlappingAndDenseIndicator", "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_log", "BitwiseFn_bitwise_and",
+    "BitwiseFn_bitwise_or",
+})
 _GUARD_NAMES = frozenset({"L", "max", "min", "math", "len", "isinstance", "int", "float", "bool", "str"}) | _SYMPY
 _GUARD_METHODS = frozenset({"size", "stride", "storage_offset", "dim", "floor", "ceil", "trunc", "sqrt"})
 
+_ARITHMETIC = (ast.Expression, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Call, ast.Constant, ast.Subscript,
+               ast.Tuple, ast.List, ast.keyword, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+               ast.IfExp)
 _END = struct.Struct("<4s4H2LH")  # the records that end a zip file, and a large one
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -114,7 +122,7 @@ def check_archive(path: str | Path) -> None:
         inner = [name.partition("/")[2] for name in names]
         if "archive_format" not in inner:
             raise LoadError("this file is not a .pt2 program", where=str(path),
-                            why="it has no 'archive_format' entry: another kind of zip file, or one of torch before 2.8",
+                            why="it has no 'archive_format' entry: another kind of zip, or written before torch 2.8",
                             cure="write it with torch.export.save")
         if len(set(inner)) != len(inner):
             raise LoadError("the archive is malformed", where=str(path), why="two entries have the same name")
@@ -244,7 +252,7 @@ def _safe_target(target: str) -> bool:
         return target.removeprefix("_operator.") in _OPERATOR
     if target in _FORBIDDEN_OPS:
         return False
-    return bool(_OPS.fullmatch(target) or _SYMBOLIC.fullmatch(target)) or "." not in target and ":" not in target
+    return bool(_OPS.fullmatch(target) or _SYMBOLIC.fullmatch(target)) or ("." not in target and ":" not in target)
 
 
 def _safe_expression(text: str, names: frozenset[str], methods: frozenset[str]) -> bool:
@@ -255,23 +263,20 @@ def _safe_expression(text: str, names: frozenset[str], methods: frozenset[str]) 
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    allowed = (ast.Expression, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Call, ast.Constant, ast.Name,
-               ast.Subscript, ast.Tuple, ast.List, ast.keyword, ast.expr_context, ast.operator, ast.unaryop, ast.boolop,
-               ast.cmpop, ast.IfExp)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            if node.attr not in methods:
-                return False
-        elif not isinstance(node, allowed):
-            return False
-        elif isinstance(node, ast.Name) and node.id not in names and not _symbol(node.id):
-            return False
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in names:
-            return False
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not names >= {"L"} \
-                and not _SYMBOL.fullmatch(node.value):
-            return False
-    return True
+    return all(_safe_node(node, names, methods) for node in ast.walk(tree))
+
+
+def _safe_node(node: ast.AST, names: frozenset[str], methods: frozenset[str]) -> bool:
+    match node:
+        case ast.Attribute():
+            return node.attr in methods
+        case ast.Name():
+            return node.id in names or _symbol(node.id)
+        case ast.Call(func=ast.Name()):
+            return node.func.id in names  # type: ignore[attr-defined]
+        case ast.Constant(value=str()):  # in a guard a string names an input, elsewhere a symbol
+            return "L" in names or bool(_SYMBOL.fullmatch(str(node.value)))
+    return isinstance(node, _ARITHMETIC)
 
 
 def _symbol(name: str) -> bool:

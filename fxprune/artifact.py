@@ -20,7 +20,7 @@ from . import registry
 from .archive import read_program, write_program
 from .backend import Backend, lower_and_verify
 from .cost import COUNTED, Budget, Cost
-from .errors import FxpruneError, LoadError, OptionError
+from .errors import LoadError, OptionError
 from .group import PruneGroup
 from .measure import versions
 from .module import ProgramModule, module_of

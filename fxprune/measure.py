@@ -106,7 +106,8 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": _cpu(), "cores": os.cpu_count(), "usable_cores": usable_cores(), "torch_threads": torch.get_num_threads(),
+        "cpu": _cpu(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
+        "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), **versions(),
     }

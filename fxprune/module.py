@@ -15,9 +15,9 @@ from .quiet import quiet
 class ProgramModule(GraphModule):
     """A captured graph with its parameters under their original names: calls, trains, moves and copies like any module.
 
-    The graph was captured in evaluation form and stays so: ``train()`` and ``eval()`` only set the flag, dropout is gone
-    and batch norm uses its running statistics, which do not move. Gradients flow to every parameter, so fine-tuning and
-    transfer learning work; that is fine-tuning with frozen batch-norm statistics and without dropout.
+    The graph was captured in evaluation form and stays so: ``train()`` and ``eval()`` only set the flag, dropout is
+    gone and batch norm uses its running statistics, which do not move. Gradients flow to every parameter, so
+    fine-tuning and transfer learning work; that is fine-tuning with frozen batch-norm statistics and without dropout.
 
     ``to(device)`` also moves the constants that the graph creates. ``state_dict``, ``load_state_dict`` and ``deepcopy``
     work. To keep the module, save the artefact (or the state dict): a graph cannot be pickled whole.
@@ -32,7 +32,9 @@ class ProgramModule(GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgramModule:
         with quiet():  # torch's own tree specs warn about themselves when they are copied
-            return super().__deepcopy__(memo)  # type: ignore[no-any-return]
+            twin = super().__deepcopy__(memo)
+        assert isinstance(twin, ProgramModule)
+        return twin
 
 
 def module_of(exported: ExportedProgram) -> ProgramModule:
@@ -78,6 +80,6 @@ def _move_literals(graph: Graph, device: torch.device) -> bool:
 
     for node in graph.nodes:
         if isinstance(node, Node) and node.op == "call_function":
-            node.args = torch.fx.node.map_aggregate(node.args, moved)  # type: ignore[assignment]
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, moved)  # type: ignore[assignment]
+            node.args = torch.fx.node.map_aggregate(node.args, moved)
+            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, moved)
     return changed

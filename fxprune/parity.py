@@ -92,7 +92,7 @@ def output_names(exported: ExportedProgram) -> list[str]:
 
 def _output_nodes(exported: ExportedProgram) -> list[Any]:
     """What the graph returns to the user, in order (buffer updates come before and are not the user's)."""
-    returned = list(exported.graph.output_node().args[0])  # type: ignore[arg-type]
+    returned = list(exported.graph.output_node().args[0])
     return returned[len(returned) - exported.call_spec.out_spec.num_leaves :]
 
 
@@ -266,7 +266,8 @@ def compare(
         if got.dtype != want.dtype or not torch.equal(got, want):
             differ = int((got.to(want.dtype) != want).sum())
             raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
-                              why=f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}", cure=cure)
+                              why=f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}",
+                              cure=cure)
         return 0.0, 0.0
     finite = want.isfinite()
     if not bool(finite.any()) and bool(want.isnan().all()):
@@ -281,7 +282,8 @@ def compare(
     if not same_odd or not bool(got[finite].isfinite().all()):
         count = int((got.isfinite() != finite).sum())
         raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
-                          why=f"NaN or infinity at {max(count, 1)} places where the graph has something else", cure=cure)
+                          why=f"NaN or infinity at {max(count, 1)} places where the graph has something else",
+                          cure=cure)
     if relative > tolerance:
         index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
         raise VerifyError(

@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all: written aside on the same disk, synced, then put in place by a rename."""
+"""A directory that appears whole or not at all: written aside on the same disk, synced, then renamed into place."""
 
 from __future__ import annotations
 

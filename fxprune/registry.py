@@ -23,7 +23,7 @@ BACKENDS: Table = {
     "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
 }
 CRITERIA: Table = {
-    name: f"fxprune.passes.analysis.importance.{name}:{name}"
+    name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
     for name in ("l1", "l2", "activation", "taylor", "fisher", "random")
 }
 PASSES: Table = {
@@ -38,7 +38,9 @@ PASSES: Table = {
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
 TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "pass": PASSES}
-_WORDS = {"backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "the pipeline")}
+_WORDS = {
+    "backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "the pipeline"),
+}
 
 
 def names(kind: str) -> list[str]:
@@ -82,8 +84,9 @@ def _table(kind: str) -> Table:
     for point in metadata.entry_points(group="fxprune.plugins"):
         family, _, name = point.name.partition(".")
         if family not in TABLES or not name:
-            raise OptionError("a plugin has a name that fxprune does not understand", where=f"{point.name} = {point.value}",
-                              cure=f"name it kind.name, where kind is one of {', '.join(TABLES)}")
+            raise OptionError("a plugin has a name that fxprune does not understand",
+                              where=f"{point.name} = {point.value}",
+                              cure=f"name it kind.name, with kind one of {', '.join(TABLES)}")
         if family != kind:
             continue
         if table.setdefault(name, point.value) != point.value:

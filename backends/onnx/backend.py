@@ -21,8 +21,7 @@ from ...parity import dim_names, output_names
 from ...pipeline import Pass
 from ...program import Program
 from ...quiet import quiet
-
-from .legalize import SpellOutAttention
+from .legalize import RelaxViews, SpellOutAttention
 
 INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -48,7 +47,7 @@ class OnnxBackend(Backend):
                               "do not yet build what comes after 20", cure=f"{OPSETS[0]} to {OPSETS[1]}")
 
     def legalize(self) -> tuple[Pass, ...]:
-        return (SpellOutAttention(),)
+        return (RelaxViews(), SpellOutAttention())
 
     def lower(self, program: Program, directory: Path) -> Lowered:
         _refuse_dtypes(program)
@@ -161,10 +160,10 @@ _GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]
 
 def _lowering_error(program: Program, error: BaseException) -> LoweringError:
     """What the exporter said, as node, op and source line."""
-    said, cause = [], error
+    said, cause = [error], error.__cause__ or error.__context__
     while cause is not None and len(said) < 10:
         said.append(cause)
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        cause = cause.__cause__ or cause.__context__
     guilty = next((m for e in reversed(said) if (m := _GUILTY.search(str(e)))), None)
     reason = _first_line(said[-1])
     if guilty is None:

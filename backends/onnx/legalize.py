@@ -17,6 +17,23 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
+class RelaxViews(Transform):
+    """``view`` as ``reshape``, which copies where it must.
+
+    A captured ``view`` may be legal only because of the strides that one attention kernel gives its output: export
+    drops the ``contiguous()`` before it when that kernel makes it a no-op. Another kernel, or attention spelt out,
+    gives other strides.
+    """
+
+    def run(self, program: Program) -> Program:
+        module = copy_graph(program.exported)
+        views = [n for n in module.graph.nodes if n.target is aten.view.default]
+        for node in views:
+            node.target = aten.reshape.default
+        return program.without_facts(exported=rebuild(program.exported, module)) if views else program
+
+
+@dataclass(frozen=True)
 class SpellOutAttention(Transform):
     """``scaled_dot_product_attention`` as matmul, softmax, matmul.
 

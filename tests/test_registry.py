@@ -1,0 +1,79 @@
+"""Names: found lazily, misspelt ones answered with the nearest, clashes with both owners."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from fxprune import registry
+from fxprune.backend import Backend
+from fxprune.errors import OptionError
+from fxprune.registry import backend, lookup, names
+
+
+def test_backends_are_made_by_name_with_their_options() -> None:
+    assert backend("eager").name == "eager"
+    assert backend("onnx", opset=20).opset == 20
+    assert {"eager", "onnx"} <= set(names("backend"))
+
+
+@pytest.mark.parametrize(("kind", "wrong", "right"), [
+    ("backend", "onxx", "onnx"), ("criterion", "tailor", "taylor"), ("pass", "slice-axis", "slice-axes"),
+])
+def test_a_misspelt_name_is_answered_with_the_nearest(kind: str, wrong: str, right: str) -> None:
+    with pytest.raises(OptionError, match=f"did you mean '{right}'") as caught:
+        lookup(kind, wrong)
+    assert wrong in caught.value.what
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_option_of_a_backend() -> None:
+    with pytest.raises(OptionError, match="did you mean 'opset'"):
+        backend("onnx", opsett=18)
+    with pytest.raises(OptionError, match="no option 'opset'"):
+        backend("eager", opset=18)
+
+
+def test_every_built_in_name_is_there() -> None:
+    for kind, table in registry.TABLES.items():
+        for name in table:
+            assert callable(lookup(kind, name)), name
+
+
+def plugins(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
+    found = [metadata.EntryPoint(name, value, "fxprune.plugins") for name, value in points]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == "fxprune.plugins" else [])
+
+
+def test_a_plugin_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, ("backend.again", "fxprune.backends.eager.backend:EagerBackend"))
+    assert isinstance(backend("again"), Backend)
+    assert "again" in names("backend")
+    assert "again" not in names("criterion")
+
+
+def test_two_owners_of_one_name_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, ("backend.onnx", "other.place:Onnx"))
+    with pytest.raises(OptionError, match="two packages offer the backend 'onnx'") as caught:
+        backend("eager")
+    assert "other.place:Onnx" in caught.value.why
+    assert "fxprune.backends.onnx" in caught.value.why
+
+
+def test_a_plugin_that_is_broken_or_misnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, ("backend.gone", "no_such_package.x:Y"))
+    with pytest.raises(OptionError, match="cannot be imported") as caught:
+        backend("gone")
+    assert "no_such_package" in caught.value.where
+    plugins(monkeypatch, ("onnx2", "x:Y"))
+    with pytest.raises(OptionError, match=r"kind\.name"):
+        names("backend")
+
+
+def test_looking_up_names_imports_no_backend() -> None:
+    code = ("import sys, fxprune.registry as r; r.names('backend');"
+            "assert not {'onnx', 'onnxruntime', 'onnxscript', 'fxprune.backends.onnx'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
