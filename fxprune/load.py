@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from . import archive, huggingface, images
-from .errors import LoadError
+from .errors import FxpruneError, LoadError
 from .example_inputs import (
     accepts,
     from_file,
@@ -28,6 +28,7 @@ from .example_inputs import (
 )
 from .images import ImagePreprocess
 from .pickles import load_pickle
+from .rehearsal import first_line
 from .surroundings import survive_torchvision as survive_torchvision
 from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
 from .timm_models import load_timm
@@ -85,9 +86,17 @@ def load(
     Never uses the network. Raises LoadError with what, where, why and cure.
     """
     loaded = _open(source, checkpoint, trust_pickle)
-    _check_weights(loaded)
-    loaded = _with_inputs(loaded, input, need_inputs)
-    return _describe(loaded)
+    try:
+        _check_weights(loaded)
+        return _describe(_with_inputs(loaded, input, need_inputs))
+    except FxpruneError:
+        raise
+    except Exception as failure:
+        if not isinstance(source, (str, os.PathLike)):
+            raise
+        raise LoadError(
+            "the model in the file is damaged", where=str(source), why=first_line(failure), cure="save it again"
+        ) from failure
 
 
 def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool) -> Loaded:
