@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import sys
 import types
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,22 +252,57 @@ def test_an_artefact_folder_is_loaded_by_its_program(tmp_path: Path) -> None:
     assert load(tmp_path).name == tmp_path.name
 
 
-def test_a_pt2_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
-    import os
-    import pickle
-    import zipfile
+def rewrite(source: Path, target: Path, entry: str, change: Callable[[bytes], bytes]) -> None:
+    """Copy an archive with one entry changed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name.endswith(entry) else old.read(name))
 
+
+def test_a_pt2_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(tmp_path / "canary"),)
 
     export(tmp_path / "good.pt2")
-    with zipfile.ZipFile(tmp_path / "good.pt2") as good, zipfile.ZipFile(tmp_path / "evil.pt2", "w") as evil:
-        for name in good.namelist():
-            inputs = name.endswith("sample_inputs/model.pt")
-            evil.writestr(name, pickle.dumps(Evil()) if inputs else good.read(name))
-    failure(tmp_path / "evil.pt2")
+    rewrite(tmp_path / "good.pt2", tmp_path / "evil.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Evil()))
+    error = failure(tmp_path / "evil.pt2")
+    assert "could run code" in error.what
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_pt2_whose_structure_imports_a_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted.py").write_text(f"import os; os.mkdir(r'{tmp_path / 'canary'}')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    factory = {"default_factory_module": "planted", "default_factory_name": "x", "dict_context": []}
+    default = json.dumps([1, {"type": "collections.defaultdict", "context": json.dumps(factory), "children_spec": []}])
+    member = json.dumps({"__enum__": True, "fqn": "planted:X", "name": "A"})
+    enumeration = json.dumps([1, {"type": "builtins.dict", "context": member, "children_spec": []}])
+    export(tmp_path / "good.pt2")
+    for spec in (default, enumeration, default.replace("default_factory", "default\\u005ffactory")):
+
+        def change(data: bytes, spec: str = spec) -> bytes:
+            program = json.loads(data)
+            program["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = spec
+            return json.dumps(program).encode()
+
+        rewrite(tmp_path / "good.pt2", tmp_path / "evil.pt2", "models/model.json", change)
+        assert "could run code" in failure(tmp_path / "evil.pt2").what
+        assert not (tmp_path / "canary").exists()
+
+
+def test_a_pickled_torchvision_model_loads(tmp_path: Path) -> None:
+    """Also where the installed torchvision was built for another torch."""
+    if not survive_torchvision():
+        pytest.skip("torchvision is not installed")
+    from torchvision.models import VisionTransformer
+
+    torch.save(VisionTransformer(32, 8, 1, 2, 32, 64, num_classes=3), tmp_path / "tv.pt")
+    loaded = load(tmp_path / "tv.pt")
+    assert type(loaded.model) is VisionTransformer
+    assert loaded.args[0].shape == (2, 3, 32, 32), "its own image_size"
+    assert loaded.image is not None
+    assert loaded.image.assumed
 
 
 # --- what is wrong ------------------------------------------------------------------------------------------------
@@ -382,8 +421,6 @@ def test_a_torchvision_broken_otherwise_is_reported_not_raised(tmp_path: Path, m
 
 
 def test_offline_holds_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     constants = pytest.importorskip("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
