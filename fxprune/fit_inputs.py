@@ -48,6 +48,7 @@ def _main_input(loaded: Loaded) -> str:
 
 
 def picture_input(loaded: Loaded) -> str:
+    """The name of the input that takes pictures, or "x"."""
     names = [n for n, v in loaded.inputs.items() if isinstance(v, Tensor) and v.dim() == 4]
     return names[0] if names else "x"
 

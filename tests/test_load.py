@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import sys
-import types
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fxprune.errors import LoadError
-from fxprune.load import Loaded, load, survive_torchvision
-from fxprune.surroundings import offline
+from fxprune.load import load, survive_torchvision
 
 
 def tiny() -> nn.Module:
@@ -221,90 +213,6 @@ def test_unknown_timm_names_get_the_nearest() -> None:
         assert "timm has no model" in failure(f"timm:{name}").what
 
 
-# --- exported programs and artefacts ------------------------------------------------------------------------------
-
-
-def export(path: Path) -> torch.export.ExportedProgram:
-    program = torch.export.export(tiny().eval(), (torch.randn(2, 3, 8, 8),))
-    torch.export.save(program, path)
-    return program
-
-
-def test_a_pt2_brings_its_inputs(tmp_path: Path) -> None:
-    program = export(tmp_path / "net.pt2")
-    loaded = load(tmp_path / "net.pt2")
-    assert isinstance(loaded.model, torch.export.ExportedProgram)
-    assert loaded.args[0].shape == (2, 3, 8, 8)
-    x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(loaded.model.module()(x), program.module()(x))
-    assert load(program).input_names == ("input",)
-
-
-def test_a_program_without_example_inputs_gets_new_ones(tmp_path: Path) -> None:
-    program = export(tmp_path / "net.pt2")
-    program._example_inputs = None
-    assert load(program).args[0].shape == (2, 3, 8, 8)
-
-
-def test_an_artefact_folder_is_loaded_by_its_program(tmp_path: Path) -> None:
-    export(tmp_path / "model.pt2")
-    (tmp_path / "plan.json").write_text("{}")
-    assert load(tmp_path).name == tmp_path.name
-
-
-def rewrite(source: Path, target: Path, entry: str, change: Callable[[bytes], bytes]) -> None:
-    """Copy an archive with one entry changed."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, change(old.read(name)) if name.endswith(entry) else old.read(name))
-
-
-def test_a_pt2_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "canary"),)
-
-    export(tmp_path / "good.pt2")
-    rewrite(tmp_path / "good.pt2", tmp_path / "evil.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Evil()))
-    error = failure(tmp_path / "evil.pt2")
-    assert "could run code" in error.what
-    assert not (tmp_path / "canary").exists()
-
-
-def test_a_pt2_whose_structure_imports_a_module_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "planted.py").write_text(f"import os; os.mkdir(r'{tmp_path / 'canary'}')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    factory = {"default_factory_module": "planted", "default_factory_name": "x", "dict_context": []}
-    default = json.dumps([1, {"type": "collections.defaultdict", "context": json.dumps(factory), "children_spec": []}])
-    member = json.dumps({"__enum__": True, "fqn": "planted:X", "name": "A"})
-    enumeration = json.dumps([1, {"type": "builtins.dict", "context": member, "children_spec": []}])
-    export(tmp_path / "good.pt2")
-    for spec in (default, enumeration, default.replace("default_factory", "default\\u005ffactory")):
-
-        def change(data: bytes, spec: str = spec) -> bytes:
-            program = json.loads(data)
-            program["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = spec
-            return json.dumps(program).encode()
-
-        rewrite(tmp_path / "good.pt2", tmp_path / "evil.pt2", "models/model.json", change)
-        assert "could run code" in failure(tmp_path / "evil.pt2").what
-        assert not (tmp_path / "canary").exists()
-
-
-def test_a_pickled_torchvision_model_loads(tmp_path: Path) -> None:
-    """Also where the installed torchvision was built for another torch."""
-    if not survive_torchvision():
-        pytest.skip("torchvision is not installed")
-    from torchvision.models import VisionTransformer
-
-    torch.save(VisionTransformer(32, 8, 1, 2, 32, 64, num_classes=3), tmp_path / "tv.pt")
-    loaded = load(tmp_path / "tv.pt")
-    assert type(loaded.model) is VisionTransformer
-    assert loaded.args[0].shape == (2, 3, 32, 32), "its own image_size"
-    assert loaded.image is not None
-    assert loaded.image.assumed
-
-
 # --- what is wrong ------------------------------------------------------------------------------------------------
 
 
@@ -374,79 +282,3 @@ def test_a_checkpoint_wants_a_timm_name(tmp_path: Path) -> None:
     assert "no model" in failure(42).what
     torch.save([1, 2, 3], tmp_path / "list.pt")
     assert "holds a list" in failure(tmp_path / "list.pt").why
-
-
-# --- surroundings -------------------------------------------------------------------------------------------------
-
-BROKEN = """
-import torch
-@torch.library.register_fake("torchvision::nms")
-def nms(dets, scores, iou_threshold):
-    return dets
-from . import inner
-works = True
-"""
-
-
-def test_a_torchvision_built_for_another_torch_is_survived(tmp_path: Path) -> None:
-    """In a process of its own: schemas cannot be taken back."""
-    import subprocess
-
-    package = tmp_path / "torchvision"
-    package.mkdir()
-    (package / "__init__.py").write_text(BROKEN)
-    (package / "inner.py").write_text("")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + (
-        "from fxprune.load import survive_torchvision\n"
-        "assert survive_torchvision() and survive_torchvision()\n"
-        "import torchvision; assert torchvision.works\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_working_torchvision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("torchvision")
-    monkeypatch.setitem(sys.modules, "torchvision", module)
-    assert survive_torchvision()
-    assert sys.modules["torchvision"] is module
-
-
-def test_a_torchvision_broken_otherwise_is_reported_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "torchvision.py").write_text("raise OSError('libcudart.so is missing')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert not survive_torchvision()
-
-
-def test_offline_holds_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    constants = pytest.importorskip("huggingface_hub.constants")
-    before = constants.HF_HUB_OFFLINE
-    with offline():
-        assert constants.HF_HUB_OFFLINE
-        assert os.environ["HF_HUB_OFFLINE"] == "1"
-    assert before == constants.HF_HUB_OFFLINE
-    assert "HF_HUB_OFFLINE" not in os.environ
-
-
-def test_no_source_touches_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    def refuse(*_args: Any, **_options: Any) -> None:
-        raise AssertionError("the network was used")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    timm_or_skip()
-    load("timm:test_vit")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    failure(tmp_path)
-    failure("bert-base-uncased")
-
-
-def test_loaded_inputs_follow_the_names() -> None:
-    loaded = Loaded(tiny(), "x", (1,), {"b": 2}, input_names=("a", "b"))
-    assert loaded.inputs == {"a": 1, "b": 2}
