@@ -79,11 +79,10 @@ def compile(
                               cure="leave one away")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
-    budget = one_budget(flops, params, bytes)
-    work = _Work(target, out, seed, on_event)
+    work = _Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
+    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    program = work.decide(budget, samples, importance, prune, freeze, align, floor, allow_empty)
-    return work.finish(program)
+    return work.finish(work.decide(wish))
 
 
 def plan(
@@ -98,10 +97,10 @@ def plan(
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    budget = one_budget(flops, params, bytes)
-    work = _Work(target, None, seed, on_event)
+    work = _Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
+    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    program = work.decide(budget, samples, importance, prune, freeze, align, floor, allow_empty)
+    program = work.decide(wish)
     if out is not None:
         write_plan(program.need("plan"), Path(out))
     return program
@@ -120,10 +119,10 @@ def apply(
     Other options as in :func:`compile`.
     """
     chosen = _read_plan(plan)
-    work = _Work(target, out, seed, on_event)
-    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
-    program = work.groups(align=1, floor=0.0, allow_empty=True, freeze=())
+    work = _Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
+    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
+    program = work.groups()
     chosen.check(program.group_by_name)
     return work.finish(program.but(plan=chosen))
 
@@ -137,10 +136,53 @@ def inspect(
 
     Options as in :func:`compile`.
     """
-    work = _Work("eager", None, 0, on_event)
+    work = _Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return work.groups(align=align, floor=floor, allow_empty=allow_empty, freeze=freeze)
+    return work.groups()
 
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may not cross, see :func:`compile`. ``align=None`` leaves it to the target."""
+
+    align: int | None = None
+    floor: float = 0.1
+    allow_empty: bool = False
+    freeze: Sequence[str] = ()
+
+    def find_groups(self, granularity: int) -> Pass:
+        """The pass that knows them. Raises OptionError for values out of range."""
+        from .passes.analysis.find_groups import FindGroups
+
+        return FindGroups(align=granularity if self.align is None else self.align, floor=self.floor,
+                          allow_empty=self.allow_empty,
+                          freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made."""
+
+    budget: Budget
+    criterion: str
+    kinds: tuple[Kind | str, ...]
+    samples: int
+
+    def __post_init__(self) -> None:
+        from .passes.search.search_plan import kinds_named
+
+        kinds_named(self.kinds)
+        if self.samples < 1:
+            raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
+        self.needs_data  # noqa: B018  asks for the criterion by name
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion runs the model."""
+        from .passes.analysis.score_groups import criterion
+
+        return criterion(self.criterion).needs_data
 
 
 @dataclass
@@ -151,6 +193,7 @@ class _Work:
     out: str | os.PathLike[str] | None
     seed: int
     on_event: OnEvent
+    limits: Limits
     name: str = ""
     budget: Budget | None = None
     dense: Program | None = None
@@ -164,8 +207,14 @@ class _Work:
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
         self.backend = registry.backend(self.target)
+        self.find_groups = self.limits.find_groups(self.backend.granularity)
         if self.out is not None:
             check_destination(Path(self.out))
+
+    @property
+    def pipeline(self) -> str:
+        """The passes so far, as text that replays them."""
+        return ",".join(map(str, self.passes))
 
     def stage(self, text: str) -> None:
         self.on_event(Event("stage", text))
@@ -207,15 +256,15 @@ class _Work:
             with _silence():
                 return pipeline.run(program)
         except InternalError as error:
-            raise InternalError(error.what, pipeline=",".join(map(str, self.passes))) from error
+            raise InternalError(error.what, pipeline=self.pipeline) from error
         except FxpruneError:
             raise
         except Exception as error:
-            raise InternalError(f"{type(error).__name__}: {error}", pipeline=",".join(map(str, self.passes))) from error
+            raise InternalError(f"{type(error).__name__}: {error}", pipeline=self.pipeline) from error
         finally:
             self.results += pipeline.results
 
-    def groups(self, *, align: int | None, floor: float, allow_empty: bool, freeze: Sequence[str]) -> Program:
+    def groups(self) -> Program:
         """The cleaned program with its axes and groups."""
         from .passes.analysis.find_groups import FindGroups
         from .passes.analysis.propagate_axes import PropagateAxes
@@ -224,39 +273,30 @@ class _Work:
         from .passes.transform.unshare import Unshare
 
         assert self.dense is not None
-        find = FindGroups(align=self.backend.granularity if align is None else align, floor=floor,
-                          allow_empty=allow_empty, freeze=(freeze,) if isinstance(freeze, str) else tuple(freeze))
         program = self.run(self.dense, Clean(), Inline(), PropagateAxes(), FindGroups(), Unshare())
         if program.groups is None:  # a table was unshared: what is known about the graph is out of date
-            return self.run(program, PropagateAxes(), find)
-        return self.run(program, find)
+            return self.run(program, PropagateAxes(), self.find_groups)
+        return self.run(program, self.find_groups)
 
-    def decide(
-        self, budget: Budget, samples: int, importance: str | None, prune: str | Sequence[str | Kind] | None,
-        freeze: Sequence[str], align: int | None, floor: float, allow_empty: bool,
-    ) -> Program:
-        """The program with scores and a plan within ``budget``."""
+    def decide(self, wish: Wish) -> Program:
+        """The program with scores and a plan within the budget."""
         from .data import generate
         from .passes.analysis.score_groups import ScoreGroups
-        from .passes.analysis.score_groups import criterion as criterion_named
         from .passes.search.search_plan import SearchPlan
 
-        self.budget = budget
-        criterion = importance or ("l2" if self.calibration is None else "fisher")
-        needs_data = criterion_named(criterion).needs_data
-        search = SearchPlan(budget, kinds=kinds_of(prune))
-        program = self.groups(align=align, floor=floor, allow_empty=allow_empty, freeze=freeze)
-        if needs_data and self.calibration is None:
+        self.budget = wish.budget
+        program = self.groups()
+        if wish.needs_data and self.calibration is None:
             assert self.source is not None
-            self.warn(f"no data was given: '{criterion}' scores on generated inputs, which are not what the model will "
-                      "see; give --data (data=...) for a better choice")
-            self.calibration = generate(self.source, samples=samples, seed=self.seed)
-        data = self.calibration if needs_data else None
-        program = self.run(program, ScoreGroups(criterion=criterion, data=data, seed=self.seed), search)
+            self.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
+                      "will see; give --data (data=...) for a better choice")
+            self.calibration = generate(self.source, samples=wish.samples, seed=self.seed)
+        data = self.calibration if wish.needs_data else None
+        program = self.run(program, ScoreGroups(criterion=wish.criterion, data=data, seed=self.seed),
+                           SearchPlan(wish.budget, kinds=wish.kinds))
         plan = program.need("plan")
-        about = {**plan.about, "model": self.name, "align": align or self.backend.granularity, "floor": floor,
-                 "allow_empty": allow_empty, "freeze": list(freeze), "data": data.origin if data else None,
-                 "samples": data.samples if data else 0, "versions": versions()}
+        about = {**plan.about, "model": self.name, "pipeline": self.pipeline,
+                 "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
         return program.but(plan=CompressionPlan(plan.choices, about))
 
     def finish(self, program: Program) -> Artifact:
@@ -274,13 +314,13 @@ class _Work:
         counted = CostModel(self.run(small, PropagateAxes()))()
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
             raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
-                                pipeline=",".join(map(str, self.passes)))
+                                pipeline=self.pipeline)
         if self.given:
             small = owning(small, program)
         calibration = self.calibration
         report = build_report(
             small, name=self.name, target=self.target, dense=model(), compressed=counted, plan=plan,
-            groups=program.need("groups"), budget=self.budget, pipeline=",".join(map(str, self.passes)),
+            groups=program.need("groups"), budget=self.budget, pipeline=self.pipeline,
             passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
             importance=plan.about.get("criterion"),
             data=None if calibration is None else {
@@ -308,7 +348,7 @@ class _Work:
         limit = tolerance_of(program)
         if not error <= limit:
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
-                                pipeline=",".join(map(str, self.passes)))
+                                pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
 
 
@@ -319,6 +359,11 @@ def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
         raise OptionError("give exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
                           why=f"found {len(given)} of flops, params and bytes", cure="for example --flops 0.5")
     return Budget.parse(*next(iter(given.items())))
+
+
+def default_criterion(data: Any) -> str:
+    """The best that the inputs allow."""
+    return "l2" if data is None else "fisher"
 
 
 def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]:

@@ -33,8 +33,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose complaints are FxpruneErrors with the nearest known name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        kwargs.update(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(message, where=self.prog, cure=f"see `{self.prog} --help`")

@@ -23,7 +23,8 @@ Kept = Mapping[Axis, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """flops in MACs of one sample (other open sizes as in the example), params as element count of parameters, bytes of parameters and buffers."""
+    """flops in MACs of one sample (other open sizes as in the example), params as element count of parameters, bytes of
+    parameters and buffers."""
 
     flops: int
     params: int
@@ -60,7 +61,8 @@ class Budget:
             raise OptionError(f"'{value}' is not a budget", where=where,
                               cure="write a ratio such as 0.5, or an amount such as 2.3G") from None
         if unit not in units or not math.isfinite(number):
-            raise OptionError(f"'{value}' is not a budget", where=where, cure=f"units: {', '.join(filter(None, units))}")
+            raise OptionError(f"'{value}' is not a budget", where=where,
+                              cure=f"units: {', '.join(filter(None, units))}")
         if number <= 0:
             raise OptionError("a budget must be positive", where=where, cure="write a ratio such as 0.5")
         if unit or number >= 1000:

@@ -132,7 +132,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     0.5
     """
-    return (logits.argmax(dim=-1) == labels).float().mean().item()
+    return (logits.argmax(dim=-1) == labels).double().mean().item()
 
 
 def run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -101,16 +101,16 @@ class Screen:
         """What a plan keeps, per kind, and what it costs."""
         plan, model = program.need("plan"), CostModel(program)
         dense = model()
-        kept = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
-        after = model(kept)
+        cut = plan.choices
+        after = model({g.axis: len(cut[g.name].keep) for g in program.need("groups") if g.name in cut})
         table = _table("", "dense", "planned", "ratio")
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             old, new = dense.metric(key), after.metric(key)
             table.add_row(label, show(old), show(new), f"{new / max(old, 1):.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
+        for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
-        self._print("", table, *frozen_lines(frozen_summary(program)), *where)
+        self._print("", table, *frozen_lines(_frozen(program)), *where)
 
     def inspection(self, program: Program, graph: str | None) -> None:
         """Every prunable group as a row, frozen ones gathered by their reason."""
@@ -124,7 +124,7 @@ class Screen:
         notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
         drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
         self._print(f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
-                    table, *frozen_lines(frozen_summary(program)), *notes,
+                    table, *frozen_lines(_frozen(program)), *notes,
                     "[dim]share: of all MACs; groups overlap, so shares add up to more than 1. exact: cutting equals "
                     f"masking. MACs are {COUNTED}[/]", *drawn)
 
@@ -186,21 +186,23 @@ def inspection(program: Program) -> dict[str, Any]:
     }
 
 
-def frozen_summary(program: Program) -> list[dict[str, Any]]:
-    """Frozen groups gathered by reason, most frequent first: why, how many, and their names."""
-    by_reason: dict[str, list[PruneGroup]] = collections.defaultdict(list)
-    for g in program.need("groups"):
-        if g.frozen and g.size > 1:
-            by_reason[g.frozen.partition(" at ")[0]].append(g)  # the op is reason enough; its node is in --json
-    order = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    return [{"why": why, "count": len(gs), "kinds": sorted({str(g.kind) for g in gs}), "groups": [g.name for g in gs]}
-            for why, gs in order]
+def frozen_lines(frozen: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One line per reason, most frequent first, from entries of {group, kind, size, why} as in ``report.json``."""
+    by_reason: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for entry in frozen:
+        if entry["size"] > 1:
+            by_reason[entry["why"].partition(" at ")[0]].append(entry)  # the op is reason enough; its node is in --json
+    lines = []
+    for why, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        kinds = "/".join(sorted({e["kind"] for e in entries}))
+        lines.append(f"frozen    {len(entries)} {kinds}: {_plain(why)}  "
+                     f"[dim]({_plain(some([e['group'] for e in entries]))})[/]")
+    return lines
 
 
-def frozen_lines(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line per reason."""
-    return [f"frozen    {entry['count']} {'/'.join(entry['kinds'])}: {_plain(entry['why'])}  "
-            f"[dim]({_plain(some(entry['groups']))})[/]" for entry in summary]
+def _frozen(program: Program) -> list[dict[str, Any]]:
+    return [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
+            for g in program.need("groups") if g.frozen]
 
 
 def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:

@@ -53,7 +53,8 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_commands_of_the_readme_parse() -> None:
-    lines = [line.removeprefix("$ ") for b in [*blocks("bash"), *blocks("sh"), *blocks("console")] for line in b.splitlines()]
+    shell = [*blocks("bash"), *blocks("sh"), *blocks("console")]
+    lines = [line.removeprefix("$ ") for block in shell for line in block.splitlines()]
     commands = [part.strip() for line in lines for part in line.partition("  #")[0].split("&&")]
     commands = [c for c in commands if c.startswith("fxprune ")]
     assert commands
