@@ -302,8 +302,8 @@ class _Work:
     def finish(self, program: Program) -> Artifact:
         """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
         from .passes.analysis.propagate_axes import PropagateAxes
+        from .passes.transform.fold_indices import FoldIndices
         from .passes.transform.slice_axes import SliceAxes
-        from .passes.transform.unshare import FoldIndices
 
         plan, model = program.need("plan"), CostModel(program)
         predicted = model(kept_counts(program))

@@ -147,6 +147,7 @@ def snapshot(program: Program) -> tuple[Snapshot, dict[str, tuple[int, ...]]]:
 
 
 def measure(p: Pass, before: Any, after: Any, seconds: float) -> PassResult:
+    """What ``p`` did, from the snapshots before and after it."""
     (nodes0, shapes0), (nodes1, shapes1) = before, after
     return PassResult(
         name=p.slug(), text=str(p), seconds=seconds,

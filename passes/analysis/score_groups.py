@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 
 import torch
 
+from ... import registry
 from ...data import Calibration
-from ...errors import FxpruneError, OptionError, nearest
+from ...errors import FxpruneError, OptionError
 from ...importance import ImportanceScores
 from ...pipeline import Analysis
 from ...program import Program
 from .importance.criterion import Criterion, prunable
 
-CRITERIA = {name: f"{__package__}.importance.{name}:{name.capitalize()}"
-            for name in ("l1", "l2", "activation", "taylor", "fisher", "random")}
-"""Criterion name -> where it lives. To add one: copy a file of ``importance/`` and name it here."""
-
 
 def criterion(name: str) -> Criterion:
-    """A criterion by name, imported when asked for. Raises OptionError with the nearest name.
-
-    >>> criterion("fisher").unit, criterion("fisher").comparable
-    ('nats', True)
-    """
-    if name not in CRITERIA:
-        raise OptionError(f"unknown criterion '{name}'", where="--importance", cure=nearest(name, CRITERIA))
-    module, _, attribute = CRITERIA[name].partition(":")
-    made: Criterion = getattr(importlib.import_module(module), attribute)()
+    """A criterion by name, those of plugins included. Raises OptionError with the nearest name."""
+    made: Criterion = registry.lookup("criterion", name)()
     return made
 
 
@@ -36,7 +25,7 @@ def criterion(name: str) -> Criterion:
 class ScoreGroups(Analysis):
     """Score every prunable group with one criterion.
 
-    criterion   a name (see ``CRITERIA``) or a Criterion of your own
+    criterion   a name (see ``registry.CRITERIA``) or a Criterion of your own
     data        calibration batches, for criteria that run the model
     seed        seeds everything random: the same seed gives the same scores
 

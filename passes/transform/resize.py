@@ -44,6 +44,7 @@ def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> Exporte
 
 
 def changes(dim: Dim, counts: Mapping[Axis, int]) -> bool:
+    """Whether ``dim`` gets smaller when its axes keep ``counts``."""
     return kept_total(dim, counts) != total(dim)
 
 

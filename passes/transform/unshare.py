@@ -151,31 +151,3 @@ def _select(graph: Graph, before: Node, source: Node, position: int, index: Node
         node = graph.call_function(torch.ops.aten.index_select.default, (source, position, index))
     node.meta.update(val=source.meta["val"], stack_trace=before.meta.get("stack_trace"), fxprune_pass=made_by)
     return node
-
-
-@dataclass(frozen=True)
-class FoldIndices(Transform):
-    """Remove the indices of ``Unshare`` that select everything in order."""
-
-    def run(self, program: Program) -> Program:
-        whole = {n.name for n in program.placeholders() if _selects_all(program, n)}
-        if not whole:
-            return program
-        module = copy_graph(program.exported)
-        for node in list(module.graph.nodes):
-            if node.op == "placeholder" and node.name in whole:
-                for user in list(node.users):
-                    user.replace_all_uses_with(user.args[0])  # type: ignore[arg-type]
-                    module.graph.erase_node(user)
-                module.graph.erase_node(node)
-        return program.without_facts(exported=rebuild(program.exported, module))
-
-
-def _selects_all(program: Program, node: Node) -> bool:
-    name = program.tensor_of_placeholder.get(node.name, "")
-    if not name.startswith(PREFIX) or not node.users:
-        return False
-    index = program.tensors[name]
-    return all(u.target is torch.ops.aten.index_select.default and u.args[2] is node
-               and u.args[0].meta["val"].shape[u.args[1]] == len(index) for u in node.users) \
-        and torch.equal(index, torch.arange(len(index)))

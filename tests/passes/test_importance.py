@@ -9,7 +9,7 @@ import pytest
 import torch
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.score_groups import CRITERIA, ScoreGroups
+from fxprune.passes.analysis.score_groups import ScoreGroups
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +19,7 @@ from fxprune.errors import FxpruneError, OptionError
 from fxprune.group import Kind, PruneGroup
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
+from fxprune.registry import CRITERIA
 
 torch.set_num_threads(1)
 

@@ -1,1 +1,1 @@
-"""Importance criteria: one file each. To add one, copy ``l2.py`` and name it in ``score_groups.CRITERIA``."""
+"""Importance criteria: one file each. To add one, copy ``l2.py`` and name it in ``registry.CRITERIA``."""
