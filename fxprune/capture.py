@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
@@ -113,14 +114,6 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> tuple
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """Which sizes to leave open: ``Dim.AUTO`` each on its own, one named Dim for all, or ``Dim.STATIC``."""
-
-    batch: Any
-    sequence: Any
-
-
-@dataclass(frozen=True)
 class _Result:
     exported: ExportedProgram
     batch_fixed: bool
@@ -134,19 +127,25 @@ class _Result:
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str], name: str
 ) -> ExportedProgram:
-    """Export with as many open sizes as the model allows, from the most general to all constant."""
+    """Export with as many open sizes as the model allows, from the most general to all constant.
+
+    Sizes are open each on its own (``Dim.AUTO``) at first; then inputs share one batch; then the sequence is constant;
+    then everything is.
+    """
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     lengths = {t.shape[1] for t in tensors if t.dim() == 2 and _counts(t)}
-    shared = Dim("batch")
-    ladder = [_Sizes(Dim.AUTO, Dim.AUTO), _Sizes(shared, Dim.AUTO)]
+    own: list[Any] = [Dim.AUTO] * len(tensors)
+    shared: list[Any] = [Dim("batch")] * len(tensors)
+    ladder = [(own, Dim.AUTO), (shared, Dim.AUTO)]
     if lengths:
-        ladder += [_Sizes(shared, Dim.STATIC), _Sizes(Dim.AUTO, Dim.STATIC)]
+        ladder += [(shared, Dim.STATIC), (own, Dim.STATIC)]
+    ladder += [([Dim.STATIC] * len(tensors), Dim.STATIC)]
     best: _Result | None = None
-    failure = Exception()
-    reason = ""
-    for sizes in [*ladder, _Sizes(Dim.STATIC, Dim.STATIC)]:
+    failure, reason = Exception(), ""
+    while ladder:
+        batches, sequence = ladder.pop(0)
         try:
-            exported = _export_once(model, args, kwargs, tensors, lengths, sizes)
+            exported = _export_once(model, args, kwargs, tensors, lengths, batches, sequence)
         except Exception as error:  # torch raises anything here, and so does the model
             if not reason:
                 failure = error
@@ -155,8 +154,10 @@ def _export(
                     raise cause from error
             reason = reason or first_line(error)
             continue
-        if sizes.batch is Dim.AUTO and _mixes_symbols(exported):
-            reason = reason or "two inputs' sizes would have to be the same"
+        labels = _shared_batches(exported, len(tensors)) if batches is own else None
+        if labels is not None:
+            reason = reason or "the inputs must have the same batch size"
+            ladder.insert(0, ([Dim.AUTO if i is None else Dim(f"batch_{i}") for i in labels], sequence))
             continue
         result = _Result(exported, *_fixed(exported, lengths))
         if best is None or result.rank < best.rank:
@@ -175,12 +176,12 @@ def _export(
 
 def _export_once(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], lengths: set[int],
-    sizes: _Sizes,
+    batches: list[Any], sequence: Any,
 ) -> ExportedProgram:
     shapes = ShapesCollection()
-    for tensor in tensors:
+    for tensor, batch in zip(tensors, batches, strict=True):
         if tensor.dim():
-            shapes[tensor] = {0: sizes.batch, **{i: sizes.sequence for i in _sequence_dims(tensor, lengths)}}
+            shapes[tensor] = {0: batch, **{i: sequence for i in _sequence_dims(tensor, lengths)}}
     open_sizes = shapes.dynamic_shapes(model, args, kwargs)
     return torch.export.export(model, args, kwargs, dynamic_shapes=open_sizes, strict=False)
 
@@ -215,13 +216,37 @@ def _constant(size: int | torch.SymInt) -> int | None:
     return size
 
 
-def _mixes_symbols(exported: ExportedProgram) -> bool:
-    """A size such as ``(16*s98)//s67``: two inputs share a batch, and the graph does not know it."""
+def _shared_batches(exported: ExportedProgram, count: int) -> list[int | None] | None:
+    """Which of the ``count`` input tensors must have the same batch although the graph does not know it.
+
+    One label per tensor, the same for tensors that share; None for a tensor whose batch is constant. None in all when
+    nothing has to be shared. The signs: a size such as ``(16*s98)//s67`` of two batches, or an op on two tensors that
+    lead with them (``scaled_dot_product_attention`` with a mask checks nothing while it is traced). Texts and images of
+    a CLIP may differ: they meet in neither way.
+    """
+    names = set(exported.graph_signature.user_inputs)
+    inputs = [n.meta.get("val") for n in exported.graph.nodes if n.name in names]
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    batches = [str(t.shape[0]) if t.dim() and _constant(t.shape[0]) is None else None for t in tensors]
+    label = {batch: i for i, batch in enumerate(batches) if batch is not None}
+    before = len(set(label.values()))
     for node in exported.graph.nodes:
-        for value in pytree.tree_leaves(node.meta.get("val")):
-            for size in value.shape if isinstance(value, Tensor) else (value,):
-                if isinstance(size, torch.SymInt):
-                    divisions = size.node.expr.atoms(FloorDiv, Mod, PythonMod)
-                    if any(len(d.free_symbols) > 1 for d in divisions):
-                        return True
-    return False
+        if node.op == "output":
+            continue
+        meeting = [{str(t.shape[0]) for t in _tensors(node.all_input_nodes) if t.dim()}]
+        for size in pytree.tree_leaves([list(t.shape) for t in _tensors([node])]):
+            if isinstance(size, torch.SymInt):
+                divisions = size.node.expr.atoms(FloorDiv, Mod, PythonMod)
+                meeting += [{str(symbol) for symbol in division.free_symbols} for division in divisions]
+        for group in meeting:
+            together = {label[b] for b in group if b in label}
+            if len(together) > 1:
+                label = {b: min(together) if i in together else i for b, i in label.items()}
+    if len(set(label.values())) == before or len(tensors) != count:
+        return None
+    return [None if batch is None else label[batch] for batch in batches]
+
+
+def _tensors(nodes: Sequence[Node]) -> list[Tensor]:
+    values = pytree.tree_leaves([node.meta.get("val") for node in nodes])
+    return [value for value in values if isinstance(value, Tensor)]

@@ -142,6 +142,15 @@ def test_two_inputs_share_their_batch_where_the_code_needs_it() -> None:
     assert torch.allclose(run(program, x, y)[0], layer.eval()(x, y), atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "batches"), [("bert", 1), ("roberta", 1), ("clip", 2)])
+def test_a_mask_has_the_batch_of_its_tokens_while_texts_and_images_differ(name: str, batches: int) -> None:
+    module, args, kwargs = zoo.build(name)
+    program = capture(module, args, kwargs)
+    inputs = [node.meta["val"] for node in program.placeholders() if node.name in program.user_inputs]
+    assert len({str(t.shape[0]) for t in inputs}) == batches
+    assert program.notes == ()
+
+
 def test_one_tensor_passed_twice_is_two_inputs() -> None:
     x = torch.randn(2, 3)
     program = capture(Lambda(lambda a, b: a - 2 * b), (x, x))
