@@ -25,7 +25,7 @@ class FoldIndices(Transform):
         for node in list(module.graph.nodes):
             if node.op == "placeholder" and node.name in whole:
                 for user in list(node.users):
-                    user.replace_all_uses_with(user.args[0])  # type: ignore[arg-type]
+                    user.replace_all_uses_with(user.all_input_nodes[0])
                     module.graph.erase_node(user)
                 module.graph.erase_node(node)
         return program.without_facts(exported=rebuild(program.exported, module))
@@ -36,6 +36,11 @@ def _selects_all(program: Program, node: Node) -> bool:
     if not name.startswith(PREFIX) or not node.users:
         return False
     index = program.tensors[name]
-    return all(u.target is torch.ops.aten.index_select.default and u.args[2] is node
-               and u.args[0].meta["val"].shape[u.args[1]] == len(index) for u in node.users) \
-        and torch.equal(index, torch.arange(len(index)))
+    if not torch.equal(index, torch.arange(len(index))):
+        return False
+    for user in node.users:
+        source, position = user.all_input_nodes[0], user.args[1]
+        if user.target is not torch.ops.aten.index_select.default or user.args[2] is not node \
+                or source.meta["val"].shape[position] != len(index):
+            return False
+    return True

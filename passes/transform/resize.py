@@ -181,6 +181,7 @@ def infer(node: Node) -> None:
 
 
 def fake_mode_of(graph: Graph) -> FakeTensorMode:
+    """The mode that the graph's fake tensors belong to. Raises InternalError when there are none."""
     for node in graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, FakeTensor):
