@@ -1,169 +1,128 @@
-"""The models fxprune must work on, at their real sizes, with random weights: what works, and how fast.
+"""Every model fxprune must work on, at its real size with random weights: is it right, how far does it go, how long.
 
-    python tools/bench/zoo.py [--only 'swin*'] [--stages capture,size] [--out zoo.json] [--seconds 900]
+    python tools/bench/zoo.py [--only 'swin*'] [--ratios 0.75,0.5,0.25] [--no-onnx] [--out zoo.json]
 
-Every model runs in a process of its own, so that a crash or a memory peak does not end the run. A stage is a function
-from a :class:`Subject` to columns: write one, add it to ``STAGES``.
+Each model runs in a process of its own, so that a crash or a memory peak does not end the run. For every FLOPs ratio
+(L2 scores, kinds, alignment and floors as the tool chooses them) the row says what was measured:
+
+    reached     predicted MACs over dense MACs; must be at most the ratio and within 2 % or one chunk of it.
+                "from 0.31": the ratio is out of reach, and that is where the reachable range begins
+    error       sliced against masked outputs at the example's batch, relative to the largest output (at most 1e-4)
+    other       the same at another batch size, and another length for texts
+    effect      masked against dense outputs: were it small, an error could hide
+    counted     MACs that torch.utils.flop_counter counts in the sliced graph, over the predicted ones
+    saved       a .pt2 written and read back gives the same bits
+    onnx        ONNX Runtime against the sliced graph at several sizes, relative (ratio 0.5 only)
+
+Exit code 1 when anything failed; the row says what. ``--one NAME`` runs one model in this process, with tracebacks.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import fnmatch
 import json
-import resource
+import math
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-
+from fxprune.backends.onnx.backend import OnnxBackend
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.clean import Clean
+from fxprune.passes.transform.fold_indices import FoldIndices
 from fxprune.passes.transform.inline import Inline
-from zoo import Built, other_inputs, scramble
+from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.passes.transform.unshare import Unshare
+from record import MIB, peak_memory, said, write
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from zoo_models import MODELS, TEXT, Built, build, other_inputs
 
+from fxprune.archive import read_program, write_program
+from fxprune.backend import lower_and_verify
 from fxprune.capture import capture
+from fxprune.cost import Budget, CostModel
+from fxprune.errors import BudgetInfeasible
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 from fxprune.quiet import quiet
-from fxprune.surroundings import survive_torchvision
+from fxprune.testing import masked_run, relative_error, run_flat
 
-TEXT, WORDS = (2, 64), 200  # example batch and length; token ids below WORDS
-
-
-# ---------------------------------------------------------------- models
-
-
-def _timm(name: str) -> Built:
-    import timm
-
-    model = timm.create_model(name)
-    return model, (torch.randn(2, *model.pretrained_cfg["input_size"]),), {}
-
-
-def _torchvision(name: str) -> Built:
-    import torchvision
-
-    return getattr(torchvision.models, name)(), (torch.randn(2, 3, 224, 224),), {}
-
-
-def _text(model: str, config: str, mask: bool = False, **sizes: Any) -> Built:
-    import transformers
-
-    inputs = {"input_ids": torch.randint(5, WORDS, TEXT)}
-    if mask:
-        inputs["attention_mask"] = torch.ones(TEXT, dtype=torch.long)
-    return getattr(transformers, model)(getattr(transformers, config)(**sizes)), (), inputs
-
-
-def _image(model: str, config: str, size: int = 224, **sizes: Any) -> Built:
-    import transformers
-
-    return getattr(transformers, model)(getattr(transformers, config)(**sizes)), (), {
-        "pixel_values": torch.randn(2, 3, size, size)}
-
-
-def _mask2former() -> Built:
-    import transformers
-
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = transformers.SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=stages)
-    config = transformers.Mask2FormerConfig(backbone_config=backbone)
-    return transformers.Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 256, 256)}
-
-
-def _clip() -> Built:
-    model, _, inputs = _text("CLIPModel", "CLIPConfig", mask=True)
-    return model, (), {**inputs, "pixel_values": torch.randn(2, 3, 224, 224)}
-
-
-def _whisper() -> Built:
-    import transformers
-
-    config = transformers.WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536,
-                                        decoder_layers=1, decoder_attention_heads=6, decoder_ffn_dim=1536)
-    return transformers.WhisperModel(config).get_encoder(), (), {"input_features": torch.randn(2, 80, 3000)}
-
-
-_DEBERTA = {"vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
-            "intermediate_size": 3072, "relative_attention": True, "position_buckets": 256,
-            "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-_SMOLLM = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-           "num_attention_heads": 9, "num_key_value_heads": 3}
-_QWEN = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-         "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
-_MISTRAL = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8, "num_attention_heads": 16,
-            "num_key_value_heads": 4}
-
-MODELS: dict[str, Callable[[], Built]] = {
-    **{name: (lambda name=name: _timm(name)) for name in (  # type: ignore[misc]
-        "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_small_patch16_224",
-        "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",
-        "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "cait_xxs24_224", "pvt_v2_b0", "mobilevit_s",
-        "mixer_s16_224", "convnext_tiny", "resnet18", "resnet50", "vgg16_bn", "efficientnet_b0", "maxvit_tiny_rw_224",
-        "vit_small_patch14_dinov2",
-    )},
-    "torchvision vit_b_16": lambda: _torchvision("vit_b_16"),
-    "BERT": lambda: _text("BertForSequenceClassification", "BertConfig", mask=True),
-    "RoBERTa": lambda: _text("RobertaForSequenceClassification", "RobertaConfig", mask=True),
-    "DistilBERT": lambda: _text("DistilBertForSequenceClassification", "DistilBertConfig", mask=True),
-    "ELECTRA": lambda: _text("ElectraForSequenceClassification", "ElectraConfig", mask=True),
-    "DeBERTa-v2": lambda: _text("DebertaV2ForSequenceClassification", "DebertaV2Config", mask=True, **_DEBERTA),
-    "GPT-2": lambda: _text("GPT2LMHeadModel", "GPT2Config"),
-    "OPT": lambda: _text("OPTForCausalLM", "OPTConfig"),
-    "Llama": lambda: _text("LlamaForCausalLM", "LlamaConfig", **_SMOLLM),
-    "Qwen2": lambda: _text("Qwen2ForCausalLM", "Qwen2Config", **_QWEN),
-    "Mistral": lambda: _text("MistralForCausalLM", "MistralConfig", **_MISTRAL),
-    "ModernBERT": lambda: _text("ModernBertForSequenceClassification", "ModernBertConfig", mask=True),
-    "T5 encoder": lambda: _text("T5EncoderModel", "T5Config", mask=True),
-    "HF ViT": lambda: _image("ViTForImageClassification", "ViTConfig"),
-    "HF Swin": lambda: _image("SwinForImageClassification", "SwinConfig"),
-    "SegFormer": lambda: _image("SegformerForSemanticSegmentation", "SegformerConfig", 512),
-    "Mask2Former": _mask2former,
-    "CLIP": _clip,
-    "Whisper encoder": _whisper,
-}
-
-
-# ---------------------------------------------------------------- stages
+TOLERANCE = 1e-4  # relative, fp32
+ONNX_AT = 0.5
+Row = dict[str, Any]
+Flat = list[Any]
 
 
 @dataclass
 class Subject:
-    """One model on its way: what earlier stages leave for later ones."""
+    """One model on its way: its analysed graph, inputs at two sizes, and what has failed so far."""
 
-    name: str
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    program: Program | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    program: Program
+    example: Flat
+    other: Flat | None  # None where the graph fixes the batch
+    single: Flat  # batch 1, or the fixed batch
+    dense: Flat
+    failures: list[str] = field(default_factory=list)
 
-    def need(self) -> Program:
-        if self.program is None:
-            raise RuntimeError("the stage 'capture' has to come first")
-        return self.program
+    def check(self, holds: bool, complaint: str) -> None:
+        if not holds:
+            self.failures.append(complaint)
+
+    def attempt(self, what: str, row: Row, step: Callable[[], Row]) -> None:
+        """Columns of one step; an exception is a failure of the row and the next step goes on."""
+        try:
+            with quiet():
+                row |= step()
+        except Exception as error:  # whatever it is, the table must tell it
+            traceback.print_exc(file=sys.__stderr__)  # past quiet()
+            self.failures.append(f"{what}: {said(error)}")
 
 
-def capture_stage(subject: Subject) -> dict[str, Any]:
-    """Export, clean and inline: nodes, seconds, and which input sizes stayed open."""
+# ---------------------------------------------------------------- from the module to groups
+
+
+def analyse(name: str, built: Built) -> tuple[Subject, Row]:
+    """Capture and analysis: nodes, seconds, groups by kind, frozen ones by kind and reason."""
+    module, args, kwargs = built
     started = time.perf_counter()
-    program = capture(subject.module, subject.args, subject.kwargs, name=subject.name)
+    program = capture(module, args, kwargs, name=name)
     captured = time.perf_counter()
     raw = len(program.graph.nodes)
-    subject.program = program = Pipeline((Clean(), Inline())).run(program)
-    cleaned = time.perf_counter()
-    return {"params M": round(sum(p.numel() for p in subject.module.parameters()) / 1e6, 1), "nodes": raw,
-            "clean": len(program.graph.nodes), "capture s": round(captured - started, 1),
-            "clean s": round(cleaned - captured, 2), "open": open_sizes(program), "notes": list(program.notes)}
+    program = Pipeline((Clean(), Inline(), PropagateAxes(), FindGroups(), Unshare())).run(program)
+    if program.groups is None:  # a table was unshared
+        program = Pipeline((PropagateAxes(), FindGroups())).run(program)
+    analysed = time.perf_counter()
+    groups = program.need("groups")
+    live = collections.Counter(str(g.kind) for g in groups if g.prunable)
+    frozen = collections.Counter(f"{g.kind}: {g.frozen.partition(' at ')[0]}" for g in groups if g.frozen)
+    dense, example = CostModel(program)(), program.flatten(args, kwargs)
+    batch_open = not any("batch size fixed" in note for note in program.notes)
+    length = None if any("sequence length fixed" in note for note in program.notes) else TEXT[1] - 21
+    single = program.flatten(*other_inputs(args, kwargs, 1)) if batch_open else example
+    other = program.flatten(*other_inputs(args, kwargs, 3, length)) if batch_open else None
+    subject = Subject(program, example, other, single, run_flat(program, example))
+    subject.check(batch_open, f"another batch size: {'; '.join(program.notes)}")
+    subject.check(not program.need("axes").unknown, f"ops without a rule: {dict(program.need('axes').unknown)}")
+    return subject, {
+        "params_m": round(dense.params / 1e6, 2), "gmacs": round(dense.flops / 1e9, 3), "nodes": raw,
+        "nodes_clean": len(program.graph.nodes), "capture_s": round(captured - started, 2),
+        "analysis_s": round(analysed - captured, 2), "open": open_sizes(program), "groups": dict(live),
+        "frozen": dict(frozen), "notes": list(program.notes),
+    }
 
 
 def open_sizes(program: Program) -> str:
@@ -179,109 +138,228 @@ def open_sizes(program: Program) -> str:
     return " ".join(dict.fromkeys(shapes))
 
 
-def size_stage(subject: Subject) -> dict[str, Any]:
-    """Error (max difference / max value) against the module at another batch size and length."""
-    program = subject.need()
-    args, kwargs = other_inputs(subject.args, subject.kwargs, batch=3, length=TEXT[1] - 21)
-    with torch.no_grad():
-        expected = outputs(subject.module.eval()(*args, **kwargs))
-        got = outputs(program.exported.module()(*args, **kwargs))
-    largest = [float(a.abs().max()) for a in expected]
-    errors = [float((a - b).abs().max()) for a, b in zip(expected, got, strict=False)]
-    return {"size err": max(e / (m or 1) for e, m in zip(errors, largest, strict=False)), "largest": max(largest)}
+# ---------------------------------------------------------------- one ratio
 
 
-def outputs(value: Any) -> list[Tensor]:
-    return [leaf.float() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+def prune(subject: Subject, ratio: float, onnx: bool, threads: int) -> Row:
+    """All columns of one ratio."""
+    row: Row = {"ratio": ratio}
+    program, budget, started = subject.program, Budget("flops", ratio), time.perf_counter()
+    passes = (ScoreGroups(criterion="l2"), SearchPlan(budget))
+    try:
+        planned = Pipeline(passes, start=("axes", "groups")).run(program)
+    except BudgetInfeasible as error:
+        subject.check(bool(error.why and error.cure), f"{ratio}: the error does not say why")
+        return row | {"from": round(lowest(program), 4), "why": " ".join(str(error.why).split())}
+    sliced = Pipeline((SliceAxes(), FoldIndices()), start=("axes", "groups", "plan")).run(planned)
+    row["plan_slice_s"] = round(time.perf_counter() - started, 2)
+    got = run_flat(sliced, subject.example)
+    at = f"at {ratio}"
+    subject.attempt(f"{at}, budget", row, lambda: budget_row(subject, planned, ratio))
+    subject.attempt(f"{at}, masking", row, lambda: masking_row(subject, planned, sliced, got, ratio))
+    subject.attempt(f"{at}, counting", row, lambda: counting_row(subject, planned, sliced, ratio))
+    subject.attempt(f"{at}, saving", row, lambda: saving_row(subject, sliced, got, ratio))
+    if onnx and ratio == ONNX_AT:
+        subject.attempt(f"{at}, onnx", row, lambda: onnx_row(sliced, threads))
+    return row
 
 
-STAGES: dict[str, Callable[[Subject], dict[str, Any]]] = {"capture": capture_stage, "size": size_stage}
+def lowest(program: Program) -> float:
+    """Share of the dense MACs when every group of the default kinds is at its floor."""
+    from fxprune.group import DEFAULT_KINDS
+
+    model = CostModel(program)
+    floors = {g.axis: g.levels()[0] for g in program.need("groups") if g.prunable and g.kind in DEFAULT_KINDS}
+    return model(floors).flops / model().flops
+
+
+def kept_counts(planned: Program) -> dict[Any, int]:
+    choices = planned.need("plan").choices
+    return {g.axis: len(choices[g.name].keep) for g in planned.need("groups") if g.name in choices}
+
+
+def budget_row(subject: Subject, planned: Program, ratio: float) -> Row:
+    """Never above the budget; within 2 % below it, or nothing more would fit."""
+    model, counts = CostModel(planned), kept_counts(planned)
+    dense, cost = model().flops, model(counts).flops
+    subject.check(cost <= ratio * dense, f"{ratio}: cost {cost / dense:.4f} is above the budget")
+    if cost < (ratio - 0.02) * dense:
+        for group in planned.need("groups"):
+            more = [n for n in group.levels() if n > counts.get(group.axis, group.size)]
+            fits = bool(more) and model({**counts, group.axis: more[0]}).flops <= ratio * dense
+            subject.check(not fits, f"{ratio}: only {cost / dense:.4f} reached, yet {group.name} could keep more")
+    return {"reached": round(cost / dense, 4), "macs": cost, "method": planned.need("plan").about["method"]}
+
+
+def masking_row(subject: Subject, planned: Program, sliced: Program, got: Flat, ratio: float) -> Row:
+    """Sliced against masked at two sizes."""
+    plan = planned.need("plan")
+    masked = masked_run(planned, plan, subject.example)
+    error, effect = relative_error(got, masked), relative_error(subject.dense, masked)
+    row = {"error": short(error), "effect": short(effect)}
+    errors = {"the example's size": error}
+    if subject.other is not None:
+        other = relative_error(run_flat(sliced, subject.other), masked_run(planned, plan, subject.other))
+        errors["another size"] = other
+        row["other"] = short(other)
+    for where, value in errors.items():
+        subject.check(value <= TOLERANCE, f"{ratio}: sliced differs from masked by {value:.1e} at {where}")
+    subject.check(effect > 10 * TOLERANCE, f"{ratio}: the plan changed the output by {effect:.1e} only")
+    return row
+
+
+def counting_row(subject: Subject, planned: Program, sliced: Program, ratio: float) -> Row:
+    """Predicted MACs against what torch counts while one sample runs (the whole batch where it is fixed)."""
+    predicted = CostModel(planned)(kept_counts(planned)).flops
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run_flat(sliced, subject.single)
+    counted = counter.get_total_flops() / 2
+    subject.check(abs(counted - predicted) <= 1e-6 * predicted,
+                  f"{ratio}: torch counts {counted / predicted:.6f} of the predicted MACs")
+    return {"counted": short(counted / predicted, 9)}
+
+
+def saving_row(subject: Subject, sliced: Program, got: Flat, ratio: float) -> Row:
+    """Written and read back: the same bits, and the file's size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt2"
+        write_program(sliced.exported, path)
+        size, back = path.stat().st_size, Program(read_program(path))
+        again = run_flat(back, subject.example)
+    same = all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(got, again, strict=True))
+    subject.check(same, f"{ratio}: outputs change when the program is saved and loaded")
+    return {"saved": same, "saved_mb": round(size / 1e6, 1)}
+
+
+def onnx_row(sliced: Program, threads: int) -> Row:
+    """Through ONNX Runtime; ``lower_and_verify`` raises where the outputs differ."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        _, parity = lower_and_verify(OnnxBackend(threads=threads), sliced, Path(folder))
+    sizes = [" ".join(f"{k}={v}" for k, v in sizes.items()) for sizes in parity.tried]
+    return {"onnx": short(parity.max_rel), "onnx_sizes": sizes, "onnx_s": round(time.perf_counter() - started, 1)}
+
+
+def short(value: float, digits: int = 3) -> float:
+    return value if not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
 # ---------------------------------------------------------------- running
 
 
-def examine(name: str, stages: list[str]) -> dict[str, Any]:
-    """All columns of one model. A stage that fails gives the column ``error`` and ends the row."""
-    torch.manual_seed(0)
-    survive_torchvision()
-    row: dict[str, Any] = {"model": name}
-    with quiet():
-        module, args, kwargs = MODELS[name]()
-        subject = Subject(name, scramble(module).eval(), args, kwargs)
-    for stage in stages:
-        try:
-            with quiet():
-                row |= STAGES[stage](subject)
-        except Exception as error:  # a row of the table must tell it, whatever it is
-            row["error"] = f"{stage}: {type(error).__name__}: {error}"
-            break
-    row["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return row
-
-
-def examine_apart(name: str, stages: list[str], seconds: float) -> dict[str, Any]:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--stages", ",".join(stages)]
+def examine(name: str, ratios: Sequence[float], onnx: bool, threads: int) -> Row:
+    """The row of one model."""
+    torch.set_num_threads(threads)
+    row: Row = {"model": name, "failures": []}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        built = build(name)
+    except ModuleNotFoundError as error:
+        return row | {"skipped": said(error)}
+    try:
+        with quiet():
+            subject, columns = analyse(name, built)
+    except Exception as error:  # a row of the table must tell it, whatever it is
+        traceback.print_exc(file=sys.__stderr__)  # past quiet()
+        return row | {"failures": [f"analysis: {said(error)}"], "peak_mb": peak_memory() // MIB}
+    row |= {**columns, "ratios": []}
+    del built
+    for ratio in ratios:
+        one: Row = {"ratio": ratio}
+        subject.attempt(f"at {ratio}", one, lambda: prune(subject, ratio, onnx, threads))  # noqa: B023  called at once
+        row["ratios"].append(one)
+    return row | {"failures": subject.failures, "peak_mb": peak_memory() // MIB}
+
+
+def examine_apart(name: str, options: argparse.Namespace) -> Row:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--one", name, "--ratios", options.ratios, "--threads", str(options.threads)]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run([*command, *(["--no-onnx"] if options.no_onnx else [])], capture_output=True, text=True,
+                              timeout=options.seconds, check=False)
     except subprocess.TimeoutExpired:
-        return {"model": name, "error": f"not done after {seconds:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
+        return {"model": name, "failures": [f"not done after {options.seconds:.0f} s"]}
+    try:
+        row: Row = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"model": name, "error": f"exit code {done.returncode}: {last}"}
-    row: dict[str, Any] = json.loads(lines[-1])
-    return row
+        return {"model": name, "failures": [f"exit code {done.returncode}: {said(RuntimeError(last))}"]}
+    return row | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def table(rows: list[dict[str, Any]]) -> Any:
-    """Rows as a rich table; columns in the order in which they first come up, texts at the end."""
+def table(rows: Sequence[Row]) -> Any:
+    """One line per model for people; the JSON holds the rest."""
     from rich.table import Table
 
-    last = ("open", "notes", "error")
-    columns = [*(c for c in dict.fromkeys(k for row in rows for k in row) if c not in last), *last]
-    result = Table(title=f"{sum('error' not in r for r in rows)} of {len(rows)} models without an error")
-    for column in columns:
-        result.add_column(column, overflow="fold", justify="left" if column in ("model", *last) else "right")
+    bad, skipped = sum(bool(r["failures"]) for r in rows), sum("skipped" in r for r in rows)
+    result = Table(title=f"{len(rows) - bad - skipped} of {len(rows)} models without a failure, {skipped} skipped",
+                   show_lines=True)
+    ratios = list(dict.fromkeys(one["ratio"] for row in rows for one in row.get("ratios", ())))
+    for column in ("model", "nodes", "capture s", "analysis s", "groups", "frozen"):
+        result.add_column(column, overflow="fold")
+    for ratio in ratios:
+        result.add_column(f"{ratio:g}: reached, error, other size", overflow="fold")
+    for column in ("MACs", "saved", "onnx", "peak MB", "what failed"):
+        result.add_column(column, overflow="fold")
     for row in rows:
-        result.add_row(*(text(row.get(column, "")) for column in columns))
+        result.add_row(*cells(row, ratios))
     return result
 
 
-def text(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(str, value))
-    if isinstance(value, float):
-        return f"{value:.2g}" if abs(value) < 0.01 else f"{value:g}"
-    return str(value)
+def cells(row: Row, ratios: Sequence[float]) -> list[str]:
+    done = {one["ratio"]: one for one in row.get("ratios", ())}
+    reached = [one for one in done.values() if "reached" in one]
+    named = ((reason, count) for reason, count in row.get("frozen", {}).items() if not reason.startswith("other"))
+    frozen = sorted(named, key=lambda pair: -pair[1])[:3]
+    worst = max((abs(one["counted"] - 1) for one in reached if "counted" in one), default=None)
+    onnx = next((f"{one['onnx']:.0e}" for one in reached if "onnx" in one), "")
+    return [
+        row["model"], str(row.get("nodes", "")), str(row.get("capture_s", "")), str(row.get("analysis_s", "")),
+        " ".join(f"{kind} {count}" for kind, count in row.get("groups", {}).items()),
+        "; ".join(f"{reason[:50]} ({count})" for reason, count in frozen),
+        *(ratio_cell(done.get(ratio, {})) for ratio in ratios),
+        "" if worst is None else "exact" if worst < 1e-8 else f"off {worst:.0e}",
+        "".join("=" if one.get("saved") else "!" for one in reached), onnx, str(row.get("peak_mb", "")),
+        "; ".join(row["failures"]) or row.get("skipped", ""),
+    ]
+
+
+def ratio_cell(one: Row) -> str:
+    if "from" in one:
+        return f"from {one['from']:.2f}"
+    errors = [f"{one[k]:.0e}" for k in ("error", "other") if k in one]
+    return " ".join([f"{one['reached']:.3f}" if "reached" in one else "", *errors]).strip()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*", help="models whose name matches this pattern")
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma separated")
+    parser.add_argument("--only", default="*", help="models whose name matches this pattern, in any case")
+    parser.add_argument("--ratios", default="0.75,0.5,0.25", help="shares of the dense MACs, comma separated")
+    parser.add_argument("--no-onnx", action="store_true", help="leave ONNX out, to save time")
     parser.add_argument("--out", type=Path, help="write the rows as JSON, after every model")
     parser.add_argument("--seconds", type=float, default=900, help="time limit for each model")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=1, help="threads for torch and ONNX Runtime")
+    parser.add_argument("--one", metavar="NAME", help="this model in this process: its row on stdout")
     options = parser.parse_args()
-    stages = options.stages.split(",")
+    ratios = [float(r) for r in options.ratios.split(",")]
     if options.one:
-        print(json.dumps(examine(options.one, stages)))
-        return 0
+        row = examine(options.one, ratios, not options.no_onnx, options.threads)
+        print(json.dumps(row))
+        return int(bool(row["failures"]))
     from rich.console import Console
 
-    console, rows = Console(), []
+    console, rows = Console(stderr=True, width=None if sys.stderr.isatty() else 240), []
     names = [name for name in MODELS if fnmatch.fnmatch(name.lower(), options.only.lower())]
     if not names:
         parser.error(f"no model matches {options.only!r}; known: {', '.join(MODELS)}")
     for name in names:
-        rows.append(examine_apart(name, stages, options.seconds))
-        console.print(" ".join(f"{k}={text(v)}" for k, v in rows[-1].items()), markup=False, highlight=False, soft_wrap=True)
+        rows.append(examine_apart(name, options))
+        console.print(" | ".join(filter(None, [*cells(rows[-1], ratios), f"{rows[-1].get('seconds', '')} s"])),
+                      markup=False, highlight=False, soft_wrap=True)
         if options.out:
-            options.out.write_text(json.dumps(rows, indent=1))
+            write(options.out, "zoo", threads=options.threads, rows=rows)
     console.print(table(rows))
-    return int(any("error" in row for row in rows))
+    return int(any(row["failures"] for row in rows))
 
 
 if __name__ == "__main__":

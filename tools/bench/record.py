@@ -1,0 +1,53 @@
+"""What every benchmark writes beside its figures, and how it reads this process's memory."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+from fxprune.measure import environment
+
+MIB = 2**20
+
+
+def header(script: str) -> dict[str, Any]:
+    """Script, day, CPU and versions. Nothing that names the machine."""
+    return {"script": script, "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+            **environment()}
+
+
+def write(path: Path, script: str, **figures: Any) -> None:
+    """Header and figures as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**header(script), **figures}, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes.
+
+    On Linux from ``VmHWM``: ``ru_maxrss`` starts at the size of whoever started the process.
+    """
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory() -> int:
+    """Resident size of this process now, in bytes (0 where the system does not tell)."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    try:
+        said = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        return 0
+    return int(said[1]) * 1024 if said else 0
+
+
+def said(error: BaseException, length: int = 300) -> str:
+    """An exception as one line, without the folders of this machine."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return re.sub(r"(?<![\w.])(?:/[\w.+@-]+)+/", "", line)[:length]
