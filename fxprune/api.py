@@ -291,7 +291,7 @@ class _Work:
             self.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
                       "will see; give --data (data=...) for a better choice")
             self.calibration = generate(self.source, samples=wish.samples, seed=self.seed)
-        data = self.calibration if wish.needs_data else None
+        data = self.calibration = self.calibration if wish.needs_data else None  # the report names what was used
         program = self.run(program, ScoreGroups(criterion=wish.criterion, data=data, seed=self.seed),
                            SearchPlan(wish.budget, kinds=wish.kinds))
         plan = program.need("plan")

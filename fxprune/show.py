@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .cost import COUNTED, CostModel
-from .group import PruneGroup
+from .group import Kind, PruneGroup
 from .program import Program
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Screen:
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
         for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
-        self._print("", table, *frozen_lines(report.get("frozen", ())))
+        self._print("", table, *frozen_lines(report.get("frozen", ()), short=True))
         parity = report["parity"]
         lines = [f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
@@ -110,7 +110,7 @@ class Screen:
         for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
-        self._print("", table, *frozen_lines(_frozen(program)), *where)
+        self._print("", table, *frozen_lines(_frozen(program), short=True), *where)
 
     def inspection(self, program: Program, graph: str | None) -> None:
         """Every prunable group as a row, frozen ones gathered by their reason."""
@@ -186,17 +186,25 @@ def inspection(program: Program) -> dict[str, Any]:
     }
 
 
-def frozen_lines(frozen: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One line per reason, most frequent first, from entries of {group, kind, size, why} as in ``report.json``."""
+def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:
+    """One line per reason, most frequent first, from entries of {group, kind, size, why} as in ``report.json``.
+
+    short   kernels, vocabularies and other axes that nobody would prune share one line
+    """
     by_reason: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for entry in frozen:
         if entry["size"] > 1:
             by_reason[entry["why"].partition(" at ")[0]].append(entry)  # the op is reason enough; its node is in --json
-    lines = []
+    lines, trivial = [], []
     for why, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        if short and all(e["kind"] == str(Kind.OTHER) for e in entries):
+            trivial.append(f"{why} {len(entries)}")
+            continue
         kinds = "/".join(sorted({e["kind"] for e in entries}))
         lines.append(f"frozen    {len(entries)} {kinds}: {_plain(why)}  "
                      f"[dim]({_plain(some([e['group'] for e in entries]))})[/]")
+    if trivial:
+        lines.append(f"[dim]fixed     {_plain(', '.join(trivial))} (`fxprune inspect` lists them)[/]")
     return lines
 
 
