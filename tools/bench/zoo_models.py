@@ -18,7 +18,7 @@ TEXT, WORDS = (2, 64), 200  # example batch and length; token ids below WORDS
 def _timm(name: str) -> Built:
     import timm
 
-    model = timm.create_model(name)
+    model: Any = timm.create_model(name)
     return model, (torch.randn(2, *model.pretrained_cfg["input_size"]),), {}
 
 
@@ -70,12 +70,13 @@ def _image(model: str, config: str, size: int = 224, **sizes: Any) -> Built:
 
 
 def _mask2former() -> Built:
-    import transformers
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    backbone = transformers.SwinConfig(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=stages)
-    config = transformers.Mask2FormerConfig(backbone_config=backbone)
-    return transformers.Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 256, 256)}
+    sizes: dict[str, Any] = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
+                             "out_features": stages}
+    config = Mask2FormerConfig(backbone_config=SwinConfig(**sizes))
+    return Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 256, 256)}
 
 
 def _clip() -> Built:
@@ -91,15 +92,23 @@ def _whisper() -> Built:
     return transformers.WhisperModel(config).get_encoder(), (), {"input_features": torch.randn(2, 80, 3000)}
 
 
-_DEBERTA = {"vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
-            "intermediate_size": 3072, "relative_attention": True, "position_buckets": 256,
-            "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-_SMOLLM = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-           "num_attention_heads": 9, "num_key_value_heads": 3}
-_QWEN = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-         "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True}
-_MISTRAL = {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8, "num_attention_heads": 16,
-            "num_key_value_heads": 4}
+_DEBERTA: dict[str, Any] = {
+    "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+}
+_SMOLLM: dict[str, Any] = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3,
+}
+_QWEN: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+}
+_MISTRAL: dict[str, Any] = {
+    "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8, "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+}
 
 MODELS: dict[str, Callable[[], Built]] = {
     **{name: (lambda name=name: _timm(name)) for name in (  # type: ignore[misc]
