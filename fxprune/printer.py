@@ -63,8 +63,9 @@ def _changes(program: Program, node: Node) -> str:
     """What the plan does to the axes that this node produces."""
     if program.plan is None or program.axes is None or node.op != "call_function":
         return ""
-    made = {a for dim, name in program.axes.tags.get("produce", ()) if name == node.name for a in leaves(dim)}
-    return "  ".join(_kept(program, axis) for axis in made if _kept(program, axis))
+    produced = (dim for dim, name in program.axes.tags.get("produce", ()) if name == node.name)
+    made = dict.fromkeys(axis for dim in produced for axis in leaves(dim))
+    return "  ".join(filter(None, (_kept(program, axis) for axis in made)))
 
 
 def _kept(program: Program, axis: Axis) -> str:

@@ -41,3 +41,7 @@ def trained(trained_weights: dict[str, torch.Tensor]) -> DigitsViT:
 
 def tiny_vit() -> DigitsViT:
     return DigitsViT(dim=32, depth=2, heads=4, hidden=96)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="rewrite tests/golden/*.txt from what the code does now")

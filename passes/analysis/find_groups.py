@@ -54,7 +54,7 @@ class FindGroups(Analysis):
         groups = []
         for axis, reached in slots.items():
             kind = facts.kind(axis)
-            stem = _stem(reached, parameters)
+            stem = _stem(program, reached, parameters, kind)
             taken[f"{stem}:{kind}"] += 1
             count = taken[f"{stem}:{kind}"]
             name = f"{stem}:{kind}" + (f"#{count}" if count > 1 else "")
@@ -130,12 +130,16 @@ class _Facts:
         return (head | beside) - soft, query_key, value
 
     def _paired_repeats(self) -> set[Axis]:
-        """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA)."""
+        """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA).
+
+        The batch does not count: it may be folded with the heads, and a class token is repeated over it.
+        """
         paired: set[Axis] = set()
-        repeats = self.tagged.get("repeat", set()) & self.head
+        heads = {a for a in self.head if a not in self.frozen}
+        repeats = self.tagged.get("repeat", set()) & heads
         for dims in self.axes.dims.values() if repeats else ():
             for dim in _each_dim(dims):
-                here = set(leaves(dim)) & self.head
+                here = set(leaves(dim)) & heads
                 if here & repeats and here - repeats:
                     paired |= here
         return paired
@@ -164,7 +168,7 @@ class _Facts:
             return self.frozen[axis]
         if axis.size >= FIRST_PRIME and real_size(axis.size, self.axes.sizes) != axis.size:
             return "symbolic size"
-        if axis not in self.producers and not any(s.parameter in parameters for s in slots):
+        if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"
         if axis not in self.contracted and axis not in self.statistics:
             return "nothing sums over it: removing an element would not equal masking it"
@@ -192,12 +196,16 @@ def _slots(program: Program, axes: Axes) -> dict[Axis, list[Slot]]:
     return found
 
 
-def _stem(slots: list[Slot], parameters: set[str]) -> str:
-    """The module that best names a group: the first weight whose rows are its elements, else the first slot."""
+def _stem(program: Program, slots: list[Slot], parameters: set[str], kind: Kind) -> str:
+    """The module that best names a group: the first weight whose rows are its elements, else the first slot.
+
+    Heads reach bias networks and tables as well; their largest weight is the projection that people know them by.
+    """
     order = [s for s in slots if s.parameter in parameters] or slots
-    rows = [s for s in order if s.position == 0 and s.parameter.endswith("weight")]
-    parameter = (rows or order)[0].parameter
-    return parameter.rpartition(".")[0] or parameter
+    rows = [s for s in order if s.position == 0 and s.parameter.endswith("weight")] or order
+    tensors = program.tensors
+    best = max(rows, key=lambda s: tensors[s.parameter].numel()) if kind in KEEP_WHOLE else rows[0]
+    return best.parameter.rpartition(".")[0] or best.parameter
 
 
 def _with_macs(program: Program) -> Program:

@@ -53,6 +53,12 @@ def matmul(w: Walk, a: Args) -> Dims:
     return w.broadcast(out, a.self) if a.get("batch1") is not None else out
 
 
+@rule("outer", "ger")
+def outer(w: Walk, a: Args) -> Dims:
+    """y[i, j] = x[i] y[j]: nothing is summed"""
+    return [a.self[0], a.vec2[0]]
+
+
 @rule("einsum")
 def einsum(w: Walk, a: Args) -> Dims:
     """Letters name dims; letters missing on the right are contracted. ``...`` becomes letters of its own."""

@@ -108,6 +108,7 @@ OPS = [
     Op("matmul broadcast", torch.matmul, ((2, 5, 3, 4), (5, 4, 6)), 5),
     Op("matmul vector", torch.matmul, ((3, 4), (4,)), 2),
     Op("vector matmul", torch.matmul, ((4,), (2, 4, 3)), 3),
+    Op("outer", torch.outer, ((3,), (4,)), 2),
     Op("einsum", lambda x, y: torch.einsum("bhqd,bhkd->bhqk", x, y), ((2, 3, 4, 5), (2, 3, 6, 5)), 5),
     Op("einsum sum", lambda x, y: torch.einsum("bij,jk->bk", x, y), ((2, 3, 4), (4, 5)), 3),
     Op("einsum ellipsis", lambda x, y: torch.einsum("...d,od->...o", x, y), ((2, 3, 4), (5, 4)), 4),
