@@ -1,6 +1,6 @@
 """Every model fxprune must work on, at its real size with random weights: is it right, how far does it go, how long.
 
-    python tools/bench/zoo.py [--only 'swin*'] [--ratios 0.75,0.5,0.25] [--no-onnx] [--out zoo.json]
+    python tools/bench/zoo.py [--only 'swin*'] [--ratios 0.75,0.5,0.25] [--no-onnx] [--out zoo.json [--update]]
 
 Each model runs in a process of its own, so that a crash or a memory peak does not end the run. For every FLOPs ratio
 (L2 scores, kinds, alignment and floors as the tool chooses them) the row says what was measured:
@@ -35,7 +35,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import MIB, peak_memory, said, write
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from zoo_models import MODELS, TEXT, Built, build, other_inputs
+
+from fxprune.archive import read_program, write_program
+from fxprune.backend import lower_and_verify
 from fxprune.backends.onnx.backend import OnnxBackend
+from fxprune.capture import capture
+from fxprune.cost import Budget, CostModel
+from fxprune.errors import BudgetInfeasible
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -45,17 +56,6 @@ from fxprune.passes.transform.fold_indices import FoldIndices
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unshare import Unshare
-from record import MIB, peak_memory, said, write
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from zoo_models import MODELS, TEXT, Built, build, other_inputs
-
-from fxprune.archive import read_program, write_program
-from fxprune.backend import lower_and_verify
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
-from fxprune.errors import BudgetInfeasible
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 from fxprune.quiet import quiet
@@ -337,6 +337,7 @@ def main() -> int:
     parser.add_argument("--ratios", default="0.75,0.5,0.25", help="shares of the dense MACs, comma separated")
     parser.add_argument("--no-onnx", action="store_true", help="leave ONNX out, to save time")
     parser.add_argument("--out", type=Path, help="write the rows as JSON, after every model")
+    parser.add_argument("--update", action="store_true", help="rows that --out holds already stay, save those run now")
     parser.add_argument("--seconds", type=float, default=900, help="time limit for each model")
     parser.add_argument("--threads", type=int, default=1, help="threads for torch and ONNX Runtime")
     parser.add_argument("--one", metavar="NAME", help="this model in this process: its row on stdout")
@@ -352,12 +353,14 @@ def main() -> int:
     names = [name for name in MODELS if fnmatch.fnmatch(name.lower(), options.only.lower())]
     if not names:
         parser.error(f"no model matches {options.only!r}; known: {', '.join(MODELS)}")
+    before = json.loads(options.out.read_text())["rows"] if options.update and options.out.exists() else []
     for name in names:
         rows.append(examine_apart(name, options))
         console.print(" | ".join(filter(None, [*cells(rows[-1], ratios), f"{rows[-1].get('seconds', '')} s"])),
                       markup=False, highlight=False, soft_wrap=True)
         if options.out:
-            write(options.out, "zoo", threads=options.threads, rows=rows)
+            every = {row["model"]: row for row in [*before, *rows]}
+            write(options.out, "zoo", threads=options.threads, rows=[every[n] for n in MODELS if n in every])
     console.print(table(rows))
     return int(any(row["failures"] for row in rows))
 
