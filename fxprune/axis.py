@@ -103,7 +103,7 @@ def split(axis: Axis, outer: int) -> None:
     """Refine ``axis`` into ``outer x (size / outer)`` in place.
 
     On a sum this is the distributive law ``x1*I + x2*I = (x1 + x2)*I``: the inner factor of every segment is unified.
-    This one rule reads fused qkv biases (``cat(q, k, v).view(3, H, d)``), Phi-3's ``(H + 2KV) x d`` and channel shuffle.
+    This one rule reads fused qkv biases (``cat(q, k, v).view(3, H, d)``), Phi-3's ``(H + 2KV) x d``, channel shuffle.
     """
     axis = find(axis)
     inner, rest = divmod(axis.size, outer)

@@ -1,7 +1,8 @@
-"""The decision: which elements of each group stay. Versioned JSON keyed by parameter names, made to be diffed and edited."""
+"""The decision: which elements of each group stay. Versioned JSON by parameter names, to be diffed and edited."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class CompressionPlan:
                                 cure="make a new plan with `fxprune plan`")
             _check_indices(choice, where)
             if not choice.keep and group.floor > 0:
-                raise PlanError("the plan drops a whole branch", where=where, why="the group keeps none of its elements",
+                raise PlanError("the plan drops a whole branch", where=where, why="the group keeps nothing",
                                 cure="keep at least one, or pass --allow-empty")
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
@@ -125,7 +126,7 @@ class CompressionPlan:
 
 def _check_indices(choice: Choice, where: str) -> None:
     keep = choice.keep
-    if any(b <= a for a, b in zip(keep, keep[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(keep)):
         raise PlanError("kept indices must be sorted and unique", where=where)
     if keep and (keep[0] < 0 or keep[-1] >= choice.size):
         raise PlanError("a kept index is out of range", where=where,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import ExportGraphSignature
@@ -57,6 +58,19 @@ def rebuild(
         constants=dict(kept),
         verifiers=exported.verifiers,
     )
+
+
+def relax_views(graph: Graph) -> bool:
+    """``view`` becomes ``reshape``, which copies where it must; True when there was one.
+
+    A captured ``view`` may be legal only because of the strides that one attention kernel gives its output: export
+    drops the ``contiguous()`` before it when that kernel makes it a no-op. Another kernel gives other strides.
+    Only for graphs without in-place writes: they could tell a copy from a view.
+    """
+    views = [n for n in graph.nodes if n.target is torch.ops.aten.view.default]
+    for node in views:
+        node.target = torch.ops.aten.reshape.default
+    return bool(views)
 
 
 def _copy_graph_module(module: GraphModule) -> GraphModule:

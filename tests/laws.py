@@ -12,6 +12,15 @@ from typing import Any
 
 import torch
 import zoo
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.axis import leaves
+from fxprune.capture import capture
+from fxprune.cost import Budget, CostModel
+from fxprune.errors import BudgetInfeasible
+from fxprune.group import DEFAULT_KINDS, Kind
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -22,15 +31,6 @@ from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
-from fxprune.axis import leaves
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
-from fxprune.errors import BudgetInfeasible
-from fxprune.group import DEFAULT_KINDS, Kind
 from fxprune.pipeline import Pipeline
 from fxprune.plan import Choice, CompressionPlan
 from fxprune.program import Program

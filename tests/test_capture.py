@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from fxprune.passes.transform.clean import Clean
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import capture
 from fxprune.errors import CaptureError
+from fxprune.passes.transform.clean import Clean
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 

@@ -31,6 +31,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.pipeline import Pipeline
 
+
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_laws(name: str) -> None:
     program = analysed(name)
@@ -89,5 +90,5 @@ def test_unfused_qkv_comes_apart(name: str) -> None:
 def test_nothing_to_prune_is_an_error() -> None:
     program = capture(torch.nn.Linear(8, 4), (torch.randn(2, 8),))
     program = Pipeline((PropagateAxes(), FindGroups())).run(program)
-    with pytest.raises(NothingToPrune, match="graph (in|out)put"):
+    with pytest.raises(NothingToPrune, match=r"graph (in|out)put"):
         searched(program, Budget("flops", 0.5))

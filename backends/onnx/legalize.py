@@ -11,26 +11,19 @@ from torch.fx import Graph, Node
 
 from ...pipeline import Transform
 from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...rebuild import copy_graph, rebuild, relax_views
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class RelaxViews(Transform):
-    """``view`` as ``reshape``, which copies where it must.
-
-    A captured ``view`` may be legal only because of the strides that one attention kernel gives its output: export
-    drops the ``contiguous()`` before it when that kernel makes it a no-op. Another kernel, or attention spelt out,
-    gives other strides.
-    """
+    """``view`` as ``reshape``, for programs that come without ``Clean``."""
 
     def run(self, program: Program) -> Program:
         module = copy_graph(program.exported)
-        views = [n for n in module.graph.nodes if n.target is aten.view.default]
-        for node in views:
-            node.target = aten.reshape.default
-        return program.without_facts(exported=rebuild(program.exported, module)) if views else program
+        changed = relax_views(module.graph)
+        return program.without_facts(exported=rebuild(program.exported, module)) if changed else program
 
 
 @dataclass(frozen=True)

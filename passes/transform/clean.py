@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from ...errors import CaptureError
 from ...pipeline import Transform
 from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...rebuild import copy_graph, rebuild, relax_views
 from .inplace import is_mutable, make_functional, op_name
 
 aten = torch.ops.aten
@@ -68,7 +68,9 @@ def _clean(module: GraphModule, lasting: Collection[str], trained: Collection[st
             _check_batch_norm(node)
     done, told = make_functional(graph, lasting)
     notes += told
-    changed |= bool(done) | _drop_identities(graph, trained, pure=not _writes(module))
+    pure = not _writes(module)
+    changed |= bool(done) | _drop_identities(graph, trained, pure=pure)
+    changed |= pure and relax_views(graph)
     changed |= _drop_dead(graph)
     if changed:
         graph.lint()

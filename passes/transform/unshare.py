@@ -93,7 +93,7 @@ def _tied_axes(program: Program) -> set[Axis]:
 
 
 def _tying_edges(program: Program) -> list[_Edge]:
-    """Edges that carry a tied axis into more than one layer, or a position-dependent constant (ALiBi slopes) into any."""
+    """Edges that carry a tied axis into several layers, or a position-dependent constant (ALiBi slopes) into any."""
     frontier, chosen = list(_frontier(program)), dict[_Edge, None]()
     constant = {g.axis for g in program.need("groups") if g.kind in ATTENTION and g.frozen.startswith(POSITIONAL)}
     for axis in (*_tied_axes(program), *constant):
@@ -104,7 +104,7 @@ def _tying_edges(program: Program) -> list[_Edge]:
 
 
 def _frontier(program: Program) -> Iterable[_Edge]:
-    """Edges from a value that no weight product has touched (tables, masks, rotary angles) to a node that mixes it in."""
+    """Edges from a value that no weight product has touched (tables, masks, angles) to a node that mixes it in."""
     axes, parameters = program.need("axes"), program.exported.graph_signature.inputs_to_parameters
     products = {m.node for m in axes.matmuls}
     content: set[Node] = set()

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from fxprune.backends.onnx import backend as onnx_backend
-from fxprune.backends.onnx.backend import OnnxBackend
-from fxprune.backends.onnx.legalize import SpellOutAttention
 from torch import Tensor, nn
 
 from fxprune.artifact import Artifact, build_report, load
 from fxprune.backend import Lowered, lower_and_verify
+from fxprune.backends.onnx import backend as onnx_backend
+from fxprune.backends.onnx.backend import OnnxBackend
+from fxprune.backends.onnx.legalize import SpellOutAttention
 from fxprune.capture import capture
 from fxprune.cost import Cost
 from fxprune.errors import LoweringError, OptionError

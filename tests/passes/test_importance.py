@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.passes.analysis.find_groups import FindGroups
-from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.score_groups import ScoreGroups
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +14,9 @@ from fxprune.capture import capture
 from fxprune.data import Batch, Calibration
 from fxprune.errors import FxpruneError, OptionError
 from fxprune.group import Kind, PruneGroup
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 from fxprune.registry import CRITERIA

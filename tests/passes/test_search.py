@@ -8,17 +8,17 @@ import random
 
 import pytest
 import torch
-from fxprune.passes.search import two_class as scan
-from fxprune.passes.search.exhaustive import exhaustive
-from fxprune.passes.search.ladder import Ladder, ladder, ledger_at, value_of
-from fxprune.passes.search.lagrangian import lagrangian
-from fxprune.passes.search.two_class import two_class
 
 from fxprune.axis import Axis
 from fxprune.cost import Expression
 from fxprune.errors import OptionError
 from fxprune.group import Kind, PruneGroup
 from fxprune.importance import ImportanceScores
+from fxprune.passes.search import two_class as scan
+from fxprune.passes.search.exhaustive import exhaustive
+from fxprune.passes.search.ladder import Ladder, ladder, ledger_at, value_of
+from fxprune.passes.search.lagrangian import lagrangian
+from fxprune.passes.search.two_class import two_class
 
 Case = tuple[list[Ladder], list[Expression]]
 

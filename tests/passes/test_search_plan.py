@@ -7,10 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.passes.analysis.find_groups import FindGroups
-from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.passes.search.search_plan import SearchPlan
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +15,10 @@ from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
 from fxprune.group import Kind, PruneGroup
 from fxprune.importance import ImportanceScores
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.pipeline import Pipeline
 from fxprune.plan import CompressionPlan
 from fxprune.program import Program

@@ -8,9 +8,9 @@ from ..walk import Args, Walk, rule
 
 @rule(
     # ops tagged pointwise by torch come here by themselves; these are element-wise too but carry no tag
-    "pointwise", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square", "rsub", "masked_fill", "where",
-    "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu", "celu", "selu", "leaky_relu",
-    "softplus", "log_sigmoid",
+    "pointwise", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square", "rsub", "masked_fill",
+    "where", "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu", "celu", "selu",
+    "leaky_relu", "softplus", "log_sigmoid",
 )
 def pointwise(w: Walk, a: Args) -> Dims:
     return w.broadcast(*a.tensors())

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.passes.transform.clean import Clean
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxprune.capture import capture
 from fxprune.errors import CaptureError
+from fxprune.passes.transform.clean import Clean
 from fxprune.pipeline import Pipeline, snapshot
 from fxprune.program import Program
 from fxprune.rebuild import copy_graph, rebuild
