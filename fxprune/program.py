@@ -130,7 +130,7 @@ class Program:
 
     def without_facts(self, **changes: Any) -> Program:
         """A copy whose facts are dropped: what a transform returns."""
-        return replace(self, **dict.fromkeys(FACTS), **changes)
+        return self.but(**dict.fromkeys(FACTS), **changes)
 
     def need(self, fact: str) -> Any:
         value = getattr(self, fact)

@@ -109,7 +109,8 @@ class _Masked(Interpreter):
         x: Tensor = bound[first]
         functional = torch.nn.functional
         name = n.target._schema.name  # type: ignore[union-attr]
-        whole = {p: self.axes.dims[n.args[0].name][p] for p, _ in self.selected[n.name]}  # type: ignore[union-attr]
+        source = n.all_input_nodes[0].name
+        whole = {p: self.axes.dims[source][p] for p, _ in self.selected[n.name]}
         index = {p: kept_index(dim, self.keep, self.sizes) for p, dim in whole.items()}
         small = x
         for position, kept in index.items():
@@ -126,14 +127,15 @@ class _Masked(Interpreter):
             out = functional.group_norm(small, count, **affine, **eps)
         else:
             run = functional.rms_norm if "rms" in name else functional.layer_norm
-            out = run(small, [len(kept)], **affine, **eps)  # type: ignore[arg-type]
+            out = run(small, [len(kept)], **affine, **eps)
         return torch.zeros_like(x).index_copy(position, kept, out)
 
 
 def runtime_sizes(program: Program, flat: Sequence[Any]) -> Mapping[int, int]:
     """Stand-in primes of the symbols -> their sizes in the user inputs ``flat``; derived sizes are not included."""
     axes, bound, values = program.need("axes"), program.tensor_of_placeholder, iter(flat)
-    stand_in, sizes = {name: prime for prime, name in axes.symbols.items()}, {}
+    stand_in = {name: prime for prime, name in axes.symbols.items()}
+    sizes: dict[int, int] = {}
     for node in program.placeholders():
         if node.name in bound:
             continue

@@ -231,8 +231,8 @@ class Walk:
     def _run(self) -> None:
         from . import rules  # noqa: F401  (fills RULES)
 
-        program, bound, tied = self.program, self.program.tensor_of_placeholder, {}
-        tensors = program.tensors
+        program, bound, tensors = self.program, self.program.tensor_of_placeholder, self.program.tensors
+        tied: dict[Any, Node] = {}
         for node in program.graph.nodes:
             self.node = node
             if node.op == "placeholder":
@@ -259,8 +259,9 @@ class Walk:
         if not isinstance(value, Tensor | list | tuple):
             return None
         if node.target is operator.getitem:
-            source = self.dims[node.args[0]]  # type: ignore[index]
-            return source[node.args[1]] if isinstance(source, Multi) else self.fresh("item of an unknown op")
+            source, index = self.dims[node.all_input_nodes[0]], node.args[1]
+            known = isinstance(source, Multi) and isinstance(index, int)
+            return source[index] if known else self.fresh("item of an unknown op")
         function = RULES.get(op_name(node))
         if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
             function = RULES["pointwise"]

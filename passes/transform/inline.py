@@ -59,7 +59,7 @@ def _open(module: GraphModule, node: Node) -> None:
                 env[inner] = module.graph.node_copy(inner, lambda n: env[n])
     for user in list(node.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index,call-overload]
+            user.replace_all_uses_with(outputs[user.args[1]])  # type: ignore[index]
             module.graph.erase_node(user)
     if node.users:
         single: Any = outputs if isinstance(outputs, Node) else outputs[0]  # type: ignore[index]

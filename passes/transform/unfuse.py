@@ -65,7 +65,8 @@ def _match(view: Node) -> _Match | None:
     order, last = list(range(len(out))), view
     user = next(iter(view.users))
     if user.target is aten.permute.default:
-        order, last = [d % len(out) for d in user.args[1]], user  # type: ignore[union-attr]
+        permutation: Any = user.args[1]
+        order, last = [d % len(out) for d in permutation], user
     readers = list(_readers(last, order.index(lead)))
     if len(readers) != len(last.users) and len(readers) != pieces:
         return None
