@@ -32,13 +32,15 @@ def drop_branches(module: GraphModule, axes: Axes, empty: set[Axis], tensors: Co
         dims = axes.dims.get(node.name)
         return isinstance(dims, list) and any(_only(d, empty) for d in dims if isinstance(d, tuple))
 
+    used = [n for n in module.graph.nodes if n.op == "placeholder" and n.name in tensors and n.users]
     for contraction in axes.contractions:
         node = by_name[contraction.node]
         if _only(contraction.dim, empty) and not dead(node):
             _replace_by_bias(module, node, axes, dead, made_by)
-    module.graph.eliminate_dead_code()
-    for node in list(module.graph.nodes):
-        if node.op == "placeholder" and not node.users and node.name in tensors and dead(node):
+    # attention counts as random for fx (it may drop out); in evaluation form nothing but inputs and output must stay
+    module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    for node in used:  # weights of the branch, and of the norm in front of it
+        if not node.users:
             module.graph.erase_node(node)
 
 
@@ -70,16 +72,16 @@ def _bias(node: Node) -> Node | None:
 
 
 def _same_shape(module: GraphModule, node: Node, axes: Axes, dead: Any) -> Node:
-    """The nearest earlier live tensor of the same dims: the residual stream, as a rule."""
+    """The nearest earlier live tensor of the same dims, best one that others read too: the residual stream."""
     want = [atoms(d) for d in axes.dims[node.name]]
-    found = None
+    found: Node | None = None
     for candidate in module.graph.nodes:
         if candidate is node:
             break
         dims: Dims | None = axes.dims.get(candidate.name)
         if isinstance(candidate.meta.get("val"), Tensor) and dims is not None and not dead(candidate) \
                 and [atoms(d) for d in dims] == want:
-            found = candidate
+            found = candidate if found is None or len(candidate.users) > 1 or len(found.users) == 1 else found
     if found is None:
         raise PlanError("a branch cannot be dropped", where=node.name, why="no other tensor has the shape it adds to",
                         cure="keep at least one element of it")

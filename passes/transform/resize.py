@@ -40,6 +40,8 @@ def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> Exporte
     literals = [lit for lit in axes.literals if lit.node in nodes]
     edited = {lit.node for lit in literals if _edit(graph_module, nodes[lit.node], lit, counts, made_by)}
     _propagate(graph_module, axes, counts, resized, edited)
+    gone = {name for placeholder, name in program.tensor_of_placeholder.items() if placeholder not in nodes}
+    state, constants = ({k: v for k, v in home.items() if k not in gone} for home in (state, constants))
     return rebuild(program.exported, graph_module, state_dict=state, constants=constants)
 
 

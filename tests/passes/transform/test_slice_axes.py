@@ -1,0 +1,174 @@
+"""Slicing: weights, literals, shapes, whole branches, and plans that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import ALL_KINDS, analysed, inputs, random_plan, sliced
+from torch import Tensor, nn
+from torch.fx import Node
+
+from fxprune.capture import capture
+from fxprune.errors import InternalError, PlanError
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.transform.clean import Clean
+from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.pipeline import Pipeline
+from fxprune.plan import Choice, CompressionPlan
+from fxprune.program import Literal, Program
+from fxprune.testing import masked_run, relative_error, run_flat
+
+
+class Block(nn.Module):
+    """Pre-LN attention and FFN, biases everywhere."""
+
+    def __init__(self, width: int = 16, heads: int = 4, hidden: int = 32) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, w = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
+        attention = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(attention.transpose(1, 2).reshape(b, t, w))
+        x = x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+def block(allow_empty: bool = False) -> Program:
+    torch.manual_seed(0)
+    passes = (Clean(), PropagateAxes(), FindGroups(align=1, allow_empty=allow_empty))
+    return Pipeline(passes).run(capture(Block(), (torch.randn(2, 6, 16),)))
+
+
+def plan(program: Program, **keep: tuple[int, ...]) -> CompressionPlan:
+    groups = {str(g.kind): g for g in program.need("groups") if g.prunable}
+    return CompressionPlan({groups[k].name: Choice(k, groups[k].size, v) for k, v in keep.items()})
+
+
+def cut(program: Program, chosen: CompressionPlan) -> Program:
+    return Pipeline((SliceAxes(),), start=("axes", "groups", "plan")).run(program.but(plan=chosen))
+
+
+def agree(program: Program, chosen: CompressionPlan, result: Program) -> None:
+    flat = [torch.randn(3, 6, 16)]
+    torch.testing.assert_close(run_flat(result, flat), masked_run(program, chosen, flat), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_hold_exactly_what_was_kept() -> None:
+    program = block()
+    result = cut(program, plan(program, ffn=(0, 3, 31), head=(1, 2)))
+    dense, small = program.tensors, result.tensors
+    assert torch.equal(small["fc1.weight"], dense["fc1.weight"][[0, 3, 31]])
+    assert torch.equal(small["fc2.weight"], dense["fc2.weight"][:, [0, 3, 31]])
+    rows = [16 * third + 4 * head + d for third in range(3) for head in (1, 2) for d in range(4)]
+    assert torch.equal(small["qkv.weight"], dense["qkv.weight"][rows])
+    assert torch.equal(small["proj.bias"], dense["proj.bias"])
+    assert isinstance(small["fc1.weight"], nn.Parameter)
+
+
+def test_the_program_given_stays_as_it_was() -> None:
+    program = block()
+    text, shapes = str(program.graph), {k: v.shape for k, v in program.tensors.items()}
+    cut(program, plan(program, ffn=(0,), head=(0,)))
+    assert str(program.graph) == text
+    assert {k: v.shape for k, v in program.tensors.items()} == shapes
+
+
+def test_facts_are_dropped() -> None:
+    program = block()
+    result = cut(program, plan(program, ffn=(0, 1)))
+    assert (result.axes, result.groups, result.plan) == (None, None, None)
+
+
+def test_attention_keeps_its_dense_scale() -> None:
+    """Cutting query/key width must not change the temperature: E ** -0.5 of the dense width is written out."""
+    program = block()
+    result = cut(program, plan(program, qkv=(0, 2)))
+    node = next(n for n in result.graph.nodes if "scaled_dot" in str(n.target))
+    assert node.kwargs["scale"] == pytest.approx(4**-0.5)
+    agree(program, plan(program, qkv=(0, 2)), result)
+
+
+@pytest.mark.parametrize("keep", [{"head": ()}, {"ffn": ()}, {"head": (), "ffn": ()}, {"head": (), "ffn": (4,)}])
+def test_a_branch_of_which_nothing_stays_leaves_its_bias(keep: dict[str, tuple[int, ...]]) -> None:
+    program = block(allow_empty=True)
+    chosen = plan(program, **keep)
+    result = cut(program, chosen)
+    agree(program, chosen, result)
+    gone = {"head": ("qkv.weight", "proj.weight"), "ffn": ("fc1.weight", "fc2.weight")}
+    for kind, names in gone.items():
+        assert all((name in result.tensors) == bool(keep.get(kind, (0,))) for name in names)
+    assert "proj.bias" in result.tensors
+    Pipeline((PropagateAxes(), FindGroups())).run(result)  # still a program that can be analysed
+
+
+def test_dropping_a_branch_needs_permission() -> None:
+    program = block()
+    with pytest.raises(PlanError, match="--allow-empty"):
+        cut(program, plan(program, ffn=()))
+
+
+@pytest.mark.parametrize(("choice", "says"), [
+    (Choice("ffn", 31, (0,)), "32 elements here and 31"),
+    (Choice("ffn", 32, (1, 0)), "sorted and unique"),
+    (Choice("ffn", 32, (0, 0)), "sorted and unique"),
+    (Choice("ffn", 32, (0, 32)), "out of range"),
+    (Choice("ffn", 32, (-1, 2)), "out of range"),
+])
+def test_plans_that_do_not_fit(choice: Choice, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        cut(block(), CompressionPlan({"fc1:ffn": choice}))
+
+
+def test_an_unknown_group_gets_the_nearest_name() -> None:
+    with pytest.raises(PlanError, match="did you mean 'fc1:ffn'"):
+        cut(block(), CompressionPlan({"fc11:ffn": Choice("ffn", 32, (0,))}))
+
+
+def test_frozen_groups_stay() -> None:
+    program = block()
+    name = next(g.name for g in program.need("groups") if g.frozen and g.size == 5)
+    with pytest.raises(PlanError, match="frozen"):
+        cut(program, CompressionPlan({name: Choice("other", 5, (0, 1))}))
+
+
+def test_a_wrong_literal_is_an_internal_error() -> None:
+    """Predicted shape and propagated shape are compared: a forgotten literal cannot pass."""
+    program = block()
+    axes = program.need("axes")
+    forgotten = tuple(lit for lit in axes.literals if "reshape" not in lit.node and "view" not in lit.node)
+    assert forgotten != axes.literals
+    from dataclasses import replace
+
+    broken = program.but(axes=replace(axes, literals=forgotten), plan=plan(program, head=(0, 1)))
+    with pytest.raises((InternalError, RuntimeError)):
+        Pipeline((SliceAxes(),), start=("axes", "groups", "plan")).run(broken)
+
+
+def test_literals_are_data() -> None:
+    for literal in block().need("axes").literals:
+        assert isinstance(literal, Literal)
+        assert literal.form in {"shape", "sum", "split", "scale"}
+
+
+def test_tied_weights_stay_tied() -> None:
+    program = analysed("tied")
+    result = sliced(program, random_plan(program, ALL_KINDS, 0.5, seed=0))
+    assert len({t.data_ptr() for t in result.tensors.values()}) <= len({t.data_ptr() for t in program.tensors.values()})
+    flat = inputs(program, 3)
+    assert relative_error(run_flat(result, flat), run_flat(program, flat)) > 0
+
+
+def test_made_nodes_carry_their_pass_and_source_line() -> None:
+    program = block(allow_empty=True)
+    result = cut(program, plan(program, ffn=()))
+    made = [n for n in result.graph.nodes if n.meta.get("fxprune_pass")]
+    assert made
+    assert all(isinstance(n, Node) and n.meta["fxprune_pass"] == "slice-axes" for n in made)
+    assert any("fc2" in (n.meta.get("stack_trace") or "") for n in made)
