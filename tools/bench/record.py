@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import resource
 from pathlib import Path
@@ -15,9 +16,10 @@ MIB = 2**20
 
 
 def header(script: str) -> dict[str, Any]:
-    """Script, day, CPU and versions. Nothing that names the machine."""
+    """Script, day, CPU, versions, and how busy the machine is at the end. Nothing that names it."""
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     return {"script": script, "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-            **environment()}
+            "load_average": load, **environment()}
 
 
 def write(path: Path, script: str, **figures: Any) -> None:
