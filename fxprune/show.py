@@ -162,7 +162,7 @@ class Screen:
                     f"[bold]artefact  {_plain(result['artifact'])}[/]",
                     f"load it   fxprune.load({result['artifact']!r})",
                     f"by hand   {_plain(result['command'])}",
-                    f"[dim]MACs are {COUNTED}; {result['seconds']:.0f} s in all, "
+                    f"[dim]MACs are {COUNTED}; {result['threads']} thread(s); {result['seconds']:.0f} s in all, "
                     f"{result['training_seconds']:.0f} s of it training[/]")
 
 
