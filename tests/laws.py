@@ -51,10 +51,11 @@ def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
 
 
 def inputs(program: Program, batch: int) -> Flat:
-    """User inputs of the captured kind; another batch size where the graph leaves it open."""
+    """User inputs of the captured kind; another batch size and length where the graph leaves them open."""
     args, kwargs = program.example_inputs
     fixed = any("batch size fixed" in note for note in program.notes)
-    return program.flatten(*zoo.other_inputs(args, kwargs, 2 if fixed else batch, None if fixed else 9 - batch))
+    length = None if fixed or any("sequence length fixed" in note for note in program.notes) else 9 - batch
+    return program.flatten(*zoo.other_inputs(args, kwargs, 2 if fixed else batch, length))
 
 
 def random_plan(program: Program, kinds: Sequence[Kind], share: float, seed: int) -> CompressionPlan:

@@ -16,6 +16,7 @@ from ...pipeline import Transform
 from ...program import Program
 from ...rebuild import copy_graph, rebuild, relax_views
 from .inplace import is_mutable, make_functional, op_name
+from .straighten import straighten
 
 aten = torch.ops.aten
 
@@ -32,7 +33,7 @@ BATCH_NORMS = {
 @dataclass(frozen=True)
 class Clean(Transform):
     """Evaluation form: no dropout, no assertions, no in-place writes, no copies and casts that change nothing, no dead
-    nodes, no tensors that nothing reads.
+    nodes, no constant indices where a slice says the same, no tensors that nothing reads.
 
     The outputs stay the same bit for bit, and so does the call signature. What had to stay is told in
     ``program.notes``. Raises CaptureError when a batch norm runs in training form.
@@ -42,6 +43,9 @@ class Clean(Transform):
         module = copy_graph(program.exported)
         signature = program.exported.graph_signature
         changed, notes = _clean(module, set(program.tensor_of_placeholder), set(signature.inputs_to_parameters))
+        if not _writes(module):
+            bound = {n: t for n, t in program.tensor_of_placeholder.items() if t in program.exported.constants}
+            changed |= straighten(module.graph, {n: program.exported.constants[t] for n, t in bound.items()})
         changed |= _drop_unread(module.graph, program, notes)
         told = tuple(dict.fromkeys([*program.notes, *notes]))
         if not changed:

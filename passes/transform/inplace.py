@@ -214,15 +214,28 @@ def _may_return(node: Node, source: Node) -> bool:
     given, made = source.meta.get("val"), node.meta.get("val")
     if isinstance(given, torch.SymInt | int | float | bool) or isinstance(made, torch.SymInt | int | float | bool):
         return False
-    if node.target is operator.getitem or not isinstance(node.target, OpOverload):
+    if node.target is operator.getitem:
+        return not _separate(node, source)
+    if not isinstance(node.target, OpOverload):
         return True
     if isinstance(given, Tensor) and isinstance(made, Tensor) and given.dtype != made.dtype:
         return "view" in op_name(node)
-    if op_name(node) in FRESH:
-        return False
+    if op_name(node) in FRESH or (op_name(node) == "einsum" and len(node.all_input_nodes) > 1):
+        return False  # an einsum of one operand may be a permuted view; of several it is a product
     if node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return True
     for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
         if argument.alias_info is not None and source in (value if isinstance(value, list | tuple) else (value,)):
             return True
     return any(a.alias_info is not None for a in node.target._schema.arguments if a.name in node.kwargs)
+
+
+def _separate(item: Node, source: Node) -> bool:
+    """Whether ``item`` is a result of its own of ``source`` (the values of a topk): new memory, taken out once."""
+    if not isinstance(source.target, OpOverload):
+        return False
+    schema = source.target._schema
+    new = not any(a.alias_info is not None for a in (*schema.arguments, *schema.returns))
+    composite = source.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    twins = [n for n in source.users if n.target is operator.getitem and n.args[1] == item.args[1]]
+    return new and not composite and twins == [item]

@@ -164,11 +164,17 @@ def dtypes(_: nn.Module, x: Tensor) -> Tensor:
     return y.float().masked_fill_(y > 0, 2.0).index_put_((torch.tensor([0]),), x[1:2])
 
 
+def one_of_several(_: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    values, indices = x.topk(2)
+    values /= values.sum(-1, keepdim=True)  # leaves the indices alone
+    return values, indices * 2
+
+
 def writes_into_input(_: nn.Module, x: Tensor) -> Tensor:
     return x.add_(1) * x
 
 
-@pytest.mark.parametrize("forward", [chained, slices, fills, dtypes, writes_into_input])
+@pytest.mark.parametrize("forward", [chained, slices, fills, dtypes, one_of_several, writes_into_input])
 def test_in_place_ops_become_functions(forward: Callable[..., Tensor]) -> None:
     program, ops = cleaned(forward, X)
     assert in_place(ops) == []
@@ -188,6 +194,13 @@ def view_written(_: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def one_of_several_views(_: nn.Module, x: Tensor) -> Tensor:
+    y = x + 1
+    first, _second = y.chunk(2, -1)
+    first.mul_(2)
+    return y
+
+
 def perhaps_a_view(_: nn.Module, x: Tensor) -> Tensor:
     y = x + 1
     z = torch.einsum("ij->ij", y)  # y itself, though no schema says so
@@ -195,13 +208,38 @@ def perhaps_a_view(_: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("forward", [another_view, view_written, perhaps_a_view])
+@pytest.mark.parametrize("forward", [another_view, view_written, one_of_several_views, perhaps_a_view])
 def test_an_op_that_another_view_would_notice_stays_and_is_told(forward: Callable[..., Tensor]) -> None:
     program, ops = cleaned(forward, X)
     assert in_place(ops) == ["mul_.Tensor"]
     assert len(program.notes) == 1
     assert "still writes in place" in program.notes[0]
     assert "is read later" in program.notes[0]
+
+
+@pytest.mark.parametrize(("index", "straight"), [([-1], True), ([1, 2], True), ([2, 1], False), ([0, 2], False)])
+def test_a_constant_index_of_neighbours_is_a_slice(index: list[int], straight: bool) -> None:
+    program, ops = cleaned(lambda _, x: x[..., index] * 2, X)
+    assert ("slice.Tensor" in ops) == straight
+    assert ("index.Tensor" in ops) != straight
+    assert bool(program.exported.constants) != straight
+
+
+def test_an_index_that_a_checkpoint_may_change_stays() -> None:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        return x.index_select(1, module.order)
+
+    program = Pipeline((Clean(),)).run(capture(Lambda(forward, order=torch.tensor([1, 2])), (X,)))
+    assert any(n.target is torch.ops.aten.index_select.default for n in program.graph.nodes)
+
+
+def test_a_product_by_einsum_is_no_view_of_the_weight() -> None:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        return torch.einsum("ij,jk->ik", x, module.weight).mul_(2)
+
+    program = Pipeline((Clean(),)).run(capture(Lambda(forward, weight=torch.randn(4, 4)), (X,)))
+    assert in_place([str(n.target).removeprefix("aten.") for n in program.graph.nodes]) == []
+    assert program.notes == ()
 
 
 def test_a_write_into_a_buffer_stays_and_is_told() -> None:
