@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +122,7 @@ def apply(
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = _Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    program = work.groups()
+    program = work.groups(c.kind for c in chosen.choices.values())
     chosen.check(program.group_by_name)
     return work.finish(program.but(plan=chosen))
 
@@ -264,16 +264,18 @@ class _Work:
         finally:
             self.results += pipeline.results
 
-    def groups(self) -> Program:
-        """The cleaned program with its axes and groups."""
+    def groups(self, kinds: Iterable[Kind | str] = ()) -> Program:
+        """The cleaned program with its axes and groups. Query/key or value width among ``kinds`` unfuses qkv first."""
         from .passes.analysis.find_groups import FindGroups
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.clean import Clean
         from .passes.transform.inline import Inline
+        from .passes.transform.unfuse import Unfuse
         from .passes.transform.unshare import Unshare
 
         assert self.dense is not None
-        program = self.run(self.dense, Clean(), Inline(), PropagateAxes(), FindGroups(), Unshare())
+        unfuse = [Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else []
+        program = self.run(self.dense, Clean(), Inline(), *unfuse, PropagateAxes(), FindGroups(), Unshare())
         if program.groups is None:  # a table was unshared: what is known about the graph is out of date
             return self.run(program, PropagateAxes(), self.find_groups)
         return self.run(program, self.find_groups)
@@ -281,16 +283,22 @@ class _Work:
     def decide(self, wish: Wish) -> Program:
         """The program with scores and a plan within the budget."""
         from .data import generate
+        from .passes.analysis.importance.objective import without_foreign_labels
         from .passes.analysis.score_groups import ScoreGroups
         from .passes.search.search_plan import SearchPlan
 
         self.budget = wish.budget
-        program = self.groups()
+        program = self.groups(wish.kinds)
         if wish.needs_data and self.calibration is None:
             assert self.source is not None
             self.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
                       "will see; give --data (data=...) for a better choice")
             self.calibration = generate(self.source, samples=wish.samples, seed=self.seed)
+        if wish.needs_data and self.calibration is not None and self.calibration.labelled:
+            bare = without_foreign_labels(program, self.calibration)
+            if not bare.labelled:
+                self.warn(f"the labels in {bare.origin} are left out: no output of the model predicts them")
+            self.calibration = bare
         data = self.calibration = self.calibration if wish.needs_data else None  # the report names what was used
         program = self.run(program, ScoreGroups(criterion=wish.criterion, data=data, seed=self.seed),
                            SearchPlan(wish.budget, kinds=wish.kinds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ def read_texts(path: Path) -> Texts:
 
     ``.txt`` has one text a line. ``.csv`` and ``.tsv`` have a header that names a text column (text, sentence,
     premise, question, ...), a second one for pairs (sentence2, hypothesis, context, ...) and a label column; without
-    such a header the first column is the text and a second column of whole numbers the label. ``.jsonl`` has one
-    object a line with the same names.
+    such a header the first column is the text, a column of words after it the second text, and a last column of numbers
+    the label. ``.jsonl`` has one object a line with the same names.
     Raises LoadError when the file is damaged, empty or names no text column.
     """
     existing(path)
@@ -100,17 +101,33 @@ def _from_table(rows: list[list[str]], path: Path) -> Texts:
             why=f"its columns are {shorten(header)}",
             cure=f"name one of them {shorten(_FIRST, 4)}",
         )
-    first = tuple(row[0] for row in rows)
-    if all(len(row) == 2 and _whole(row[1]) for row in rows):
-        return Texts(first, None, tuple(row[1].strip() for row in rows))
-    if any(len(row) != 1 for row in rows):
-        raise LoadError(
-            "the table has several columns and no header",
-            where=str(path),
-            why=f"its first row has {len(rows[0])} cells",
-            cure="add a header such as text,label or sentence1,sentence2,label",
-        )
-    return Texts(first)
+    return _without_header(rows, path)
+
+
+def _without_header(rows: list[list[str]], path: Path) -> Texts:
+    """``text``, ``text,number`` or ``text,text,number``: all else needs names."""
+    cure = "add a header such as text,label or sentence1,sentence2,label"
+    width = len(rows[0])
+    for number, row in enumerate(rows, 1):
+        if len(row) != width:
+            raise LoadError(
+                "the rows have different numbers of columns, and there is no header",
+                where=f"{path}, row {number}",
+                why=f"{len(row)} cells; the first row has {width}",
+                cure=f"quote texts that hold the delimiter, or {cure}",
+            )
+    columns = [tuple(row[i] for row in rows) for i in range(width)]
+    *texts, last = columns
+    if 1 <= len(texts) <= 2 and all(map(_number, last)) and not any(all(map(_number, text)) for text in texts):
+        return Texts(texts[0], texts[1] if len(texts) == 2 else None, tuple(cell.strip() for cell in last))
+    if width == 1:
+        return Texts(last)
+    raise LoadError(
+        "the table has several columns and no header",
+        where=str(path),
+        why=f"its first row has {width} cells, and they are not one or two texts and a number",
+        cure=cure,
+    )
 
 
 def _json_lines(text: str, path: Path) -> list[Mapping[str, Any]]:
@@ -173,6 +190,13 @@ def _cell(row: Mapping[str, Any], name: str, path: Path, number: int) -> str:
 
 def _whole(text: str) -> bool:
     return text.strip().lstrip("-").isdecimal()
+
+
+def _number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def label_numbers(labels: Sequence[str], label2id: Mapping[str, int] | None = None) -> list[int | float]:

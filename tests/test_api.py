@@ -104,6 +104,30 @@ def test_generated_inputs_are_told_loudly(trained: DigitsViT) -> None:
     assert any("generated inputs" in note for note in artifact.report["notes"])
 
 
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"last_hidden_state": self.down(self.up(x).relu())}
+
+
+def test_an_encoder_does_without_labels_it_cannot_predict() -> None:
+    """Texts with similarity scores are good texts for a sentence encoder, which has no head for the scores."""
+    torch.manual_seed(0)
+    data = [(torch.randn(4, 3, 8), torch.rand(4)) for _ in range(2)]
+    with pytest.warns(FxpruneWarning, match="labels .* are left out"):
+        artifact = fxprune.compile(Encoder(), (torch.randn(2, 3, 8),), flops=0.5, data=data)
+    assert artifact.report["importance"] == "fisher"
+    assert not artifact.report["data"]["labelled"]
+
+
+def test_labels_that_do_not_fit_a_classifier_are_a_mistake(trained: DigitsViT, digit_data: Digits) -> None:
+    with pytest.raises(FxpruneError, match="out of range"):
+        fxprune.plan(trained, SHAPE, flops=0.5, data=[(digit_data.train_images[:4], torch.full((4,), 77))])
+
+
 # ------------------------------------------------------------ plan and apply
 
 
@@ -311,3 +335,12 @@ def test_a_batch_of_any_size_runs(trained: DigitsViT) -> None:
         whole = module(x)
         assert whole.shape == (7, 10)
         torch.testing.assert_close(whole, torch.cat([module(x[i : i + 1]) for i in range(7)]), rtol=1e-4, atol=1e-4)
+
+
+def test_width_of_queries_and_values_is_cut_apart_and_the_plan_applies_again(trained: DigitsViT) -> None:
+    """A fused qkv is unfused when its widths are asked for, and again when the plan is applied."""
+    images = torch.randn(2, 1, 8, 8)
+    small = fxprune.compile(trained, images, flops=0.9, prune="qk,v", align=1)
+    assert {c.kind for c in small.plan.choices.values()} <= {"qk", "v"}
+    again = fxprune.apply(trained, small.plan, images)
+    assert torch.equal(again.module(images), small.module(images))

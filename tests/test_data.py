@@ -234,6 +234,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
         ("d.csv", "text,label\na good film,1\nbad,0\n", [1, 0]),
         ("d.csv", "Label,Sentence\npos,a good film\nneg,bad\n", [1, 0]),
         ("d.csv", "a good film,1\nbad,0\n", [1, 0]),
+        ("d.csv", "a good film,0.5\nbad,1.25\n", [0.5, 1.25]),
         ("d.tsv", "sentence\tlabel\na good film\t1\nbad\t0\n", [1, 0]),
         ("d.csv", '"a good, film"\nbad\n', None),
         ("d.txt", "a good film\n\nbad\n", None),
@@ -261,6 +262,15 @@ def test_sentence_pairs_and_truncation(bert: Loaded, tmp_path: Path) -> None:
     assert batch.kwargs["token_type_ids"].max() == 1
 
 
+def test_sentence_pairs_without_a_header(bert: Loaded, tmp_path: Path) -> None:
+    """The STS benchmark as it is distributed: two texts and a similarity."""
+    (tmp_path / "d.csv").write_text('"a good, film",bad film,4.5\nfilm,1984,0\n')
+    batch = load_data(tmp_path / "d.csv", bert).batches[0]
+    assert batch.kwargs["token_type_ids"].max() == 1
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [4.5, 0.0]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
@@ -269,6 +279,8 @@ def test_sentence_pairs_and_truncation(bert: Loaded, tmp_path: Path) -> None:
         ("d.csv", b"text,label\n", "no texts"),
         ("d.csv", b"id,label\n1,2\n", "no text column"),
         ("d.csv", b"a,b,c\n1,2,3\n", "several columns"),
+        ("d.csv", b"one,two,three\nfour,five,six\n", "several columns"),
+        ("d.csv", b"one,1\ntwo, or three,2\n", "different numbers of columns"),
         ("d.csv", b"text,label\none\n", "number of columns"),
         ("d.jsonl", b"{nonsense\n", "not JSON"),
         ("d.jsonl", b"[1, 2]\n", "no JSON object"),

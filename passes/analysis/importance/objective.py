@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export.graph_signature import OutputKind
+from torch.fx import Interpreter
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data import Batch
+from ....data import Batch, Calibration
 from ....errors import FxpruneError
 from ....program import Program
 
@@ -51,6 +53,31 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
                 for p in range(probes)]
     return [torch.stack([_output_probe(t, mask, seed, first, p, i) for i, (_, t) in enumerate(named)]).sum()
             for p in range(probes)]
+
+
+def without_foreign_labels(program: Program, data: Calibration) -> Calibration:
+    """``data`` without its labels where ``program`` is an encoder that predicts no such thing; else ``data`` itself.
+
+    An encoder: no output is called logits, and the labels of the first batch fit none. Labels that do not fit a
+    classifier are a mistake, which :func:`objectives` reports.
+    """
+    batch = data.batches[0] if data.batches else None
+    if batch is None or batch.labels is None:
+        return data
+    inputs = program.arguments(program.flatten(batch.args, batch.kwargs))
+    try:
+        with torch.no_grad():
+            outputs = list(Interpreter(program.exported.graph_module).run(*inputs))
+    except Exception:  # scoring meets the same failure and names the node
+        return data
+    named = _named_outputs(program, outputs, batch.size)
+    if not named or _logits(named):
+        return data
+    try:
+        _labelled(_pick(named), batch.labels)
+    except FxpruneError:
+        return replace(data, batches=tuple(replace(b, labels=None) for b in data.batches))
+    return data
 
 
 def _named_outputs(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:
