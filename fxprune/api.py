@@ -346,18 +346,18 @@ class _Work:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.
 
         Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
-        """
         VerifyError where the model draws random numbers, so that nothing can be said.
+        """
         from .parity import tolerance_of, why_random
         from .testing import masking_error
 
         with _silence():
             error, limit = masking_error(program, sliced, self.seed), tolerance_of(program)
         if not error <= limit:
-            raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
             why, cure = why_random(program)
             if why:
                 raise VerifyError("slicing cannot be compared with masking", where=self.name, why=why, cure=cure)
+            raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
 
