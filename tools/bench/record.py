@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fxprune
 from fxprune.measure import environment
 
 MIB = 2**20
@@ -32,8 +33,8 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit that was measured, with a ``+`` when the package was edited since; empty outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parents[2])]
+    """The commit of the package that was imported, with a ``+`` when the package was edited since; empty outside a checkout."""
+    git = ["git", "-C", str(Path(fxprune.__file__).parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         edits = subprocess.run([*git, "status", "--porcelain", "-uno", "fxprune", "passes", "backends"],
