@@ -33,7 +33,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """The commit of the package that was imported, with a ``+`` when the package was edited since; empty outside a checkout."""
+    """The commit of the imported package, with a ``+`` where it was edited since; empty outside a checkout."""
     git = ["git", "-C", str(Path(fxprune.__file__).parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
