@@ -35,6 +35,7 @@ PASSES: Table = {
     "clean": "fxprune.passes.transform.clean:Clean",
     "inline": "fxprune.passes.transform.inline:Inline",
     "unshare": "fxprune.passes.transform.unshare:Unshare",
+    "fold-weights": "fxprune.passes.transform.fold_weights:FoldWeights",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }

@@ -27,6 +27,7 @@ from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_indices import FoldIndices
+from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unfuse import Unfuse
@@ -45,7 +46,8 @@ Flat = list[Any]
 def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     """A zoo model, captured, cleaned, with axes and groups."""
     module, args, kwargs = zoo.build(name, seed)
-    before = (Clean(), Inline(), *([Unfuse()] if unfuse else []), PropagateAxes(), FindGroups(), Unshare())
+    prepare = (Clean(), Inline(), FoldWeights(), *([Unfuse()] if unfuse else []))
+    before = (*prepare, PropagateAxes(), FindGroups(), Unshare())
     program = Pipeline(before).run(capture(module, args, kwargs, name=name))
     return Pipeline((PropagateAxes(), FindGroups())).run(program)
 

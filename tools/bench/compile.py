@@ -94,11 +94,13 @@ def analysed(program: Any) -> Any:
     from fxprune.passes.analysis.find_groups import FindGroups
     from fxprune.passes.analysis.propagate_axes import PropagateAxes
     from fxprune.passes.transform.clean import Clean
+    from fxprune.passes.transform.fold_weights import FoldWeights
     from fxprune.passes.transform.inline import Inline
     from fxprune.passes.transform.unshare import Unshare
     from fxprune.pipeline import Pipeline
 
-    program = Pipeline((Clean(), Inline(), PropagateAxes(), FindGroups(), Unshare())).run(program)
+    steps = (Clean(), Inline(), FoldWeights(), PropagateAxes(), FindGroups(), Unshare())
+    program = Pipeline(steps).run(program)
     return program if program.groups is not None else Pipeline((PropagateAxes(), FindGroups())).run(program)
 
 

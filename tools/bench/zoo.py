@@ -53,6 +53,7 @@ from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_indices import FoldIndices
+from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unshare import Unshare
@@ -102,7 +103,8 @@ def analyse(name: str, built: Built) -> tuple[Subject, Row]:
     program = capture(module, args, kwargs, name=name)
     captured = time.perf_counter()
     raw = len(program.graph.nodes)
-    program = Pipeline((Clean(), Inline(), PropagateAxes(), FindGroups(), Unshare())).run(program)
+    steps = (Clean(), Inline(), FoldWeights(), PropagateAxes(), FindGroups(), Unshare())
+    program = Pipeline(steps).run(program)
     if program.groups is None:  # a table was unshared
         program = Pipeline((PropagateAxes(), FindGroups())).run(program)
     analysed = time.perf_counter()

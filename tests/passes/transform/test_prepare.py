@@ -1,12 +1,14 @@
-"""The passes that prepare the walk: Inline, Unshare with FoldIndices, Unfuse. Each exact, each with a purpose."""
+"""The passes before the walk: Inline, FoldWeights, Unshare with FoldIndices, Unfuse. Each exact and with a purpose."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import zoo
 from laws import ALL_KINDS, inputs, random_plan, sliced, sliced_equals_masked
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from fxprune.capture import capture
 from fxprune.group import Kind
@@ -14,6 +16,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_indices import FoldIndices
+from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
@@ -73,7 +76,7 @@ def test_an_enabled_autocast_region_stays_closed() -> None:
 
 def test_nothing_to_do_returns_the_same_program() -> None:
     program = captured("gated_ffn")
-    for one in (Inline(), Unfuse(), FoldIndices()):
+    for one in (Inline(), FoldWeights(), Unfuse(), FoldIndices()):
         assert one.run(program) is program
 
 
@@ -156,3 +159,66 @@ def test_unfused_width_is_cut_apart() -> None:
     dense = program.tensors["blocks.0.attn.qkv.weight"].shape[0]
     assert result.tensors["blocks.0.attn.qkv.weight"].shape[0] == dense * 2 // 3
     assert ALL_KINDS
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its weight at every call, as BiT and NFNet do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class CosineHead(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 8 * F.normalize(x) @ F.normalize(self.weight).T
+
+
+def weights_of_weights(kind: str) -> nn.Module:
+    def middle() -> nn.Module:
+        plain = nn.Conv2d(16, 16, 3, padding=1)
+        makers = {"standardised": lambda: Standardised(16, 16, 3), "weight_norm": lambda: weight_norm(plain),
+                  "spectral_norm": lambda: spectral_norm(plain)}
+        return makers[kind]() if kind in makers else plain
+
+    head: nn.Module = CosineHead(16, 5) if kind == "cosine" else nn.Linear(16, 5)
+    body = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), middle(), nn.ReLU(), middle())
+    return zoo.scramble(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)).eval()
+
+
+@pytest.mark.parametrize(("kind", "folded", "channels"), [
+    ("standardised", 2, 3), ("weight_norm", 2, 3), ("spectral_norm", 2, 3), ("cosine", 1, 3)])
+def test_weights_of_weights_are_folded_and_their_channels_come_free(kind: str, folded: int, channels: int) -> None:
+    module = weights_of_weights(kind)
+    program = Clean().run(capture(module, (torch.randn(2, 3, 8, 8),)))
+    result = FoldWeights().run(program)
+    assert f"weights made of other weights, computed once instead of at every call: {folded}" in result.notes
+    for a, b in zip(run_flat(program, inputs(program, 3)), run_flat(result, inputs(result, 3)), strict=True):
+        torch.testing.assert_close(a, b)
+    names = result.exported.graph_signature.inputs_to_parameters.values()
+    assert all(isinstance(result.tensors[n], nn.Parameter) and result.tensors[n].requires_grad for n in names)
+    assert {str(n) for n in names} <= {n for n, _ in module.named_parameters()}
+    found = Pipeline((PropagateAxes(), FindGroups())).run(result)
+    assert sum(g.prunable for g in found.need("groups")) == channels
+    plan = random_plan(found, ALL_KINDS, 0.5, seed=0)
+    sliced_equals_masked(found, plan, sliced(found, plan))
+
+
+@pytest.mark.parametrize("name", ["swinv2", "deberta_v2", "t5_encoder", "tied", "beit", "mask2former"])
+def test_tables_and_views_are_left_alone(name: str) -> None:
+    program = Inline().run(captured(name))
+    assert FoldWeights().run(program) is program
+
+
+def test_a_weight_that_is_read_as_well_keeps_its_name() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) @ F.normalize(self.one.weight)
+
+    result = FoldWeights().run(Clean().run(capture(Both(), (torch.randn(2, 8),))))
+    assert set(result.tensors) == {"one.weight", "one.weight_folded", "one.bias"}

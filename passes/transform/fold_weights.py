@@ -1,0 +1,163 @@
+"""``FoldWeights``: a weight that is computed from other weights is computed once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Graph, Node
+
+from ...pipeline import Transform
+from ...program import Program
+from ...rebuild import copy_graph, rebuild
+from .inplace import is_mutable, op_name
+from .resize import fake_mode_of
+
+LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
+          "conv_transpose3d"}
+PRODUCTS = {"matmul", "mm", "bmm", "addmm", "einsum"}
+# Besides views and element-wise ops: what moves elements and mixes none of them.
+MOVES = {"clone", "_to_copy", "copy", "cat", "stack", "index_select", "roll", "flip", "repeat", "lift_fresh_copy"}
+
+
+@dataclass(frozen=True)
+class FoldWeights(Transform):
+    """Replace what makes a layer's weight by the weight itself, where making it mixes elements.
+
+    Weight standardisation (BiT, NFNet), weight and spectral normalisation, cosine classifiers: their sums run over the
+    very elements that pruning removes, so nothing could be cut. Computed once, the weight is a parameter like any
+    other: it can be cut exactly, it trains, and a call no longer computes it. Views, casts and element-wise ops stay as
+    they are, and so do networks that make a table: axes pass through those.
+
+    The outputs stay the same. What was folded is told in ``program.notes``.
+    """
+
+    def run(self, program: Program) -> Program:
+        made = _made_of_weights(program)
+        chosen = list(dict.fromkeys(n for node in program.graph.nodes for n in _weights(node, made)))
+        if not chosen:
+            return program
+        module, bound = copy_graph(program.exported), program.tensor_of_placeholder
+        parameters = set(program.exported.graph_signature.inputs_to_parameters)
+        nodes = {n.name: n for n in module.graph.nodes}
+        read = [n for n in module.graph.nodes if n.op == "placeholder" and n.name in bound and n.users]
+        folded: list[tuple[Node, Node, Tensor]] = []  # the new placeholder, the one it is named after, its value
+        for old, value in _evaluate(program, chosen).items():
+            source = nodes[_source(old, parameters, value.numel()).name]
+            folded.append((_placeholder(module.graph, source, value), source, value))
+            nodes[old.name].replace_all_uses_with(folded[-1][0])
+        module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or is_mutable(n))
+        state, specs = dict(program.exported.state_dict), list(program.exported.graph_signature.input_specs)
+        gone = [n for n in read if not n.users]
+        for node in gone:
+            state.pop(bound[node.name], None)
+        for new, source, value in folded:
+            name, trained = bound[source.name], program.tensors[bound[source.name]].requires_grad
+            while name in state:
+                name += "_folded"
+            state[name] = torch.nn.Parameter(value, requires_grad=trained)
+            at = [_name(s) for s in specs].index(source.name)
+            specs.insert(at + 1, InputSpec(InputKind.PARAMETER, TensorArgument(new.name), name))
+        for node in gone:
+            module.graph.erase_node(node)
+        signature = ExportGraphSignature(specs, list(program.exported.graph_signature.output_specs))
+        exported = rebuild(program.exported, module, state_dict=state, signature=signature)
+        told = f"weights made of other weights, computed once instead of at every call: {len(folded)}"
+        return program.without_facts(exported=exported, notes=(*program.notes, told))
+
+
+class _How(IntEnum):
+    """How a value is made of weights alone."""
+
+    MOVED = 0  # views, casts, element-wise ops
+    MIXED = 1  # sums, norms, statistics run over its elements
+    MULTIPLIED = 2  # by a product: it may be the table that a network makes
+
+
+def _weights(node: Node, made: Mapping[Node, _How]) -> Iterator[Node]:
+    """Arguments to fold: the weight of a layer, or a matrix that a plain product multiplies with something else."""
+    name = op_name(node)
+    if name in LAYERS:
+        weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+        if isinstance(weight, Node) and made.get(weight, _How.MOVED) != _How.MOVED:
+            yield weight
+    elif name in PRODUCTS and node not in made:
+        for one in node.all_input_nodes:
+            if made.get(one) == _How.MIXED and len(one.meta["val"].shape) == 2:
+                yield one
+
+
+def _made_of_weights(program: Program) -> dict[Node, _How]:
+    """Nodes that depend on parameters and on no input, and the strongest thing that happens on the way."""
+    parameters = program.exported.graph_signature.inputs_to_parameters
+    constant = {n for n in program.placeholders() if n.name in program.tensor_of_placeholder}
+    found: dict[Node, _How] = {}
+    for node in program.graph.nodes:
+        inputs, tags = node.all_input_nodes, getattr(node.target, "tags", ())
+        if node.op != "call_function" or not inputs or not constant.issuperset(inputs):
+            continue
+        if is_mutable(node) or torch.Tag.nondeterministic_seeded in tags:
+            continue
+        constant.add(node)
+        if any(n.name in parameters or n in found for n in inputs):
+            found[node] = max(_how(node), *(found.get(n, _How.MOVED) for n in inputs))
+    return found
+
+
+def _how(node: Node) -> _How:
+    if op_name(node) in PRODUCTS or op_name(node) in LAYERS:
+        return _How.MULTIPLIED
+    if node.target is operator.getitem or op_name(node) in MOVES:
+        return _How.MOVED
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return _How.MIXED
+    view = any(r.alias_info is not None for r in node.target._schema.returns)
+    return _How.MOVED if view or torch.Tag.pointwise in node.target.tags else _How.MIXED
+
+
+def _evaluate(program: Program, wanted: Collection[Node]) -> dict[Node, Tensor]:
+    """Values of nodes that depend on no input."""
+    bound, tensors = program.tensor_of_placeholder, program.tensors
+    needed, values = set(wanted), dict[Node, Any]()
+    for node in reversed(program.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node not in needed:
+                continue
+            if node.op == "placeholder":
+                values[node] = tensors[bound[node.name]]
+            else:
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+    return {node: values[node].detach().clone(memory_format=torch.contiguous_format) for node in wanted}
+
+
+def _source(node: Node, parameters: Collection[str], size: int) -> Node:
+    """The parameter whose name the folded weight takes: of its size if there is one, else the largest."""
+    seen, queue = {node}, [node]
+    while queue:
+        for one in queue.pop().all_input_nodes:
+            if one not in seen:
+                seen.add(one)
+                queue.append(one)
+    found = sorted((n for n in seen if n.name in parameters), key=lambda n: n.name)
+    return max(found, key=lambda n: (n.meta["val"].numel() == size, n.meta["val"].numel()))
+
+
+def _placeholder(graph: Graph, source: Node, value: Tensor) -> Node:
+    with graph.inserting_after(source):
+        node = graph.placeholder(f"{source.name}_folded")
+    node.meta["val"] = fake_mode_of(graph).from_tensor(value, static_shapes=True)
+    return node
+
+
+def _name(spec: InputSpec) -> str:
+    return str(spec.arg.name)
