@@ -244,6 +244,7 @@ def example_kwargs(model: nn.Module, folder: Path | None = None) -> dict[str, Te
     main = getattr(model, "main_input_name", "input_ids")
     kwargs: dict[str, Tensor] = {}
     size = picture_size(config, folder)
+    shape: tuple[int, ...]
     if "input_ids" in names and (main == "input_ids" or "pixel_values" not in names):
         kwargs.update(_text(model, config, names, folder))
     if "pixel_values" in names and size is not None and _wants_pictures(model, main):
