@@ -248,6 +248,20 @@ def test_wrong_input_shapes_are_the_models_own_error() -> None:
     assert "--input" in error.cure
 
 
+def fails(error: Exception) -> Tensor:
+    raise error
+
+
+def test_an_assertion_without_words_is_not_told_twice() -> None:
+    error = refuse(Lambda(lambda x: fails(AssertionError())), torch.randn(2, 3))
+    assert error.why == "AssertionError"
+
+
+def test_ops_of_a_torchvision_for_another_torch() -> None:
+    error = refuse(Lambda(lambda x: fails(RuntimeError("Couldn't load custom C++ ops."))), torch.randn(2, 3))
+    assert "install the torchvision built for torch" in error.cure
+
+
 def test_numpy_inside_the_model() -> None:
     error = refuse(Lambda(lambda x: torch.from_numpy(x.numpy() + 1)), torch.randn(2, 3))
     assert error.what == "the model leaves torch for numpy"
