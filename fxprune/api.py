@@ -47,7 +47,7 @@ def compile(
     flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
+    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str = "none",
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -69,6 +69,8 @@ def compile(
     align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
                     layer, unless ``allow_empty``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
+    recover         fit what stays to what the dense model does on the data: ``auto``, ``ridge``, ``refit``, ``bias``,
+                    ``scale`` or ``none`` (see :class:`fxprune.passes.transform.recover.Recover`)
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -77,12 +79,19 @@ def compile(
         if (flops, params, bytes) != (None, None, None):
             raise OptionError("give a plan or a budget, not both", why="a plan has decided already",
                               cure="leave one away")
+        if recover != "none":
+            raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
+                              why="applying a plan uses no data", cure="give a budget and data, or leave --recover away")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = _Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
+    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
+                recover)
+    if recover != "none" and data is None:
+        raise OptionError("recovery needs data", where=f"--recover {recover}",
+                          why="it fits what stays to what the dense model does on it", cure="give --data")
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    return work.finish(work.decide(wish))
+    return work.finish(work.recover(work.decide(wish), recover))
 
 
 def plan(
@@ -168,21 +177,24 @@ class Wish:
     criterion: str
     kinds: tuple[Kind | str, ...]
     samples: int
+    recover: str = "none"
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import kinds_named
+        from .passes.transform.recover import Recover
 
         kinds_named(self.kinds)
+        Recover(method=self.recover)
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
         self.needs_data  # noqa: B018  asks for the criterion by name
 
     @property
     def needs_data(self) -> bool:
-        """Whether the criterion runs the model."""
+        """Whether the criterion or the recovery runs the model."""
         from .passes.analysis.score_groups import criterion
 
-        return criterion(self.criterion).needs_data
+        return criterion(self.criterion).needs_data or self.recover != "none"
 
 
 @dataclass
@@ -203,6 +215,7 @@ class _Work:
     passes: list[Pass] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recovery: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -307,6 +320,17 @@ class _Work:
                  "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
         return program.but(plan=CompressionPlan(plan.choices, about))
 
+    def recover(self, program: Program, method: str) -> Program:
+        """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
+        from .passes.transform.recover import Recover
+
+        if method == "none":
+            return program
+        one = Recover(method=method, data=self.calibration, seed=self.seed)
+        program = self.run(program, one)
+        self.recovery = one.results[0].record() if one.results else None
+        return program
+
     def finish(self, program: Program) -> Artifact:
         """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
         from .passes.analysis.propagate_axes import PropagateAxes
@@ -335,6 +359,8 @@ class _Work:
                 "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
                 "generated": calibration.generated},
         )
+        if self.recovery is not None:
+            report["recovery"] = self.recovery
         artifact = Artifact(small, plan, report, self.backend)
         if self.out is not None:
             self.stage(f"lower to {self.target}, verify and save")

@@ -24,7 +24,7 @@ BACKENDS: Table = {
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in ("l1", "l2", "activation", "taylor", "fisher", "random")
+    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "random")
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
