@@ -114,7 +114,8 @@ def test_budgets_as_people_write_them(value: object, limit: float) -> None:
 
 @pytest.mark.parametrize(("value", "says"), [
     (0, "positive"), ("0", "positive"), (-0.5, "positive"), (1.5, "at most 1"), ("2", "at most 1"),
-    ("half", "not a budget"), ("", "not a budget"), ("5Q", "not a budget"), ("nan", "not a budget"), ("inf", "not a budget"),
+    ("half", "not a budget"), ("", "not a budget"), ("5Q", "not a budget"), ("nan", "not a budget"),
+    ("inf", "not a budget"),
     ("0.5.5", "not a budget"),
 ])
 def test_budgets_that_make_no_sense(value: object, says: str) -> None:

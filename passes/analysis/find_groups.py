@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...axis import Axis, Dim, leaves, real_size
+from ...axis import Axis, Dim, atoms, leaves, real_size
 from ...cost import CostModel
 from ...errors import OptionError
 from ...group import Kind, PruneGroup, Slot
@@ -114,20 +114,35 @@ class _Facts:
     def _attention(self) -> tuple[set[Axis], set[Axis], set[Axis]]:
         """Read heads off the products around a softmax: k over keys is attention x V, n (or m) over keys is Q x K."""
         soft = self.tagged.get("softmax", set())
-        head, query_key, value = set[Axis](), set[Axis](), set[Axis]()
+        head, query_key, value, keys = set[Axis](), set[Axis](), set[Axis](), set[Axis]()
         for product in self.axes.matmuls:
             if product.form != "matmul":
                 continue
             batch = {a for d in product.batch for a in leaves(d)}
-            if soft & set(leaves(product.k)):
+            if inner := soft & set(leaves(product.k)):
                 head |= batch
                 value |= set(leaves(product.n))
-            elif soft & {*leaves(product.n), *leaves(product.m)}:
+                keys |= inner
+            elif outer := soft & {*leaves(product.n), *leaves(product.m)}:
                 head |= batch
                 query_key |= set(leaves(product.k))
-        # talking heads: what else of a softmax's input is contracted mixes heads
-        beside = self.tagged.get("softmax-beside", set()) & set(self.contracted)
-        return (head | beside) - soft, query_key, value
+                keys |= outer
+        talking = self._beside(keys) - query_key - value
+        return (head | talking) - soft, query_key, value
+
+    def _beside(self, keys: set[Axis]) -> set[Axis]:
+        """Heads that no product shows: what else a softmax sees, where a weight sums over it later.
+
+        Over attention keys that weight mixes the heads (talking heads). Over something else (points of a deformable
+        attention) heads are a factor of what the projection sums over; the branches of a selective kernel are weighed
+        per channel, and channels are no heads.
+        """
+        over = {node: set(leaves(dim)) for dim, node in self.axes.tags.get("softmax", ())}
+        weighted = [m for m in self.axes.matmuls if m.form != "matmul"]
+        mixed = {a for m in weighted for a in leaves(m.k)}
+        factor = {a for m in weighted if m.form == "linear" and len(atoms(m.k)) > 1 for a in leaves(m.k)}
+        return {axis for dim, node in self.axes.tags.get("softmax-beside", ()) for axis in leaves(dim)
+                if axis in (mixed if over[node] & keys else factor)}
 
     def _paired_repeats(self) -> set[Axis]:
         """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA).

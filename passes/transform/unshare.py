@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch._subclasses import FakeTensorMode
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
@@ -104,16 +104,24 @@ def _tying_edges(program: Program) -> list[_Edge]:
 
 
 def _frontier(program: Program) -> Iterable[_Edge]:
-    """Edges from a value that no weight product has touched (tables, masks, angles) to a node that mixes it in."""
+    """Edges from a table, mask or angle to a node that mixes it into what was computed from the user's inputs.
+
+    Weights may have made the table (a bias network over coordinates): what counts is that no input met a weight in it.
+    """
     axes, parameters = program.need("axes"), program.exported.graph_signature.inputs_to_parameters
     products = {m.node for m in axes.matmuls}
     content: set[Node] = set()
+    given = set(program.user_inputs)
+    fed = {n for n in program.placeholders() if n.name in given}
     layer = ""
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         inputs = node.all_input_nodes
-        weighted = node.name in products and any(n.name in parameters for n in inputs)
+        # sizes of the inputs carry nothing of them
+        if any(n in fed for n in inputs) and not isinstance(node.meta.get("val"), int | SymInt):
+            fed.add(node)
+        weighted = node in fed and node.name in products and any(n.name in parameters for n in inputs)
         if weighted:
             layer = node.name  # readers between two weight products belong to one layer and may share an index
         embeds = "embedding" in str(node.target) and any(n.op == "placeholder" and n.name not in

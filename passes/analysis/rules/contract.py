@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from ....axis import Conflict, Dim, Dims, total
+from ....axis import Axis, Conflict, Dim, Dims, total
 from ..walk import Args, Walk, rule
 
 
@@ -51,6 +51,47 @@ def matmul(w: Walk, a: Args) -> Dims:
         w.tag("produce", n)
     out = [*batch, *([m] if rows else []), *([n] if columns else [])]
     return w.broadcast(out, a.self) if a.get("batch1") is not None else out
+
+
+@rule("inner")
+def inner(w: Walk, a: Args) -> Dims:
+    """y[.., ...] = x[.., k] z[..., k]"""
+    x, y = a.self, a.other
+    if not x or not y:
+        return w.broadcast(x, y)
+    return _pairs(w, a, [len(x) - 1], [len(y) - 1])
+
+
+@rule("tensordot")
+def tensordot(w: Walk, a: Args) -> Dims:
+    """Contracts ``dims_self[i]`` of one with ``dims_other[i]`` of the other; what is left stands side by side."""
+    return _pairs(w, a, [d % len(a.self) for d in a.dims_self], [d % len(a.other) for d in a.dims_other])
+
+
+def _pairs(w: Walk, a: Args, here: list[int], there: list[int]) -> Dims:
+    x, y, k = a.self, a.other, list[Axis]()
+    for i, j in zip(here, there, strict=True):
+        if total(x[i]) != total(y[j]):
+            raise Conflict("a contraction that broadcasts")
+        w.unify(x[i], y[j])
+        w.contract(x[i], ("self", i), ("other", j))
+        k += x[i]
+    m, n = [d for i, d in enumerate(x) if i not in here], [d for j, d in enumerate(y) if j not in there]
+    weight = w.is_weight(a.raw("self")) or w.is_weight(a.raw("other"))
+    w.matmul(m, (), tuple(k), tuple(axis for d in n for axis in d), "linear" if weight else "matmul")
+    for d in n:
+        w.tag("produce", d)
+    return [*m, *n]
+
+
+@rule("addmv")
+def addmv(w: Walk, a: Args) -> Dims:
+    """y[m] = x[m, k] v[k] + b[m]"""
+    x, vector = a.mat, a.vec
+    w.unify(x[1], vector[0])
+    w.contract(x[1], ("mat", 1), ("vec", 0))
+    w.matmul([], x[0], x[1], (), "linear" if w.is_weight(a.raw("mat")) else "matmul")
+    return w.broadcast([x[0]], a.self)
 
 
 @rule("outer", "ger")

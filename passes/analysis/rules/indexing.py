@@ -68,8 +68,31 @@ def gather(w: Walk, a: Args) -> Dims:
     return chosen
 
 
-@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "slice_scatter", "select_scatter",
-      "masked_scatter")
+@rule("slice_scatter")
+def slice_scatter(w: Walk, a: Args) -> Dims:
+    """``self`` with a slice along one dim replaced by ``src``; the other dims are the same elements in both."""
+    x, source, dim = a.self, a.src, a.dim % len(a.self)
+    for i, (p, q) in enumerate(zip(x, source, strict=True)):
+        if i == dim and (total(p) != total(q) or w.symbolic(total(p))):
+            w.freeze([p, q], "part of it is overwritten")
+        else:
+            w.unify(p, q)
+    if a.raw("end") == total(x[dim]):
+        w.literal("end", "sum", [x[dim]])
+    return list(x)
+
+
+@rule("select_scatter")
+def select_scatter(w: Walk, a: Args) -> Dims:
+    """``self`` with one position along a dim replaced by ``src``."""
+    dim = a.dim % len(a.self)
+    w.freeze(a.self[dim], "part of it is overwritten")
+    for p, q in zip([d for i, d in enumerate(a.self) if i != dim], a.src, strict=True):
+        w.unify(p, q)
+    return list(a.self)
+
+
+@rule("index_put", "index_add", "index_copy", "scatter", "scatter_add", "masked_scatter")
 def scatter(w: Walk, a: Args) -> Dims:
     for tensor in a.tensors():
         w.freeze(tensor, "scattered into")

@@ -8,8 +8,22 @@ from ..walk import Args, Multi, Walk, rule
 
 @rule("cat", "concat", "concatenate")
 def cat(w: Walk, a: Args) -> Dims:
+    return _joined(w, a, a.dim)
+
+
+@rule("hstack", "vstack", "row_stack", "column_stack", "dstack")
+def stack_along(w: Walk, a: Args) -> Dims:
+    """``cat`` along a dim that the name says, where no tensor has too few dims for it."""
+    name, ranks = w.node.target._schema.name.removeprefix("aten::"), {len(t) for t in a.tensors()}  # type: ignore[union-attr]
+    dim = 2 if name == "dstack" else 0 if name in ("vstack", "row_stack") or ranks == {1} else 1
+    if min(ranks) < (1 if name == "hstack" else max(dim + 1, 2)):
+        raise Conflict(f"{name} of tensors with {sorted(ranks)} dims")
+    return _joined(w, a, dim)
+
+
+def _joined(w: Walk, a: Args, dim: int) -> Dims:
     tensors = [t for t in a.tensors() if len(t) > 0 and t != [(Axis,)]]
-    dim = a.dim % len(tensors[0])
+    dim = dim % len(tensors[0])
     tensors = [t for t in tensors if len(t) == len(tensors[0])]  # torch lets an empty 1-D tensor join anything
     out = list(tensors[0])
     for other in tensors[1:]:

@@ -24,7 +24,7 @@ def _reduced(w: Walk, a: Args, x: Dims, gone: list[int]) -> Any:
     return out if isinstance(value, Tensor) else Multi([list(out) for _ in value])
 
 
-@rule("sum", "linalg_vector_norm", "norm", "frobenius_norm")
+@rule("sum", "nansum", "linalg_vector_norm", "norm", "frobenius_norm")
 def summed(w: Walk, a: Args) -> Any:
     """A zeroed element adds nothing to a sum or a p-norm (p > 0; the others freeze)."""
     x, gone = a.self, positions(a.self, a.get("dim"))
@@ -81,7 +81,27 @@ def topk(w: Walk, a: Args) -> Multi:
     return Multi([[chosen if i == dim else d for i, d in enumerate(x)] for _ in range(2)])
 
 
-@rule("linalg_norm", "cdist", "cosine_similarity")
+@rule("linalg_norm")
+def linalg_norm(w: Walk, a: Args) -> Any:
+    """A vector norm where one dim and a number (or nothing) are given; matrix norms stay closed."""
+    one = a.dim is not None and (isinstance(a.dim, int) or len(a.dim) == 1)
+    return summed(w, a) if one and not isinstance(a.get("ord"), str) else similarity(w, a)
+
+
+@rule("cosine_similarity")
+def cosine(w: Walk, a: Args) -> Dims:
+    """sum(x y) / (|x| |y|): zeros add nothing to any of the three sums, on either side"""
+    rank = max(len(a.x1), len(a.x2))
+    dim = a.dim % rank
+    for name, x in (("x1", a.x1), ("x2", a.x2)):
+        if len(x) != rank or total(x[dim]) == 1:
+            raise Conflict("cosine similarity that broadcasts its vectors")
+        w.contract(x[dim], (name, dim))
+    both = w.broadcast(a.x1, a.x2)
+    return [*both[:dim], *both[dim + 1 :]]
+
+
+@rule("cdist")
 def similarity(w: Walk, a: Args) -> Any:
     if any(total(d) > 1 for t in a.tensors() for d in t):
         raise Conflict("no rule for this reduction")

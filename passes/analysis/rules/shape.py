@@ -104,6 +104,27 @@ def movedim(w: Walk, a: Args) -> Dims:
     return [x[moved[i] if i in moved else next(rest)] for i in range(len(x))]
 
 
+@rule("view_as_complex")
+def view_as_complex(w: Walk, a: Args) -> Dims:
+    w.freeze(a.self[-1], "real and imaginary part")
+    return list(a.self[:-1])
+
+
+@rule("view_as_real")
+def view_as_real(w: Walk, a: Args) -> Dims:
+    parts = new_dim(2)
+    w.freeze(parts, "real and imaginary part")
+    return [*a.self, parts]
+
+
+@rule("atleast_1d", "atleast_2d", "atleast_3d")
+def atleast(w: Walk, a: Args) -> Dims:
+    (x,) = a.tensors()
+    if len(x) != len(w.shape()):
+        raise Conflict("dims are added")
+    return list(x)
+
+
 @rule("unsqueeze")
 def unsqueeze(w: Walk, a: Args) -> Dims:
     x = list(a.self)

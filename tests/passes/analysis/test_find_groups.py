@@ -130,6 +130,39 @@ def test_norms_make_a_cut_inexact_and_nothing_else_does() -> None:
             assert group.exact == (group.kind != Kind.WIDTH)
 
 
+class SelectiveKernel(nn.Module):
+    """Two branches weighed per channel by a softmax over the branches, as in SK-Net and ResNeSt: no attention."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(3, channels, 5, padding=2)
+        self.weigh, self.last = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.stack([self.one(x), self.two(x)], 1)
+        weights = self.weigh(both.sum(1).mean((2, 3), keepdim=True)).view(x.shape[0], 2, -1, 1, 1).softmax(1)
+        return self.last((both * weights).sum(1))
+
+
+class LinearAttention(nn.Module):
+    """softmax(k) over tokens, then q (k^T v): the width beside the softmax is summed over, yet it is no head."""
+
+    def __init__(self, width: int = 24, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj((q @ (k.softmax(2).transpose(-1, -2) @ v)).transpose(1, 2).reshape(batch, tokens, width))
+
+
+def test_a_softmax_over_something_else_makes_no_heads() -> None:
+    assert live(find(SelectiveKernel(), torch.randn(2, 3, 8, 8))) == {"channel": 1}
+    assert live(find(LinearAttention(), torch.randn(2, 5, 24))) == {"head": 1, "qkv": 1}
+
+
 def test_frozen_groups_say_why_and_where() -> None:
     reasons = {g.name: g.frozen for g in analysed("vit").need("groups") if g.frozen}
     assert reasons["head:other"] == "graph output at output"

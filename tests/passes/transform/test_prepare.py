@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
-from laws import ALL_KINDS, inputs, random_plan, sliced
+from laws import ALL_KINDS, inputs, random_plan, sliced, sliced_equals_masked
 from torch import Tensor, nn
 
 from fxprune.capture import capture
@@ -86,6 +86,38 @@ def test_a_shared_table_no_longer_ties_layers(name: str, kind: Kind) -> None:
     free = [g for g in apart.need("groups") if g.kind == kind and g.prunable]
     assert (len(tied), len(free)) == (1, 2)
     same(program, apart)
+
+
+class SharedBiasNetwork(nn.Module):
+    """Two attention layers under one relative-position bias that a small network makes of a table of coordinates."""
+
+    def __init__(self, width: int = 24, heads: int = 3, tokens: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.register_buffer("coordinates", torch.randn(tokens, tokens, 2))
+        self.bias = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, heads))
+        self.qkv = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
+        self.proj = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        bias = self.bias(self.coordinates).permute(2, 0, 1)
+        for qkv, proj in zip(self.qkv, self.proj, strict=True):
+            q, k, v = qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+            attention = (q @ k.transpose(-1, -2) + bias).softmax(-1)
+            x = x + proj((attention @ v).transpose(1, 2).reshape(batch, tokens, width))
+        return x
+
+
+def test_a_table_made_by_weights_alone_does_not_tie_layers_either() -> None:
+    module = zoo.scramble(SharedBiasNetwork()).eval()
+    program = Pipeline((Clean(), PropagateAxes(), FindGroups())).run(capture(module, (torch.randn(2, 4, 24),)))
+    apart = Pipeline((Unshare(), PropagateAxes(), FindGroups()), start=("axes", "groups")).run(program)
+    heads = [[g for g in p.need("groups") if g.kind == Kind.HEAD and g.prunable] for p in (program, apart)]
+    assert list(map(len, heads)) == [1, 2]
+    same(program, apart)
+    plan = random_plan(apart, ALL_KINDS, 0.67, seed=1)
+    sliced_equals_masked(apart, plan, sliced(apart, plan))
 
 
 def test_indices_that_select_everything_are_folded_away() -> None:
