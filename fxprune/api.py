@@ -33,6 +33,7 @@ from .pipeline import Pass, PassResult, Pipeline
 from .plan import CompressionPlan
 from .program import FACTS, Program
 from .publish import write_error
+from .rebuild import owning
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -81,7 +82,7 @@ def compile(
                               cure="leave one away")
         if recover != "none":
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
-                              why="applying a plan uses no data", cure="give a budget and data, or leave --recover away")
+                              why="applying a plan uses no data", cure="give a budget and data instead")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = _Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
@@ -420,27 +421,6 @@ def kept_counts(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
     choices = program.need("plan").choices
     return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
-
-
-def owning(program: Program, lender: Program) -> Program:
-    """``program`` with copies of the tensors it shares with ``lender``, so that training one leaves the other alone."""
-    from .rebuild import copy_graph, rebuild
-
-    lent = {t.data_ptr() for t in lender.tensors.values()}
-    copies: dict[int, Tensor] = {}
-
-    def own(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor) or tensor.data_ptr() not in lent:
-            return tensor
-        if id(tensor) not in copies:  # tied parameters stay tied
-            fresh = tensor.detach().clone()
-            parameter = isinstance(tensor, nn.Parameter)
-            copies[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if parameter else fresh
-        return copies[id(tensor)]
-
-    exported = program.exported
-    state = {name: own(tensor) for name, tensor in exported.state_dict.items()}
-    return program.but(exported=rebuild(exported, copy_graph(exported), state_dict=state))
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

@@ -148,7 +148,7 @@ class Lockstep:
         if len(kernel) == 1:
             x, kernel = x[:, :, None], torch.Size([1, *kernel])
             stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        columns = functional.unfold(x, list(kernel), dilation=dilation, padding=padding, stride=stride)
+        columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
         return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
     def _pulled_back(self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor,
