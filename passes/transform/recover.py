@@ -27,6 +27,7 @@ TOLERANCE = 0.002  # by how much a candidate may fall below no recovery and stil
 SCALE_REL = 1e-2
 FEW = 50  # samples; below, the ridge holds on to the weights it has
 MANY = 1024
+LARGEST = 8192  # inputs of a layer that is solved for: 512 MiB of moments; above, only its bias moves
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Recover(Transform):
     Law     error(ridge) <= error(bias) <= error(none) at every layer on the fit samples; a plan that cuts nothing
             leaves the weights bit-identical. A layer that keeps no input gets its bias alone; one without a bias is
             solved about zero; shared weights are left alone.
-    Cost    one run of each graph per candidate, plus k^2 per row and k^3 / 3 per layer of k kept inputs
+    Cost    one run of each graph per candidate, plus k^2 per row and k^3 / 3 per layer of k kept inputs; memory: 8 k^2
+            bytes, and of every batch the values alive at one point of both graphs
     Source  recovery.md; the ridge to the original weights: Frantar and Alistarh 2022, arXiv:2208.11580; sequential
             with residual targets: K-prune, arXiv:2308.03449; bias: FLAP, arXiv:2312.11983; scales: arXiv:2204.09656
     """
@@ -191,13 +193,17 @@ class Recover(Transform):
         walk = Lockstep(program, pruned, keep, batches, found.sites)
         skipped, steps, changed = dict(found.skipped), [], {}
         for site in found.sites:
-            moments = walk.collect(site)
+            inputs = 0 if site.empty else walk.tensors[site.weight].numel() // _outputs(walk.tensors[site.weight], site)
+            how = method if inputs <= LARGEST else "bias"
+            if how != method:
+                skipped[site.node] = f"it has {inputs} inputs, more than {LARGEST}: its bias alone moved"
+            moments = walk.collect(site, products=how != "bias")
             if not moments.rows or (site.empty and not site.bias):
                 skipped[site.node] = "no rows to fit" if not moments.rows else "it keeps no input and has no bias"
                 continue
             system = moments.finish(centred=bool(site.bias))
             step = rel if site.reads else refit_rel
-            weight, bias = solve(system, site, walk.tensors[site.weight] if not site.empty else None, method, step)
+            weight, bias = solve(system, site, walk.tensors[site.weight] if not site.empty else None, how, step)
             for placeholder, change in ((site.weight, weight), (site.bias, bias)):
                 if change is not None:
                     old = walk.tensors[placeholder]
@@ -258,6 +264,10 @@ def _samples(batch: Batch, start: int, stop: int) -> Batch:
         return value[start:stop] if isinstance(value, Tensor) and value.dim() and len(value) == size else value
 
     return Batch(tuple(map(part, batch.args)), {k: part(v) for k, v in batch.kwargs.items()}, part(batch.labels))
+
+
+def _outputs(weight: Tensor, site: Site) -> int:
+    return weight.shape[1 if site.form == "transposed" else 0]
 
 
 def _matrix(weight: Tensor, site: Site) -> Tensor:

@@ -95,9 +95,9 @@ class Lockstep:
         self.wanted = [name for s in sites for name in self._wants(s)]
 
     @torch.no_grad()
-    def collect(self, site: Site) -> Moments:
+    def collect(self, site: Site, products: bool = True) -> Moments:
         """Bring both graphs to ``site`` and gather its moments over all batches."""
-        moments = Moments()
+        moments = Moments(products)
         for dense, pruned, mask in self.runs:
             dense.advance(max(dense.cursor, dense.place[site.target] + 1))
             pruned.advance(pruned.place[site.start])

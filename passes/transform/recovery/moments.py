@@ -18,10 +18,12 @@ class Moments:
 
     ``r = target - (W c + b)`` is what the layer as it stands still misses. Products run in the dtype of the rows (at
     least fp32) and are added up in fp64 around a shift taken from the first rows, so that centring does not cancel.
+
+    products: False where only the bias will move; k^2 per row are then saved.
     """
 
-    def __init__(self) -> None:
-        self.rows = 0
+    def __init__(self, products: bool = True) -> None:
+        self.rows, self.products = 0, products
         self._started = False
 
     def add(self, c: Tensor, r: Tensor, w: Tensor) -> None:
@@ -36,8 +38,9 @@ class Moments:
             self._start(c, r, w)
         c, r = c - self._c0.to(c), r - self._r0.to(r)
         weighted = c * w[:, None]
-        self._cc += (c.T @ weighted).double()
-        self._cr += (weighted.T @ r).double()
+        if self.products:
+            self._cc += (c.T @ weighted).double()
+            self._cr += (weighted.T @ r).double()
         self._c += weighted.sum(0, dtype=torch.float64)
         self._r += (r * w[:, None]).sum(0, dtype=torch.float64)
         self._rr += float((r.double().square().sum(1) * w.double()).sum())
@@ -47,8 +50,8 @@ class Moments:
     def _start(self, c: Tensor, r: Tensor, w: Tensor) -> None:
         self._started = True
         self._c0, self._r0 = ((x * w[:, None]).sum(0, dtype=torch.float64) / w.sum(dtype=torch.float64) for x in (c, r))
-        self._cc = c.new_zeros(c.shape[1], c.shape[1], dtype=torch.float64)
-        self._cr = c.new_zeros(c.shape[1], r.shape[1], dtype=torch.float64)
+        k, o = (c.shape[1], r.shape[1]) if self.products else (0, 0)
+        self._cc, self._cr = (c.new_zeros(k, n, dtype=torch.float64) for n in (k, o))
         self._c, self._r = torch.zeros_like(self._c0), torch.zeros_like(self._r0)
         self._rr = self._w = 0.0
 
@@ -57,12 +60,15 @@ class Moments:
         if not self._started:
             raise InternalError("no rows were collected for a recovery site")
         total = self._w
-        cc = self._cc - torch.outer(self._c, self._c) / total
-        cr = self._cr - torch.outer(self._c, self._r) / total
+        cc, cr = self._cc, self._cr
+        if self.products:
+            cc = cc - torch.outer(self._c, self._c) / total
+            cr = cr - torch.outer(self._c, self._r) / total
         rr = max(self._rr - float(self._r.square().sum()) / total, 0.0)
         mean_c, mean_r = self._c0 + self._c / total, self._r0 + self._r / total
-        if not centred:
+        if not centred and self.products:
             cc, cr = cc + total * torch.outer(mean_c, mean_c), cr + total * torch.outer(mean_c, mean_r)
+        if not centred:
             rr, mean_c, mean_r = rr + total * float(mean_r.square().sum()), 0 * mean_c, 0 * mean_r
         return System(cc / total, cr / total, rr / total, mean_c, mean_r)
 

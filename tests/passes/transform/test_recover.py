@@ -7,6 +7,7 @@ from typing import Any
 import laws
 import pytest
 import torch
+import zoo
 from blocks import Encoder, Parallel, ResidualConvolutions
 from torch import Tensor, nn
 
@@ -124,6 +125,22 @@ def test_ridge_is_never_worse_than_bias_nor_bias_than_nothing(rel: float) -> Non
     assert errors == sorted(errors)
     about_zero = moments(*rows()).finish(False)
     assert about_zero.error(about_zero.ridge(rel)) <= about_zero.error()
+
+
+def test_the_bias_needs_no_products() -> None:
+    for centred in (True, False):
+        one, two = (moments_of(products).finish(centred) for products in (True, False))
+        assert torch.allclose(one.bias(), two.bias())
+        assert one.error() == pytest.approx(two.error())
+        assert one.error(None, one.bias()) == pytest.approx(two.error(None, two.bias()))
+        assert not two.g.numel()
+
+
+def moments_of(products: bool) -> Moments:
+    torch.manual_seed(1)
+    made = Moments(products)
+    made.add(*rows())
+    return made
 
 
 def test_error_is_that_of_the_rows() -> None:
@@ -304,6 +321,18 @@ def test_without_a_bias_the_signature_stays() -> None:
     assert recovered(program, data, "bias")[0].tensors.keys() == program.tensors.keys()
 
 
+def test_a_layer_too_large_to_solve_moves_its_bias_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.passes.transform.recover.LARGEST", 9)
+    data = texts(64)
+    program = planned(analysed(Encoder(), data), 0.34)  # one head of 8 columns stays, and 11 neurons
+    after, report = recovered(program, data)
+    assert len(report.skipped) == 2
+    assert all("its bias alone moved" in why for why in report.skipped.values())
+    changed = {n for n, t in after.tensors.items() if not torch.equal(t, program.tensors[n])}
+    assert {"layers.0.fc2.bias", "layers.0.o.weight", "layers.0.o.bias"} <= changed
+    assert "layers.0.fc2.weight" not in changed
+
+
 def test_the_same_data_give_the_same_weights_and_the_dense_program_stays() -> None:
     data = texts(64)
     program = planned(analysed(Encoder(), data))
@@ -313,12 +342,12 @@ def test_the_same_data_give_the_same_weights_and_the_dense_program_stays() -> No
     assert all(torch.equal(t, program.tensors[n]) for n, t in before.items())
 
 
-@pytest.mark.parametrize("name", ["transposed_weights", "shuffle", "depthwise", "tied", "group_norm", "gqa_repeat"])
+@pytest.mark.parametrize("name", ["transposed_weights", "shuffle", "depthwise", "tied", "group_norm", "gqa_repeat",
+                                  "swin", "resnet50", "mixer", "bert", "llama"])
 def test_models_of_the_zoo(name: str) -> None:
     program = planned(laws.analysed(name))
-    args, _ = program.example_inputs
-    data = floats(16, *args[0].shape[1:]) if args[0].is_floating_point() else Calibration(
-        tuple(Batch((torch.randint(0, 40, (16, 6)),)) for _ in range(4)), "ids")
+    inputs = [zoo.other_inputs(*program.example_inputs, 8) for _ in range(3)]
+    data = Calibration(tuple(Batch(tuple(args), kwargs) for args, kwargs in inputs), "zoo")
     after, report = recovered(program, data, "refit")
     laws.sliced_equals_masked(after, after.need("plan"), SliceAxes().run(after))
     assert report.steps
