@@ -24,7 +24,7 @@ from .artifact import Artifact, build_report, check_destination, load
 from .axis import Axis
 from .cost import METRICS, Budget, CostModel
 from .data import Calibration
-from .errors import FxpruneError, InternalError, OptionError
+from .errors import FxpruneError, InternalError, OptionError, VerifyError
 from .events import Event, OnEvent, warn_only
 from .group import DEFAULT_KINDS, Kind
 from .load import Loaded  # here and not in a function: importing fxprune.load later would shadow the function `load`
@@ -373,15 +373,17 @@ class _Work:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.
 
         Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
+        VerifyError where the model draws random numbers, so that nothing can be said.
         """
-        from .parity import sample_inputs, tolerance_of
-        from .testing import masked_run, relative_error, run_flat
+        from .parity import tolerance_of, why_random
+        from .testing import masking_error
 
-        flat = sample_inputs(program, seed=self.seed)
         with _silence():
-            error = relative_error(run_flat(sliced, flat), masked_run(program, program.need("plan"), flat))
-        limit = tolerance_of(program)
+            error, limit = masking_error(program, sliced, self.seed), tolerance_of(program)
         if not error <= limit:
+            why, cure = why_random(program)
+            if why:
+                raise VerifyError("slicing cannot be compared with masking", where=self.name, why=why, cure=cure)
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}

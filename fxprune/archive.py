@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .errors import LoadError
 from .quiet import quiet
+from .rebuild import copy_graph, rebuild
 
 MAX_JSON = 512 * 2**20  # bytes of one description inside the archive; a graph of 50 000 nodes needs about a tenth
 
@@ -84,12 +86,30 @@ def write_program(exported: ExportedProgram, path: Path) -> None:
 
     The bytes depend on the program only: writing it twice gives the same file.
     """
+    exported = _own_empties(exported)
     with open(path, "wb") as file:
         writer = _Writer(file)
         with quiet():
             torch.export.save(exported, writer)  # type: ignore[arg-type]
         if writer.error is not None:
             raise writer.error
+
+
+def _own_empties(exported: ExportedProgram) -> ExportedProgram:
+    """``exported`` with empty tensors (a table of no register tokens) that lie nowhere in memory.
+
+    Loaders leave them in somebody's storage, and torch's archive writer then looks for their bytes at address 0.
+    """
+    empty = {n for n, t in exported.state_dict.items() if t.numel() == 0 and t.untyped_storage().data_ptr()}
+    if not empty:
+        return exported
+    state = {name: _fresh(t) if name in empty else t for name, t in exported.state_dict.items()}
+    return rebuild(exported, copy_graph(exported), state_dict=state)
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    new = tensor.detach().new_empty(tensor.shape)
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
 
 def read_program(path: str | Path, *, trust: bool = False) -> ExportedProgram:

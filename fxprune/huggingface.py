@@ -236,7 +236,8 @@ def example_kwargs(model: nn.Module, folder: Path | None = None) -> dict[str, Te
     """Keyword inputs of batch 2 for a transformers model, by its ``main_input_name``, forward signature and config.
 
     Token ids [2, T] avoid the padding id and come with a mask of ones (and token types where the folder's tokenizer
-    makes them); T is at most 32. Pictures [2, C, H, W] and spectra [2, mel, frames] have the size the config says.
+    makes them); T is at most 32. Pictures [2, C, H, W], videos [2, F, C, H, W] and spectra [2, mel, frames] have the
+    size the config says.
     """
     config: Any = model.config
     names = list(inspect.signature(model.forward).parameters)
@@ -246,7 +247,9 @@ def example_kwargs(model: nn.Module, folder: Path | None = None) -> dict[str, Te
     if "input_ids" in names and (main == "input_ids" or "pixel_values" not in names):
         kwargs.update(_text(model, config, names, folder))
     if "pixel_values" in names and size is not None and _wants_pictures(model, main):
-        kwargs["pixel_values"] = make((BATCH, *size), torch.float32)
+        frames = getattr(config, "num_frames", None)  # a video: [batch, frame, channel, height, width]
+        shape = (BATCH, frames, *size) if isinstance(frames, int) else (BATCH, *size)
+        kwargs["pixel_values"] = make(shape, torch.float32)
     if "input_features" in names and main == "input_features":
         frames = 2 * (_first(config, "max_source_positions") or 50)  # Whisper's second convolution halves the frames
         kwargs["input_features"] = make((BATCH, _first(config, "num_mel_bins") or 80, frames), torch.float32)
@@ -261,8 +264,9 @@ def example_kwargs(model: nn.Module, folder: Path | None = None) -> dict[str, Te
 
 
 def _wants_pictures(model: nn.Module, main: str) -> bool:
-    """Pictures are the main input, or the model has a vision tower beside its text."""
-    return main == "pixel_values" or getattr(model.config, "vision_config", None) is not None
+    """Pictures are the main input, or the model reads them beside its text: by a vision tower, or as patches."""
+    config: Any = model.config
+    return main == "pixel_values" or any(getattr(config, n, None) is not None for n in ("vision_config", "image_size"))
 
 
 def _text(model: nn.Module, config: Any, names: list[str], folder: Path | None) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +212,38 @@ def tolerance_of(program: Program, tolerance: Mapping[torch.dtype, float] = TOLE
     return max(tolerance.get(d, max(tolerance.values())) for d in dtypes)
 
 
+def random_ops(program: Program) -> list[str]:
+    """Names of the nodes that draw random numbers whenever the program runs."""
+    drawn = torch.Tag.nondeterministic_seeded
+    return [n.name for n in program.graph.nodes if drawn in getattr(n.target, "tags", ()) and not _at_rest(n)]
+
+
+def _at_rest(node: torch.fx.Node) -> bool:
+    """An op that may draw and does not: dropout in evaluation form, attention without dropout."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    given |= dict(zip([a.name for a in arguments], node.args, strict=False)) | dict(node.kwargs)
+    chance = given.get("p", given.get("dropout_p"))
+    return chance == 0 or given.get("train", given.get("training")) is False
+
+
+def why_random(program: Program) -> tuple[str, str]:
+    """(why, cure) for a program that draws random numbers, two empty texts for any other."""
+    drawn = random_ops(program)
+    if not drawn:
+        return "", ""
+    return (f"the model draws random numbers in evaluation ({', '.join(drawn[:3])}{', ...' if drawn[3:] else ''})",
+            "make the model deterministic, or pass what it draws as an input")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random ops draw the same numbers in every such block; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def check_parity(
     program: Program, run: Runner, *, what: str = "the lowered program",
     tolerance: Mapping[torch.dtype, float] = TOLERANCE, seed: int = 0, cure: str = "",
@@ -224,12 +257,15 @@ def check_parity(
     tried: list[Sizes] = []
     skipped: list[tuple[Sizes, str]] = []
     words = dim_names(program)
+    random, remedy = why_random(program)
+    cure = f"{remedy}: {random}" if random else cure
     for number, symbols in enumerate(sizes_to_try(program)):
         flat = sample_inputs(program, symbols, seed + number)
         sizes = {words[s]: size for s, size in symbols.items()}
         label = ", ".join(f"{k}={v}" for k, v in sizes.items()) or "the example sizes"
         try:
-            want = reference(flat)
+            with seeded(seed):
+                want = reference(flat)
         except Exception as error:
             if number == 0:
                 raise VerifyError("the pruned program does not run on its own example sizes", where=program.name,
@@ -237,7 +273,8 @@ def check_parity(
             skipped.append((sizes, _short(error)))
             continue
         try:
-            got = run(flat)
+            with seeded(seed):
+                got = run(flat)
         except Exception as error:  # whatever the target's runtime raises
             raise VerifyError(f"{what} does not run", where=f"at {label}", why=_short(error), cure=cure) from error
         if len(got) != len(want):

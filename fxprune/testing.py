@@ -16,6 +16,7 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from .axis import Keep, kept_index, kept_total, total
+from .parity import sample_inputs, seeded
 from .plan import CompressionPlan
 from .program import Program
 
@@ -37,6 +38,19 @@ def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> 
 def masked(program: Program, keep: Keep, flat: Sequence[Any]) -> list[Any]:
     """:func:`masked_run` for kept elements given by axis. Outputs keep their dense shape."""
     return run_flat(program, flat, _Masked(program, keep, flat))
+
+
+def masking_error(program: Program, sliced: Program, seed: int = 0) -> float:
+    """:func:`relative_error` of ``sliced`` against ``program`` masked by its plan, on seeded inputs like the example's.
+
+    Ops that draw random numbers draw the same ones in both runs.
+    """
+    flat = sample_inputs(program, seed=seed)
+    with seeded(seed):
+        got = run_flat(sliced, flat)
+    with seeded(seed):
+        want = masked_run(program, program.need("plan"), flat)
+    return relative_error(got, want)
 
 
 def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | None = None) -> list[Any]:

@@ -23,6 +23,7 @@ from fxprune.errors import (
     NothingToPrune,
     OptionError,
     PlanError,
+    VerifyError,
 )
 from fxprune.events import Event, FxpruneWarning
 
@@ -121,6 +122,16 @@ def test_an_encoder_does_without_labels_it_cannot_predict() -> None:
         artifact = fxprune.compile(Encoder(), (torch.randn(2, 3, 8),), flops=0.5, data=data)
     assert artifact.report["importance"] == "fisher"
     assert not artifact.report["data"]["labelled"]
+
+
+class DropsAlways(Encoder):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.down(nn.functional.dropout(self.up(x), 0.5, training=True))}
+
+
+def test_a_model_that_draws_random_numbers_is_told_so() -> None:
+    with pytest.raises(VerifyError, match=r"random numbers in evaluation \(dropout\)"):
+        fxprune.compile(DropsAlways(), (torch.randn(4, 3, 8),), flops=0.5)
 
 
 def test_labels_that_do_not_fit_a_classifier_are_a_mistake(trained: DigitsViT, digit_data: Digits) -> None:

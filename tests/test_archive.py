@@ -144,3 +144,23 @@ def test_two_directories_in_one_zip_are_refused(saved: Path) -> None:
     (saved).write_bytes(b"x" * 64 + data)
     with pytest.raises(LoadError, match="malformed"):
         read_program(saved)
+
+
+class NoRegisters(nn.Module):
+    """A table of no register tokens, as a loader leaves it: an empty view of somebody's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(8)[:0].view(1, 0, 4))
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layer(x), self.registers.expand(x.shape[0], -1, -1)], 1)
+
+
+def test_an_empty_parameter_is_written(tmp_path: Path) -> None:
+    model, x = NoRegisters(), torch.randn(2, 3, 4)
+    write_program(torch.export.export(model, (x,)), tmp_path / "model.pt2")
+    back = read_program(tmp_path / "model.pt2")
+    assert torch.equal(back.module()(x), model(x))
+    assert dict(back.named_parameters())["registers"].shape == (1, 0, 4)

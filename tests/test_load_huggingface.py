@@ -57,6 +57,11 @@ def bert(tmp_path: Path) -> Path:
         ),
         ("ViTForImageClassification", VISION, {"pixel_values": (2, 3, 32, 32)}),
         (
+            "VideoMAEForVideoClassification",
+            {**VISION, "num_frames": 4, "tubelet_size": 2},
+            {"pixel_values": (2, 4, 3, 32, 32)},
+        ),
+        (
             "CLIPModel",
             {"text_config": {**TEXT, "max_position_embeddings": 16, "eos_token_id": 5}, "vision_config": VISION},
             {"input_ids": (2, 16), "attention_mask": (2, 16), "pixel_values": (2, 3, 32, 32)},

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fxprune.capture import capture
 from fxprune.errors import VerifyError
-from fxprune.parity import check_parity, compare, eager, output_names, sample_inputs, sizes_to_try, tolerance_of
+from fxprune.parity import (
+    check_parity,
+    compare,
+    eager,
+    output_names,
+    random_ops,
+    sample_inputs,
+    seeded,
+    sizes_to_try,
+    tolerance_of,
+)
 from fxprune.program import Program
 
 NAN, INF = float("nan"), float("inf")
@@ -134,3 +147,41 @@ def test_the_tolerance_is_that_of_the_coarsest_dtype() -> None:
     assert tolerance_of(program) == 1e-4
     half = capture(nn.Linear(3, 3).half(), (torch.randn(2, 3).half(),))
     assert tolerance_of(half) == 2e-2
+
+
+class Noisy(nn.Module):
+    """Draws new noise at every call, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.dropout(self.up(x).relu(), 0.5, training=False)
+        return self.down(hidden) + torch.rand_like(x)
+
+
+def test_random_ops_draw_alike_in_both_runs() -> None:
+    program = capture(Noisy(), (torch.randn(2, 8),))
+    assert random_ops(program) == ["rand_like"]  # a dropout at rest draws nothing
+    assert check_parity(program, eager(program.exported)).max_abs == 0
+
+
+def test_a_target_that_draws_other_numbers_is_explained() -> None:
+    program = capture(Noisy(), (torch.randn(2, 8),))
+
+    def other(flat: Sequence[Any]) -> list[Any]:
+        torch.manual_seed(1234)
+        return eager(program.exported)(flat)
+
+    with pytest.raises(VerifyError, match=r"draws random numbers in evaluation \(rand_like\)"):
+        check_parity(program, other)
+
+
+def test_the_callers_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    with seeded(7):
+        torch.rand(5)
+    assert torch.equal(torch.rand(3), want)

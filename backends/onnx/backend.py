@@ -21,7 +21,7 @@ from ...parity import dim_names, output_names
 from ...pipeline import Pass
 from ...program import Program
 from ...quiet import quiet
-from .legalize import RelaxViews, SpellOutAttention
+from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 
 INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -47,10 +47,11 @@ class OnnxBackend(Backend):
                               "do not yet build what comes after 20", cure=f"{OPSETS[0]} to {OPSETS[1]}")
 
     def legalize(self) -> tuple[Pass, ...]:
-        return (RelaxViews(), SpellOutAttention())
+        return (RelaxViews(), SpellOutAttention(), CastMinuends())
 
     def lower(self, program: Program, directory: Path) -> Lowered:
         _refuse_dtypes(program)
+        _refuse_numbers(program)
         model = self._translate(program)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
@@ -97,6 +98,17 @@ def _refuse_dtypes(program: Program) -> None:
         if tensor.dtype is torch.bfloat16:
             raise LoweringError("bfloat16 cannot be verified", where=name, why="onnxruntime has no bfloat16 kernels on "
                                 "a CPU", cure="convert the model first: model.float() or model.half()")
+
+
+def _refuse_numbers(program: Program) -> None:
+    """Outputs that are numbers have no place in a graph of tensors; the exporter dies of them without a word."""
+    returned = program.graph.output_node().args[0]
+    values = [v.meta.get("val") if isinstance(v, torch.fx.Node) else v for v in returned]  # type: ignore[union-attr]
+    for value in values:
+        if not isinstance(value, Tensor) and value is not None:
+            raise LoweringError("an output that is no tensor cannot be exported", where=program.name,
+                                why=f"the model returns {value!r} among its outputs",
+                                cure="return tensors alone, or use --target eager")
 
 
 def _name_everything(model: Any, program: Program) -> None:

@@ -44,6 +44,27 @@ class SpellOutAttention(Transform):
         return program.without_facts(exported=rebuild(program.exported, module))
 
 
+@dataclass(frozen=True)
+class CastMinuends(Transform):
+    """``1.0 - mask`` of an integer mask with the cast written out, which the exporter forgets for this one op."""
+
+    def run(self, program: Program) -> Program:
+        module = copy_graph(program.exported)
+        changed = False
+        for node in list(module.graph.nodes):
+            if node.target is not aten.rsub.Scalar or not isinstance(node.args[0], Node):
+                continue
+            source, dtype = node.args[0], node.meta["val"].dtype
+            if source.meta["val"].dtype == dtype:
+                continue
+            with module.graph.inserting_before(node):
+                cast = module.graph.call_function(aten.to.dtype, (source, dtype))
+            cast.meta = {**node.meta, "val": source.meta["val"].to(dtype), "fxprune_pass": self.slug()}
+            node.replace_input_with(source, cast)
+            changed = True
+        return program.without_facts(exported=rebuild(program.exported, module)) if changed else program
+
+
 def _spell_out(graph: Graph, node: Node) -> bool:
     """Replace one attention node; False where its meaning cannot be kept (dropout)."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

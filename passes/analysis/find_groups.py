@@ -64,7 +64,15 @@ class FindGroups(Analysis):
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
+        self._check_freeze([*(g.name for g in groups), *program.tensors])
         return _with_macs(program.but(groups=tuple(groups)))
+
+    def _check_freeze(self, names: list[str]) -> None:
+        """A pattern that matches nothing is a typo: what it was meant to protect would be cut."""
+        for pattern in self.freeze:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise OptionError(f"'{pattern}' matches no group and no parameter", where="--freeze",
+                                  cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.0.*'")
 
     def _user_freeze(self, name: str, slots: list[Slot]) -> str:
         names = [name, *(s.parameter for s in slots)]

@@ -27,6 +27,7 @@ SEARCHES: dict[str, Callable[[Sequence[Ladder], Sequence[Expression], float], Le
     "exhaustive": exhaustive,
 }
 NAMED = 4  # how many frozen groups an error names
+ENDS = ("vocabulary", "graph output")  # why a language head stays: an axis without a kind, yet worth naming
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,15 @@ def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel
     fixed = model({g.axis: 0 for g in groups}).metric(metric)
     least = floor.metric(metric)
     others = [g for g in program.need("groups") if g.prunable and g not in groups]
-    frozen = sorted(((_share(program, model, g, groups, metric) / dense, g) for g in program.need("groups")
-                     if g.frozen and g.kind is not Kind.OTHER), key=lambda pair: (-pair[0], pair[1].name))
+    told = [g for g in program.need("groups") if g.frozen and (g.kind is not Kind.OTHER or g.frozen.startswith(ENDS))]
+    frozen = sorted(((_share(program, model, g, groups, metric) / dense, g) for g in told),
+                    key=lambda pair: (-pair[0], pair[1].name))
     why = [f"reachable {least / dense:.2f}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), "
            f"asked {budget.limit(model()) / dense:.2f}",
            f"floors and alignment keep {(least - fixed) / dense:.2f}, "
            f"what no chosen group reaches keeps {fixed / dense:.2f}"]
-    why += [f"of that, {share:.2f} through the frozen {g.name}: {g.frozen}" for share, g in frozen[:NAMED] if share > 0]
+    why += [f"of that, {share:.2f} through the frozen {g.name}: {g.frozen}" for share, g in frozen[:NAMED]
+            if share >= 0.005]
     cures = []
     if any(g.floor for g in groups):
         cures.append("--allow-empty (no floors)")

@@ -165,9 +165,21 @@ def _propagate(
             elif node.op == "call_function":
                 if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
                     continue
-                _run(node)
+                if node.meta.get("unbacked_bindings"):
+                    node.meta["val"] = _as_predicted(node, axes, counts)
+                else:
+                    _run(node)
                 stale.add(node)
                 _compare(node, axes, counts)
+
+
+def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
+    """The value of a node whose size depends on data: running it again would invent a new symbol for the same size."""
+    value, dims = node.meta["val"], axes.dims.get(node.name)
+    if not isinstance(value, Tensor) or not dims:
+        return value
+    shape = [kept_total(d, counts) if isinstance(s, int) else s for s, d in zip(value.shape, dims, strict=True)]
+    return value if shape == list(value.shape) else value.new_empty(shape)
 
 
 def _run(node: Node) -> None:

@@ -218,6 +218,27 @@ class Unknown(nn.Module):
         return torch.ops.fxprune_test.oddly(self.linear(x)) + 1  # the guilty line
 
 
+class Inverted(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x * (1.0 - mask) + (2 - mask)
+
+
+def test_a_float_minus_an_integer_mask(tmp_path: Path) -> None:
+    """``1.0 - attention_mask``, as every other language model writes it."""
+    program = capture(Inverted(), (torch.randn(2, 3), torch.tensor([[0, 1, 1], [1, 0, 1]])))
+    assert lower(program, tmp_path)[1].ok
+
+
+class Counts(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"y": x * 2, "steps": 3, "nothing": None}
+
+
+def test_an_output_that_is_a_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="the model returns 3 among its outputs"):
+        lower(capture(Counts(), (torch.randn(2, 3),)), tmp_path)
+
+
 def test_an_op_without_a_translation_is_named_with_its_source_line(tmp_path: Path) -> None:
     with pytest.raises(LoweringError) as caught:
         lower(capture(Unknown(), (torch.randn(2, 4),)), tmp_path)

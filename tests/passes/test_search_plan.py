@@ -234,6 +234,16 @@ def test_infeasible_names_the_frozen_groups_with_the_largest_share() -> None:
         plan_of(program, 0.3, "params")
 
 
+def test_infeasible_names_the_language_head() -> None:
+    """The vocabulary has no kind of its own, and keeps most of what stays in a small language model."""
+    torch.manual_seed(0)
+    program = scored(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 500)),
+                     torch.randn(2, 8))
+    with pytest.raises(BudgetInfeasible, match=r"of that, 0\.\d+ through the frozen 4:other: graph output") as caught:
+        plan_of(program, 0.1)
+    assert "of that, 0.00" not in str(caught.value)
+
+
 def test_nothing_to_prune_names_the_reasons() -> None:
     program = scored(nn.Linear(8, 8), torch.randn(2, 8))
     with pytest.raises(NothingToPrune, match=r"graph input.*graph output|graph output.*graph input"):

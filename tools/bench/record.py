@@ -7,9 +7,12 @@ import json
 import os
 import re
 import resource
+import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import fxprune
 from fxprune.measure import environment
 
 MIB = 2**20
@@ -18,8 +21,27 @@ MIB = 2**20
 def header(script: str) -> dict[str, Any]:
     """Script, day, CPU, versions, and how busy the machine is at the end. Nothing that names it."""
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return {"script": script, "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-            "load_average": load, **environment()}
+    return {"script": script, "commit": commit(), "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+            "load_average": load, **environment(), "torchvision": _version("torchvision")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str:
+    """The commit of the imported package, with a ``+`` where it was edited since; empty outside a checkout."""
+    git = ["git", "-C", str(Path(fxprune.__file__).parents[1])]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        edits = subprocess.run([*git, "status", "--porcelain", "-uno", "fxprune", "passes", "backends"],
+                               capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if edits.stdout.strip() else "")
 
 
 def write(path: Path, script: str, **figures: Any) -> None:

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import MIB, peak_memory, said, write
+from record import MIB, commit, peak_memory, said, write
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -284,7 +284,7 @@ def examine_apart(name: str, options: argparse.Namespace) -> Row:
     except (IndexError, json.JSONDecodeError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"model": name, "failures": [f"exit code {done.returncode}: {said(RuntimeError(last))}"]}
-    return row | {"seconds": round(time.perf_counter() - started, 1)}
+    return row | {"commit": commit(), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def table(rows: Sequence[Row]) -> Any:

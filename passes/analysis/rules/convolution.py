@@ -19,7 +19,7 @@ def convolution(w: Walk, a: Args) -> Dims:
     group = new_dim(groups)
     w.unify(x[1], group + weight[1])
     w.unify(weight[0], group + new_dim(total(weight[0]) // groups))
-    return _finish(w, a, x, weight, bias, group, weight[0], x[1])
+    return _finish(w, a, x, weight, bias, group, weight[0], x[1], transposed=False)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -31,10 +31,11 @@ def conv_transpose(w: Walk, a: Args) -> Dims:
     group = new_dim(groups)
     w.unify(x[1], weight[0])
     w.unify(weight[0], group + new_dim(total(weight[0]) // groups))
-    return _finish(w, a, x, weight, bias, group, group + weight[1], weight[0])
+    return _finish(w, a, x, weight, bias, group, group + weight[1], weight[0], transposed=True)
 
 
-def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: Dim, out: Dim, contracted: Dim) -> Dims:
+def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: Dim, out: Dim, contracted: Dim, *,
+            transposed: bool) -> Dims:
     if bias is not None:
         w.unify(bias[0], out)
     # on the weight side the contracted channels sit behind the group; only the input shows all of them in one dim
@@ -48,10 +49,11 @@ def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: D
     if a.groups > 1:
         w.literal("groups", "sum", [group])
     spatial: Dims = w.fresh(SPATIAL)[2:]
-    where = x[2:] if contracted == weight[0] else spatial  # a transposed convolution multiplies once per input position
     kernel = tuple(axis for d in weight[2:] for axis in d)
-    w.matmul([x[0], *where], (), (weight[1] if where is spatial else weight[0]) + kernel,
-             weight[0] if where is spatial else weight[1], "conv")
+    if transposed:  # multiplies once per input position
+        w.matmul([x[0], *x[2:]], (), weight[0] + kernel, weight[1], "conv")
+    else:
+        w.matmul([x[0], *spatial], (), weight[1] + kernel, weight[0], "conv")
     return [x[0], out, *spatial]
 
 

@@ -204,6 +204,12 @@ def test_user_freezes_by_pattern() -> None:
     assert "asked to freeze 'up.*'" in {g.frozen for g in program.need("groups")}
 
 
+def test_a_pattern_that_matches_nothing_is_a_typo() -> None:
+    with pytest.raises(OptionError, match=r"'upp\.\*' matches no group and no parameter"):
+        find(FeedForward(), torch.randn(2, 8), freeze=("up.*", "upp.*"))
+
+
+
 @pytest.mark.parametrize("options", [{"align": 0}, {"floor": 1.5}, {"floor": -0.1}])
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(OptionError):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from fxprune.capture import capture
+from fxprune.cost import CostModel
 from fxprune.errors import InternalError, PlanError
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
@@ -172,3 +173,39 @@ def test_made_nodes_carry_their_pass_and_source_line() -> None:
     assert made
     assert all(isinstance(n, Node) and n.meta["fxprune_pass"] == "slice-axes" for n in made)
     assert any("fc2" in (n.meta.get("stack_trace") or "") for n in made)
+
+
+class SizedByData(nn.Module):
+    """A table cut at a length that the ids decide, as the relative positions of DeBERTa are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(12, 16))
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        first, last = ids.min().item(), ids.max().item()  # a slice between two of them has a size of its own
+        rows = self.table[first:last]
+        return self.down(self.up(rows).relu().sum(0)) + ids.float().mean()
+
+
+def test_sizes_that_data_decides_keep_their_symbols() -> None:
+    ids = torch.tensor([[3, 5, 9], [1, 2, 4]])
+    program = Pipeline((Clean(), PropagateAxes(), FindGroups(align=1))).run(capture(SizedByData(), (ids,)))
+    cut = random_plan(program, ALL_KINDS, 0.5, seed=0)
+    assert any(slot.parameter == "table" for g in program.need("groups") if g.name in cut.choices for slot in g.slots)
+    result = sliced(program, cut)
+    for other in (ids, torch.tensor([[7, 1]])[:, [0, 1, 0]].repeat(2, 1)):
+        assert relative_error(run_flat(result, [other]), masked_run(program, cut, [other])) < 1e-4
+
+
+def test_a_convolution_cut_to_one_channel_still_costs_what_it_costs() -> None:
+    """Both channel dims then are of size 1, like those of a transposed convolution: strides tell them apart."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    program = Pipeline((Clean(), PropagateAxes(), FindGroups(align=1))).run(capture(model, (torch.randn(2, 3, 8, 8),)))
+    groups = [g for g in program.need("groups") if g.prunable]
+    cut = CompressionPlan({g.name: Choice(str(g.kind), g.size, (0,)) for g in groups})
+    again = Pipeline((PropagateAxes(),)).run(sliced(program, cut))
+    assert CostModel(again)() == CostModel(program)({g.axis: 1 for g in groups})
+    assert CostModel(again)().flops == 4 * 4 * 27 + 2 * 2 * 9 + 2 * 2 * 5
