@@ -33,6 +33,7 @@ from .pipeline import Pass, PassResult, Pipeline
 from .plan import CompressionPlan
 from .program import FACTS, Program
 from .publish import write_error
+from .rebuild import owning
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -47,7 +48,7 @@ def compile(
     flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
+    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str = "none",
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -69,6 +70,8 @@ def compile(
     align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
                     layer, unless ``allow_empty``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
+    recover         fit what stays to what the dense model does on the data: ``auto``, ``ridge``, ``refit``, ``bias``,
+                    ``scale`` or ``none`` (see :class:`fxprune.passes.transform.recover.Recover`)
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -77,12 +80,19 @@ def compile(
         if (flops, params, bytes) != (None, None, None):
             raise OptionError("give a plan or a budget, not both", why="a plan has decided already",
                               cure="leave one away")
+        if recover != "none":
+            raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
+                              why="applying a plan uses no data", cure="give a budget and data instead")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = _Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
+    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
+                recover)
+    if recover != "none" and data is None:
+        raise OptionError("recovery needs data", where=f"--recover {recover}",
+                          why="it fits what stays to what the dense model does on it", cure="give --data")
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    return work.finish(work.decide(wish))
+    return work.finish(work.recover(work.decide(wish), recover))
 
 
 def plan(
@@ -168,21 +178,24 @@ class Wish:
     criterion: str
     kinds: tuple[Kind | str, ...]
     samples: int
+    recover: str = "none"
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import kinds_named
+        from .passes.transform.recover import Recover
 
         kinds_named(self.kinds)
+        Recover(method=self.recover)
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
         self.needs_data  # noqa: B018  asks for the criterion by name
 
     @property
     def needs_data(self) -> bool:
-        """Whether the criterion runs the model."""
+        """Whether the criterion or the recovery runs the model."""
         from .passes.analysis.score_groups import criterion
 
-        return criterion(self.criterion).needs_data
+        return criterion(self.criterion).needs_data or self.recover != "none"
 
 
 @dataclass
@@ -203,6 +216,7 @@ class _Work:
     passes: list[Pass] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recovery: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -308,6 +322,17 @@ class _Work:
                  "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
         return program.but(plan=CompressionPlan(plan.choices, about))
 
+    def recover(self, program: Program, method: str) -> Program:
+        """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
+        from .passes.transform.recover import Recover
+
+        if method == "none":
+            return program
+        one = Recover(method=method, data=self.calibration, seed=self.seed)
+        program = self.run(program, one)
+        self.recovery = one.results[0].record() if one.results else None
+        return program
+
     def finish(self, program: Program) -> Artifact:
         """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
         from .passes.analysis.propagate_axes import PropagateAxes
@@ -336,6 +361,8 @@ class _Work:
                 "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
                 "generated": calibration.generated},
         )
+        if self.recovery is not None:
+            report["recovery"] = self.recovery
         artifact = Artifact(small, plan, report, self.backend)
         if self.out is not None:
             self.stage(f"lower to {self.target}, verify and save")
@@ -397,27 +424,6 @@ def kept_counts(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
     choices = program.need("plan").choices
     return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
-
-
-def owning(program: Program, lender: Program) -> Program:
-    """``program`` with copies of the tensors it shares with ``lender``, so that training one leaves the other alone."""
-    from .rebuild import copy_graph, rebuild
-
-    lent = {t.data_ptr() for t in lender.tensors.values()}
-    copies: dict[int, Tensor] = {}
-
-    def own(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor) or tensor.data_ptr() not in lent:
-            return tensor
-        if id(tensor) not in copies:  # tied parameters stay tied
-            fresh = tensor.detach().clone()
-            parameter = isinstance(tensor, nn.Parameter)
-            copies[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if parameter else fresh
-        return copies[id(tensor)]
-
-    exported = program.exported
-    state = {name: own(tensor) for name, tensor in exported.state_dict.items()}
-    return program.but(exported=rebuild(exported, copy_graph(exported), state_dict=state))
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

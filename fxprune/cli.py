@@ -68,6 +68,8 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     _budget(p)
     _decision(p)
     p.add_argument("--plan", metavar="FILE", help="apply this plan.json instead of searching one")
+    p.add_argument("--recover", metavar="HOW", default="none", help=(
+        "fit what stays to the dense model on the data: none, bias, ridge, refit or auto (default: %(default)s)"))
     _target(p)
 
     p = command("plan", "decide what to remove and write plan.json; the model is not changed")
@@ -147,7 +149,7 @@ def _decision(p: _Parser) -> None:
         "or python:module:function; labels optional"))
     group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
     group.add_argument("--importance", metavar="NAME", help=(
-        "l1, l2, activation, taylor, fisher or random (default: fisher with data, l2 without)"))
+        "l1, l2, activation, taylor, fisher, trajectory or random (default: fisher with data, l2 without)"))
     group.add_argument("--prune", metavar="KINDS", help="kinds to prune (default: heads,ffn,channels)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
     _limits(p)
@@ -257,8 +259,8 @@ def _out(args: argparse.Namespace) -> Path:
 def _compile(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from . import api
 
-    artifact = api.compile(args.model, target=args.target, out=_out(args), plan=args.plan, on_event=screen.tell,
-                           **_decisions(args), **_source(args))
+    artifact = api.compile(args.model, target=args.target, out=_out(args), plan=args.plan, recover=args.recover,
+                           on_event=screen.tell, **_decisions(args), **_source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
 

@@ -13,6 +13,8 @@ from torch.export import ExportedProgram, ModuleCallEntry
 from torch.export.graph_signature import ExportGraphSignature
 from torch.fx import Graph, GraphModule, Node
 
+from .program import Program
+
 
 def copy_graph(exported: ExportedProgram) -> GraphModule:
     """A graph module of its own, node for node and name for name; weights and constants are shared, never copied.
@@ -71,6 +73,25 @@ def relax_views(graph: Graph) -> bool:
     for node in views:
         node.target = torch.ops.aten.reshape.default
     return bool(views)
+
+
+def owning(program: Program, lender: Program) -> Program:
+    """``program`` with copies of the tensors it shares with ``lender``, so that training one leaves the other alone."""
+    lent = {t.data_ptr() for t in lender.tensors.values()}
+    copies: dict[int, Tensor] = {}
+
+    def own(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor) or tensor.data_ptr() not in lent:
+            return tensor
+        if id(tensor) not in copies:  # tied parameters stay tied
+            fresh = tensor.detach().clone()
+            parameter = isinstance(tensor, torch.nn.Parameter)
+            copies[id(tensor)] = torch.nn.Parameter(fresh, tensor.requires_grad) if parameter else fresh
+        return copies[id(tensor)]
+
+    exported = program.exported
+    state = {name: own(tensor) for name, tensor in exported.state_dict.items()}
+    return program.but(exported=rebuild(exported, copy_graph(exported), state_dict=state))
 
 
 def _copy_graph_module(module: GraphModule) -> GraphModule:

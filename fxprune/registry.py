@@ -24,13 +24,14 @@ BACKENDS: Table = {
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in ("l1", "l2", "activation", "taylor", "fisher", "random")
+    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "random")
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
+    "recover": "fxprune.passes.transform.recover:Recover",
     "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
     "clean": "fxprune.passes.transform.clean:Clean",
     "inline": "fxprune.passes.transform.inline:Inline",

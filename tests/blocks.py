@@ -224,3 +224,76 @@ class PixelDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.pixel_shuffle(self.up(F.relu(self.down(x))), 2)
         return self.head(F.relu(self.wide(F.relu(self.again(torch.cat([y, x], 1))))))
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward part around one residual stream; ``norm``: pre, post or rms (pre)."""
+
+    def __init__(self, norm: str, width: int, heads: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.norm, self.heads = norm, heads
+        self.norm1, self.norm2 = ((nn.RMSNorm if norm == "rms" else nn.LayerNorm)(width) for _ in range(2))
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=bias) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(width, hidden, bias=bias), nn.Linear(hidden, width, bias=bias)
+        self.gamma = nn.Parameter(torch.linspace(-0.5, 1.5, width))
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = (p(x).view(b, t, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.o(y.transpose(1, 2).reshape(b, t, c))
+
+    def feed(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc2(F.gelu(self.fc1(x))), 0.1, self.training)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm == "post":
+            x = self.norm1(x + self.attend(x, mask))
+            return self.norm2(x + self.feed(x))
+        x = x + self.attend(self.norm1(x), mask)
+        return x + self.feed(self.norm2(x)) * self.gamma
+
+
+class Encoder(nn.Module):
+    """Token ids and a padding mask -> mean hidden state."""
+
+    def __init__(self, norm: str = "pre", width: int = 24, heads: int = 3, hidden: int = 32, depth: int = 2,
+                 bias: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, width)
+        self.layers = nn.ModuleList(Layer(norm, width, heads, hidden, bias) for _ in range(depth))
+        self.last = nn.LayerNorm(width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x, seen = self.embed(input_ids), attention_mask[:, None, None, :].bool()
+        for layer in self.layers:
+            x = layer(x, seen)
+        weight = attention_mask[..., None].float()
+        return {"embedding": (self.last(x) * weight).sum(1) / weight.sum(1)}
+
+
+class ResidualConvolutions(nn.Module):
+    """A residual block of convolutions with batch norm, stride and padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 1, 1), nn.Conv2d(16, 8, 3, 1, 1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(F.relu(x + self.norm(self.b(F.relu(self.a(x))))).mean((2, 3)))
+
+
+class Parallel(nn.Module):
+    """Two branches that read the same norm and meet before the residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.a1, self.a2, self.b1, self.b2 = nn.Linear(12, 16), nn.Linear(16, 12), nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.last(x + (self.a2(F.gelu(self.a1(y))) + self.b2(F.gelu(self.b1(y)))))

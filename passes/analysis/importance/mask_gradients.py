@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,17 +36,11 @@ def mask_gradients(program: Program, data: Calibration | None, seed: int,
     lumped = without_samples(taps)
     first_sample = 0
     for batch in data.batches:
-        run = _Tapped(program, taps, lumped, batch)
+        run = TappedRun(program, taps, lumped, batch)
         outputs = run.forward()
         losses = objectives(program, outputs, batch, run.samples, seed, first_sample, probes)
         for i, loss in enumerate(losses):
-            run.gradients = {}
-            if loss.requires_grad:  # else no group reaches the output of this batch
-                loss.backward(retain_graph=i < len(losses) - 1)
-            for name, gradient in run.gradients.items():
-                if not torch.isfinite(gradient).all():
-                    raise not_finite(program, batch, f"a gradient of group {name}")
-            yield run.gradients, run.samples
+            yield run.gradients_of(loss, retain=i < len(losses) - 1), run.samples
         first_sample += run.samples
 
 
@@ -64,10 +58,14 @@ def notes_on_samples(program: Program) -> list[str]:
     return [f"gradients per batch, not per sample, for {len(names)} group(s) without a sample axis: {some}"]
 
 
-class _Tapped(Interpreter):
-    """Runs the graph and hands every consumer an alias of its operand, whose gradient is reduced as it arrives."""
+class TappedRun(Interpreter):
+    """Runs the graph and hands every consumer an alias of its operand, whose gradient is reduced as it arrives.
 
-    def __init__(self, program: Program, taps: Sequence[Consumer], lumped: set[str], batch: Batch) -> None:
+    watch: nodes whose values are kept in ``watched``, to build losses from.
+    """
+
+    def __init__(self, program: Program, taps: Sequence[Consumer], lumped: set[str], batch: Batch,
+                 watch: Collection[str] = ()) -> None:
         super().__init__(program.exported.graph_module, garbage_collect_values=True)
         self.program, self.batch, self.lumped = program, batch, lumped
         self.taps: dict[str, list[Consumer]] = {}
@@ -78,6 +76,8 @@ class _Tapped(Interpreter):
         self.sizes = sizes_now(program, self.flat)
         self.batch_axes = batch_axes(program)
         self.gradients: Gradients = {}
+        self.watch, self.watched = watch, dict[str, Tensor]()
+        self.aliases: list[tuple[Consumer, Tensor]] = []
 
     def forward(self) -> list[Any]:
         """Outputs of the graph, in order."""
@@ -86,6 +86,12 @@ class _Tapped(Interpreter):
             return list(self.run(*values))
 
     def run_node(self, n: Node) -> Any:
+        value = self._step(n)
+        if n.name in self.watch:
+            self.watched[n.name] = value
+        return value
+
+    def _step(self, n: Node) -> Any:
         if n.name not in self.taps:
             return guarded(super().run_node, n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -97,7 +103,20 @@ class _Tapped(Interpreter):
             alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
             alias.register_hook(partial(self._collect, tap, x.detach()))
             args, kwargs = tap.operand.put(args, kwargs, alias)
+            self.aliases.append((tap, alias))
         return guarded(lambda node: getattr(self, node.op)(node.target, args, kwargs), n)
+
+    def gradients_of(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, retain: bool = True) -> Gradients:
+        """dL/dm of every group, or of those whose aliases are ``inputs``: autograd then runs no further than these."""
+        self.gradients = {}
+        if loss.requires_grad and inputs is None:  # else no group reaches it
+            loss.backward(retain_graph=retain)
+        elif loss.requires_grad and inputs:
+            torch.autograd.grad(loss, list(inputs), retain_graph=retain, allow_unused=True)
+        for name, gradient in self.gradients.items():
+            if not torch.isfinite(gradient).all():
+                raise not_finite(self.program, self.batch, f"a gradient of group {name}")
+        return self.gradients
 
     @torch.no_grad()
     def _collect(self, tap: Consumer, x: Tensor, gradient: Tensor) -> None:

@@ -46,7 +46,7 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
                            cure="use a criterion that needs no gradients, such as l2 or activation")
     if batch.labels is not None:
         return [_labelled(_pick(named), batch.labels)]
-    mask = _padding(program, batch)
+    mask = padding(program, batch)
     heads = _logits(named)
     if heads:
         return [torch.stack([_label_probe(t, mask, seed, first, p, i) for i, t in enumerate(heads)]).sum()
@@ -147,7 +147,7 @@ def _misfit(out: Tensor, labels: Tensor) -> FxpruneError:
                         cure="give one class per sample (or per position), or leave the labels out")
 
 
-def _padding(program: Program, batch: Batch) -> Tensor | None:
+def padding(program: Program, batch: Batch) -> Tensor | None:
     """[batch, positions] of the input that masks padding, if there is one."""
     flat = program.flatten(batch.args, batch.kwargs)
     for name, value in zip(program.user_inputs, flat, strict=True):

@@ -1,0 +1,213 @@
+"""The dense and the pruned graph run side by side over the calibration data, layer by layer, each prefix once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node, map_arg
+from torch.nn import functional
+
+from ....axis import Keep
+from ....data import Batch
+from ....errors import FxpruneError
+from ....program import Axes, Program
+from .moments import Moments
+from .sites import Site, aligned
+
+ROWS = 32_768
+"""Rows per batch of an unfolded convolution: neighbouring pixels say nearly the same, so more are thinned out."""
+
+
+class Stream:
+    """One batch on its way through one graph. Values live until their last reader has run, or while they are held."""
+
+    def __init__(self, module: GraphModule, tensors: Mapping[str, Tensor], flat: Sequence[Any]) -> None:
+        self.module, self.tensors = module, tensors
+        self.nodes = list(module.graph.nodes)
+        self.place = {n.name: i for i, n in enumerate(self.nodes)}
+        self.inputs = iter(flat)
+        self.values: dict[str, Any] = {}
+        self.held: set[str] = set()
+        self.last = {n.name: max((self.place[u.name] for u in n.users), default=-1) for n in self.nodes}
+        self.cursor = 0
+
+    def advance(self, until: int) -> None:
+        """Run the nodes before position ``until``."""
+        while self.cursor < until:
+            node = self.nodes[self.cursor]
+            self.values[node.name] = self.run(node)
+            for source in (*node.all_input_nodes, node):
+                if self.last[source.name] <= self.cursor and source.name not in self.held:
+                    self.values.pop(source.name, None)
+            self.cursor += 1
+
+    def run(self, node: Node, override: Mapping[str, Any] | None = None) -> Any:
+        """One node's value; ``override`` stands in for values that have not been computed."""
+        if node.op == "placeholder":
+            return self.tensors[node.name] if node.name in self.tensors else next(self.inputs)
+        if node.op == "output":
+            return None
+        if node.op == "get_attr":
+            return getattr(self.module, str(node.target))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: self._value(n, override or {}))
+        try:
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise FxpruneError("the model failed on the calibration data", where=node.name,
+                               why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                               cure="check the data's shapes and types against the model's inputs") from error
+
+    def _value(self, node: Node, override: Mapping[str, Any]) -> Any:
+        if node.name in override:
+            return override[node.name]
+        # weights may have been solved for since their placeholder was passed
+        return self.tensors[node.name] if node.name in self.tensors else self.values[node.name]
+
+    def release(self, name: str) -> None:
+        """Stop holding a value."""
+        self.held.discard(name)
+        if self.last[name] < self.cursor:
+            self.values.pop(name, None)
+
+
+class Lockstep:
+    """Both graphs over all batches. Costs one run of each plus the products at the sites.
+
+    Memory: of every batch, what is alive at one point of the two graphs (for a transformer a few residual streams).
+    ``tensors`` are the pruned graph's by placeholder; replace entries to change the weights from there on.
+    """
+
+    def __init__(self, dense: Program, pruned: Program, keep: Keep, batches: Sequence[Batch],
+                 sites: Sequence[Site]) -> None:
+        self.axes: Axes = dense.need("axes")
+        self.keep = keep
+        self.tensors = {k: pruned.tensors[v].detach() for k, v in pruned.tensor_of_placeholder.items()}
+        whole = {k: dense.tensors[v].detach() for k, v in dense.tensor_of_placeholder.items()}
+        self.runs = []
+        for batch in batches:
+            flat = dense.flatten(batch.args, batch.kwargs)
+            one, two = (Stream(p.exported.graph_module, t, flat) for p, t in ((dense, whole), (pruned, self.tensors)))
+            one.held |= {name for s in sites for name in (s.target, *_late(s, two))}
+            self.runs.append((one, two, padding(dense, flat)))
+        self.wanted = [name for s in sites for name in self._wants(s)]
+
+    @torch.no_grad()
+    def collect(self, site: Site, products: bool = True) -> Moments:
+        """Bring both graphs to ``site`` and gather its moments over all batches."""
+        moments = Moments(products)
+        for dense, pruned, mask in self.runs:
+            dense.advance(max(dense.cursor, dense.place[site.target] + 1))
+            pruned.advance(pruned.place[site.start])
+            for c, r, w in self._rows(site, dense, pruned, mask):
+                moments.add(c, r, w)
+        for name in self._wants(site):
+            self.wanted.remove(name)
+            for dense, _, _ in self.runs if name not in self.wanted else ():
+                dense.release(name)
+        return moments
+
+    def _wants(self, site: Site) -> list[str]:
+        return [site.target, *_late(site, self.runs[0][1])]
+
+    def _rows(self, site: Site, dense: Stream, pruned: Stream,
+              mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        node = pruned.nodes[pruned.place[site.start]]
+        whole = dense.values[site.target]
+        target = aligned(whole, self.axes.dims[site.target], self.keep)
+        out = pruned.run(node)
+        missing, weight = self._pulled_back(site, dense, pruned, out, target, _row_weight(site, whole))
+        channel = 1 if site.form == "conv" else out.dim() - 1
+        r = missing.movedim(channel, -1).reshape(-1, out.shape[channel])
+        w = weight.movedim(channel, -1).reshape(r.shape).amax(-1)
+        if mask is not None and mask.numel() == len(w) and site.form != "conv":
+            w = w * mask.reshape(-1).to(w)
+        if site.empty:
+            yield r.new_zeros(len(r), 0), r, w
+            return
+        c = self._inputs(site, pruned, node)
+        if len(c) > ROWS:
+            step = -(-len(c) // ROWS)
+            c, r, w = c[::step], r[::step], w[::step]
+        yield c, r, w
+
+    def _inputs(self, site: Site, pruned: Stream, node: Node) -> Tensor:
+        """What the layer reads, one row per output row. [n, k]"""
+        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+        args = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
+        source = args[site.operand]
+        assert isinstance(source, Node)
+        x: Tensor = pruned._value(source, {})
+        if site.form != "conv":
+            return x.reshape(-1, x.shape[-1])
+        kernel = self.tensors[site.weight].shape[2:]
+        stride, padding, dilation = (_list(args.get(k, d), len(kernel)) for k, d in
+                                     (("stride", 1), ("padding", 0), ("dilation", 1)))
+        if len(kernel) == 1:
+            x, kernel = x[:, :, None], torch.Size([1, *kernel])
+            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+        columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+    def _pulled_back(self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor,
+                     weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(what ``out`` would have to gain, weights), both in the shape of the layer's output.
+
+        The path is out -> A out + rest with A a scaled permutation (or less), so ``A^T A`` is diagonal and the change
+        wanted is ``A^T (target - now) / (A^T A)``; A^T comes from differentiating the path, whatever its ops.
+        """
+        weight, late = weight.expand_as(target), _late(site, pruned)
+        if not site.path:
+            return target - out, weight
+        with torch.enable_grad():
+            leaf = out.detach().requires_grad_()
+            seen: dict[str, Any] = {site.start: leaf}
+            for name in site.path:
+                node = pruned.nodes[pruned.place[name]]
+                for source in node.all_input_nodes:
+                    if source.name in late:  # not there yet: the dense value stands in
+                        seen[source.name] = self._dense_value(dense, source.name)
+                seen[name] = pruned.run(node, seen)
+            now = seen[site.path[-1]]
+            ones = torch.ones_like(now)
+            gains = [torch.autograd.grad(now, leaf, v.to(now), retain_graph=True)[0]
+                     for v in (ones, target - now.detach(), weight)]
+        scale, gap, pulled = gains
+        safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return gap / safe.square(), torch.where(scale == 0, torch.zeros_like(scale), pulled / safe)
+
+    def _dense_value(self, dense: Stream, name: str) -> Any:
+        value = dense.values[name]
+        return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
+
+
+def _late(site: Site, pruned: Stream) -> list[str]:
+    """What joins the output on its path although it is computed after the layer (parallel branches)."""
+    inside, start = {site.start, *site.path}, pruned.place[site.start]
+    sources = dict.fromkeys(s.name for name in site.path for s in pruned.nodes[pruned.place[name]].all_input_nodes)
+    return [s for s in sources if s not in inside and pruned.place[s] > start]
+
+
+def _row_weight(site: Site, z: Tensor) -> Tensor:
+    """1 / (what the norm divides by)^2 per row: errors that the norm shrinks count less. [.., 1] or []"""
+    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    if site.norm == "variance":
+        return 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)
+    if site.norm == "power":
+        return 1 / (wide.square().mean(-1, keepdim=True) + site.eps).clamp_min(1e-12)
+    return wide.new_ones(())
+
+
+def padding(program: Program, flat: Sequence[Any]) -> Tensor | None:
+    """[batch, positions], True where a token is real, from the integer or bool input called ``..mask``, if any."""
+    for name, value in zip(program.user_inputs, flat, strict=True):
+        if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
+            return value != 0
+    return None
+
+
+def _list(value: Any, length: int) -> list[int]:
+    many = list(value) if isinstance(value, list | tuple) else [value]
+    return many * length if len(many) == 1 else many

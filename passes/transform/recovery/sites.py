@@ -1,0 +1,242 @@
+"""Where recovery applies: the layers that read a cut axis, what their output is added to, and the norm behind that."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from ....axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
+from ....program import Axes, Program
+
+LINEAR = {"linear": ("input", "weight", "bias"), "addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2", ""),
+          "matmul": ("self", "other", "")}
+CONVOLUTION = ("conv1d", "conv2d", "convolution", "_convolution")
+MOVES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
+         "contiguous", "clone", "alias", "detach", "dropout", "roll", "slice", "narrow", "to", "_to_copy", "type_as"}
+"""Ops that only move, drop or copy elements (dropout in evaluation form)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One layer whose weights recovery may change.
+
+    node     the layer in the dense graph;  start: the node that gives its output in the pruned graph
+    reads    True: it sums over a cut axis (target: the sum that its output goes into);
+             False: it reads the changed stream and makes a cut axis (target: its own dense output)
+    operand, weight, bias   argument and placeholders; bias is "" where there is none
+    form     ``linear`` [o, k], ``transposed`` [k, o] or ``conv`` [o, c, ..kernel]
+    path     the nodes from its output to ``target``, the last sum before anything else reads the value
+    norm     ``variance`` (layer norm), ``power`` (RMS norm) or "": how the norm that reads the target sees a row
+    unit     which element of the cut axes each kept input column is. [k]
+    """
+
+    node: str
+    start: str
+    reads: bool
+    operand: str
+    weight: str
+    bias: str
+    form: str
+    path: tuple[str, ...]
+    target: str
+    norm: str
+    eps: float
+    unit: Tensor
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Sites:
+    """What was found, in graph order, and why other layers were left out (node -> reason)."""
+
+    sites: tuple[Site, ...]
+    skipped: Mapping[str, str]
+
+
+def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool) -> Sites:
+    """Every layer that reads a cut axis; with ``refit`` also those that make one from a stream that changed before.
+
+    program   the dense program with its axes;  pruned: the graph of the sliced one (the same node names)
+    """
+    finder = _Finder(program, keep, {n.name: n for n in pruned.nodes})
+    sites: list[Site] = []
+    skipped: dict[str, str] = {}
+    for node in program.graph.nodes:
+        found = finder.at(node, refit and bool(sites))
+        if isinstance(found, Site):
+            sites.append(found)
+        elif found:
+            skipped[node.name] = found
+    return Sites(tuple(sites), skipped)
+
+
+class _Finder:
+    def __init__(self, program: Program, keep: Keep, pruned: Mapping[str, Node]) -> None:
+        self.program, self.keep, self.pruned = program, keep, pruned
+        self.axes: Axes = program.need("axes")
+        self.counts = {axis: len(index) for axis, index in keep.items()}
+        self.bound, tensors = program.tensor_of_placeholder, program.tensors
+        self.tied = collections.Counter(tensors[name].data_ptr() for name in self.bound.values() if name in tensors)
+        self.tensors = tensors
+
+    def at(self, node: Node, refit: bool) -> Site | str | None:
+        """The site at ``node``, the reason why it cannot be one, or None where recovery has no business."""
+        name = op_name(node)
+        if node.op != "call_function" or (name not in LINEAR and name not in CONVOLUTION):
+            return None
+        args = bind(node)
+        operand, key, offset = LINEAR.get(name, ("input", "weight", "bias"))
+        source, weight, bias = args.get(operand), args.get(key), args.get(offset) if offset else None
+        if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in self.bound:
+            return None
+        form = "conv" if name in CONVOLUTION else "linear" if name == "linear" else "transposed"
+        dims: Dims = self.axes.dims[weight.name]
+        if len(dims) != 2 and form != "conv":
+            return None
+        into, out = (0, 1) if form == "transposed" else (1, 0)
+        reads, makes = self._cut(dims[into]), self._cut(dims[out])
+        if not reads and not (makes and refit):
+            return None
+        if node.name not in self.pruned and not any(u.name in self.pruned for u in node.users):
+            return None  # the whole branch is gone
+        why = self._refusal(args, weight, dims, form)
+        if why:
+            return why
+        path, target, norm, eps = _goes_to(node, self.bound) if reads else ((), node.name, "", 0.0)
+        start = node.name if node.name in self.pruned else self._replaced(node)
+        if not start:
+            return "nothing stands for it in the pruned graph"
+        movable = isinstance(bias, Node) and bias.name in self.bound and not self._shared(bias)
+        return Site(node.name, start, reads, operand, weight.name, bias.name if movable else "", form, path, target,  # type: ignore[union-attr]
+                    norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0)
+
+    def _cut(self, dim: Dim) -> bool:
+        return kept_total(dim, self.counts) != total(dim)
+
+    def _shared(self, placeholder: Node) -> bool:
+        return len(placeholder.users) > 1 or self.tied[self.tensors[self.bound[placeholder.name]].data_ptr()] > 1
+
+    def _refusal(self, args: Mapping[str, Any], weight: Node, dims: Dims, form: str) -> str:
+        if self._shared(weight):
+            return "its weight is shared with another layer"
+        if not self.tensors[self.bound[weight.name]].is_floating_point():
+            return "its weight is not of a floating type"
+        if form == "conv":
+            if args.get("groups", 1) != 1 or args.get("transposed"):
+                return "grouped and transposed convolutions are not recovered"
+            if len(dims) not in (3, 4) or isinstance(args.get("padding"), str):
+                return "this kind of convolution is not recovered"
+        sizes = self.axes.sizes
+        if any(real_size(a.size, sizes) != a.size for d in dims for a in leaves(d)):
+            return "a cut axis is folded with an open size"
+        return ""
+
+    def _replaced(self, node: Node) -> str:
+        """The node that took the place of an emptied layer: what its first reader reads now."""
+        for user in node.users:
+            other = self.pruned.get(user.name)
+            if other is not None and node in user.all_input_nodes:
+                at = [n for n in other.all_input_nodes if n.name not in {m.name for m in user.all_input_nodes}]
+                if len(at) == 1:
+                    return at[0].name
+        return ""
+
+    def _units(self, dim: Dim) -> Tensor:
+        """A number per kept position of ``dim``: equal where the same elements of all cut axes meet."""
+        kept = kept_index(dim, self.keep)
+        unit = torch.zeros(len(kept), dtype=torch.long)
+        for axis in dict.fromkeys(leaves(dim)):
+            if axis in self.keep:
+                unit = unit * (axis.size + 1) + element_of(dim, axis)[kept] + 1
+        return torch.unique(unit, return_inverse=True)[1] if len(kept) else unit
+
+
+def _goes_to(node: Node, bound: Mapping[str, str]) -> tuple[tuple[str, ...], str, str, float]:
+    """(path, target, norm, eps): follow the output through moves, scales and sums while nothing else reads it."""
+    path: list[str] = []
+    current, target, summed = node, node, 0
+    while len(current.users) == 1:
+        user = next(iter(current.users))
+        name = op_name(user)
+        if user.op != "call_function" or not _passes(user, name, current, bound):
+            break
+        path.append(user.name)
+        current = user
+        if name in ("add", "sub"):
+            target, summed = current, len(path)
+    norm, eps = _norm_after(target)
+    return tuple(path[:summed]), target.name, norm, eps
+
+
+def _passes(user: Node, name: str, source: Node, bound: Mapping[str, str]) -> bool:
+    """True for ops that give every element its own place, scaled and shifted by what does not depend on it."""
+    if name in MOVES:
+        return user.args[0] is source
+    if name in ("add", "sub"):
+        return True
+    if name == "mul":  # a layer scale; a gate made of activations would be no constant
+        others = [a for a in user.args if a is not source]
+        return len(others) == 1 and (not isinstance(others[0], Node) or _constant(others[0], bound))
+    if "batch_norm" in name:
+        args = bind(user)
+        return args.get("input") is source and not args.get("training", False)
+    return False
+
+
+def _constant(node: Node, bound: Mapping[str, str]) -> bool:
+    while node.op == "call_function" and op_name(node) in MOVES and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.name in bound
+
+
+def _norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
+    """How the norm that reads ``node`` sees its rows: by their variance, by their power, or not at all."""
+    width = node.meta["val"].shape[-1] if isinstance(node.meta.get("val"), Tensor) else None
+    for user in node.users:
+        name, args = op_name(user), bind(user) if user.op == "call_function" else {}
+        if name in ("layer_norm", "native_layer_norm") and len(args.get("normalized_shape", ())) == 1:
+            return "variance", float(args.get("eps") or 0.0)
+        if name in ("rms_norm", "_fused_rms_norm") and len(args.get("normalized_shape", ())) == 1:
+            return "power", float(args.get("eps") or 0.0)
+        if name == "pow" and user.args[1] == 2 and any(op_name(u) == "mean" for u in user.users):
+            return "power", 0.0
+    for user in node.users if depth else ():
+        value = user.meta.get("val")
+        if op_name(user) in MOVES and isinstance(value, Tensor) and value.dim() and value.shape[-1] == width:
+            norm, eps = _norm_after(user, depth - 1)
+            if norm:
+                return norm, eps
+    return "", 0.0
+
+
+def op_name(node: Node) -> str:
+    """``linear`` for aten.linear.default."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.removeprefix("aten::")
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """Schema argument name -> argument, defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return dict(node.kwargs)
+    bound = {}
+    for i, argument in enumerate(node.target._schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        bound[argument.name] = node.kwargs.get(argument.name, node.args[i] if i < len(node.args) else default)
+    return bound
+
+
+def aligned(value: Tensor, dims: Dims, keep: Keep) -> Tensor:
+    """A dense tensor cut to what stays of its dims."""
+    counts: dict[Axis, int] = {axis: len(index) for axis, index in keep.items()}
+    for position, dim in enumerate(dims):
+        if kept_total(dim, counts) != total(dim):
+            value = value.index_select(position, kept_index(dim, keep).to(value.device))
+    return value
