@@ -78,16 +78,15 @@ def compile(
     """
     if plan is not None:
         if (flops, params, bytes) != (None, None, None):
-            raise OptionError("give a plan or a budget, not both", why="a plan has decided already",
-                              cure="leave one away")
+            raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover != "none":
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
                               why="applying a plan uses no data", cure="give a budget and data instead")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = _Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
-                recover)
+    budget, criterion = one_budget(flops, params, bytes), importance or default_criterion(data)
+    wish = Wish(budget, criterion, kinds_of(prune), samples, recover)
     if recover != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
