@@ -10,14 +10,19 @@ from ... import registry
 from ...data import Calibration
 from ...errors import FxpruneError, OptionError
 from ...importance import ImportanceScores
+from ...options import build, parse
 from ...pipeline import Analysis
 from ...program import Program
 from .importance.criterion import Criterion, prunable
 
 
-def criterion(name: str) -> Criterion:
-    """A criterion by name, those of plugins included. Raises OptionError with the nearest name."""
-    made: Criterion = registry.lookup("criterion", name)()
+def criterion(text: str) -> Criterion:
+    """A criterion from ``name`` or ``name{option=value}``, those of plugins included.
+
+    Raises OptionError with the nearest name or option.
+    """
+    name, options = parse(text, "--importance")
+    made: Criterion = build(registry.lookup("criterion", name), options, f"criterion '{name}'", "--importance")
     return made
 
 

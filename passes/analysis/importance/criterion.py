@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -27,6 +28,15 @@ class Criterion(ABC):
     unit: ClassVar[str]
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        """``name{option=value}``: the text that makes this criterion again."""
+        said: list[str] = []
+        for f in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
+            value = getattr(self, f.name)
+            if f.repr and value != f.default:
+                said.append(f"{f.name}={str(value).lower() if isinstance(value, bool) else value}")
+        return self.name + (f"{{{','.join(said)}}}" if said else "")
 
     @abstractmethod
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
