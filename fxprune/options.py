@@ -42,7 +42,8 @@ def build(cls: type[Any], options: Mapping[str, str], what: str, where: str) -> 
     callbacks) are no options.
     """
     hints = typing.get_type_hints(cls)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.repr}
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    known = {f.name: hints[f.name] for f in fields if f.init and f.repr}
     values = {}
     for name, text in options.items():
         if name not in known:

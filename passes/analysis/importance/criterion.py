@@ -32,7 +32,8 @@ class Criterion(ABC):
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this criterion again."""
         said: list[str] = []
-        for f in dataclasses.fields(self) if dataclasses.is_dataclass(self) else ():
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        for f in fields:
             value = getattr(self, f.name)
             if f.repr and value != f.default:
                 said.append(f"{f.name}={str(value).lower() if isinstance(value, bool) else value}")
