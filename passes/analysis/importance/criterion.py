@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ class Criterion(ABC):
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this criterion again."""
         said: list[str] = []
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
         for f in fields:
             value = getattr(self, f.name)
             if f.repr and value != f.default:
