@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .artifact import Artifact, load
+from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, warn_only
 from .group import Kind
@@ -31,7 +32,8 @@ def compile(
     flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str = "none",
+    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
+    recover: str | None = None, rounds: int = 1,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -46,15 +48,17 @@ def compile(
     target          ``eager`` (a .pt2) or ``onnx``
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the
                     criteria that need activations run on generated inputs, and warn
-    importance      criterion; ``fisher`` when there is data, else ``l2``
+    importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``
     out             directory for the artefact, replaced as a whole; nothing is written without it
     prune           kinds of groups: "heads,ffn" or a sequence; heads, KV groups, FFN neurons and channels by default
     freeze          glob patterns of parameters or groups to leave alone
     align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
                     layer, unless ``allow_empty``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
-    recover         fit what stays to what the dense model does on the data: ``auto``, ``ridge``, ``refit``, ``bias``,
-                    ``scale`` or ``none`` (see :class:`fxprune.passes.transform.recover.Recover`)
+    recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
+                    ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), see
+                    :class:`fxprune.passes.transform.recover.Recover`
+    rounds          score, cut a part, score again, so many times
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -62,19 +66,20 @@ def compile(
     if plan is not None:
         if (flops, params, bytes) != (None, None, None):
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
-        if recover != "none":
+        if recover not in (None, "none"):
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
                               why="applying a plan uses no data", cure="give a budget and data instead")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
     budget, criterion = one_budget(flops, params, bytes), importance or default_criterion(data)
-    wish = Wish(budget, criterion, kinds_of(prune), samples, recover)
-    if recover != "none" and data is None:
+    how = recover or ("none" if data is None else "auto")
+    wish = Wish(budget, criterion, kinds_of(prune), samples, how, rounds)
+    if how != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    return work.finish(work.recover(work.decide(wish), recover))
+    return work.finish(work.recover(decide(work, wish), how))
 
 
 def plan(
@@ -82,7 +87,7 @@ def plan(
     flops: Amount = None, params: Amount = None, bytes: Amount = None, target: str = "eager",
     data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
+    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -90,9 +95,10 @@ def plan(
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
+    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
+                rounds=rounds)
     work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    program = work.decide(wish)
+    program = decide(work, wish)
     if out is not None:
         write_plan(program.need("plan"), Path(out))
     return program

@@ -68,8 +68,9 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     _budget(p)
     _decision(p)
     p.add_argument("--plan", metavar="FILE", help="apply this plan.json instead of searching one")
-    p.add_argument("--recover", metavar="HOW", default="none", help=(
-        "fit what stays to the dense model on the data: none, bias, ridge, refit or auto (default: %(default)s)"))
+    p.add_argument("--recover", metavar="HOW", help=(
+        "fit what stays to the dense model on the data: auto, ridge, refit, bias, scale, tune or none "
+        "(default: auto with data, none without)"))
     _target(p)
 
     p = command("plan", "decide what to remove and write plan.json; the model is not changed")
@@ -149,7 +150,10 @@ def _decision(p: _Parser) -> None:
         "or python:module:function; labels optional"))
     group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
     group.add_argument("--importance", metavar="NAME", help=(
-        "l1, l2, activation, taylor, fisher, trajectory or random (default: fisher with data, l2 without)"))
+        "l1, l2, activation, taylor, fisher, trajectory or random, also with options: 'trajectory{mode=exact}' "
+        "(default: trajectory with data, l2 without)"))
+    group.add_argument("--rounds", type=int, default=1, metavar="N",
+                       help="score, cut a part, score again, N times (default: %(default)s)")
     group.add_argument("--prune", metavar="KINDS", help="kinds to prune (default: heads,ffn,channels)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
     _limits(p)
@@ -242,7 +246,8 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decisions(args: argparse.Namespace) -> dict[str, Any]:
     return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
-            "importance": args.importance, "prune": args.prune, "seed": args.seed, **_limits_of(args)}
+            "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
+            **_limits_of(args)}
 
 
 def _limits_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -23,12 +24,14 @@ from .errors import FxpruneError, InternalError, OptionError, VerifyError
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
 from .load import Loaded
-from .measure import versions
 from .pipeline import Pass, PassResult, Pipeline
-from .plan import CompressionPlan
 from .program import FACTS, Program
 from .rebuild import owning
 
+if TYPE_CHECKING:
+    from .passes.analysis.importance.criterion import Criterion
+
+MOST_ROUNDS = 20
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -61,6 +64,7 @@ class Wish:
     kinds: tuple[Kind | str, ...]
     samples: int
     recover: str = "none"
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import kinds_named
@@ -70,14 +74,21 @@ class Wish:
         Recover(method=self.recover)
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
-        self.needs_data  # noqa: B018  asks for the criterion by name
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
+        self.made  # noqa: B018  reads the criterion's name and options
+
+    @cached_property
+    def made(self) -> Criterion:
+        """The criterion itself."""
+        from .passes.analysis.score_groups import criterion
+
+        return criterion(self.criterion)
 
     @property
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
-        from .passes.analysis.score_groups import criterion
-
-        return criterion(self.criterion).needs_data or self.recover != "none"
+        return self.made.needs_data or self.recover != "none"
 
 
 @dataclass
@@ -177,33 +188,6 @@ class Work:
             return self.run(program, PropagateAxes(), self.find_groups)
         return self.run(program, self.find_groups)
 
-    def decide(self, wish: Wish) -> Program:
-        """The program with scores and a plan within the budget."""
-        from .data import generate
-        from .passes.analysis.importance.objective import without_foreign_labels
-        from .passes.analysis.score_groups import ScoreGroups
-        from .passes.search.search_plan import SearchPlan
-
-        self.budget = wish.budget
-        program = self.groups(wish.kinds)
-        if wish.needs_data and self.calibration is None:
-            assert self.source is not None
-            self.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
-                      "will see; give --data (data=...) for a better choice")
-            self.calibration = generate(self.source, samples=wish.samples, seed=self.seed)
-        if wish.needs_data and self.calibration is not None and self.calibration.labelled:
-            bare = without_foreign_labels(program, self.calibration)
-            if not bare.labelled:
-                self.warn(f"the labels in {bare.origin} are left out: no output of the model predicts them")
-            self.calibration = bare
-        data = self.calibration = self.calibration if wish.needs_data else None  # the report names what was used
-        program = self.run(program, ScoreGroups(criterion=wish.criterion, data=data, seed=self.seed),
-                           SearchPlan(wish.budget, kinds=wish.kinds))
-        plan = program.need("plan")
-        about = {**plan.about, "model": self.name, "pipeline": self.pipeline,
-                 "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
-        return program.but(plan=CompressionPlan(plan.choices, about))
-
     def recover(self, program: Program, method: str) -> Program:
         """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
         from .passes.transform.recover import Recover
@@ -283,7 +267,7 @@ def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
 
 def default_criterion(data: Any) -> str:
     """The best that the inputs allow."""
-    return "l2" if data is None else "fisher"
+    return "l2" if data is None else "trajectory"
 
 
 def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]:

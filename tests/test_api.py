@@ -86,7 +86,7 @@ def test_same_inputs_same_plan(trained: DigitsViT, digit_data: Digits) -> None:
     plans = [fxprune.plan(trained, SHAPE, flops=0.5, data=batches).need("plan").to_json() for _ in range(2)]
     assert plans[0] == plans[1]
     about = json.loads(plans[0])["about"]
-    assert about["criterion"] == "fisher"  # the default when there is data
+    assert about["criterion"] == "trajectory"  # the default when there is data
     assert about["samples"] == 48
 
 
@@ -120,7 +120,7 @@ def test_an_encoder_does_without_labels_it_cannot_predict() -> None:
     data = [(torch.randn(4, 3, 8), torch.rand(4)) for _ in range(2)]
     with pytest.warns(FxpruneWarning, match="labels .* are left out"):
         artifact = fxprune.compile(Encoder(), (torch.randn(2, 3, 8),), flops=0.5, data=data)
-    assert artifact.report["importance"] == "fisher"
+    assert artifact.report["importance"] == "trajectory"
     assert not artifact.report["data"]["labelled"]
 
 
@@ -136,7 +136,8 @@ def test_a_model_that_draws_random_numbers_is_told_so() -> None:
 
 def test_labels_that_do_not_fit_a_classifier_are_a_mistake(trained: DigitsViT, digit_data: Digits) -> None:
     with pytest.raises(FxpruneError, match="out of range"):
-        fxprune.plan(trained, SHAPE, flops=0.5, data=[(digit_data.train_images[:4], torch.full((4,), 77))])
+        fxprune.plan(trained, SHAPE, flops=0.5, importance="fisher",
+                     data=[(digit_data.train_images[:4], torch.full((4,), 77))])
 
 
 # ------------------------------------------------------------ plan and apply

@@ -85,7 +85,8 @@ def test_calibration_data_and_its_labels_are_used(
                          "--out", "small", "--json")
     assert code == OK, err
     report = json.loads(out)["report"]
-    assert report["importance"] == "fisher"
+    assert report["importance"] == "trajectory"
+    assert report["recovery"]["asked"] == "auto"
     assert report["data"]["samples"] == 32
     assert report["data"]["labelled"]
     assert not report["data"]["generated"]

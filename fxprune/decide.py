@@ -1,0 +1,120 @@
+"""From a wish to a plan: score, search, and what may follow: refined scores, rearranged masks, rounds, head scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .cost import Budget, CostModel
+from .data import Calibration, generate
+from .group import PruneGroup
+from .measure import versions
+from .pipeline import Pass
+from .plan import Choice, CompressionPlan
+from .program import Program
+
+if TYPE_CHECKING:
+    from .work import Wish, Work
+
+
+def decide(work: Work, wish: Wish) -> Program:
+    """The dense program with its scores and a plan within the budget.
+
+    With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
+    steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
+    those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
+    """
+    work.budget = wish.budget
+    program = work.groups(wish.kinds)
+    data = work.calibration = calibration(work, wish, program)  # the report names what was used
+    chosen = wish.made
+    dense, here, plan = program, program, CompressionPlan()
+    steps = amounts(wish, program)
+    for number, budget in enumerate(steps, 1):
+        found = _once(work, replace(wish, budget=budget), here, data)
+        plan = compose(plan, found.need("plan"))
+        if number == 1:
+            dense = found
+        if number < len(steps):
+            here = _cut(work, wish, found, dense.need("groups"))
+    about = {**plan.about, "model": work.name, "pipeline": work.pipeline, "rounds": len(steps),
+             "importance": str(chosen), "data": data.origin if data else None,
+             "samples": data.samples if data else 0, "versions": versions()}
+    if len(steps) > 1:
+        model = CostModel(dense)
+        kept = {g.axis: len(plan.choices[g.name].keep) for g in dense.need("groups") if g.name in plan.choices}
+        about.update(budget=str(wish.budget), dense=vars(model()), predicted=vars(model(kept)))
+    return dense.but(plan=CompressionPlan(plan.choices, about))
+
+
+def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
+    """The data that will be used: none when nothing needs any, made up (loudly) when nobody gave some."""
+    from .passes.analysis.importance.objective import without_foreign_labels
+
+    data = work.calibration
+    if not wish.needs_data:
+        return None
+    if data is None:
+        assert work.source is not None
+        work.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
+                  "will see; give --data (data=...) for a better choice")
+        return generate(work.source, samples=wish.samples, seed=work.seed)
+    if data.labelled:
+        bare = without_foreign_labels(program, data)
+        if not bare.labelled:
+            work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
+        return bare
+    return data
+
+
+def amounts(wish: Wish, program: Program) -> list[Budget]:
+    """The budget of every round: equal factors of the cost, the last one the wish's own."""
+    if wish.rounds == 1:
+        return [wish.budget]
+    dense = CostModel(program)()
+    whole, limit = dense.metric(wish.budget.metric), wish.budget.limit(dense)
+    share = min(1.0, limit / whole)
+    return [Budget(wish.budget.metric, whole * share ** (i / wish.rounds), relative=False)
+            for i in range(1, wish.rounds)] + [Budget(wish.budget.metric, limit, relative=False)]
+
+
+def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """Score and search."""
+    from .passes.analysis.score_groups import ScoreGroups
+    from .passes.search.search_plan import SearchPlan
+
+    search: Pass = SearchPlan(wish.budget, kinds=wish.kinds)
+    return work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed), search)
+
+
+def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) -> Program:
+    """The program as a round leaves it: recovered, sliced, with its groups under the limits of the dense ones."""
+    from .passes.analysis.propagate_axes import PropagateAxes
+    from .passes.transform.recover import Recover
+    from .passes.transform.slice_axes import SliceAxes
+
+    how = [] if wish.recover == "none" or work.calibration is None else \
+        [Recover(method="ridge", data=work.calibration, seed=work.seed)]
+    small = work.run(program, *how, SliceAxes())
+    small = work.run(small.without_facts(), PropagateAxes(), work.find_groups)
+    limits = {g.name: g for g in dense}
+    groups = tuple(g.but(floor=min(limits[g.name].floor, g.size), granularity=limits[g.name].granularity)
+                   if g.name in limits else g.but(frozen="it appeared only after a round of pruning")
+                   for g in small.need("groups"))
+    return small.but(groups=groups)
+
+
+def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
+    """One plan for two cuts in a row: ``second`` numbers what ``first`` left.
+
+    >>> one = CompressionPlan({"a": Choice("ffn", 4, (1, 2, 3))})
+    >>> compose(one, CompressionPlan({"a": Choice("ffn", 3, (0, 2))})).choices["a"].keep
+    (1, 3)
+    """
+    choices = dict(first.choices)
+    for name, choice in second.choices.items():
+        earlier = choices.get(name)
+        keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
+        choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
+    return CompressionPlan(choices, second.about)
