@@ -47,7 +47,7 @@ class ImportanceScores:
             raise InternalError(f"criterion {self.criterion} gave a negative or non-finite score for {self.group}")
         size, gradients, order, curve = len(self.values), self.gradients, self.order, self.curve
         if gradients is not None and (gradients.dim() != 2 or gradients.shape[1] != size):
-            raise InternalError(f"gradients of {self.group} have shape {list(gradients.shape)}, expected [rows, {size}]")
+            raise InternalError(f"gradients of {self.group}: shape {list(gradients.shape)}, expected [rows, {size}]")
         if gradients is not None and not torch.isfinite(gradients).all():
             raise InternalError(f"criterion {self.criterion} gave a non-finite gradient for {self.group}")
         if order is not None and sorted(order.tolist()) != list(range(size)):

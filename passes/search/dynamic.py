@@ -28,7 +28,7 @@ def dynamic(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float
 
     Shapes   best [buckets + 1] float64; a choice per ladder and bucket, int32
     Cost     rungs of all ladders x buckets, vectorised over buckets
-    Source   the programme over levels of SPDY (Frantar and Alistarh 2022, arXiv:2201.13096, section 3.1) and ZipLM
+    Source   the programme over levels of SPDY (Frantar and Alistarh 2022, arXiv:2201.13096) and ZipLM
              (Kurtic et al. 2023, arXiv:2302.04089), which minimise errors over 10 000 buckets of time
     Law      equal to the exhaustive search where nothing is rounded, and then a tighter limit never costs nor gives
              more (equal values are won by the greater cost); never above the limit; nothing more fits at the end
@@ -63,8 +63,7 @@ def dynamic(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float
 
 
 def _unit(costs: Sequence[Sequence[int]]) -> int:
-    """Cost of one bucket: the greatest common divisor of all costs, or the least multiple of it that is coarse enough.
-    """
+    """Cost of one bucket: the greatest common divisor of all costs, or the least multiple that is coarse enough."""
     divisor = math.gcd(*(cost for one in costs for cost in one)) or 1
     return divisor * max(1, -(-sum(one[-1] for one in costs) // (divisor * BUCKETS)))
 

@@ -41,7 +41,7 @@ class Ladder:
     @property
     def concave(self) -> bool:
         """True when no rung lies below the line between its neighbours: more elements, each worth less."""
-        slopes = [(b - a) / (m - n) for (n, a), (m, b) in itertools.pairwise(zip(self.counts, self.values, strict=True))]
+        slopes = [self.slope(low, high) for low, high in itertools.pairwise(range(len(self.counts)))]
         # sums of equal scores differ by rounding, which is no bend
         slack = 1e-9 * max(slopes, default=0.0) + 1e-15 * max(map(abs, self.values))
         return all(late <= early + slack for early, late in itertools.pairwise(slopes))

@@ -134,12 +134,13 @@ def ladders_of(groups: Sequence[PruneGroup], scores: Mapping[str, ImportanceScor
     """
     book, ladders = Ledger(terms, {}), []
     for group in groups:
-        one = ladder(group, scores[group.name], float(-book.change(group.axis, 0)))
+        given = scores[group.name]
+        one = ladder(group, given, float(-book.change(group.axis, 0)))
         if head_scale != 1.0 and group.kind in HEADS:
-            if not scores[group.name].comparable:
-                raise OptionError("a head scale needs scores that can be compared", where=f"--head-scale {head_scale:g}",
-                                  why=f"'{scores[group.name].criterion}' only ranks elements within their group, whose "
-                                      "scale cancels", cure="use --importance fisher, or leave the option away")
+            if not given.comparable:
+                raise OptionError("a head scale needs comparable scores", where=f"--head-scale {head_scale:g}",
+                                  why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
+                                  cure="use --importance fisher, or leave the option away")
             one = replace(one, values=tuple(head_scale * value for value in one.values))
         ladders.append(one)
     return ladders
