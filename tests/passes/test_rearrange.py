@@ -102,7 +102,8 @@ def planned() -> tuple[Block, Program, Tensor, Tensor]:
     model = scrambled(Block(hidden=24))
     torch.manual_seed(3)
     x, labels = torch.randn(6, 7, 12, dtype=torch.float64), torch.randint(0, 4, (6,))
-    passes = (FindGroups(align=2), ScoreGroups(Fisher(), calibration(x, labels, (2, 4))), SearchPlan(Budget("flops", 0.7)))
+    score = ScoreGroups(Fisher(), calibration(x, labels, (2, 4)))
+    passes = (FindGroups(align=2), score, SearchPlan(Budget("flops", 0.7)))
     return model, Pipeline(passes, start=("axes", "groups")).run(analysed(model, x[:2])), x, labels
 
 
