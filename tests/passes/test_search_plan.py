@@ -314,6 +314,27 @@ def test_infeasible_says_first_which_kind_was_not_chosen(metric: str) -> None:
     assert all(float(line.split()[2]) < 0.1 for line in more)  # the stream's own part: norms and biases
 
 
+class Queried(nn.Module):
+    """Learned queries: their axis is in nearly every product, and frozen because they are the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.inlet = nn.Parameter(torch.randn(9, 16)), nn.Linear(24, 16)
+        self.inside = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16), nn.LayerNorm(16), nn.Linear(16, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(self.queries + self.inlet(x)[:, None])
+
+
+def test_infeasible_does_not_blame_an_axis_that_is_in_every_product() -> None:
+    torch.manual_seed(0)
+    program = scored(Queried(), torch.randn(2, 24))
+    assert any(g.name.startswith("queries") and g.frozen.startswith("graph output") for g in program.need("groups"))
+    with pytest.raises(BudgetInfeasible, match=r"through the frozen inside\.4:other: graph output") as caught:
+        plan_of(program, 0.05)
+    assert "queries" not in str(caught.value)
+
+
 def test_infeasible_tells_close_numbers_apart(transformer: Program) -> None:
     least = float(CostModel(transformer)({g.axis: g.floor for g in transformer.need("groups")
                                           if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}).flops)
