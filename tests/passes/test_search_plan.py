@@ -320,7 +320,8 @@ class Queried(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.queries, self.inlet = nn.Parameter(torch.randn(9, 16)), nn.Linear(24, 16)
-        self.inside = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16), nn.LayerNorm(16), nn.Linear(16, 64))
+        mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.inside = nn.Sequential(*mlp, nn.LayerNorm(16), nn.Linear(16, 64))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inside(self.queries + self.inlet(x)[:, None])
