@@ -31,6 +31,7 @@ PASSES: Table = {
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
+    "rearrange": "fxprune.passes.search.rearrange:Rearrange",
     "recover": "fxprune.passes.transform.recover:Recover",
     "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
     "clean": "fxprune.passes.transform.clean:Clean",

@@ -50,14 +50,14 @@ class ScoreGroups(Analysis):
             raise OptionError(f"criterion '{chosen.name}' needs data", where=f"--importance {chosen.name}",
                               why="it runs the model on calibration inputs",
                               cure="give --data, or use a criterion that needs none, such as l2")
-        values = chosen.scores(program, self.data if chosen.needs_data else None, self.seed)
+        found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
         for group in prunable(program):
-            if not torch.isfinite(values[group.name]).all():
+            if not torch.isfinite(found[group.name]["values"]).all():
                 raise FxpruneError(f"criterion '{chosen.name}' gave a score that is not a number", where=group.name,
                                    cure="check the weights and the data for NaN")
-            scores[group.name] = ImportanceScores(group.name, values[group.name], chosen.name, chosen.unit,
-                                                  chosen.comparable, self.seed)
+            scores[group.name] = ImportanceScores(group.name, criterion=chosen.name, unit=chosen.unit,
+                                                  comparable=chosen.comparable, seed=self.seed, **found[group.name])
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:
             notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")

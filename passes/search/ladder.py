@@ -23,7 +23,8 @@ class Ladder:
 
     order    [size] elements, most important first (ties by index): rung i keeps ``order[:counts[i]]``
     counts   ascending; the first is the floor, the last is the full size; steps are whole aligned chunks
-    values   [len(counts)] non-decreasing, and concave in the count, because better elements come first
+    values   [len(counts)] non-decreasing; sums of scores are concave in the count, because better elements come
+             first, while a criterion's own curve may have any form
     """
 
     group: str
@@ -37,6 +38,32 @@ class Ladder:
     def top(self) -> int:
         return len(self.counts) - 1
 
+    @property
+    def concave(self) -> bool:
+        """True when no rung lies below the line between its neighbours: more elements, each worth less."""
+        slopes = [self.slope(low, high) for low, high in itertools.pairwise(range(len(self.counts)))]
+        # sums of equal scores differ by rounding, which is no bend
+        slack = 1e-9 * max(slopes, default=0.0) + 1e-15 * max(map(abs, self.values))
+        return all(late <= early + slack for early, late in itertools.pairwise(slopes))
+
+    def envelope(self) -> list[int]:
+        """Rungs on the upper concave envelope of the values, ascending, with both ends. All rungs when concave.
+
+        The others are never the best choice at any price per element: two rungs mixed would be worth more.
+        """
+        if self.concave:
+            return list(range(len(self.counts)))
+        hull: list[int] = []
+        for rung in range(len(self.counts)):
+            while len(hull) > 1 and self.slope(hull[-2], hull[-1]) < self.slope(hull[-1], rung):
+                hull.pop()
+            hull.append(rung)
+        return hull
+
+    def slope(self, low: int, high: int) -> float:
+        """Value per element between two rungs."""
+        return (self.values[high] - self.values[low]) / (self.counts[high] - self.counts[low])
+
     def keep(self, level: int) -> tuple[int, ...]:
         """Indices that stay on this rung, ascending."""
         return tuple(sorted(self.order[: self.counts[level]]))
@@ -45,7 +72,8 @@ class Ladder:
 def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     """Cut a group's sorted scores into its aligned chunks and say what each count is worth.
 
-    Comparable scores (losses in nats) are worth their sum:  ``V(k) = sum of the k best scores``.
+    Comparable scores (losses in nats) are worth their sum:  ``V(k) = sum of the k best scores``,  or what the
+    criterion's ``curve`` says of k elements. Where it gives an ``order``, the best are the first of that.
 
     Other scores (norms) only rank elements *within* their group, so they must not be added across groups, and dividing
     them by a cost would strip the expensive layers of a CNN first and then empty whichever layer has the flattest
@@ -60,19 +88,22 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     entirely, its last rung is worth one ``worth`` (a factor e), more than any rung above it.
     """
     values = scores.values.detach().to("cpu", torch.float64)
-    order = torch.argsort(values, descending=True, stable=True)
+    order = torch.argsort(values, descending=True, stable=True) if scores.order is None else scores.order.cpu()
     kept = torch.cat([values.new_zeros(1), values[order].cumsum(0)])
     counts = group.levels()  # from zero where the whole branch may go
     sums = [float(kept[count]) for count in counts]
-    if scores.comparable:
+    if scores.comparable and scores.curve is not None:
+        curve = scores.curve.detach().to("cpu", torch.float64)
+        worths = [float(curve[count]) for count in counts]
+    elif scores.comparable:
         worths = sums
     elif sums[-1] <= 0.0:  # nothing but dead elements: worth nothing, the first to go
         worths = [0.0] * len(sums)
     else:
-        # the best element is alive when any is, so the share is positive on every rung but the empty one
+        # the best element is alive when any is, so the share is positive on every rung but the empty one; an order of
+        # the criterion's own may put dead elements first: those rungs are worth as little as the empty one
         worths = [worth * math.log(s / sums[-1]) for s in sums if s > 0.0]
-        if not counts[0]:
-            worths = [worths[0] - worth, *worths]
+        worths = [worths[0] - worth] * (len(sums) - len(worths)) + worths
     return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths))
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...axis import leaves
 from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
-from ...errors import BudgetInfeasible, NothingToPrune, OptionError, nearest
+from ...errors import OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
-from ...program import Axes, Program
+from ...program import Program
 from . import two_class as scan
+from .dynamic import dynamic
 from .exhaustive import exhaustive
+from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder
 from .lagrangian import lagrangian
 from .two_class import two_class
@@ -24,23 +25,31 @@ from .two_class import two_class
 SEARCHES: dict[str, Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]] = {
     "two-class": two_class,
     "lagrangian": lagrangian,
+    "dynamic": dynamic,
     "exhaustive": exhaustive,
 }
-NAMED = 4  # how many frozen groups an error names
-ENDS = ("vocabulary", "graph output")  # why a language head stays: an axis without a kind, yet worth naming
+HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)  # what ``head_scale`` weighs against the rest
+HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # worth trying on calibration data
 
 
 @dataclass(frozen=True)
 class SearchPlan(Search):
     """Choose what stays of every prunable group of the wanted kinds, so that the result costs at most ``budget``.
 
-    budget   the bound; a bound that the dense program already meets gives the empty plan
-    kinds    kinds of groups that may be cut; others keep their size
-    method   ``auto``: the exact scan where it applies (separable cost, at most two chunk costs), else ``lagrangian``
+    budget       the bound; a bound that the dense program already meets gives the empty plan
+    kinds        kinds of groups that may be cut; others keep their size
+    method       ``two-class``: the exact scan (separable cost, at most two chunk costs, concave values);
+                 ``dynamic``: the programme for values of any form (separable cost); ``lagrangian``: one threshold, for
+                 every cost, on the concave envelope of the values; ``exhaustive``: tiny cases. ``auto`` is the first
+                 that fits, where dynamic is left to values that are not concave
+    head_scale   factor on what heads are worth when they compete with neurons and channels. Scores of unlike elements
+                 are estimates with errors of their own, so that the best exchange rate between them is a matter of
+                 trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
+                 within their group, whose scale cancels
 
-    Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method)
-    Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more;
-             the same scores give the same plan
+    Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method, head scale)
+    Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more (as
+             far as the method says so); the same scores give the same plan
     """
 
     needs: ClassVar[tuple[str, ...]] = ("axes", "groups", "scores")
@@ -49,30 +58,49 @@ class SearchPlan(Search):
     budget: Budget
     kinds: tuple[Kind | str, ...] = DEFAULT_KINDS
     method: str = "auto"
+    head_scale: float = 1.0
 
-    def run(self, program: Program) -> Program:
+    def __post_init__(self) -> None:
         if self.method != "auto" and self.method not in SEARCHES:
             raise OptionError(f"unknown search '{self.method}'", cure=nearest(self.method, ["auto", *SEARCHES]))
+        if not (math.isfinite(self.head_scale) and self.head_scale > 0):
+            raise OptionError("the head scale must be positive", where=f"--head-scale {self.head_scale:g}",
+                              why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
+
+    def run(self, program: Program) -> Program:
         model, metric = CostModel(program), self.budget.metric
         terms, dense = model.terms[metric], model()
         limit = self.budget.limit(dense)
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
             return program.but(plan=self._plan([], [], scores, dense, dense, "none needed"))
-        ladders = ladders_of(groups, scores, terms)
+        ladders = ladders_of(groups, scores, terms, self.head_scale)
         floor = model({one.axis: one.counts[0] for one in ladders})
         if floor.metric(metric) > limit:
-            raise _infeasible(program, groups, model, self.budget, floor)
-        separable = model.separable(metric, [one.axis for one in ladders])
-        scannable = separable and scan.applies(ladders, terms)
-        method = self.method if self.method != "auto" else "two-class" if scannable else "lagrangian"
-        if method == "two-class" and not scannable:
-            raise OptionError("the two-class search does not fit this model", where="--search two-class",
-                              why="its groups have more than two costs per chunk, or costs that multiply",
-                              cure="use --search auto")
+            raise infeasible(program, groups, model, self.budget, floor)
+        method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
         levels = SEARCHES[method](ladders, terms, limit)
         after = model({one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
-        return program.but(plan=self._plan(ladders, levels, scores, dense, after, method))
+        hull = method == "lagrangian" and not all(one.concave for one in ladders)
+        said = f"{method} on the concave envelope of the values" if hull else method
+        return program.but(plan=self._plan(ladders, levels, scores, dense, after, said))
+
+    def _method(self, ladders: Sequence[Ladder], terms: Sequence[Expression], separable: bool) -> str:
+        """The search to use. Raises OptionError when the one that was asked for does not fit."""
+        scannable = separable and scan.applies(ladders, terms)
+        if self.method == "two-class" and not scannable:
+            raise OptionError("the two-class search does not fit this model", where="--search two-class",
+                              why="its groups have more than two costs per chunk, costs that multiply, or values that "
+                                  "are not concave", cure="use --search auto")
+        if self.method == "dynamic" and not separable:
+            raise OptionError("the dynamic programme does not fit this model", where="--search dynamic",
+                              why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
+                                  "the size of other groups", cure="use --search auto")
+        if self.method != "auto":
+            return self.method
+        if scannable:
+            return "two-class"
+        return "dynamic" if separable and not all(one.concave for one in ladders) else "lagrangian"
 
     def _plan(self, ladders: Sequence[Ladder], levels: Sequence[int], scores: Mapping[str, ImportanceScores],
               dense: Cost, after: Cost, method: str) -> CompressionPlan:
@@ -83,7 +111,7 @@ class SearchPlan(Search):
         about = {
             "criterion": first.criterion if first else None, "unit": first.unit if first else None,
             "seed": first.seed if first else None, "budget": str(self.budget), "method": method,
-            "kinds": [str(kind) for kind in kinds_named(self.kinds)], "counted": COUNTED,
+            "head_scale": self.head_scale, "kinds": [str(kind) for kind in kinds_named(self.kinds)], "counted": COUNTED,
             "dense": vars(dense), "predicted": vars(after),
         }
         return CompressionPlan(choices, about)
@@ -98,80 +126,29 @@ def kinds_named(names: Sequence[Kind | str]) -> tuple[Kind, ...]:
     return tuple(known[str(name)] for name in names)
 
 
-def ladders_of(groups: Sequence[PruneGroup], scores: Mapping[str, ImportanceScores],
-               terms: Sequence[Expression]) -> list[Ladder]:
-    """One ladder per group; what a group is worth is the part of the dense cost that goes with it."""
-    book = Ledger(terms, {})
-    return [ladder(group, scores[group.name], float(-book.change(group.axis, 0))) for group in groups]
+def ladders_of(groups: Sequence[PruneGroup], scores: Mapping[str, ImportanceScores], terms: Sequence[Expression],
+               head_scale: float = 1.0) -> list[Ladder]:
+    """One ladder per group; what a group is worth is the part of the dense cost that goes with it.
+
+    Raises OptionError for a head scale where the scores of heads are not comparable.
+    """
+    book, ladders = Ledger(terms, {}), []
+    for group in groups:
+        given = scores[group.name]
+        one = ladder(group, given, float(-book.change(group.axis, 0)))
+        if head_scale != 1.0 and group.kind in HEADS:
+            if not given.comparable:
+                raise OptionError("a head scale needs comparable scores", where=f"--head-scale {head_scale:g}",
+                                  why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
+                                  cure="use --importance fisher, or leave the option away")
+            one = replace(one, values=tuple(head_scale * value for value in one.values))
+        ladders.append(one)
+    return ladders
 
 
 def _live(program: Program, kinds: Sequence[Kind]) -> list[PruneGroup]:
-    groups: tuple[PruneGroup, ...] = program.need("groups")
-    prunable = [g for g in groups if g.prunable]
-    live = [g for g in prunable if g.kind in kinds]
-    if live:
-        return live
-    if prunable:
-        found = ", ".join(sorted({str(g.kind) for g in prunable}))
-        raise NothingToPrune("no group of the wanted kinds can be pruned", where=program.name,
-                             why=f"wanted {', '.join(map(str, kinds))}; the model has prunable groups of kind {found}",
-                             cure=f"--prune {found.replace(', ', ',')}")
-    reasons = Counter(g.frozen for g in groups if g.frozen)
-    said = "; ".join(f"{reason} ({n} group{'s' * (n > 1)})" for reason, n in reasons.most_common(NAMED))
-    raise NothingToPrune("nothing in this model can be pruned", where=program.name,
-                         why=said or "no tensor dimension reaches a parameter and is contracted again",
-                         cure="`fxprune inspect MODEL` shows every axis and why it is frozen")
-
-
-def _infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel, budget: Budget,
-                floor: Cost) -> BudgetInfeasible:
-    """What is reachable, what keeps the rest, and what would help."""
-    metric = budget.metric
-    dense = model().metric(metric)
-    fixed = model({g.axis: 0 for g in groups}).metric(metric)
-    least = floor.metric(metric)
-    others = [g for g in program.need("groups") if g.prunable and g not in groups]
-    told = [g for g in program.need("groups") if g.frozen and (g.kind is not Kind.OTHER or g.frozen.startswith(ENDS))]
-    frozen = sorted(((_share(program, model, g, groups, metric) / dense, g) for g in told),
-                    key=lambda pair: (-pair[0], pair[1].name))
-    why = [f"reachable {least / dense:.2f}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), "
-           f"asked {budget.limit(model()) / dense:.2f}",
-           f"floors and alignment keep {(least - fixed) / dense:.2f}, "
-           f"what no chosen group reaches keeps {fixed / dense:.2f}"]
-    why += [f"of that, {share:.2f} through the frozen {g.name}: {g.frozen}" for share, g in frozen[:NAMED]
-            if share >= 0.005]
-    cures = []
-    if any(g.floor for g in groups):
-        cures.append("--allow-empty (no floors)")
-    if any(g.granularity > 1 for g in groups):
-        cures.append("--align 1 (counts need not be multiples)")
-    if others:
-        every = {g.axis: g.levels()[0] for g in (*groups, *others)}
-        kinds = ",".join(dict.fromkeys(str(g.kind) for g in (*groups, *others)))
-        cures.append(f"--prune {kinds} (reaches {model(every).metric(metric) / dense:.2f})")
-    cures.append(f"a budget of at least {_round_up(least / dense)}")
-    return BudgetInfeasible(f"the budget {budget} is out of reach", where=program.name,
-                            why="\n        ".join(why), cure=", or ".join(cures))
-
-
-def _share(program: Program, model: CostModel, group: PruneGroup, chosen: Sequence[PruneGroup], metric: str) -> int:
-    """The part of the fixed cost that a group takes part in; parts of different groups overlap."""
-    axes: Axes = program.need("axes")
-    free = {g.axis for g in chosen}
-    if metric == "flops":
-        reached = ((term, set(leaves(m.factors))) for m, term in zip(axes.matmuls, model.terms["flops"], strict=True))
-        return sum(term({}) for term, axis in reached if group.axis in axis and not axis & free)
-    tensors, taken = program.tensors, {slot.parameter for g in chosen for slot in g.slots}
-    fixed = [tensors[name] for name in {slot.parameter for slot in group.slots} - taken if name in tensors]
-    return sum(t.numel() * (t.element_size() if metric == "bytes" else 1) for t in fixed)
-
-
-def _amount(value: int) -> str:
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.2f}{unit}"
-    return str(value)
-
-
-def _round_up(ratio: float) -> str:
-    return f"{min(1.0, int(ratio * 100 + 1) / 100):.2f}"
+    """Prunable groups of the wanted kinds. Raises NothingToPrune when there is none."""
+    live = [g for g in program.need("groups") if g.prunable and g.kind in kinds]
+    if not live:
+        raise nothing_to_prune(program, kinds)
+    return live

@@ -9,12 +9,13 @@ from .ladder import Ladder, Levels, ledger_at, step_costs
 
 
 def applies(ladders: Sequence[Ladder], terms: Sequence[Expression]) -> bool:
-    """True when every chunk of a ladder costs the same and there are at most two different costs.
+    """True when every chunk of a ladder costs the same, there are at most two different costs and values are concave.
 
     The caller has made sure that costs are separable; see ``CostModel.separable``.
     """
     costs = step_costs(terms, ladders)
-    return all(len(set(c)) <= 1 for c in costs) and len({c[0] for c in costs if c and c[0] > 0}) <= 2
+    alike = all(len(set(c)) <= 1 for c in costs) and len({c[0] for c in costs if c and c[0] > 0}) <= 2
+    return alike and all(one.concave for one in ladders)
 
 
 def two_class(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float) -> Levels:

@@ -130,6 +130,61 @@ def test_auto_scans_transformers_and_thresholds_the_rest(transformer: Program, c
     assert plan_of(transformer, 0.5, kinds=tuple(Kind)).about["method"] == "lagrangian"
 
 
+def curved(program: Program, flat: float = 0.5) -> Program:
+    """Comparable scores with curves: the first ``flat`` share of a group's elements is worth nothing by itself."""
+    scores = {}
+    for i, group in enumerate(g for g in program.need("groups") if g.prunable):
+        steps = torch.linspace(0, 1, group.size + 1, dtype=torch.float64)
+        scores[group.name] = ImportanceScores(group.name, torch.ones(group.size), "toy", "nats", True,
+                                              curve=(1 + i) * (steps - flat).clamp(min=0.0))
+    return program.but(scores=scores)
+
+
+def test_auto_follows_the_form_of_the_values(transformer: Program, chain: Program) -> None:
+    assert plan_of(curved(transformer, 0.0), 0.5).about["method"] == "two-class"
+    plan = plan_of(curved(transformer), 0.5)
+    assert plan.about["method"] == "dynamic"
+    assert spent(transformer, plan) <= 0.5 * spent(transformer, CompressionPlan())
+    # one element costs what the others are: no programme over its costs
+    assert plan_of(curved(chain), 0.5).about["method"] == "lagrangian on the concave envelope of the values"
+    with pytest.raises(OptionError, match=r"(?s)dynamic programme does not fit.*flops of its groups multiply"):
+        plan_of(chain, 0.5, method="dynamic")
+    with pytest.raises(OptionError, match=r"(?s)two-class.*not concave"):
+        plan_of(curved(transformer), 0.5, method="two-class")
+
+
+def test_a_curve_empties_groups_rather_than_cutting_all_of_them(transformer: Program) -> None:
+    """Where the first half of a group is worth nothing, all of it goes or hardly any: at most one group is in between.
+    """
+    kept = kept_ratios(transformer, plan_of(curved(transformer), 0.5), Kind.HEAD, Kind.FFN)
+    assert sum(0.25 < share < 1.0 for share in kept) <= 1
+    assert sum(share == 1.0 for share in kept) >= 1
+
+
+def test_head_scale_moves_the_split_and_is_recorded(transformer: Program) -> None:
+    scores = {}
+    for group in (g for g in transformer.need("groups") if g.prunable):
+        values = torch.arange(1, group.size + 1).double() * group.macs
+        scores[group.name] = ImportanceScores(group.name, values, "toy", "nats", True)
+    program = transformer.but(scores=scores)
+    plans = [plan_of(program, 0.5, head_scale=scale) for scale in (0.05, 1.0, 20.0)]
+    heads, neurons = ([sum(kept_ratios(program, plan, kind)) for plan in plans] for kind in (Kind.HEAD, Kind.FFN))
+    assert heads == sorted(heads)
+    assert heads[0] < heads[-1]
+    assert neurons == sorted(neurons, reverse=True)
+    assert [plan.about["head_scale"] for plan in plans] == [0.05, 1.0, 20.0]
+    assert plan_of(program, 0.5).choices == plans[1].choices
+
+
+def test_head_scale_is_positive_and_for_comparable_scores_only(transformer: Program, chain: Program) -> None:
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(OptionError, match="must be positive"):
+            SearchPlan(Budget("flops", 0.5), head_scale=scale)
+    with pytest.raises(OptionError, match=r"(?s)'l2' only ranks elements within their group.*--importance fisher"):
+        plan_of(transformer, 0.5, head_scale=2.0)
+    assert plan_of(chain, 0.5, head_scale=2.0).choices == plan_of(chain, 0.5).choices  # there are no heads to weigh
+
+
 def test_ratio_one_and_generous_amounts_give_the_empty_plan(transformer: Program) -> None:
     for budget in (Budget("flops", 1.0), Budget("params", 1e12, relative=False)):
         plan = SearchPlan(budget).run(transformer).need("plan")
@@ -232,6 +287,65 @@ def test_infeasible_names_the_frozen_groups_with_the_largest_share() -> None:
         plan_of(program, 0.3)
     with pytest.raises(BudgetInfeasible, match=r"of that, 0\.\d+ through the frozen fc1\.0:ffn: asked to freeze"):
         plan_of(program, 0.3, "params")
+
+
+class Placed(nn.Module):
+    """Learned positions in front: a token axis that a parameter carries, and that reaches the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.inside = nn.Parameter(torch.randn(9, 16)), Transformer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(x + self.positions)
+
+
+@pytest.mark.parametrize("metric", ["flops", "params"])
+def test_infeasible_says_first_which_kind_was_not_chosen(metric: str) -> None:
+    """The residual stream passes every layer, yet what stands in the way is that the neurons were not asked for."""
+    torch.manual_seed(0)
+    program = scored(Placed(), torch.randn(2, 9, 16))
+    with pytest.raises(BudgetInfeasible) as caught:
+        plan_of(program, 0.2, metric, kinds=("head",))
+    first, *more = [line.strip() for line in str(caught.value).splitlines() if "of that" in line]
+    assert first.endswith("through groups of kind ffn, which was not chosen")
+    assert float(first.split()[2]) > 0.5
+    assert all("inside.fc" not in line and "positions" not in line for line in more)
+    assert all(float(line.split()[2]) < 0.1 for line in more)  # the stream's own part: norms and biases
+
+
+class Queried(nn.Module):
+    """Learned queries: their axis is in nearly every product, and frozen because they are the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.inlet = nn.Parameter(torch.randn(9, 16)), nn.Linear(24, 16)
+        mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.inside = nn.Sequential(*mlp, nn.LayerNorm(16), nn.Linear(16, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inside(self.queries + self.inlet(x)[:, None])
+
+
+def test_infeasible_does_not_blame_an_axis_that_is_in_every_product() -> None:
+    torch.manual_seed(0)
+    program = scored(Queried(), torch.randn(2, 24))
+    assert any(g.name.startswith("queries") and g.frozen.startswith("graph output") for g in program.need("groups"))
+    with pytest.raises(BudgetInfeasible, match=r"through the frozen inside\.4:other: graph output") as caught:
+        plan_of(program, 0.05)
+    assert "queries" not in str(caught.value)
+
+
+def test_infeasible_tells_close_numbers_apart(transformer: Program) -> None:
+    least = float(CostModel(transformer)({g.axis: g.floor for g in transformer.need("groups")
+                                          if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}).flops)
+    dense = spent(transformer, CompressionPlan())
+    with pytest.raises(BudgetInfeasible) as caught:
+        SearchPlan(Budget("flops", least - 1, relative=False)).run(transformer)
+    said = str(caught.value).split("reachable ")[1]
+    reach, asked = said.split("..")[0], said.split("asked ")[1].split()[0]
+    assert float(asked) < float(reach)
+    assert float(reach) == pytest.approx(least / dense, abs=1e-4)
 
 
 def test_infeasible_names_the_language_head() -> None:

@@ -43,6 +43,11 @@ class Criterion(ABC):
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         """Group name -> [size] non-negative scores, for every prunable group. ``data`` is there if ``needs_data``."""
 
+    def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
+        """Group name -> the tensors of its ``ImportanceScores``: ``values``, by default the scores, and what else the
+        criterion knows of its elements (``gradients``, ``order``, ``curve``)."""
+        return {name: {"values": values} for name, values in self.scores(program, data, seed).items()}
+
     def notes(self, program: Program) -> Sequence[str]:
         """What the user should know about these scores."""
         return ()
