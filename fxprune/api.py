@@ -19,13 +19,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from . import registry
+from . import jobs, journal, ranks, registry
 from .artifact import Artifact, build_report, check_destination, load
 from .axis import Axis
 from .cost import METRICS, Budget, CostModel
 from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError
-from .events import Event, OnEvent, warn_only
+from .events import Event, OnEvent, resumable, warn_only
 from .group import DEFAULT_KINDS, Kind
 from .load import Loaded  # here and not in a function: importing fxprune.load later would shadow the function `load`
 from .measure import versions
@@ -90,8 +90,9 @@ def compile(
     if recover != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
-    work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    return work.finish(work.recover(work.decide(wish), recover))
+    with resumable(out, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        return work.finish(work.recover(work.decide(wish), recover))
 
 
 def plan(
@@ -108,9 +109,10 @@ def plan(
     """
     work = _Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples)
-    work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    program = work.decide(wish)
-    if out is not None:
+    with resumable(out, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        program = work.decide(wish)
+    if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
     return program
 
@@ -148,7 +150,6 @@ def inspect(
     work = _Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     return work.groups()
-
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,7 @@ class _Work:
                 self.warn(f"the labels in {bare.origin} are left out: no output of the model predicts them")
             self.calibration = bare
         data = self.calibration = self.calibration if wish.needs_data else None  # the report names what was used
+        jobs.identify(lambda: journal.fingerprint(program, data, self.seed, [repr(wish)]))
         program = self.run(program, ScoreGroups(criterion=wish.criterion, data=data, seed=self.seed),
                            SearchPlan(wish.budget, kinds=wish.kinds))
         plan = program.need("plan")
@@ -355,15 +357,13 @@ class _Work:
             small, name=self.name, target=self.target, dense=model(), compressed=counted, plan=plan,
             groups=program.need("groups"), budget=self.budget, pipeline=self.pipeline,
             passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
-            importance=plan.about.get("criterion"),
-            data=None if calibration is None else {
+            importance=plan.about.get("criterion"), data=None if calibration is None else {
                 "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
                 "generated": calibration.generated},
         )
-        if self.recovery is not None:
-            report["recovery"] = self.recovery
+        report |= {"recovery": self.recovery} if self.recovery is not None else {}
         artifact = Artifact(small, plan, report, self.backend)
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with _silence():
                 artifact.save(Path(self.out))
