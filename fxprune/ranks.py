@@ -254,7 +254,7 @@ def _told(failure: Exception) -> dict[str, str]:
 
 
 def _retold(told: Mapping[str, str], number: int) -> Exception:
-    kind = getattr(errors, told["kind"], FxpruneError) if told["kind"] else InternalError
+    kind: type[Exception] = getattr(errors, told["kind"], FxpruneError) if told["kind"] else InternalError
     if issubclass(kind, FxpruneError):
         return kind(told["what"], where=told["where"], why=told["why"], cure=told["cure"])
     text = told["what"] if told["kind"] else f"{told['what']} (rank {number})"

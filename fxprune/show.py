@@ -96,6 +96,8 @@ class Screen:
 
     def artifact(self, artifact: Artifact) -> None:
         """Dense against compressed, what was left alone and why, where the artefact lies and how to load it."""
+        if not speaks():
+            return  # another rank lowered it and knows how exact it is
         report, plan = artifact.report, artifact.plan
         before, after = report["cost"]["dense"], report["cost"]["compressed"]
         table = _table("", "dense", "compressed", "ratio")
