@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -62,7 +63,8 @@ def session(journal: Journal | None = None, progress: OnProgress | None = None) 
     try:
         yield
     except KeyboardInterrupt:
-        kept = here.journal.close(keep=True) if here.journal is not None else None
+        with _undisturbed():
+            kept = here.journal.close(keep=True) if here.journal is not None else None
         if kept is None:
             raise
         raise KeyboardInterrupt(f"interrupted; finished scoring is kept in {kept}, the same command goes on from "
@@ -76,6 +78,19 @@ def session(journal: Journal | None = None, progress: OnProgress | None = None) 
             here.journal.close(keep=False)
     finally:
         _session.reset(token)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C waits (people are impatient, and torchrun passes on what the terminal sent already)."""
+    previous = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: no signal arrives here
+        previous = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)
 
 
 def identify(fingerprint: Callable[[], str]) -> None:

@@ -35,6 +35,7 @@ Result: TypeAlias = dict[str, Tensor]
 FLUSH_SECONDS = 1.0  # finished jobs are written at most this often: what a kill can cost, and why short runs write none
 MAX_BYTES = 2**30  # of all files together; what comes later is computed again
 WORTH_KEEPING = 10.0  # seconds of work that stay after an error (a full disk must not cost an hour); Ctrl-C keeps all
+BYTES_PER_SECOND = 20 * 2**20  # of work: results that come faster are computed again as quickly as stored
 _PENDING_BYTES = 64 * 2**20
 _FORMAT = 1
 _OURS = re.compile(r"key\.json|lock|[\w.#-]+\.\d+\.\d{6,}\.part|\.[\w.#-]+\.aside")
@@ -93,7 +94,7 @@ class Journal:
         return found
 
     def add(self, name: str, count: int, number: int, result: Result, seconds: float) -> None:
-        """Keep the result of job ``number``, which took ``seconds``; written soon."""
+        """Keep the result of job ``number``, which took ``seconds`` of work; written soon if it is worth it."""
         if not self._usable:
             return
         self._pending.setdefault((name, count), {})[number] = result
@@ -103,8 +104,10 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not written yet."""
+        """Write what is not written yet and took longer to compute than it takes to write."""
         pending, seconds = self._pending, self._pending_seconds
+        if self._pending_bytes > BYTES_PER_SECOND * seconds:
+            pending = {}
         self._pending, self._pending_bytes, self._pending_seconds = {}, 0, 0.0
         with self._tolerant():
             for (name, count), jobs in pending.items():

@@ -49,6 +49,7 @@ class Worker:
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the run's result would go; every finished job is written at once."""
     monkeypatch.setattr(journal, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(journal, "BYTES_PER_SECOND", float("inf"))
     return tmp_path / "small"
 
 
@@ -156,6 +157,18 @@ def test_another_key_or_count_finds_nothing(out: Path) -> None:
     assert other.ran == list(range(COUNT + 1))
 
 
+def test_a_second_interrupt_waits_until_everything_is_kept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = Journal.close
+
+    def again(self: Journal, keep: bool) -> Path | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return close(self, keep)
+
+    monkeypatch.setattr(Journal, "close", again)
+    assert "the same command goes on" in interrupted(out, at=4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_short_runs_and_runs_without_a_fingerprint_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +197,7 @@ KILLED = """
 import os, signal, sys, torch
 from fxprune import journal
 from fxprune.jobs import identify, run_jobs, session
-journal.FLUSH_SECONDS = 0.0
+journal.FLUSH_SECONDS, journal.BYTES_PER_SECOND = 0.0, float("inf")
 
 def work(i):
     if i == 3:
@@ -284,6 +297,17 @@ def test_the_folder_has_a_largest_size(out: Path, monkeypatch: pytest.MonkeyPatc
     rest = Worker()
     one_run(out, rest)
     assert rest.ran == list(range(len(parts), COUNT))
+
+
+def test_what_is_computed_as_fast_as_written_is_not_kept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Journal(out)
+    monkeypatch.setattr(journal, "BYTES_PER_SECOND", 1000.0)
+    kept.open("key")
+    for number, seconds in enumerate((0.1, 10.0)):
+        kept.add("score", COUNT, number, {"a": torch.zeros(100)}, seconds)
+    assert [p.name for p in folder_of(out).glob("*.part")] == ["score.6.000001.part"]
+    kept.close(keep=False)
+    assert not folder_of(out).exists()
 
 
 def test_packets_come_back_bit_for_bit() -> None:

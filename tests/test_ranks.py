@@ -65,6 +65,7 @@ from fxprune import journal, ranks
 from fxprune.jobs import identify, run_jobs, session
 from torch import distributed
 me = int(sys.argv[1])
+journal.BYTES_PER_SECOND = float("inf")
 distributed.init_process_group("gloo", init_method=f"file://{os.getcwd()}/store", rank=me, world_size=2,
                                timeout=timedelta(seconds=60))
 assert ranks.start_ranks()  # joins the group that is there

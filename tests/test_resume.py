@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fxprune import journal
+from fxprune.artifact import Artifact
 from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.errors import FxpruneError
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
 
 KEPT = Path(".small.progress")
@@ -23,6 +25,7 @@ FISHER = ["model.pt2", "--data", "data.pt", "--flops", "0.6"]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a model and four batches of data."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(journal, "BYTES_PER_SECOND", float("inf"))  # these jobs take no time
     save_model(0)
     torch.save({"x": torch.randn(128, 6)}, "data.pt")
     return tmp_path
@@ -114,18 +117,16 @@ def test_a_plan_is_resumed_too_and_a_late_error_keeps_what_took_long(
     assert not Path(".p.json.progress").exists()
 
     monkeypatch.setattr(journal, "WORTH_KEEPING", 0.0)
+    save = Artifact.save
     monkeypatch.setattr("fxprune.artifact.Artifact.save", full_disk)
     assert main(["compile", *FISHER, "--out", "small", "-q"]) == USER_ERROR
     assert KEPT.is_dir()
-    monkeypatch.undo()
-    monkeypatch.chdir(folder)
+    monkeypatch.setattr("fxprune.artifact.Artifact.save", save)
     assert main(["compile", *FISHER, "--out", "small"]) == OK
     assert "resumed: 4 of 4" in capsys.readouterr().err
 
 
 def full_disk(*_: object) -> None:
-    from fxprune.errors import FxpruneError
-
     raise FxpruneError("the result cannot be written", why="no space left")
 
 
