@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from . import ranks
 from .artifact import Artifact, load
 from .decide import decide
 from .errors import OptionError
-from .events import OnEvent, warn_only
+from .events import OnEvent, resumable, warn_only
 from .group import Kind
 from .plan import CompressionPlan
 from .program import Program
@@ -78,8 +79,9 @@ def compile(
     if how != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
-    work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    return work.finish(work.recover(decide(work, wish), how))
+    with resumable(out, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        return work.finish(work.recover(decide(work, wish), how))
 
 
 def plan(
@@ -97,9 +99,10 @@ def plan(
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
                 rounds=rounds)
-    work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-    program = decide(work, wish)
-    if out is not None:
+    with resumable(out, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        program = decide(work, wish)
+    if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
     return program
 

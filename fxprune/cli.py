@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from . import ranks
 from .errors import FxpruneError, InternalError, OptionError, nearest
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ exit codes
   0    done
   2    the request cannot be carried out: the message says what, where, why and the cure
   70   a bug in fxprune: the message carries the pipeline that reproduces it
-  130  interrupted (Ctrl-C); nothing half-written is left behind
+  130  interrupted (Ctrl-C); nothing half-written is left behind, and the same command goes on where scoring stopped
+
+torchrun --nproc-per-node N -m fxprune compile ... shares scoring over N processes; the result is the same.
 
 Progress and tables go to stderr; with --json the result goes to stdout, and nothing else does.
 """
@@ -180,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     except SystemExit as stop:  # argparse after --help and --version
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or "interrupted")
         return INTERRUPTED
     except FxpruneError as error:
         if debug:
@@ -208,7 +211,8 @@ def _interrupt(_signal: int, _frame: Any) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    if ranks.speaks():
+        print(text, file=sys.stderr)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace | None:
@@ -234,9 +238,12 @@ def _run(args: argparse.Namespace) -> None:
         import torch
     if args.threads:
         torch.set_num_threads(args.threads)
-    with Screen(quiet=args.quiet) as screen:
+    if ranks.launched() is not None and args.command not in _SHARED:
+        raise OptionError(f"'{args.command}' is not shared over processes", where="torchrun",
+                          cure=f"start it without: fxprune {args.command} ...")
+    with ranks.together(), Screen(quiet=args.quiet) as screen:
         result = _COMMANDS[args.command](args, screen)
-    if args.json:
+    if args.json and ranks.speaks():
         print(json.dumps(result, indent=2, sort_keys=True))
 
 
@@ -327,4 +334,5 @@ def _demo(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     return result
 
 
+_SHARED = ("compile", "plan")
 _COMMANDS = {"compile": _compile, "plan": _plan, "apply": _apply, "inspect": _inspect, "bench": _bench, "demo": _demo}

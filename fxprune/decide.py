@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .group import PruneGroup
@@ -29,6 +30,7 @@ def decide(work: Work, wish: Wish) -> Program:
     program = work.groups(wish.kinds)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
     chosen = wish.made
+    jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen)]))
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):

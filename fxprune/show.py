@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .cost import COUNTED, CostModel
 from .group import Kind, PruneGroup
 from .program import Program
+from .progress import Progress
+from .ranks import speaks
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,14 +29,19 @@ PLACES = 3  # how many places or names a line lists before it says "and n more"
 
 
 class Screen:
-    """Progress while a command runs, and its result as tables. Writes to stderr; ``quiet`` leaves warnings only."""
+    """Progress while a command runs, and its result as tables. Writes to stderr; ``quiet`` leaves warnings only.
+
+    Of several ranks the first one writes, the others are silent.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         from rich.console import Console
 
         # Bound to today's stderr: passes that silence noisy libraries swap sys.stderr while they run.
         width = None if sys.stderr.isatty() else WIDTH
-        self.console = Console(file=sys.stderr, width=width, soft_wrap=False, highlight=False, emoji=False)
+        file = sys.stderr if speaks() else io.StringIO()
+        self.console = Console(file=file, width=width, soft_wrap=False, highlight=False, emoji=False)
+        self.progress = Progress(self.console)
         self.quiet = quiet
         self.status: Any = None
         self.stage = ""
@@ -50,7 +58,14 @@ class Screen:
         """Follow the stages of a run; to be given as ``on_event``."""
         if event.kind == "warning":
             self.console.print(f"[bold yellow]warning[/]  {_plain(event.text)}", soft_wrap=True)
-        elif not self.quiet:
+        elif self.quiet:
+            return
+        elif event.kind == "note":
+            self.console.print(f"[dim]note[/]  {_plain(event.text)}", soft_wrap=True)
+        elif event.kind == "progress":
+            self._stop_spinning()  # rich draws one live thing at a time
+            self.progress.tell(event.text, event.done, event.total)
+        else:
             self._finish()
             self.stage, self.started = event.text, time.perf_counter()
             if self.console.is_terminal:
@@ -58,14 +73,18 @@ class Screen:
                 self.status.start()
 
     def _finish(self, failed: bool = False) -> None:
-        if self.status is not None:
-            self.status.stop()
-            self.status = None
+        self.progress.stop()
+        self._stop_spinning()
         if self.stage and (failed or time.perf_counter() - self.started >= WORTH_TELLING):
             mark = "[red]x[/]" if failed else "[green]·[/]"
             self.console.print(f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]",
                                soft_wrap=True)
         self.stage = ""
+
+    def _stop_spinning(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
 
     def _print(self, *things: Any) -> None:
         self._finish()
@@ -77,6 +96,8 @@ class Screen:
 
     def artifact(self, artifact: Artifact) -> None:
         """Dense against compressed, what was left alone and why, where the artefact lies and how to load it."""
+        if not speaks():
+            return  # another rank lowered it and knows how exact it is
         report, plan = artifact.report, artifact.plan
         before, after = report["cost"]["dense"], report["cost"]["compressed"]
         table = _table("", "dense", "compressed", "ratio")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from . import registry
+from . import ranks, registry
 from .artifact import Artifact, build_report, check_destination
 from .axis import Axis
 from .cost import METRICS, Budget, CostModel
@@ -230,7 +230,7 @@ class Work:
         if self.recovery is not None:
             report["recovery"] = self.recovery
         artifact = Artifact(small, plan, report, self.backend)
-        if self.out is not None:
+        if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
                 artifact.save(Path(self.out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.fx import Interpreter, Node
 
 from ....data import Calibration
 from ....errors import InternalError
+from ....jobs import run_jobs
 from ....program import Program
 from .consumers import Consumer, consumers, elements
 from .criterion import Criterion, prunable
@@ -37,16 +39,23 @@ class Activation(Criterion):
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         if data is None or not data.batches:
             raise InternalError("the activation criterion needs calibration data")
-        taps = consumers(program)
-        energies = [_Energy(tap) for tap in taps]
-        for batch in data.batches:
-            run = _Watched(program, energies)
-            flat = program.flatten(batch.args, batch.kwargs)
+        batches, taps = data.batches, consumers(program)
+
+        def of_batch(number: int) -> dict[str, Tensor]:
+            batch = batches[number]
+            run = _Watched(program, taps)
             with torch.no_grad():
-                run.run(*program.arguments(flat))
-            for energy in energies:
-                if not torch.isfinite(energy.total).all():
-                    raise not_finite(program, batch, f"an operand of {energy.tap.operand.node.name}")
+                run.run(*program.arguments(program.flatten(batch.args, batch.kwargs)))
+            for label, found in run.found.items():
+                if label.endswith(("/x", "/w")) and not torch.isfinite(found).all():
+                    node = taps[int(label.partition("/")[0])].operand.node.name
+                    raise not_finite(program, batch, f"an operand of {node}")
+            return run.found
+
+        energies = [_Energy(tap) for tap in taps]
+        for found in run_jobs(self.name, len(batches), of_batch):
+            for number, energy in enumerate(energies):
+                energy.add({k.removeprefix(f"{number}/"): v for k, v in found.items() if k.startswith(f"{number}/")})
         result = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
         for energy in energies:
             for name, score in energy.per_group().items():
@@ -55,7 +64,7 @@ class Activation(Criterion):
 
 
 class _Energy:
-    """Running energies of a consumer's two operands along the contracted dimension."""
+    """Energies of a consumer's two operands along the contracted dimension, added up over batches."""
 
     def __init__(self, tap: Consumer) -> None:
         self.tap = tap
@@ -63,26 +72,19 @@ class _Energy:
         self.rows = self.w_rows = 0
         self.labels: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    @property
-    def total(self) -> Tensor:
-        return torch.stack([self.x.sum(), self.w.sum()])
-
-    def see(self, args: Any, kwargs: Any) -> None:
-        x = self.tap.operand.value(args, kwargs)
-        along = _energy(x, self.tap.operand.position)
-        self.x, self.rows = self.x + along, self.rows + x.numel() // max(1, len(along))
+    def add(self, found: dict[str, Tensor]) -> None:
+        """Add what :func:`_energies` found in one batch."""
+        if not found:
+            return
+        self.x, self.rows = self.x + found["x"], self.rows + int(found["rows"])
         other = self.tap.other
-        w = None if other is None else other.value(args, kwargs)
-        if other is not None and w is not None:
-            along = _energy(w, other.position)
+        if other is not None and "w" in found:
             if other.sampled is None:
-                self.w, self.w_rows = along, 1
+                self.w, self.w_rows = found["w"], 1  # a weight: the same in every batch
             else:
-                self.w, self.w_rows = self.w + along, self.w_rows + w.numel() // max(1, len(along))
+                self.w, self.w_rows = self.w + found["w"], self.w_rows + int(found["w_rows"])
         for group in self.tap.groups if not self.labels else ():
-            known = other is not None and w is not None
-            self.labels[group.name] = (elements(self.tap.operand, x, group.axis).cpu(),
-                                       elements(other, w, group.axis).cpu() if known else None)  # type: ignore[arg-type]
+            self.labels[group.name] = found[f"{group.name}/mine"], found.get(f"{group.name}/theirs")
 
     def per_group(self) -> dict[str, Tensor]:
         out = {}
@@ -102,20 +104,39 @@ class _Energy:
 
 
 class _Watched(Interpreter):
-    """Runs the graph and lets each consumer's energies see its operands."""
+    """Runs the graph; ``found`` then holds what each consumer's operands showed, by ``<number of the consumer>/``."""
 
-    def __init__(self, program: Program, energies: list[_Energy]) -> None:
+    def __init__(self, program: Program, taps: Sequence[Consumer]) -> None:
         super().__init__(program.exported.graph_module, garbage_collect_values=True)
-        self.energies: dict[str, list[_Energy]] = {}
-        for energy in energies:
-            self.energies.setdefault(energy.tap.operand.node.name, []).append(energy)
+        self.found: dict[str, Tensor] = {}
+        self.taps: dict[str, list[tuple[int, Consumer]]] = {}
+        for number, tap in enumerate(taps):
+            self.taps.setdefault(tap.operand.node.name, []).append((number, tap))
 
     def run_node(self, n: Node) -> Any:
-        if n.name in self.energies:
+        if n.name in self.taps:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            for energy in self.energies[n.name]:
-                energy.see(args, kwargs)
+            for number, tap in self.taps[n.name]:
+                self.found |= {f"{number}/{k}": v for k, v in _energies(tap, args, kwargs).items()}
         return guarded(super().run_node, n)
+
+
+def _energies(tap: Consumer, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """``x``, ``w``: energies of the two operands [length]; ``rows``, ``w_rows``: how many values each is a sum of;
+    ``<group>/mine``, ``<group>/theirs``: which element of the group each position of either operand is [length]."""
+    x = tap.operand.value(args, kwargs)
+    along = _energy(x, tap.operand.position)
+    found = {"x": along, "rows": torch.tensor(x.numel() // max(1, len(along)))}
+    other = tap.other
+    w = None if other is None else other.value(args, kwargs)
+    if other is not None and w is not None:
+        found["w"] = _energy(w, other.position)
+        found["w_rows"] = torch.tensor(w.numel() // max(1, len(found["w"])))
+    for group in tap.groups:
+        found[f"{group.name}/mine"] = elements(tap.operand, x, group.axis).cpu()
+        if other is not None and w is not None:
+            found[f"{group.name}/theirs"] = elements(other, w, group.axis).cpu()
+    return found
 
 
 def _energy(tensor: Tensor, position: int) -> Tensor:

@@ -12,7 +12,9 @@ from ....data import Calibration
 from ....errors import OptionError
 from ....program import Program
 from .criterion import Criterion, prunable
-from .mask_gradients import mask_gradients, notes_on_samples
+from .mask_gradients import Gradients, Passes, batch_by_batch, notes_on_samples
+
+ROWS = " rows"  # no parameter's name ends so
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,38 @@ class Fisher(Criterion):
                               cure="0 keeps none")
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
-        return self._sums(program, data, seed, None)
+        return {name: found["values"] for name, found in self._assessed(program, data, seed, 0).items()}
 
     def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
-        held: dict[str, list[Tensor]] = {g.name: [] for g in prunable(program)}
-        values = self._sums(program, data, seed, held if self.rows else None)
-        found = {name: {"values": value} for name, value in values.items()}
-        for name in found if self.rows else ():
-            # a group that no gradient reached: zeros, which say that all of its elements may go
-            rows = torch.cat(held[name]) if held[name] else torch.zeros(1, len(values[name]))
-            found[name]["gradients"] = in_runs(rows, self.rows)
-        return found
+        return self._assessed(program, data, seed, self.rows)
 
-    def _sums(self, program: Program, data: Calibration | None, seed: int,
-              held: dict[str, list[Tensor]] | None) -> dict[str, Tensor]:
-        """The scores; the gradients' rows are added to ``held``."""
-        result = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
-        seen, passes = 0, max(1, len(data.batches) * self.probes) if data is not None else 1
-        for gradients, samples in mask_gradients(program, data, seed, self.probes):
-            seen += samples
-            for name, g in gradients.items():
-                # without a batch axis g is the sum over samples: its square has the same expectation (independence)
-                result[name] += g.square().sum(0)
-                if held is not None:
-                    held[name].append(in_runs(g, max(1, self.rows // passes)).float())
-        return {name: 0.5 * total / max(seen, 1) for name, total in result.items()}
+    def _assessed(self, program: Program, data: Calibration | None, seed: int,
+                  rows: int) -> dict[str, dict[str, Tensor]]:
+        each = max(1, rows // max(1, len(data.batches) * self.probes)) if data is not None else 1
+
+        def of_batch(passes: Passes) -> Gradients:
+            squares, held = Gradients(), dict[str, list[Tensor]]()
+            for gradients, _ in passes:
+                for name, g in gradients.items():
+                    # without a batch axis g is the sum over samples: its square has the same expectation (independence)
+                    square = g.square().sum(0)
+                    squares[name] = squares[name] + square if name in squares else square
+                    if rows:
+                        held.setdefault(name, []).append(in_runs(g, each).float())
+            return {**squares, **{name + ROWS: torch.cat(parts) for name, parts in held.items()}}
+
+        batches, seen = batch_by_batch(self.name, program, data, seed, self.probes, of_batch)
+        result = {}
+        for group in prunable(program):
+            values = torch.zeros(group.size, dtype=torch.float64)
+            for batch in batches:
+                values = values + batch[group.name] if group.name in batch else values
+            result[group.name] = {"values": 0.5 * values / max(seen, 1)}
+            if rows:
+                # a group that no gradient reached: zeros, which say that all of its elements may go
+                held = [b[group.name + ROWS] for b in batches if group.name + ROWS in b]
+                result[group.name]["gradients"] = in_runs(torch.cat(held) if held else torch.zeros(1, group.size), rows)
+        return result
 
     def notes(self, program: Program) -> Sequence[str]:
         return notes_on_samples(program)

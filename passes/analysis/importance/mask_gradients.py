@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch.fx import Interpreter, Node
 
 from ....data import Batch, Calibration
 from ....errors import FxpruneError, InternalError
+from ....jobs import run_jobs
 from ....program import Axes, Program
 from ..walk import FIRST_PRIME
 from .consumers import Consumer, batch_axes, consumers, elements, sample_of
 from .objective import objectives
 
 Gradients = dict[str, Tensor]
+Passes = Iterator[tuple[Gradients, int]]
+"""Per backward pass: dL/dm by group, and the samples in it."""
 
 
 def mask_gradients(program: Program, data: Calibration | None, seed: int,
@@ -33,15 +37,75 @@ def mask_gradients(program: Program, data: Calibration | None, seed: int,
     if data is None or not data.batches:
         raise InternalError("mask gradients need calibration data")
     taps = consumers(program)
-    lumped = without_samples(taps)
-    first_sample = 0
-    for batch in data.batches:
-        run = TappedRun(program, taps, lumped, batch)
-        outputs = run.forward()
-        losses = objectives(program, outputs, batch, run.samples, seed, first_sample, probes)
-        for i, loss in enumerate(losses):
-            yield run.gradients_of(loss, retain=i < len(losses) - 1), run.samples
-        first_sample += run.samples
+    for batch, first in zip(data.batches, first_samples(program, data), strict=True):
+        yield from _passes(program, taps, batch, seed, first, probes)
+
+
+def add_over_passes(name: str, program: Program, data: Calibration | None, seed: int, probes: int,
+                    measure: Callable[[Tensor, int], Tensor]) -> tuple[Gradients, int]:
+    """(group name -> sum over all backward passes of ``measure(dL/dm, samples)``, number of samples in all passes).
+
+    The passes are those of :func:`mask_gradients`; each batch is a job called ``name``, so the sum can be interrupted,
+    resumed and shared. Groups that no loss reaches are absent. Within a batch passes are added first, then batches.
+    """
+    def of_batch(passes: Passes) -> Gradients:
+        total = Gradients()
+        for gradients, samples in passes:
+            for group, g in gradients.items():
+                found = measure(g, samples)
+                total[group] = total[group] + found if group in total else found
+        return total
+
+    result = Gradients()
+    found, seen = batch_by_batch(name, program, data, seed, probes, of_batch)
+    for one in found:
+        for group, value in one.items():
+            result[group] = result[group] + value if group in result else value
+    return result, seen
+
+
+def batch_by_batch(name: str, program: Program, data: Calibration | None, seed: int, probes: int,
+                   work: Callable[[Passes], Gradients]) -> tuple[list[Gradients], int]:
+    """(``work`` of every batch's backward passes, in order; number of samples in all passes). A batch is a job."""
+    if data is None or not data.batches:
+        raise InternalError("mask gradients need calibration data")
+    batches, taps, firsts = data.batches, consumers(program), first_samples(program, data)
+
+    def job(number: int) -> Gradients:
+        seen = 0
+
+        def counted() -> Passes:
+            nonlocal seen
+            for gradients, samples in _passes(program, taps, batches[number], seed, firsts[number], probes):
+                seen += samples
+                yield gradients, samples
+
+        found = work(counted())
+        return {**found, _SEEN: torch.tensor(seen)}
+
+    results = run_jobs(name, len(batches), job)
+    return [{k: v for k, v in r.items() if k != _SEEN} for r in results], sum(int(r[_SEEN]) for r in results)
+
+
+_SEEN = "number of samples"  # no parameter has this name, so no group has
+
+
+def _passes(program: Program, taps: Sequence[Consumer], batch: Batch, seed: int, first: int, probes: int) -> Passes:
+    run = TappedRun(program, taps, without_samples(taps), batch)
+    losses = objectives(program, run.forward(), batch, run.samples, seed, first, probes)
+    for i, loss in enumerate(losses):
+        yield run.gradients_of(loss, retain=i < len(losses) - 1), run.samples
+
+
+def first_samples(program: Program, data: Calibration) -> list[int]:
+    """The number of each batch's first sample among all samples: what their random directions are drawn by."""
+    sizes = [samples_of(program.flatten(b.args, b.kwargs)) for b in data.batches]
+    return [0, *accumulate(sizes)][:-1]
+
+
+def samples_of(flat: Sequence[Any]) -> int:
+    """The number of samples in these user inputs: the length of the first tensor that has one."""
+    return next((len(t) for t in flat if isinstance(t, Tensor) and t.dim()), 1)
 
 
 def without_samples(taps: Sequence[Consumer]) -> set[str]:
@@ -72,7 +136,7 @@ class TappedRun(Interpreter):
         for tap in taps:
             self.taps.setdefault(tap.operand.node.name, []).append(tap)
         self.flat = program.flatten(batch.args, batch.kwargs)
-        self.samples = next((len(t) for t in self.flat if isinstance(t, Tensor) and t.dim()), 1)
+        self.samples = samples_of(self.flat)
         self.sizes = sizes_now(program, self.flat)
         self.batch_axes = batch_axes(program)
         self.gradients: Gradients = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....data import Calibration
 from ....program import Program
 from .criterion import Criterion, prunable
-from .mask_gradients import mask_gradients, notes_on_samples
+from .mask_gradients import add_over_passes, notes_on_samples
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,11 @@ class Taylor(Criterion):
     comparable = True
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
-        result = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
-        seen = 0
-        for gradients, samples in mask_gradients(program, data, seed, self.probes):
-            seen += samples
-            for name, g in gradients.items():
-                # a sum over n samples of random sign is sqrt(n) times smaller than the sum of absolute values
-                result[name] += g.abs().sum(0) * (samples / len(g)) ** 0.5
-        return {name: total / max(seen, 1) for name, total in result.items()}
+        # a sum over n samples of random sign is sqrt(n) times smaller than the sum of absolute values
+        total, seen = add_over_passes(self.name, program, data, seed, self.probes,
+                                      lambda g, samples: g.abs().sum(0) * (samples / len(g)) ** 0.5)
+        nothing = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
+        return {name: value / max(seen, 1) for name, value in {**nothing, **total}.items()}
 
     def notes(self, program: Program) -> Sequence[str]:
         return notes_on_samples(program)
