@@ -32,6 +32,10 @@ class Criterion(ABC):
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         """Group name -> [size] non-negative scores, for every prunable group. ``data`` is there if ``needs_data``."""
 
+    def refine(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
+        """Group name -> [size] better scores for what the program's plan left in doubt; {} where there are none."""
+        return {}
+
     def notes(self, program: Program) -> Sequence[str]:
         """What the user should know about these scores."""
         return ()

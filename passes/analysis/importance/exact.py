@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ....data import Batch
+from ....errors import FxpruneError
 from ....group import PruneGroup
 from ....jobs import run_jobs
 from ....program import Program
@@ -60,10 +61,11 @@ class Removals:
         self._suffixes: dict[str, Suffix] = {}
         self._run: tuple[int, _Batch] | None = None
         self._stack: bool | None = None
+        self._alone, self._checked, self._tried = set[str](), set[str](), False
 
     def __call__(self, name: str, wanted: Mapping[PruneGroup, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(features, output) of the elements ``wanted`` of each group, in their order. [len(wanted)] float64 each"""
-        self.reading = list(wanted)
+        self.reading, self._run = list(wanted), None
         jobs = [(b, group, part) for b in range(len(self.batches)) for group, chosen in wanted.items()
                 for part in chosen.split(CHUNK)]
         found = run_jobs(name, len(jobs), lambda i: self._job(*jobs[i]))
@@ -85,9 +87,9 @@ class Removals:
         batch = self._batch(number)
         suffix = self._suffix(group)
         alive = (~batch.dense.dead(suffix, group, group.size)[chosen]).nonzero().flatten()
-        for part in alive.split(self._side_by_side(batch)):
-            for i, (features, output) in zip(part.tolist(), self._losses(batch, group, chosen[part]), strict=True):
-                result["features"][i], result["output"][i] = features, output
+        for part in alive.split(self._side_by_side(batch, group)):
+            for i, losses in zip(part.tolist(), self._losses(batch, group, chosen[part]), strict=True):
+                result["features"][i], result["output"][i] = losses
         return result
 
     # ------------------------------------------------------------ runs
@@ -118,31 +120,38 @@ class Removals:
             self._run = (number, _Batch(self, DenseRun(self.program, self.batches[number], keep)))
         return self._run[1]
 
-    def _side_by_side(self, batch: _Batch) -> int:
+    def _side_by_side(self, batch: _Batch, group: PruneGroup) -> int:
         if self._stack is None:
-            self._stack = self._sound(batch)
-        fit = min(self.copies or CHUNK, copies_that_fit(batch.dense, self.memory), CHUNK)
-        return fit if self._stack else 1
+            self._stack = batch.dense.symbolic()
+            if not self._stack:
+                self.notes.append("trajectory: removals run one by one: the graph was captured with a fixed batch")
+        if self._stack and group.name not in self._checked:
+            self._checked.add(group.name)
+            try:
+                batch.dense.stackable(self._suffix(group))
+                if not self._tried:  # once per program: the longest suffix is the first to come
+                    self._stack, self._tried = self._same(batch, group), True
+                    if not self._stack:
+                        self.notes.append("trajectory: removals run one by one: copies of the batch disturb each other")
+            except (Unstackable, FxpruneError) as why:
+                self._alone.add(group.name)
+                line = str(why) if isinstance(why, Unstackable) else "copies of the batch do not run"
+                self.notes.append(f"trajectory: removals from {group.name} run one by one: {line}")
+        if not self._stack or group.name in self._alone:
+            return 1
+        return min(self.copies or CHUNK, copies_that_fit(batch.dense, self.memory), CHUNK)
 
-    def _sound(self, batch: _Batch) -> bool:
+    def _same(self, batch: _Batch, group: PruneGroup) -> bool:
         """Whether two copies side by side, one without the whole group and one dense, come out as they do alone."""
-        if not batch.dense.symbolic():
-            self.notes.append("removals run one by one: the graph was captured with a fixed batch")
-            return False
-        group = max((g for g in self.reading if g.name in self.sides), key=lambda g: len(self._suffix(g).nodes))
         everything, nothing = torch.arange(group.size), torch.arange(0)
-        try:
-            both = self._values(batch, group, [everything, nothing])
-            alone = self._values(batch, group, [everything])[0]
-            for got, want in zip(both, (alone, {}), strict=True):
-                for key, value in got.items():
-                    single = want.get(key, batch.value(key))
-                    if isinstance(value, Tensor) and not torch.allclose(value, single, rtol=1e-3,
-                                                                        atol=1e-4 * float(single.abs().max())):
-                        raise Unstackable(f"copies of the batch disturb each other ({key})")
-        except Unstackable as why:
-            self.notes.append(f"removals run one by one: {why}")
-            return False
+        both = self._values(batch, group, [everything, nothing])
+        alone = self._values(batch, group, [everything])[0]
+        for got, want in zip(both, (alone, {}), strict=True):
+            for key, value in got.items():
+                single = want.get(key, batch.value(key))
+                close = {"rtol": 1e-3, "atol": 1e-4 * float(single.abs().max())} if value.is_floating_point() else {}
+                if value.shape != single.shape or not torch.allclose(value, single, equal_nan=True, **close):
+                    return False
         return True
 
     def _values(self, batch: _Batch, group: PruneGroup, variants: Sequence[Tensor]) -> list[dict[str, Tensor]]:
@@ -171,7 +180,7 @@ class Removals:
             for z in view.wanted:
                 tap = self.taps[z]
                 now = values.get(f"{tap.at} reads" if self._by_mask(view, z) else tap.value)
-                if now is not None:
+                if now is not None:  # else nothing moved it
                     dense, gram = batch.features[z]
                     features += self.measure.change(tap, self.measure.feature(tap, now, batch.mask), dense, gram)
             output = batch.output_moved(values) if self.measure.output else 0.0

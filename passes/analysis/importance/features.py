@@ -119,13 +119,13 @@ def _norm_after(node: Node) -> Node | None:
 # ---------------------------------------------------------------- who is judged by what
 
 
-def reach(nodes: Iterable[Node]) -> set[str]:
-    """Names of ``nodes`` and of everything computed from them."""
+def reach(nodes: Iterable[Node], but: Iterable[Node] = ()) -> set[str]:
+    """Names of ``nodes`` and of everything computed from them, other than through ``but``."""
     found: set[str] = set()
-    pending = list(nodes)
+    pending, stop = list(nodes), {n.name for n in but}
     while pending:
         node = pending.pop()
-        if node.name not in found:
+        if node.name not in found and node.name not in stop:
             found.add(node.name)
             pending += node.users
     return found

@@ -63,7 +63,9 @@ class DenseRun:
         self.module = program.exported.graph_module
         self.values: dict[str, Any] = {}
         self.largest = 1
-        self._data = reach(n for n in program.placeholders() if n.name in program.user_inputs)
+        sizes = [n for n in program.graph.nodes if n.op == "call_function" and op_name(n) == "sym_size"]
+        self._sized = reach(sizes)
+        self._data = reach((n for n in program.placeholders() if n.name in program.user_inputs), but=sizes)
         self._run(keep)
 
     @torch.no_grad()
@@ -84,7 +86,7 @@ class DenseRun:
             for source in node.all_input_nodes:
                 if last[source.name] == i and source.name not in keep:
                     env.pop(source.name, None)
-        self.values = {name: value for name, value in env.items() if name in keep or self.nodes[name].op == "placeholder"}
+        self.values = {name: value for name, value in env.items() if name in keep} | values
 
     # ------------------------------------------------------------ stacking
 
@@ -106,6 +108,16 @@ class DenseRun:
             raise Unstackable(f"{name} does not hold the samples outermost")
         return found[0] if found else None
 
+    def stackable(self, suffix: Suffix) -> None:
+        """Raise Unstackable where what ``suffix`` masks or reads cannot be laid side by side."""
+        for name in suffix.frontier:
+            value = self.nodes[name].meta.get("val")
+            for i in range(len(value)) if isinstance(value, list | tuple) else (None,):
+                self.batch_dim(name, i)
+        for side in (s for sides in suffix.sides.values() for s in sides):
+            if side.operand.sampled is None:
+                raise Unstackable(f"{side.operand.node.name} sums over something that has no samples")
+
     def symbolic(self) -> bool:
         """Whether the graph was captured for any batch size."""
         return bool(self._symbols())
@@ -121,9 +133,7 @@ class DenseRun:
         """
         if node.name in made:
             return made[node.name]
-        if copies == 1 and node.name in self.values:
-            value = self.values[node.name]
-        elif node.op == "placeholder" or node.name in self._data and op_name(node) != "sym_size":
+        if node.name in self._data or node.name not in self._sized or copies == 1:
             value = self._repeated(node, copies)
         elif op_name(node) == "sym_size":
             value = self._size(node, copies)
@@ -153,16 +163,23 @@ class DenseRun:
         return int(size.node.expr.subs(known))
 
     def _repeated(self, node: Node, copies: int) -> Any:
-        value = self.values[node.name]
+        if node.name in self.given:
+            value = self.given[node.name]
+        elif node.name in self.values:
+            value = self.values[node.name]
+        else:  # a constant on the way to a size
+            return evaluate(node, {s.name: self._repeated(s, 1) for s in node.all_input_nodes}, self.module)
+        if copies == 1:
+            return value
         if isinstance(value, list | tuple):
             return [self._repeat(t, self.batch_dim(node.name, i), copies) for i, t in enumerate(value)]
-        if not isinstance(value, Tensor) or copies == 1 or node.name not in self._data:
+        if not isinstance(value, Tensor) or node.name not in self._data:
             return value
         return self._repeat(value, self.batch_dim(node.name), copies)
 
     @staticmethod
     def _repeat(value: Any, dim: int | None, copies: int) -> Any:
-        return value if dim is None or copies == 1 else torch.cat([value] * copies, dim)
+        return value if dim is None else torch.cat([value] * copies, dim)
 
     # ------------------------------------------------------------ removals
 
