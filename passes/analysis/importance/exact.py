@@ -87,7 +87,7 @@ class Removals:
         batch = self._batch(number)
         suffix = self._suffix(group)
         alive = (~batch.dense.dead(suffix, group, group.size)[chosen]).nonzero().flatten()
-        for part in alive.split(self._side_by_side(batch, group)):
+        for part in alive.split(self._side_by_side(batch, group)) if len(alive) else ():
             for i, losses in zip(part.tolist(), self._losses(batch, group, chosen[part]), strict=True):
                 result["features"][i], result["output"][i] = losses
         return result

@@ -55,6 +55,8 @@ def find_taps(program: Program, location: str = "ffn") -> list[Tap]:
     found: dict[str, Tap] = {}
     for side in consumers(program):
         node, kinds = side.operand.node, {g.kind for g in side.groups}
+        if side.operand.sampled is None:
+            continue  # a table that is the same for all samples
         if node.name in linear and kinds & {Kind.FFN, Kind.CHANNEL}:
             channel = -1
         elif Kind.FFN in kinds and _pointwise(node):

@@ -46,6 +46,7 @@ class FeatureProbes:
     probes: int
     seed: int
     groups: Collection[str]
+    name: str = "trajectory.probes"
 
     def __post_init__(self) -> None:
         self.taps: list[Tap] = find_taps(self.program, self.measure.location)
@@ -62,7 +63,7 @@ class FeatureProbes:
         if not self.taps or not self.views:
             return total
         count = len(self.batches) * self.probes
-        for found in run_jobs("trajectory.probes", count, self._job):
+        for found in run_jobs(self.name, count, self._job):
             for name, squares in found.items():
                 total[name] += squares / count
         return total

@@ -51,7 +51,8 @@ class Trajectory(Criterion):
                 ``lambda = weight * median(MD per MAC) / median(KD per MAC)`` over the model, by ``fixed`` itself; 0
                 leaves the features alone
     samples     samples that features and exact removals look at, in whole batches
-    probes      backward passes per batch for the features (each with a second, shorter one)
+    probes      backward passes per batch for the features (each with a second, shorter one); a quarter of them for
+                kinds that are not pruned by default, whose second passes are as long as the first
     output_probes  random directions per sample for the output, over all data
     rescore     elements nearest the cut of each group that ``refine`` scores exactly; 0 for none
     check       elements that calibrate the probes and measure their rank correlation
@@ -80,11 +81,11 @@ class Trajectory(Criterion):
     weight: float = 0.3
     lambda_mode: str = "global_median"
     samples: int = 32
-    probes: int = 16
+    probes: int = 12
     output_probes: int = 4
     rescore: int = 8
-    check: int = 24
-    memory: int = 512
+    check: int = 16
+    memory: int = 128
     _found: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     name = "trajectory"
@@ -133,7 +134,12 @@ class Trajectory(Criterion):
                             for _ in range(2))
         if guessed:
             names = [g.name for g in guessed]
-            features.update(FeatureProbes(program, seen, self.measure, self.probes, seed, names).scores())
+            first = [g.name for g in guessed if g.kind in DEFAULT_KINDS] or names
+            rest = [name for name in names if name not in first]
+            for said, part, count in (("probes", first, self.probes), ("probes.rest", rest, -(-self.probes // 4))):
+                if part:
+                    job = f"trajectory.{said}"
+                    features.update(FeatureProbes(program, seen, self.measure, count, seed, part, job).scores())
             if self.weight:
                 output.update(output_probes(program, batches, names, self.output_probes, seed, self.temperature))
         if self.mode == "hybrid" and guessed and self.check:
