@@ -24,12 +24,13 @@ BACKENDS: Table = {
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "random")
+    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "obs", "random")
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
+    "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
     "rearrange": "fxprune.passes.search.rearrange:Rearrange",
     "recover": "fxprune.passes.transform.recover:Recover",

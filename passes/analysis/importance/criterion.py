@@ -48,6 +48,10 @@ class Criterion(ABC):
         criterion knows of its elements (``gradients``, ``order``, ``curve``)."""
         return {name: {"values": values} for name, values in self.scores(program, data, seed).items()}
 
+    def refine(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
+        """Group name -> [size] better scores for what the program's plan left in doubt; {} where there are none."""
+        return {}
+
     def notes(self, program: Program) -> Sequence[str]:
         """What the user should know about these scores."""
         return ()

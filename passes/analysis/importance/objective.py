@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,37 @@ from ....program import Program
 IGNORED = -100  # the label that torch and transformers use for "no label here"
 
 
+@dataclass(frozen=True)
+class Target:
+    """One output that a criterion without labels watches.
+
+    value    logits with the classes last, else each sample's output standardised to zero mean and unit variance
+    mask     [samples, positions] of those that count, where the output has positions and the input a mask
+    """
+
+    value: Tensor
+    logits: bool
+    mask: Tensor | None
+
+    def counted(self, each: Tensor) -> tuple[Tensor, Tensor]:
+        """``each`` (like ``value``; logits: one entry in place of the classes) without padding, and how many of its
+        entries count in each sample. [samples]"""
+        each, positions = _unpadded(each, self.mask)
+        width = 1 if self.logits else each[0].numel() / (each.shape[1] if each.dim() > 2 else 1)
+        return each, positions * width if each.dim() > 2 else positions * 0 + width
+
+
+def targets(program: Program, outputs: Sequence[Any], batch: Batch, samples: int) -> list[Target]:
+    """What :func:`objectives` differentiates without labels: the logits if there are any, else every output."""
+    named = _named_outputs(program, outputs, samples)
+    mask, heads = padding(program, batch), _logits(named)
+    if heads:
+        return [Target(t.movedim(_class_dim(t), -1).to(_wide(t)), True, mask) for t in heads]
+    return [Target(_standardised(t), False, mask) for _, t in named]
+
+
 def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: int, seed: int, first: int,
-               probes: int) -> list[Tensor]:
+               probes: int, temperature: float = 1.0) -> list[Tensor]:
     """Scalars to differentiate, each a sum over samples, so that per-sample gradients do not depend on the batching.
 
     With labels, one: cross-entropy for integer labels (mean over a sample's positions; -100 is no label), squared
@@ -32,7 +61,8 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
     * logits (named ``logits`` or ``*_logits`` and 2-D, or 2-D in a model whose outputs have no names):
       ``s = sum_c e_c sqrt(p_c) log p_c``, e of random signs, p held fixed: ``E (ds/dm)^2 = sum_c p_c (dlog p_c/dm)^2``,
       the expectation over labels sampled from the model's own output of the squared gradient of their loss (the true
-      Fisher, the curvature of the KL to that output), with less noise than sampling a label;
+      Fisher, the curvature of the KL to that output), with less noise than sampling a label. With a ``temperature``
+      tau, p is that of z / tau and s is tau times larger: half its squared gradient leads Hinton's tau^2 KL;
     * other outputs (embeddings, hidden states, feature maps, several at once): ``s = e . z / sqrt(dim z)``, z each
       sample's output standardised to zero mean and unit variance.
 
@@ -49,7 +79,7 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
     mask = padding(program, batch)
     heads = _logits(named)
     if heads:
-        return [torch.stack([_label_probe(t, mask, seed, first, p, i) for i, t in enumerate(heads)]).sum()
+        return [torch.stack([_label_probe(t, mask, seed, first, p, i, temperature) for i, t in enumerate(heads)]).sum()
                 for p in range(probes)]
     return [torch.stack([_output_probe(t, mask, seed, first, p, i) for i, (_, t) in enumerate(named)]).sum()
             for p in range(probes)]
@@ -156,23 +186,30 @@ def padding(program: Program, batch: Batch) -> Tensor | None:
     return None
 
 
-def _label_probe(logits: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int) -> Tensor:
-    log_p = functional.log_softmax(logits.movedim(_class_dim(logits), -1).to(_wide(logits)), dim=-1)
+def _label_probe(logits: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int,
+                 temperature: float) -> Tensor:
+    log_p = functional.log_softmax(logits.movedim(_class_dim(logits), -1).to(_wide(logits)) / temperature, dim=-1)
     weight = log_p.detach().exp().sqrt() * _signs(log_p, seed, first, probe, which)
     each = (weight * log_p).sum(-1)
     each, counted = _unpadded(each[..., None], mask)
-    return (each.flatten(1).sum(1) / counted.sqrt()).sum()
+    return temperature * (each.flatten(1).sum(1) / counted.sqrt()).sum()
 
 
 def _output_probe(out: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int) -> Tensor:
     signs = _signs(out, seed, first, probe, which).to(_wide(out))
-    z = out.to(_wide(out))
-    if z[0].numel() > 1:
-        flat = z.flatten(1)
-        z = ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-6)).reshape(z.shape)
+    z = _standardised(out)
     each, counted = _unpadded(z * signs if z.dim() > 1 else (z * signs)[:, None], mask)
     width = each[0].numel() / (each.shape[1] if each.dim() > 2 else 1)
     return (each.flatten(1).sum(1) / (counted * width if each.dim() > 2 else counted * 0 + width).sqrt()).sum()
+
+
+def _standardised(out: Tensor) -> Tensor:
+    """Each sample to zero mean and unit variance over all its entries; a single number stays as it is."""
+    z = out.to(_wide(out))
+    if z[0].numel() <= 1:
+        return z
+    flat = z.flatten(1)
+    return ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-6)).reshape(z.shape)
 
 
 def _unpadded(each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

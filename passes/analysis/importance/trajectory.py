@@ -3,132 +3,235 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ....data import Calibration
-from ....errors import InternalError
-from ....group import Kind
+from ....data import Batch, Calibration
+from ....errors import InternalError, OptionError, nearest
+from ....group import DEFAULT_KINDS, Kind, PruneGroup
 from ....program import Program
-from .consumers import Consumer, consumers
 from .criterion import Criterion, prunable
-from .mask_gradients import Gradients, TappedRun, notes_on_samples, without_samples
-from .objective import objectives, padding
+from .distance import Measure
+from .exact import Removals
+from .features import find_taps
+from .mask_gradients import notes_on_samples
+from .probes import FeatureProbes, output_probes
 
 Scores = dict[str, Tensor]
+HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)
+CHOICES = {"mode": ("hybrid", "exact", "probe"), "location": ("ffn", "norm", "inner"), "reduction": ("sum", "mean"),
+           "lambda_mode": ("global_median", "fixed"), "taps": ("later", "from", "next", "own")}
 
 
 @dataclass(frozen=True)
 class Trajectory(Criterion):
-    """``I[i] = sum over taps z > layer of i of || dM(F_z)/dm[i] ||_F^2 + lambda * output Fisher[i]``
+    """``I[i] = sum over taps z > layer of i of MD(F'_z, F_z) + lambda * KD``
 
-    M(F) = F F^T is the relational map over the rows (tokens) of a batch, F_z the output of the z-th feed-forward layer
-    before its residual sum, found by analysis: the linear layers that sum over a group of kind ``ffn``. The first term
-    is the leading one of the manifold distillation loss ``|| F' F'^T - F F^T ||_F^2`` for removing the element.
+    MD is the manifold distillation loss ``|| F' F'^T - F F^T ||_F^2`` of the rows (tokens) of a batch when element i is
+    removed, F_z the output of the z-th feed-forward layer before its residual sum, found by analysis (``features``).
+    KD is Hinton's ``tau^2 KL`` of the logits, or the squared change of an output that is no logits (``distance``).
+    For networks of convolutions alone MD is the squared change of mean feature maps (A.10).
 
-    All elements of the model are scored together: with random signs u, v per row and e per tap, the scalar
-    ``s = sum_z e_z (F_z^T u) . (F_z^T v)`` has ``E (ds/dm)^2 = sum_z || dM(F_z)/dm ||_F^2``; one backward pass gives
-    ds/dm for every mask. What an element does to the tap of its own layer (the first one at or after its consumer) is
-    taken out again by a backward pass from that tap over that one layer; with no later tap, its own is all there is.
-
-    The second term is the Fisher information of the output (``Fisher``, without labels), the leading term of the KL.
-    ``lambda = weight * median(first per MAC) / median(second per MAC)``, one number for the model: monotone in both.
-
-    probes      backward passes per batch for the first term (each with a second, shorter one)
-    samples     samples that the first term looks at, in whole batches
-    weight      lambda relative to the balance of medians; 0 leaves the features alone
-    output_probes  random directions per sample for the second term, over all data
-    normalised  rows of F have length one (a scale-free cosine map, robust to massive activations), else raw
+    mode        ``exact``: every element removed in turn, running again only what follows it (``exact``);
+                ``probe``: all elements at once by random directions and backward passes (``probes``), a leading term;
+                ``hybrid``: attention heads exactly (they are few, and their removal is far from infinitesimal),
+                everything else by probes, brought to the scale of exact removal, and measured against it, on ``check``
+                elements; after a search, ``refine`` scores the borderline elements exactly
+    location    features are a layer's output (``ffn``), that of the norm that reads it (``norm``), or what its second
+                linear layer reads (``inner``, the paper's IM-Dense)
     taps        ``later``: i+1..N, the last layer its own (the paper's best); ``from``: i..N; ``next``: i+1; ``own``: i
+    normalised  rows of F have length one (a scale-free cosine map, robust to massive activations), else raw
+    reduction   ``sum`` over entries, or ``mean``; a scale only, which matters to a fixed lambda
+    per_sample  of feature maps: square each sample's change, not that of the mean over samples
+    temperature tau
+    weight      lambda, by ``lambda_mode`` ``global_median`` relative to the balance of medians,
+                ``lambda = weight * median(MD per MAC) / median(KD per MAC)`` over the model, by ``fixed`` itself; 0
+                leaves the features alone
+    samples     samples that features and exact removals look at, in whole batches
+    probes      backward passes per batch for the features (each with a second, shorter one); a quarter of them for
+                kinds that are not pruned by default, whose second passes are as long as the first
+    output_probes  random directions per sample for the output, over all data
+    rescore     elements nearest the cut of each group that ``refine`` scores exactly; 0 for none
+    check       elements that calibrate the probes and measure their rank correlation
+    memory      MiB that removals side by side may take
 
     Shapes   F_z is [rows, width]; padding rows (by an input called ..mask) are left out
-    Unit     change of the relational map per pair of rows; comparable across groups
-    Source   OPTIN, eq. 2 and 3; the reference code's index prior, head decay and padding rows are left out on purpose
-             (they carry no information about an element); probes: methods 0.5 and 0.6
-    Law      zero for an element that no weight reads; relabelling elements relabels scores; the same seed, the same
-             scores
+    Unit     squared change of the relational map; comparable across groups
+    Cost     exact: one suffix per element; probe: about 2 forward passes per probe and batch; hybrid: half a forward
+             pass per head and checked element, and the probes
+    Errors   OptionError for an unknown choice or a number out of range
+    Source   OPTIN, eq. 2 and 3. Left out on purpose: the reference code's index prior, head decay and running lambda
+             (they carry no information about an element), its padding rows, and its temperature outside the softmax.
+             A layer's MD is divided by its squared number of rows (methods 4.2)
+    Law      zero for an element that no weight reads; relabelling elements relabels exact scores; the same seed, the
+             same scores. A group whose removal also moves a norm's statistics (``exact`` is False) is masked in its sums
+             alone, as by all criteria that mask
     """
 
-    probes: int = 16
-    samples: int = 128
-    weight: float = 0.3
-    output_probes: int = 4
-    normalised: bool = True
+    mode: str = "hybrid"
+    location: str = "ffn"
     taps: str = "later"
+    normalised: bool = True
+    reduction: str = "sum"
+    per_sample: bool = False
+    temperature: float = 4.0
+    weight: float = 0.3
+    lambda_mode: str = "global_median"
+    samples: int = 32
+    probes: int = 12
+    output_probes: int = 4
+    rescore: int = 8
+    check: int = 16
+    memory: int = 128
+    _found: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     name = "trajectory"
     unit = "map change"
     needs_data = True
     comparable = True
 
+    def __post_init__(self) -> None:
+        for option, known in CHOICES.items():
+            if getattr(self, option) not in known:
+                raise OptionError(f"trajectory has no {option} '{getattr(self, option)}'", where=f"{option}=",
+                                  cure=nearest(str(getattr(self, option)), known))
+        least = {"samples": 1, "probes": 1, "output_probes": 1, "rescore": 0, "check": 0, "memory": 1, "weight": 0}
+        for option, low in least.items():
+            if not getattr(self, option) >= low:
+                raise OptionError(f"trajectory's {option} must be at least {low}", where=f"{option}=",
+                                  why=f"it is {getattr(self, option)}")
+        if not self.temperature > 0:
+            raise OptionError("trajectory's temperature must be positive", where="temperature=",
+                              why=f"it is {self.temperature}")
+        if self.mode == "hybrid" and 0 < self.check < 4:
+            raise OptionError("trajectory's check must be 0 or at least 4", where="check=",
+                              why="a rank correlation of fewer elements says nothing")
+
+    @property
+    def measure(self) -> Measure:
+        """What is measured."""
+        shared = {f.name for f in fields(Measure)} & {f.name for f in fields(self)}
+        return Measure(output=self.weight > 0, **{name: getattr(self, name) for name in shared})
+
     def scores(self, program: Program, data: Calibration | None, seed: int) -> Scores:
         features, output = self.parts(program, data, seed)
-        return combine(program, features, output, self.weight)
+        factor = balance(program, features, output, self.weight) if self.lambda_mode == "global_median" else self.weight
+        self._found.update(exported=program.exported, seed=seed, factor=factor)
+        return combine(features, output, factor)
 
     def parts(self, program: Program, data: Calibration | None, seed: int) -> tuple[Scores, Scores]:
-        """(feature term, output Fisher) by group, before they are balanced."""
-        if data is None or not data.batches:
-            raise InternalError("trajectory importance needs calibration data")
-        groups, watched, sides = prunable(program), tap_nodes(program), consumers(program)
-        owner, lumped = owners(program, sides, watched), without_samples(sides)
-        features = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in groups}
-        output = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in groups}
-        drawn = seen = first = 0
-        for number, batch in enumerate(replace(b, labels=None) for b in data.batches):
-            look = bool(watched) and first < self.samples
-            run = TappedRun(program, sides, lumped, batch, watched if look else ())
-            results = run.forward()
-            for loss in objectives(program, results, batch, run.samples, seed, first, self.output_probes) \
-                    if self.weight else ():
-                for name, g in run.gradients_of(loss).items():
-                    output[name] += 0.5 * g.square().sum(0)
-                seen += run.samples
-            if look:
-                mask = padding(program, batch)
-                rows = {name: _rows(run.watched[name], mask, self.normalised) for name in watched}
-                for probe in range(self.probes):
-                    generator = torch.Generator().manual_seed(hash((seed, number, probe)) % 2**63)
-                    for name, g in self._probe(run, rows, watched, owner, generator).items():
-                        features[name] += g.sum(0).square()
-                drawn += self.probes
-            first += run.samples
-        return ({k: v / max(drawn, 1) for k, v in features.items()}, {k: v / max(seen, 1) for k, v in output.items()})
+        """(feature term, output term) by group, before they are balanced."""
+        batches = unlabelled(data)
+        seen = self.looked_at(batches)
+        exactly, guessed = self.split(program)
+        self._found.clear()
+        self._found["notes"] = notes = []
+        removals = Removals(program, seen, self.measure, self.memory * 2**20)
+        features, output = ({g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
+                            for _ in range(2))
+        if guessed:
+            names = [g.name for g in guessed]
+            first = [g.name for g in guessed if g.kind in DEFAULT_KINDS] or names
+            rest = [name for name in names if name not in first]
+            for said, part, count in (("probes", first, self.probes), ("probes.rest", rest, -(-self.probes // 4))):
+                if part:
+                    job = f"trajectory.{said}"
+                    features.update(FeatureProbes(program, seen, self.measure, count, seed, part, job).scores())
+            if self.weight:
+                output.update(output_probes(program, batches, names, self.output_probes, seed, self.temperature))
+        if self.mode == "hybrid" and guessed and self.check:
+            notes += self._calibrate(removals, guessed, features, output, seed)
+        if exactly:
+            found = removals("trajectory.exact", {g: torch.arange(g.size) for g in exactly})
+            for part, exact in zip((features, output), found, strict=True):
+                part.update(exact)
+        notes += removals.notes
+        return features, output
 
-    def _probe(self, run: TappedRun, rows: Mapping[str, Tensor], watched: Sequence[str], owner: Mapping[str, int],
-               generator: torch.Generator) -> Gradients:
-        """ds/dm of one random probe, each group collecting only the taps it should."""
-        scalars = [random_product(rows[name], generator) for name in watched]
-        last = len(watched) - 1
-        if self.taps in ("later", "from"):
-            total = dict(run.gradients_of(torch.stack(scalars).sum()))
-        else:
-            total = {}
-        for z, scalar in enumerate(scalars):
-            mine = [name for name, own in owner.items() if own == z]
-            alone = self.taps == "own" or (self.taps == "next" and z == last)
-            if self.taps == "from" or (self.taps == "later" and z == last):
-                continue
-            if self.taps == "next" and z < last:
-                own, sign = run.gradients_of(scalars[z + 1], _aliases(run, mine)), 1
-            else:
-                own, sign = run.gradients_of(scalar, _aliases(run, mine)), 1 if alone else -1
-            for name in mine:
-                if name in own:
-                    total[name] = total[name] + sign * own[name] if name in total else sign * own[name]
-        return total
+    def split(self, program: Program) -> tuple[list[PruneGroup], list[PruneGroup]]:
+        """(groups scored exactly, groups scored by probes)."""
+        groups = prunable(program)
+        exactly = groups if self.mode == "exact" else [g for g in groups if g.kind in HEADS and self.mode == "hybrid"]
+        return exactly, [g for g in groups if g not in exactly]
+
+    def looked_at(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Whole batches until ``samples`` are reached."""
+        found: list[Batch] = []
+        for batch in batches:
+            if sum(b.size for b in found) < self.samples:
+                found.append(batch)
+        return found
+
+    def _calibrate(self, removals: Removals, guessed: Sequence[PruneGroup], features: Scores, output: Scores,
+                   seed: int) -> list[str]:
+        """Bring both terms of the probes to the scale of exact removal: the ratio of medians over checked elements."""
+        wanted = sample(guessed, self.check, seed)
+        exact = removals("trajectory.check", wanted)
+        pairs = []
+        for part, truth in zip((features, output), exact, strict=True):
+            got = torch.cat([part[g.name][i] for g, i in wanted.items()])
+            want = torch.cat([truth[g.name] for g in wanted])
+            both = (got > 0) & (want > 0)
+            ratio = float(want[both].median() / got[both].median()) if both.any() else 1.0
+            for g in guessed:
+                part[g.name] = part[g.name] * ratio
+            pairs.append((got * ratio, want))
+        said = [f"trajectory: rank correlation of probe and exact on {len(pairs[0][0])} elements: "
+                f"{rank_correlation(*pairs[0]):.2f} (features)"]
+        if self.weight:
+            said[0] += f", {rank_correlation(*pairs[1]):.2f} (output)"
+        return said
+
+    def refine(self, program: Program, data: Calibration | None, seed: int) -> Scores:
+        """Score vectors with the ``rescore`` elements nearest each group's cut scored exactly; others as they are.
+
+        Only for groups that the plan cuts and that were scored by probes. The balance is that of ``scores``, which is
+        run again where this object has not scored this program.
+        """
+        guessed = [] if self.mode != "hybrid" else self.split(program)[1]
+        scores, plan = program.need("scores"), program.need("plan")
+        wanted = {}
+        for group in guessed:
+            kept = len(plan.kept(group))
+            if self.rescore and kept < group.size:
+                wanted[group] = borderline(scores[group.name].values, kept, self.rescore)
+        if not wanted:
+            return {}
+        if self._found.get("exported") is not program.exported or self._found.get("seed") != seed:
+            self.scores(program, data, seed)
+        seen = self.looked_at(unlabelled(data))
+        features, output = Removals(program, seen, self.measure, self.memory * 2**20)("trajectory.refine", wanted)
+        exact = combine(features, output, self._found["factor"])
+        return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
 
     def notes(self, program: Program) -> Sequence[str]:
-        notes = notes_on_samples(program)
-        if not tap_nodes(program):
-            notes.append("trajectory importance found no feed-forward layer to tap: scores are the output's Fisher")
+        exactly, guessed = self.split(program)
+        kinds = [", ".join(dict.fromkeys(str(g.kind) for g in part)) or "none" for part in (exactly, guessed)]
+        notes = [f"trajectory: mode {self.mode}; by exact removal: {kinds[0]}; by probes: {kinds[1]}"]
+        notes += self._found.get("notes", [])
+        if guessed:
+            notes += notes_on_samples(program)
+        found = find_taps(program, self.location)
+        if not found:
+            notes.append("trajectory importance found no layer to tap: scores are what the output loses")
+        elif not found[0].rows:
+            notes.append("trajectory importance: no feed-forward layers, features are the maps that convolutions read")
         return notes
 
 
-def combine(program: Program, features: Scores, output: Scores, weight: float) -> Scores:
-    """``features + lambda * output``, balanced by their medians per MAC over the elements that matter."""
+def unlabelled(data: Calibration | None) -> list[Batch]:
+    """The batches without their labels, which trajectories do not look at."""
+    if data is None or not data.batches:
+        raise InternalError("trajectory importance needs calibration data")
+    return [replace(b, labels=None) for b in data.batches]
+
+
+def balance(program: Program, features: Scores, output: Scores, weight: float) -> float:
+    """``weight * median(features per MAC) / median(output per MAC)`` over the elements that matter; 1 where one of the
+    terms is zero everywhere, so that the other decides."""
     cost = {g.name: max(g.macs, 1) for g in prunable(program)}
 
     def median(scores: Scores) -> float:
@@ -137,60 +240,39 @@ def combine(program: Program, features: Scores, output: Scores, weight: float) -
         return float(each.median()) if len(each) else 0.0
 
     one, two = median(features), median(output)
-    if not one or not two:
-        return output if not one else features
-    return {name: f + weight * one / two * output[name] for name, f in features.items()}
+    return weight * one / two if one and two else 1.0
 
 
-def tap_nodes(program: Program) -> list[str]:
-    """Names of the layers that sum over a feed-forward group, in graph order: their outputs are the features."""
-    linear = {m.node for m in program.need("axes").matmuls if m.form == "linear"}
-    found = {c.operand.node.name for c in consumers(program)
-             if c.operand.node.name in linear and any(g.kind is Kind.FFN for g in c.groups)}
-    return [n.name for n in program.graph.nodes if n.name in found]
+def combine(features: Mapping[str, Tensor], output: Mapping[str, Tensor], factor: float) -> Scores:
+    """``features + factor * output``"""
+    return {name: f + factor * output[name] for name, f in features.items()}
 
 
-def owners(program: Program, sides: Sequence[Consumer], watched: Sequence[str]) -> dict[str, int]:
-    """Group -> the tap of its own layer: the first at or after the first node that sums over it, else the last."""
-    place = {n.name: i for i, n in enumerate(program.graph.nodes)}
-    owner: dict[str, int] = {}
-    for side in sides if watched else ():
-        at = place[side.operand.node.name]
-        own = next((z for z, name in enumerate(watched) if place[name] >= at), len(watched) - 1)
-        for group in side.groups:
-            owner[group.name] = min(own, owner.get(group.name, own))
-    return owner
+def sample(groups: Sequence[PruneGroup], count: int, seed: int) -> dict[PruneGroup, Tensor]:
+    """About ``count`` elements, a seeded choice spread evenly over groups that are pruned by default (else over all)."""
+    groups = [g for g in groups if g.kind in DEFAULT_KINDS] or list(groups)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(groups), generator=generator).tolist()[:count]
+    chosen = {}
+    for place, at in enumerate(sorted(order)):
+        share = count // len(order) + (place < count % len(order))
+        chosen[groups[at]] = torch.randperm(groups[at].size, generator=generator)[:share].sort().values
+    return chosen
 
 
-def random_product(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """``e (F^T u).(F^T v) / rows`` with random signs: its gradient's square has ``||dM||_F^2 / rows^2`` as its mean."""
-    u, v = ((torch.randint(0, 2, (len(rows),), generator=generator) * 2 - 1).to(rows) for _ in range(2))
-    sign = float(torch.randint(0, 2, (1,), generator=generator) * 2 - 1)
-    return sign * (u @ rows) @ (v @ rows) / max(len(rows), 1)
+def borderline(values: Tensor, kept: int, count: int) -> Tensor:
+    """Indices of the ``count`` elements around the cut: half of them the last that stay, half the first that go."""
+    order = torch.argsort(values, descending=True, stable=True)
+    low = max(0, min(kept - count // 2, len(order) - count))
+    return order[low : low + count].sort().values
 
 
-def map_change(changed: Tensor, dense: Tensor) -> Tensor:
-    """``|| F' F'^T - F F^T ||_F^2`` of two [rows, width] in the difference form (methods 0.4.3).
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, ties averaged; 0 where one side is constant."""
+    def ranks(t: Tensor) -> Tensor:
+        _, inverse, counts = torch.unique(t, return_inverse=True, return_counts=True)
+        return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
 
-    With S = F' + F and E = F' - F it is ``(<S^T S, E^T E> + <E^T S, (E^T S)^T>) / 2``; the Gram identity would subtract
-    nearly equal numbers. Smaller Grams over rows are used where there are fewer rows than columns.
-    """
-    s, e = changed + dense, changed - dense
-    if len(s) < s.shape[1]:
-        return ((s @ e.T + e @ s.T) / 2).square().sum()
-    es = e.T @ s
-    return (((s.T @ s) * (e.T @ e)).sum() + (es * es.T).sum()) / 2
-
-
-def _aliases(run: TappedRun, groups: Sequence[str]) -> list[Tensor]:
-    wanted = set(groups)
-    return [alias for side, alias in run.aliases if any(g.name in wanted for g in side.groups)]
-
-
-def _rows(features: Tensor, mask: Tensor | None, normalised: bool) -> Tensor:
-    """[rows, width] of the real positions, in at least fp32."""
-    x = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    flat = x.reshape(-1, x.shape[-1])
-    if mask is not None and mask.numel() == len(flat):
-        flat = flat[mask.reshape(-1).to(flat.device)]
-    return functional.normalize(flat, dim=1) if normalised else flat
+    x, y = (r - r.mean() for r in map(ranks, (a, b)))
+    norm = float(x.norm() * y.norm())
+    return float(x @ y) / norm if norm else 0.0

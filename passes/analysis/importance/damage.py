@@ -1,0 +1,164 @@
+"""What a change of a few layers does to the model's output, measured: only what lies behind the change is run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from ....axis import kept_index
+from ....data import Batch
+from ....group import PruneGroup
+from ....program import Program
+from .consumers import Consumer, consumers
+from .distance import output_change
+from .mask_gradients import samples_of, sizes_now
+from .objective import Target, targets
+
+
+@dataclass(frozen=True)
+class Change:
+    """A group cut to ``keep`` [size] bool, and new tensors for some placeholders."""
+
+    group: PruneGroup
+    keep: Tensor
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Damage:
+    """The dense outputs of some batches, and how far changed ones are from them.
+
+    Logits: mean of KL(dense || changed). Other outputs: half the mean squared deviation of each sample's standardised
+    output, less the mean deviation over all samples, which tells no two samples apart.
+    """
+
+    def __init__(self, program: Program, batches: Sequence[Batch]) -> None:
+        self.program, self.batches = program, list(batches)
+        self.sides: dict[str, list[Consumer]] = {}
+        for side in consumers(program):
+            for group in side.groups:
+                self.sides.setdefault(group.name, []).append(side)
+
+    @torch.no_grad()
+    def of(self, changes: Sequence[Change]) -> list[float]:
+        """The damage of each change. All must concern the same group, whose readers are where the run begins."""
+        if not changes:
+            return []
+        sides = self.sides[changes[0].group.name]
+        starts = {s.operand.node.name for s in sides}
+        starts |= {n.name for c in changes for p in c.tensors for n in self._placeholder(p).users}
+        again = _behind(self.program, starts)
+        sums: list[list[_Deviation]] = [[] for _ in changes]
+        for batch in self.batches:
+            flat = self.program.flatten(batch.args, batch.kwargs)
+            dense = _Dense(self.program, again)
+            want = targets(self.program, list(dense.run(*self.program.arguments(flat))), batch, samples_of(flat))
+            sizes = sizes_now(self.program, flat)
+            for change, found in zip(changes, sums, strict=True):
+                run = _Again(self.program, dense.kept, again, change, sides, sizes)
+                got = targets(self.program, list(run.outputs()), batch, samples_of(flat))
+                found.append(_Deviation.between(got, want))
+        return [_Deviation.mean(found) for found in sums]
+
+    def _placeholder(self, name: str) -> Node:
+        return next(n for n in self.program.placeholders() if n.name == name)
+
+
+def _behind(program: Program, starts: set[str]) -> set[str]:
+    """Names of the starts and of every node that one of them reaches."""
+    found = set(starts)
+    for node in program.graph.nodes:
+        if any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+class _Dense(Interpreter):
+    """One dense run that keeps what the nodes ``again`` read from before them."""
+
+    def __init__(self, program: Program, again: set[str]) -> None:
+        super().__init__(program.exported.graph_module)
+        self.needed = {s.name for n in program.graph.nodes if n.name in again for s in n.all_input_nodes
+                       if s.name not in again}
+        self.kept: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.needed:
+            self.kept[n.name] = value
+        return value
+
+
+class _Again(Interpreter):
+    """Runs the nodes ``again`` with a change in place."""
+
+    def __init__(self, program: Program, kept: Mapping[str, Any], again: set[str], change: Change,
+                 sides: Sequence[Consumer], sizes: Mapping[int, int]) -> None:
+        super().__init__(program.exported.graph_module)
+        self.nodes = [n for n in self.graph.nodes if n.name in again]
+        # the interpreter reads its environment by node: nodes of its own copy of the graph, found by name
+        by_name = {n.name: n for n in self.graph.nodes}
+        self.env = {by_name[k]: change.tensors.get(k, v) for k, v in kept.items()}
+        self.change, self.sizes = change, sizes
+        self.masked: dict[str, list[Consumer]] = {}
+        for side in sides:
+            self.masked.setdefault(side.operand.node.name, []).append(side)
+
+    def outputs(self) -> Sequence[Any]:
+        for node in self.nodes:
+            if node.op == "output":
+                return list(self.run_node(node))
+            self.env[node] = self.run_node(node)
+        return []
+
+    def run_node(self, n: Node) -> Any:
+        if n.name not in self.masked:
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        index = torch.nonzero(self.change.keep)[:, 0]
+        for side in self.masked[n.name]:
+            x = side.operand.value(args, kwargs)
+            position = side.operand.position % x.dim()
+            kept = kept_index(side.operand.dims[side.operand.position], {self.change.group.axis: index}, self.sizes)
+            mask = x.new_zeros(x.shape[position])
+            mask[kept.to(x.device)] = 1
+            masked = x * mask.view([-1 if i == position else 1 for i in range(x.dim())])
+            args, kwargs = side.operand.put(args, kwargs, masked)
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Deviation:
+    """Of one batch: the KL summed over samples, or how far every other output moved. [samples, d] each"""
+
+    samples: int
+    kl: float
+    rows: tuple[Tensor, ...]
+
+    @staticmethod
+    def between(now: Sequence[Target], was: Sequence[Target]) -> _Deviation:
+        samples = len(was[0].value)
+        if was[0].logits:
+            return _Deviation(samples, float(output_change(now, was, 1.0).sum()), ())
+        moved = []
+        for a, b in zip(now, was, strict=True):
+            each, count = b.counted((a.value - b.value).double())
+            moved.append(each.reshape(samples, -1) / count.double().sqrt()[:, None])
+        return _Deviation(samples, 0.0, tuple(moved))
+
+    @staticmethod
+    def mean(parts: Sequence[_Deviation]) -> float:
+        """Over all samples of all batches."""
+        count = sum(p.samples for p in parts)
+        total = sum(p.kl for p in parts) / count
+        for i in range(len(parts[0].rows)):
+            e = [p.rows[i] for p in parts]
+            if len({r.shape[1] for r in e}) == 1:
+                whole = torch.cat(e)
+                e = [whole - whole.mean(0)]  # outputs of open length have no mean over the samples of several batches
+            total += 0.5 * sum(float(r.square().sum()) for r in e) / count
+        return max(total, 0.0)

@@ -1,0 +1,66 @@
+"""``RankWithin``: which elements of a group stay is OBS's choice, how many is the scores'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ...data import Calibration
+from ...errors import InternalError, OptionError
+from ...group import Kind
+from ...importance import ImportanceScores
+from ...pipeline import Analysis
+from ...program import Program
+from .importance.obs import Obs
+
+KINDS = (Kind.FFN,)
+"""Where the order pays: many elements of one input column each, which others can stand in for. Heads are few, and what
+one of them does is no linear function of the others."""
+
+
+@dataclass(frozen=True)
+class RankWithin(Analysis):
+    """Keep what every count of elements is worth, and let structured OBS say which elements these are.
+
+    A score says what losing an element *alone* costs. Of two neurons that do the same, each is dispensable by that
+    measure and both are kept or both go; OBS removes the one and lets the other make up for it. So the counts per group
+    come from the scores (the sorted scores' sums become the group's curve), the members from :class:`Obs`.
+
+    kinds   groups that are ordered so; others, and those without a layer to solve for, stay as they are
+    data    calibration batches
+    Source  methods 8.3 (b). On MiniLM and STS-B it gained 0.1 to 0.2 points after recovery at 0.4 and 0.3 of the MACs
+    Law     the counts of a search do not change
+    """
+
+    needs = ("axes", "groups", "scores")
+    gives = ("scores",)
+
+    kinds: tuple[Kind, ...] = KINDS
+    samples: int = 512
+    data: Calibration | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> Program:
+        if self.data is None or not self.data.batches:
+            raise OptionError("ranking by OBS needs data", where=self.slug(),
+                              why="it gathers moments of what the layers read", cure="give --data")
+        scores: Mapping[str, ImportanceScores] = program.need("scores")
+        if not all(s.comparable for s in scores.values()):
+            raise InternalError("only scores that are comparable across groups can be ranked within them by another")
+        kind = {g.name: g.kind for g in program.need("groups")}
+        ranks = Obs(samples=self.samples).ranks(program, self.data, self.kinds)
+        changed = dict(scores)
+        for name, order in ranks.items():
+            if name in scores and kind[name] in self.kinds:
+                changed[name] = ordered(scores[name], order)
+        return program.but(scores=changed)
+
+
+def ordered(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:
+    """The same worth of every count, with other members: ``order`` [size], the first to stay first."""
+    if scores.curve is not None:
+        return replace(scores, order=order)
+    best = torch.sort(scores.values.double(), descending=True).values
+    curve = torch.cat([best.new_zeros(1), best.cumsum(0)])
+    return replace(scores, order=order, curve=curve)
