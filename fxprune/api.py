@@ -34,7 +34,8 @@ def compile(
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
-    recover: str | None = None, rounds: int = 1,
+    recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
+    rearrange: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -60,6 +61,10 @@ def compile(
                     ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), see
                     :class:`fxprune.passes.transform.recover.Recover`
     rounds          score, cut a part, score again, so many times
+    head_scale      factor on what heads are worth against neurons; ``auto`` tries a few on the data
+    members         which neurons stay in a layer, once it is known how many: those with the best ``scores``, or those
+                    that structured OBS chooses (``obs``, the default when there is recovery)
+    rearrange       rounds of choosing members again by what they do together (PTF); needs ``fisher``
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -75,7 +80,7 @@ def compile(
     work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
     budget, criterion = one_budget(flops, params, bytes), importance or default_criterion(data)
     how = recover or ("none" if data is None else "auto")
-    wish = Wish(budget, criterion, kinds_of(prune), samples, how, rounds)
+    wish = Wish(budget, criterion, kinds_of(prune), samples, how, rounds, head_scale, members, rearrange)
     if how != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
@@ -90,6 +95,7 @@ def plan(
     data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
+    head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -98,7 +104,7 @@ def plan(
     """
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
-                rounds=rounds)
+                "none" if data is None else "auto", rounds, head_scale, members, rearrange)
     with resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = decide(work, wish)

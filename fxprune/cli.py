@@ -157,6 +157,12 @@ def _decision(p: _Parser) -> None:
         "(default: trajectory with data, l2 without)"))
     group.add_argument("--rounds", type=int, default=1, metavar="N",
                        help="score, cut a part, score again, N times (default: %(default)s)")
+    group.add_argument("--head-scale", default="1", metavar="X|auto",
+                       help="factor on what heads are worth against neurons; auto tries a few (default: %(default)s)")
+    group.add_argument("--members", default="auto", metavar="HOW", help=(
+        "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery"))
+    group.add_argument("--rearrange", type=int, default=0, metavar="N", help=(
+        "rounds of choosing members again by what they do together; needs --importance fisher (default: none)"))
     group.add_argument("--prune", metavar="KINDS", help="kinds to prune (default: heads,ffn,channels)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
     _limits(p)
@@ -254,6 +260,7 @@ def _source(args: argparse.Namespace) -> dict[str, Any]:
 def _decisions(args: argparse.Namespace) -> dict[str, Any]:
     return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
             "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
+            "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
             **_limits_of(args)}
 
 

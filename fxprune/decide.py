@@ -16,7 +16,10 @@ from .plan import Choice, CompressionPlan
 from .program import Program
 
 if TYPE_CHECKING:
+    from .passes.search.search_plan import SearchPlan
     from .work import Wish, Work
+
+SWEPT = 128  # samples that head scales are compared on
 
 
 def decide(work: Work, wish: Wish) -> Program:
@@ -82,12 +85,45 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
 
 
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
-    """Score and search."""
+    """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
+    from .passes.analysis.importance.criterion import Criterion
+    from .passes.analysis.rank_within import RankWithin
+    from .passes.analysis.refine_scores import RefineScores
     from .passes.analysis.score_groups import ScoreGroups
+    from .passes.search.rearrange import Rearrange
     from .passes.search.search_plan import SearchPlan
 
-    search: Pass = SearchPlan(wish.budget, kinds=wish.kinds)
-    return work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed), search)
+    search = SearchPlan(wish.budget, kinds=wish.kinds, head_scale=1.0 if wish.head_scale == "auto" else wish.scale)
+    program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed), search)
+    again: list[Pass] = []
+    if type(wish.made).refine is not Criterion.refine:
+        again.append(RefineScores(criterion=wish.made, data=data, seed=work.seed))
+    if wish.by_obs and data is not None:
+        again.append(RankWithin(data=data))
+    if again:
+        program = work.run(program, *again, search)
+    if wish.head_scale == "auto" and data is not None:
+        program = work.run(program, replace(search, head_scale=best_scale(work, program, search, data)))
+    return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
+
+
+def best_scale(work: Work, program: Program, search: SearchPlan, data: Calibration) -> float:
+    """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones on calibration data."""
+    from .passes.analysis.importance.damage import divergence
+    from .passes.analysis.importance.obs import first
+    from .passes.search.search_plan import HEAD_SCALES, HEADS
+    from .passes.transform.slice_axes import SliceAxes
+
+    if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
+        return search.head_scale
+    batches, found = first(data.batches, SWEPT), {}
+    for scale in HEAD_SCALES:
+        small = SliceAxes().run(replace(search, head_scale=scale).run(program))
+        found[scale] = divergence(program, small, batches)
+    best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
+    told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())
+    work.stage(f"head scale {best:g} (divergence {told})")
+    return best
 
 
 def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) -> Program:

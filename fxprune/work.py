@@ -20,7 +20,7 @@ from .artifact import Artifact, build_report, check_destination
 from .axis import Axis
 from .cost import METRICS, Budget, CostModel
 from .data import Calibration
-from .errors import FxpruneError, InternalError, OptionError, VerifyError
+from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
 from .load import Loaded
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
 
 MOST_ROUNDS = 20
+MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -65,9 +66,12 @@ class Wish:
     samples: int
     recover: str = "none"
     rounds: int = 1
+    head_scale: float | str = 1.0
+    members: str = "auto"
+    rearrange: int = 0
 
     def __post_init__(self) -> None:
-        from .passes.search.search_plan import kinds_named
+        from .passes.search.search_plan import SearchPlan, kinds_named
         from .passes.transform.recover import Recover
 
         kinds_named(self.kinds)
@@ -76,7 +80,18 @@ class Wish:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
+        if self.members not in MEMBERS:
+            raise OptionError(f"unknown way to choose members '{self.members}'", where="--members",
+                              cure=nearest(self.members, MEMBERS))
+        if self.rearrange < 0:
+            raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
         self.made  # noqa: B018  reads the criterion's name and options
+        if self.head_scale != "auto":
+            SearchPlan(self.budget, head_scale=self.scale)
+        if self.members == "obs" and not self.made.comparable:
+            raise OptionError(f"the scores of '{self.made.name}' cannot say how many stay per group",
+                              where="--members obs", why="they only rank elements within a group",
+                              cure="use trajectory or fisher, or leave --members away")
 
     @cached_property
     def made(self) -> Criterion:
@@ -88,7 +103,22 @@ class Wish:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
-        return self.made.needs_data or self.recover != "none"
+        return self.made.needs_data or self.recover != "none" or self.by_obs or self.head_scale == "auto"
+
+    @property
+    def scale(self) -> float:
+        """The head scale as a number. Raises OptionError when it is none."""
+        try:
+            return float(self.head_scale)
+        except ValueError:
+            raise OptionError(f"'{self.head_scale}' is no head scale", where="--head-scale",
+                              cure="write a number, or auto") from None
+
+    @property
+    def by_obs(self) -> bool:
+        """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
+        mixed = self.made.comparable and self.made.name != "obs" and not self.rearrange
+        return self.members == "obs" or (self.members == "auto" and mixed and self.recover not in ("none", "scale"))
 
 
 @dataclass

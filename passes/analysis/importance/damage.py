@@ -131,6 +131,18 @@ class _Again(Interpreter):
         return getattr(self, n.op)(n.target, args, kwargs)
 
 
+@torch.no_grad()
+def divergence(dense: Program, other: Program, batches: Sequence[Batch]) -> float:
+    """How far the outputs of ``other``, a program with the same inputs and outputs, are from the dense ones."""
+    found = []
+    for batch in batches:
+        flat = dense.flatten(batch.args, batch.kwargs)
+        was, now = (targets(dense, list(Interpreter(p.exported.graph_module).run(*p.arguments(flat))), batch,
+                            samples_of(flat)) for p in (dense, other))
+        found.append(_Deviation.between(now, was))
+    return _Deviation.mean(found)
+
+
 @dataclass(frozen=True)
 class _Deviation:
     """Of one batch: the KL summed over samples, or how far every other output moved. [samples, d] each"""
