@@ -109,11 +109,12 @@ def measure(results: Results, tasks: Sequence[str], args: argparse.Namespace) ->
     for name in tasks:
         task = open_task(name, args.data, args.align, args.cache, _say)
         results.opened(task)
-        _say(f"{name}: dense {results.tasks[name]['dense']:.2f}, {results.tasks[name]['dense_macs'] / 1e6:.1f} M MACs")
+        about = results.tasks[task.name]
+        _say(f"{task.name}: dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs")
         bench = Bench(task, args.samples or task.samples, args.score_samples or task.samples, args.align,
-                      lambda _: results.save(bench.records, task.name), _say,  # noqa: B023  called while they last
-                      [r for r in results.measured if r["task"] == name])
-        results.save(bench.records, name)
+                      lambda records, name=task.name: results.save(records, name), _say,
+                      [r for r in results.measured if r["task"] == task.name])
+        results.save(bench.records, task.name)
         bench.run(rows, args.ratios, args.seeds)
 
 

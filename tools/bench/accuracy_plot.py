@@ -3,7 +3,7 @@
     python tools/bench/accuracy_plot.py RESULTS.json [--out accuracy]
 
 Writes ``accuracy.png`` and ``accuracy.svg``. A line is the mean over seeds, the band reaches from the lowest to the
-highest one. Needs matplotlib.
+highest one. Beside each panel stands another that shows only what is near dense. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ STYLES = {  # row -> (colour, line, marker); ours are solid and dark, what it is
     "torch-pruning-l2": ("#7dcea0", "--", "x"),
     "torch-pruning-taylor": ("#1e8449", "--", "x"),
 }
+NEAR = 6  # points below dense that the second panel of a task shows
 
 
 def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
@@ -35,38 +36,33 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
 
     Raises ImportError without matplotlib.
     """
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
 
     tasks = [task for task in results["tasks"] if task in results["summary"]]
     titles = {row["name"]: row["title"] for row in results["rows"]}
-    columns = min(len(tasks), 2) or 1
-    lines = math.ceil(len(tasks) / columns) or 1
-    figure, grid = pyplot.subplots(lines, columns, figsize=(6.2 * columns, 4.4 * lines + 0.9), squeeze=False)
+    figure, grid = plt.subplots(len(tasks) or 1, 2, figsize=(12.4, 3.9 * (len(tasks) or 1) + 0.9), squeeze=False)
     drawn: dict[str, Any] = {}
-    for number, panel in enumerate(grid.flat):
-        if number >= len(tasks):
-            panel.set_visible(False)
-            continue
-        task = tasks[number]
-        drawn |= _panel(panel, task, results["tasks"][task], results["summary"][task])
+    for task, panels in zip(tasks, grid, strict=False):
+        for panel, near in zip(panels, (False, True), strict=True):
+            drawn |= _panel(panel, task, results["tasks"][task], results["summary"][task], near)
     names = [name for name in STYLES if name in drawn] + [name for name in drawn if name not in STYLES]
     figure.legend([drawn[name] for name in names], [titles.get(name, name) for name in names], loc="lower center",
                   ncols=min(4, len(names) or 1), frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, (0.28 * math.ceil(len(names) / 4) + 0.1) / figure.get_figheight(), 1, 1))
     paths = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "fxprune"}):
+    with mpl.rc_context({"svg.hashsalt": "fxprune"}):
         for path in paths:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    plt.close(figure)
     return paths
 
 
-def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """One task; row -> its line."""
+def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, Any], near: bool) -> dict[str, Any]:
+    """One task, whole or ``near`` dense; row -> its line."""
     drawn = {}
     for name, cells in rows.items():
         colour, dashes, marker = STYLES.get(name, ("black", "-", "."))
@@ -80,7 +76,9 @@ def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, A
     panel.axhline(dense, color="black", linewidth=0.8, zorder=1)
     panel.annotate(f"dense {dense:.2f}", (1, dense), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                    textcoords="offset points", ha="right", fontsize=8)
-    panel.set_title(task, fontsize=10)
+    if near:
+        panel.set_ylim(dense - NEAR, dense + NEAR / 8)
+    panel.set_title(f"{task}, within {NEAR} points of dense" if near else task, fontsize=10)
     panel.set_xlabel("FLOPs ratio")
     panel.set_ylabel(f"{about['metric']} (%)" if about["metric"] == "accuracy" else f"{about['metric']} x 100")
     panel.invert_xaxis()

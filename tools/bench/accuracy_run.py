@@ -42,7 +42,7 @@ class Bench:
     """One task on its way through the rows.
 
     samples, score_samples   calibration samples of recovery and of scoring
-    save       called with the record of every measurement as it is made
+    save       called with all records after every measurement
     records    of this task, those of earlier runs included
     """
 
@@ -50,7 +50,7 @@ class Bench:
     samples: int
     score_samples: int
     align: int
-    save: Callable[[Record], None]
+    save: Callable[[Sequence[Record]], None]
     say: Callable[[str], None] = print
     records: list[Record] = field(default_factory=list)
     _scored: dict[Any, tuple[Program, float]] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Bench:
         done = f" -> {record['method']}" if record.get("method") not in (None, row.recover) else ""
         self.say(f"{self.task.name} {row.name}{' ' + variant if variant else ''} at {ratio:g}, seed {seed}: "
                  f"{figure} ({record['seconds']} s){done}")
-        self.save(record)
+        self.save(self.records)
 
     def _ours(self, row: Row, ratio: float, seed: int) -> Record:
         labels = row.labels and self.task.labelled
@@ -169,12 +169,6 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]
             cell["variant"] = best["variant"]
         found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell
     return found
-
-
-def relevant(records: Sequence[Record], bench: Bench) -> list[Record]:
-    """Records of earlier runs that belong to this task in its present form."""
-    return [r for r in records if r["task"] == bench.task.name and r["weights"] == bench.task.about.get("weights")
-            and r["align"] == bench.align]
 
 
 def peers_on_path() -> Path:

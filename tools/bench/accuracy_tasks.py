@@ -142,6 +142,7 @@ class Sentences:
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
         encoder: Any = load(weights).model
+        encoder.pooler = None  # nothing reads it: a graph drops it, and eager tools should not trip over it either
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}
         self.program = analysed(self.model, Batch((), two), "all-MiniLM-L6-v2", align)

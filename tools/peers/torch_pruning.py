@@ -1,4 +1,4 @@
-"""Torch-Pruning, as its documentation says to use it, brought to a FLOPs ratio: the tool that a user would take instead.
+"""Torch-Pruning as its documentation says to use it, at a given FLOPs ratio: the tool that a user would take instead.
 
 Version 1.6.1 from PyPI (``tools/peers/requirements.txt``). Import this as ``peers.torch_pruning`` with ``tools`` on the
 path: beside it on the path it would hide the package of the same name.
@@ -119,7 +119,8 @@ class TorchPruning:
         else:
             score = tp.importance.MagnitudeImportance(p=2, group_reduction="mean")
         ignored = outputs(model) + (stream(model) if "bottleneck" in variant else [])
-        ranked = {"global_pruning": "global" in variant or "isomorphic" in variant, "isomorphic": "isomorphic" in variant}
+        isomorphic = "isomorphic" in variant
+        ranked = {"global_pruning": "global" in variant or isomorphic, "isomorphic": isomorphic}
         told = {layer: count for attention in attentions(model) for layer, count in attention.heads.items()}
         pruner = tp.pruner.BasePruner(
             model, dict(self.example.kwargs) or self.example.args, importance=score, pruning_ratio=width,
