@@ -221,6 +221,14 @@ def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = prin
     return model.eval(), saved["about"]
 
 
+def fingerprint(model: nn.Module) -> str:
+    """Eight characters that change with the weights: the same recipe gives others on another machine."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]
+
+
 def _initial(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

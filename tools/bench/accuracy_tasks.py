@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accuracy_models import CACHE, DATA, LOADERS, RECIPES, Images, Say, share_right, trained
+from accuracy_models import CACHE, DATA, LOADERS, RECIPES, Images, Say, fingerprint, share_right, trained
 from torch import Tensor, nn
 from torch.fx import Interpreter
 from torch.nn import functional
@@ -234,8 +234,8 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
     except FileNotFoundError as missing:
         raise Missing(str(missing)) from None
     model, about = trained(recipe, images, cache, say)
-    origin = {"weights": f"trained here, {recipe.path(cache).name}", "evaluated": f"{recipe.data} test",
-              "calibrated": f"{recipe.data} train"}
+    origin = {"weights": f"trained here, {recipe.path(cache).name}, {fingerprint(model)}",
+              "evaluated": f"{recipe.data} test", "calibrated": f"{recipe.data} train"}
     return Pictures(name, model, images, {**origin, "training": about}, align)
 
 
