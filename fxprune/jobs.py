@@ -24,3 +24,13 @@ def run_jobs(name: str, count: int, work: Callable[[int], Result]) -> list[Resul
     work   job number -> tensors by name; must depend on nothing but the number, and move its tensors to the CPU
     """
     return [work(i) for i in range(count)]
+
+
+def add_up(tensors: Result) -> Result:
+    """The sum of each tensor over all processes that share the work, in every one of them; one process: as given."""
+    return tensors
+
+
+def mine(count: int) -> range:
+    """Which of jobs 0..count-1 this process does: each belongs to exactly one process. One process: all of them."""
+    return range(count)
