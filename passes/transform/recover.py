@@ -47,7 +47,8 @@ class Recover(Transform):
               ``tune``   auto, then ``steps`` optimiser steps of unlabelled distillation on all weights, kept where
                          they beat the closed form on the held-out samples (see ``Tuner``)
     data      calibration batches, unlabelled
-    rel       ridge strength; by default 0.5 (0.3 with refit), 5 below 50 samples
+    rel       ridge strength; by default 0.5 (0.3 with refit), 5 below 50 samples, and ten times that, and again, at a
+              layer whose weights would change by more than their own size. A strength that is given is used as it is
     refit_rel of the input refit; by default 0.3, 0.1 from 1024 samples
     held_out  share of the samples that ``auto`` and ``tune`` judge on
     solver, beyond   of ``scale``: ``ridge`` or ``lsmr``; ``skip`` or ``stop`` (see ``System.scale``). The reference
@@ -111,7 +112,8 @@ class Recover(Transform):
                               why="it fits what stays to what the dense model does on calibration inputs",
                               cure="give --data, or --recover none")
         pruned = program.without_facts(exported=resize(program, keep, self.slug()))
-        form = ClosedForm(self.method, self.rel, self.refit_rel, self.solver, self.beyond, self.readout)
+        form = ClosedForm(self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond,
+                          self.readout)
         if self.method in ("auto", "tune"):
             tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
             found = Guard(form, self.held_out, self.seed, tuner).choose(program, pruned, keep, self.data)

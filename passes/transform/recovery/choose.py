@@ -62,6 +62,7 @@ class Guard:
         base = _agreed(pooled([r.compare(pruned) for r in rulers]))
         guard, rejected = {"none": base.record()}, {}
         best, best_form, best_value = Fitted(Recovery("none", asked, samples=data.samples), {}), None, base.mixed
+        chosen = "none"
         for name, form in self._candidates(sample_count(folds[0][0])).items():
             fitted, compared = best, []
             for i, (ruler, (rest, _)) in enumerate(zip(rulers, folds, strict=True)):
@@ -74,29 +75,29 @@ class Guard:
             if why_not:
                 rejected[name] = why_not
             elif value.mixed > best_value:
-                best, best_form, best_value = fitted, form, value.mixed
+                best, best_form, best_value, chosen = fitted, form, value.mixed, name
         tuning = None
         if self.tuner is not None:
             tuned, tuning = self.tuner.run(program, pruned, keep, folds[0][0], best.tensors, rulers[0], TOLERANCE)
             guard["tune"] = tuning.best
             if tuning.kept:
                 made = replace(best.recovery, method="tune", samples=sample_count(folds[0][0]))
-                best, best_form = Fitted(made, tuned), None
+                best, best_form, chosen = Fitted(made, tuned), None, "tune"
         if best_form is not None:
-            exact = replace(best_form, rel=None if best_form.rel is None else best.recovery.rel)
+            exact = replace(best_form, rel=best.recovery.rel, refit_rel=best.recovery.refit_rel)
             best = exact.fit(program, pruned, keep, data.batches)
         return replace(best, recovery=replace(
             best.recovery, asked=asked, guard=guard, rejected=rejected, held_out=held, folds=len(folds), tuning=tuning,
-            refitted=best_form is not None))
+            refitted=best_form is not None, chosen=chosen))
 
     def _candidates(self, samples: int) -> dict[str, ClosedForm]:
         made = {method: replace(self.form, method=method) for method in ("bias", "ridge", "refit")}
         if samples < FEW_FITTED and self.form.rel is None:
             for method in ("ridge", "refit"):
-                mild = ClosedForm(method).strengths(FEW_FITTED)
-                made[method] = replace(made[method], rel=mild[0], refit_rel=self.form.refit_rel or mild[1])
-                made[f"{method} rel={STRONG:g}"] = replace(made[method], rel=STRONG,
-                                                           refit_rel=self.form.refit_rel or STRONG)
+                rel, refit_rel = made[method].strengths(FEW_FITTED)
+                made[method] = replace(made[method], rel=rel, refit_rel=refit_rel)
+                strong = STRONG if self.form.refit_rel is None else self.form.refit_rel
+                made[f"{method} rel={STRONG:g}"] = replace(made[method], rel=STRONG, refit_rel=strong)
         return made
 
 

@@ -30,10 +30,10 @@ class ClosedForm:
     """How every layer is solved.
 
     method     ridge, refit, bias or scale (see ``Recover``)
-    rel        ridge strength; None: 0.5 (0.3 with refit), 5 below 50 samples, and then raised tenfold, up to three
-               times, at a layer whose weights would change by more than their own size (Frobenius norm). A strength
-               that was given is used as it is
+    rel        ridge strength; None: 0.5 (0.3 with refit), 5 below 50 samples
     refit_rel  of the input refit; None: 0.3, 0.1 from 1024 samples, 5 below 50
+    limited    at a layer whose weights would change by more than their own size (Frobenius norm), the ridge is made
+               ten times stronger, up to three times
     solver     of the scales: ``ridge`` or ``lsmr`` (see ``System.scale``)
     beyond     a layer whose scales leave [-10, 10]: ``skip`` it, or ``stop`` there as the reference does
     readout    where the last sum is read at one position only (a class token), its rows count T/4 times as much
@@ -42,6 +42,7 @@ class ClosedForm:
     method: str
     rel: float | None = None
     refit_rel: float | None = None
+    limited: bool = True
     solver: str = "ridge"
     beyond: str = "skip"
     readout: bool = False
@@ -108,7 +109,7 @@ class ClosedForm:
             unit = site.unit.repeat_interleave(columns).to(weight.device)
             scaled = system.scale(matrix, unit, SCALE_REL, self.solver)
             return None if scaled is None else _Solved(scaled, system.bias(scaled) if movable else None)
-        change, rel = bounded_ridge(system, matrix, rel, (self.rel if site.reads else self.refit_rel) is None)
+        change, rel = bounded_ridge(system, matrix, rel, self.limited)
         return _Solved(change, system.bias(change) if movable else None, rel)
 
 

@@ -54,7 +54,7 @@ class Tuning:
 class Recovery:
     """What was done.
 
-    method      that was kept;  asked: that was asked for
+    method      that was kept;  asked: that was asked for;  chosen: its name in the guard's list
     samples     that the weights were fitted to;  held_out: that candidates were judged on
     folds       1: fitted to one part of the data and judged on the other; more: every sample was judged once, by a fit
                 that had not seen it; 0: not judged
@@ -79,6 +79,7 @@ class Recovery:
     rejected: Mapping[str, str] = field(default_factory=dict)
     tuning: Tuning | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    chosen: str = ""
 
     def record(self) -> dict[str, Any]:
         """As plain data."""

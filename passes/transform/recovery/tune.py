@@ -91,8 +91,9 @@ class Tuner:
         why = why or ("" if at else "no check agreed better with the dense outputs than the closed form")
         few = max(1, min(every, len(losses)))
         said = {"first": losses[0], "last": sum(losses[-few:]) / few, "best": min(losses)} if losses else {}
-        return best_tensors, Tuning(len(losses), at, at > 0, self.lr, self.seed, sum(t.numel() for t in leaves.values()),
-                                    len(batches), said, begin.record(), best.record(), why)
+        entries = sum(t.numel() for t in leaves.values())
+        return best_tensors, Tuning(len(losses), at, at > 0, self.lr, self.seed, entries, len(batches), said,
+                                    begin.record(), best.record(), why)
 
 
 def schedule(step: int, steps: int) -> float:
