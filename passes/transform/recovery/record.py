@@ -34,7 +34,7 @@ class Tuning:
 
     start, best   agreement on the held-out samples before the first step and at the best check
     at            the step whose weights were the best ones;  kept: whether they were kept
-    losses        of the first and of the last step, and the smallest one: means over a check's steps
+    losses        first, last, best: means over a round of the batches (the first, the last, the smallest of any)
     """
 
     steps: int

@@ -38,7 +38,7 @@ class Tuner:
             Park et al. 2019), plus the mean of ``1 - cos`` per sample, plus the normalised squared error of every
             entry. ``hidden`` times the mean over residual sums of their squared error, rows weighted by the norm behind
             them (as in the closed form), divided by that of their weighted mean.
-    Trains  every floating parameter that is not shared, not a table that rows are looked up in (embeddings), and that
+    Trains  every floating parameter that has one name, is no table that rows are looked up in (embeddings), and that
             the loss depends on; what is half precision keeps a copy in fp32 for the optimiser.
     Steps   bounded: ``steps``; one calibration batch each, in an order drawn anew for every round; learning rate
             ``lr``, warm-up over the first tenth, then a cosine to zero
@@ -89,11 +89,19 @@ class Tuner:
                 if value.mixed > best.mixed and not value.veto(begin, tolerance):
                     best, at, best_tensors = value, step + 1, now
         why = why or ("" if at else "no check agreed better with the dense outputs than the closed form")
-        few = max(1, min(every, len(losses)))
-        said = {"first": losses[0], "last": sum(losses[-few:]) / few, "best": min(losses)} if losses else {}
+        said = _means(losses, len(batches))
         entries = sum(t.numel() for t in leaves.values())
         return best_tensors, Tuning(len(losses), at, at > 0, self.lr, self.seed, entries, len(batches), said,
                                     begin.record(), best.record(), why)
+
+
+def _means(losses: Sequence[float], batches: int) -> dict[str, float]:
+    """Of the first and the last round over the batches, and the smallest of any round: batches differ in difficulty."""
+    if not losses:
+        return {}
+    rounds = [losses[i : i + batches] for i in range(0, max(1, len(losses) - batches + 1))]
+    means = [sum(r) / len(r) for r in rounds]
+    return {"first": means[0], "last": means[-1], "best": min(means)}
 
 
 def schedule(step: int, steps: int) -> float:
@@ -106,15 +114,15 @@ def schedule(step: int, steps: int) -> float:
 
 def trainable(program: Program, pruned: Program) -> list[str]:
     """Placeholders of the parameters that tuning may change; they can all be written back into the dense program."""
-    bound, tensors, axes = pruned.tensor_of_placeholder, pruned.tensors, program.need("axes")
-    tied = collections.Counter(tensors[name].data_ptr() for name in bound.values() if name in tensors)
+    bound, tensors, axes, whole = pruned.tensor_of_placeholder, pruned.tensors, program.need("axes"), program.tensors
+    tied = collections.Counter(t.data_ptr() for t in whole.values())  # a weight of two names is written to one only
     names = set(pruned.exported.graph_signature.inputs_to_parameters)
     found = []
     for node in pruned.placeholders():
         if node.name not in names or axes.dims.get(node.name) is None:
             continue
         value = tensors[bound[node.name]]
-        if not value.is_floating_point() or not value.numel() or tied[value.data_ptr()] > 1:
+        if not value.is_floating_point() or not value.numel() or tied[whole[bound[node.name]].data_ptr()] > 1:
             continue
         if not node.users or any(op_name(user) in TABLES and user.args[0] is node for user in node.users):
             continue
