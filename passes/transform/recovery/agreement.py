@@ -50,13 +50,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Compared:
-    """Similarities of one output over pairs: dense (want) and pruned (got), the last ``copies`` those with copies."""
+    """Similarities of one output over pairs [p]: dense (want) and pruned (got), the last ``copies`` with noisy copies.
+
+    cosines   between dense and pruned rows, [n];  kl: see below, at the first output only
+    """
 
     want: Tensor
     got: Tensor
     copies: int
     cosines: Tensor
-    kl: Tensor  # [] or [0]
+    kl: Tensor  # per sample; [0] where there are no logits
 
 
 class Yardstick:
@@ -133,9 +136,9 @@ def pooled(folds: Sequence[Sequence[Compared]]) -> Agreement:
             lambda p: (p.want,), lambda p: (p.got,), lambda p: (torch.arange(len(p.want)) >= len(p.want) - p.copies,)))
         cosine = float(torch.cat([p.cosines for p in parts]).mean())
         found.append((spearman(want, got), spearman(want[cut], got[cut]), cosine))
-    mean = torch.tensor(found, dtype=torch.float64).mean(0)
-    kl = torch.cat([p.kl for parts in folds for p in parts])
-    return Agreement(*(float(x) for x in mean), kl=float(kl.mean()) if len(kl) else None)
+    mixed, copies, mean = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
+    kl = torch.cat([p.kl for outputs in folds for p in outputs])
+    return Agreement(mixed, copies, mean, float(kl.mean()) if len(kl) else None)
 
 
 def _pairs(dense: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

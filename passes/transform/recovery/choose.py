@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,8 @@ class Guard:
             why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
             return Fitted(Recovery("none", asked, samples=data.samples, skipped=why), {})
         base = _agreed(pooled([r.compare(pruned) for r in rulers]))
-        guard, rejected = {"none": base.record()}, {}
+        guard: dict[str, Mapping[str, float]] = {"none": base.record()}
+        rejected: dict[str, str] = {}
         best, best_form, best_value = Fitted(Recovery("none", asked, samples=data.samples), {}), None, base.mixed
         chosen = "none"
         for name, form in self._candidates(sample_count(folds[0][0])).items():
@@ -105,8 +106,8 @@ def _agreed(value: Agreement) -> Agreement:
     """The same figures in every process."""
     kl = [] if value.kl is None else [value.kl]
     figures = torch.tensor([value.mixed, value.copies, value.cosine, *kl], dtype=torch.float64)
-    said = from_first({"agreement": figures})["agreement"].tolist()
-    return Agreement(*said[:3], kl=said[3] if kl else None)
+    mixed, copies, cosine, *kl = from_first({"agreement": figures})["agreement"].tolist()
+    return Agreement(mixed, copies, cosine, kl[0] if kl else None)
 
 
 def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fold]:
@@ -128,7 +129,9 @@ def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fo
 
 def _fold(batches: Sequence[Batch], fold: int, count: int) -> Fold:
     """Every ``count``-th sample is judged, the others are fitted."""
-    rest, held, first = [], [], 0
+    rest: list[Batch] = []
+    held: list[Batch] = []
+    first = 0
     for batch in batches:
         of = (torch.arange(batch.size) + first) % count
         first += batch.size

@@ -45,7 +45,7 @@ class ClosedForm:
     limited: bool = True
     solver: str = "ridge"
     beyond: str = "skip"
-    readout: bool = False
+    readout: bool = True
 
     def strengths(self, samples: int) -> tuple[float, float]:
         """(rel, refit_rel) for so many samples."""

@@ -47,7 +47,7 @@ class Tuner:
     """
 
     steps: int = 200
-    lr: float = 3e-4
+    lr: float = 1e-4
     seed: int = 0
     hidden: float = 1.0
 
@@ -72,7 +72,7 @@ class Tuner:
             try:
                 loss = distill.loss(index, {**start, **_cast(leaves, pruned)})
                 adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             except (RuntimeError, NotImplementedError) as error:
                 if step:
                     raise

@@ -10,6 +10,7 @@ from blocks import Encoder, Parallel, ResidualConvolutions
 from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
 
 from fxprune.data import Batch, Calibration
+from fxprune.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
 from fxprune.group import Kind
 from fxprune.passes.transform.recover import Recover
@@ -205,5 +206,49 @@ def test_mistakes_are_named() -> None:
         Recover(rel=-1)
     with pytest.raises(OptionError, match="between 0 and 1"):
         Recover(held_out=1.0)
+    with pytest.raises(OptionError, match="unknown solver 'lsqr'"):
+        Recover(method="scale", solver="lsqr")
+    with pytest.raises(OptionError, match="unknown beyond 'go'"):
+        Recover(method="scale", beyond="go")
     with pytest.raises(OptionError, match="recovery needs data"):
         Recover(method="ridge").run(planned(analysed(Encoder(), texts(16))))
+
+
+# ---------------------------------------------------------------- a class token, scales
+
+
+def test_the_read_position_is_found_and_weighted(trained: DigitsViT, digit_data: Digits) -> None:
+    data = Calibration(tuple(Batch((x,)) for x in digit_data.train_images[:192].split(32)), "digits")
+    program = planned(analysed(trained, data), 0.4)
+    sites, _ = sites_of(program)
+    assert [s.read for s in sites] == [None, None, None, 0]
+    one, two = (recovered(program, data, readout=readout) for readout in (True, False))
+    same, other = ([torch.equal(one[0].tensors[n], two[0].tensors[n]) for n in names] for names in (
+        [s.parameter for s in one[1].steps[:-1]], [one[1].steps[-1].parameter]))
+    assert all(same)
+    assert not any(other)
+    unseen = [digit_data.test_images]
+    dense = run_flat(program, unseen)[0].log_softmax(1)
+    far = [float(torch.nn.functional.kl_div(run_flat(SliceAxes().run(p), unseen)[0].log_softmax(1), dense,
+                                            log_target=True, reduction="batchmean")) for p in (one[0], two[0])]
+    assert far[0] < 1.02 * far[1]
+
+
+def test_a_mean_over_tokens_or_an_output_of_all_reads_every_position() -> None:
+    for model, data in ((Encoder(depth=1), texts(16)), (Parallel(), floats(4, 5, 12))):
+        assert {s.read for s in sites_of(planned(analysed(model, data)))[0]} == {None}
+
+
+@pytest.mark.parametrize("solver", ["ridge", "lsmr"])
+def test_scales_out_of_range_skip_a_layer_or_stop_there(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = texts(64)
+    program = planned(analysed(Encoder(depth=1), data))
+    _, all_right = recovered(program, data, "scale", solver=solver)
+    assert len(all_right.steps) == 2
+    assert all(s.after <= s.before for s in all_right.steps)
+    monkeypatch.setattr("fxprune.passes.transform.recovery.moments.SCALE_LIMIT", 0.5)
+    skip, stop = (recovered(program, data, "scale", solver=solver, beyond=beyond)[1] for beyond in ("skip", "stop"))
+    assert skip.steps == stop.steps == ()
+    assert {why.partition(":")[0] for why in skip.skipped.values()} == {"its scales leave [-10, 10]"}
+    assert [("nearly singular" in why, "left [-10, 10]" in why) for why in stop.skipped.values()] == [
+        (True, False), (False, True)]

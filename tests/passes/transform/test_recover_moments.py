@@ -136,7 +136,7 @@ def test_removing_one_after_another_equals_removing_all_at_once() -> None:
         joint = weight[:, kept] + system.ridge(rel)
         gram = x.T @ x / 80
         damping = rel * float(gram.diagonal()[kept].mean())
-        inverse = torch.linalg.inv(gram + damping * torch.eye(8))
+        inverse = torch.linalg.inv(gram + damping * torch.eye(8, dtype=torch.float64))
         now = weight.clone()
         for group in groups:
             block = torch.linalg.inv(inverse[group][:, group])
