@@ -207,14 +207,9 @@ class Lockstep:
 
         With ``readout``, the position that the last sum's reader selects counts T/4 times as much.
         """
-        wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        weight = wide.new_ones(())
-        if site.norm == "variance":
-            weight = 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)
-        elif site.norm == "power":
-            weight = 1 / (wide.square().mean(-1, keepdim=True) + site.eps).clamp_min(1e-12)
+        weight = row_weight(site, z)
         if self.readout and site.read is not None:
-            factor = wide.new_ones(1, z.shape[1], 1)
+            factor = weight.new_ones(1, z.shape[1], 1)
             factor[:, site.read] = max(z.shape[1] / 4, 1.0)
             weight = weight * factor
         return weight
@@ -222,6 +217,16 @@ class Lockstep:
     def _dense_value(self, dense: Stream, name: str) -> Any:
         value = dense.values[name]
         return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
+
+
+def row_weight(site: Site, z: Tensor) -> Tensor:
+    """1 / (what the norm behind ``z`` divides by)^2 per row, at least fp32: like z with last size 1; no norm: []."""
+    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    if site.norm == "variance":
+        return 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)
+    if site.norm == "power":
+        return 1 / (wide.square().mean(-1, keepdim=True) + site.eps).clamp_min(1e-12)
+    return wide.new_ones(())
 
 
 def padding(program: Program, flat: Sequence[Any]) -> Tensor | None:

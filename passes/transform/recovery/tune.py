@@ -17,7 +17,7 @@ from ....axis import Keep
 from ....data import Batch
 from ....program import Axes, Program
 from .agreement import Agreement, Yardstick
-from .lockstep import padding
+from .lockstep import padding, row_weight
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
 from .sites import Site, aligned, find_sites, op_name
@@ -42,6 +42,8 @@ class Tuner:
             the loss depends on; what is half precision keeps a copy in fp32 for the optimiser.
     Steps   bounded: ``steps``; one calibration batch each, in an order drawn anew for every round; learning rate
             ``lr``, warm-up over the first tenth, then a cosine to zero
+    Chosen  by held-out agreement, on a sentence encoder at 0.4 of its FLOPs: ``lr`` 1e-4 gained with 512 and 2048
+            samples, 2e-4 with 2048 a little less, 4e-4 and 1e-3 with 512 nothing; ``hidden`` made no difference
     Guard   the agreement on held-out samples at eight points on the way; the best state must beat the start's,
             else nothing is changed. A loss that is not finite ends the run.
     """
@@ -217,14 +219,9 @@ class _Distillation:
 
 def _weight(site: Site, z: Tensor, mask: Tensor | None) -> Tensor:
     """Weights of rows: 1 / what the norm behind divides by, squared; 0 where there is padding. Broadcasts over z."""
-    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    weight = wide.new_ones(())
-    if site.norm == "variance":
-        weight = 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)
-    elif site.norm == "power":
-        weight = 1 / (wide.square().mean(-1, keepdim=True) + site.eps).clamp_min(1e-12)
+    weight = row_weight(site, z)
     if mask is not None and z.dim() == 3 and mask.shape == z.shape[:2]:
-        weight = weight * mask[..., None].to(wide)
+        weight = weight * mask[..., None].to(weight)
     return weight
 
 
