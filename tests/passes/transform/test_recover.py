@@ -1,171 +1,22 @@
-"""Recovery: the closed forms, where they apply, what they must never do, and that slicing stays masking."""
+"""Recovery: where the closed forms apply, what they must never do, and that slicing stays masking."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import laws
 import pytest
 import torch
 import zoo
 from blocks import Encoder, Parallel, ResidualConvolutions
-from torch import Tensor, nn
+from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
 
-from fxprune.axis import Keep
-from fxprune.capture import capture
 from fxprune.data import Batch, Calibration
+from fxprune.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
-from fxprune.group import DEFAULT_KINDS, Kind
-from fxprune.passes.analysis.find_groups import FindGroups
-from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.transform.clean import Clean
-from fxprune.passes.transform.inline import Inline
-from fxprune.passes.transform.recover import Recover, split
-from fxprune.passes.transform.recovery.agreement import Yardstick, noisy, spearman
-from fxprune.passes.transform.recovery.moments import Moments
-from fxprune.passes.transform.recovery.sites import Site, find_sites
-from fxprune.passes.transform.resize import resize
+from fxprune.group import Kind
+from fxprune.passes.transform.recover import Recover
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
 from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
-from fxprune.testing import keep_of, relative_error, run_flat
-
-START = ("axes", "groups", "plan")
-
-
-def texts(count: int, batch: int = 16, seed: int = 0) -> Calibration:
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for _ in range(0, count, batch):
-        ids = torch.randint(1, 50, (batch, 7), generator=generator)
-        mask = (torch.arange(7) < torch.randint(3, 8, (batch, 1), generator=generator)).long()
-        batches.append(Batch((), {"input_ids": ids * mask, "attention_mask": mask}))
-    return Calibration(tuple(batches), "random ids")
-
-
-def floats(*shape: int, batches: int = 4) -> Calibration:
-    generator = torch.Generator().manual_seed(0)
-    return Calibration(tuple(Batch((torch.randn(shape, generator=generator),)) for _ in range(batches)), "normal")
-
-
-def analysed(model: nn.Module, data: Calibration, **options: Any) -> Program:
-    batch = data.batches[0]
-    passes = (Clean(), Inline(), PropagateAxes(), FindGroups(**{"align": 1, "floor": 0.0, **options}))
-    return Pipeline(passes).run(capture(model.eval(), batch.args, dict(batch.kwargs)))
-
-
-def planned(program: Program, share: float = 0.5, seed: int = 0) -> Program:
-    return program.but(plan=laws.random_plan(program, DEFAULT_KINDS, share, seed))
-
-
-def recovered(program: Program, data: Calibration, method: str = "ridge", **options: Any) -> tuple[Program, Any]:
-    one = Recover(method=method, data=data, **options)
-    return Pipeline((one,), start=START).run(program), (one.results[0] if one.results else None)
-
-
-def flat(program: Program, batch: Batch) -> list[Any]:
-    return program.flatten(batch.args, batch.kwargs)
-
-
-def sites_of(program: Program, refit: bool = False) -> tuple[list[Site], dict[str, str]]:
-    keep: Keep = keep_of(program, program.need("plan"))
-    found = find_sites(program, keep, resize(program, keep).graph, refit)
-    return list(found.sites), dict(found.skipped)
-
-
-# ---------------------------------------------------------------- closed forms
-
-
-def moments(c: Tensor, r: Tensor, w: Tensor, pieces: int = 1) -> Moments:
-    made = Moments()
-    for part in zip(c.chunk(pieces), r.chunk(pieces), w.chunk(pieces), strict=True):
-        made.add(*part)
-    return made
-
-
-def rows(n: int = 60, k: int = 5, o: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(n, k) + 3, torch.randn(n, o) - 2, torch.rand(n)
-
-
-def test_hand_example() -> None:
-    """methods 11.8: G = [[2, 1], [1, 2]], W = [3, 4], column 1 goes: w0 becomes 5 and 24 of squared error stay."""
-    root = torch.linalg.cholesky(torch.tensor([[2.0, 1], [1, 2]], dtype=torch.float64)).T
-    kept, gone = root[:, :1], root[:, 1:]
-    system = moments(kept, 4 * gone, torch.ones(2)).finish(centred=False)
-    change = system.ridge(0.0)
-    assert 3 + float(change) == pytest.approx(5)
-    assert 2 * system.error(change) == pytest.approx(24)
-
-
-def test_moments_do_not_depend_on_the_batching_and_centre_without_cancelling() -> None:
-    c, r, w = rows()
-    c, r = c + 1000, r - 500
-    one, many = moments(c, r, w).finish(True), moments(c, r, w, 7).finish(True)
-    assert torch.allclose(one.g, many.g, rtol=1e-4)
-    weight = (w / w.sum()).double()[:, None]
-    centred, gap = (x.double() - (x.double() * weight).sum(0) for x in (c, r))
-    assert torch.allclose(many.g, centred.T @ (centred * weight), rtol=1e-4)
-    assert torch.allclose(many.b, centred.T @ (gap * weight), rtol=1e-3, atol=1e-5)
-
-
-def test_weights_of_zero_do_not_count() -> None:
-    c, r, w = rows()
-    w[::2] = 0
-    one, two = moments(c, r, w).finish(True), moments(c[1::2], r[1::2], w[1::2]).finish(True)
-    assert torch.equal(one.g, two.g)
-    assert moments(c, r, w).rows == 30
-
-
-@pytest.mark.parametrize("rel", [0.0, 0.01, 0.5, 5.0])
-def test_ridge_is_never_worse_than_bias_nor_bias_than_nothing(rel: float) -> None:
-    system = moments(*rows()).finish(True)
-    change = system.ridge(rel)
-    errors = [system.error(change, system.bias(change)), system.error(None, system.bias()), system.error()]
-    assert errors == sorted(errors)
-    about_zero = moments(*rows()).finish(False)
-    assert about_zero.error(about_zero.ridge(rel)) <= about_zero.error()
-
-
-def test_the_bias_needs_no_products() -> None:
-    for centred in (True, False):
-        one, two = (moments_of(products).finish(centred) for products in (True, False))
-        assert torch.allclose(one.bias(), two.bias())
-        assert one.error() == pytest.approx(two.error())
-        assert one.error(None, one.bias()) == pytest.approx(two.error(None, two.bias()))
-        assert not two.g.numel()
-
-
-def moments_of(products: bool) -> Moments:
-    torch.manual_seed(1)
-    made = Moments(products)
-    made.add(*rows())
-    return made
-
-
-def test_error_is_that_of_the_rows() -> None:
-    c, r, w = rows()
-    system = moments(c, r, w).finish(True)
-    change, bias = torch.randn(3, 5).double(), torch.randn(3).double()
-    left = r.double() - c.double() @ change.T - bias
-    assert system.error(change, bias) == pytest.approx(float((left.square().sum(1) * w).sum() / w.sum()), rel=1e-5)
-
-
-def test_scales_are_found() -> None:
-    """methods 11.7: a known factor per unit comes back."""
-    weight, factor = torch.randn(4, 6), torch.tensor([1.2, 0.8, 1.0])
-    unit = torch.tensor([0, 0, 1, 1, 2, 2])
-    c = torch.randn(50, 6)
-    gap = c @ (weight * (factor[unit] - 1)).T
-    change = moments(c, gap, torch.ones(50)).finish(True).scale(weight, unit, 1e-9)
-    assert torch.allclose((weight + change) / weight, factor[unit].double().expand(4, 6), atol=1e-4)
-    wild = moments(c, 1000 * gap, torch.ones(50)).finish(True).scale(weight, unit, 1e-9)
-    assert not wild.any()  # scales beyond +-10: the layer stays
-
-
-def test_a_silent_input_changes_nothing() -> None:
-    assert not moments(torch.zeros(9, 2), torch.randn(9, 3), torch.ones(9)).finish(True).ridge(0.1).any()
-
+from fxprune.testing import relative_error, run_flat
 
 # ---------------------------------------------------------------- what is found
 
@@ -196,15 +47,6 @@ def test_shared_weights_are_left_alone() -> None:
 
 
 # ---------------------------------------------------------------- laws
-
-
-def laws_hold(program: Program, after: Program, data: Calibration) -> None:
-    """Sliced equals masked with the new weights, and cut entries keep their old ones."""
-    small = SliceAxes().run(after)
-    from fxprune.testing import masked_run
-
-    inputs = flat(program, data.batches[0])
-    assert relative_error(run_flat(small, inputs), masked_run(after, after.need("plan"), inputs)) < 1e-4
 
 
 @pytest.mark.parametrize("method", ["bias", "scale", "ridge", "refit", "auto"])
@@ -322,7 +164,7 @@ def test_without_a_bias_the_signature_stays() -> None:
 
 
 def test_a_layer_too_large_to_solve_moves_its_bias_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.passes.transform.recover.LARGEST", 9)
+    monkeypatch.setattr("fxprune.passes.transform.recovery.closed_form.LARGEST", 9)
     data = texts(64)
     program = planned(analysed(Encoder(), data), 0.34)  # one head of 8 columns stays, and 11 neurons
     after, report = recovered(program, data)
@@ -335,7 +177,7 @@ def test_a_layer_too_large_to_solve_moves_its_bias_alone(monkeypatch: pytest.Mon
 
 def test_the_same_data_give_the_same_weights_and_the_dense_program_stays() -> None:
     data = texts(64)
-    program = planned(analysed(Encoder(), data))
+    program = planned(analysed(Encoder(depth=1), data))
     before = {n: t.clone() for n, t in program.tensors.items()}
     one, two = (recovered(program, data, "auto")[0].tensors for _ in range(2))
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -354,72 +196,6 @@ def test_models_of_the_zoo(name: str) -> None:
     assert all(s.after <= s.before * (1 + 1e-9) for s in report.steps)
 
 
-# ---------------------------------------------------------------- the guard
-
-
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_auto_is_never_worse_than_none_on_its_yardstick(norm: str) -> None:
-    data = texts(160)
-    program = planned(analysed(Encoder(norm), data), 0.4)
-    after, report = recovered(program, data, "auto")
-    assert set(report.guard) == {"none", "bias", "ridge", "refit"}
-    kept = report.guard[report.method]
-    assert kept["mixed"] >= report.guard["none"]["mixed"]
-    assert kept["copies"] >= report.guard["none"]["copies"] - 0.0021
-    _, held = split(program, data, 0.2)
-    assert sum(b.size for b in held) == report.held_out == 32
-    again = Yardstick(program, held, 0).measure(SliceAxes().run(after)).record()
-    assert again == pytest.approx(dict(kept), abs=1e-3)
-    assert report.asked == "auto"
-    assert any("recovery" in note for note in after.notes)
-
-
-def test_too_little_data_to_judge_means_none() -> None:
-    program = planned(analysed(Encoder(), texts(16)))
-    after, report = recovered(program, texts(2, batch=2), "auto")
-    assert report.method == "none"
-    assert "too few samples" in report.skipped[""]
-    assert all(after.tensors[n] is t for n, t in program.tensors.items())
-
-
-def test_a_single_batch_is_split_by_samples() -> None:
-    program = analysed(Encoder(), texts(16))
-    fit, held = split(program, texts(20, batch=20), 0.25)
-    assert ([b.size for b in fit], [b.size for b in held]) == ([15], [5])
-    assert torch.equal(torch.cat([fit[0].kwargs["input_ids"], held[0].kwargs["input_ids"]]),
-                       texts(20, batch=20).batches[0].kwargs["input_ids"])
-
-
-def test_agreement_is_perfect_with_itself_and_falls_with_damage() -> None:
-    program = analysed(Encoder(), texts(16))
-    ruler = Yardstick(program, texts(64).batches, 0)
-    same = ruler.measure(program)
-    assert (same.mixed, same.copies, same.cosine) == pytest.approx((1, 1, 1))
-    worse = ruler.measure(SliceAxes().run(planned(program, 0.3)))
-    assert worse.mixed < 0.999
-    assert worse.cosine < 0.999
-
-
-def test_noise_keeps_ends_and_padding() -> None:
-    program = analysed(Encoder(), texts(16))
-    batch = texts(64, batch=64).batches[0]
-    changed = noisy(program, batch, torch.Generator().manual_seed(0))
-    ids, now, mask = batch.kwargs["input_ids"], changed.kwargs["input_ids"], batch.kwargs["attention_mask"]
-    assert torch.equal(now * (1 - mask), ids * (1 - mask))
-    assert torch.equal(now[:, 0], ids[:, 0])
-    last = mask.sum(1, keepdim=True) - 1
-    assert torch.equal(now.gather(1, last), ids.gather(1, last))
-    assert 0.05 < float((now != ids).float().mean()) < 0.5
-    assert torch.equal(changed.kwargs["attention_mask"], mask)
-
-
-def test_spearman_knows_ties() -> None:
-    scipy = pytest.importorskip("scipy.stats")
-    a, b = torch.randint(0, 5, (40,)).double(), torch.randn(40).double()
-    assert spearman(a, b) == pytest.approx(float(scipy.spearmanr(a, b).statistic))
-    assert spearman(torch.ones(5), b[:5]) == 0
-
-
 # ---------------------------------------------------------------- mistakes
 
 
@@ -430,5 +206,49 @@ def test_mistakes_are_named() -> None:
         Recover(rel=-1)
     with pytest.raises(OptionError, match="between 0 and 1"):
         Recover(held_out=1.0)
+    with pytest.raises(OptionError, match="unknown solver 'lsqr'"):
+        Recover(method="scale", solver="lsqr")
+    with pytest.raises(OptionError, match="unknown beyond 'go'"):
+        Recover(method="scale", beyond="go")
     with pytest.raises(OptionError, match="recovery needs data"):
         Recover(method="ridge").run(planned(analysed(Encoder(), texts(16))))
+
+
+# ---------------------------------------------------------------- a class token, scales
+
+
+def test_the_read_position_is_found_and_weighted(trained: DigitsViT, digit_data: Digits) -> None:
+    data = Calibration(tuple(Batch((x,)) for x in digit_data.train_images[:192].split(32)), "digits")
+    program = planned(analysed(trained, data), 0.4)
+    sites, _ = sites_of(program)
+    assert [s.read for s in sites] == [None, None, None, 0]
+    one, two = (recovered(program, data, readout=readout) for readout in (True, False))
+    same, other = ([torch.equal(one[0].tensors[n], two[0].tensors[n]) for n in names] for names in (
+        [s.parameter for s in one[1].steps[:-1]], [one[1].steps[-1].parameter]))
+    assert all(same)
+    assert not any(other)
+    unseen = [digit_data.test_images]
+    dense = run_flat(program, unseen)[0].log_softmax(1)
+    far = [float(torch.nn.functional.kl_div(run_flat(SliceAxes().run(p), unseen)[0].log_softmax(1), dense,
+                                            log_target=True, reduction="batchmean")) for p in (one[0], two[0])]
+    assert far[0] < 1.02 * far[1]
+
+
+def test_a_mean_over_tokens_or_an_output_of_all_reads_every_position() -> None:
+    for model, data in ((Encoder(depth=1), texts(16)), (Parallel(), floats(4, 5, 12))):
+        assert {s.read for s in sites_of(planned(analysed(model, data)))[0]} == {None}
+
+
+@pytest.mark.parametrize("solver", ["ridge", "lsmr"])
+def test_scales_out_of_range_skip_a_layer_or_stop_there(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = texts(64)
+    program = planned(analysed(Encoder(depth=1), data))
+    _, all_right = recovered(program, data, "scale", solver=solver)
+    assert len(all_right.steps) == 2
+    assert all(s.after <= s.before for s in all_right.steps)
+    monkeypatch.setattr("fxprune.passes.transform.recovery.moments.SCALE_LIMIT", 0.5)
+    skip, stop = (recovered(program, data, "scale", solver=solver, beyond=beyond)[1] for beyond in ("skip", "stop"))
+    assert skip.steps == stop.steps == ()
+    assert {why.partition(":")[0] for why in skip.skipped.values()} == {"its scales leave [-10, 10]"}
+    assert [("nearly singular" in why, "left [-10, 10]" in why) for why in stop.skipped.values()] == [
+        (True, False), (False, True)]

@@ -1,0 +1,174 @@
+"""The guard: which candidate is kept, judged on samples that it was not fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....axis import Keep
+from ....data import Batch, Calibration
+from ....program import Program
+from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pooled
+from .closed_form import STRONG, ClosedForm
+from .outputs import sample_count
+from .record import Fitted, Recovery
+from .shared import from_first
+from .tune import Tuner
+
+TOLERANCE = 0.002  # by how much the copies' agreement may fall below no recovery's and still count as equal
+FEW_HELD = 30  # held-out samples; below, every sample is judged once, by a fit to the others
+FOLDS, FOLD = 5, 4  # at most so many folds, of at least so many samples
+JUDGED = 60  # samples and copies that the ranks should rest on: the fewer samples, the more copies of each
+MOST_COPIES = 8
+FEW_FITTED = 150  # samples; below, a strong ridge is tried as well
+
+Fold = tuple[list[Batch], list[Batch]]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Tries none, bias, ridge and refit and keeps the one that agrees best with the dense outputs.
+
+    Rule      the largest ``mixed`` agreement, among those whose agreement on noisy copies is not more than 0.002 below
+              that of no recovery and whose class probabilities (where the output is logits) are not farther from the
+              dense ones; none if there is none. Never worse than none on that yardstick, by construction.
+    Few       with fewer than 30 held-out samples every sample is judged once: five folds, each judged by a fit to the
+              others, their pairs ranked together. Up to 8 noisy copies per sample steady the ranks, and a ridge of
+              strength 5 is tried beside the usual one (below 150 samples).
+    After     the chosen form is fitted again to all samples: more rows, same form. The yardstick's figures are those
+              of the fits that it judged.
+    Source    recovery.md section 4, its rule for few samples and for logits ours
+    """
+
+    form: ClosedForm
+    held_out: float
+    seed: int
+    tuner: Tuner | None = None
+
+    def choose(self, program: Program, pruned: Program, keep: Keep, data: Calibration) -> Fitted:
+        """The candidate to keep. ``none`` where there are too few samples to judge."""
+        asked = "auto" if self.tuner is None else "tune"
+        folds = split_in_folds(program, data, self.held_out)
+        held = sum(sample_count(judged) for _, judged in folds)
+        copies = max(1, min(MOST_COPIES, -(-JUDGED // max(held, 1))))
+        rulers = [Yardstick(program, judged, self.seed + i, copies) for i, (_, judged) in enumerate(folds)]
+        if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
+            why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
+            return Fitted(Recovery("none", asked, samples=data.samples, skipped=why), {})
+        base = _agreed(pooled([r.compare(pruned) for r in rulers]))
+        guard: dict[str, Mapping[str, float]] = {"none": base.record()}
+        rejected: dict[str, str] = {}
+        best, best_form, best_value = Fitted(Recovery("none", asked, samples=data.samples), {}), None, base.mixed
+        chosen = "none"
+        for name, form in self._candidates(sample_count(folds[0][0])).items():
+            fitted, compared = best, []
+            for i, (ruler, (rest, _)) in enumerate(zip(rulers, folds, strict=True)):
+                now = form.fit(program, pruned, keep, rest)
+                compared.append(ruler.compare(pruned, now.tensors))
+                fitted = now if i == 0 else fitted
+            value = _agreed(pooled(compared))
+            guard[name] = value.record()
+            why_not = value.veto(base, TOLERANCE)
+            if why_not:
+                rejected[name] = why_not
+            elif value.mixed > best_value:
+                best, best_form, best_value, chosen = fitted, form, value.mixed, name
+        tuning = None
+        if self.tuner is not None:
+            tuned, tuning = self.tuner.run(program, pruned, keep, folds[0][0], best.tensors, rulers[0], TOLERANCE)
+            guard["tune"] = tuning.best
+            if tuning.kept:
+                made = replace(best.recovery, method="tune", samples=sample_count(folds[0][0]))
+                best, best_form, chosen = Fitted(made, tuned), None, "tune"
+        if best_form is not None:
+            exact = replace(best_form, rel=best.recovery.rel, refit_rel=best.recovery.refit_rel)
+            best = exact.fit(program, pruned, keep, data.batches)
+        return replace(best, recovery=replace(
+            best.recovery, asked=asked, guard=guard, rejected=rejected, held_out=held, folds=len(folds), tuning=tuning,
+            refitted=best_form is not None, chosen=chosen))
+
+    def _candidates(self, samples: int) -> dict[str, ClosedForm]:
+        made = {method: replace(self.form, method=method) for method in ("bias", "ridge", "refit")}
+        if samples < FEW_FITTED and self.form.rel is None:
+            for method in ("ridge", "refit"):
+                rel, refit_rel = made[method].strengths(FEW_FITTED)
+                made[method] = replace(made[method], rel=rel, refit_rel=refit_rel)
+                strong = STRONG if self.form.refit_rel is None else self.form.refit_rel
+                made[f"{method} rel={STRONG:g}"] = replace(made[method], rel=STRONG, refit_rel=strong)
+        return made
+
+
+def _agreed(value: Agreement) -> Agreement:
+    """The same figures in every process."""
+    kl = [] if value.kl is None else [value.kl]
+    figures = torch.tensor([value.mixed, value.copies, value.cosine, *kl], dtype=torch.float64)
+    mixed, copies, cosine, *kl = from_first({"agreement": figures})["agreement"].tolist()
+    return Agreement(mixed, copies, cosine, kl[0] if kl else None)
+
+
+def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fold]:
+    """(to fit, to judge) once, or several times where one share of the samples would be too few to judge on.
+
+    A graph captured at a fixed batch size takes whole batches only; with a single one there is no fold at all.
+    """
+    rest, held = split(program, data, share)
+    if sample_count(held) >= FEW_HELD:
+        return [(rest, held)]
+    batches, total = list(data.batches), data.samples
+    if _fixed(program):
+        count = min(FOLDS, len(batches))
+        return [([b for i, b in enumerate(batches) if i % count != f], batches[f::count])
+                for f in range(count)] if count > 1 else []
+    count = min(FOLDS, total // FOLD)
+    return [_fold(batches, f, count) for f in range(count)] if count > 1 else []
+
+
+def _fold(batches: Sequence[Batch], fold: int, count: int) -> Fold:
+    """Every ``count``-th sample is judged, the others are fitted."""
+    rest: list[Batch] = []
+    held: list[Batch] = []
+    first = 0
+    for batch in batches:
+        of = (torch.arange(batch.size) + first) % count
+        first += batch.size
+        for home, index in ((rest, (of != fold).nonzero()[:, 0]), (held, (of == fold).nonzero()[:, 0])):
+            if len(index):
+                home.append(_samples(batch, index))
+    return rest, held
+
+
+def split(program: Program, data: Calibration, share: float) -> Fold:
+    """(to fit, to judge): the last batches where there are several, else the last samples of the one batch.
+
+    A graph captured at a fixed batch size takes whole batches only; with a single one nothing is held out.
+    """
+    batches = list(data.batches)
+    if len(batches) == 1:
+        size = batches[0].size
+        held = max(1, round(size * share))
+        if held >= size or _fixed(program):
+            return batches, []
+        whole = torch.arange(size)
+        return [_samples(batches[0], whole[: size - held])], [_samples(batches[0], whole[size - held :])]
+    held = max(1, round(len(batches) * share))
+    return batches[:-held], batches[-held:]
+
+
+def _fixed(program: Program) -> bool:
+    """Whether the graph takes one batch size only."""
+    inputs = [n.meta.get("val") for n in program.placeholders() if n.name in program.user_inputs]
+    return any(isinstance(v, Tensor) and v.dim() and isinstance(v.shape[0], int) for v in inputs)
+
+
+def _samples(batch: Batch, index: Tensor) -> Batch:
+    size = batch.size
+
+    def part(value: Any) -> Any:
+        whole = not isinstance(value, Tensor) or not value.dim() or len(value) != size
+        return value if whole else value[index.to(value.device)]
+
+    return Batch(tuple(map(part, batch.args)), {k: part(v) for k, v in batch.kwargs.items()}, part(batch.labels))

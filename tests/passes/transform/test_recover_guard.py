@@ -1,0 +1,232 @@
+"""The guard: its yardstick, its views, its folds, and that it never keeps what is worse than nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from blocks import Encoder, ResidualConvolutions
+from recovering import analysed, floats, planned, recovered, texts
+from torch import Tensor, nn
+
+from fxprune.data import Batch, Calibration
+from fxprune.demo import Digits, DigitsViT
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.transform.recovery.agreement import Yardstick, pooled, spearman
+from fxprune.passes.transform.recovery.choose import split, split_in_folds
+from fxprune.passes.transform.recovery.closed_form import ClosedForm
+from fxprune.passes.transform.recovery.views import noisy, view
+from fxprune.passes.transform.resize import resize
+from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.pipeline import Pipeline
+from fxprune.plan import Choice, CompressionPlan
+from fxprune.program import Program
+from fxprune.testing import keep_of, run_flat
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_auto_is_never_worse_than_none_on_its_yardstick(norm: str) -> None:
+    data = texts(160)
+    program = planned(analysed(Encoder(norm, depth=1), data), 0.4)
+    after, report = recovered(program, data, "auto")
+    assert set(report.guard) == {"none", "bias", "ridge", "refit", "ridge rel=5", "refit rel=5"}
+    kept, none = report.guard[report.chosen], report.guard["none"]
+    assert kept["mixed"] >= none["mixed"]
+    assert kept["copies"] >= none["copies"] - 0.0021
+    best = max(v["mixed"] for name, v in report.guard.items() if name not in report.rejected)
+    assert kept["mixed"] == best
+    rest, held = split(program, data, 0.2)
+    assert sum(b.size for b in held) == report.held_out == 32
+    assert report.folds == 1
+    form = ClosedForm(report.method, report.rel, report.refit_rel)
+    keep = keep_of(program, program.need("plan"))
+    pruned = program.without_facts(exported=resize(program, keep))
+    ruler = Yardstick(program, held, 0, 2)
+    assert ruler.measure(pruned, form.fit(program, pruned, keep, rest).tensors).record() == dict(kept)
+    assert ruler.measure(pruned).record() == dict(none)
+    # and the winner is fitted again to all samples
+    assert report.refitted
+    assert report.samples == 160
+    assert "fitted again to all" in str(report)
+    whole = form.fit(program, pruned, keep, data.batches).tensors
+    now = SliceAxes().run(after)
+    assert whole
+    assert all(torch.equal(now.tensors[now.tensor_of_placeholder[n]], t) for n, t in whole.items())
+    assert report.asked == "auto"
+    assert any("recovery" in note for note in after.notes)
+
+
+class Odd(nn.Module):
+    """Its hidden units average to nothing, so that a bias has nothing to give and few rows say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 64, bias=False), nn.Linear(64, 12)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self.b(torch.tanh(self.a(x)))}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_recovery_hurts_nothing_is_kept(seed: int) -> None:
+    """Nine units, eight rows: the fit is nearly perfect on what it saw and wild elsewhere. Only the guard can tell."""
+    torch.manual_seed(seed)
+    data = Calibration((Batch((torch.randn(12, 12),)),), "normal")
+    program = analysed(Odd(), data)
+    group = next(g for g in program.need("groups") if g.size == 64)
+    program = program.but(plan=CompressionPlan({group.name: Choice(str(group.kind), 64, tuple(range(9)))}))
+    _, alone = recovered(program, data, "ridge", rel=1e-9)
+    assert alone.steps[0].after < 0.1 * alone.steps[0].before  # it looks splendid from inside
+    after, report = recovered(program, data, "auto", rel=1e-9)
+    assert all(report.guard[name]["mixed"] < report.guard["none"]["mixed"] - 0.05 for name in ("ridge", "refit"))
+    assert (report.method, report.chosen, report.tuning, report.steps) == ("none", "none", None, ())
+    assert (report.folds, report.held_out) == (3, 12)
+    assert not report.refitted
+    assert all(after.tensors[n] is t for n, t in program.tensors.items())
+
+
+def test_few_samples_are_all_judged_once_by_fits_that_did_not_see_them() -> None:
+    program = analysed(Encoder(depth=1), texts(16))
+    data = texts(48)
+    folds = split_in_folds(program, data, 0.2)
+    assert len(folds) == 5
+    seen = torch.cat([b.kwargs["input_ids"] for _, held in folds for b in held])
+    whole = torch.cat([b.kwargs["input_ids"] for b in data.batches])
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, whole.tolist()))
+    for rest, held in folds:
+        assert sum(b.size for b in (*rest, *held)) == 48
+        assert abs(sum(b.size for b in held) - 48 / 5) < 1
+    _, report = recovered(planned(program), data, "auto")
+    assert (report.folds, report.held_out, report.samples) == (5, 48, 48)
+    assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
+
+
+def test_a_fixed_batch_size_is_never_split() -> None:
+    data = floats(4, 3, 16, 16, batches=3)
+    exported = torch.export.export(ResidualConvolutions().eval(), data.batches[0].args)
+    program = Pipeline((PropagateAxes(), FindGroups(align=1, floor=0.0))).run(Program(exported))
+    folds = split_in_folds(program, data, 0.2)
+    assert [([b.size for b in rest], [b.size for b in held]) for rest, held in folds] == [([4, 4], [4])] * 3
+    assert split_in_folds(program, Calibration(data.batches[:1], "one"), 0.2) == []
+
+
+def test_too_little_data_to_judge_means_none() -> None:
+    program = planned(analysed(Encoder(), texts(16)))
+    after, report = recovered(program, texts(2, batch=2), "auto")
+    assert report.method == "none"
+    assert "too few samples" in report.skipped[""]
+    assert all(after.tensors[n] is t for n, t in program.tensors.items())
+
+
+def test_a_single_batch_is_split_by_samples() -> None:
+    program = analysed(Encoder(), texts(16))
+    fit, held = split(program, texts(20, batch=20), 0.25)
+    assert ([b.size for b in fit], [b.size for b in held]) == ([15], [5])
+    assert torch.equal(torch.cat([fit[0].kwargs["input_ids"], held[0].kwargs["input_ids"]]),
+                       texts(20, batch=20).batches[0].kwargs["input_ids"])
+
+
+def test_agreement_is_perfect_with_itself_and_falls_with_damage() -> None:
+    program = analysed(Encoder(), texts(16))
+    ruler = Yardstick(program, texts(64).batches, 0)
+    same = ruler.measure(program)
+    assert (same.mixed, same.copies, same.cosine) == pytest.approx((1, 1, 1))
+    worse = ruler.measure(SliceAxes().run(planned(program, 0.3)))
+    assert worse.mixed < 0.999
+    assert worse.cosine < 0.999
+
+
+def test_a_classifier_must_not_move_away_from_the_dense_probabilities(trained: DigitsViT, digit_data: Digits) -> None:
+    data = Calibration(tuple(Batch((x,)) for x in digit_data.train_images[:192].split(32)), "digits")
+    program = planned(analysed(trained, data), 0.4)
+    ruler = Yardstick(program, [Batch((digit_data.train_images[200:264],))], 0)
+    none, ridge = (ruler.measure(SliceAxes().run(recovered(program, data, m)[0])) for m in ("none", "ridge"))
+    same = ruler.measure(program)
+    assert same.kl == pytest.approx(0, abs=1e-9)
+    assert none.kl is not None
+    assert ridge.kl is not None
+    assert 0 < ridge.kl < none.kl
+    assert not ridge.veto(none, 0.002)
+    assert "farther from the dense ones" in replace(ridge, kl=2 * none.kl).veto(none, 0.002)
+    assert "noisy copy" in replace(ridge, copies=none.copies - 0.01).veto(none, 0.002)
+
+
+def test_auto_on_a_trained_vit_and_a_trained_cnn(trained: DigitsViT, digit_data: Digits) -> None:
+    """Pre-norm and convolutional: the yardstick's choice also classifies more images it never saw as the dense does."""
+    data = Calibration(tuple(Batch((x,)) for x in digit_data.train_images[:192].split(32)), "digits")
+    unseen = [digit_data.test_images]
+    for model in (trained, digits_cnn(digit_data)):
+        program = planned(analysed(model, data), 0.35)
+        dense = run_flat(program, unseen)[0].argmax(1)
+        after, report = recovered(program, data, "auto")
+        assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
+        assert report.guard[report.chosen]["kl"] <= report.guard["none"]["kl"]
+        assert report.method in ("ridge", "refit")
+        before, now = (float((run_flat(SliceAxes().run(p), unseen)[0].argmax(1) == dense).float().mean())
+                       for p in (program, after))
+        assert now > before
+
+
+def digits_cnn(data: Digits) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 24, 3, 2, 1), nn.BatchNorm2d(24),
+                          nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                          nn.Linear(96, 10))
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(3):
+        for x, y in zip(data.train_images.split(64), data.train_labels.split(64), strict=True):
+            adam.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            adam.step()
+    return model.eval()
+
+
+def test_views_of_images_range_from_nearly_the_same_to_hard_to_recognise() -> None:
+    torch.manual_seed(0)
+    smooth = nn.functional.interpolate(torch.randn(64, 3, 4, 4), size=24, mode="bicubic")
+    one, two = (view(smooth, torch.Generator().manual_seed(s)) for s in (0, 0))
+    assert torch.equal(one, two)
+    assert one.shape == smooth.shape
+    assert view(smooth.half(), torch.Generator()).dtype is torch.float16
+    cosine = nn.functional.cosine_similarity(one.flatten(1), smooth.flatten(1))
+    assert float(cosine.max()) > 0.97
+    assert float(cosine.min()) < 0.85
+    program = analysed(ResidualConvolutions(), floats(4, 3, 16, 16))
+    batch = Batch((torch.randn(4, 3, 16, 16),))
+    changed = noisy(program, batch, torch.Generator().manual_seed(1))
+    assert torch.equal(changed.args[0], view(batch.args[0], torch.Generator().manual_seed(1)))
+    assert not torch.equal(changed.args[0], batch.args[0])
+
+
+def test_pairs_never_cross_a_fold_and_pooling_one_fold_is_measuring() -> None:
+    program = analysed(Encoder(), texts(16))
+    small = SliceAxes().run(planned(program, 0.3))
+    one, two = (Yardstick(program, texts(24, seed=s).batches, s, 3) for s in (1, 2))
+    assert pooled([one.compare(small)]) == one.measure(small)
+    both = pooled([one.compare(small), two.compare(small)])
+    assert both.cosine == pytest.approx((one.measure(small).cosine * one.samples + two.measure(small).cosine *
+                                         two.samples) / (one.samples + two.samples))
+    found = one.compare(small)[0]
+    assert found.copies == 3 * one.samples
+    assert len(found.want) == len(one.first) + found.copies
+
+
+def test_noise_keeps_ends_and_padding() -> None:
+    program = analysed(Encoder(), texts(16))
+    batch = texts(64, batch=64).batches[0]
+    changed = noisy(program, batch, torch.Generator().manual_seed(0))
+    ids, now, mask = batch.kwargs["input_ids"], changed.kwargs["input_ids"], batch.kwargs["attention_mask"]
+    assert torch.equal(now * (1 - mask), ids * (1 - mask))
+    assert torch.equal(now[:, 0], ids[:, 0])
+    last = mask.sum(1, keepdim=True) - 1
+    assert torch.equal(now.gather(1, last), ids.gather(1, last))
+    assert 0.05 < float((now != ids).float().mean()) < 0.5
+    assert torch.equal(changed.kwargs["attention_mask"], mask)
+
+
+def test_spearman_knows_ties() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    a, b = torch.randint(0, 5, (40,)).double(), torch.randn(40).double()
+    assert spearman(a, b) == pytest.approx(float(scipy.spearmanr(a, b).statistic))
+    assert spearman(torch.ones(5), b[:5]) == 0

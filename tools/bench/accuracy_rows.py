@@ -1,0 +1,122 @@
+"""The rows of tools/bench/accuracy.py: which parts make a method, and whether all of them are there."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fxprune import registry
+from fxprune.data import Calibration
+from fxprune.errors import OptionError
+from fxprune.passes.analysis.importance.criterion import Criterion
+from fxprune.passes.transform.recover import METHODS
+from fxprune.pipeline import Pass
+
+PEER = ("uniform", "uniform global", "bottleneck", "bottleneck global", "bottleneck isomorphic")
+REARRANGE = "fxprune.passes.search.rearrange", "Rearrange"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    criterion   as on the command line: ``fisher`` or ``trajectory{probes=32}``; of a peer, its importance
+    rearrange   mask rearrangement after the search
+    recover     recovery after the choice
+    labels      whether it sees labels of calibration samples, where the task has any that a criterion can use
+    only_labelled   no row of its own on tasks without such labels (there it would equal another one)
+    seeded      whether calibration data or chance plays a part; other rows are measured once
+    variants    settings of a peer: all are measured at the first seed, the best of them at the others
+    """
+
+    name: str
+    criterion: str
+    title: str
+    rearrange: bool = False
+    recover: str = "none"
+    labels: bool = False
+    only_labelled: bool = False
+    seeded: bool = True
+    variants: tuple[str, ...] = ()
+
+    @property
+    def peer(self) -> bool:
+        return bool(self.variants)
+
+    def record(self) -> dict[str, Any]:
+        """As plain data."""
+        return dataclasses.asdict(self)
+
+
+ROWS = {row.name: row for row in (
+    Row("random", "random", "random"),
+    Row("l2", "l2", "L2 magnitude", seeded=False),
+    Row("taylor", "taylor", "Taylor", labels=True),
+    Row("ptf", "fisher", "Fisher (PTF)", labels=True),
+    Row("ptf-unlabelled", "fisher", "Fisher without labels", only_labelled=True),
+    Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
+    Row("optin", "trajectory", "OPTIN"),
+    Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
+    Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
+    Row("torch-pruning-l2", "l2", "Torch-Pruning L2", seeded=False, variants=PEER),
+    Row("torch-pruning-taylor", "taylor", "Torch-Pruning Taylor", labels=True, variants=PEER),
+)}
+BEST = "optin-recover"  # the row that the issue's targets are about
+
+
+def missing(row: Row) -> str:
+    """What keeps ``row`` from being measured by this fxprune, or nothing."""
+    if row.peer:
+        return "" if importlib.util.find_spec("torch_pruning") else "the package torch-pruning is not installed"
+    try:
+        criterion_of(row.criterion)
+    except OptionError as error:
+        return error.what
+    if row.recover not in METHODS:
+        return f"unknown recovery '{row.recover}'"
+    return "" if not row.rearrange or _rearrange() else "there is no pass Rearrange"
+
+
+def criterion_of(text: str) -> Criterion:
+    """``name`` or ``name{option=value,...}`` -> the criterion. Raises OptionError for a name or option unknown."""
+    found = re.fullmatch(r"([\w-]+)(?:\{(.*)\})?", text)
+    if found is None:
+        raise OptionError(f"'{text}' is not a criterion", cure="write name or name{option=value}")
+    cls = registry.lookup("criterion", found[1])
+    options = dict(_option(part) for part in (found[2] or "").split(",") if part)
+    known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    for name in options:
+        if name not in known:
+            raise OptionError(f"criterion '{found[1]}' has no option '{name}'")
+    made: Criterion = cls(**options)
+    return made
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        return name.strip(), value.strip()
+
+
+def _rearrange() -> type[Pass] | None:
+    try:
+        found: type[Pass] = getattr(importlib.import_module(REARRANGE[0]), REARRANGE[1])
+    except (ImportError, AttributeError):
+        return None
+    return found
+
+
+def rearrange_pass(data: Calibration, seed: int) -> Pass:
+    """The pass, with data and seed where it takes any."""
+    made = _rearrange()
+    if made is None:
+        raise OptionError("there is no pass Rearrange")
+    takes = inspect.signature(made).parameters
+    return made(**{k: v for k, v in {"data": data, "seed": seed}.items() if k in takes})

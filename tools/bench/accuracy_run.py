@@ -1,0 +1,176 @@
+"""Measuring for tools/bench/accuracy.py: scores once per criterion and seed, a plan per ratio, recovery per plan.
+
+A measurement is known by its key: everything that decides its figure but the code. What a results file already holds
+under a key is not measured again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accuracy_rows import Row, criterion_of, rearrange_pass
+from accuracy_tasks import Task, of_module, of_program
+from record import commit, said
+
+from fxprune.cost import Budget, CostModel
+from fxprune.errors import FxpruneError
+from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.search.search_plan import SearchPlan
+from fxprune.passes.transform.recover import Recover
+from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.pipeline import Pipeline
+from fxprune.program import Program
+from fxprune.quiet import quiet
+
+FACTS = ("axes", "groups", "scores", "plan")
+Record = dict[str, Any]
+KEY = ("task", "row", "criterion", "rearrange", "recover", "labels", "variant", "ratio", "seed", "samples",
+       "score_samples", "align", "weights")
+
+
+def key(record: Record) -> tuple[Any, ...]:
+    """What a measurement is known by."""
+    return tuple(record.get(name) for name in KEY)
+
+
+@dataclass
+class Bench:
+    """One task on its way through the rows.
+
+    samples, score_samples   calibration samples of recovery and of scoring
+    save       called with all records after every measurement
+    records    of this task, those of earlier runs included
+    """
+
+    task: Task
+    samples: int
+    score_samples: int
+    align: int
+    save: Callable[[Sequence[Record]], None]
+    say: Callable[[str], None] = print
+    records: list[Record] = field(default_factory=list)
+    _scored: dict[Any, tuple[Program, float]] = field(default_factory=dict)
+    _peers: dict[int, Any] = field(default_factory=dict)
+
+    def run(self, rows: Sequence[Row], ratios: Sequence[float], seeds: Sequence[int]) -> None:
+        """Measure what is not measured yet, seed by seed. A method that fails leaves a record that says why."""
+        for seed in seeds:
+            self._scored.clear()
+            for row in rows:
+                if (row.seeded or seed == seeds[0]) and not (row.only_labelled and not self.task.labelled):
+                    for ratio in ratios:
+                        for variant in self._variants(row, ratio, seed, seeds[0]):
+                            self._one(row, ratio, seed, variant)
+
+    def _variants(self, row: Row, ratio: float, seed: int, first: int) -> Iterator[str]:
+        """All settings of a peer at the first seed, the one that did best there at the others."""
+        if not row.variants or seed == first:
+            yield from row.variants or ("",)
+            return
+        wanted = {key(self._blank(row, ratio, first, v)): v for v in row.variants}
+        known = {wanted[key(r)]: r["accuracy"] for r in self.records if key(r) in wanted and "accuracy" in r}
+        if known:
+            yield max(known, key=lambda v: known[v])
+
+    def _blank(self, row: Row, ratio: float, seed: int, variant: str) -> Record:
+        labels = row.labels and (row.peer or self.task.labelled)
+        return {"task": self.task.name, "row": row.name, "criterion": row.criterion, "rearrange": row.rearrange,
+                "recover": row.recover, "labels": labels, "variant": variant, "ratio": ratio, "seed": seed,
+                "samples": self.samples if row.recover != "none" or row.rearrange else None,
+                "score_samples": self.score_samples if row.seeded else None, "align": self.align,
+                "weights": self.task.about.get("weights")}
+
+    def _one(self, row: Row, ratio: float, seed: int, variant: str) -> None:
+        record = self._blank(row, ratio, seed, variant)
+        held = next((r for r in self.records if key(r) == key(record)), None)
+        if held is not None and "accuracy" in held:
+            return
+        started = time.perf_counter()
+        try:
+            record |= self._peer(row, ratio, seed, variant) if row.peer else self._ours(row, ratio, seed)
+        except FxpruneError as error:  # such as a budget below what the floors leave: that is a result
+            record["error"] = said(error)
+        except Exception as error:
+            if not row.peer:
+                raise
+            record["error"] = said(error)  # the peer does not take this model, or not with this setting
+        record |= {"seconds": round(time.perf_counter() - started, 1), "commit": commit()}
+        self.records = [r for r in self.records if key(r) != key(record)] + [record]
+        figure = f"{record['accuracy']:6.2f}" if "accuracy" in record else record["error"][:60]
+        done = f" -> {record['method']}" if record.get("method") not in (None, row.recover) else ""
+        self.say(f"{self.task.name} {row.name}{' ' + variant if variant else ''} at {ratio:g}, seed {seed}: "
+                 f"{figure} ({record['seconds']} s){done}")
+        self.save(self.records)
+
+    def _ours(self, row: Row, ratio: float, seed: int) -> Record:
+        labels = row.labels and self.task.labelled
+        known = (row.criterion, labels, seed)
+        if known not in self._scored:
+            started = time.perf_counter()
+            data = self.task.calibration(self.score_samples, seed, labels)
+            scored = ScoreGroups(criterion_of(row.criterion), data, seed).run(self.task.program)
+            self._scored[known] = scored, time.perf_counter() - started
+        scored, scoring = self._scored[known]
+        planned = SearchPlan(Budget("flops", ratio)).run(scored)
+        if row.rearrange:
+            data = self.task.calibration(self.score_samples, seed, labels)
+            planned = Pipeline((rearrange_pass(data, seed),), start=FACTS).run(planned)
+        result: Record = {"score_seconds": round(scoring, 1)}
+        started = time.perf_counter()
+        recover = Recover(method=row.recover, seed=seed, data=self.task.calibration(self.samples, seed))
+        with quiet():
+            changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(planned)
+        if recover.results:
+            done = recover.results[0].record()
+            result |= {"recover_seconds": round(time.perf_counter() - started, 1),
+                       **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done}}
+        counts = {g.axis: len(planned.need("plan").choices[g.name].keep) for g in planned.need("groups")
+                  if g.name in planned.need("plan").choices}
+        small = SliceAxes().run(changed)
+        return {**result, "macs": CostModel(planned)(counts).flops,
+                "accuracy": round(self.task.accuracy(of_program(small)), 3)}
+
+    def _peer(self, row: Row, ratio: float, seed: int, variant: str) -> Record:
+        from peers.torch_pruning import TorchPruning, macs
+
+        task = self.task
+        if seed not in self._peers:
+            ours, theirs = CostModel(task.program)().flops, macs(task.eager(), task.example())
+            if ours != theirs:
+                raise ValueError(f"fxprune counts {ours} MACs of the dense model, torch {theirs}")
+            self._peers[seed] = TorchPruning(task.eager, task.example(),
+                                             lambda model: task.losses(model, self.score_samples, seed))
+        pruned = self._peers[seed].prune(row.criterion, variant, ratio)
+        return {"macs": pruned.macs, "setting": pruned.setting,
+                "accuracy": round(task.accuracy(of_module(pruned.model)), 3)}
+
+
+def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]]:
+    """task -> row -> ratio -> mean, min, max, std over seeds and the seeds; of a peer's settings, the best at the
+    first seed."""
+    found: dict[str, dict[str, dict[str, Record]]] = {}
+    cells: dict[tuple[str, str, float], list[Record]] = {}
+    for record in records:
+        if "accuracy" in record:
+            cells.setdefault((record["task"], record["row"], record["ratio"]), []).append(record)
+    for (task, row, ratio), here in sorted(cells.items(), key=lambda item: -item[0][2]):
+        first = min(r["seed"] for r in here)
+        best = max((r for r in here if r["seed"] == first), key=lambda r: r["accuracy"])
+        values = [r["accuracy"] for r in here if r["variant"] == best["variant"]]
+        mean = sum(values) / len(values)
+        cell = {"mean": round(mean, 3), "min": min(values), "max": max(values),
+                "std": round((sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5, 3),
+                "seeds": sorted(r["seed"] for r in here if r["variant"] == best["variant"])}
+        if best["variant"]:
+            cell["variant"] = best["variant"]
+        found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell
+    return found
+
+
+def peers_on_path() -> Path:
+    """The folder that holds ``peers``; with ``peers`` itself on the path, its module would hide the package."""
+    return Path(__file__).resolve().parents[1]
