@@ -41,16 +41,16 @@ class Suffix:
         self.consumers = [n for n in self.nodes if n.name in self.sides]
         self.frontier = {s.name for n in self.nodes for s in n.all_input_nodes if s.name not in inside}
         # a linear layer all of whose inputs are dense: its masked output is the dense one less a few columns
-        self.short = {n.name for n in self.consumers if op_name(n) in ("linear", "addmm") and len(self.sides[n.name]) == 1
-                      and not inside & {s.name for s in n.all_input_nodes}}
+        self.short = {n.name for n in self.consumers if op_name(n) in ("linear", "addmm")
+                      and len(self.sides[n.name]) == 1 and not inside & {s.name for s in n.all_input_nodes}}
         self.frontier |= self.short
 
 
 class DenseRun:
     """One batch through the dense graph, keeping what the suffixes read.
 
-    program    captured with a symbolic batch, or every removal runs alone (``stackable`` is then False, ``why`` says so)
-    keep       names of values to keep
+    program   captured with a symbolic batch, or every removal runs alone (``symbolic``)
+    keep      names of values to keep
     """
 
     def __init__(self, program: Program, batch: Batch, keep: set[str]) -> None:
@@ -184,7 +184,8 @@ class DenseRun:
     # ------------------------------------------------------------ removals
 
     @torch.no_grad()
-    def removed(self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor], keep: Mapping[str, bool]) -> dict[str, Any]:
+    def removed(self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor],
+                keep: Mapping[str, bool]) -> dict[str, Any]:
         """Values by name when in copy i of the batch the elements ``variants[i]`` of ``group`` do not contribute.
 
         keep   names wanted -> True for what the node reads once masked, False for its value
