@@ -97,14 +97,14 @@ class DenseRun:
         """
         dims, val = self.axes.dims.get(name), self.nodes[name].meta.get("val")
         if item is not None:
-            dims, val = (dims[item] if dims is not None else None), val[item]  # type: ignore[index]
+            dims, val = (dims[item] if dims is not None else None), val[item]
         if not isinstance(val, Tensor):
             return None
         found = [i for i, d in enumerate(dims or ()) if self.batch_axes & set(atoms(d))]
         symbolic = [i for i, size in enumerate(val.shape) if _depends(size, self._symbols())]
         if symbolic != found or len(found) > 1:
             raise Unstackable(f"it cannot be told where {name} holds the samples")
-        if found and atoms(dims[found[0]])[0] not in self.batch_axes:
+        if dims is not None and found and atoms(dims[found[0]])[0] not in self.batch_axes:
             raise Unstackable(f"{name} does not hold the samples outermost")
         return found[0] if found else None
 
@@ -152,7 +152,7 @@ class DenseRun:
 
     def real(self, size: int | SymInt) -> int:
         """A captured size in this batch."""
-        if isinstance(size, int):
+        if not isinstance(size, SymInt):
             return size
         known = {}
         for name, value in self.given.items():
@@ -227,7 +227,7 @@ class DenseRun:
 
     def _linear(self, node: Node, side: Consumer) -> tuple[Tensor, Tensor, int]:
         """Input, weight [out, in] and the input's last dimension."""
-        args = [self.values[a.name] if isinstance(a, Node) else a for a in node.args]
+        args: list[Any] = [self.values[a.name] if isinstance(a, Node) else a for a in node.args]
         if op_name(node) == "addmm":
             return args[1], args[2].T, 1
         return args[0], args[1], args[0].dim() - 1

@@ -146,8 +146,8 @@ class Trajectory(Criterion):
             notes += self._calibrate(removals, guessed, features, output, seed)
         if exactly:
             found = removals("trajectory.exact", {g: torch.arange(g.size) for g in exactly})
-            for part, exact in zip((features, output), found, strict=True):
-                part.update(exact)
+            features.update(found[0])
+            output.update(found[1])
         notes += removals.notes
         return features, output
 
