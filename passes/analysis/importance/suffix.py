@@ -154,13 +154,15 @@ class DenseRun:
         """A captured size in this batch."""
         if not isinstance(size, SymInt):
             return size
-        known = {}
+        known: dict[Any, int] = {}
         for name, value in self.given.items():
             fake = self.nodes[name].meta.get("val")
             if isinstance(value, Tensor) and isinstance(fake, Tensor):
-                known.update({s.node.expr: real for s, real in zip(fake.shape, value.shape, strict=True)
+                symbols: list[Any] = list(fake.shape)
+                known.update({s.node.expr: real for s, real in zip(symbols, value.shape, strict=True)
                               if isinstance(s, SymInt) and s.node.expr.is_symbol})
-        return int(size.node.expr.subs(known))
+        expression: Any = size.node.expr
+        return int(expression.subs(known))
 
     def _repeated(self, node: Node, copies: int) -> Any:
         if node.name in self.given:
