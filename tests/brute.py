@@ -1,4 +1,4 @@
-"""Brute force for the trajectory criterion: one whole masked forward pass per removal, and the losses as written down."""
+"""Brute force for the trajectory criterion: a whole masked forward pass per removal, and the losses as written."""
 
 from __future__ import annotations
 

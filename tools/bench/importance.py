@@ -8,9 +8,9 @@ Models  all-MiniLM-L6-v2 with its real weights (see accuracy.py; sentences of ST
 Modes   naive: one whole masked forward pass and the loss per unit, timed over a sample spread evenly over groups and
         extrapolated to all heads and neurons; exact: suffix runs of the same sample, extrapolated; probe and hybrid:
         the whole model as a user gets it, all kinds of groups
-Figures seconds, seconds over naive's, forward passes that take as long, Spearman of the whole score with naive's on the
-        sample per kind of unit, and the peak memory of the process so far (modes run from small to large: probe, hybrid,
-        exact, naive)
+Figures seconds, how many times faster than naive, forward passes that take as long, Spearman of the whole score with
+        naive's on the sample per kind of unit, and the peak memory of the process so far (the modes run in the order
+        probe, hybrid, exact, naive)
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
         row["spearman"] = {}
         for kind in KINDS:
             part = {g: i for g, i in chosen.items() if g.kind is kind}
-            one = torch.cat([score[g.name][i] if mode in ("probe", "hybrid") else score[g.name] for g, i in part.items()])
+            whole = mode in ("probe", "hybrid")
+            one = torch.cat([score[g.name][i] if whole else score[g.name] for g, i in part.items()])
             row["spearman"][str(kind)] = round(rank_correlation(one, torch.cat([truth[g.name] for g in part])), 4)
         row["forwards"] = round(row["seconds"] / forward, 1)
         row["faster_than_naive"] = round(rows["naive"]["seconds"] / row["seconds"], 1)

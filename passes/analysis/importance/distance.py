@@ -31,7 +31,8 @@ def map_change(changed: Tensor, dense: Tensor, gram: Tensor | None = None) -> Te
         return (a + a.T + e @ e.T).square().sum()
     gram = dense.T @ dense if gram is None else gram
     c, q = dense.T @ e, e.T @ e
-    return 2 * (gram * q).sum() + 2 * (c * c.T).sum() + 4 * (c * q).sum() + (q * q).sum()
+    # a change that leaves the map alone (all rows turned the same way) is zero up to rounding, of either sign
+    return (2 * (gram * q).sum() + 2 * (c * c.T).sum() + 4 * (c * q).sum() + (q * q).sum()).clamp_min(0)
 
 
 def mean_change(changed: Tensor, dense: Tensor, per_sample: bool) -> Tensor:

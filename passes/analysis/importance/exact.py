@@ -218,5 +218,5 @@ class _Batch:
         def value(a: Any) -> Any:
             return values.get(a.name, self.dense.values[a.name]) if isinstance(a, Node) else a
 
-        outputs = [value(a) for a in self.of.output.args[0]]  # type: ignore[union-attr]
+        outputs = [value(a) for a in self.of.output.args[0]]
         return targets(self.of.program, outputs, self.dense.batch, self.dense.samples)

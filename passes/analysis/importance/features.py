@@ -16,8 +16,8 @@ from ..walk import bind, op_name
 from .consumers import Consumer, consumers
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
-_STRAIGHT = ("add", "add_", "mul", "dropout", "contiguous", "clone", "to", "_to_copy", "view", "reshape", "slice", "cat",
-             "permute", "transpose", "roll", "drop_path")
+_STRAIGHT = ("add", "add_", "mul", "dropout", "contiguous", "clone", "to", "_to_copy", "view", "reshape", "slice",
+             "cat", "permute", "transpose", "roll")
 """What may stand between a feed-forward layer's output and the norm that reads it."""
 
 

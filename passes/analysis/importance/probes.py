@@ -24,17 +24,18 @@ Scores = dict[str, Tensor]
 class FeatureProbes:
     """The leading term of the feature loss for every element of ``groups`` at once, over ``batches``.
 
-    Removing an element moves rows F of a layer by E, and their map by ``||E F^T + F E^T||^2 = 2 tr(E G E^T) + 2 tr(C^2)``
-    to first order, G = F^T F and C = F^T E. What is estimated is the first part: each row gets a random direction v_r of
-    covariance G, and ``s = sum_r v_r . F_r`` has ``E (ds_b/dm)^2 = sum over rows of sample b of E_r G E_r^T``: one
+    Removing an element moves rows F of a layer by E, and their map, to first order, by
+    ``||E F^T + F E^T||^2 = 2 tr(E G E^T) + 2 tr(C^2)``, G = F^T F and C = F^T E. What is estimated is the first part:
+    each row gets a random direction v_r of covariance G, and ``s = sum_r v_r . F_r`` has ``E (ds_b/dm)^2 = sum over
+    rows of sample b of E_r G E_r^T``: one
     backward pass gives an independent square *per sample*, where the map itself (whose probe ``u^T M v`` couples all
     rows) gives one per batch. The second part is left out on purpose. It is small (on MiniLM its share of the first has
     quartiles of -2 % and +1 %, extremes of -46 % and +40 %, and the first part alone ranks neurons like exact removal
     with Spearman 0.996), and its estimate has more noise than it has size (16 passes: 0.985 without it, 0.95 with it,
     0.93 for the map's own probe).
 
-    Feature maps of convolutions: ``s = <v, mean_b F_b> / sqrt(entries)`` with random signs v, squared after the sum over
-    samples, or with directions per sample and squared before (``Measure.per_sample``).
+    Feature maps of convolutions: ``s = <v, mean_b F_b> / sqrt(entries)`` with random signs v, squared after the sum
+    over samples, or with directions per sample and squared before (``Measure.per_sample``).
 
     A layer's own features, where they do not count, are taken out by a second pass that stops at that layer's masks.
     All layers share one pass: their directions are independent, so that squares add up.
@@ -130,7 +131,8 @@ class _Look:
         count = len(f)
         if not self.of.taps[z].rows:
             shape = f.shape if self.measure.per_sample else f[:1].shape
-            return signs(shape, generator, f) / (f[0].numel() ** 0.5 * (count**0.5 if self.measure.per_sample else count))
+            share = count**0.5 if self.measure.per_sample else count
+            return signs(shape, generator, f) / (f[0].numel() ** 0.5 * share)
         root = self.roots[z]
         v = signs((count, count), generator, f) @ f if root is None else signs(f.shape, generator, f) @ root
         return v * (2**0.5 / max(count, 1))

@@ -41,16 +41,16 @@ class Suffix:
         self.consumers = [n for n in self.nodes if n.name in self.sides]
         self.frontier = {s.name for n in self.nodes for s in n.all_input_nodes if s.name not in inside}
         # a linear layer all of whose inputs are dense: its masked output is the dense one less a few columns
-        self.short = {n.name for n in self.consumers if op_name(n) in ("linear", "addmm") and len(self.sides[n.name]) == 1
-                      and not inside & {s.name for s in n.all_input_nodes}}
+        self.short = {n.name for n in self.consumers if op_name(n) in ("linear", "addmm")
+                      and len(self.sides[n.name]) == 1 and not inside & {s.name for s in n.all_input_nodes}}
         self.frontier |= self.short
 
 
 class DenseRun:
     """One batch through the dense graph, keeping what the suffixes read.
 
-    program    captured with a symbolic batch, or every removal runs alone (``stackable`` is then False, ``why`` says so)
-    keep       names of values to keep
+    program   captured with a symbolic batch, or every removal runs alone (``symbolic``)
+    keep      names of values to keep
     """
 
     def __init__(self, program: Program, batch: Batch, keep: set[str]) -> None:
@@ -97,14 +97,14 @@ class DenseRun:
         """
         dims, val = self.axes.dims.get(name), self.nodes[name].meta.get("val")
         if item is not None:
-            dims, val = (dims[item] if dims is not None else None), val[item]  # type: ignore[index]
+            dims, val = (dims[item] if dims is not None else None), val[item]
         if not isinstance(val, Tensor):
             return None
         found = [i for i, d in enumerate(dims or ()) if self.batch_axes & set(atoms(d))]
         symbolic = [i for i, size in enumerate(val.shape) if _depends(size, self._symbols())]
         if symbolic != found or len(found) > 1:
             raise Unstackable(f"it cannot be told where {name} holds the samples")
-        if found and atoms(dims[found[0]])[0] not in self.batch_axes:
+        if dims is not None and found and atoms(dims[found[0]])[0] not in self.batch_axes:
             raise Unstackable(f"{name} does not hold the samples outermost")
         return found[0] if found else None
 
@@ -152,15 +152,17 @@ class DenseRun:
 
     def real(self, size: int | SymInt) -> int:
         """A captured size in this batch."""
-        if isinstance(size, int):
+        if not isinstance(size, SymInt):
             return size
-        known = {}
+        known: dict[Any, int] = {}
         for name, value in self.given.items():
             fake = self.nodes[name].meta.get("val")
             if isinstance(value, Tensor) and isinstance(fake, Tensor):
-                known.update({s.node.expr: real for s, real in zip(fake.shape, value.shape, strict=True)
+                symbols: list[Any] = list(fake.shape)
+                known.update({s.node.expr: real for s, real in zip(symbols, value.shape, strict=True)
                               if isinstance(s, SymInt) and s.node.expr.is_symbol})
-        return int(size.node.expr.subs(known))
+        expression: Any = size.node.expr
+        return int(expression.subs(known))
 
     def _repeated(self, node: Node, copies: int) -> Any:
         if node.name in self.given:
@@ -184,7 +186,8 @@ class DenseRun:
     # ------------------------------------------------------------ removals
 
     @torch.no_grad()
-    def removed(self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor], keep: Mapping[str, bool]) -> dict[str, Any]:
+    def removed(self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor],
+                keep: Mapping[str, bool]) -> dict[str, Any]:
         """Values by name when in copy i of the batch the elements ``variants[i]`` of ``group`` do not contribute.
 
         keep   names wanted -> True for what the node reads once masked, False for its value
@@ -226,7 +229,7 @@ class DenseRun:
 
     def _linear(self, node: Node, side: Consumer) -> tuple[Tensor, Tensor, int]:
         """Input, weight [out, in] and the input's last dimension."""
-        args = [self.values[a.name] if isinstance(a, Node) else a for a in node.args]
+        args: list[Any] = [self.values[a.name] if isinstance(a, Node) else a for a in node.args]
         if op_name(node) == "addmm":
             return args[1], args[2].T, 1
         return args[0], args[1], args[0].dim() - 1

@@ -67,8 +67,8 @@ class Trajectory(Criterion):
              (they carry no information about an element), its padding rows, and its temperature outside the softmax.
              A layer's MD is divided by its squared number of rows (methods 4.2)
     Law      zero for an element that no weight reads; relabelling elements relabels exact scores; the same seed, the
-             same scores. A group whose removal also moves a norm's statistics (``exact`` is False) is masked in its sums
-             alone, as by all criteria that mask
+             same scores. A group whose removal also moves a norm's statistics (its ``exact`` is False) is masked in
+             its sums alone, as by all criteria that mask
     """
 
     mode: str = "hybrid"
@@ -81,10 +81,10 @@ class Trajectory(Criterion):
     weight: float = 0.3
     lambda_mode: str = "global_median"
     samples: int = 32
-    probes: int = 12
+    probes: int = 10
     output_probes: int = 4
     rescore: int = 8
-    check: int = 16
+    check: int = 12
     memory: int = 128
     _found: dict[str, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -146,8 +146,8 @@ class Trajectory(Criterion):
             notes += self._calibrate(removals, guessed, features, output, seed)
         if exactly:
             found = removals("trajectory.exact", {g: torch.arange(g.size) for g in exactly})
-            for part, exact in zip((features, output), found, strict=True):
-                part.update(exact)
+            features.update(found[0])
+            output.update(found[1])
         notes += removals.notes
         return features, output
 
@@ -249,7 +249,7 @@ def combine(features: Mapping[str, Tensor], output: Mapping[str, Tensor], factor
 
 
 def sample(groups: Sequence[PruneGroup], count: int, seed: int) -> dict[PruneGroup, Tensor]:
-    """About ``count`` elements, a seeded choice spread evenly over groups that are pruned by default (else over all)."""
+    """``count`` elements, a seeded choice spread evenly over groups that are pruned by default (else over all)."""
     groups = [g for g in groups if g.kind in DEFAULT_KINDS] or list(groups)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(groups), generator=generator).tolist()[:count]

@@ -61,7 +61,7 @@ def test_brute_force_suffix_and_stacked_suffix_agree(name: str) -> None:
             now, out = brute.watch(program, batch, taps, group, element)
             want = brute.features_moved(taps, seen[group.name], now, dense)
             assert float(features[group.name][i]) == pytest.approx(want, rel=1e-5, abs=1e-14)
-            moved = brute.logits_moved(out[0].reshape(-1, out[0].shape[-1]), logits[0].reshape(-1, out[0].shape[-1]), 4.0)
+            moved = brute.logits_moved(*(t[0].reshape(-1, t[0].shape[-1]) for t in (out, logits)), temperature=4.0)
             assert float(output[group.name][i]) == pytest.approx(moved, rel=1e-5, abs=1e-14)
     for one, two in zip((features, output), alone, strict=True):
         assert all(torch.allclose(one[n], two[n], rtol=1e-6, atol=1e-15) for n in one)
@@ -69,7 +69,8 @@ def test_brute_force_suffix_and_stacked_suffix_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [
-    ("location", "norm"), ("location", "inner"), ("taps", "own"), ("taps", "next"), ("taps", "from"), ("normalised", False),
+    ("location", "norm"), ("location", "inner"), ("taps", "own"), ("taps", "next"), ("taps", "from"),
+    ("normalised", False),
 ])
 def test_every_ablation_equals_brute_force(option: str, value: object) -> None:
     program, batch = model("vit")
@@ -217,7 +218,8 @@ def test_relabelling_elements_relabels_scores() -> None:
 def test_the_norm_of_feature_maps_may_be_taken_per_sample() -> None:
     program, batch = model("resnet18")
     wanted = chosen(program)
-    mean, each = (Removals(program, [batch], Measure(reduction="mean", per_sample=p, output=False), MANY)("x", wanted)[0]
+    mean, each = (Removals(program, [batch], Measure(reduction="mean", per_sample=p, output=False), MANY)("x", wanted)
                   for p in (False, True))
+    mean, each = mean[0], each[0]
     assert all(bool((each[n] >= mean[n] * (1 - 1e-9)).all()) for n in mean)  # Jensen: what cancels in the mean
     assert any(bool((each[n] > mean[n]).any()) for n in mean)

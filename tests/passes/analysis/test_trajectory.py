@@ -219,7 +219,8 @@ def test_an_element_does_not_collect_the_tap_of_its_own_layer() -> None:
         assert torch.allclose(own[first], whole[first])
     program = analysed(model(), data().batches[0].args[0])
     for mode in ("probe", "exact"):
-        later, own = (scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data()) for which in ("later", "own"))
+        later, own = (scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data())
+                      for which in ("later", "own"))
         assert float(later[last].min()) > 1e-6  # with no later tap its own is all there is
         assert torch.allclose(later[last], own[last])
 
@@ -314,7 +315,8 @@ def test_convolutional_networks_compare_mean_maps() -> None:
     calibration = Calibration((Batch((x,)),), "normal")
     scored = ScoreGroups(Trajectory(), calibration).run(program)
     assert any("maps that convolutions read" in note for note in scored.notes)
-    probe, truth = (scores(program, Trajectory(mode=m, probes=400, weight=0.0), calibration) for m in ("probe", "exact"))
+    probe, truth = (scores(program, Trajectory(mode=m, probes=400, weight=0.0), calibration)
+                    for m in ("probe", "exact"))
     first, second = (next(n for n in truth if n.startswith(f"{i}:") or n.startswith(f"{i}.")) for i in (0, 2))
     assert rank_correlation(probe[first], truth[first]) > 0.7
     assert torch.allclose(probe[second], truth[second], rtol=0.4)  # its own map, which a removal moves linearly
