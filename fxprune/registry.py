@@ -30,6 +30,7 @@ PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
+    "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
     "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
     "rearrange": "fxprune.passes.search.rearrange:Rearrange",

@@ -18,7 +18,7 @@ from fxprune.errors import FxpruneError
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
 
 KEPT = Path(".small.progress")
-FISHER = ["model.pt2", "--data", "data.pt", "--flops", "0.6"]
+FISHER = ["model.pt2", "--data", "data.pt", "--flops", "0.6", "--importance", "fisher"]
 
 
 @pytest.fixture

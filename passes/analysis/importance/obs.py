@@ -157,8 +157,8 @@ def filled(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
     tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
     least, points = float("inf"), []
-    for count, damage in curve:
-        least = min(least, damage)
+    for count, level in curve:
+        least = min(least, level)
         points.append((count, least))
     damage = torch.zeros(size + 1, dtype=torch.float64)
     for (low, before), (high, after) in pairwise(points):

@@ -130,7 +130,7 @@ def gather(program: Program, layers: Sequence[Reader], batches: Sequence[Batch])
     found: dict[str, Inputs] = {}
     pending = list(width)
     while pending:
-        now, held = [], 0
+        now, held = list[str](), 0
         while pending and (not now or held + 8 * width[pending[0]] ** 2 <= HELD):
             held += 8 * width[pending[0]] ** 2
             now.append(pending.pop(0))
@@ -209,7 +209,7 @@ def _unfolded(program: Program, one: Reader, x: Tensor) -> Tensor:
     if len(kernel) == 1:
         x, kernel = x[:, :, None], [1, *kernel]
         stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
-    columns = functional.unfold(x, kernel, dilation, pad, stride)
+    columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(pad), tuple(stride))
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
 
 

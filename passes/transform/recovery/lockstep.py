@@ -14,6 +14,7 @@ from ....axis import Keep
 from ....data import Batch
 from ....errors import FxpruneError
 from ....program import Axes, Program
+from ....streams import row_weight
 from .moments import Moments
 from .shared import shared
 from .sites import Site, aligned
@@ -207,7 +208,7 @@ class Lockstep:
 
         With ``readout``, the position that the last sum's reader selects counts T/4 times as much.
         """
-        weight = row_weight(site, z)
+        weight = row_weight(site.norm, site.eps, z)
         if self.readout and site.read is not None:
             factor = weight.new_ones(1, z.shape[1], 1)
             factor[:, site.read] = max(z.shape[1] / 4, 1.0)
@@ -217,16 +218,6 @@ class Lockstep:
     def _dense_value(self, dense: Stream, name: str) -> Any:
         value = dense.values[name]
         return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
-
-
-def row_weight(site: Site, z: Tensor) -> Tensor:
-    """1 / (what the norm behind ``z`` divides by)^2 per row, at least fp32: like z with last size 1; no norm: []."""
-    wide = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    if site.norm == "variance":
-        return 1 / (wide.var(-1, keepdim=True, unbiased=False) + site.eps).clamp_min(1e-12)
-    if site.norm == "power":
-        return 1 / (wide.square().mean(-1, keepdim=True) + site.eps).clamp_min(1e-12)
-    return wide.new_ones(())
 
 
 def padding(program: Program, flat: Sequence[Any]) -> Tensor | None:

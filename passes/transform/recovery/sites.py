@@ -13,13 +13,8 @@ from torch.fx import Graph, Node
 
 from ....axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
 from ....program import Axes, Program
+from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name
 
-LINEAR = {"linear": ("input", "weight", "bias"), "addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2", ""),
-          "matmul": ("self", "other", "")}
-CONVOLUTION = ("conv1d", "conv2d", "convolution", "_convolution")
-MOVES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
-         "contiguous", "clone", "alias", "detach", "dropout", "roll", "slice", "narrow", "to", "_to_copy", "type_as"}
-"""Ops that only move, drop or copy elements (dropout in evaluation form)."""
 KEEPING = ("layer_norm", "rms_norm", "_fused_rms_norm", "dropout", "contiguous", "clone", "alias", "detach", "to")
 """Ops that work on every token by itself and keep its place."""
 
@@ -114,7 +109,7 @@ class _Finder:
         why = self._refusal(args, weight, dims, form)
         if why:
             return why
-        path, target, norm, eps = _goes_to(node, self.bound) if reads else ((), node.name, "", 0.0)
+        path, target, norm, eps = goes_to(node, self.bound) if reads else ((), node.name, "", 0.0)
         start = node.name if node.name in self.pruned else self._replaced(node)
         if not start:
             return "nothing stands for it in the pruned graph"
@@ -164,64 +159,6 @@ class _Finder:
         return torch.unique(unit, return_inverse=True)[1] if len(kept) else unit
 
 
-def _goes_to(node: Node, bound: Mapping[str, str]) -> tuple[tuple[str, ...], str, str, float]:
-    """(path, target, norm, eps): follow the output through moves, scales and sums while nothing else reads it."""
-    path: list[str] = []
-    current, target, summed = node, node, 0
-    while len(current.users) == 1:
-        user = next(iter(current.users))
-        name = op_name(user)
-        if user.op != "call_function" or not _passes(user, name, current, bound):
-            break
-        path.append(user.name)
-        current = user
-        if name in ("add", "sub"):
-            target, summed = current, len(path)
-    norm, eps = _norm_after(target)
-    return tuple(path[:summed]), target.name, norm, eps
-
-
-def _passes(user: Node, name: str, source: Node, bound: Mapping[str, str]) -> bool:
-    """True for ops that give every element its own place, scaled and shifted by what does not depend on it."""
-    if name in MOVES:
-        return user.args[0] is source
-    if name in ("add", "sub"):
-        return True
-    if name == "mul":  # a layer scale; a gate made of activations would be no constant
-        others = [a for a in user.args if a is not source]
-        return len(others) == 1 and (not isinstance(others[0], Node) or _constant(others[0], bound))
-    if "batch_norm" in name:
-        args = bind(user)
-        return args.get("input") is source and not args.get("training", False)
-    return False
-
-
-def _constant(node: Node, bound: Mapping[str, str]) -> bool:
-    while node.op == "call_function" and op_name(node) in MOVES and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return node.name in bound
-
-
-def _norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
-    """How the norm that reads ``node`` sees its rows: by their variance, by their power, or not at all."""
-    width = node.meta["val"].shape[-1] if isinstance(node.meta.get("val"), Tensor) else None
-    for user in node.users:
-        name, args = op_name(user), bind(user) if user.op == "call_function" else {}
-        if name in ("layer_norm", "native_layer_norm") and len(args.get("normalized_shape", ())) == 1:
-            return "variance", float(args.get("eps") or 0.0)
-        if name in ("rms_norm", "_fused_rms_norm") and len(args.get("normalized_shape", ())) == 1:
-            return "power", float(args.get("eps") or 0.0)
-        if name == "pow" and user.args[1] == 2 and any(op_name(u) == "mean" for u in user.users):
-            return "power", 0.0
-    for user in node.users if depth else ():
-        value = user.meta.get("val")
-        if op_name(user) in MOVES and isinstance(value, Tensor) and value.dim() and value.shape[-1] == width:
-            norm, eps = _norm_after(user, depth - 1)
-            if norm:
-                return norm, eps
-    return "", 0.0
-
-
 def _read_at(node: Node) -> int | None:
     """The position of dimension 1 at which ``node`` is read, when all readers select that same one of [b, t, d]."""
     found: set[int | None] = set()
@@ -247,24 +184,6 @@ def _read_at(node: Node) -> int | None:
 def _one_long(args: Mapping[str, Any]) -> bool:
     start, end = args.get("start") or 0, args.get("end")
     return isinstance(start, int) and isinstance(end, int) and end - start == 1
-
-
-def op_name(node: Node) -> str:
-    """``linear`` for aten.linear.default."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.removeprefix("aten::")
-    return getattr(node.target, "__name__", str(node.target))
-
-
-def bind(node: Node) -> dict[str, Any]:
-    """Schema argument name -> argument, defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return dict(node.kwargs)
-    bound = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        default = argument.default_value if argument.has_default_value() else None
-        bound[argument.name] = node.kwargs.get(argument.name, node.args[i] if i < len(node.args) else default)
-    return bound
 
 
 def aligned(value: Tensor, dims: Dims, keep: Keep) -> Tensor:

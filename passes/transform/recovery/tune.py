@@ -16,11 +16,12 @@ from torch.nn import functional
 from ....axis import Keep
 from ....data import Batch
 from ....program import Axes, Program
+from ....streams import op_name, row_weight
 from .agreement import Agreement, Yardstick
-from .lockstep import padding, row_weight
+from .lockstep import padding
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
-from .sites import Site, aligned, find_sites, op_name
+from .sites import Site, aligned, find_sites
 
 TABLES = ("embedding", "embedding_bag", "index", "index_select", "gather")
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""
@@ -219,7 +220,7 @@ class _Distillation:
 
 def _weight(site: Site, z: Tensor, mask: Tensor | None) -> Tensor:
     """Weights of rows: 1 / what the norm behind divides by, squared; 0 where there is padding. Broadcasts over z."""
-    weight = row_weight(site, z)
+    weight = row_weight(site.norm, site.eps, z)
     if mask is not None and z.dim() == 3 and mask.shape == z.shape[:2]:
         weight = weight * mask[..., None].to(weight)
     return weight

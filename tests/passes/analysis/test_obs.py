@@ -34,7 +34,7 @@ def moments(k: int, seed: int, rows: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def test_the_hand_example() -> None:
-    """methods 11.8: the second column alone would cost 4^2 / (2/3) = 24, the first 3^2 / (2/3) = 13.5: it goes first."""
+    """methods 11.8: the second column alone costs 4^2 / (2/3) = 24, the first 3^2 / (2/3) = 13.5: it goes first."""
     g, w = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
     order, added = removal([Layer(g, w, torch.tensor([0, 1]))], 2, 1e-12)
     assert order == [0, 1]
@@ -213,6 +213,7 @@ def test_a_reader_solved_for_does_less_damage_than_masking(net: tuple[Program, C
 def test_convolutions_are_read_by_their_unfolded_inputs() -> None:
     program, data = prepared(ConvNet(), 3, 9, 9)
     found, left = readers(program)
+    assert left == {}
     conv = next(r for r in found if r.form == "conv")
     assert len(conv.unit) == 8 * 9
     assert conv.unit.tolist() == [i for i in range(8) for _ in range(9)]
