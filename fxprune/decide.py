@@ -16,6 +16,7 @@ from .plan import Choice, CompressionPlan
 from .program import Program
 
 if TYPE_CHECKING:
+    from .passes.analysis.importance.criterion import Criterion
     from .passes.search.search_plan import SearchPlan
     from .work import Wish, Work
 
@@ -86,25 +87,31 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
 
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
-    from .passes.analysis.importance.criterion import Criterion
-    from .passes.analysis.rank_within import RankWithin
-    from .passes.analysis.refine_scores import RefineScores
     from .passes.analysis.score_groups import ScoreGroups
     from .passes.search.rearrange import Rearrange
     from .passes.search.search_plan import SearchPlan
 
     search = SearchPlan(wish.budget, kinds=wish.kinds, head_scale=1.0 if wish.head_scale == "auto" else wish.scale)
-    program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed), search)
-    again: list[Pass] = []
-    if type(wish.made).refine is not Criterion.refine:
-        again.append(RefineScores(criterion=wish.made, data=data, seed=work.seed))
-    if wish.by_obs and data is not None:
-        again.append(RankWithin(data=data))
-    if again:
-        program = work.run(program, *again, search)
+    program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
+                       *searching(search, wish.made, data, work.seed, wish.by_obs))
     if wish.head_scale == "auto" and data is not None:
         program = work.run(program, replace(search, head_scale=best_scale(work, program, search, data)))
     return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
+
+
+def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
+              by_obs: bool) -> list[Pass]:
+    """The passes from scores to a plan: search, score what that left in doubt again, choose members, search again."""
+    from .passes.analysis.importance.criterion import Criterion
+    from .passes.analysis.rank_within import RankWithin
+    from .passes.analysis.refine_scores import RefineScores
+
+    again: list[Pass] = []
+    if type(criterion).refine is not Criterion.refine:
+        again.append(RefineScores(criterion=criterion, data=data, seed=seed))
+    if by_obs and data is not None:
+        again.append(RankWithin(data=data))
+    return [search, *again, search] if again else [search]
 
 
 def best_scale(work: Work, program: Program, search: SearchPlan, data: Calibration) -> float:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import inspect
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from fxprune import registry
 from fxprune.data import Calibration
 from fxprune.errors import OptionError
-from fxprune.passes.analysis.importance.criterion import Criterion
+from fxprune.passes.analysis.score_groups import criterion as criterion_of
 from fxprune.passes.transform.recover import METHODS
 from fxprune.pipeline import Pass
 
@@ -62,6 +59,7 @@ ROWS = {row.name: row for row in (
     Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
     Row("optin", "trajectory", "OPTIN"),
     Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
+    Row("optin-tune", "trajectory", "OPTIN, recovery, 200 steps", recover="tune"),
     Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
     Row("torch-pruning-l2", "l2", "Torch-Pruning L2", seeded=False, variants=PEER),
     Row("torch-pruning-taylor", "taylor", "Torch-Pruning Taylor", labels=True, variants=PEER),
@@ -80,29 +78,6 @@ def missing(row: Row) -> str:
     if row.recover not in METHODS:
         return f"unknown recovery '{row.recover}'"
     return "" if not row.rearrange or _rearrange() else "there is no pass Rearrange"
-
-
-def criterion_of(text: str) -> Criterion:
-    """``name`` or ``name{option=value,...}`` -> the criterion. Raises OptionError for a name or option unknown."""
-    found = re.fullmatch(r"([\w-]+)(?:\{(.*)\})?", text)
-    if found is None:
-        raise OptionError(f"'{text}' is not a criterion", cure="write name or name{option=value}")
-    cls = registry.lookup("criterion", found[1])
-    options = dict(_option(part) for part in (found[2] or "").split(",") if part)
-    known = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    for name in options:
-        if name not in known:
-            raise OptionError(f"criterion '{found[1]}' has no option '{name}'")
-    made: Criterion = cls(**options)
-    return made
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    try:
-        return name.strip(), ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-        return name.strip(), value.strip()
 
 
 def _rearrange() -> type[Pass] | None:

@@ -17,7 +17,9 @@ from accuracy_tasks import Task, of_module, of_program
 from record import commit, said
 
 from fxprune.cost import Budget, CostModel
+from fxprune.decide import searching
 from fxprune.errors import FxpruneError
+from fxprune.passes.analysis.importance.criterion import Criterion
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.recover import Recover
@@ -53,7 +55,7 @@ class Bench:
     save: Callable[[Sequence[Record]], None]
     say: Callable[[str], None] = print
     records: list[Record] = field(default_factory=list)
-    _scored: dict[Any, tuple[Program, float]] = field(default_factory=dict)
+    _scored: dict[Any, tuple[Program, Criterion, float]] = field(default_factory=dict)
     _peers: dict[int, Any] = field(default_factory=dict)
 
     def run(self, rows: Sequence[Row], ratios: Sequence[float], seeds: Sequence[int]) -> None:
@@ -112,12 +114,15 @@ class Bench:
         if known not in self._scored:
             started = time.perf_counter()
             data = self.task.calibration(self.score_samples, seed, labels)
-            scored = ScoreGroups(criterion_of(row.criterion), data, seed).run(self.task.program)
-            self._scored[known] = scored, time.perf_counter() - started
-        scored, scoring = self._scored[known]
-        planned = SearchPlan(Budget("flops", ratio)).run(scored)
+            criterion = criterion_of(row.criterion)
+            scored = ScoreGroups(criterion, data, seed).run(self.task.program)
+            self._scored[known] = scored, criterion, time.perf_counter() - started
+        scored, criterion, scoring = self._scored[known]
+        data = self.task.calibration(self.score_samples, seed, labels)
+        by_obs = row.recover not in ("none", "scale") and row.criterion != "obs"  # as the product does
+        passes = searching(SearchPlan(Budget("flops", ratio)), criterion, data, seed, by_obs)
+        planned = Pipeline(tuple(passes), start=FACTS[:3]).run(scored)
         if row.rearrange:
-            data = self.task.calibration(self.score_samples, seed, labels)
             planned = Pipeline((rearrange_pass(data, seed),), start=FACTS).run(planned)
         result: Record = {"score_seconds": round(scoring, 1)}
         started = time.perf_counter()
