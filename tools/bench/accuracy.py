@@ -42,6 +42,7 @@ from fxprune.cost import CostModel
 
 RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
 SEEDS = (0, 1, 2)
+SCORED = 512  # samples that scoring sees at most
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def measure(results: Results, tasks: Sequence[str], args: argparse.Namespace) ->
         results.opened(task)
         about = results.tasks[task.name]
         _say(f"{task.name}: dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs")
-        bench = Bench(task, args.samples or task.samples, args.score_samples or task.samples, args.align,
+        bench = Bench(task, args.samples or task.samples, args.score_samples or min(task.samples, SCORED), args.align,
                       lambda records, name=task.name: results.save(records, name), _say,
                       [r for r in results.measured if r["task"] == task.name])
         results.save(bench.records, task.name)

@@ -125,7 +125,7 @@ class Sentences:
     so every MAC counted is one of the 6 blocks. Calibration: sentences of train. The test split is not read.
     """
 
-    name, metric, labelled, samples = "minilm-stsb", "Spearman", False, 512
+    name, metric, labelled, samples = "minilm-stsb", "Spearman", False, 1024
 
     def __init__(self, data: Path, align: int) -> None:
         self.train, self.dev = (_pairs(data / "stsb" / f"{split}.csv") for split in ("train", "dev"))

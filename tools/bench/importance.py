@@ -1,6 +1,6 @@
 """Trajectory importance: what each mode costs, and whether it ranks like brute force.
 
-    python tools/bench/importance.py [--models minilm,deit] [--data ../shared/data/stsb] [--out importance.json]
+    python tools/bench/importance.py [--models minilm,deit] [--data ../shared/data] [--out importance.json]
                                      [--sentences 16] [--images 8] [--units 200] [--threads 1]
 
 Models  all-MiniLM-L6-v2 with its real weights (see accuracy.py; sentences of STS-B) and timm's
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import DATA, Task
+from accuracy_models import DATA
+from accuracy_tasks import Missing, Sentences
 from record import peak_memory, write
 from torch import Tensor
 
@@ -148,7 +149,7 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
 
 def minilm(folder: Path, sentences: int) -> tuple[Program, Calibration]:
     """The sentence encoder with real weights, and one batch of sentences."""
-    task = Task(folder, 1)
+    task = Sentences(folder, 1)
     return task.program, task.calibration(sentences, 0)
 
 
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.models.split(","):
         try:
             program, data = minilm(args.data, args.sentences) if name == "minilm" else deit(args.images)
-        except (ModuleNotFoundError, FileNotFoundError) as missing:
+        except (ModuleNotFoundError, Missing) as missing:
             print(f"{name}: {missing}", file=sys.stderr)
             return 1
         print(name, flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export.graph_signature import OutputKind
-from torch.fx import Interpreter
+from torch.fx import Interpreter, Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -35,14 +35,16 @@ def run(program: Program, flat: Sequence[Any], tensors: Mapping[str, Tensor] | N
 
 
 def floating(program: Program, outputs: Sequence[Any], samples: int) -> list[Output]:
-    """Floating user outputs with one entry per sample and more than one dimension.
+    """Floating user outputs with one entry per sample and more than one dimension; no maps of pairs of samples.
 
     Logits are what is called ``logits``, else 2-D outputs called ``*_logits``, else the first 2-D output of a model
     whose outputs have no names; over at least two classes. (The rule of the gradient criteria; an embedding without a
     name is taken for logits then, which makes the guard stricter and nothing else.)
     """
     specs = program.exported.graph_signature.output_specs
-    user = [o for o, s in zip(outputs, specs, strict=True) if s.kind == OutputKind.USER_OUTPUT]
+    apart = _apart(program)
+    user = [o if alone else None for o, s, alone in zip(outputs, specs, apart, strict=True)
+            if s.kind == OutputKind.USER_OUTPUT]
     named = [(name, o) for name, o in zip(_names(program, len(user)), user, strict=True)
              if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 1 and len(o) == samples]
     chosen = [o for name, o in named if name == "logits"]
@@ -51,6 +53,18 @@ def floating(program: Program, outputs: Sequence[Any], samples: int) -> list[Out
         chosen = [o for _, o in named if o.dim() == 2][:1]
     places = {id(o): 1 if o.dim() > 3 else o.dim() - 1 for o in chosen}
     return [Output(o, c if (c := places.get(id(o))) is not None and o.shape[c] > 1 else None) for _, o in named]
+
+
+def _apart(program: Program) -> list[bool]:
+    """Per output whether its entries belong to one sample each: a map of all pairs of samples (CLIP) has no rows."""
+    def shape(node: Any) -> tuple[Any, ...]:
+        value = node.meta.get("val") if isinstance(node, Node) else None
+        return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+    inputs = [shape(n) for n in program.placeholders() if n.name in program.user_inputs]
+    samples = {str(s[0]) for s in inputs if s and not isinstance(s[0], int)}
+    outputs = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    return [not any(str(size) in samples for size in shape(o)[1:] if not isinstance(size, int)) for o in outputs]
 
 
 def _names(program: Program, count: int) -> list[str]:

@@ -15,6 +15,7 @@ from ....axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, 
 from ....program import Axes, Program
 from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name
 
+WIDEST = 16384  # outputs of a layer that is refit only because of what it reads: vocabularies are left alone
 KEEPING = ("layer_norm", "rms_norm", "_fused_rms_norm", "dropout", "contiguous", "clone", "alias", "detach", "to")
 """Ops that work on every token by itself and keep its place."""
 
@@ -24,8 +25,8 @@ class Site:
     """One layer whose weights recovery may change.
 
     node     the layer in the dense graph;  start: the node that gives its output in the pruned graph
-    reads    True: it sums over a cut axis (target: the sum that its output goes into);
-             False: it reads the changed stream and makes a cut axis (target: its own dense output)
+    reads    True: it sums over a cut axis, or reads what changed before it and joins a residual stream (target: the sum
+             that its output goes into); False: it projects what changed before it (target: its own dense output)
     operand, weight, bias   argument and placeholders; bias is "" where there is none
     form     ``linear`` [o, k], ``transposed`` [k, o] or ``conv`` [o, c, ..kernel]
     path     the nodes from its output to ``target``, the last sum before anything else reads the value
@@ -60,19 +61,23 @@ class Sites:
 
 
 def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool) -> Sites:
-    """Every layer that reads a cut axis; with ``refit`` also those that make one from a stream that changed before.
+    """Every layer that reads a cut axis; with ``refit`` also those that read what changed before them.
 
     program   the dense program with its axes;  pruned: the graph of the sliced one (the same node names)
     """
     finder = _Finder(program, keep, {n.name: n for n in pruned.nodes})
     sites: list[Site] = []
     skipped: dict[str, str] = {}
+    behind: set[str] = set()  # what some site reaches
     for node in program.graph.nodes:
-        found = finder.at(node, refit and bool(sites))
+        after = any(source.name in behind for source in node.all_input_nodes)
+        found = finder.at(node, refit and after)
         if isinstance(found, Site):
             sites.append(found)
         elif found:
             skipped[node.name] = found
+        if after or isinstance(found, Site):
+            behind.add(node.name)
     return Sites(tuple(sites), skipped)
 
 
@@ -102,21 +107,27 @@ class _Finder:
             return None
         into, out = (0, 1) if form == "transposed" else (1, 0)
         reads, makes = self._cut(dims[into]), self._cut(dims[out])
-        if not reads and not (makes and refit):
+        if not reads and not refit:
             return None
+        outputs = self.tensors[self.bound[weight.name]].shape[out]
+        if not reads and not makes and outputs > WIDEST:
+            return f"it has {outputs} outputs, more than {WIDEST}"
         if node.name not in self.pruned and not any(u.name in self.pruned for u in node.users):
             return None  # the whole branch is gone
         why = self._refusal(args, weight, dims, form)
         if why:
             return why
-        path, target, norm, eps = goes_to(node, self.bound) if reads else ((), node.name, "", 0.0)
+        path, target, norm, eps = goes_to(node, self.bound) if reads or not makes else ((), node.name, "", 0.0)
+        if not reads and not path:  # its own dense output is what it should give
+            target, norm, eps = node.name, "", 0.0
         start = node.name if node.name in self.pruned else self._replaced(node)
         if not start:
             return "nothing stands for it in the pruned graph"
         movable = isinstance(bias, Node) and bias.name in self.bound and not self._shared(bias)
-        return Site(node.name, start, reads, operand, weight.name, bias.name if movable else "", form, path, target,  # type: ignore[union-attr]
+        offset = bias.name if movable else ""  # type: ignore[union-attr]
+        return Site(node.name, start, reads or bool(path), operand, weight.name, offset, form, path, target,
                     norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0,
-                    read=_read_at(self.graph[target]) if reads else None)
+                    read=_read_at(self.graph[target]) if reads or path else None)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)
