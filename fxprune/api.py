@@ -58,8 +58,8 @@ def compile(
                     layer, unless ``allow_empty``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
     recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
-                    ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), see
-                    :class:`fxprune.passes.transform.recover.Recover`
+                    ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), also with
+                    options (``scale{solver=lsmr}``), see :class:`fxprune.passes.transform.recover.Recover`
     rounds          score, cut a part, score again, so many times
     head_scale      factor on what heads are worth against neurons; ``auto`` tries a few on the data
     members         which neurons stay in a layer, once it is known how many: those with the best ``scores``, or those
@@ -81,12 +81,12 @@ def compile(
     budget, criterion = one_budget(flops, params, bytes), importance or default_criterion(data)
     how = recover or ("none" if data is None else "auto")
     wish = Wish(budget, criterion, kinds_of(prune), samples, how, rounds, head_scale, members, rearrange)
-    if how != "none" and data is None:
+    if wish.recovery.method != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
     with resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        return work.finish(work.recover(decide(work, wish), how))
+        return work.finish(work.recover(decide(work, wish), wish))
 
 
 def plan(

@@ -139,7 +139,7 @@ def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) 
     from .passes.transform.recover import Recover
     from .passes.transform.slice_axes import SliceAxes
 
-    how = [] if wish.recover == "none" or work.calibration is None else \
+    how = [] if wish.recovery.method == "none" or work.calibration is None else \
         [Recover(method="ridge", data=work.calibration, seed=work.seed)]
     small = work.run(program, *how, SliceAxes())
     small = work.run(small.without_facts(), PropagateAxes(), work.find_groups)

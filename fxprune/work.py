@@ -30,6 +30,7 @@ from .rebuild import owning
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
+    from .passes.transform.recover import Recover
 
 MOST_ROUNDS = 20
 MEMBERS = ("auto", "scores", "obs")
@@ -72,10 +73,9 @@ class Wish:
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
-        from .passes.transform.recover import Recover
 
         kinds_named(self.kinds)
-        Recover(method=self.recover)
+        self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
         if not 1 <= self.rounds <= MOST_ROUNDS:
@@ -100,10 +100,20 @@ class Wish:
 
         return criterion(self.criterion)
 
+    @cached_property
+    def recovery(self) -> Recover:
+        """The recovery itself, without data: from ``name`` or ``name{option=value}``."""
+        from .options import build, parse
+        from .passes.transform.recover import Recover
+
+        name, options = parse(self.recover, "--recover")
+        made: Recover = build(Recover, {"method": name, **options}, f"recovery '{name}'", "--recover")
+        return made
+
     @property
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
-        return self.made.needs_data or self.recover != "none" or self.by_obs or self.head_scale == "auto"
+        return self.made.needs_data or self.recovery.method != "none" or self.by_obs or self.head_scale == "auto"
 
     @property
     def scale(self) -> float:
@@ -118,7 +128,8 @@ class Wish:
     def by_obs(self) -> bool:
         """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
         mixed = self.made.comparable and self.made.name != "obs" and not self.rearrange
-        return self.members == "obs" or (self.members == "auto" and mixed and self.recover not in ("none", "scale"))
+        fitted = self.recovery.method not in ("none", "scale")
+        return self.members == "obs" or (self.members == "auto" and mixed and fitted)
 
 
 @dataclass
@@ -218,13 +229,11 @@ class Work:
             return self.run(program, PropagateAxes(), self.find_groups)
         return self.run(program, self.find_groups)
 
-    def recover(self, program: Program, method: str) -> Program:
+    def recover(self, program: Program, wish: Wish) -> Program:
         """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
-        from .passes.transform.recover import Recover
-
-        if method == "none":
+        if wish.recovery.method == "none":
             return program
-        one = Recover(method=method, data=self.calibration, seed=self.seed)
+        one = dataclasses.replace(wish.recovery, data=self.calibration, seed=self.seed, results=[])
         program = self.run(program, one)
         self.recovery = one.results[0].record() if one.results else None
         return program

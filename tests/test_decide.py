@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +15,8 @@ import fxprune
 from fxprune.cost import CostModel
 from fxprune.decide import compose
 from fxprune.errors import OptionError
+from fxprune.events import Event
+from fxprune.passes.search.search_plan import HEAD_SCALES
 from fxprune.plan import Choice, CompressionPlan
 
 
@@ -77,3 +82,86 @@ def test_rounds_score_the_model_as_it_then_is(chain: Chain, batches: list[torch.
 def test_rounds_out_of_range_are_refused(chain: Chain, rounds: int) -> None:
     with pytest.raises(OptionError, match="rounds"):
         fxprune.plan(chain, "2x6", flops=0.5, rounds=rounds)
+
+
+# ------------------------------------------------------------ what follows the search
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(48, 16)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        out: torch.Tensor = self.head(x.mean(1))
+        return out
+
+
+@pytest.fixture(scope="module")
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention().eval()
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[torch.Tensor]:
+    return [torch.randn(16, 6, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+
+def test_a_head_scale_is_chosen_by_the_outputs(attention: Attention, tokens: list[torch.Tensor]) -> None:
+    events: list[Event] = []
+    program = fxprune.plan(attention, "2x6x16", flops=0.6, data=tokens, align=1, head_scale="auto",
+                           on_event=events.append)
+    told = next(e.text for e in events if e.text.startswith("head scale"))
+    chosen = float(told.split()[2])
+    values = dict(part.split(": ") for part in told.partition("(divergence ")[2].rstrip(")").split(", "))
+    assert set(map(float, values)) == set(HEAD_SCALES)
+    assert float(values[f"{chosen:g}"]) == min(map(float, values.values()))
+    assert program.need("plan").about["head_scale"] == chosen
+
+
+def test_members_are_chosen_by_obs_when_there_is_recovery(attention: Attention, tokens: list[torch.Tensor]) -> None:
+    def made(**options: Any) -> fxprune.Artifact:
+        return fxprune.compile(attention, "2x6x16", flops=0.6, data=tokens, align=1, importance="fisher", **options)
+
+    auto, scores, obs, bare = (made(), made(members="scores"), made(members="obs"), made(recover="none"))
+    assert auto.plan.choices == obs.plan.choices
+    assert scores.plan.choices == bare.plan.choices
+    assert {k: len(c.keep) for k, c in auto.plan.choices.items()} == \
+        {k: len(c.keep) for k, c in scores.plan.choices.items()}
+    assert "rank-within" in auto.report["pipeline"]
+    assert "rank-within" not in scores.report["pipeline"]
+
+
+def test_rearranged_masks_keep_the_counts(attention: Attention, tokens: list[torch.Tensor]) -> None:
+    plain, other = (fxprune.compile(attention, "2x6x16", flops=0.5, data=tokens, align=1, importance="fisher",
+                                    recover="scale{solver=lsmr}", rearrange=n) for n in (0, 2))
+    assert {k: len(c.keep) for k, c in plain.plan.choices.items()} == \
+        {k: len(c.keep) for k, c in other.plan.choices.items()}
+    assert "rearrange{rounds=2}" in other.report["pipeline"]
+    assert "recover{method=scale,solver=lsmr}" in other.report["pipeline"]
+
+
+def test_what_recovery_changed_is_what_onnx_computes(attention: Attention, tokens: list[torch.Tensor],
+                                                     tmp_path: Path) -> None:
+    artifact = fxprune.compile(attention, "2x6x16", flops=0.6, data=tokens, target="onnx", out=tmp_path / "small")
+    assert artifact.report["recovery"]["method"] != "none"
+    assert artifact.report["parity"]["ok"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"recover": "ridgy"}, "did you mean 'ridge'"), ({"recover": "scale{solver=qr}"}, "unknown solver"),
+    ({"recover": "ridge{steps=two}"}, "expected int"), ({"members": "best"}, "unknown way to choose members"),
+    ({"members": "obs", "importance": "l2"}, "cannot say how many"), ({"head_scale": "big"}, "no head scale"),
+    ({"head_scale": -1.0}, "must be positive"), ({"rearrange": -1}, "cannot be negative"),
+    ({"rearrange": 1, "importance": "l2"}, "gradients"),
+])
+def test_options_that_make_no_sense_are_refused(attention: Attention, tokens: list[torch.Tensor],
+                                                options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        fxprune.compile(attention, "2x6x16", flops=0.6, data=tokens, **options)
