@@ -10,6 +10,7 @@ from torch import Tensor
 
 AT_ONCE = 64
 """One in so many of the remaining elements goes per step: one by one near the end, several where there are many."""
+COMPACT = 0.7  # share of columns that are left when the others are dropped
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def removal(layers: Sequence[Layer], size: int, rel: float) -> tuple[list[int], 
 
     Source  Frantar and Alistarh 2022 (OBC), arXiv:2208.11580, eq. 4 and 7; its structured form: Kurtic et al. 2023
             (ZipLM), arXiv:2302.04089, eq. 2 and 3. Unlike the reference, several elements go at once where many are
-            left (one in ``AT_ONCE``), updated jointly; columns that are gone are dropped instead of kept as zeros
+            left (one in ``AT_ONCE``), updated jointly
     Law     increments are >= 0; an element whose columns are zero in every layer goes at no cost; removing elements
             one after the other adds up to the joint least-squares error
     """
@@ -65,6 +66,7 @@ class _State:
 
     def __init__(self, weight: Tensor, inverse: Tensor, unit: Tensor) -> None:
         self.weight, self.inverse, self.unit = weight, inverse, unit
+        self.left = torch.ones(len(unit), dtype=torch.bool)
 
     @classmethod
     def of(cls, layer: Layer, rel: float) -> _State:
@@ -98,15 +100,18 @@ class _State:
 
     def remove(self, elements: Tensor) -> float:
         """Take the columns of ``elements`` out, move the others; the squared error that this adds."""
-        gone = torch.isin(self.unit, elements)
-        if not bool(gone.any()):
+        gone = torch.nonzero(torch.isin(self.unit, elements))[:, 0]
+        if not len(gone):
             return 0.0
-        stay = ~gone
-        w, inner, across = self.weight[:, gone], self.inverse[gone][:, gone], self.inverse[gone][:, stay]
-        both = torch.linalg.solve(inner, torch.cat([across, w.T], 1))
-        across_part, w_part = both[:, : across.shape[1]], both[:, across.shape[1] :]
-        added = float((w.T * w_part).sum())
-        self.weight = self.weight[:, stay] - w @ across_part
-        self.inverse = self.inverse[stay][:, stay] - across.T @ across_part
-        self.unit = self.unit[stay]
-        return added
+        w, rows = self.weight[:, gone], self.inverse[gone]
+        both = torch.linalg.solve(rows[:, gone], torch.cat([rows, w.T], 1))
+        across, w_part = both[:, : rows.shape[1]], both[:, rows.shape[1] :]
+        # in place: the columns that go become zero by this, and are dropped once there are many of them
+        self.weight.addmm_(w, across, alpha=-1)
+        self.inverse.addmm_(rows.T, across, alpha=-1)
+        self.unit[gone], self.left[gone] = -1, False
+        if int(self.left.sum()) < COMPACT * len(self.left):
+            stay = torch.nonzero(self.left)[:, 0]
+            self.weight, self.unit = self.weight[:, stay], self.unit[stay]
+            self.inverse, self.left = self.inverse[stay][:, stay], self.left[stay]
+        return float((w.T * w_part).sum())
