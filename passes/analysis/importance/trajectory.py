@@ -65,7 +65,8 @@ class Trajectory(Criterion):
     Errors   OptionError for an unknown choice or a number out of range
     Source   OPTIN, eq. 2 and 3. Left out on purpose: the reference code's index prior, head decay and running lambda
              (they carry no information about an element), its padding rows, and its temperature outside the softmax.
-             A layer's MD is divided by its squared number of rows (methods 4.2)
+             A layer's MD is divided by its squared number of rows (methods 4.2), so that the stages of a hierarchical
+             encoder (Swin, SegFormer, Mask2Former's) weigh alike; the paper prunes their neurons only: ``--prune ffn``
     Law      zero for an element that no weight reads; relabelling elements relabels exact scores; the same seed, the
              same scores. A group whose removal also moves a norm's statistics (its ``exact`` is False) is masked in
              its sums alone, as by all criteria that mask
