@@ -19,8 +19,10 @@ from .moments import Moments
 from .shared import shared
 from .sites import Site, aligned
 
-ROWS = 32_768
-"""Rows per batch of an unfolded convolution: neighbouring pixels say nearly the same, so more are thinned out."""
+ROWS = 8192
+"""Rows of a layer that are taken per batch, at least: where there are more, they are thinned out evenly. Neighbouring
+pixels and tokens say nearly the same."""
+PER_INPUT = 16  # rows over all batches per input of the layer, at least
 
 
 class Stream:
@@ -153,8 +155,9 @@ class Lockstep:
             yield r.new_zeros(len(r), 0), r, w
             return
         c = self._inputs(site, pruned, node)
-        if len(c) > ROWS:
-            step = -(-len(c) // ROWS)
+        most = max(ROWS, PER_INPUT * c.shape[1] // len(self.runs))
+        if len(c) > most:
+            step = -(-len(c) // most) | 1  # odd: an even step would meet the same columns of every picture row
             c, r, w = c[::step], r[::step], w[::step]
         yield c, r, w
 

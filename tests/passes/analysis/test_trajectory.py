@@ -14,7 +14,7 @@ from fxprune.group import Kind
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import map_change, output_change
-from fxprune.passes.analysis.importance.features import find_taps, views
+from fxprune.passes.analysis.importance.features import Tap, find_taps, views
 from fxprune.passes.analysis.importance.objective import Target
 from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, borderline, combine, rank_correlation
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
@@ -140,6 +140,24 @@ def test_small_changes_keep_their_digits_in_fp32() -> None:
     grams = (changed.T @ changed).square().sum() + (dense.T @ dense).square().sum() \
         - 2 * (dense.T @ changed).square().sum()
     assert abs(float(grams) - want) > 0.1 * want  # the identity that this form replaces
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_stages_weigh_alike_however_many_rows_they_have(normalised: bool) -> None:
+    """methods 4.2: the same features four times over have sixteen times the map change, and count the same."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(2, 5, 8, generator=generator)
+    changed = dense + 0.1 * torch.randn(2, 5, 8, generator=generator)
+    measure = Trajectory(normalised=normalised).measure
+    tap = Tap("f", "f", False, True, 2)
+
+    def change(copies: int) -> tuple[float, float]:
+        a, b = (measure.feature(tap, x.repeat(1, copies, 1), None) for x in (changed, dense))
+        return float(map_change(a, b)), measure.change(tap, a, b)
+
+    (raw, one), (whole, four) = change(1), change(4)
+    assert whole == pytest.approx(16 * raw, rel=1e-4)
+    assert four == pytest.approx(one, rel=1e-4)
 
 
 def test_distillation_vectors_of_the_specification() -> None:
