@@ -89,8 +89,9 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
     everything = sum(g.size for g in groups)
     generator = torch.Generator().manual_seed(seed)
     heads = [g for g in groups if g.kind is Kind.HEAD]
-    share = {g: min(g.size, max(4, units // 4 // len(heads))) if g.kind is Kind.HEAD else
-             -(-units * 3 // 4 // (len(groups) - len(heads))) for g in groups}
+    share = {g: min(g.size, max(4, units // 4 // len(heads))) for g in heads}
+    rest = -(-(units - sum(share.values())) // (len(groups) - len(heads)))
+    share = {g: share.get(g, rest) for g in groups}
     chosen = {g: torch.randperm(g.size, generator=generator)[:n].sort().values for g, n in share.items()}
     count = sum(map(len, chosen.values()))
     weight = Trajectory().weight
