@@ -153,7 +153,7 @@ def _decision(p: _Parser) -> None:
         "or python:module:function; labels optional"))
     group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
     group.add_argument("--importance", metavar="NAME", help=(
-        "l1, l2, activation, taylor, fisher, trajectory or random, also with options: 'trajectory{mode=exact}' "
+        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
         "(default: trajectory with data, l2 without)"))
     group.add_argument("--rounds", type=int, default=1, metavar="N",
                        help="score, cut a part, score again, N times (default: %(default)s)")

@@ -168,11 +168,8 @@ class Trajectory(Criterion):
 
     def _calibrate(self, removals: Removals, guessed: Sequence[PruneGroup], features: Scores, output: Scores,
                    seed: int) -> list[str]:
-        """Bring both terms of the probes to the scale of exact removal: the geometric mean of the ratios over checked elements.
-
-        Ratios of the same element vary far less than elements do, so that a dozen of them settle the exchange rate
-        between heads and neurons.
-        """
+        """Bring both terms of the probes to the scale of exact removal, by the geometric mean of the ratios of checked
+        elements: these vary far less than elements do, so that a dozen settle what a neuron is worth against a head."""
         wanted = sample(guessed, self.check, seed)
         exact = removals("trajectory.check", wanted)
         pairs = []
