@@ -95,7 +95,8 @@ def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
     program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
                        *searching(search, wish.made, data, work.seed, wish.by_obs))
     if wish.head_scale == "auto" and data is not None:
-        program = work.run(program, replace(search, head_scale=best_scale(work, program, search, data)))
+        best, told = best_scale(program, search, data)
+        program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
     return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
 
 
@@ -114,23 +115,22 @@ def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None
     return [search, *again, search] if again else [search]
 
 
-def best_scale(work: Work, program: Program, search: SearchPlan, data: Calibration) -> float:
-    """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones on calibration data."""
+def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple[float, str]:
+    """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones; and what was found."""
     from .passes.analysis.importance.damage import divergence
     from .passes.analysis.importance.obs import first
     from .passes.search.search_plan import HEAD_SCALES, HEADS
     from .passes.transform.slice_axes import SliceAxes
 
     if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
-        return search.head_scale
+        return search.head_scale, "head scale: there are no heads to weigh"
     batches, found = first(data.batches, SWEPT), {}
     for scale in HEAD_SCALES:
         small = SliceAxes().run(replace(search, head_scale=scale).run(program))
         found[scale] = divergence(program, small, batches)
     best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
     told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())
-    work.stage(f"head scale {best:g} (divergence {told})")
-    return best
+    return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
 def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) -> Program:

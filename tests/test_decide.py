@@ -15,7 +15,6 @@ import fxprune
 from fxprune.cost import CostModel
 from fxprune.decide import compose
 from fxprune.errors import OptionError
-from fxprune.events import Event
 from fxprune.passes.search.search_plan import HEAD_SCALES
 from fxprune.plan import Choice, CompressionPlan
 
@@ -114,12 +113,10 @@ def tokens() -> list[torch.Tensor]:
 
 
 def test_a_head_scale_is_chosen_by_the_outputs(attention: Attention, tokens: list[torch.Tensor]) -> None:
-    events: list[Event] = []
-    program = fxprune.plan(attention, "2x6x16", flops=0.6, data=tokens, align=1, head_scale="auto",
-                           on_event=events.append)
-    told = next(e.text for e in events if e.text.startswith("head scale"))
+    program = fxprune.plan(attention, "2x6x16", flops=0.6, data=tokens, align=1, head_scale="auto")
+    told = next(note for note in program.notes if note.startswith("head scale"))
     chosen = float(told.split()[2])
-    values = dict(part.split(": ") for part in told.partition("(divergence ")[2].rstrip(")").split(", "))
+    values = dict(part.split(": ") for part in told.partition("by scale: ")[2].rstrip(")").split(", "))
     assert set(map(float, values)) == set(HEAD_SCALES)
     assert float(values[f"{chosen:g}"]) == min(map(float, values.values()))
     assert program.need("plan").about["head_scale"] == chosen
