@@ -126,12 +126,21 @@ def cells(best: float, other: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("best", "other", "met", "missed"), [
-    (86.70, 80.0, 12, 0), (86.50, 80.0, 9, 3), (86.70, 86.70, 6, 6), (86.70, 86.71, 6, 6)])
+    (86.70, 80.0, 14, 0), (86.50, 80.0, 10, 4), (86.70, 86.70, 7, 7), (86.70, 86.71, 7, 7)])
 def test_targets(best: float, other: float, met: int, missed: int) -> None:
     from accuracy_targets import check
 
     found = check(cells(best, other), {"minilm-stsb": 86.72})
     assert tuple(map(len, found)) == (met, missed), found
+
+
+def test_optimiser_steps_after_recovery_count_as_ours() -> None:
+    from accuracy_targets import check
+
+    summary = cells(86.0, 80.0)
+    summary["minilm-stsb"]["optin-tune"] = {"0.3": {"mean": 86.3}}
+    met, _ = check(summary, {"minilm-stsb": 86.72})
+    assert any(text.startswith("minilm-stsb at 0.3: optin-tune 86.30 is 0.42 below dense") for text in met)
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

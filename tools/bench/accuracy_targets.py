@@ -8,7 +8,7 @@ from typing import Any
 from accuracy_rows import BEST, ROWS, VARIANTS
 
 DROPS: Mapping[str, Mapping[float, float]] = {
-    "minilm-stsb": {0.75: 0.1, 0.6: 0.1, 0.5: 0.1, 0.4: 0.4, 0.3: 0.8, 0.2: 2.5},
+    "minilm-stsb": {0.9: 0.1, 0.75: 0.1, 0.6: 0.1, 0.5: 0.1, 0.4: 0.4, 0.3: 0.8, 0.2: 2.5},
 }
 """task -> ratio -> how far below dense the best row may be at most, in points of the figure (mean over seeds)."""
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -17,41 +17,38 @@ Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
 def check(summary: Mapping[str, Cells], dense: Mapping[str, float]) -> tuple[list[str], list[str]]:
     """(targets met, targets missed), a sentence each; what was not measured is missed.
 
-    Two per ratio: the drop from dense, and that every other row that was measured is lower.
+    Two per ratio: the drop from dense of the better of our rows (closed form, or with optimiser steps after it), and
+    that every row of another method is lower.
 
     >>> cell = {"0.75": {"mean": 86.7}}
     >>> met, missed = check({"minilm-stsb": {"optin-recover": cell, "l2": {"0.75": {"mean": 80.0}}}},
     ...                     {"minilm-stsb": 86.72})
     >>> len(met), len(missed)
-    (2, 10)
+    (2, 12)
     """
     met: list[str] = []
     missed: list[str] = []
     for task, drops in DROPS.items():
         for ratio, allowed in drops.items():
-            rows = {name: cells[f"{ratio:g}"]["mean"] for name, cells in summary.get(task, {}).items()
-                    if f"{ratio:g}" in cells and name not in VARIANTS}
-            at = f"{task} at {ratio:g}"
-            if BEST not in rows or task not in dense:
+            rows = {name: float(cells[f"{ratio:g}"]["mean"]) for name, cells in summary.get(task, {}).items()
+                    if f"{ratio:g}" in cells}
+            at, ours = f"{task} at {ratio:g}", {name: rows.pop(name) for name in (BEST, *VARIANTS) if name in rows}
+            if not ours or task not in dense:
                 missed += [f"{at}: {BEST} was not measured", f"{at}: {BEST} was not compared"]
                 continue
-            ours, drop = rows.pop(BEST), dense[task] - rows_value(summary, task, ratio)
-            text = f"{at}: {ours:.2f} is {drop:.2f} below dense {dense[task]:.2f}, allowed {allowed:g}"
+            best = max(ours, key=lambda name: ours[name])
+            drop = dense[task] - ours[best]
+            text = f"{at}: {best} {ours[best]:.2f} is {drop:.2f} below dense {dense[task]:.2f}, allowed {allowed:g}"
             (met if drop <= allowed + 1e-9 else missed).append(text)
-            better = {name: value for name, value in rows.items() if value >= ours}
+            better = {name: value for name, value in rows.items() if value >= ours[best]}
             if better:
                 said = ", ".join(f"{name} {value:.2f}" for name, value in better.items())
-                missed.append(f"{at}: {ours:.2f} is not above {said}")
+                missed.append(f"{at}: {best} {ours[best]:.2f} is not above {said}")
             elif rows:
-                met.append(f"{at}: above all {len(rows)} other rows, the next is {max(rows.values()):.2f}")
+                met.append(f"{at}: {best} is above all {len(rows)} other rows, the next is {max(rows.values()):.2f}")
             else:
                 missed.append(f"{at}: no other row was measured")
     return met, missed
-
-
-def rows_value(summary: Mapping[str, Cells], task: str, ratio: float) -> float:
-    """Mean of the best row."""
-    return float(summary[task][BEST][f"{ratio:g}"]["mean"])
 
 
 def unmeasured(summary: Mapping[str, Cells]) -> list[str]:
