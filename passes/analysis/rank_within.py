@@ -15,9 +15,9 @@ from ...pipeline import Analysis
 from ...program import Program
 from .importance.obs import Obs
 
-KINDS = (Kind.FFN,)
-"""Where the order pays: many elements of one input column each, which others can stand in for. Heads are few, and what
-one of them does is no linear function of the others."""
+KINDS = (Kind.FFN, Kind.CHANNEL)
+"""Where the order pays: many elements, which others can stand in for. Heads are few, and what one of them does is no
+linear function of the others."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
     share = {g: share.get(g, rest) for g in groups}
     chosen = {g: torch.randperm(g.size, generator=generator)[:n].sort().values for g, n in share.items()}
     count = sum(map(len, chosen.values()))
-    weight = Trajectory().weight
+    weight = Trajectory().weight_of(program)
     found: dict[str, Any] = {"units": everything, "sampled": count, "samples": batch.size}
     flat = program.flatten(batch.args, batch.kwargs)
     run_flat(program, flat)

@@ -299,6 +299,14 @@ def test_padding_is_not_looked_at() -> None:
 # ---------------------------------------------------------------- the sum
 
 
+def test_the_output_weighs_more_beside_mean_maps_than_beside_related_rows() -> None:
+    rows = analysed(model(), torch.randn(2, 5, WIDTH))
+    maps = analysed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 3)),
+                    torch.randn(2, 3, 5, 5))
+    assert Trajectory().weight_of(rows) < Trajectory().weight_of(maps)
+    assert Trajectory(weight=0.5).weight_of(maps) == 0.5
+
+
 def test_the_terms_are_balanced_by_their_medians_per_mac() -> None:
     program = analysed(model(), data().batches[0].args[0])
     features, output = Trajectory().parts(program, data(), 0)
@@ -381,7 +389,7 @@ def test_refining_changes_only_the_borderline_and_makes_it_exact() -> None:
         moved = (after[first].values != before[first]).nonzero().flatten()
         assert moved.tolist() == borderline(before[first], 6, 4).tolist()
         features, output = Trajectory(mode="exact").parts(program, data(), 0)
-        factor = balance(program, *criterion.parts(program, data(), 0), criterion.weight)
+        factor = balance(program, *criterion.parts(program, data(), 0), criterion.weight_of(program))
         assert torch.allclose(after[first].values[moved], (features[first] + factor * output[first])[moved])
     same = RefineScores("l2").run(planned)
     assert {n: s.values for n, s in same.need("scores").items()} == before
