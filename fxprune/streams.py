@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional
 
 LINEAR = {"linear": ("input", "weight", "bias"), "addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2", ""),
           "matmul": ("self", "other", "")}
@@ -48,6 +49,23 @@ def row_weight(norm: str, eps: float, z: Tensor) -> Tensor:
     if norm == "power":
         return 1 / (wide.square().mean(-1, keepdim=True) + eps).clamp_min(1e-12)
     return wide.new_ones(())
+
+
+def unfolded(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
+    """What a convolution with this kernel reads of its input x, one row per output position. [n, c * kernel]"""
+    args, size = bind(node), list(kernel)
+    stride, pad, dilation = (_list(args.get(k, d), len(size)) for k, d in
+                             (("stride", 1), ("padding", 0), ("dilation", 1)))
+    if len(size) == 1:
+        x, size = x[:, :, None], [1, *size]
+        stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
+    columns = functional.unfold(x, tuple(size), tuple(dilation), tuple(pad), tuple(stride))
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def _list(value: Any, length: int) -> list[int]:
+    many = list(value) if isinstance(value, list | tuple) else [value]
+    return many * length if len(many) == 1 else many
 
 
 def _passes(user: Node, name: str, source: Node, bound: Mapping[str, str]) -> bool:

@@ -19,13 +19,13 @@ from torch.fx import Interpreter
 from torch.nn import functional
 
 from fxprune.capture import capture
+from fxprune.correlation import spearman
 from fxprune.data import Batch, Calibration
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
-from fxprune.passes.transform.recovery.agreement import spearman
 from fxprune.passes.transform.unshare import Unshare
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program

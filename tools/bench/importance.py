@@ -29,6 +29,7 @@ from record import peak_memory, write
 from torch import Tensor
 
 from fxprune.capture import capture
+from fxprune.correlation import spearman
 from fxprune.data import Batch, Calibration
 from fxprune.group import Kind, PruneGroup
 from fxprune.passes.analysis.find_groups import FindGroups
@@ -37,7 +38,7 @@ from fxprune.passes.analysis.importance.distance import output_change
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.features import find_taps, views
 from fxprune.passes.analysis.importance.objective import padding, targets
-from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, combine, rank_correlation
+from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, combine
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
@@ -139,7 +140,7 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
             part = {g: i for g, i in chosen.items() if g.kind is kind}
             whole = mode in ("probe", "hybrid")
             one = torch.cat([score[g.name][i] if whole else score[g.name] for g, i in part.items()])
-            row["spearman"][str(kind)] = round(rank_correlation(one, torch.cat([truth[g.name] for g in part])), 4)
+            row["spearman"][str(kind)] = round(spearman(one, torch.cat([truth[g.name] for g in part])), 4)
         row["forwards"] = round(row["seconds"] / forward, 1)
         row["faster_than_naive"] = round(rows["naive"]["seconds"] / row["seconds"], 1)
         row["seconds"] = round(row["seconds"], 2)

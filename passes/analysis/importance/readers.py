@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
-from torch.nn import functional
 
 from ....axis import element_of, leaves, real_size
 from ....data import Batch
 from ....group import PruneGroup
 from ....program import Axes, Program
 from ....ranks import add_up, mine
-from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight
+from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
 from .consumers import consumers
 from .objective import padding
 
@@ -184,7 +183,8 @@ def rows(program: Program, one: Reader, seen: Mapping[str, Tensor], mask: Tensor
     x, z = seen[one.source], seen[one.target]
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if one.form == "conv":
-        x = _unfolded(program, one, x)
+        kernel = program.tensors[program.tensor_of_placeholder[one.weight]].shape[2:]
+        x = unfolded(next(n for n in program.graph.nodes if n.name == one.node), kernel, x)
         step = -(-len(x) // ROWS)
         x = x[:: step | 1 if step > 1 else 1]  # odd: an even step would meet the same columns of every picture row
         return x, x.new_ones(len(x))
@@ -199,20 +199,3 @@ def rows(program: Program, one: Reader, seen: Mapping[str, Tensor], mask: Tensor
         real = mask.reshape(-1).to(x.device)
         x, w = x[real], w[real]
     return x, w
-
-
-def _unfolded(program: Program, one: Reader, x: Tensor) -> Tensor:
-    node = next(n for n in program.graph.nodes if n.name == one.node)
-    args, kernel = bind(node), list(program.tensors[program.tensor_of_placeholder[one.weight]].shape[2:])
-    stride, pad, dilation = (_list(args.get(k, d), len(kernel)) for k, d in
-                             (("stride", 1), ("padding", 0), ("dilation", 1)))
-    if len(kernel) == 1:
-        x, kernel = x[:, :, None], [1, *kernel]
-        stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
-    columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(pad), tuple(stride))
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
-
-
-def _list(value: Any, length: int) -> list[int]:
-    many = list(value) if isinstance(value, list | tuple) else [value]
-    return many * length if len(many) == 1 else many

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....correlation import spearman
 from ....data import Batch, Calibration
 from ....errors import InternalError, OptionError, nearest
 from ....group import DEFAULT_KINDS, Kind, PruneGroup
@@ -193,9 +194,9 @@ class Trajectory(Criterion):
                 part[g.name] = part[g.name] * ratio
             pairs.append((got * ratio, want))
         said = [f"trajectory: rank correlation of probe and exact on {len(pairs[0][0])} elements: "
-                f"{rank_correlation(*pairs[0]):.2f} (features)"]
+                f"{spearman(*pairs[0]):.2f} (features)"]
         if self.weight != 0:
-            said[0] += f", {rank_correlation(*pairs[1]):.2f} (output)"
+            said[0] += f", {spearman(*pairs[1]):.2f} (output)"
         return said
 
     def refine(self, program: Program, data: Calibration | None, seed: int) -> Scores:
@@ -278,14 +279,3 @@ def borderline(values: Tensor, kept: int, count: int) -> Tensor:
     order = torch.argsort(values, descending=True, stable=True)
     low = max(0, min(kept - count // 2, len(order) - count))
     return order[low : low + count].sort().values
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's, ties averaged; 0 where one side is constant."""
-    def ranks(t: Tensor) -> Tensor:
-        _, inverse, counts = torch.unique(t, return_inverse=True, return_counts=True)
-        return (counts.cumsum(0) - (counts - 1) / 2).double()[inverse]
-
-    x, y = (r - r.mean() for r in map(ranks, (a, b)))
-    norm = float(x.norm() * y.norm())
-    return float(x @ y) / norm if norm else 0.0

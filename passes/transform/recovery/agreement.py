@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ....correlation import spearman
 from ....data import Batch
 from ....program import Program
 from .lockstep import padding
@@ -151,17 +152,3 @@ def _pairs(dense: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     second = similar.topk(near, 1).indices.flatten()
     step = torch.randint(1, count, (len(first),), generator=generator)
     return torch.cat([first, first]), torch.cat([second, (first + step) % count])
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors, ties at their mean rank; 0 where one of them is constant."""
-    x, y = _ranks(a), _ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    return float(x @ y) / scale if scale > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, index, count = torch.unique(values.double(), return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[index]

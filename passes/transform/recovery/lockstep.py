@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
-from torch.nn import functional
 
 from ....axis import Keep
 from ....data import Batch
 from ....errors import FxpruneError
 from ....program import Axes, Program
-from ....streams import row_weight
+from ....streams import row_weight, unfolded
 from .moments import Moments
 from .shared import shared
 from .sites import Site, aligned
@@ -170,14 +169,7 @@ class Lockstep:
         x: Tensor = pruned._value(source, {})
         if site.form != "conv":
             return x.reshape(-1, x.shape[-1])
-        kernel = self.tensors[site.weight].shape[2:]
-        stride, padding, dilation = (_list(args.get(k, d), len(kernel)) for k, d in
-                                     (("stride", 1), ("padding", 0), ("dilation", 1)))
-        if len(kernel) == 1:
-            x, kernel = x[:, :, None], torch.Size([1, *kernel])
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        columns = functional.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
-        return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+        return unfolded(node, self.tensors[site.weight].shape[2:], x)
 
     def _pulled_back(self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor,
                      weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,8 +221,3 @@ def padding(program: Program, flat: Sequence[Any]) -> Tensor | None:
         if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
             return value != 0
     return None
-
-
-def _list(value: Any, length: int) -> list[int]:
-    many = list(value) if isinstance(value, list | tuple) else [value]
-    return many * length if len(many) == 1 else many

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune.capture import capture
+from fxprune.correlation import spearman
 from fxprune.data import Batch, Calibration
 from fxprune.errors import OptionError
 from fxprune.group import Kind
@@ -16,7 +17,7 @@ from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import map_change, output_change
 from fxprune.passes.analysis.importance.features import Tap, find_taps, views
 from fxprune.passes.analysis.importance.objective import Target
-from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, borderline, combine, rank_correlation
+from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, borderline, combine
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -178,10 +179,10 @@ def test_the_probe_ranks_like_exact_removal() -> None:
     got = scores(program, Trajectory(mode="probe", probes=64, weight=0.0), calibration)
     names = [group(program, i) for i in range(DEPTH)]
     want = {n: exact(program, calibration, n) for n in names}
-    assert rank_correlation(torch.cat([got[n] for n in names]), torch.cat([want[n] for n in names])) > 0.9
+    assert spearman(torch.cat([got[n] for n in names]), torch.cat([want[n] for n in names])) > 0.9
     heads = [group(program, i, Kind.HEAD) for i in range(DEPTH)]
     want |= {n: exact(program, calibration, n) for n in heads}
-    assert rank_correlation(torch.cat([got[n] for n in heads]), torch.cat([want[n] for n in heads])) > 0.6
+    assert spearman(torch.cat([got[n] for n in heads]), torch.cat([want[n] for n in heads])) > 0.6
 
 
 def test_the_probe_is_the_leading_term_on_average() -> None:
@@ -249,7 +250,7 @@ def test_probes_follow_every_ablation(option: dict[str, str]) -> None:
     probe, truth = (scores(program, Trajectory(mode=mode, probes=100, weight=0.0, **option), data())  # type: ignore[arg-type]
                     for mode in ("probe", "exact"))
     names = [group(program, i) for i in range(DEPTH)]
-    assert rank_correlation(*(torch.cat([s[n] for n in names]) for s in (probe, truth))) > 0.8
+    assert spearman(*(torch.cat([s[n] for n in names]) for s in (probe, truth))) > 0.8
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "exact", "probe"])
@@ -344,7 +345,7 @@ def test_convolutional_networks_compare_mean_maps() -> None:
     probe, truth = (scores(program, Trajectory(mode=m, probes=400, weight=0.0), calibration)
                     for m in ("probe", "exact"))
     first, second = (next(n for n in truth if n.startswith(f"{i}:") or n.startswith(f"{i}.")) for i in (0, 2))
-    assert rank_correlation(probe[first], truth[first]) > 0.7
+    assert spearman(probe[first], truth[first]) > 0.7
     assert torch.allclose(probe[second], truth[second], rtol=0.4)  # its own map, which a removal moves linearly
 
 
@@ -369,7 +370,7 @@ def test_the_rank_correlation_in_the_notes_is_that_of_the_checked_elements() -> 
     scored = ScoreGroups(criterion, data()).run(program)
     names = [group(program, i) for i in range(DEPTH)]
     truth = scores(program, Trajectory(mode="exact", weight=0.0), data())
-    want = rank_correlation(torch.cat([scored.need("scores")[n].values for n in names]),
+    want = spearman(torch.cat([scored.need("scores")[n].values for n in names]),
                             torch.cat([truth[n] for n in names]))
     assert any(f"on {count} elements: {want:.2f}" in note for note in scored.notes)
     assert any("mode hybrid" in note for note in scored.notes)
