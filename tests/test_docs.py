@@ -43,7 +43,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
@@ -51,7 +50,6 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_commands_of_the_readme_parse() -> None:
     shell = [*blocks("bash"), *blocks("sh"), *blocks("console")]
     lines = [line.removeprefix("$ ") for block in shell for line in block.splitlines()]
