@@ -1,0 +1,260 @@
+"""tools/bench/tokens.py without its model: cells and keys, that it resumes, its targets, table, picture, and recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import OptionError
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+DENSE = {"accuracy": 80.0, "macs": 1000, "counted": 1000, "tokens": [17, 17], "weights": "w"}
+
+
+@pytest.fixture(autouse=True)
+def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
+
+
+def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, realised: float = 0.9) -> list[Any]:
+    """All that the targets ask for."""
+    from tokens_run import LEDGERS, RATIOS, RECOVERIES, SCHEDULES, ledgers, sweep
+
+    figures = {"optin": optin, "constant": constant, "decreasing": 70.0}
+    found = [{**cell.record(64, "w"), "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
+              "agreement": 90.0, "kl": 0.1, "macs": int(1000 * cell.ratio), "share": cell.ratio, "seconds": 1.0}
+             for cell in (*sweep(["tome", "random"], SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))]
+    for record in found:
+        if record["row"] == "joint" and record["recover"] == "auto":
+            record["latency"] = {b: {"dense_ms": 10.0, "reduced_ms": 5.5, "speedup": 1.8, "realised": realised}
+                                 for b in ("1", "32")}
+    return found
+
+
+def test_cells_have_keys_of_their_own() -> None:
+    from tokens_run import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, name_of, sweep
+
+    cells = [*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, RATIOS)]
+    made = [cell.record(64, "w") for cell in cells]
+    keys = {key(r) for r in made}
+    # tokens alone without recovery is ToMe of the sweep, and is measured once
+    assert len(keys) == len(cells) - len(RATIOS) == 8 * 3 * 6 + 6 * 6 - 6
+    assert len({name_of(r) for r in made}) == len(made)
+    first = made[0]
+    assert key({**first, "accuracy": 1.0, "seconds": 3}) == key(first)
+    for changed in ({"samples": 65}, {"weights": "v"}, {"ratio": 0.55}, {"recover": "auto"}, {"tokens": "off"}):
+        assert key({**first, **changed}) != key(first)
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_schedules_go_into_the_braces() -> None:
+    from tokens_run import scheduled
+
+    assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
+    assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
+
+
+@pytest.mark.parametrize(("changed", "met", "missed"), [
+    ({}, 8, 0), ({"optin": 77.0}, 8, 0), ({"optin": 76.9}, 2, 6), ({"joint": 77.9}, 7, 1), ({"realised": 0.84}, 7, 1)])
+def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
+    from tokens import check
+
+    found = check(records(**changed))
+    assert tuple(map(len, found[:2])) == (met, missed), found
+    assert len(found[2]) == 7 * 6, "every other reducer is reported beside"
+
+
+def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tokens
+
+    assert tokens.main(["--out", str(tmp_path / "nothing.json"), "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "missed: tome at 0.4: the schedules were not both measured" in said
+    assert "missed: no latency was measured at batch 32" in said
+    assert "nothing was measured" in said
+
+
+def test_the_table() -> None:
+    from tokens import table
+
+    failed = {**records()[0], "ratio": 0.1}
+    del failed["accuracy"]
+    failed["error"] = "the budget is too small"
+    text = table({"model": DENSE, "ratios": [0.9, 0.5], "measured": [*records(), failed]})
+    assert "dense: 80.00 %, 0.0 M MACs, 17 tokens" in text
+    assert "tokens alone, schedule optin" in text
+    assert "78.00 (0.1000)" in text
+    assert "joint, recover=auto" in text
+    assert "zero-tprune" not in text, "rows that were not measured take no line"
+    assert "failed: tome constant recover=none at 0.1: the budget is too small" in text
+    assert "joint optin recover=auto at 0.5, batch 32: 10.00 -> 5.50 ms, x1.80, 0.90 of ideal" in text
+
+
+def test_the_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from tokens_plot import plot
+
+    paths = plot({"model": DENSE, "measured": records()}, tmp_path / "picture")
+    assert [p.suffix for p in paths] == [".png", ".svg"]
+    assert all(p.stat().st_size > 1000 for p in paths)
+
+
+class Classifier(nn.Module):
+    """images [batch, 3, 4, 4] -> logits [batch, 10]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bench whose product call hands back the dense model and whose clock is no clock."""
+    import tokens_run
+
+    import fxprune
+    from fxprune.plan import CompressionPlan
+
+    torch.manual_seed(0)
+    model, images = Classifier().eval(), torch.randn(60, 3, 4, 4)
+    split = tokens_run.Split(images, model(images).argmax(1))
+    artifact = fxprune.apply(model, CompressionPlan(), images[:2], on_event=lambda _: None)
+    calls: list[Any] = []
+
+    def reduced(model: nn.Module, example: Tensor, cell: Any, *_: Any) -> Any:
+        calls.append(cell)
+        if cell.ratio < 0.2:
+            raise OptionError("the budget is too small")
+        return artifact, ["a warning"]
+
+    monkeypatch.setattr(tokens_run, "reduced", reduced)
+    monkeypatch.setattr(tokens_run, "dense_onnx", lambda *_: Path("dense"))
+    monkeypatch.setattr(tokens_run, "payload", lambda path: path)
+    monkeypatch.setattr(tokens_run, "timed", lambda *_: {"dense_ms": 2.0, "reduced_ms": 1.0, "speedup": 2.0})
+    made = tokens_run.Bench(model, "w", split, split, split, 32, tmp_path, lambda _: None, lambda _: None)
+    made.open()
+    return SimpleNamespace(made=made, calls=calls)
+
+
+def test_it_measures_nothing_twice(bench: Any) -> None:
+    from tokens_run import sweep
+
+    cell, hopeless = sweep(["tome"], ["optin"], [0.5, 0.1])
+    bench.made.run([cell, hopeless], {})
+    first, failed = bench.made.records
+    assert bench.made.dense["accuracy"] == first["accuracy"] == 100
+    assert (first["agreement"], first["kl"], first["share"]) == (100, 0, 1)
+    assert first["macs"] == first["counted"] == 480
+    assert first["notes"] == ["a warning"]
+    assert "latency" not in first
+    assert "the budget is too small" in failed["error"]
+
+    bench.calls.clear()
+    bench.made.run([cell], {})
+    assert not bench.calls
+    bench.made.run([cell], {cell: (1, 32)})
+    assert len(bench.calls) == 1, "only the latency was missing"
+    later = bench.made.records[-1]
+    assert later["accuracy"] == first["accuracy"]
+    assert set(later["latency"]) == {"1", "32"}
+    assert later["latency"]["32"]["realised"] == 2
+    bench.made.run([cell], {cell: (1, 32)})
+    bench.made.run([dataclasses.replace(cell, seed=1)], {})
+    assert len(bench.calls) == 2, "another seed is another cell"
+
+
+def test_closeness() -> None:
+    from tokens_run import closeness
+
+    one, two = torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert closeness(one, one) == {"agreement": 100, "kl": 0}
+    p, q = one[0].softmax(-1), two[0].softmax(-1)
+    found = closeness(one, two)
+    assert found["agreement"] == 50
+    assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum()) / 2, abs=1e-5)
+
+
+def recipe(**changes: Any) -> Any:
+    from tokens_model import Recipe, Stage
+
+    from fxprune.surroundings import survive_torchvision
+
+    survive_torchvision()
+    pytest.importorskip("timm")
+    made = Recipe("tiny", sizes={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}, batch=8, held=8,
+                  stages=(Stage(8, 2, 1e-3, 0.7, mix=0.5), Stage(16, 1, 1e-3, 0.8, fused=True)), bf16=False)
+    return dataclasses.replace(made, **changes)
+
+
+def pictures() -> Any:
+    from accuracy_models import Images
+
+    generator = torch.Generator().manual_seed(0)
+    return Images(torch.randn(40, 3, 32, 32, generator=generator), torch.arange(40) % 10,
+                  torch.randn(10, 3, 32, 32, generator=generator), torch.arange(10))
+
+
+def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    from tokens_model import trained
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(count: int) -> Any:
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            if len(said) == count:
+                raise Stop
+
+        return say
+
+    whole, about = trained(recipe(), pictures(), tmp_path / "whole", lambda _: None)
+    for _ in range(3):
+        with pytest.raises(Stop):
+            trained(recipe(), pictures(), tmp_path / "parts", stop_at(1))
+    again, _ = trained(recipe(), pictures(), tmp_path / "parts", lambda _: None)
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == [recipe().path().name]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert about["hash"] == recipe().hash
+    assert len(about["epoch_seconds"]) == 2
+    assert whole.pos_embed.shape[1] == 17
+    assert recipe(decay=0.1).path() != recipe().path()
+    trained(recipe(), pictures(), tmp_path / "parts", lambda _: pytest.fail("trained again"))
+
+
+def test_held_out_images_are_no_part_of_training() -> None:
+    from tokens_model import splits
+
+    held, test = splits(recipe(), pictures())
+    assert held.images.shape == (8, 3, 16, 16)
+    assert held.labels.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert len(test.labels) == 10
+
+
+def test_augmentation() -> None:
+    from tokens_model import Stage, cropped, mixed
+
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)
+    made = cropped(flat, Stage(12, 1, 0.1, 0.5), generator)
+    assert made.shape == (4, 3, 12, 12)
+    torch.testing.assert_close(made, flat[:, :, :12, :12])
+    both, share = mixed(flat.contiguous(), generator)
+    assert float((both != flat).float().mean()) == pytest.approx(share)
+    ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
+    steps = cropped(ramp, Stage(32, 1, 0.1, 0.5), generator).diff(dim=3)[:, 0, 16, 16]
+    assert (steps > 0).any(), "some stay"
+    assert (steps < 0).any(), "some are mirrored"

@@ -1,0 +1,301 @@
+"""Token reduction at equal cost: accuracy against FLOPs and against measured latency, every reducer, every schedule.
+
+    python tools/bench/tokens.py --prepare                   train the model once (about half an hour on one core)
+    python tools/bench/tokens.py --out tokens.json           measure what that file does not hold yet
+           [--rows tome,ppt] [--schedules constant,optin] [--ratios 0.7,0.5] [--ledgers joint] [--ledger-ratios 0.5]
+           [--timed tome,ppt,prune-class-value,joint] [--timed-ratios 0.7,0.5]
+    python tools/bench/tokens.py --out tokens.json --check   hold the file against the targets, measure nothing
+
+Model     ``tokens_model.py``: a ViT with 197 tokens on CIFAR-10 images at 56x56, trained here
+Sweep     every reducer of ``tokens_run.REDUCERS`` with every schedule, tokens alone, without recovery
+Ledgers   one budget for weights (heads and neurons), for tokens (ToMe, OPTIN's schedule), for both; recovery on and off
+Budget    share of the dense model's multiply-accumulates of one image, everything counted, the stem included
+Figures   accuracy on 2000 test images; agreement with the dense model and KL divergence from it on held-out train
+          images that no method saw; MACs predicted and counted; tokens that each block's attention takes
+Latency   ONNX Runtime on the CPU, batch 1 and 32, dense and reduced interleaved, medians. Realised: the speed-up as a
+          share of 1 / (MACs / dense MACs)
+Targets   OPTIN's schedule at or above the constant one at every ratio (ToMe's decide, those of other reducers are
+          reported beside them); the joint plan at or above each kind alone at 0.5; realised >= 0.85 at batch 32
+
+Results are written after every measurement, so a run may be interrupted; ``--again ROW,..`` measures rows anew. The
+plot (``tokens_plot.py``) is drawn beside the results where matplotlib is there. Exit code 1 when a target is missed
+(``--check``), or when data are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_models import CACHE, DATA, LOADERS, fingerprint
+from record import peak_memory, write
+from tokens_model import RECIPE, Split, splits, trained
+from tokens_plot import plot
+from tokens_run import (
+    BATCHES,
+    LEDGERS,
+    RATIOS,
+    RECOVERIES,
+    REDUCERS,
+    SCHEDULES,
+    Bench,
+    Cell,
+    Record,
+    key,
+    ledgers,
+    scheduled,
+    sweep,
+)
+
+TIMED, TIMED_RATIOS = ("tome", "ppt", "prune-class-value", "joint"), (0.7, 0.5)
+JOINT_AT, REALISED, AT_BATCH, DECIDES = 0.5, 0.85, "32", ("tome",)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results file, or an empty one."""
+    empty: dict[str, Any] = {"model": {}, "measured": []}
+    return {**empty, **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else empty
+
+
+class Results:
+    """What has been measured so far, on disk after every measurement."""
+
+    def __init__(self, path: Path) -> None:
+        held = read(path)
+        self.path, self.model, self.measured = path, dict(held["model"]), list(held["measured"])
+
+    def drop(self, rows: Sequence[str]) -> None:
+        """Forget rows, to measure them anew."""
+        self.measured = [r for r in self.measured if r["row"] not in rows]
+
+    def opened(self, about: Mapping[str, Any]) -> None:
+        """Of which model the measurements are. Those of other weights are forgotten."""
+        self.measured = [r for r in self.measured if r["weights"] == about["weights"]]
+        self.model = dict(about)
+
+    def save(self, records: Sequence[Record]) -> None:
+        """``records`` replace what is there."""
+        self.measured = list(records)
+        write(self.path, "tokens", **self.content())
+
+    def content(self) -> dict[str, Any]:
+        return {"model": self.model, "ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
+                "seeds": sorted({r["seed"] for r in self.measured}), "reducers": REDUCERS, "ledgers": LEDGERS,
+                "peak_bytes": peak_memory(), "measured": self.measured}
+
+
+def find(records: Iterable[Record], prune: str, tokens: str, recover: str, ratio: float) -> Record | None:
+    """The measurement of these options with a figure, at the lowest seed."""
+    fitting = (r for r in records if "accuracy" in r and r["ratio"] == ratio and
+               (r["prune"], r["tokens"], r["recover"]) == (prune, tokens, recover))
+    return min(fitting, key=lambda r: r["seed"], default=None)
+
+
+def of_row(records: Iterable[Record], row: str, schedule: str, ratio: float) -> Record | None:
+    """Of the sweep."""
+    return find(records, "tokens", scheduled(REDUCERS[row], schedule), "none", ratio)
+
+
+def of_ledger(records: Iterable[Record], row: str, recover: str, ratio: float) -> Record | None:
+    """Of the ledgers."""
+    return next((found for cell in ledgers([row], [recover], [ratio])
+                 if (found := find(records, cell.prune, cell.tokens, cell.recover, ratio))), None)
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """Accuracy, and the KL divergence in brackets, a block per schedule; the ledgers; latency."""
+    records, ratios, model = content["measured"], content["ratios"], content["model"]
+    if not model:
+        return "nothing was measured"
+    head = f"{'':28}" + "".join(f"{r:>16g}" for r in ratios)
+    lines = [f"dense: {model['accuracy']:.2f} %, {model['macs'] / 1e6:.1f} M MACs, {model['tokens'][0]} tokens"]
+    for schedule in SCHEDULES:
+        block = {row: [of_row(records, row, schedule, r) for r in ratios] for row in REDUCERS}
+        lines += _block(f"tokens alone, schedule {schedule}", head, block)
+    block = {f"{row}, recover={recover}": [of_ledger(records, row, recover, r) for r in ratios]
+             for row in LEDGERS for recover in RECOVERIES}
+    lines += _block("one budget", head, block)
+    lines += [f"failed: {_name(r)}: {r['error']}" for r in records if "error" in r]
+    lines += [f"{_name(r)}, batch {batch}: {t['dense_ms']:.2f} -> {t['reduced_ms']:.2f} ms, x{t['speedup']:.2f}, "
+              f"{t['realised']:.2f} of ideal" for r in records for batch, t in r.get("latency", {}).items()]
+    return "\n".join(lines)
+
+
+def _block(title: str, head: str, rows: Mapping[str, Sequence[Record | None]]) -> list[str]:
+    filled = {name: cells for name, cells in rows.items() if any(cells)}
+    if not filled:
+        return []
+    return ["", f"{title}: accuracy (KL)", head, *(f"{name:28}" + "".join(
+        f"{'-':>16}" if c is None else f"{c['accuracy']:7.2f} ({c['kl']:6.4f})" for c in cells)
+        for name, cells in filled.items())]
+
+
+def _name(record: Record) -> str:
+    return f"{record['row']} {record['schedule']} recover={record['recover']} at {record['ratio']:g}".replace("  ", " ")
+
+
+def check(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
+    """(targets met, targets missed, what was found beside them), a sentence each; what was not measured is missed."""
+    met: list[str] = []
+    missed: list[str] = []
+    beside: list[str] = []
+    for row in REDUCERS:
+        for ratio in RATIOS:
+            ours, theirs = (of_row(records, row, schedule, ratio) for schedule in ("optin", "constant"))
+            where = None if row in DECIDES else beside
+            if ours is None or theirs is None:
+                (missed if where is None else where).append(f"{row} at {ratio:g}: the schedules were not both measured")
+                continue
+            reached = ours["accuracy"] >= theirs["accuracy"]
+            text = (f"{row} at {ratio:g}: OPTIN's schedule {ours['accuracy']:.2f} % (KL {ours['kl']:.4f}) is "
+                    f"{'at or above' if reached else 'below'} the constant one {theirs['accuracy']:.2f} % "
+                    f"(KL {theirs['kl']:.4f})")
+            ((met if reached else missed) if where is None else where).append(text)
+    for found, text in (_joint(records), *_realised(records)):
+        (met if found else missed).append(text)
+    return met, missed, beside
+
+
+def _joint(records: Sequence[Record]) -> tuple[bool, str]:
+    at = f"at {JOINT_AT:g}, with recovery"
+    cells = {row: of_ledger(records, row, "auto", JOINT_AT) for row in LEDGERS}
+    if any(cell is None for cell in cells.values()):
+        return False, f"{at}: joint, weights and tokens were not all measured"
+    values = {row: float(cell["accuracy"]) for row, cell in cells.items() if cell is not None}
+    joint = values.pop("joint")
+    said = ", ".join(f"{row} {value:.2f} %" for row, value in values.items())
+    reached = joint >= max(values.values())
+    return reached, f"{at}: joint {joint:.2f} % is {'at or above' if reached else 'not above'} {said}"
+
+
+def _realised(records: Sequence[Record]) -> list[tuple[bool, str]]:
+    timed = [r for r in records if AT_BATCH in r.get("latency", {})]
+    if not timed:
+        return [(False, f"no latency was measured at batch {AT_BATCH}")]
+    shares = [(r, float(r["latency"][AT_BATCH]["realised"])) for r in timed]
+    return [(share >= REALISED, f"{_name(r)}, batch {AT_BATCH}: {share:.3f} of the ideal speed-up, wanted {REALISED:g}")
+            for r, share in shares]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def measure(results: Results, args: argparse.Namespace) -> None:
+    """Open the model, measure, save as it goes. Raises FileNotFoundError without data."""
+    images = LOADERS[RECIPE.data](args.data)
+    model, training = trained(RECIPE, images, args.cache, _say)
+    held, test = splits(RECIPE, images)
+    half = len(held.labels) // 2
+    if not 0 < args.samples <= half:
+        raise ValueError(f"--samples is between 1 and {half}: the other held-out images judge")
+    weights = fingerprint(model)
+    bench = Bench(model, weights, Split(held.images[:half], held.labels[:half]),
+                  Split(held.images[half:], held.labels[half:]), test, args.samples, args.cache / "tokens-onnx",
+                  results.save, _say, threads=args.threads, seconds=args.seconds)
+    bench.open()
+    results.opened({"name": RECIPE.name, "checkpoint": RECIPE.path(args.cache).name, "weights": weights,
+                    "training": training, "evaluated": f"{RECIPE.data} test, {len(test.labels)} images",
+                    "calibrated": f"{RECIPE.data} train, {args.samples} of {half} held-out images",
+                    "judged": f"{RECIPE.data} train, {len(held.labels) - half} other held-out images", **bench.dense})
+    bench.records = results.measured
+    results.save(bench.records)
+    _say(f"dense: {bench.dense['accuracy']:.2f} %, {bench.dense['macs'] / 1e6:.1f} M MACs")
+    cells = {key(cell.record(args.samples, weights)): cell for cell in (
+        *ledgers(args.ledgers, args.recover, args.ledger_ratios, args.seed),
+        *sweep(args.rows, args.schedules, args.ratios, args.seed))}
+    bench.run(list(cells.values()), {cell: args.batches for cell in cells.values() if is_timed(cell, args)})
+
+
+def is_timed(cell: Cell, args: argparse.Namespace) -> bool:
+    """Whether latency is wanted: OPTIN's and the constant schedule of a reducer, a ledger with its recovery."""
+    wanted = cell.row in args.timed and cell.ratio in args.timed_ratios
+    return wanted and (cell.recover == "auto" if cell.row in LEDGERS else cell.schedule != "decreasing")
+
+
+def report(results: Results, verdict: bool) -> int:
+    """Table, plot and, with ``verdict``, the targets; the exit code."""
+    content = results.content()
+    print(table(content))
+    if content["measured"]:
+        try:
+            print("plot: " + ", ".join(map(str, plot(content, results.path.with_suffix("")))))
+        except ImportError:
+            print("no plot: matplotlib is not installed")
+    if not verdict:
+        return 0
+    met, missed, beside = check(results.measured)
+    for word, texts in (("beside", beside), ("met", met), ("missed", missed)):
+        for text in texts:
+            print(f"{word + ':':8}{text}")
+    return int(bool(missed))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, default=Path("build/tokens.json"))
+    made.add_argument("--data", type=Path, default=DATA, help="folder with cifar10/")
+    made.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoint and of ONNX files")
+    made.add_argument("--prepare", action="store_true", help="train the model and stop")
+    made.add_argument("--check", action="store_true", help="hold --out against the targets and stop")
+    made.add_argument("--rows", type=_names(REDUCERS), default=list(REDUCERS))
+    made.add_argument("--schedules", type=_names(SCHEDULES), default=list(SCHEDULES))
+    made.add_argument("--ratios", type=_numbers(float), default=list(RATIOS))
+    made.add_argument("--ledgers", type=_names(LEDGERS), default=list(LEDGERS))
+    made.add_argument("--ledger-ratios", type=_numbers(float), default=[JOINT_AT])
+    made.add_argument("--recover", type=_names(RECOVERIES), default=list(RECOVERIES), help="of the ledgers")
+    made.add_argument("--again", type=_names((*REDUCERS, *LEDGERS)), default=[], help="rows to measure anew")
+    made.add_argument("--timed", type=_names((*REDUCERS, *LEDGERS)), default=list(TIMED), help="rows to time")
+    made.add_argument("--timed-ratios", type=_numbers(float), default=list(TIMED_RATIOS))
+    made.add_argument("--batches", type=_numbers(int), default=list(BATCHES))
+    made.add_argument("--seconds", type=float, default=20.0, help="of timing, per cell and batch size")
+    made.add_argument("--samples", type=int, default=256, help="held-out images that methods see")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--threads", type=int, default=1)
+    return made
+
+
+def _names(known: Any) -> Any:
+    def parse(text: str) -> list[str]:
+        found = [part for part in text.split(",") if part]  # nothing is a choice too
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"there is no '{name}'; there are {', '.join(known)}")
+        return found
+
+    return parse
+
+
+def _numbers(kind: type) -> Any:
+    return lambda text: [kind(part) for part in text.split(",") if part]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare, check, or measure and report."""
+    args = parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.check:
+        return report(Results(args.out), verdict=True)
+    try:
+        if args.prepare:
+            _, about = trained(RECIPE, LOADERS[RECIPE.data](args.data), args.cache, _say)
+            _say(f"{RECIPE.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
+                 f"{about['cpu_seconds']} CPU s")
+            return 0
+        results = Results(args.out)
+        results.drop(args.again)
+        measure(results, args)
+    except (FileNotFoundError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return report(results, verdict=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

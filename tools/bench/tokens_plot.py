@@ -1,0 +1,137 @@
+"""The picture of tools/bench/tokens.py: accuracy against FLOPs, a panel per schedule; one budget; measured latency.
+
+    python tools/bench/tokens_plot.py RESULTS.json [--out tokens]
+
+Writes ``tokens.png`` and ``tokens.svg``. Above: a panel per schedule, a line per reducer. Below: one budget for
+weights, tokens or both beside ToMe's three schedules, then accuracy against measured latency, a panel per batch size,
+the ideal of each point (dense latency times its share of the MACs) as a faint mark. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+STYLES = {  # row -> (colour, line, marker)
+    "tome": ("#c0392b", "-", "o"),
+    "prune-class-value": ("#2471a3", "-", "^"),
+    "prune-class": ("#7fb3d5", "-", "v"),
+    "prune-entropy-value": ("#a9cce3", "--", "<"),
+    "zero-tprune": ("#1e8449", "-", "D"),
+    "ppt": ("#6c3483", "-", "s"),
+    "transform": ("#e59866", "-", "P"),
+    "random": ("#b0b0b0", ":", ""),
+    "weights": ("#34495e", "-", "s"),
+    "tokens": ("#c0392b", "-", "o"),
+    "joint": ("#117a65", "-", "D"),
+}
+DASHES = {"constant": ":", "decreasing": "--", "optin": "-"}
+SCHEDULES = tuple(DASHES)
+BATCHES = ("1", "32")
+LEDGERS = ("weights", "tokens", "joint")
+Record = Mapping[str, Any]
+
+
+def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw ``results`` (what the benchmark writes) into ``out`` with .png and .svg; returns the paths.
+
+    Raises ImportError without matplotlib.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    records = [r for r in results["measured"] if "accuracy" in r]
+    dense = results["model"]["accuracy"]
+    figure, grid = plt.subplots(2, 3, figsize=(14, 8.6))
+    for panel, schedule in zip(grid[0], SCHEDULES, strict=True):
+        _sweep(panel, records, schedule)
+        _finish(panel, f"tokens alone, schedule {schedule}", "FLOPs ratio", dense)
+    _ledgers(grid[1][0], records)
+    _finish(grid[1][0], "one budget: weights, tokens, both", "FLOPs ratio", dense)
+    for panel, batch in zip(grid[1][1:], BATCHES, strict=True):
+        _latency(panel, records, batch)
+        _finish(panel, f"ONNX Runtime CPU, batch {batch}", "latency, as a share of dense", dense)
+    figure.tight_layout()
+    paths = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "fxprune"}):
+        for path in paths:
+            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    plt.close(figure)
+    return paths
+
+
+def _lines(records: Iterable[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Records that share the fields ``names``, each by falling ratio."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for record in sorted(records, key=lambda r: -r["ratio"]):
+        found.setdefault(tuple(record[name] for name in names), []).append(record)
+    return found
+
+
+def _sweep(panel: Any, records: Iterable[Record], schedule: str) -> None:
+    here = (r for r in records if r["schedule"] == schedule and r["row"] not in LEDGERS)
+    for (row,), cells in _lines(here, "row").items():
+        _draw(panel, [c["share"] for c in cells], cells, row, STYLES[row][1], row)
+
+
+def _ledgers(panel: Any, records: Iterable[Record]) -> None:
+    here = [r for r in records if r["row"] in (*LEDGERS, "tome")]
+    for (row, schedule, recover), cells in _lines(here, "row", "schedule", "recover").items():
+        if row == "tome":
+            _draw(panel, [c["share"] for c in cells], cells, row, DASHES[schedule], f"tome, {schedule}", faint=True)
+        else:
+            _draw(panel, [c["share"] for c in cells], cells, row, "-" if recover == "auto" else "--",
+                  row if recover == "auto" else f"{row}, no recovery")
+
+
+def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
+    here = (r for r in records if batch in r.get("latency", {}))
+    for (row, schedule), cells in _lines(here, "row", "schedule").items():
+        label = f"{row}, {schedule}" if row not in LEDGERS else row
+        _draw(panel, [1 / c["latency"][batch]["speedup"] for c in cells], cells, row, DASHES.get(schedule, "-"), label)
+        panel.plot([c["share"] for c in cells], [c["accuracy"] for c in cells], color=STYLES[row][0], linestyle="",
+                   marker="|", markersize=9, alpha=0.4, zorder=1)
+
+
+def _draw(panel: Any, across: list[float], cells: list[Record], row: str, dashes: str, label: str,
+          faint: bool = False) -> None:
+    colour, _, marker = STYLES[row]
+    panel.plot(across, [c["accuracy"] for c in cells], color=colour, linestyle=dashes, marker=marker, markersize=4,
+               linewidth=1.0 if faint else 1.6, alpha=0.6 if faint else 1.0, label=label, zorder=2 if faint else 3)
+
+
+def _finish(panel: Any, title: str, across: str, dense: float) -> None:
+    panel.axhline(dense, color="black", linewidth=0.8, zorder=1)
+    panel.annotate(f"dense {dense:.2f}", (1, dense), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                   textcoords="offset points", ha="right", fontsize=8)
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel(across)
+    panel.set_ylabel("accuracy (%)")
+    panel.invert_xaxis()
+    panel.grid(alpha=0.25)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=7, frameon=False, loc="lower left")
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+
+
+def main() -> int:
+    """Draw from a results file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="path without suffix; beside the results by default")
+    args = parser.parse_args()
+    results = json.loads(args.results.read_text(encoding="utf-8"))
+    for path in plot(results, args.out or args.results.with_suffix("")):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

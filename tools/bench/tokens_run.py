@@ -1,0 +1,300 @@
+"""Measuring for tools/bench/tokens.py: which cells there are, what the product makes of one, and how good that is.
+
+A cell is known by its key: everything that decides its figures but the code. What a results file already holds under a
+key is not measured again, and neither is a latency that it already holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_tasks import of_program
+from record import commit, said
+from tokens_model import Split
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxprune
+from fxprune.artifact import Artifact
+from fxprune.data import Batch
+from fxprune.errors import FxpruneError
+from fxprune.events import Event
+from fxprune.measure import latency, session
+from fxprune.plan import CompressionPlan
+from fxprune.program import Program
+from fxprune.quiet import quiet
+
+REDUCERS = {
+    "tome": "tome",
+    "prune-class-value": "prune{score=class-value}",
+    "prune-class": "prune{score=class}",
+    "prune-entropy-value": "prune{score=entropy-value}",
+    "zero-tprune": "zero-tprune",
+    "ppt": "ppt",
+    "transform": "transform",
+    "random": "random",
+}
+"""Row -> the reducer as ``--tokens`` takes it, without its schedule."""
+SCHEDULES = ("constant", "decreasing", "optin")
+LEDGERS = {"weights": "heads,ffn", "tokens": "tokens", "joint": "heads,ffn,tokens"}
+"""Row -> what may be pruned. Those with tokens take ToMe with OPTIN's schedule."""
+RECOVERIES = ("none", "auto")
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+BATCHES = (1, 32)
+
+Record = dict[str, Any]
+KEY = ("prune", "tokens", "recover", "ratio", "seed", "samples", "weights")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to measure: options of ``fxprune.compile`` at one ratio.
+
+    row, schedule   what it is called in the tables; ``schedule`` is "" where tokens stay
+    """
+
+    row: str
+    schedule: str
+    prune: str
+    tokens: str
+    recover: str
+    ratio: float
+    seed: int = 0
+
+    def record(self, samples: int, weights: str) -> Record:
+        """As plain data, with what else belongs to the key."""
+        return {**dataclasses.asdict(self), "samples": samples, "weights": weights}
+
+
+def key(record: Record) -> tuple[Any, ...]:
+    """What a measurement is known by."""
+    return tuple(record.get(name) for name in KEY)
+
+
+def scheduled(reducer: str, schedule: str) -> str:
+    """A reducer's text with a schedule in its braces.
+
+    >>> scheduled("tome", "optin"), scheduled("prune{score=class}", "constant")
+    ('tome{schedule=optin}', 'prune{score=class,schedule=constant}')
+    """
+    name, _, options = reducer.rstrip("}").partition("{")
+    return f"{name}{{{','.join(filter(None, (options, f'schedule={schedule}')))}}}"
+
+
+def sweep(rows: Sequence[str], schedules: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
+    """Tokens alone, as the methods are: without recovery."""
+    for ratio in ratios:
+        for row in rows:
+            for schedule in schedules:
+                yield Cell(row, schedule, "tokens", scheduled(REDUCERS[row], schedule), "none", ratio, seed)
+
+
+def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
+    """What one budget does with weights, with tokens and with both, recovery on and off."""
+    for ratio in ratios:
+        for row in rows:
+            reduces = "tokens" in LEDGERS[row]
+            for recover in recoveries:
+                yield Cell(row, "optin" if reduces else "", LEDGERS[row],
+                           scheduled("tome", "optin") if reduces else "off", recover, ratio, seed)
+
+
+def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int,
+            out: Path | None) -> tuple[Artifact, list[str]]:
+    """What the product makes of ``model``, and its warnings; as ONNX in ``out`` where that is given."""
+    notes: list[str] = []
+
+    def hear(event: Event) -> None:
+        if event.kind == "warning":
+            notes.append(event.text)
+
+    with quiet():
+        made = fxprune.compile(model, example, flops=cell.ratio, prune=cell.prune, tokens=cell.tokens, data=data,
+                               samples=samples, seed=cell.seed, recover=cell.recover, out=out,
+                               target="eager" if out is None else "onnx", on_event=hear)
+    return made, notes
+
+
+def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
+    """The dense model's ONNX file, written once per ``out``."""
+    if not out.exists():
+        with quiet():
+            fxprune.apply(model, CompressionPlan(), example, target="onnx", out=out, on_event=lambda _: None)
+    return payload(out)
+
+
+def payload(folder: Path) -> Path:
+    """The ONNX file of an artefact."""
+    return folder / str(Artifact.read(folder).report["payload"])
+
+
+@torch.no_grad()
+def logits_of(forward: Callable[[Batch], Tensor], images: Tensor, batch: int = 50) -> Tensor:
+    """[n, classes], a few images at a time."""
+    return torch.cat([forward(Batch((part,))).float() for part in images.split(batch)])
+
+
+def closeness(dense: Tensor, other: Tensor) -> dict[str, float]:
+    """How near ``other`` is to ``dense`` (logits [n, classes]): share of equal answers in percent, and the mean KL
+    divergence from dense in nats."""
+    agreed = (dense.argmax(-1) == other.argmax(-1)).double().mean()
+    spread = functional.kl_div(other.log_softmax(-1), dense.log_softmax(-1), reduction="batchmean", log_target=True)
+    return {"agreement": round(100 * float(agreed), 3), "kl": round(float(spread), 5)}
+
+
+def tokens_of(program: Program) -> list[int]:
+    """Tokens that the attention of each block takes, in order: its queries; of explicit attention, the softmax's rows.
+
+    Single rows, such as a class token's attention that a score reads, are no block's attention.
+    """
+    nodes = list(program.exported.graph.nodes)
+    fused = [n.args[0] for n in nodes if "scaled_dot_product" in str(n.target)]
+    spelt = [n for n in nodes if "softmax" in str(n.target)]
+    shapes = [n.meta["val"].shape for n in fused or spelt]
+    return [int(shape[-2]) for shape in shapes if len(shape) == 4 and shape[-2] != 1]
+
+
+def counted(program: Program, image: Tensor) -> int:
+    """Multiply-accumulates that PyTorch's own counter sees while one image runs through."""
+    forward = of_program(program)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(Batch((image,)))
+    return int(counter.get_total_flops()) // 2
+
+
+def timed(dense: Path, small: Path, images: Tensor, batch: int, threads: int, seconds: float) -> Record:
+    """Both files in ONNX Runtime on the CPU, interleaved; medians in milliseconds and what is realised of the ideal."""
+    feed = images[:batch].contiguous().numpy()
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, path in (("dense", dense), ("reduced", small)):
+        running = session(path, threads)
+        inputs = {running.get_inputs()[0].name: feed}
+        calls[name] = lambda running=running, inputs=inputs: running.run(None, inputs)  # type: ignore[misc]
+    found = latency(calls, seconds=seconds, rounds=10_000, items=batch)
+    return {**{f"{name}_ms": round(t.median_ms, 4) for name, t in found.items()},
+            **{f"{name}_spread": round(t.spread, 4) for name, t in found.items()},
+            "rounds": found["dense"].samples, "threads": threads,
+            "speedup": round(found["dense"].median_ms / found["reduced"].median_ms, 4)}
+
+
+@dataclass
+class Bench:
+    """The model on its way through the cells.
+
+    fit, judge   held-out images that methods see, and others on which closeness to dense is measured
+    test         images that only accuracy sees
+    folder       for ONNX files
+    save         called with all records after every measurement
+    """
+
+    model: nn.Module
+    weights: str
+    fit: Split
+    judge: Split
+    test: Split
+    samples: int
+    folder: Path
+    save: Callable[[Sequence[Record]], None]
+    say: Callable[[str], None] = print
+    records: list[Record] = field(default_factory=list)
+    threads: int = 1
+    seconds: float = 20.0
+    dense: dict[str, Any] = field(default_factory=dict)
+    _judged: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def open(self) -> None:
+        """The dense model's own figures."""
+        run = _eager(self.model)
+        self._judged = logits_of(run, self.judge.images)
+        artifact = fxprune.apply(self.model, CompressionPlan(), self.example, on_event=lambda _: None)
+        self.dense = {"accuracy": right(logits_of(run, self.test.images), self.test.labels),
+                      "macs": int(artifact.report["cost"]["dense"]["flops"]),
+                      "counted": counted(artifact.program, self.test.images[:1]),
+                      "tokens": tokens_of(artifact.program)}
+
+    @property
+    def example(self) -> Tensor:
+        return self.fit.images[:2]
+
+    def run(self, cells: Sequence[Cell], batches: Mapping[Cell, Sequence[int]]) -> None:
+        """Measure what is not measured yet; ``batches`` says at which sizes a cell is timed. A method that fails leaves
+        a record that says why."""
+        for cell in cells:
+            self._one(cell, batches.get(cell, ()))
+
+    def _one(self, cell: Cell, batches: Sequence[int]) -> None:
+        record = cell.record(self.samples, self.weights)
+        held = next((r for r in self.records if key(r) == key(record)), None)
+        todo = [b for b in batches if str(b) not in (held or {}).get("latency", {})]
+        if held is not None and "accuracy" in held and not todo:
+            return
+        started = time.perf_counter()
+        try:
+            folder = self.folder / name_of(record) if todo else None
+            artifact, notes = reduced(self.model, self.example, cell, self._data(), self.samples, folder)
+            took = time.perf_counter() - started
+            record |= held if held is not None and "accuracy" in held else \
+                {**self._figures(artifact), "notes": notes, "compile_seconds": round(took, 1)}
+            if folder is not None:
+                record["latency"] = {**record.get("latency", {}),
+                                     **{str(b): self._timed(folder, b, record["macs"]) for b in todo}}
+        except FxpruneError as error:  # such as a budget below what a reducer reaches: that is a result
+            record["error"] = said(error)
+        record |= {"seconds": round(time.perf_counter() - started, 1), "commit": commit()}
+        self.records = [r for r in self.records if key(r) != key(record)] + [record]
+        self.say(line(record))
+        self.save(self.records)
+
+    def _data(self) -> list[Batch]:
+        return [Batch((part,)) for part in self.fit.images[: self.samples].split(32)]
+
+    def _figures(self, artifact: Artifact) -> Record:
+        run = of_program(artifact.program)
+        program, macs = artifact.program, int(artifact.report["cost"]["compressed"]["flops"])
+        return {"accuracy": right(logits_of(run, self.test.images), self.test.labels),
+                **closeness(self._judged, logits_of(run, self.judge.images)),
+                "macs": macs, "share": round(macs / self.dense["macs"], 4),
+                "counted": counted(program, self.test.images[:1]), "tokens_per_block": tokens_of(program)}
+
+    def _timed(self, folder: Path, batch: int, macs: int) -> Record:
+        found = timed(dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"), payload(folder),
+                      self.judge.images, batch, self.threads, self.seconds)
+        return {**found, "realised": round(found["speedup"] * macs / self.dense["macs"], 4)}
+
+
+def right(logits: Tensor, labels: Tensor) -> float:
+    """Accuracy in percent."""
+    return round(100 * float((logits.argmax(-1) == labels).double().mean()), 3)
+
+
+def name_of(record: Record) -> str:
+    """A folder's name: readable, and different for every key."""
+    kind = "-".join(filter(None, (record["row"], record["schedule"], record["recover"], f"{record['ratio']:g}")))
+    return f"{kind}-{hashlib.sha256(repr(key(record)).encode()).hexdigest()[:8]}"
+
+
+def line(record: Record) -> str:
+    """One measurement as a line."""
+    what = " ".join(filter(None, (record["row"], record["schedule"], f"recover={record['recover']}")))
+    if "error" in record:
+        return f"{what} at {record['ratio']:g}: {record['error'][:90]}"
+    timing = "".join(f", batch {b}: x{t['speedup']:.2f} ({t['realised']:.2f} of ideal)"
+                     for b, t in record.get("latency", {}).items())
+    return (f"{what} at {record['ratio']:g}: {record['accuracy']:.2f} %, agreement {record['agreement']:.2f} %, KL "
+            f"{record['kl']:.4f}, {record['share']:.3f} of the MACs{timing} ({record['seconds']} s)")
+
+
+def _eager(model: nn.Module) -> Callable[[Batch], Tensor]:
+    def run(batch: Batch) -> Tensor:
+        output: Tensor = model(*batch.args)
+        return output
+
+    return run
