@@ -185,6 +185,17 @@ def test_closeness() -> None:
     assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum()) / 2, abs=1e-5)
 
 
+def test_differences_are_paired() -> None:
+    from tokens_run import difference, packed
+
+    one = torch.arange(2000) % 4 > 0
+    two = one.clone()
+    two[:8] = False
+    apart, error = difference({"right": packed(one)}, {"right": packed(two)})
+    assert apart == pytest.approx(0.3)
+    assert error == pytest.approx(100 * (6 / 2000 * (1 - 6 / 2000) / 1999) ** 0.5)
+
+
 def recipe(**changes: Any) -> Any:
     from tokens_model import Recipe, Stage
 
