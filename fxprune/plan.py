@@ -29,18 +29,38 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class TokenPlan:
+    """How many tokens every image loses behind which attention.
+
+    reducer   how they are merged or dropped, as on the command line: ``tome``, ``ppt{threshold=2}``
+    removed   site name -> how many tokens go there
+    unmerge   whether heads that read every token get all of them back
+    """
+
+    reducer: str
+    removed: Mapping[str, int]
+    unmerge: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not any(self.removed.values())
+
+
+@dataclass(frozen=True)
 class CompressionPlan:
-    """Group name -> what stays. Groups that are not named keep everything.
+    """Group name -> what stays. Groups that are not named keep everything. And how tokens become fewer, if they do.
 
     ``about`` is free-form provenance (criterion, budget, versions); applying a plan never reads it.
     """
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    tokens: TokenPlan | None = None
 
     @property
     def empty(self) -> bool:
-        return all(len(c.keep) == c.size for c in self.choices.values())
+        whole = all(len(c.keep) == c.size for c in self.choices.values())
+        return whole and (self.tokens is None or self.tokens.empty)
 
     def kept(self, group: PruneGroup) -> Tensor:
         """Indices of ``group`` that stay. [kept] int64"""
@@ -76,7 +96,10 @@ class CompressionPlan:
             for name, c in sorted(self.choices.items())
         )
         about = json.dumps(dict(self.about), indent=2, sort_keys=True).replace("\n", "\n  ")
-        return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}\n}}\n'
+        tokens = "" if self.tokens is None else ',\n  "tokens": ' + json.dumps(
+            {"reducer": self.tokens.reducer, "unmerge": self.tokens.unmerge, "removed": dict(self.tokens.removed)},
+            indent=2).replace("\n", "\n  ")
+        return (f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}{tokens}\n}}\n')
 
     @staticmethod
     def from_json(text: str, where: str = "plan") -> CompressionPlan:
@@ -107,7 +130,7 @@ class CompressionPlan:
                                 why="kind must be a string, size a positive integer, keep a list of integers")
             choices[name] = Choice(kind, size, tuple(keep))
             _check_indices(choices[name], at)
-        return CompressionPlan(choices, about)
+        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), f"{where}: tokens"))
 
     @staticmethod
     def read(path: str | Path) -> CompressionPlan:
@@ -122,6 +145,19 @@ class CompressionPlan:
         except UnicodeDecodeError as error:
             raise PlanError("the plan is not a text file", where=str(path), why=str(error)) from None
         return CompressionPlan.from_json(text, str(path))
+
+
+def _tokens(raw: Any, where: str) -> TokenPlan | None:
+    if raw is None:
+        return None
+    if not isinstance(raw, dict) or not {"reducer", "removed"} <= raw.keys():
+        raise PlanError("the plan is malformed", where=where, why="tokens need reducer and removed")
+    reducer, removed, unmerge = raw["reducer"], raw["removed"], raw.get("unmerge", False)
+    counts = isinstance(removed, dict) and all(type(r) is int and r >= 0 for r in removed.values())
+    if not isinstance(reducer, str) or not counts or not isinstance(unmerge, bool):
+        raise PlanError("the plan is malformed", where=where, why="reducer must be a string, removed an object of site "
+                        "names and counts, unmerge true or false")
+    return TokenPlan(reducer, dict(removed), unmerge)
 
 
 def _check_indices(choice: Choice, where: str) -> None:

@@ -17,8 +17,9 @@ from .errors import FxpruneError, InternalError
 from .group import PruneGroup
 from .importance import ImportanceScores
 from .plan import CompressionPlan
+from .tokens import TokenFlow
 
-FACTS = ("axes", "groups", "scores", "plan")
+FACTS = ("axes", "groups", "scores", "plan", "tokens")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Statistic:
-    """``node`` computes a mean or variance over dimension ``position`` of its first tensor."""
+    """``node`` computes a mean or variance over dimension ``position`` of ``operand``, by default its first tensor."""
 
     node: str
     dim: Dim
     position: int
+    operand: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Axes:
 class Program:
     """A ``torch.export.ExportedProgram`` and what is known about it. Never mutated: a pass returns a new one.
 
-    axes, groups, scores and plan are absent (None) until their pass has run, and again after a transform changed the
+    axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform changed the
     graph: absent, never stale.
     """
 
@@ -122,6 +124,7 @@ class Program:
     groups: tuple[PruneGroup, ...] | None = None
     scores: Mapping[str, ImportanceScores] | None = None
     plan: CompressionPlan | None = None
+    tokens: TokenFlow | None = None
     notes: tuple[str, ...] = field(default=())
 
     def but(self, **changes: Any) -> Program:

@@ -1,4 +1,4 @@
-"""Names -> where they live, imported when asked for. Passes, criteria and backends; a line each.
+"""Names -> where they live, imported when asked for. Passes, criteria, token reducers and backends; a line each.
 
 A package of yours joins through an entry point of the group ``fxprune.plugins`` named ``kind.name``::
 
@@ -26,8 +26,17 @@ CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
     for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "obs", "random")
 }
+REDUCERS: Table = {
+    "tome": "fxprune.passes.transform.reducers.tome:Tome",
+    "prune": "fxprune.passes.transform.reducers.prune:Prune",
+    "ppt": "fxprune.passes.transform.reducers.ppt:Ppt",
+    "zero-tprune": "fxprune.passes.transform.reducers.zero_tprune:ZeroTprune",
+    "transform": "fxprune.passes.transform.reducers.transform:Transforming",
+    "random": "fxprune.passes.transform.reducers.random:Random",
+}
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
+    "find-token-sites": "fxprune.passes.analysis.find_token_sites:FindTokenSites",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
     "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
@@ -35,22 +44,26 @@ PASSES: Table = {
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
     "rearrange": "fxprune.passes.search.rearrange:Rearrange",
     "recover": "fxprune.passes.transform.recover:Recover",
+    "merge-tokens": "fxprune.passes.transform.merge_tokens:MergeTokens",
+    "spell-out-tokens": "fxprune.passes.transform.spell_out_tokens:SpellOutTokens",
     "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
     "clean": "fxprune.passes.transform.clean:Clean",
+    "drop-masks": "fxprune.passes.transform.drop_masks:DropMasks",
     "inline": "fxprune.passes.transform.inline:Inline",
     "unshare": "fxprune.passes.transform.unshare:Unshare",
     "fold-weights": "fxprune.passes.transform.fold_weights:FoldWeights",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
-TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "pass": PASSES}
+TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "reducer": REDUCERS, "pass": PASSES}
 _WORDS = {
     "backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "the pipeline"),
+    "reducer": ("token reducer", "--tokens"),
 }
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of a kind (``backend``, ``criterion``, ``pass``), plugins included."""
+    """Every known name of a kind (``backend``, ``criterion``, ``reducer``, ``pass``), plugins included."""
     return sorted(_table(kind))
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from .axis import Keep, kept_index, kept_total, total
 from .parity import sample_inputs, seeded
 from .plan import CompressionPlan
-from .program import Program
+from .program import Program, Statistic
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
@@ -90,15 +90,18 @@ class _Masked(Interpreter):
             if self._cut(c.dim):
                 self.masks[c.node].append((*c.operands[0], c.dim))
         self.selected: dict[str, list[tuple[int, Any]]] = collections.defaultdict(list)
+        self.named: dict[str, list[Statistic]] = collections.defaultdict(list)
         for s in axes.statistics:
-            if self._cut(s.dim):
+            if self._cut(s.dim) and s.operand:
+                self.named[s.node].append(s)
+            elif self._cut(s.dim):
                 self.selected[s.node].append((s.position, s.dim))
 
     def _cut(self, dim: Any) -> bool:
         return kept_total(dim, self.counts) != total(dim)
 
     def run_node(self, n: Node) -> Any:
-        if n.name not in self.masks and n.name not in self.selected:
+        if not any(n.name in found for found in (self.masks, self.selected, self.named)):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         bound = dict(zip([a.name for a in n.target._schema.arguments], args, strict=False)) | dict(kwargs)  # type: ignore[union-attr]
@@ -107,6 +110,8 @@ class _Masked(Interpreter):
             operand = bound[name][int(index)] if index else bound[name]
             masked = self._mask(operand, position, dim)
             bound[name] = [masked if i == int(index) else t for i, t in enumerate(bound[name])] if index else masked
+        for s in self.named.get(n.name, ()):  # its output has no such dim: over the kept elements, it is the sliced one
+            bound[s.operand] = bound[s.operand].index_select(s.position, kept_index(s.dim, self.keep, self.sizes))
         if n.name in self.selected:
             return self._statistic(n, bound)
         return n.target(**bound) if "self" not in bound else n.target(bound.pop("self"), **bound)  # type: ignore[operator]

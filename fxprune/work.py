@@ -217,6 +217,7 @@ class Work:
         from .passes.analysis.find_groups import FindGroups
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.clean import Clean
+        from .passes.transform.drop_masks import DropMasks
         from .passes.transform.fold_weights import FoldWeights
         from .passes.transform.inline import Inline
         from .passes.transform.unfuse import Unfuse
@@ -224,7 +225,7 @@ class Work:
 
         assert self.dense is not None
         ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
-        program = self.run(self.dense, Clean(), Inline(), *ready, PropagateAxes(), FindGroups(), Unshare())
+        program = self.run(self.dense, Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
         if program.groups is None:  # a table was unshared: what is known about the graph is out of date
             return self.run(program, PropagateAxes(), self.find_groups)
         return self.run(program, self.find_groups)

@@ -4,3 +4,8 @@ Every op is a ``torch.library`` op of the namespace ``fxprune`` whose implementa
 it differentiates, traces, decomposes and runs on any device, and its fake is the reference run on fake tensors. A graph
 holds it whole while passes work on it (one node, one axis rule, one cost); an artefact holds plain ATen.
 """
+
+from . import ppt, prune, random, scores, tome, transform, zero_tprune
+from .library import OPS, Op
+
+__all__ = ["OPS", "Op", "ppt", "prune", "random", "scores", "tome", "transform", "zero_tprune"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+Shape = tuple[int, ...]
 NAMESPACE = "fxprune"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -30,7 +31,7 @@ class Op:
     @property
     def target(self) -> OpOverload:
         """What a graph's node calls."""
-        return getattr(getattr(torch.ops, NAMESPACE), self.name).default  # type: ignore[no-any-return]
+        return getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
 
 OPS: dict[str, Op] = {}

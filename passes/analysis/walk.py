@@ -185,8 +185,8 @@ class Walk:
     def contract(self, dim: Dim, *operands: tuple[str, int]) -> None:
         self.contractions.append(Contraction(self.node.name, dim, operands))
 
-    def statistic(self, dim: Dim, position: int) -> None:
-        self.statistics.append(Statistic(self.node.name, dim, position))
+    def statistic(self, dim: Dim, position: int, operand: str = "") -> None:
+        self.statistics.append(Statistic(self.node.name, dim, position, operand))
 
     def matmul(self, batch: Iterable[Dim], m: Dim, k: Dim, n: Dim, form: str = "matmul") -> None:
         self.matmuls.append(Matmul(self.node.name, list(batch), m, k, n, form))

@@ -38,8 +38,8 @@ def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> Exporte
     nodes = {n.name: n for n in graph_module.graph.nodes}
     state, constants, resized = _slice_tensors(program, axes, keep, counts)
     literals = [lit for lit in axes.literals if lit.node in nodes]
-    edited = {lit.node for lit in literals if _edit(graph_module, nodes[lit.node], lit, counts, made_by)}
-    _propagate(graph_module, axes, counts, resized, edited)
+    edited = {lit.node for lit in literals if edit_literal(graph_module, nodes[lit.node], lit, counts, made_by)}
+    propagate(graph_module, axes, counts, resized, edited)
     gone = {name for placeholder, name in program.tensor_of_placeholder.items() if placeholder not in nodes}
     state, constants = ({k: v for k, v in home.items() if k not in gone} for home in (state, constants))
     return rebuild(program.exported, graph_module, state_dict=state, constants=constants)
@@ -83,7 +83,7 @@ def _slice_tensors(
 # ---------------------------------------------------------------- literals
 
 
-def _edit(module: GraphModule, node: Node, literal: Literal, counts: Mapping[Axis, int], made_by: str) -> bool:
+def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapping[Axis, int], made_by: str) -> bool:
     """Recompute one literal; True when the node changed."""
     if not any(changes(d, counts) for d in literal.dims):
         return False
@@ -146,7 +146,7 @@ def _set(node: Node, name: str, value: Any) -> None:
 # ---------------------------------------------------------------- shapes
 
 
-def _propagate(
+def propagate(
     module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor], edited: set[str]
 ) -> None:
     """Fake-run what the change reaches, and hold every shape against the one the axes predict.

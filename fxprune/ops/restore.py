@@ -1,0 +1,20 @@
+"""``fxprune::restore_tokens``: every token back, as the one that took it in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .library import define
+from .order import take
+
+
+def restore_tokens(x: Tensor, place: Tensor) -> Tensor:
+    """``x[b, place[b, t]]``: [batch, tokens, width] of x [batch, fewer, width] and place [batch, tokens].
+
+    Merge, then unmerge: what token merging for dense prediction does before the head (Bolya and Hoffman 2023,
+    arXiv:2303.17604, section 4.1). After pruning a token has no place to come back from.
+    """
+    return take(x, place)
+
+
+RESTORE = define("restore_tokens", "(Tensor x, Tensor place) -> Tensor", restore_tokens, lambda x, place: 0)

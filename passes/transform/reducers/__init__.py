@@ -1,0 +1,1 @@
+"""Token reducers: how tokens become fewer behind an attention, a file each."""
