@@ -54,6 +54,7 @@ def test_limits() -> None:
         for got, want in zip(adapt_tokens(x, metric, scores, None, 4, 1, threshold), merged, strict=True):
             assert torch.equal(got, want)
     assert adapt_tokens(x, metric, zero, None, 4, 1, 1e-6)[0].isfinite().all()
+    assert (adapt_tokens(x, metric, zero + 0.125, None, 4, 1, 0.0)[2] < 0).any(-1).all()  # no variance reaches 0 too
 
 
 def test_token_counts_of_deit_small() -> None:

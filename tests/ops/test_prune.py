@@ -66,6 +66,15 @@ def test_ranks_and_places_are_those_of_a_stable_sort(values: list[int], data: st
     assert torch.equal(take(rows, positions), rows[:, positions[0]])
 
 
+def test_the_identity_shares_no_memory_with_its_arguments() -> None:
+    x, size = torch.randn(2, 6, 3), torch.ones(2, 6, 1)
+    same, counts, place = prune_tokens(x, x[:, :, 0], size, 0, 1)
+    for result in (same, counts, place):
+        result.zero_()
+    assert x.abs().min() > 0
+    assert size.eq(1).all()
+
+
 def test_nan_scores_give_nothing_out_of_range() -> None:
     kept, _, _ = prune_tokens(torch.randn(2, 6, 3), torch.full((2, 6), torch.nan), None, 2, 1)
     assert kept.shape == (2, 4, 3)

@@ -119,7 +119,7 @@ def assert_conserves(layout: Layout, results: Results) -> None:
 
 
 def assert_identity(layout: Layout, results: Results) -> None:
-    """Nothing was removed, bit for bit, and nothing is shared with the arguments."""
+    """Nothing was removed, bit for bit."""
     assert torch.equal(results[0], layout.x)
     assert torch.equal(results[1], layout.counts)
     assert torch.equal(results[2], torch.arange(layout.tokens).expand(layout.batch, -1))
