@@ -28,7 +28,7 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
     """All that the targets ask for."""
     from tokens_run import LEDGERS, RATIOS, RECOVERIES, SCHEDULES, ledgers, sweep
 
-    figures = {"optin": optin, "constant": constant, "decreasing": 70.0}
+    figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
     found = [{**cell.record(64, "w"), "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
               "agreement": 90.0, "kl": 0.1, "macs": int(1000 * cell.ratio), "share": cell.ratio, "seconds": 1.0}
              for cell in (*sweep(["tome", "random"], SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))]
@@ -46,7 +46,7 @@ def test_cells_have_keys_of_their_own() -> None:
     made = [cell.record(64, "w") for cell in cells]
     keys = {key(r) for r in made}
     # tokens alone without recovery is ToMe of the sweep, and is measured once
-    assert len(keys) == len(cells) - len(RATIOS) == 8 * 3 * 6 + 6 * 6 - 6
+    assert len(keys) == len(cells) - len(RATIOS) == 8 * 4 * 6 + 6 * 6 - 6
     assert len({name_of(r) for r in made}) == len(made)
     first = made[0]
     assert key({**first, "accuracy": 1.0, "seconds": 3}) == key(first)
@@ -69,7 +69,7 @@ def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
 
     found = check(records(**changed))
     assert tuple(map(len, found[:2])) == (met, missed), found
-    assert len(found[2]) == 7 * 6, "every other reducer is reported beside"
+    assert len(found[2]) == 7 * 6 + 8 * 6, "other reducers and the default schedule are reported beside"
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureF
 
     assert tokens.main(["--out", str(tmp_path / "nothing.json"), "--check"]) == 1
     said = capsys.readouterr().out
-    assert "missed: tome at 0.4: the schedules were not both measured" in said
+    assert "missed: tome at 0.4: optin and constant were not both measured" in said
     assert "missed: no latency was measured at batch 32" in said
     assert "nothing was measured" in said
 
@@ -95,7 +95,7 @@ def test_the_table() -> None:
     assert "joint, recover=auto" in text
     assert "zero-tprune" not in text, "rows that were not measured take no line"
     assert "failed: tome constant recover=none at 0.1: the budget is too small" in text
-    assert "joint optin recover=auto at 0.5, batch 32: 10.00 -> 5.50 ms, x1.80, 0.90 of ideal" in text
+    assert "joint auto recover=auto at 0.5, batch 32: 10.00 -> 5.50 ms, x1.80, 0.90 of ideal" in text
 
 
 def test_the_plot(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     python tools/bench/tokens_plot.py RESULTS.json [--out tokens]
 
-Writes ``tokens.png`` and ``tokens.svg``. Above: a panel per schedule, a line per reducer. Below: one budget for
-weights, tokens or both beside ToMe's three schedules, then accuracy against measured latency, a panel per batch size,
+Writes ``tokens.png`` and ``tokens.svg``. Above: a panel per schedule, a line per reducer. Below: ToMe's
+schedules, one budget for weights, tokens or both, then accuracy against measured latency, a panel per batch size,
 the ideal of each point (dense latency times its share of the MACs) as a faint mark. Needs matplotlib.
 """
 
@@ -28,7 +28,7 @@ STYLES = {  # row -> (colour, line, marker)
     "tokens": ("#c0392b", "-", "o"),
     "joint": ("#117a65", "-", "D"),
 }
-DASHES = {"constant": ":", "decreasing": "--", "optin": "-"}
+DASHES = {"constant": ":", "decreasing": "--", "optin": "-", "auto": "-."}
 SCHEDULES = tuple(DASHES)
 BATCHES = ("1", "32")
 LEDGERS = ("weights", "tokens", "joint")
@@ -47,13 +47,15 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
 
     records = [r for r in results["measured"] if "accuracy" in r]
     dense = results["model"]["accuracy"]
-    figure, grid = plt.subplots(2, 3, figsize=(14, 8.6))
+    figure, grid = plt.subplots(2, 4, figsize=(18, 8.6), sharey="row")
     for panel, schedule in zip(grid[0], SCHEDULES, strict=True):
         _sweep(panel, records, schedule)
         _finish(panel, f"tokens alone, schedule {schedule}", "FLOPs ratio", dense)
-    _ledgers(grid[1][0], records)
-    _finish(grid[1][0], "one budget: weights, tokens, both", "FLOPs ratio", dense)
-    for panel, batch in zip(grid[1][1:], BATCHES, strict=True):
+    _schedules(grid[1][0], records)
+    _finish(grid[1][0], "ToMe, tokens alone", "FLOPs ratio", dense)
+    _ledgers(grid[1][1], records)
+    _finish(grid[1][1], "one budget: weights, tokens, both", "FLOPs ratio", dense)
+    for panel, batch in zip(grid[1][2:], BATCHES, strict=True):
         _latency(panel, records, batch)
         _finish(panel, f"ONNX Runtime CPU, batch {batch}", "latency, as a share of dense", dense)
     figure.tight_layout()
@@ -80,14 +82,21 @@ def _sweep(panel: Any, records: Iterable[Record], schedule: str) -> None:
         _draw(panel, [c["share"] for c in cells], cells, row, STYLES[row][1], row)
 
 
+def _schedules(panel: Any, records: Iterable[Record]) -> None:
+    here = (r for r in records if r["row"] == "tome")
+    for number, ((schedule,), cells) in enumerate(_lines(here, "schedule").items()):
+        _draw(panel, [c["share"] for c in cells], cells, "tome", DASHES[schedule], schedule,
+              colour=("#c0392b", "#2471a3", "#1e8449", "#6c3483")[number % 4])
+
+
 def _ledgers(panel: Any, records: Iterable[Record]) -> None:
-    here = [r for r in records if r["row"] in (*LEDGERS, "tome")]
-    for (row, schedule, recover), cells in _lines(here, "row", "schedule", "recover").items():
-        if row == "tome":
-            _draw(panel, [c["share"] for c in cells], cells, row, DASHES[schedule], f"tome, {schedule}", faint=True)
-        else:
-            _draw(panel, [c["share"] for c in cells], cells, row, "-" if recover == "auto" else "--",
-                  row if recover == "auto" else f"{row}, no recovery")
+    """Tokens alone without recovery is a row of the sweep."""
+    here = [{**r, "row": "tokens"} if r["row"] == "tome" and r["schedule"] == "auto" else r for r in records]
+    here = [r for r in here if r["row"] in LEDGERS]
+    for (row, recover), cells in _lines(here, "row", "recover").items():
+        label = row if recover == "auto" else f"{row}, no recovery"
+        _draw(panel, [c["share"] for c in cells], cells, row, "-" if recover == "auto" else "--", label,
+              hollow=recover != "auto")
 
 
 def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
@@ -100,10 +109,10 @@ def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
 
 
 def _draw(panel: Any, across: list[float], cells: list[Record], row: str, dashes: str, label: str,
-          faint: bool = False) -> None:
-    colour, _, marker = STYLES[row]
-    panel.plot(across, [c["accuracy"] for c in cells], color=colour, linestyle=dashes, marker=marker, markersize=4,
-               linewidth=1.0 if faint else 1.6, alpha=0.6 if faint else 1.0, label=label, zorder=2 if faint else 3)
+          colour: str = "", hollow: bool = False) -> None:
+    panel.plot(across, [c["accuracy"] for c in cells], color=colour or STYLES[row][0], linestyle=dashes,
+               marker=STYLES[row][2], markersize=4, fillstyle="none" if hollow else "full", linewidth=1.6, label=label,
+               zorder=3)
 
 
 def _finish(panel: Any, title: str, across: str, dense: float) -> None:

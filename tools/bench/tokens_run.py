@@ -46,9 +46,10 @@ REDUCERS = {
     "random": "random",
 }
 """Row -> the reducer as ``--tokens`` takes it, without its schedule."""
-SCHEDULES = ("constant", "decreasing", "optin")
+SCHEDULES = ("constant", "decreasing", "optin", "auto")
 LEDGERS = {"weights": "heads,ffn", "tokens": "tokens", "joint": "heads,ffn,tokens"}
-"""Row -> what may be pruned. Those with tokens take ToMe with OPTIN's schedule."""
+"""Row -> what may be pruned. Those with tokens take ToMe with the product's own choice of schedule."""
+DEFAULT = "auto"
 RECOVERIES = ("none", "auto")
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 BATCHES = (1, 32)
@@ -106,8 +107,8 @@ def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[flo
         for row in rows:
             reduces = "tokens" in LEDGERS[row]
             for recover in recoveries:
-                yield Cell(row, "optin" if reduces else "", LEDGERS[row],
-                           scheduled("tome", "optin") if reduces else "off", recover, ratio, seed)
+                yield Cell(row, DEFAULT if reduces else "", LEDGERS[row],
+                           scheduled("tome", DEFAULT) if reduces else "off", recover, ratio, seed)
 
 
 def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int,
