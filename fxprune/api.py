@@ -21,7 +21,17 @@ from .group import Kind
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
-from .work import Amount, Inputs, Limits, Model, Wish, Work, default_criterion, kinds_of, one_budget
+from .work import (
+    Amount,
+    Inputs,
+    Limits,
+    Model,
+    Wish,
+    Work,
+    budget_or_none,
+    default_criterion,
+    kinds_and_tokens,
+)
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -35,7 +45,7 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
-    rearrange: int = 0,
+    rearrange: int = 0, tokens: str | None = None, unmerge: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -44,15 +54,16 @@ def compile(
                     ``model.pt2``, a Hugging Face folder, ``timm:NAME``
     example_inputs  a tensor, a tuple of positional inputs, a dict of keyword inputs (batch first), a shape such as
                     "1x3x224x224" or a file of tensors; asked of the model where it knows
-    flops, params, bytes  exactly one of them, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G").
-                    FLOPs are multiply-accumulates; bytes are those of parameters and buffers
+    flops, params, bytes  exactly one of them, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
+                    none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
+                    parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
     target          ``eager`` (a .pt2) or ``onnx``
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the
                     criteria that need activations run on generated inputs, and warn
     importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``
     out             directory for the artefact, replaced as a whole; nothing is written without it
-    prune           kinds of groups: "heads,ffn" or a sequence; heads, KV groups, FFN neurons and channels by default
+    prune           kinds: "heads,ffn,tokens" or a sequence; heads, KV groups, FFN neurons and channels by default
     freeze          glob patterns of parameters or groups to leave alone
     align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
                     layer, unless ``allow_empty``
@@ -65,6 +76,11 @@ def compile(
     members         which neurons stay in a layer, once it is known how many: those with the best ``scores``, or those
                     that structured OBS chooses (``obs``, the default when there is recovery)
     rearrange       rounds of choosing members again by what they do together (PTF); needs ``fisher``
+    tokens          how image tokens become fewer: ``tome`` (also ``prune``, ``ppt``, ``zero-tprune``, ``transform``,
+                    ``random``) as many as the budget asks; ``tome:r=13``, ``ppt:r=50@3,6,9``: so many; ``off``. With
+                    options, as ``tome{schedule=constant}``: those of the reducer, and
+                    :class:`fxprune.token_wish.Deciding`
+    unmerge         models that read or return every token get them back, as the one that took each in
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -78,9 +94,10 @@ def compile(
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    budget, criterion = one_budget(flops, params, bytes), importance or default_criterion(data)
+    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    budget, criterion = budget_or_none(flops, params, bytes, wished), importance or default_criterion(data)
     how = recover or ("none" if data is None else "auto")
-    wish = Wish(budget, criterion, kinds_of(prune), samples, how, rounds, head_scale, members, rearrange)
+    wish = Wish(budget, criterion, kinds, samples, how, rounds, head_scale, members, rearrange, wished)
     if wish.recovery.method != "none" and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
@@ -95,7 +112,8 @@ def plan(
     data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
-    head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0,
+    head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
+    unmerge: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -103,8 +121,9 @@ def plan(
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    wish = Wish(one_budget(flops, params, bytes), importance or default_criterion(data), kinds_of(prune), samples,
-                "none" if data is None else "auto", rounds, head_scale, members, rearrange)
+    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    wish = Wish(budget_or_none(flops, params, bytes, wished), importance or default_criterion(data), kinds, samples,
+                "none" if data is None else "auto", rounds, head_scale, members, rearrange, wished)
     with resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = decide(work, wish)
@@ -129,7 +148,9 @@ def apply(
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    program = work.groups(c.kind for c in chosen.choices.values())
+    merging = chosen.tokens
+    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+                          merging is not None and merging.unmerge)
     chosen.check(program.group_by_name)
     return work.finish(program.but(plan=chosen))
 
@@ -139,13 +160,13 @@ def inspect(
     freeze: Sequence[str] = (), align: int | None = None, floor: float = 0.1, allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
-    """Find what can be pruned: the program with its ``axes`` and ``groups``, frozen ones with the reason.
+    """Find what can be pruned: the program with its ``axes``, ``groups`` and ``tokens``, frozen ones with the reason.
 
     Options as in :func:`compile`.
     """
     work = Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return work.groups()
+    return work.groups(tokens=True)
 
 
 

@@ -163,7 +163,13 @@ def _decision(p: _Parser) -> None:
         "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery"))
     group.add_argument("--rearrange", type=int, default=0, metavar="N", help=(
         "rounds of choosing members again by what they do together; needs --importance fisher (default: none)"))
-    group.add_argument("--prune", metavar="KINDS", help="kinds to prune (default: heads,ffn,channels)")
+    group.add_argument("--prune", metavar="KINDS", help="kinds to prune: also tokens (default: heads,ffn,channels)")
+    group.add_argument("--tokens", metavar="HOW", help=(
+        "how image tokens become fewer: tome, prune, ppt, zero-tprune, transform or random, as the budget asks, or "
+        "tome:r=13, ppt:r=50@3,6,9; with options as 'tome{schedule=constant}'; off (default: off, tome with --prune "
+        "tokens)"))
+    group.add_argument("--unmerge", action="store_true", help=(
+        "give every token back where a head or the output needs it"))
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
     _limits(p)
 
@@ -261,6 +267,7 @@ def _decisions(args: argparse.Namespace) -> dict[str, Any]:
     return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
             "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
             "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
+            "tokens": args.tokens, "unmerge": args.unmerge,
             **_limits_of(args)}
 
 

@@ -7,7 +7,7 @@ and the two products of attention. Not counted: norms, softmax, activations, bia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -119,14 +119,14 @@ def expression(dim: Dim, free: set[Axis], sizes: Mapping[int, int]) -> Expressio
 
 
 class CostModel:
-    """Counts kept -> :class:`Cost`. Free variables are the axes of the prunable groups.
+    """Counts kept -> :class:`Cost`. Free variables are the axes of the prunable groups, and those in ``also``.
 
     ``terms`` maps each metric to its expressions; a metric's value is their sum.
     """
 
-    def __init__(self, program: Program, axes: Axes | None = None) -> None:
+    def __init__(self, program: Program, axes: Axes | None = None, also: Iterable[Axis] = ()) -> None:
         axes = axes or program.need("axes")
-        self.free = {g.axis for g in program.groups or () if not g.frozen}
+        self.free = {g.axis for g in program.groups or () if not g.frozen} | set(also)
         sizes, free = {**axes.sizes, **dict.fromkeys(_batch(program, axes), 1)}, self.free
         macs = [expression(m.factors, free, sizes) for m in axes.matmuls]
         params, size_bytes, seen = [], [], set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import jobs, journal
 from .cost import Budget, CostModel
@@ -31,10 +31,13 @@ def decide(work: Work, wish: Wish) -> Program:
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
     """
     work.budget = wish.budget
-    program = work.groups(wish.kinds)
+    program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
     chosen = wish.made
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen)]))
+    if wish.tokens is not None:
+        return _with_tokens(work, wish, program, data)
+    assert wish.budget is not None
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):
@@ -44,14 +47,54 @@ def decide(work: Work, wish: Wish) -> Program:
             dense = found
         if number < len(steps):
             here = _cut(work, wish, found, dense.need("groups"))
-    about = {**plan.about, "model": work.name, "pipeline": work.pipeline, "rounds": len(steps),
-             "importance": str(chosen), "data": data.origin if data else None,
-             "samples": data.samples if data else 0, "versions": versions()}
+    about = {**plan.about, **_about(work, wish, data), "rounds": len(steps)}
     if len(steps) > 1:
         model = CostModel(dense)
         kept = {g.axis: len(plan.choices[g.name].keep) for g in dense.need("groups") if g.name in plan.choices}
         about.update(budget=str(wish.budget), dense=vars(model()), predicted=vars(model(kept)))
-    return dense.but(plan=CompressionPlan(plan.choices, about))
+    return dense.but(plan=replace(plan, about=about))
+
+
+def _about(work: Work, wish: Wish, data: Calibration | None) -> dict[str, Any]:
+    """Where a plan comes from."""
+    return {"model": work.name, "pipeline": work.pipeline, "importance": str(wish.made),
+            "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
+
+
+def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """Tokens, and groups beside them where a budget leaves them something to give.
+
+    Scores are those of the dense graph: removals do not run side by side where tokens merge (methods C), and a head is
+    worth what it is worth to all tokens.
+    """
+    from .decide_tokens import check_sites, decide_tokens
+    from .work import silence
+
+    assert wish.tokens is not None
+    check_sites(program, wish.tokens)
+    scored, search = program, None
+    if wish.by_groups:
+        scored = _once(work, replace(wish, budget=_reachable(wish, program), tokens=None), program, data)
+        search = _search(wish, float(scored.need("plan").about.get("head_scale", 1.0)))
+    work.stage("schedule tokens")
+    with silence():
+        plan = decide_tokens(work, wish, scored, data, search)
+    model = CostModel(program)
+    reduced = work.reduced(scored.but(plan=plan))
+    kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
+    about = {**plan.about, **_about(work, wish, data), "rounds": 1, "tokens": wish.tokens.text, "seed": work.seed,
+             "budget": None if wish.budget is None else str(wish.budget), "dense": vars(model()),
+             "predicted": vars(CostModel(reduced)(kept))}
+    return scored.but(plan=CompressionPlan(plan.choices, about, plan.tokens))
+
+
+def _reachable(wish: Wish, program: Program) -> Budget:
+    """The wish's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only."""
+    assert wish.budget is not None
+    model, metric, kinds = CostModel(program), wish.budget.metric, {str(k) for k in wish.group_kinds}
+    least = model({g.axis: g.levels()[0] for g in program.need("groups") if g.prunable and str(g.kind) in kinds})
+    limit = max(wish.budget.limit(model()), 1.001 * least.metric(metric))
+    return Budget(metric, min(limit, float(model().metric(metric))), relative=False)
 
 
 def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
@@ -76,6 +119,7 @@ def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
 
 def amounts(wish: Wish, program: Program) -> list[Budget]:
     """The budget of every round: equal factors of the cost, the last one the wish's own."""
+    assert wish.budget is not None
     if wish.rounds == 1:
         return [wish.budget]
     dense = CostModel(program)()
@@ -89,15 +133,21 @@ def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
     from .passes.analysis.score_groups import ScoreGroups
     from .passes.search.rearrange import Rearrange
-    from .passes.search.search_plan import SearchPlan
 
-    search = SearchPlan(wish.budget, kinds=wish.kinds, head_scale=1.0 if wish.head_scale == "auto" else wish.scale)
+    search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
     program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
                        *searching(search, wish.made, data, work.seed, wish.by_obs))
     if wish.head_scale == "auto" and data is not None:
         best, told = best_scale(program, search, data)
         program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
     return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
+
+
+def _search(wish: Wish, head_scale: float) -> SearchPlan:
+    from .passes.search.search_plan import SearchPlan
+
+    assert wish.budget is not None
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=head_scale)
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
@@ -162,4 +212,4 @@ def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
         earlier = choices.get(name)
         keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
         choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
-    return CompressionPlan(choices, second.about)
+    return CompressionPlan(choices, second.about, second.tokens)

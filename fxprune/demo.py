@@ -153,9 +153,10 @@ def run(
     from . import api
     from .measure import latency, session
     from .plan import CompressionPlan
+    from .work import one_budget
 
     started = time.perf_counter()
-    budget = api.one_budget(flops, None, None)
+    budget = one_budget(flops, None, None)
     if epochs < 1:
         raise OptionError("epochs must be at least 1", where=f"--epochs {epochs}")
     out = _own_folder(Path(out))

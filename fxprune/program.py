@@ -114,8 +114,8 @@ class Axes:
 class Program:
     """A ``torch.export.ExportedProgram`` and what is known about it. Never mutated: a pass returns a new one.
 
-    axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform changed the
-    graph: absent, never stale.
+    axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform
+    changed the graph: absent, never stale.
     """
 
     exported: ExportedProgram

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .axis import Axis, Dim, atoms, find, leaves, total
+from .plan import TokenPlan
 
 if TYPE_CHECKING:
     from .program import Axes
@@ -70,6 +71,28 @@ class TokenFlow:
     @property
     def usable(self) -> tuple[TokenSite, ...]:
         return tuple(s for s in self.sites if s.usable)
+
+    def holds_rows(self, node: str) -> bool:
+        """Whether the node's value is [batch, tokens, width] behind a site: a row per token that is left."""
+        if node not in self.region or self.axes is None:
+            return False
+        dims, axis = self.axes.dims.get(node), self.sites[self.region[node]].axis
+        return isinstance(dims, list) and len(dims) == 3 and axis is not None and axis in set(leaves(dims[1])) \
+            and not any(axis in set(leaves(d)) for d in (dims[0], dims[2]))
+
+
+def describe_tokens(flow: TokenFlow, plan: TokenPlan | None) -> dict[str, Any]:
+    """The token reduction as plain data for the report."""
+    removed: Mapping[str, int] = {} if plan is None else plan.removed
+    sites, left = [], 0
+    for site in flow.sites:
+        left = left or site.tokens
+        left -= removed.get(site.name, 0) if site.usable else 0
+        sites.append({"site": site.name, "tokens": site.tokens, "protected": site.protected,
+                      "removed": removed.get(site.name, 0), "left": left if site.usable else site.tokens,
+                      "frozen": site.frozen})
+    return {"reducer": None if plan is None else plan.reducer, "unmerge": plan is not None and plan.unmerge,
+            "restored": [list(edge) for edge in flow.restored], "sites": sites}
 
 
 class Positional(Exception):

@@ -27,6 +27,8 @@ from .load import Loaded
 from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
 from .rebuild import owning
+from .token_wish import TokenWish, token_wish
+from .tokens import describe_tokens
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
@@ -59,9 +61,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made."""
+    """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
-    budget: Budget
+    No budget: the token counts are explicit, and nothing else is cut.
+    """
+
+    budget: Budget | None
     criterion: str
     kinds: tuple[Kind | str, ...]
     samples: int
@@ -70,11 +75,15 @@ class Wish:
     head_scale: float | str = 1.0
     members: str = "auto"
     rearrange: int = 0
+    tokens: TokenWish | None = None
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
 
         kinds_named(self.kinds)
+        if self.tokens is not None and self.rounds > 1:
+            raise OptionError("rounds and tokens do not go together", where=f"--rounds {self.rounds}",
+                              why="tokens are decided once, on the dense model", cure="leave one of them away")
         self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
@@ -87,7 +96,7 @@ class Wish:
             raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
         self.made  # noqa: B018  reads the criterion's name and options
         if self.head_scale != "auto":
-            SearchPlan(self.budget, head_scale=self.scale)
+            SearchPlan(self.budget or Budget("flops", 1.0), head_scale=self.scale)
         if self.members == "obs" and not self.made.comparable:
             raise OptionError(f"the scores of '{self.made.name}' cannot say how many stay per group",
                               where="--members obs", why="they only rank elements within a group",
@@ -113,7 +122,18 @@ class Wish:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
-        return self.made.needs_data or self.recovery.method != "none" or self.by_obs or self.head_scale == "auto"
+        by_groups = self.by_groups and (self.made.needs_data or self.by_obs or self.head_scale == "auto")
+        return by_groups or self.recovery.method != "none" or (self.tokens is not None and self.tokens.needs_data)
+
+    @property
+    def group_kinds(self) -> tuple[Kind | str, ...]:
+        """The kinds of groups that may be cut: all but tokens."""
+        return tuple(k for k in self.kinds if str(k) != str(Kind.TOKEN))
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether groups take part at all."""
+        return self.budget is not None and bool(self.group_kinds)
 
     @property
     def scale(self) -> float:
@@ -212,9 +232,13 @@ class Work:
         finally:
             self.results += pipeline.results
 
-    def groups(self, kinds: Iterable[Kind | str] = ()) -> Program:
-        """The cleaned program with its axes and groups. Query/key or value width among ``kinds`` unfuses qkv first."""
+    def groups(self, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Program:
+        """The cleaned program with its axes and groups. Query/key or value width among ``kinds`` unfuses qkv first.
+
+        tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+        """
         from .passes.analysis.find_groups import FindGroups
+        from .passes.analysis.find_token_sites import FindTokenSites
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.clean import Clean
         from .passes.transform.drop_masks import DropMasks
@@ -226,41 +250,68 @@ class Work:
         assert self.dense is not None
         ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
         program = self.run(self.dense, Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+        more = [FindTokenSites(unmerge=unmerge)] if tokens else []
         if program.groups is None:  # a table was unshared: what is known about the graph is out of date
-            return self.run(program, PropagateAxes(), self.find_groups)
-        return self.run(program, self.find_groups)
+            return self.run(program, PropagateAxes(), self.find_groups, *more)
+        return self.run(program, self.find_groups, *more)
+
+    def reduced(self, program: Program) -> Program:
+        """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on
+        them. A program whose plan reduces none is returned as it is."""
+        from .passes.analysis.propagate_axes import PropagateAxes
+        from .passes.transform.merge_tokens import MergeTokens, without_tokens
+
+        plan = program.need("plan")
+        if plan.tokens is None or plan.tokens.empty:
+            return program
+        # not part of the pipeline text: a trial of a plan is no step towards the result
+        small = Pipeline((MergeTokens(), PropagateAxes(), self.find_groups), start=FACTS).run(program)
+        return small.but(plan=without_tokens(plan), scores=program.scores)
 
     def recover(self, program: Program, wish: Wish) -> Program:
         """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
         if wish.recovery.method == "none":
             return program
-        one = dataclasses.replace(wish.recovery, data=self.calibration, seed=self.seed, results=[])
+        reduced = None if program.tokens is None else self.reduced(program)
+        one = dataclasses.replace(wish.recovery, data=self.calibration, seed=self.seed, results=[], reduced=reduced)
         program = self.run(program, one)
         self.recovery = one.results[0].record() if one.results else None
         return program
+
+    def fitted(self, program: Program, data: Calibration, seed: int) -> Program:
+        """The dense program with weights fitted by ridge to ``data``, to compare plans as recovery would leave them."""
+        from .passes.transform.recover import Recover
+
+        reduced = None if program.tokens is None else self.reduced(program)
+        return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
     def finish(self, program: Program) -> Artifact:
         """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.fold_indices import FoldIndices
+        from .passes.transform.merge_tokens import MergeTokens, without_tokens
         from .passes.transform.slice_axes import SliceAxes
+        from .passes.transform.spell_out_tokens import SpellOutTokens
 
-        plan, model = program.need("plan"), CostModel(program)
-        predicted = model(kept_counts(program))
+        whole, plan, model = program, program.need("plan"), CostModel(program)
+        if plan.tokens is not None and not plan.tokens.empty:
+            program = self.run(program, MergeTokens(), PropagateAxes(), self.find_groups).but(plan=without_tokens(plan))
+            program.need("plan").check(program.group_by_name)
+        predicted = CostModel(program)(kept_counts(program))
         sliced = self.run(program, SliceAxes())
         self.stage("compare slicing with masking")
         masked = self._compare(program, sliced)
-        small = self.run(sliced.without_facts(), FoldIndices())
+        small = self.run(sliced.without_facts(), FoldIndices(), SpellOutTokens())
         counted = CostModel(self.run(small, PropagateAxes()))()
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
             raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
                                 pipeline=self.pipeline)
         if self.given:
-            small = owning(small, program)
+            small = owning(small, whole)
         calibration = self.calibration
         report = build_report(
             small, name=self.name, target=self.target, dense=model(), compressed=counted, plan=plan,
-            groups=program.need("groups"), budget=self.budget, pipeline=self.pipeline,
+            groups=whole.need("groups"), budget=self.budget, pipeline=self.pipeline,
             passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
             importance=plan.about.get("criterion"),
             data=None if calibration is None else {
@@ -269,6 +320,8 @@ class Work:
         )
         if self.recovery is not None:
             report["recovery"] = self.recovery
+        if whole.tokens is not None:
+            report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
         artifact = Artifact(small, plan, report, self.backend)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
@@ -286,7 +339,8 @@ class Work:
         from .testing import masking_error
 
         with silence():
-            error, limit = masking_error(program, sliced, self.seed), tolerance_of(program)
+            limit = tolerance_of(program)
+            error = masking_error(program, sliced, self.seed, limit)
         if not error <= limit:
             why, cure = why_random(program)
             if why:
@@ -294,6 +348,13 @@ class Work:
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
+
+
+def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None) -> Budget | None:
+    """The one budget that is given; none where the token counts are explicit. Raises OptionError otherwise."""
+    if (flops, params, bytes) == (None, None, None) and tokens is not None and tokens.explicit:
+        return None
+    return one_budget(flops, params, bytes)
 
 
 def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
@@ -324,6 +385,13 @@ def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]
         kind = word if word in known else word.removesuffix("s")
         kinds += ["head", "kv"] if word == "heads" else [kind if kind in known else word]
     return tuple(dict.fromkeys(kinds))
+
+
+def kinds_and_tokens(prune: str | Sequence[str | Kind] | None, tokens: str | None,
+                     unmerge: bool) -> tuple[tuple[Kind | str, ...], TokenWish | None]:
+    """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
+    kinds = kinds_of(prune)
+    return kinds, token_wish(tokens, kinds, unmerge)
 
 
 def kept_counts(program: Program) -> dict[Axis, int]:

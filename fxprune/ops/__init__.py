@@ -5,7 +5,7 @@ it differentiates, traces, decomposes and runs on any device, and its fake is th
 holds it whole while passes work on it (one node, one axis rule, one cost); an artefact holds plain ATen.
 """
 
-from . import ppt, prune, random, scores, tome, transform, zero_tprune
+from . import ppt, prune, random, remove, restore, scores, tome, transform, zero_tprune
 from .library import OPS, Op
 
-__all__ = ["OPS", "Op", "ppt", "prune", "random", "scores", "tome", "transform", "zero_tprune"]
+__all__ = ["OPS", "Op", "ppt", "prune", "random", "remove", "restore", "scores", "tome", "transform", "zero_tprune"]

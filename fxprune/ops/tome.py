@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .library import Shape, define
 from .order import places, rank, take
-from .reduction import check_counts, count_up, direction, full, sizes, unchanged
+from .reduction import check_counts, count_up, full, similarity, sizes, unchanged, unit
 
 
 def merge_tokens(
@@ -31,7 +31,7 @@ def merge_tokens(
     Differs from the reference code: protected tokens are left out of A and B instead of masked, which is the same for
     a class token (0, in A) and for a class and a distillation token (0 in A, 1 in B) and holds for registers too.
     Unmerged A tokens come by position also where no token is protected; the code leaves them by similarity then. Norms
-    have an epsilon and directions a grid (see ``reduction.direction``). Weights are divided before they multiply
+    have an epsilon and cosines a grid (see ``reduction.similarity``). Weights are divided before they multiply
     tokens, so that nothing overflows in half precision.
     """
     tokens = x.shape[1]
@@ -40,15 +40,15 @@ def merge_tokens(
         return unchanged(x, size)
     size = sizes(x, size)
     a, b = _sides(protected)
-    towards = direction(metric)
-    similarity = torch.bmm(towards[:, a::2], towards[:, b::2].transpose(1, 2))
-    best, target = similarity.max(-1)
-    givers, takers = similarity.shape[1:]
+    towards = unit(metric)
+    alike = similarity(towards[:, a::2], towards[:, b::2])
+    best, target = alike.max(-1)
+    givers, takers = alike.shape[1:]
 
     goes = rank(best) < r
     source, _ = places(goes, r)
     gives = target.gather(1, source)[:, None, :] == torch.arange(takers, device=x.device)[:, None]
-    given = gives.to(similarity.dtype) * full(take(size, source * 2 + a)).transpose(1, 2)  # [batch, takers, r]
+    given = gives.to(alike.dtype) * full(take(size, source * 2 + a)).transpose(1, 2)  # [batch, takers, r]
     own = full(size[:, b::2])
     total = own + given.sum(-1, keepdim=True)
     merged = x[:, b::2] * (own / total).to(x.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .library import Shape, define
 from .order import places, rank, take
 from .prune import prune_tokens
-from .reduction import EPS, check_counts, direction, full, unchanged, with_protected
+from .reduction import EPS, check_counts, full, similarity, unchanged, unit, with_protected
 
 
 def pagerank(attention: Tensor, iterations: int, present: Tensor | None = None, emphasis: float = 1.0) -> Tensor:
@@ -88,7 +88,7 @@ def pagerank_tokens(
     if similar:
         emphasis = math.sqrt(tokens) if protected else 1.0
         importance = _over_heads(pagerank(attention, 1, emphasis=emphasis))
-        present = with_protected(~_resembling(importance, direction(metric), similar, protected), protected)
+        present = with_protected(~_resembling(importance, unit(metric), similar, protected), protected)
     if r == similar:
         assert present is not None
         return prune_tokens(x, present.to(x.dtype), size, r, protected)
@@ -111,15 +111,15 @@ def _resembling(importance: Tensor, towards: Tensor, count: int, protected: int)
     """Which ``count`` unprotected tokens of the less important half resemble one of the other half the most.
 
     importance  [batch, tokens]
-    towards     directions of the tokens. [batch, tokens, d]
+    towards     unit directions of the tokens. [batch, tokens, d]
     returns     [batch, tokens - protected] bool, ties by position
     """
     n = importance.shape[1] - protected
     more = rank(importance[:, protected:]) < n - n // 2
     of_more, _ = places(more, n - n // 2)
     of_less, place = places(~more, n // 2)
-    similarity = torch.bmm(take(towards, of_less + protected), take(towards, of_more + protected).transpose(1, 2))
-    resembles = rank(similarity.amax(-1)) < count
+    alike = similarity(take(towards, of_less + protected), take(towards, of_more + protected))
+    resembles = rank(alike.amax(-1)) < count
     return resembles.gather(1, place.clamp_min(0)) & ~more
 
 

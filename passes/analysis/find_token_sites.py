@@ -142,8 +142,8 @@ class _Finder:
             if not behind & set(node.all_input_nodes):
                 continue
             behind.add(node)
-            dims = self.axes.dims.get(node.name)
-            if soft is None and op_name(node) in SOFTMAX and atoms(dims[bind(node)["dim"]]) == atoms(fact.n):
+            if soft is None and op_name(node) in SOFTMAX \
+                    and atoms(self.axes.dims[node.name][bind(node)["dim"]]) == atoms(fact.n):
                 soft, behind = node, {node}
             elif soft is not None and any(atoms(m.k) == atoms(fact.n) for m in facts.get(node.name, ())):
                 values = node.args[1] if op_name(node) in ("matmul", "bmm") and len(node.args) > 1 else None
@@ -201,12 +201,13 @@ class _Finder:
                     far, why = told.place, str(told)
                 continue
             token = attention.dim
-            taps = {role: n.name if n is not None and self._tap(n, token, at) else "" for role, n, at in (
-                ("query", attention.query, (2,)), ("key", attention.key, (2, 3)), ("values", attention.values, (2,)))}
+            query, key, values = (n.name if n is not None and self._tap(n, token, at) else "" for n, at in (
+                (attention.query, (2,)), (attention.key, (2, 3)), (attention.values, (2,))))
             return TokenSite(
-                self._name(attention), attention.node.name, node.name, scale=attention.scale, tokens=total(token),
-                protected=self.protected, mapped=self._tap(attention.node, token, (2,)) and attention.query is None,
-                transposed=bool(taps["key"]) and not self._tap(attention.key, token, (2,)), **taps), reach
+                self._name(attention), attention.node.name, node.name, query, key, values, scale=attention.scale,
+                transposed=bool(key) and not self._tap(attention.key, token, (2,)), tokens=total(token),
+                mapped=self._tap(attention.node, token, (2,)) and attention.query is None, protected=self.protected,
+            ), reach
         return self._frozen(attention, why), None
 
     def _shaped(self, node: Node, dim: Dim) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from ... import options, registry
-from ...axis import Dim
+from ...axis import Axis, Dim
 from ...errors import OptionError, PlanError, nearest
 from ...pipeline import Transform
 from ...plan import CompressionPlan, TokenPlan
@@ -48,6 +48,17 @@ class MergeTokens(Transform):
         if wanted is None or wanted.empty:
             return program
         return program.without_facts(exported=_Rewrite(program, flow, wanted, self.slug()).exported())
+
+
+def trial(program: Program, plan: TokenPlan) -> GraphModule:
+    """The graph that :class:`MergeTokens` would make, to be run and thrown away: no shapes are propagated through it,
+    which takes seconds, and nothing is verified. It takes the arguments of ``program``."""
+    if plan.empty:
+        return program.exported.graph_module
+    module = _Rewrite(program, program.need("tokens"), plan, "trial").graph_module()[0]
+    module.graph.lint()
+    module.recompile()
+    return module
 
 
 def reducer_of(text: str) -> Reducer:
@@ -97,6 +108,14 @@ class _Rewrite:
                               cure="use --tokens tome or --tokens transform")
 
     def exported(self) -> torch.export.ExportedProgram:
+        """With every shape propagated and held against the one the axes predict."""
+        module, counts, edited = self.graph_module()
+        assert self.flow.axes is not None
+        propagate(module, self.flow.axes, counts, {}, edited)
+        return rebuild(self.program.exported, module)
+
+    def graph_module(self) -> tuple[GraphModule, dict[Axis, int], set[str]]:
+        """(the rewritten graph, tokens that are left by axis, nodes whose constants were edited)."""
         module = copy_graph(self.program.exported)
         self.graph: Graph = module.graph
         self.nodes = {n.name: n for n in self.graph.nodes}
@@ -122,8 +141,7 @@ class _Rewrite:
             place = regions[self.flow.region.get(source, -1)].place if source in self.flow.region else None
             if place is not None:
                 self._restore(self.nodes[source], self.nodes[reader], place, sites[self.flow.region[source]])
-        propagate(module, axes, counts, {}, edited)
-        return rebuild(self.program.exported, module)
+        return module, counts, edited
 
     # ------------------------------------------------------------ reduction
     def _reduce(self) -> dict[int, _Region]:
@@ -158,7 +176,7 @@ class _Rewrite:
         return node
 
     def _sizes(self, before: Node, dim: Dim, size: Node, site: TokenSite) -> Node:
-        """The sizes of a dim that holds the tokens: with more in front of them, or without the protected ones. [b,n,1]"""
+        """Sizes of a dim that holds the tokens: with more in front of them, or without the protected ones. [b, n, 1]"""
         front = patches_of(dim)[1] - site.protected
         if front > 0:
             ones = self._emit(before, aten.ones_like.default, self._emit(before, aten.slice.Tensor, size, 1, 0, front))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
+from ...axis import Axis
 from ...data import Calibration
-from ...errors import OptionError, nearest
+from ...errors import InternalError, OptionError, nearest
 from ...pipeline import Transform
 from ...plan import CompressionPlan
 from ...program import Program
@@ -58,6 +61,8 @@ class Recover(Transform):
     readout   rows that are read behind the last sum (a class token) count T/4 times as much there (methods A.3); on a
               small trained ViT (three plans at two sizes) it lowered the KL to the dense logits each time, by 0 to 9 %
     steps, lr of ``tune``
+    reduced   the program with its plan's tokens reduced, its axes and groups: what is then cut and fitted, to the dense
+              one with the same tokens merged (see ``Lockstep``). Weights then make up for merged tokens, too
     results   one :class:`Recovery` per run is appended
 
     On MiniLM and STS-B at 0.3 of the MACs refitting layers whose own axes are whole (the last layer's attention) is
@@ -74,7 +79,7 @@ class Recover(Transform):
     """
 
     needs = ("axes", "groups", "plan")
-    gives = ("axes", "groups", "plan")
+    gives = ("axes", "groups", "plan", "tokens")
 
     method: str = "auto"
     rel: float | None = None
@@ -87,6 +92,7 @@ class Recover(Transform):
     lr: float = Tuner.lr
     seed: int = 0
     data: Calibration | None = field(default=None, repr=False)
+    reduced: Program | None = field(default=None, repr=False, compare=False)
     results: list[Recovery] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,15 +114,19 @@ class Recover(Transform):
     def run(self, program: Program) -> Program:
         plan = program.need("plan")
         plan.check(program.group_by_name)
-        kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-        keep = {axis: index for axis, index in kept.items() if len(index) < axis.size}
-        if self.method == "none" or not keep:
+        keep, merging = _keep(program, plan), plan.tokens is not None and not plan.tokens.empty
+        if self.method == "none" or not (keep or merging):
             return program
         if self.data is None or not self.data.batches:
             raise OptionError("recovery needs data", where=f"--recover {self.method}",
                               why="it fits what stays to what the dense model does on calibration inputs",
                               cure="give --data, or --recover none")
-        pruned = program.without_facts(exported=resize(program, keep, self.slug()))
+        base = program
+        if merging:
+            if self.reduced is None:
+                raise InternalError("a plan that reduces tokens is recovered on the reduced program")
+            base = self.reduced
+        pruned = base.without_facts(exported=resize(base, _keep(base, plan), self.slug()))
         form = ClosedForm(self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond,
                           self.readout)
         if self.method in ("auto", "tune"):
@@ -129,6 +139,12 @@ class Recover(Transform):
         if not found.tensors:
             return program.but(notes=notes)
         exported = written_back(program, keep, found.tensors)
+        tokens = None if program.tokens is None else replace(program.tokens)
         return program.but(exported=exported, scores=None, axes=replace(program.need("axes")),
-                           groups=(*list(program.need("groups")),),
-                           plan=CompressionPlan(plan.choices, plan.about), notes=notes)
+                           groups=(*list(program.need("groups")),), plan=replace(plan), tokens=tokens, notes=notes)
+
+
+def _keep(program: Program, plan: CompressionPlan) -> dict[Axis, Tensor]:
+    """Kept elements by the program's own axes."""
+    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
+    return {axis: index for axis, index in kept.items() if len(index) < axis.size}

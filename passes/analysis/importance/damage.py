@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node
 
 from ....axis import kept_index
 from ....data import Batch
@@ -132,13 +132,18 @@ class _Again(Interpreter):
 
 
 @torch.no_grad()
-def divergence(dense: Program, other: Program, batches: Sequence[Batch]) -> float:
-    """How far the outputs of ``other``, a program with the same inputs and outputs, are from the dense ones."""
+def divergence(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> float:
+    """How far the outputs of ``other``, a program with the same inputs and outputs, are from the dense ones.
+
+    other   may be a graph alone, to be run with the arguments of ``dense``
+    """
+    graph, given = (other, dense) if isinstance(other, GraphModule) else (other.exported.graph_module, other)
     found = []
     for batch in batches:
         flat = dense.flatten(batch.args, batch.kwargs)
-        was, now = (targets(dense, list(Interpreter(p.exported.graph_module).run(*p.arguments(flat))), batch,
-                            samples_of(flat)) for p in (dense, other))
+        runs = ((dense.exported.graph_module, dense), (graph, given))
+        was, now = (targets(dense, list(Interpreter(g).run(*p.arguments(flat))), batch, samples_of(flat))
+                    for g, p in runs)
         found.append(_Deviation.between(now, was))
     return _Deviation.mean(found)
 

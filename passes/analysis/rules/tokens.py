@@ -13,7 +13,7 @@ WIDTHS = (("x", 2), ("metric", 2), ("attention", 1))
 
 
 @rule("fxprune::merge_tokens", "fxprune::prune_tokens", "fxprune::adapt_tokens", "fxprune::transform_tokens",
-      "fxprune::pagerank_tokens", "fxprune::drop_tokens")
+      "fxprune::pagerank_tokens", "fxprune::drop_tokens", "fxprune::remove_token")
 def reduced(w: Walk, a: Args) -> Multi:
     """(x' [b, fewer, d], size' [b, fewer, 1], place [b, tokens]) of x [b, tokens, d] and what speaks of its tokens."""
     x = a.x
@@ -49,7 +49,7 @@ def attention_map(w: Walk, a: Args) -> Dims:
 
 @rule("fxprune::token_score")
 def token_score(w: Walk, a: Args) -> Dims:
-    """One number per token of attention [b, h, rows, tokens] (a mean over heads) and values [b, h, tokens, e] (a norm)"""
+    """A number per token of attention [b, h, rows, tokens] (mean over heads) and values [b, h, tokens, e] (norm)"""
     w.freeze([*a.attention[2:], a.value[2]], "scores of tokens")
     w.statistic(a.attention[1], 1, "attention")
     w.contract(a.value[1], ("value", 1))

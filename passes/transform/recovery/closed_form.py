@@ -14,6 +14,7 @@ from ....ranks import mine
 from .lockstep import Lockstep
 from .moments import System
 from .record import Fitted, Recovery, Step
+from .reduction import Reduction
 from .shared import from_first
 from .sites import Site, find_sites
 
@@ -61,8 +62,11 @@ class ClosedForm:
         """
         samples = sum(b.size for b in batches)
         rel, refit_rel = self.strengths(samples)
-        found = find_sites(program, keep, pruned.graph, self.method == "refit")
-        walk = Lockstep(program, pruned, keep, [batches[i] for i in mine(len(batches))], found.sites, self.readout)
+        merging = None if program.tokens is None else Reduction(program.tokens, pruned.graph)
+        found = find_sites(program, keep, pruned.graph, self.method == "refit", merging.changed if merging else ())
+        found = merging.fitting(found) if merging else found
+        walk = Lockstep(program, pruned, keep, [batches[i] for i in mine(len(batches))], found.sites, self.readout,
+                        merging)
         skipped: dict[str, str] = dict(found.skipped)
         steps: list[Step] = []
         changed: dict[str, Tensor] = {}

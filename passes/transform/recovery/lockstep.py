@@ -15,6 +15,7 @@ from ....errors import FxpruneError
 from ....program import Axes, Program
 from ....streams import row_weight, unfolded
 from .moments import Moments
+from .reduction import Reduction
 from .shared import shared
 from .sites import Site, aligned
 
@@ -83,13 +84,14 @@ class Lockstep:
     ``tensors`` are the pruned graph's by placeholder; replace entries to change the weights from there on.
 
     batches   this process's share (with several processes every one walks the same sites in the same order)
+    reduction   how tokens of dense values are merged before they are compared, where the pruned graph merges some
     readout   rows that the last sum's reader selects count T/4 times as much (see ``Site.read``)
     """
 
     def __init__(self, dense: Program, pruned: Program, keep: Keep, batches: Sequence[Batch],
-                 sites: Sequence[Site], readout: bool = False) -> None:
+                 sites: Sequence[Site], readout: bool = False, reduction: Reduction | None = None) -> None:
         self.axes: Axes = dense.need("axes")
-        self.keep, self.readout = keep, readout
+        self.keep, self.readout, self.reduction = keep, readout, reduction
         self.place = {n.name: i for i, n in enumerate(pruned.graph.nodes)}
         self.nodes = {n.name: n for n in pruned.graph.nodes}
         self.tensors = {k: pruned.tensors[v].detach() for k, v in pruned.tensor_of_placeholder.items()}
@@ -99,6 +101,7 @@ class Lockstep:
             flat = dense.flatten(batch.args, batch.kwargs)
             one, two = (Stream(p.exported.graph_module, t, flat) for p, t in ((dense, whole), (pruned, self.tensors)))
             one.held |= {name for s in sites for name in self._wants(s)}
+            two.held |= set() if reduction is None else reduction.held
             self.runs.append((one, two, padding(dense, flat)))
         self.wanted = [name for s in sites for name in self._wants(s)]
 
@@ -141,7 +144,7 @@ class Lockstep:
     def _rows(self, site: Site, dense: Stream, pruned: Stream,
               mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         node = pruned.nodes[pruned.place[site.start]]
-        whole = dense.values[site.target]
+        whole = self._reduced(dense, pruned, site.target)
         target = aligned(whole, self.axes.dims[site.target], self.keep)
         out = pruned.run(node)
         missing, weight = self._pulled_back(site, dense, pruned, out, target, self._row_weight(site, whole))
@@ -188,7 +191,7 @@ class Lockstep:
                 node = pruned.nodes[pruned.place[name]]
                 for source in node.all_input_nodes:
                     if source.name in late:  # not there yet: the dense value stands in
-                        seen[source.name] = self._dense_value(dense, source.name)
+                        seen[source.name] = self._dense_value(dense, pruned, source.name)
                 seen[name] = pruned.run(node, seen)
             now = seen[site.path[-1]]
             ones = torch.ones_like(now)
@@ -210,8 +213,12 @@ class Lockstep:
             weight = weight * factor
         return weight
 
-    def _dense_value(self, dense: Stream, name: str) -> Any:
+    def _reduced(self, dense: Stream, pruned: Stream, name: str) -> Any:
         value = dense.values[name]
+        return value if self.reduction is None else self.reduction(name, value, pruned)
+
+    def _dense_value(self, dense: Stream, pruned: Stream, name: str) -> Any:
+        value = self._reduced(dense, pruned, name)
         return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
 
 

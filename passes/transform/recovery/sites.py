@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,16 @@ class Sites:
     skipped: Mapping[str, str]
 
 
-def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool) -> Sites:
+def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool, changed: Collection[str] = ()) -> Sites:
     """Every layer that reads a cut axis; with ``refit`` also those that read what changed before them.
 
     program   the dense program with its axes;  pruned: the graph of the sliced one (the same node names)
+    changed   nodes whose values are others for another reason (merged tokens)
     """
     finder = _Finder(program, keep, {n.name: n for n in pruned.nodes})
     sites: list[Site] = []
     skipped: dict[str, str] = {}
-    behind: set[str] = set()  # what some site reaches
+    behind: set[str] = set(changed)  # what some site reaches
     for node in program.graph.nodes:
         after = any(source.name in behind for source in node.all_input_nodes)
         found = finder.at(node, refit and after)

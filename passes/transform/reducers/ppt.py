@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.fx import Node
+from typing import Any
 
 from .prune import check_score, kind_of
-from .reducer import Reducer, Taps, half
+from .reducer import Reducer, half
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Ppt(Reducer):
     def cap(self, tokens: int, protected: int) -> int:
         return half(tokens, protected)
 
-    def reduce(self, taps: Taps, r: int) -> Node:
+    def reduce(self, taps: Any, r: int) -> Any:
         here, whole = taps.left - taps.protected, taps.site.tokens - taps.protected
         threshold = self.threshold if self.fixed else self.threshold * (here / whole) ** 2
         score = taps.score(kind_of(self.score, taps))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.fx import Node
+from typing import Any
 
 from ....errors import OptionError, nearest
-from .reducer import Reducer, Taps
+from .reducer import Reducer
 
 KINDS = ("class-value", "class", "entropy-value", "received-value")
 
@@ -17,8 +16,8 @@ class Prune(Reducer):
     """Drop the tokens with the lowest scores (see ``ops/scores.py``).
 
     score   ``class-value``: how much the class token looks at it times the norm of its value (ATS); ``class``: without
-            the norm (the thesis' average attention); ``entropy-value``: entropy of what it looks at times that norm (the
-            thesis' diversity); ``received-value``: how much all look at it times that norm. ``auto``: class-value
+            the norm (the thesis' average attention); ``entropy-value``: entropy of what it looks at times that norm
+            (the thesis' diversity); ``received-value``: how much all look at it times that norm. ``auto``: class-value
             where there is a class token, else received-value
 
     Source  ATS: Fayyaz et al. 2022, arXiv:2111.15667, eq. 5; PPT: arXiv:2310.01812
@@ -31,7 +30,7 @@ class Prune(Reducer):
     def __post_init__(self) -> None:
         check_score(self.score)
 
-    def reduce(self, taps: Taps, r: int) -> Node:
+    def reduce(self, taps: Any, r: int) -> Any:
         return taps.op("prune_tokens", taps.x, taps.score(kind_of(self.score, taps)), taps.size, r, taps.protected)
 
 
@@ -42,7 +41,7 @@ def check_score(score: str) -> None:
                           cure=nearest(score, ("auto", *KINDS)))
 
 
-def kind_of(score: str, taps: Taps) -> str:
+def kind_of(score: str, taps: Any) -> str:
     """The score at a site. Raises OptionError where it needs a class token that is not there."""
     if score == "auto":
         return "class-value" if taps.protected else "received-value"

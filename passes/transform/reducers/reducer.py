@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -75,6 +76,46 @@ class Taps:
         return self.op("token_score", self.attention(rows), self.nodes[self.site.values], kind, self.protected)
 
 
+class Counting:
+    """Taps that build nothing: they count the multiply-accumulates of the ops that a reducer would insert.
+
+    shapes   of query, key and values [1, heads, tokens, d] and of x [1, tokens, width] in the dense graph, by role
+    """
+
+    def __init__(self, site: TokenSite, left: int, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.site, self.left, self.shapes, self.macs = site, left, shapes, 0
+        self.protected = site.protected
+        self.x: Any = (1, left, shapes["x"][-1])
+        self.size: Any = (1, left, 1)
+
+    def op(self, name: str, *args: Any) -> Any:
+        """Count one op; its result as a shape, where a reducer may use it."""
+        op = OPS[f"fxprune::{name}"]
+        self.macs += op.macs(**dict(zip([a.name for a in op.target._schema.arguments], args, strict=True)))
+        return (1, self.left)
+
+    def metric(self) -> Any:
+        """[1, tokens, d]"""
+        key = self.shapes.get("key")
+        return self.x if key is None else (1, self.left, key[2] if self.site.transposed else key[3])
+
+    def attention(self, rows: int = 0) -> Any:
+        """[1, heads, rows or all, tokens]"""
+        query = self.shapes.get("query")
+        if query is not None:
+            shape = (1, query[1], self.left, query[3])
+            self.op("attention_map", shape, shape, self.size, self.site.scale, rows)
+            return (1, query[1], rows or self.left, self.left)
+        heads = self.shapes["values"][1] if "values" in self.shapes else 1
+        return (1, heads, self.left, self.left)
+
+    def score(self, kind: str) -> Any:
+        """[1, tokens]"""
+        values = self.shapes.get("values", (1, 1, self.left, 1))
+        attention = self.attention(1 if kind in ("class", "class-value") else 0)
+        return self.op("token_score", attention, (1, values[1], self.left, values[3]), kind, self.protected)
+
+
 class Reducer(ABC):
     """How tokens become fewer. A frozen dataclass whose fields are its options.
 
@@ -103,8 +144,11 @@ class Reducer(ABC):
         return self.merges
 
     @abstractmethod
-    def reduce(self, taps: Taps, r: int) -> Node:
-        """The node of (x' [batch, tokens - r, width], size', place [batch, tokens])."""
+    def reduce(self, taps: Any, r: int) -> Any:
+        """The node of (x' [batch, tokens - r, width], size', place [batch, tokens]).
+
+        taps   :class:`Taps`, or :class:`Counting`, which builds nothing
+        """
 
 
 def half(tokens: int, protected: int) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch.fx import Node
-
-from .reducer import Reducer, Taps, half
+from .reducer import Reducer, half
 
 
 @dataclass(frozen=True)
@@ -28,5 +27,5 @@ class Tome(Reducer):
     def cap(self, tokens: int, protected: int) -> int:
         return half(tokens, protected)
 
-    def reduce(self, taps: Taps, r: int) -> Node:
+    def reduce(self, taps: Any, r: int) -> Any:
         return taps.op("merge_tokens", taps.x, taps.metric(), taps.size, r, taps.protected)

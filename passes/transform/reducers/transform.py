@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.fx import Node
+from typing import Any
 
 from ....errors import OptionError
 from .prune import check_score, kind_of
-from .reducer import Reducer, Taps
+from .reducer import Reducer
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Transforming(Reducer):
             raise OptionError("the temperature must be positive", where="--tokens transform{temperature=}",
                               why=f"it is {self.temperature}")
 
-    def reduce(self, taps: Taps, r: int) -> Node:
+    def reduce(self, taps: Any, r: int) -> Any:
         score = taps.score(kind_of(self.score, taps))
         return taps.op("transform_tokens", taps.x, taps.metric(), score, taps.size, r, taps.protected,
                        self.temperature)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.fx import Node
+from typing import Any
 
 from ....errors import OptionError
-from .reducer import Reducer, Taps
+from .reducer import Reducer
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ZeroTprune(Reducer):
             raise OptionError("similar is a share and iterations a count", where="--tokens zero-tprune",
                               why=f"similar={self.similar}, iterations={self.iterations}")
 
-    def reduce(self, taps: Taps, r: int) -> Node:
+    def reduce(self, taps: Any, r: int) -> Any:
         share = taps.left / taps.site.tokens
         iterations = self.iterations or (30 if share > 0.9 else 5 if share > 0.5 else 1)
         similar = min(round(r * self.similar), max(0, (taps.left - taps.protected) // 2 - 1))

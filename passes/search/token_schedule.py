@@ -1,0 +1,147 @@
+"""How many tokens go behind which attention, for a cost: by a fixed profile, or by rank elimination on scores."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ...axis import Axis
+from ...cost import CostModel
+from ...program import Program
+from ...tokens import TokenFlow
+
+Cap = Callable[[int, int], int]
+"""(tokens here, protected ones) -> the most that may go at once."""
+Removed = list[int]  # per usable site
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """One metric as a function of the tokens that are left behind every usable site, everything else fixed.
+
+    ``total = base + sum over sites of a_i n_i^2 + b_i n_i``, n the unprotected tokens there: products over tokens are
+    of degree one (linear layers) or two (attention), and no product mixes two regions. Exact, read off the cost
+    polynomial at three points per site.
+    """
+
+    base: int
+    parts: tuple[tuple[int, int], ...]
+    whole: int  # unprotected tokens of the dense model
+    protected: int
+    extra: Callable[[int, int, int], int] = lambda site, left, r: 0  # what the reduction itself costs there
+
+    @staticmethod
+    def of(program: Program, kept: Mapping[Axis, int], metric: str = "flops",
+           extra: Callable[[int, int, int], int] = lambda site, left, r: 0) -> TokenCosts:
+        """Of a program with its token flow, at ``kept`` elements of its groups.
+
+        extra   (site, tokens there, how many go) -> what the ops that reduce them cost
+        """
+        flow: TokenFlow = program.need("tokens")
+        assert flow.axes is not None
+        axes = [s.axis for s in flow.usable if s.axis is not None]
+        model = CostModel(program, flow.axes, also=axes)
+
+        def at(counts: Mapping[Axis, int]) -> int:
+            return model({**kept, **counts}).metric(metric)
+
+        none = at(dict.fromkeys(axes, 0))
+        parts = []
+        for axis in axes:
+            one, two = (at({**dict.fromkeys(axes, 0), axis: n}) - none for n in (1, 2))
+            a = (two - 2 * one) // 2
+            parts.append((a, one - a))
+        return TokenCosts(none, tuple(parts), axes[0].size, flow.usable[0].protected, extra)
+
+    def total(self, removed: Sequence[int]) -> int:
+        """The metric when so many tokens go behind each site."""
+        left, cost = self.whole, self.base
+        for site, ((a, b), r) in enumerate(zip(self.parts, removed, strict=True)):
+            cost += self.extra(site, left + self.protected, r) if r else 0
+            left -= r
+            cost += a * left * left + b * left
+        return cost
+
+    def fits(self, removed: Sequence[int], cap: Cap) -> Removed:
+        """``removed`` within what may go at once; what is too much goes one site later."""
+        left, spill, out = self.whole, 0, []
+        for r in removed:
+            now = min(r + spill, cap(left + self.protected, self.protected))
+            spill = r + spill - now
+            left -= now
+            out.append(now)
+        return out
+
+
+def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap) -> Removed:
+    """Counts in proportion to ``weights``, as few as meet ``limit``; all that can go where that is not enough.
+
+    ToMe's constant schedule has equal weights, its decreasing one falls from 2 to 0 (Bolya et al. 2023, section 3). The
+    amount is a real number, rounded where sums are taken, so that budgets are met closely.
+    """
+
+    def at(amount: float) -> Removed:
+        done, sums, out = 0, 0.0, []
+        for weight in weights:
+            sums += amount * weight
+            out.append(round(sums) - done)
+            done = round(sums)
+        return costs.fits(out, cap)
+
+    low, high = 0.0, float(costs.whole)
+    if costs.total(at(high)) > limit:
+        return at(high)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if costs.total(at(middle)) <= limit else (middle, high)
+    return at(high)
+
+
+def decreasing(count: int) -> list[float]:
+    """Weights from 2 to 0."""
+    return [2 - 2 * i / max(count - 1, 1) for i in range(count)]
+
+
+def eliminate(scores: Sequence[Sequence[float]], costs: TokenCosts, limit: float, cap: Cap,
+              aware: bool = True) -> Removed:
+    """OPTIN's rank elimination: take the cheapest (site, token) again and again until the cost is within ``limit``.
+
+    scores   [site][token]: what it does to remove that token from that site on; a token that went at a site is gone
+             at later ones, and one that went later may go earlier instead
+    aware    by score per cost saved, with the cost as it then is; else by score alone (the paper's order)
+    Returns the number of tokens that first go at every site, within the cap, the excess one site later.
+
+    Source  OPTIN, arXiv:2403.17921, A.9: "simple rank elimination"; per cost is ours, with exact finite differences of
+            the true cost (the reference code counts one head and one neuron per layer)
+    """
+    sites, tokens = len(scores), len(scores[0]) if scores else 0
+    first = [sites] * tokens  # the site at which a token goes; sites: it stays
+    removed = [0] * sites
+
+    def price(i: int, j: int) -> float:
+        if not aware:
+            return scores[i][j]
+        left, gain = costs.whole, 0
+        for k in range(sites):
+            left -= removed[k]
+            if i <= k < first[j]:
+                a, b = costs.parts[k]
+                gain += a * (2 * left - 1) + b
+        return scores[i][j] / gain if gain > 0 else float("inf")
+
+    heap = [(price(i, j), i, j) for i in range(sites) for j in range(tokens)]
+    heapq.heapify(heap)
+    while heap and costs.total(costs.fits(removed, cap)) > limit:
+        value, i, j = heapq.heappop(heap)
+        if first[j] <= i:
+            continue
+        now = price(i, j)
+        if heap and now > heap[0][0] and now > value:  # it saves less than when it was asked: back into the queue
+            heapq.heappush(heap, (now, i, j))
+            continue
+        if first[j] < sites:
+            removed[first[j]] -= 1
+        first[j] = i
+        removed[i] += 1
+    return costs.fits(removed, cap)
