@@ -238,14 +238,27 @@ class _Finder:
             try:
                 self._read(node, found)
             except Positional as reason:
-                if not self.unmerge or not all(len(n.meta["val"].shape) == 3 for n in mine):
+                if not self.unmerge or not all(self._restore(n, node, found) for n in mine):
                     cure = "" if self.unmerge or node.op != "output" else "; --unmerge restores them"
                     raise _Told(self.place[node], f"{reason} at {node.name}{cure}") from None
-                found.restored += [(n.name, node.name) for n in mine]
                 continue
             if self.holds[node]:
                 found.nodes.add(node)
         return found
+
+    def _restore(self, node: Node, reader: Node, found: _Reach) -> bool:
+        """Restore the tokens that ``reader`` reads of ``node``, or further up where they lie in rows; whether it can."""
+        dims = self.axes.dims.get(node.name)
+        rows = isinstance(dims, list) and len(dims) == 3 and isinstance(node.meta.get("val"), Tensor) \
+            and self.swap.holds(dims[1]) and not self.swap.holds(dims[0]) and not self.swap.holds(dims[2])
+        if rows:
+            found.restored.append((node.name, reader.name))
+            return True
+        sources = [n for n in node.all_input_nodes if n in found.nodes]
+        if len(sources) != 1 or op_name(node) not in MOVES or any(u in found.nodes for u in node.users):
+            return False
+        found.nodes.discard(node)
+        return self._restore(sources[0], node, found)
 
     def _read(self, node: Node, found: _Reach) -> None:
         """Note how ``node`` reads tokens. Raises Positional unless it treats all alike."""
@@ -328,11 +341,12 @@ class _Finder:
             restored.update(dict.fromkeys(reach.restored))
             # what no longer holds tokens still sums over them
             region.update({n: i for n in (*reach.softmaxes, *reach.averages)})
+        readers = {reader for _, reader in restored}
+        region = {name: i for name, i in region.items() if name not in readers}
         for node in self.nodes:
             inner = [region[n.name] for n in node.all_input_nodes if n.name in region and self.holds[n]]
-            if node.name not in region and inner and node.op == "call_function":
+            if inner and node.op == "call_function" and node.name not in {*region, *readers}:
                 region[node.name] = max(inner)
-        region = {name: i for name, i in region.items() if all((name != r) for _, r in restored)}
         return TokenFlow(tuple(sites), region, self._axes(sites, region), softmaxes, averages, tuple(restored))
 
     def _axes(self, sites: list[TokenSite], region: Mapping[str, int]) -> Axes:
