@@ -45,6 +45,7 @@ class Artifact:
     report   plain data, see :func:`build_report`; ``save`` adds ``parity``, ``payload`` and ``files``
     backend  the target that ``save`` lowers to
     path     the directory, once saved or when read back
+    extras   more files for the directory (pictures), by name
     """
 
     program: Program
@@ -52,6 +53,7 @@ class Artifact:
     report: dict[str, Any]
     backend: Backend = field(default_factory=lambda: registry.backend("eager"))
     path: Path | None = None
+    extras: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _module: ProgramModule | None = field(default=None, repr=False)
 
     @property
@@ -83,6 +85,8 @@ class Artifact:
             if not (directory / PROGRAM).exists():
                 write_program(program.exported, directory / PROGRAM)
             (directory / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+            for name, content in self.extras.items():
+                (directory / name).write_bytes(content)
             report = {
                 **self.report, "target": self.target, "payload": lowered.payload.name, "parity": parity.to_dict(),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},

@@ -54,7 +54,7 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
     check_sites(scored, tokens)
     one = _Decision(work, wish, tokens, scored, [] if data is None else list(data.batches))
     if tokens.explicit:
-        removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap), len(one.flow.usable))
+        removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
         return one.planned(one.plan_of(removed), search)
     if search is None:
         return one.planned(one.within(one.limit), None)
@@ -152,7 +152,7 @@ class _Decision:
             self.work.stage("score tokens")
             made = TokenScores(self.program, self._seen(32), trial)
             self._scores[how] = made.removals(REMOVALS) if how == "removal" else \
-                made.curves(self.tokens.reducer, self.tokens.made.cap)
+                made.curves(self.tokens.made)
         return self._scores[how]
 
     def _seen(self, samples: int) -> list[Batch]:

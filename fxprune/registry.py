@@ -33,7 +33,6 @@ REDUCERS: Table = {
     "zero-tprune": "fxprune.passes.transform.reducers.zero_tprune:ZeroTprune",
     "transform": "fxprune.passes.transform.reducers.transform:Transforming",
     "random": "fxprune.passes.transform.reducers.random:Random",
-    "one": "fxprune.passes.transform.reducers.one:One",
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .cost import COUNTED, CostModel
+from .cost import COUNTED, Cost, CostModel
 from .group import Kind, PruneGroup
 from .program import Program
 from .progress import Progress
 from .ranks import speaks
+from .tokens import describe_tokens
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +107,7 @@ class Screen:
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
         for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
-        self._print("", table, *frozen_lines(report.get("frozen", ()), short=True))
+        self._print("", table, *frozen_lines(report.get("frozen", ()), short=True), *token_lines(report.get("tokens")))
         parity = report["parity"]
         lines = [f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
@@ -124,6 +125,8 @@ class Screen:
         dense = model()
         cut = plan.choices
         after = model({g.axis: len(cut[g.name].keep) for g in program.need("groups") if g.name in cut})
+        if plan.tokens is not None and "predicted" in plan.about:  # tokens are no part of the dense polynomial
+            after = Cost(**plan.about["predicted"])
         table = _table("", "dense", "planned", "ratio")
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             old, new = dense.metric(key), after.metric(key)
@@ -131,7 +134,8 @@ class Screen:
         for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
-        self._print("", table, *frozen_lines(_frozen(program), short=True), *where)
+        told = None if program.tokens is None else describe_tokens(program.tokens, plan.tokens)
+        self._print("", table, *frozen_lines(_frozen(program), short=True), *token_lines(told), *where)
 
     def inspection(self, program: Program, graph: str | None) -> None:
         """Every prunable group as a row, frozen ones gathered by their reason."""
@@ -144,8 +148,9 @@ class Screen:
                               _plain(places(g)))
         notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
         drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
+        told = None if program.tokens is None else describe_tokens(program.tokens, None)
         self._print(f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
-                    table, *frozen_lines(_frozen(program)), *notes,
+                    table, *frozen_lines(_frozen(program)), *token_lines(told), *notes,
                     "[dim]share: of all MACs; groups overlap, so shares add up to more than 1. exact: cutting equals "
                     f"masking. MACs are {COUNTED}[/]", *drawn)
 
@@ -204,7 +209,32 @@ def inspection(program: Program) -> dict[str, Any]:
         "name": program.name, "cost": {"flops": dense.flops, "params": dense.params, "bytes": dense.bytes},
         "counted": COUNTED, "groups": [one(g) for g in program.need("groups")], "notes": list(program.notes),
         "ops_without_a_rule": dict(axes.unknown),
+        "tokens": None if program.tokens is None else describe_tokens(program.tokens, None),
     }
+
+
+def token_lines(told: Mapping[str, Any] | None) -> list[str]:
+    """Where tokens become fewer, or may, and why not elsewhere; nothing for models without attention."""
+    sites = told["sites"] if told else []
+    if not told or not sites:
+        return []
+    usable, lines = [s for s in sites if not s["frozen"]], []
+    if told["reducer"] and any(s["removed"] for s in sites):
+        left = " ".join(str(s["left"]) for s in usable)
+        lines.append(f"tokens    {_plain(told['reducer'])}: {usable[0]['tokens']} in front, then {left}")
+    elif usable:
+        first = usable[0]
+        lines.append(f"tokens    {first['tokens']} ({first['protected']} protected) may be reduced behind "
+                     f"{len(usable)} attentions  [dim]({_plain(some([s['site'] for s in usable]))})[/]")
+    by_reason: dict[str, list[str]] = collections.defaultdict(list)
+    for site in sites:
+        if site["frozen"]:
+            by_reason[site["frozen"]].append(site["site"])
+    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    lines += [f"frozen    {len(names)} token sites: {_plain(why)}  [dim]({_plain(some(names))})[/]"
+              for why, names in reasons[:4]]
+    more = [f"[dim]          and {len(reasons) - 4} more reasons (--json lists them)[/]"] if reasons[4:] else []
+    return [*lines, *more]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

@@ -20,6 +20,8 @@ from .passes.analysis.importance.distance import output_change
 from .passes.analysis.importance.features import Tap, find_taps
 from .passes.analysis.importance.mask_gradients import samples_of
 from .passes.analysis.importance.objective import Target, targets
+from .passes.transform.reducers.one import One
+from .passes.transform.reducers.reducer import Reducer
 from .plan import TokenPlan
 from .program import Program
 from .streams import op_name
@@ -27,8 +29,8 @@ from .tokens import TokenSite
 
 WEIGHT = 0.01  # lambda_c, the paper's default for vision
 GRID = (0.125, 0.25, 0.5, 0.75, 1.0)  # shares of what may go at once
-Merge = Callable[[Program, TokenPlan], GraphModule]
-"""The graph of a plan, to be run with the program's arguments."""
+Merge = Callable[[Program, TokenPlan, Any], GraphModule]
+"""The graph of a plan and a reducer, to be run with the program's arguments."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ class TokenScores:
         self.taps = {s.name: [t for t in taps if nodes[t.value] > nodes[s.value]] for s in self.sites}
         self.dense = [self._dense(b, taps) for b in batches]
 
-    def curves(self, reducer: str, cap: Callable[[int, int], int]) -> list[list[float]]:
+    def curves(self, reducer: Reducer) -> list[list[float]]:
         """[site][k]: what the k-th token to go there adds, for every unprotected token. Costs a few runs per site.
 
         The loss is measured on a grid of counts up to the cap, made convex, and continued by its last power law beyond.
         """
-        grids = [sorted({max(1, round(g * cap(s.tokens, s.protected))) for g in GRID}) for s in self.sites]
+        grids = [sorted({max(1, round(g * reducer.cap(s.tokens, s.protected))) for g in GRID}) for s in self.sites]
         jobs = [(s, r) for s, grid in zip(self.sites, grids, strict=True) for r in grid]
         found = run_jobs("tokens.curves", len(jobs), lambda i: self._job(jobs[i][0], reducer, jobs[i][1]))
         losses = _combined([(float(f["features"]), float(f["output"])) for f in found])
@@ -82,8 +84,7 @@ class TokenScores:
         spaced; the others are given the score of the nearest one."""
         chosen = [even(s.tokens - s.protected, count) for s in self.sites]
         jobs = [(s, j) for s, tokens in zip(self.sites, chosen, strict=True) for j in tokens]
-        found = run_jobs("tokens.removals", len(jobs), lambda i: self._job(
-            jobs[i][0], f"one{{position={jobs[i][1]}}}", 1))
+        found = run_jobs("tokens.removals", len(jobs), lambda i: self._job(jobs[i][0], One(jobs[i][1]), 1))
         losses, at, out = _combined([(float(f["features"]), float(f["output"])) for f in found]), 0, []
         for site, tokens in zip(self.sites, chosen, strict=True):
             near = losses[at : at + len(tokens)]
@@ -92,14 +93,13 @@ class TokenScores:
                         for j in range(site.tokens - site.protected)])
         return out
 
-    def _job(self, site: TokenSite, reducer: str, r: int) -> dict[str, Tensor]:
+    def _job(self, site: TokenSite, reducer: Reducer, r: int) -> dict[str, Tensor]:
         features, output = self.loss(site, reducer, r)
         return {"features": torch.tensor(features, dtype=torch.float64), "output": torch.tensor(output).double()}
 
-    def loss(self, site: TokenSite, reducer: str, r: int) -> tuple[float, float]:
+    def loss(self, site: TokenSite, reducer: Reducer, r: int) -> tuple[float, float]:
         """(feature term, KL) of reducing by r at one site, means over the batches."""
-        plan = TokenPlan(reducer, {site.name: r})
-        small = self.merge(self.program, plan)
+        small = self.merge(self.program, TokenPlan(str(reducer), {site.name: r}), reducer)
         taps, features, output = self.taps[site.name], 0.0, 0.0
         for dense in self.dense:
             run = _Watch(small, {t.value for t in taps})

@@ -58,6 +58,7 @@ class TokenFlow:
     axes       the walk's axes, where the nodes of every region have an axis of their own for the tokens that are left
     softmaxes  node -> position of the dimension that it normalises, tokens of its region (attention over fewer keys)
     averages   node -> the dimensions of its input that it averages or sums over and that hold tokens
+    grid       rows and columns of the patches, where that is what the token dimension was made of
     restored   (node, reader): edges at which all tokens must be there again (dense prediction), with ``unmerge``
     """
 
@@ -67,6 +68,7 @@ class TokenFlow:
     softmaxes: Mapping[str, int] = field(default_factory=dict)
     averages: Mapping[str, int] = field(default_factory=dict)
     restored: tuple[tuple[str, str], ...] = ()
+    grid: tuple[int, ...] = ()
 
     @property
     def usable(self) -> tuple[TokenSite, ...]:

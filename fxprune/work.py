@@ -28,13 +28,14 @@ from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
 from .rebuild import owning
 from .token_wish import TokenWish, token_wish
-from .tokens import describe_tokens
+from .tokens import TokenFlow, describe_tokens
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
     from .passes.transform.recover import Recover
 
 MOST_ROUNDS = 20
+PICTURE = "tokens.png"
 MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Amount: TypeAlias = float | int | str | None
@@ -320,14 +321,27 @@ class Work:
         )
         if self.recovery is not None:
             report["recovery"] = self.recovery
+        extras = {}
         if whole.tokens is not None:
             report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
-        artifact = Artifact(small, plan, report, self.backend)
+            picture = self._picture(whole.tokens, program)
+            if picture is not None:
+                extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
+        artifact = Artifact(small, plan, report, self.backend, extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
                 artifact.save(Path(self.out))
         return artifact
+
+    def _picture(self, flow: TokenFlow, reduced: Program) -> bytes | None:
+        """Which patches merged into which, of a few inputs: the data's, else the example's."""
+        from .token_picture import token_picture
+
+        args, kwargs = reduced.example_inputs
+        if self.calibration is not None:
+            args, kwargs = self.calibration.batches[0].args, self.calibration.batches[0].kwargs
+        return token_picture(flow, reduced, reduced.flatten(args, kwargs))
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.

@@ -247,7 +247,7 @@ class _Finder:
         return found
 
     def _restore(self, node: Node, reader: Node, found: _Reach) -> bool:
-        """Restore the tokens that ``reader`` reads of ``node``, or further up where they lie in rows; whether it can."""
+        """Restore the tokens that ``reader`` reads of ``node``, or further up where they lie in rows, or say False."""
         dims = self.axes.dims.get(node.name)
         rows = isinstance(dims, list) and len(dims) == 3 and isinstance(node.meta.get("val"), Tensor) \
             and self.swap.holds(dims[1]) and not self.swap.holds(dims[0]) and not self.swap.holds(dims[2])
@@ -347,7 +347,8 @@ class _Finder:
             inner = [region[n.name] for n in node.all_input_nodes if n.name in region and self.holds[n]]
             if inner and node.op == "call_function" and node.name not in {*region, *readers}:
                 region[node.name] = max(inner)
-        return TokenFlow(tuple(sites), region, self._axes(sites, region), softmaxes, averages, tuple(restored))
+        return TokenFlow(tuple(sites), region, self._axes(sites, region), softmaxes, averages, tuple(restored),
+                         tuple(a.size for a in self.stream))
 
     def _axes(self, sites: list[TokenSite], region: Mapping[str, int]) -> Axes:
         """The walk's axes with the tokens of every region as an axis of its own."""

@@ -63,12 +63,12 @@ class TokenCosts:
             cost += a * left * left + b * left
         return cost
 
-    def fits(self, removed: Sequence[int], cap: Cap) -> Removed:
-        """``removed`` within what may go at once; what is too much goes one site later."""
+    def fits(self, removed: Sequence[int], cap: Cap, later: bool = True) -> Removed:
+        """``removed`` within what may go at once; what is too much goes one site ``later``, or stays."""
         left, spill, out = self.whole, 0, []
         for r in removed:
             now = min(r + spill, cap(left + self.protected, self.protected))
-            spill = r + spill - now
+            spill = r + spill - now if later else 0
             left -= now
             out.append(now)
         return out

@@ -50,12 +50,13 @@ class MergeTokens(Transform):
         return program.without_facts(exported=_Rewrite(program, flow, wanted, self.slug()).exported())
 
 
-def trial(program: Program, plan: TokenPlan) -> GraphModule:
+def trial(program: Program, plan: TokenPlan, reducer: Reducer | None = None) -> GraphModule:
     """The graph that :class:`MergeTokens` would make, to be run and thrown away: no shapes are propagated through it,
-    which takes seconds, and nothing is verified. It takes the arguments of ``program``."""
+    which takes seconds, and nothing is verified. It takes the arguments of ``program``. ``reducer``: in place of the
+    plan's."""
     if plan.empty:
         return program.exported.graph_module
-    module = _Rewrite(program, program.need("tokens"), plan, "trial").graph_module()[0]
+    module = _Rewrite(program, program.need("tokens"), plan, "trial", reducer).graph_module()[0]
     module.graph.lint()
     module.recompile()
     return module
@@ -98,9 +99,10 @@ class _Region:
 
 
 class _Rewrite:
-    def __init__(self, program: Program, flow: TokenFlow, plan: TokenPlan, made_by: str) -> None:
+    def __init__(self, program: Program, flow: TokenFlow, plan: TokenPlan, made_by: str,
+                 reducer: Reducer | None = None) -> None:
         self.program, self.flow, self.plan, self.made_by = program, flow, plan, made_by
-        self.reducer = reducer_of(plan.reducer)
+        self.reducer = reducer or reducer_of(plan.reducer)
         self.behind = counts_behind(flow, plan, self.reducer)
         self.walk = program.need("axes").dims if program.axes is not None else {}
         if flow.restored and not self.reducer.merges:

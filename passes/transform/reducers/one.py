@@ -10,7 +10,10 @@ from .reducer import Reducer
 
 @dataclass(frozen=True)
 class One(Reducer):
-    """Take one token away, the same of every image. position: counted from the first unprotected one."""
+    """Take one token away, the same of every image. For measuring alone: it is on no list.
+
+    position   counted from the first unprotected one
+    """
 
     position: int = 0
     name = "one"

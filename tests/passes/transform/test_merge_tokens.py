@@ -84,7 +84,8 @@ def test_nothing_removed_is_the_program_itself() -> None:
 
 
 @pytest.mark.parametrize(("front", "read", "how"), [
-    (1, "class", "sdpa"), (1, "class", "written"), (0, "mean", "sdpa"), (2, "mean-patches", "sdpa"), (1, "both", "post"),
+    (1, "class", "sdpa"), (1, "class", "written"), (0, "mean", "sdpa"), (2, "mean-patches", "sdpa"),
+    (1, "both", "post"),
 ])
 def test_merging_equal_tokens_changes_nothing(front: int, read: str, how: str) -> None:
     """Tokens that are the same count as often as they stand for: attention and averages do not notice.
