@@ -112,7 +112,11 @@ class _Decision:
     # ------------------------------------------------------------ schedules
     def within(self, limit: float, improve: bool = True) -> TokenPlan:
         """The schedule that costs at most ``limit``, what the token ops themselves cost included."""
-        removed = self._schedule(limit, improve)
+        from .passes.search.token_schedule import rounded
+
+        removed, multiple = self._schedule(limit, improve), self.tokens.deciding.multiple
+        if multiple > 1:
+            removed = rounded(removed, self.costs, limit, self.tokens.made.cap, multiple)
         if self.costs.total(removed) <= limit:
             return self.plan_of(removed)
         least = self.costs.total(self._all())

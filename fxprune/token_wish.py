@@ -29,12 +29,14 @@ class Deciding:
     share      of what the budget takes away that tokens take, beside heads, neurons and channels; None: a few are
                tried on the calibration data
     improve    trials of moving tokens from one site to another (``auto`` only)
+    multiple   of which the tokens left behind every site are, where it can be: some kernels like 8 or 16
     seen       calibration samples that schedules are scored and compared on
     """
 
     schedule: str = "auto"
     share: float | None = None
     improve: int = 16
+    multiple: int = 1
     seen: int = 128
 
     def __post_init__(self) -> None:
@@ -43,9 +45,10 @@ class Deciding:
                               cure=nearest(self.schedule, SCHEDULES))
         if self.share is not None and not 0 <= self.share <= 1:
             raise OptionError("share is between 0 and 1", where=f"--tokens {{share={self.share}}}")
-        if self.improve < 0 or self.seen < 1:
-            raise OptionError("improve is a count and at least one sample must be seen", where="--tokens",
-                              why=f"improve={self.improve}, seen={self.seen}")
+        if self.improve < 0 or min(self.seen, self.multiple) < 1:
+            raise OptionError("improve is a count, multiple at least 1, and at least one sample must be seen",
+                              where="--tokens", why=f"improve={self.improve}, multiple={self.multiple}, "
+                                                    f"seen={self.seen}")
 
 
 @dataclass(frozen=True)

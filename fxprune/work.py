@@ -338,10 +338,11 @@ class Work:
         """Which patches merged into which, of a few inputs: the data's, else the example's."""
         from .token_picture import token_picture
 
-        args, kwargs = reduced.example_inputs
-        if self.calibration is not None:
-            args, kwargs = self.calibration.batches[0].args, self.calibration.batches[0].kwargs
-        return token_picture(flow, reduced, reduced.flatten(args, kwargs))
+        if self.calibration is None:
+            flat = reduced.flatten(*reduced.example_inputs)
+        else:
+            flat = reduced.flatten(self.calibration.batches[0].args, self.calibration.batches[0].kwargs)
+        return token_picture(flow, reduced, flat)
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.

@@ -13,7 +13,7 @@ from conftest import tiny_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import api
+from fxprune import work
 from fxprune.demo import Digits, DigitsViT, accuracy
 from fxprune.errors import (
     BudgetInfeasible,
@@ -216,7 +216,7 @@ def test_neurons_come_in_aligned_counts(trained: DigitsViT) -> None:
     ("neuronz", ["neuronz"]),  # SearchPlan names the nearest kind
 ])
 def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
-    assert [str(k) for k in api.kinds_of(words)] == kinds
+    assert [str(k) for k in work.kinds_of(words)] == kinds
 
 
 # ------------------------------------------------------------ what goes wrong

@@ -98,6 +98,25 @@ def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap)
     return at(high)
 
 
+def rounded(removed: Sequence[int], costs: TokenCosts, limit: float, cap: Cap, multiple: int) -> Removed:
+    """``removed`` with the tokens left (protected ones included) at multiples, which kernels like: to the nearest, or
+    down where that would cost more than ``limit``. Where the cap forbids it, and before anything goes, they stay odd.
+    """
+    def at(nearest: bool) -> Removed:
+        dense = left = wanted = costs.whole + costs.protected
+        out = []
+        for r in removed:
+            wanted -= r
+            target = dense if wanted == dense else (wanted + multiple // 2 * nearest) // multiple * multiple
+            target = min(left, max(target, left - cap(left, costs.protected)))
+            out.append(left - target)
+            left = target
+        return out
+
+    near = at(True)
+    return near if costs.total(near) <= limit else at(False)
+
+
 def decreasing(count: int) -> list[float]:
     """Weights from 2 to 0."""
     return [2 - 2 * i / max(count - 1, 1) for i in range(count)]

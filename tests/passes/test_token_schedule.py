@@ -8,7 +8,7 @@ from token_models import TokenViT, analysed, scrambled
 
 from fxprune.axis import Axis
 from fxprune.cost import CostModel
-from fxprune.passes.search.token_schedule import TokenCosts, decreasing, eliminate, profile
+from fxprune.passes.search.token_schedule import TokenCosts, decreasing, eliminate, profile, rounded
 from fxprune.program import Program
 
 
@@ -133,3 +133,16 @@ def test_the_cost_of_reducing_counts() -> None:
     program, plain = small()
     costs = TokenCosts.of(program, {}, "flops", lambda site, left, r: 1000 * r + left + site)
     assert costs.total([2, 0, 1, 0]) == plain.total([2, 0, 1, 0]) + (2000 + 17) + (1000 + 15 + 2)
+
+
+@pytest.mark.parametrize("removed", [[3, 1, 2, 2], [0, 5, 0, 3], [1, 1, 1, 1]])
+def test_tokens_left_are_multiples_where_they_can_be(removed: list[int]) -> None:
+    _, costs = small()
+    limit = float(costs.total(removed))
+    found = rounded(removed, costs, limit, half, 4)
+    assert costs.total(found) <= limit
+    assert found == costs.fits(found, half)
+    left = 17
+    for r in found:
+        left -= r
+        assert left == 17 or left % 4 == 0

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fxprune.ops  # noqa: F401  registers them
 from fxprune.axis import Axis, kept_index, leaves
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.walk import RULES, op_name
@@ -86,7 +87,27 @@ class Op:
 MASK = torch.tensor([[True, False, True], [False, False, True]])
 INDEX = torch.tensor([2, 0])
 
+fxprune_ops = torch.ops.fxprune
+PLACE = torch.tensor([[0, 1, 1, 2], [0, 2, 1, 2]])
 OPS = [
+    Op("merge_tokens", lambda x, m: fxprune_ops.merge_tokens(x, m, None, 2, 1)[0], ((2, 7, 4), (2, 7, 3)), 3),
+    Op("prune_tokens", lambda x, s: fxprune_ops.prune_tokens(x, s, None, 2, 1)[0], ((2, 7, 4), (2, 7)), 2),
+    Op("adapt_tokens", lambda x, m, s: fxprune_ops.adapt_tokens(x, m, s, None, 2, 1, 0.05)[0],
+       ((2, 7, 4), (2, 7, 3), (2, 7)), 3),
+    Op("transform_tokens", lambda x, m, s: fxprune_ops.transform_tokens(x, m, s, None, 2, 1, 0.1)[0],
+       ((2, 7, 4), (2, 7, 3), (2, 7)), 3),
+    Op("pagerank_tokens", lambda x, a, m: fxprune_ops.pagerank_tokens(x, a.softmax(-1), m, None, 3, 1, 1, 2)[0],
+       ((2, 7, 4), (2, 3, 7, 7), (2, 7, 3)), 4),
+    Op("drop_tokens", lambda x: fxprune_ops.drop_tokens(x, None, 2, 1, 0)[0], ((2, 7, 4),), 2),
+    Op("remove_token", lambda x: fxprune_ops.remove_token(x, None, 2)[0], ((2, 7, 4),), 2),
+    Op("restore_tokens", lambda x: fxprune_ops.restore_tokens(x, PLACE), ((2, 3, 4),), 1),
+    Op("attention_map", lambda q, k: fxprune_ops.attention_map(q, k, None, 0.5, 0), ((2, 3, 5, 4), (2, 3, 5, 4)), 3),
+    Op("attention_map rows", lambda q, k: fxprune_ops.attention_map(q, k, None, 0.5, 1), ((2, 3, 5, 4), (2, 3, 5, 4)),
+       3),
+    Op("token_score", lambda a, v: fxprune_ops.token_score(a.softmax(-1), v, "class-value", 1),
+       ((2, 3, 5, 5), (2, 3, 5, 4)), 3),
+    Op("token_score received", lambda a, v: fxprune_ops.token_score(a.softmax(-1), v, "received-value", 0),
+       ((2, 3, 5, 5), (2, 3, 5, 4)), 3),
     Op("add", lambda x, y: x + y, ((2, 3, 4), (3, 1)), 3),
     Op("mul broadcast", lambda x, y: x * y, ((2, 1, 4), (3, 1)), 3),
     Op("gelu", F.gelu, ((2, 3),), 2),
