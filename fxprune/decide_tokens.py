@@ -52,7 +52,7 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
     tokens = wish.tokens
     assert tokens is not None
     check_sites(scored, tokens)
-    one = _Decision(work, wish, tokens, scored, [] if data is None else list(data.batches))
+    one = Decision(work, wish, tokens, scored, [] if data is None else list(data.batches))
     if tokens.explicit:
         removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
         return one.planned(one.plan_of(removed), search)
@@ -63,7 +63,9 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
 
 
 @dataclass
-class _Decision:
+class Decision:
+    """One model and one wish on the way to token counts; what was scored and tried is remembered."""
+
     work: Work
     wish: Wish
     tokens: TokenWish

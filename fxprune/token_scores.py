@@ -160,7 +160,7 @@ def increments(grid: Sequence[int], losses: Sequence[float], tokens: int) -> lis
     """What every further token adds, non-decreasing, from the losses of ``grid`` tokens gone at once. [tokens]
 
     >>> increments([2, 4], [2.0, 6.0], 5)
-    [1.0, 1.0, 2.0, 2.0, 2.79508497187474]
+    [1.0, 1.0, 2.0, 2.0, 2.545746128748689]
     """
     points = [(0, 0.0)]
     for r, loss in sorted(zip(grid, losses, strict=True)):

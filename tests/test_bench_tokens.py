@@ -139,6 +139,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return artifact, ["a warning"]
 
     monkeypatch.setattr(tokens_run, "reduced", reduced)
+    def planned(_: Any, cell: Any) -> Any:
+        calls.append(cell)
+        if cell.ratio < 0.2:
+            raise OptionError("the budget is too small")
+        return (lambda batch: model(*batch.args)), 240, [17, 12]
+
+    monkeypatch.setattr(tokens_run.Sweep, "planned", planned)
     monkeypatch.setattr(tokens_run, "dense_onnx", lambda *_: Path("dense"))
     monkeypatch.setattr(tokens_run, "payload", lambda path: path)
     monkeypatch.setattr(tokens_run, "timed", lambda *_: {"dense_ms": 2.0, "reduced_ms": 1.0, "speedup": 2.0})
@@ -148,9 +155,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_measures_nothing_twice(bench: Any) -> None:
-    from tokens_run import sweep
+    from tokens_run import ledgers
 
-    cell, hopeless = sweep(["tome"], ["optin"], [0.5, 0.1])
+    cell, hopeless = ledgers(["joint"], ["auto"], [0.5, 0.1])
     bench.made.run([cell, hopeless], {})
     first, failed = bench.made.records
     assert bench.made.dense["accuracy"] == first["accuracy"] == 100
@@ -172,6 +179,25 @@ def test_it_measures_nothing_twice(bench: Any) -> None:
     bench.made.run([cell], {cell: (1, 32)})
     bench.made.run([dataclasses.replace(cell, seed=1)], {})
     assert len(bench.calls) == 2, "another seed is another cell"
+
+
+def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
+    from tokens_run import sweep
+
+    one, other, hopeless = (*sweep(["tome", "random"], ["optin"], [0.5]), *sweep(["tome"], ["optin"], [0.1]))
+    bench.made.run([one, other, hopeless], {})
+    first, second, failed = bench.made.records
+    assert (first["accuracy"], first["macs"], first["share"], first["tokens_per_block"]) == (100, 240, 0.5, [17, 12])
+    assert (first["images"], second["images"]) == (60, 30)
+    assert "the budget is too small" in failed["error"]
+    bench.calls.clear()
+    bench.made.run([one, other], {})
+    assert not bench.calls
+    bench.made.run([one], {one: (32,)})
+    assert len(bench.calls) == 1
+    later = bench.made.records[-1]
+    assert (later["accuracy"], later["tokens_per_block"]) == (100, [17, 12])
+    assert later["latency"]["32"]["speedup"] == 2
 
 
 def test_closeness() -> None:
@@ -197,18 +223,14 @@ def test_differences_are_paired() -> None:
 
 
 def recipe(**changes: Any) -> Any:
-    from accuracy_models import Recipe as Teacher
     from tokens_model import Recipe, Stage
 
     from fxprune.surroundings import survive_torchvision
 
     survive_torchvision()
     pytest.importorskip("timm")
-    teacher = Teacher("teacher", "cifar10", "resnet", {"channels": 3, "widths": [4], "blocks": 1}, epochs=1, batch=16,
-                      bf16=False)
     made = Recipe("tiny", sizes={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}, batch=8, held=8,
-                  stages=(Stage(8, 2, 1e-3, 0.7, mix=0.5), Stage(16, 1, 1e-3, 0.8, fused=True)), bf16=False,
-                  teacher=teacher)
+                  stages=(Stage(8, 2, 1e-3, 0.7, mix=0.5), Stage(16, 1, 1e-3, 0.8, fused=True)), bf16=False)
     return dataclasses.replace(made, **changes)
 
 
@@ -237,11 +259,11 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return say
 
     whole, about = trained(recipe(), pictures(), tmp_path / "whole", lambda _: None)
-    for _ in range(3):  # behind the teacher's epoch, and behind epochs of both stages
+    for _ in range(3):
         with pytest.raises(Stop):
             trained(recipe(), pictures(), tmp_path / "parts", stop_at(1))
     again, _ = trained(recipe(), pictures(), tmp_path / "parts", lambda _: None)
-    assert {p.name for p in (tmp_path / "parts").iterdir()} == {recipe().path().name, recipe().teacher.path().name}
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == [recipe().path().name]
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
     assert about["hash"] == recipe().hash
     assert len(about["epoch_seconds"]) == 2
@@ -260,15 +282,16 @@ def test_held_out_images_are_no_part_of_training() -> None:
 
 
 def test_augmentation() -> None:
-    from tokens_model import cropped, crops, mixed
+    from tokens_model import Stage, cropped, mixed
 
     generator = torch.Generator().manual_seed(0)
-    flat = torch.arange(4.0)[:, None, None, None].repeat(1, 3, 32, 32)
-    made = cropped(flat, crops(4, 0.5, generator), 12)
+    flat = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)
+    made = cropped(flat, Stage(12, 1, 0.1, 0.5), generator)
+    assert made.shape == (4, 3, 12, 12)
     torch.testing.assert_close(made, flat[:, :, :12, :12])
-    both = mixed(flat, generator)
-    assert {tuple(image.unique().tolist()) for image in both} == {(0, 3), (0, 1), (1, 2), (2, 3)}
+    both, share = mixed(flat.contiguous(), generator)
+    assert float((both != flat).float().mean()) == pytest.approx(share)
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    steps = cropped(ramp, crops(64, 0.5, generator), 32).diff(dim=3)[:, 0, 16, 16]
+    steps = cropped(ramp, Stage(32, 1, 0.1, 0.5), generator).diff(dim=3)[:, 0, 16, 16]
     assert (steps > 0).any(), "some stay"
     assert (steps < 0).any(), "some are mirrored"

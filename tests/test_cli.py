@@ -251,7 +251,7 @@ def test_a_bug_exits_70_with_the_pipeline(
     code, _, err = run(capsys, "compile", "model.pt", *LOADING, "--flops", "0.5")
     assert code == INTERNAL
     assert "the moon is full" in err
-    assert "pipeline  clean,inline,fold-weights,propagate-axes" in err
+    assert "pipeline  clean,inline,drop-masks,fold-weights,propagate-axes" in err
     assert "Traceback" not in err
 
 

@@ -58,6 +58,7 @@ from tokens_run import (
 
 TIMED, TIMED_RATIOS = ("tome", "ppt", "prune-class-value", "joint"), (0.7, 0.5)
 JOINT_AT, REALISED, AT_BATCH, DECIDES = 0.5, 0.85, "32", ("tome",)
+JUDGES = 500  # held-out images on which closeness to dense is measured
 OURS = ("optin", "auto")  # the first decides
 
 
@@ -214,14 +215,15 @@ def measure(results: Results, args: argparse.Namespace) -> None:
     if not 0 < args.samples <= half:
         raise ValueError(f"--samples is between 1 and {half}: the other held-out images judge")
     weights = fingerprint(model)
+    judge = slice(half, half + JUDGES)
     bench = Bench(model, weights, Split(held.images[:half], held.labels[:half]),
-                  Split(held.images[half:], held.labels[half:]), test, args.samples, args.cache / "tokens-onnx",
+                  Split(held.images[judge], held.labels[judge]), test, args.samples, args.cache / "tokens-onnx",
                   results.save, _say, threads=args.threads, seconds=args.seconds)
     bench.open()
     results.opened({"name": RECIPE.name, "checkpoint": RECIPE.path(args.cache).name, "weights": weights,
                     "training": training, "evaluated": f"{RECIPE.data} test, {len(test.labels)} images",
                     "calibrated": f"{RECIPE.data} train, {args.samples} of {half} held-out images",
-                    "judged": f"{RECIPE.data} train, {len(held.labels) - half} other held-out images", **bench.dense})
+                    "judged": f"{RECIPE.data} train, {JUDGES} other held-out images", **bench.dense})
     bench.records = results.measured
     results.save(bench.records)
     _say(f"dense: {bench.dense['accuracy']:.2f} %, {bench.dense['macs'] / 1e6:.1f} M MACs")

@@ -5,13 +5,9 @@ the start is out of a CPU's reach, so a recipe goes through stages: most epochs 
 56x56, with the position embedding interpolated in between (timm's ``resample_abs_pos_embed``). Random crops are brought
 to the stage's size, so that the short stage already sees the scales of the long one.
 
-Ten thousand images teach a transformer little by their labels alone, so a small residual network (one of
-``accuracy_models``, trained on the same images) teaches it as well: by its answer to each crop, and alone where the
-crop is cut from two images. The stem is convolutions.
-
-The last ``held`` images of the train split are no part of training, the teacher's included: they calibrate and select.
-Test images only judge. A checkpoint lies beside those of ``accuracy_models`` as ``NAME-HASH.pt``, the hash being that
-of everything in the recipe, and training goes on after an interruption from the last whole epoch.
+The last ``held`` images of the train split are no part of training: they calibrate and select. Test images only judge.
+A checkpoint lies beside those of ``accuracy_models`` as ``NAME-HASH.pt``, the hash being that of everything in the
+recipe, and training goes on after an interruption from the last whole epoch.
 
     python tools/bench/tokens_model.py [--data FOLDER] [--cache FOLDER]        train what is not there
 """
@@ -22,19 +18,15 @@ import argparse
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accuracy_models
 import torch
-from accuracy_models import CACHE, DATA, LOADERS, Images, Say, _store, share_right
+from accuracy_models import BUILDERS, CACHE, DATA, LOADERS, Images, Say, _store, share_right
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from fxprune.surroundings import survive_torchvision
 
 
 @dataclass(frozen=True)
@@ -44,8 +36,7 @@ class Stage:
     size    of the images; with the recipe's patches it fixes the number of tokens
     lr      where the one-cycle schedule of this stage peaks
     crop    smallest side of a random crop, as a share of the image's
-    mix     share of batches in which a rectangle of each image is that of another (cutmix): the teacher's answer is
-            all there is to learn from these
+    mix     share of batches in which a rectangle of each image is that of another (cutmix)
     fused   attention in one kernel: quicker from a few hundred tokens on, slower backwards below
     """
 
@@ -62,16 +53,14 @@ class Recipe:
     """How the model is made. Every field is part of the checkpoint's hash.
 
     sizes   arguments of timm's VisionTransformer, which gets ``img_size`` from the stage
-    taught  weight of the teacher's answers against the labels
     held    train images that training does not see
     bf16    forward passes under bfloat16 autocast while training (weights stay fp32)
     """
 
     name: str
     data: str = "cifar10"
+    builder: str = "vit"
     sizes: dict[str, Any] = field(default_factory=dict)
-    teacher: accuracy_models.Recipe = accuracy_models.RECIPES["cnn-cifar"]
-    taught: float = 0.7
     stages: tuple[Stage, ...] = ()
     batch: int = 64
     decay: float = 0.05
@@ -96,30 +85,7 @@ class Recipe:
 
 RECIPE = Recipe(
     "vit-tokens", sizes={"patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4},
-    teacher=replace(accuracy_models.RECIPES["cnn-cifar"], name="vit-tokens-teacher"),
-    stages=(Stage(28, 24, 1.2e-3, 0.7, mix=0.3), Stage(56, 3, 4e-4, 0.75, mix=0.3, fused=True)))
-
-
-class Stem(nn.Module):
-    """Convolutions in place of a projection of patches of 4x4, one more than ``accuracy_models.ConvolutionStem`` has.
-
-    Takes the arguments that timm's VisionTransformer hands to its ``embed_layer``.
-    [batch, channels, h, w] -> [batch, h w / 16, width]
-    """
-
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
-        super().__init__()
-        if patch_size != 4:
-            raise ValueError(f"this stem makes patches of 4x4, not of {patch_size}")
-        self.num_patches = (img_size // 4) ** 2
-        layers: list[nn.Module] = []
-        for (inputs, outputs), stride in zip(pairwise((in_chans, embed_dim // 4, embed_dim // 2, embed_dim)), (2, 1, 2),
-                                             strict=True):
-            layers += [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images).flatten(2).transpose(1, 2)
+    stages=(Stage(28, 36, 1.2e-3, 0.6, mix=0.25), Stage(56, 3, 3e-4, 0.75, fused=True)))
 
 
 @dataclass(frozen=True)
@@ -145,12 +111,12 @@ def splits(recipe: Recipe, images: Images) -> tuple[Split, Split]:
 def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print) -> tuple[nn.Module, dict[str, Any]]:
     """The model in evaluation form, trained now unless its checkpoint is there, and how that went.
 
-    Returns also {"hash", "cpu_seconds", "epoch_seconds" by stage, "teacher", "held_accuracy", "test_accuracy"}, shares.
+    Returns also {"hash", "cpu_seconds", "epoch_seconds" per stage, "held_accuracy", "test_accuracy"}; shares.
     """
     path = recipe.path(cache)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        model, about = _train(recipe, images, cache, say)
+        model, about = _train(recipe, images, path.with_suffix(".partial"), say)
         _store(path, {"model": model.state_dict(), "about": about, "recipe": asdict(recipe)})
         path.with_suffix(".partial").unlink(missing_ok=True)
     saved = torch.load(path, weights_only=True)
@@ -163,10 +129,7 @@ def build(recipe: Recipe, size: int) -> nn.Module:
     """An untrained model for images of ``size``, the same one every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        survive_torchvision()
-        from timm.models.vision_transformer import VisionTransformer
-
-        return VisionTransformer(embed_layer=Stem, num_classes=10, img_size=size, **recipe.sizes)
+        return BUILDERS[recipe.builder](img_size=size, **recipe.sizes)
 
 
 def carried(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -180,12 +143,10 @@ def carried(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {**state, "pos_embed": moved}
 
 
-def _train(recipe: Recipe, images: Images, cache: Path, say: Say) -> tuple[nn.Module, dict[str, Any]]:
-    """The teacher, then stage after stage, from where it stopped if it did."""
-    fit, partial = len(images.train_labels) - recipe.held, recipe.path(cache).with_suffix(".partial")
+def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.Module, dict[str, Any]]:
+    """Stage after stage, from ``partial`` on if it is there."""
+    fit = len(images.train_labels) - recipe.held
     pool = Split(images.train_images[:fit], images.train_labels[:fit])
-    teacher, taught = accuracy_models.trained(
-        recipe.teacher, replace(images, train_images=pool.images, train_labels=pool.labels), cache, say)
     saved: dict[str, Any] = torch.load(partial, weights_only=True) if partial.exists() else {"stage": 0, "epoch": 0}
     spent: list[float] = list(saved.get("cpu_seconds", [0.0] * len(recipe.stages)))
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -205,7 +166,7 @@ def _train(recipe: Recipe, images: Images, cache: Path, say: Say) -> tuple[nn.Mo
         held = Split(resized(images.train_images[fit:], stage.size), images.train_labels[fit:])
         for epoch in range(saved["epoch"], stage.epochs):
             started = time.process_time()
-            loss = _epoch(model.train(), teacher, recipe, stage, pool, optimiser, schedule, generator)
+            loss = _epoch(model.train(), recipe, stage, pool, optimiser, schedule, generator)
             spent[number] += time.process_time() - started
             last = epoch + 1 == stage.epochs
             saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
@@ -217,7 +178,7 @@ def _train(recipe: Recipe, images: Images, cache: Path, say: Say) -> tuple[nn.Mo
                 f"held-out accuracy {right:.2f}, {sum(spent):.0f} CPU s")
     model = build(recipe, recipe.size)
     model.load_state_dict(saved["model"])
-    return model, {**_verdict(model.eval(), recipe, images, spent, say), "teacher": taught}
+    return model, _verdict(model.eval(), recipe, images, spent, say)
 
 
 def _verdict(model: nn.Module, recipe: Recipe, images: Images, spent: list[float], say: Say) -> dict[str, Any]:
@@ -235,24 +196,21 @@ def _quick(model: nn.Module, bf16: bool) -> Any:
     return run
 
 
-def _epoch(model: nn.Module, teacher: nn.Module, recipe: Recipe, stage: Stage, pool: Split, optimiser: Any,
-           schedule: Any, generator: torch.Generator) -> float:
+def _epoch(model: nn.Module, recipe: Recipe, stage: Stage, pool: Split, optimiser: Any, schedule: Any,
+           generator: torch.Generator) -> float:
     total, count = 0.0, len(pool.labels) // recipe.batch
-    told = _quick(teacher, recipe.bf16)
     for index in torch.randperm(len(pool.labels), generator=generator).split(recipe.batch)[:count]:
-        batch, share = pool.images[index], recipe.taught
+        batch, labels = cropped(pool.images[index], stage, generator), pool.labels[index]
+        other, share = labels, 0.0
         if torch.rand((), generator=generator) < stage.mix:
-            batch, share = mixed(batch, generator), 1.0
-        where = crops(len(batch), stage.crop, generator)
-        with torch.no_grad():
-            wanted = told(_wide(cropped(batch, where, batch.shape[-1]))).float().softmax(-1)
+            batch, share = mixed(batch, generator)
+            other = labels.roll(1)
         kernel = SDPBackend.FLASH_ATTENTION if stage.fused else SDPBackend.MATH
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(kernel):
-            logits = model(_wide(cropped(batch, where, stage.size))).float()
-        loss = share * functional.cross_entropy(logits, wanted)
-        if share < 1:
-            loss = loss + (1 - share) * functional.cross_entropy(logits, pool.labels[index],
-                                                                 label_smoothing=recipe.smoothing)
+            logits = model(batch.contiguous(memory_format=torch.channels_last)).float()
+        loss = sum(weight * functional.cross_entropy(logits, target, label_smoothing=recipe.smoothing)
+                   for weight, target in ((1 - share, labels), (share, other)) if weight)
+        assert isinstance(loss, Tensor)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -262,29 +220,21 @@ def _epoch(model: nn.Module, teacher: nn.Module, recipe: Recipe, stage: Stage, p
     return total / count
 
 
-def _wide(batch: Tensor) -> Tensor:
-    return batch.contiguous(memory_format=torch.channels_last)
-
-
-def crops(count: int, smallest: float, generator: torch.Generator) -> Tensor:
-    """Random squares, half of them mirrored, as affine maps [count, 2, 3]; sides are a share of the image's."""
-    side = smallest + (1 - smallest) * torch.rand(count, generator=generator)
+def cropped(batch: Tensor, stage: Stage, generator: torch.Generator) -> Tensor:
+    """A random square of each image at the stage's size, half of them mirrored. [n, c, h, w] -> [n, c, size, size]"""
+    count = len(batch)
+    side = stage.crop + (1 - stage.crop) * torch.rand(count, generator=generator)
     middle = (1 - side) * (2 * torch.rand(2, count, generator=generator) - 1)
     flip = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
     where = torch.zeros(count, 2, 3)
     where[:, 0, 0], where[:, 1, 1] = side * flip, side
     where[:, 0, 2], where[:, 1, 2] = middle
-    return where
-
-
-def cropped(batch: Tensor, where: Tensor, size: int) -> Tensor:
-    """Those squares of the images. [n, c, h, w] -> [n, c, size, size]"""
-    grid = functional.affine_grid(where, [len(batch), batch.shape[1], size, size], align_corners=False)
+    grid = functional.affine_grid(where, [count, batch.shape[1], stage.size, stage.size], align_corners=False)
     return functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
-def mixed(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image with one rectangle of its neighbour in the batch."""
+def mixed(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Every image with one rectangle of its neighbour in the batch, and the rectangle's share of the area."""
     height, width = batch.shape[2:]
     cut = float(torch.rand((), generator=generator)) ** 0.5
     rows, columns = round(cut * height), round(cut * width)
@@ -293,7 +243,7 @@ def mixed(batch: Tensor, generator: torch.Generator) -> Tensor:
     made = batch.clone()
     made[:, :, top : top + rows, left : left + columns] = \
         batch.roll(1, 0)[:, :, top : top + rows, left : left + columns]
-    return made
+    return made, rows * columns / (height * width)
 
 
 def main() -> int:

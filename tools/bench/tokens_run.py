@@ -27,13 +27,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.artifact import Artifact
+from fxprune.cost import Budget
 from fxprune.data import Batch
+from fxprune.decide_tokens import Decision
 from fxprune.errors import FxpruneError
 from fxprune.events import Event
+from fxprune.group import Kind
 from fxprune.measure import latency, session
+from fxprune.passes.transform.merge_tokens import trial
 from fxprune.plan import CompressionPlan
 from fxprune.program import Program
 from fxprune.quiet import quiet
+from fxprune.token_wish import TokenWish
+from fxprune.work import Limits, Wish, Work
 
 REDUCERS = {
     "tome": "tome",
@@ -140,6 +146,46 @@ def payload(folder: Path) -> Path:
     return folder / str(Artifact.read(folder).report["payload"])
 
 
+@dataclass
+class Sweep:
+    """Schedules of one reducer, its scores measured once: what ``--prune tokens`` decides, without an artefact.
+
+    The graph that is run is the one that an artefact would hold, before its ops are spelt out.
+    """
+
+    model: nn.Module
+    example: Tensor
+    data: Sequence[Batch]
+    _made: dict[str, Any] = field(default_factory=dict)
+
+    def planned(self, cell: Cell) -> tuple[Callable[[Batch], Tensor], int, list[int]]:
+        """(the reduced model, its multiply-accumulates, tokens that the attention of each block takes)."""
+        wish = TokenWish(cell.tokens)
+        if wish.reducer not in self._made:
+            work = Work("eager", None, cell.seed, lambda _: None, Limits())
+            with quiet():
+                work.open(self.model, self.example, None, False, None, 0)
+                program = work.groups(tokens=True)
+            self._made[wish.reducer] = work, program, {}
+        work, program, scores = self._made[wish.reducer]
+        asked = Wish(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
+        one = Decision(work, asked, wish, program, list(self.data), _scores=scores)
+        with quiet():
+            plan = one.within(one.limit)
+        removed = [plan.removed.get(s.name, 0) for s in one.flow.usable]
+        left, tokens = one.flow.usable[0].tokens, []
+        for r in removed:
+            tokens.append(left)
+            left -= r
+        graph = torch.fx.Interpreter(trial(program, plan))
+
+        def run(batch: Batch) -> Tensor:
+            output: Tensor = graph.run(*program.arguments(program.flatten(batch.args)))[0]
+            return output
+
+        return run, one.costs.total(removed), tokens
+
+
 @torch.no_grad()
 def logits_of(forward: Callable[[Batch], Tensor], images: Tensor, batch: int = 50) -> Tensor:
     """[n, classes], a few images at a time."""
@@ -214,6 +260,7 @@ class Bench:
     seconds: float = 20.0
     dense: dict[str, Any] = field(default_factory=dict)
     _judged: Tensor = field(default_factory=lambda: torch.empty(0))
+    _sweep: Sweep | None = None
 
     def open(self) -> None:
         """The dense model's own figures."""
@@ -245,6 +292,9 @@ class Bench:
             record = dict(held)
         started = time.perf_counter()
         try:
+            if cell.prune == "tokens" and cell.recover == "none" and not todo:
+                self._keep(record | self._swept(cell), started)
+                return
             folder = self.folder / name_of(record) if todo else None
             artifact, notes = reduced(self.model, self.example, cell, self._data(), self.samples, folder)
             took = time.perf_counter() - started
@@ -255,6 +305,18 @@ class Bench:
                                      **{str(b): self._timed(folder, b, record["macs"]) for b in todo}}
         except FxpruneError as error:  # such as a budget below what a reducer reaches: that is a result
             record["error"] = said(error)
+        self._keep(record, started)
+
+    def _swept(self, cell: Cell) -> Record:
+        """Figures of tokens alone. Rows beside ToMe are judged on half the test images: these are many cells."""
+        if self._sweep is None:
+            self._sweep = Sweep(self.model, self.example, self._data())
+        run, macs, tokens = self._sweep.planned(cell)
+        images = len(self.test.labels) if cell.row == "tome" else len(self.test.labels) // 2
+        return {**self._answers(run, images), "macs": macs, "share": round(macs / self.dense["macs"], 4),
+                "tokens_per_block": tokens}
+
+    def _keep(self, record: Record, started: float) -> None:
         record |= {"seconds": round(time.perf_counter() - started, 1), "commit": commit()}
         self.records = [r for r in self.records if key(r) != key(record)] + [record]
         self.say(line(record))
@@ -266,11 +328,14 @@ class Bench:
     def _figures(self, artifact: Artifact) -> Record:
         run = of_program(artifact.program)
         program, macs = artifact.program, int(artifact.report["cost"]["compressed"]["flops"])
-        answers = logits_of(run, self.test.images)
-        return {"accuracy": right(answers, self.test.labels), "right": packed(answers.argmax(-1) == self.test.labels),
-                **closeness(self._judged, logits_of(run, self.judge.images)),
-                "macs": macs, "share": round(macs / self.dense["macs"], 4),
+        return {**self._answers(run, len(self.test.labels)), "macs": macs, "share": round(macs / self.dense["macs"], 4),
                 "counted": counted(program, self.test.images[:1]), "tokens_per_block": tokens_of(program)}
+
+    def _answers(self, run: Callable[[Batch], Tensor], images: int) -> Record:
+        labels = self.test.labels[:images]
+        answers = logits_of(run, self.test.images[:images])
+        return {"accuracy": right(answers, labels), "images": images, "right": packed(answers.argmax(-1) == labels),
+                **closeness(self._judged, logits_of(run, self.judge.images))}
 
     def _timed(self, folder: Path, batch: int, macs: int) -> Record:
         found = timed(dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"), payload(folder),
@@ -288,8 +353,9 @@ def packed(bits: Tensor) -> str:
     return base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()
 
 
-def difference(one: Record, two: Record, images: int = 2000) -> tuple[float, float]:
+def difference(one: Record, two: Record) -> tuple[float, float]:
     """(accuracy of ``one`` minus that of ``two``, its standard error), both in points, over the same images."""
+    images = min(one.get("images", 2000), two.get("images", 2000))
     bits = [np.unpackbits(np.frombuffer(base64.b64decode(r["right"]), np.uint8))[:images].astype(float)
             for r in (one, two)]
     apart = bits[0] - bits[1]
