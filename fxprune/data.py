@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ _KINDS = (
     "a .npz, .pt or .safetensors of tensors, a folder of pictures, texts as .csv, .tsv, .jsonl or .txt, "
     "or python:module:function"
 )
+Item = TypeVar("Item")
 _LONGEST = 512  # tokens; longer texts are truncated, as the models' own training did
 
 
@@ -44,6 +45,16 @@ class Batch:
     def size(self) -> int:
         """Number of samples: the first dimension of the first tensor."""
         return int(next(t for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor)).shape[0])
+
+    def pick(self, index: Tensor) -> Batch:
+        """The samples at ``index`` [count]; what does not have one entry per sample stays whole."""
+        size = self.size
+
+        def part(value: Any) -> Any:
+            whole = not isinstance(value, Tensor) or not value.dim() or len(value) != size
+            return value if whole else value[index.to(value.device)]
+
+        return Batch(tuple(map(part, self.args)), {k: part(v) for k, v in self.kwargs.items()}, part(self.labels))
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,17 @@ class Calibration:
     @property
     def labelled(self) -> bool:
         return all(b.labels is not None for b in self.batches)
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of the items, evenly spaced, all of them where there are no more: a start alone may be of one kind.
+
+    >>> evenly("abcdefgh", 4), evenly("ab", 3)
+    (['b', 'd', 'f', 'h'], ['a', 'b'])
+    """
+    if len(items) <= count:
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
 def load_data(
@@ -345,14 +367,7 @@ def _from_item(item: Any, loaded: Loaded, where: str) -> Batch:
 
 
 def _first_samples(batch: Batch, count: int) -> Batch:
-    if batch.size <= count:
-        return batch
-    size = batch.size
-
-    def cut(value: Any) -> Any:
-        return value[:count] if isinstance(value, Tensor) and value.dim() and value.shape[0] == size else value
-
-    return Batch(tuple(map(cut, batch.args)), {k: cut(v) for k, v in batch.kwargs.items()}, cut(batch.labels))
+    return batch if batch.size <= count else batch.pick(torch.arange(count))
 
 
 def _label2id(loaded: Loaded) -> Mapping[str, int] | None:

@@ -17,6 +17,7 @@ from .program import Program
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
+    from .passes.analysis.rank_within import RankWithin
     from .passes.search.search_plan import SearchPlan
     from .work import Wish, Work
 
@@ -131,12 +132,14 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
 
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
+    from .passes.analysis.rank_within import RankWithin
     from .passes.analysis.score_groups import ScoreGroups
     from .passes.search.rearrange import Rearrange
 
     search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
+    members = RankWithin(data=data) if wish.by_obs and data is not None else None
     program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
-                       *searching(search, wish.made, data, work.seed, wish.by_obs))
+                       *searching(search, wish.made, data, work.seed, members))
     if wish.head_scale == "auto" and data is not None:
         best, told = best_scale(program, search, data)
         program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
@@ -151,17 +154,16 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
-              by_obs: bool) -> list[Pass]:
+              members: RankWithin | None) -> list[Pass]:
     """The passes from scores to a plan: search, score what that left in doubt again, choose members, search again."""
     from .passes.analysis.importance.criterion import Criterion
-    from .passes.analysis.rank_within import RankWithin
     from .passes.analysis.refine_scores import RefineScores
 
     again: list[Pass] = []
     if type(criterion).refine is not Criterion.refine:
         again.append(RefineScores(criterion=criterion, data=data, seed=seed))
-    if by_obs and data is not None:
-        again.append(RankWithin(data=data))
+    if members is not None:
+        again.append(members)
     return [search, *again, search] if again else [search]
 
 

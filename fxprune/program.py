@@ -172,6 +172,15 @@ class Program:
         bound = self.tensor_of_placeholder
         return [n.name for n in self.placeholders() if n.name not in bound]
 
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the graph takes one batch size only: a tensor input whose first dimension is a number, or a symbol
+        that the model's code has tied to one."""
+        wanted = set(self.user_inputs)
+        inputs = [n.meta.get("val") for n in self.placeholders() if n.name in wanted]
+        sizes = [v.shape[0] for v in inputs if isinstance(v, Tensor) and v.dim()]
+        return any(isinstance(size, int) or size.node.maybe_as_int() is not None for size in sizes)
+
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
         """User inputs in graph order. Raises FxpruneError when they do not match the captured signature."""
         spec = self.exported.call_spec.in_spec

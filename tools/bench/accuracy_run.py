@@ -17,12 +17,15 @@ from accuracy_tasks import Task, of_module, of_program
 from record import commit, said
 
 from fxprune.cost import Budget, CostModel
+from fxprune.data import Calibration
 from fxprune.decide import searching
 from fxprune.errors import FxpruneError
 from fxprune.passes.analysis.importance.criterion import Criterion
+from fxprune.passes.analysis.rank_within import RankWithin
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.recover import Recover
+from fxprune.passes.transform.recovery.choose import Verdict
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
@@ -37,6 +40,32 @@ KEY = ("task", "row", "criterion", "rearrange", "recover", "labels", "variant", 
 def key(record: Record) -> tuple[Any, ...]:
     """What a measurement is known by."""
     return tuple(record.get(name) for name in KEY)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A program scored once: by what, on which data; all data, which recovery sees; who chooses members."""
+
+    program: Program
+    criterion: Criterion
+    data: Calibration
+    all: Calibration
+    members: RankWithin
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A plan at a ratio, the seconds it took, and what recoveries of it have in common."""
+
+    program: Program
+    scored: _Scored
+    seconds: float
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    @property
+    def data(self) -> Calibration:
+        return self.scored.all
 
 
 @dataclass
@@ -55,13 +84,15 @@ class Bench:
     save: Callable[[Sequence[Record]], None]
     say: Callable[[str], None] = print
     records: list[Record] = field(default_factory=list)
-    _scored: dict[Any, tuple[Program, Criterion, float]] = field(default_factory=dict)
+    _scored: dict[Any, _Scored] = field(default_factory=dict)
+    _planned: dict[Any, _Planned] = field(default_factory=dict)
     _peers: dict[int, Any] = field(default_factory=dict)
 
     def run(self, rows: Sequence[Row], ratios: Sequence[float], seeds: Sequence[int]) -> None:
         """Measure what is not measured yet, seed by seed. A method that fails leaves a record that says why."""
         for seed in seeds:
             self._scored.clear()
+            self._planned.clear()
             for row in rows:
                 if (row.seeded or seed == seeds[0]) and not (row.only_labelled and not self.task.labelled):
                     for ratio in ratios:
@@ -109,35 +140,48 @@ class Bench:
         self.save(self.records)
 
     def _ours(self, row: Row, ratio: float, seed: int) -> Record:
-        labels = row.labels and self.task.labelled
-        known = (row.criterion, labels, seed)
-        if known not in self._scored:
-            started = time.perf_counter()
-            data = self.task.calibration(self.score_samples, seed, labels)
-            criterion = criterion_of(row.criterion)
-            scored = ScoreGroups(criterion, data, seed).run(self.task.program)
-            self._scored[known] = scored, criterion, time.perf_counter() - started
-        scored, criterion, scoring = self._scored[known]
-        data = self.task.calibration(self.score_samples, seed, labels)
-        by_obs = row.recover not in ("none", "scale") and row.criterion != "obs"  # as the product does
-        passes = searching(SearchPlan(Budget("flops", ratio)), criterion, data, seed, by_obs)
-        planned = Pipeline(tuple(passes), start=FACTS[:3]).run(scored)
+        planned = self._plan(row, ratio, seed)
+        program = planned.program
         if row.rearrange:
-            planned = Pipeline((rearrange_pass(data, seed),), start=FACTS).run(planned)
-        result: Record = {"score_seconds": round(scoring, 1)}
+            program = Pipeline((rearrange_pass(planned.scored.data, seed),), start=FACTS).run(program)
+        result: Record = {"score_seconds": round(planned.scored.seconds, 1), "plan_seconds": round(planned.seconds, 1)}
         started = time.perf_counter()
-        recover = Recover(method=row.recover, seed=seed, data=self.task.calibration(self.samples, seed))
+        recover = Recover(method=row.recover, seed=seed, data=planned.data, verdicts=planned.verdicts)
         with quiet():
-            changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(planned)
+            changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(program)
         if recover.results:
             done = recover.results[0].record()
             result |= {"recover_seconds": round(time.perf_counter() - started, 1),
                        **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done}}
-        counts = {g.axis: len(planned.need("plan").choices[g.name].keep) for g in planned.need("groups")
-                  if g.name in planned.need("plan").choices}
+        counts = {g.axis: len(program.need("plan").choices[g.name].keep) for g in program.need("groups")
+                  if g.name in program.need("plan").choices}
         small = SliceAxes().run(changed)
-        return {**result, "macs": CostModel(planned)(counts).flops,
+        return {**result, "macs": CostModel(program)(counts).flops,
                 "accuracy": round(self.task.accuracy(of_program(small)), 3)}
+
+    def _plan(self, row: Row, ratio: float, seed: int) -> _Planned:
+        """As the product does it: before a recovery that fits weights, OBS chooses the members.
+
+        Rows that differ in their recovery alone share plan and data, and what ``auto`` and ``tune`` have in common.
+        """
+        labels = row.labels and self.task.labelled
+        by_obs = row.recover not in ("none", "scale") and row.criterion != "obs"
+        key = (row.criterion, labels, by_obs, ratio)
+        if key in self._planned:
+            return self._planned[key]
+        if (row.criterion, labels) not in self._scored:
+            started, criterion = time.perf_counter(), criterion_of(row.criterion)
+            data = self.task.calibration(self.score_samples, seed, labels)
+            program = ScoreGroups(criterion, data, seed).run(self.task.program)
+            self._scored[row.criterion, labels] = _Scored(program, criterion, data, self.task.calibration(
+                self.samples, seed), RankWithin(data=data), time.perf_counter() - started)
+        scored = self._scored[row.criterion, labels]
+        started = time.perf_counter()
+        passes = searching(SearchPlan(Budget("flops", ratio)), scored.criterion, scored.data, seed,
+                           scored.members if by_obs else None)
+        program = Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)
+        self._planned[key] = _Planned(program, scored, time.perf_counter() - started)
+        return self._planned[key]
 
     def _peer(self, row: Row, ratio: float, seed: int, variant: str) -> Record:
         from peers.torch_pruning import TorchPruning, macs

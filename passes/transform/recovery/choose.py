@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ....axis import Keep
 from ....data import Batch, Calibration
@@ -30,6 +28,33 @@ Fold = tuple[list[Batch], list[Batch]]
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the guard found of the closed forms of one plan.
+
+    about    the dense program with its plan, and the data: a verdict holds for these objects only
+    settings of the guard
+    fitted   the winner, fitted to the first fold's samples;  form: how, None where nothing is recovered;  chosen: its
+             name in ``guard``
+    guard    candidate -> agreement;  rejected: candidate -> why
+    """
+
+    about: tuple[object, object]
+    settings: tuple[object, ...]
+    folds: list[Fold]
+    rulers: list[Yardstick]
+    fitted: Fitted
+    form: ClosedForm | None
+    chosen: str
+    guard: Mapping[str, Mapping[str, float]]
+    rejected: Mapping[str, str]
+
+    @property
+    def usable(self) -> bool:
+        """Whether there were enough samples to judge on."""
+        return bool(self.guard)
+
+
+@dataclass(frozen=True)
 class Guard:
     """Tries none, bias, ridge and refit and keeps the one that agrees best with the dense outputs.
 
@@ -49,21 +74,17 @@ class Guard:
     seed: int
     tuner: Tuner | None = None
 
-    def choose(self, program: Program, pruned: Program, keep: Keep, data: Calibration) -> Fitted:
-        """The candidate to keep. ``none`` where there are too few samples to judge."""
-        asked = "auto" if self.tuner is None else "tune"
+    def judge(self, program: Program, pruned: Program, keep: Keep, data: Calibration) -> Verdict:
+        """The closed forms, each fitted and judged."""
         folds = split_in_folds(program, data, self.held_out)
-        held = sum(sample_count(judged) for _, judged in folds)
-        copies = max(1, min(MOST_COPIES, -(-JUDGED // max(held, 1))))
-        rulers = [Yardstick(program, judged, self.seed + i, copies) for i, (_, judged) in enumerate(folds)]
-        if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
-            why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
-            return Fitted(Recovery("none", asked, samples=data.samples, skipped=why), {})
-        base = _agreed(pooled([r.compare(pruned) for r in rulers]))
-        guard: dict[str, Mapping[str, float]] = {"none": base.record()}
+        rulers = yardsticks(program, folds, self.seed)
+        best, best_form, chosen = Fitted(Recovery("none", "auto", samples=data.samples), {}), None, "none"
+        guard: dict[str, Mapping[str, float]] = {}
         rejected: dict[str, str] = {}
-        best, best_form, best_value = Fitted(Recovery("none", asked, samples=data.samples), {}), None, base.mixed
-        chosen = "none"
+        if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
+            return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
+        base = _agreed(pooled([r.compare(pruned) for r in rulers]))
+        guard["none"], best_value = base.record(), base.mixed
         for name, form in self._candidates(sample_count(folds[0][0])).items():
             fitted, compared = best, []
             for i, (ruler, (rest, _)) in enumerate(zip(rulers, folds, strict=True)):
@@ -77,6 +98,25 @@ class Guard:
                 rejected[name] = why_not
             elif value.mixed > best_value:
                 best, best_form, best_value, chosen = fitted, form, value.mixed, name
+        return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
+
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What a verdict depends on beside program and data."""
+        return replace(self.form, method="auto"), self.held_out, self.seed
+
+    def holds(self, verdict: Verdict, program: Program, data: Calibration) -> bool:
+        """Whether a verdict is what :meth:`judge` would find."""
+        return verdict.about[0] is program and verdict.about[1] is data and verdict.settings == self.settings
+
+    def finish(self, verdict: Verdict, program: Program, pruned: Program, keep: Keep, data: Calibration) -> Fitted:
+        """The winner, after optimiser steps where these were asked for and help, else fitted again to all samples."""
+        asked = "auto" if self.tuner is None else "tune"
+        if not verdict.usable:
+            why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
+            return Fitted(Recovery("none", asked, samples=data.samples, skipped=why), {})
+        best, best_form, chosen = verdict.fitted, verdict.form, verdict.chosen
+        folds, rulers, guard = verdict.folds, verdict.rulers, dict(verdict.guard)
         tuning = None
         if self.tuner is not None:
             tuned, tuning = self.tuner.run(program, pruned, keep, folds[0][0], best.tensors, rulers[0], TOLERANCE)
@@ -88,8 +128,8 @@ class Guard:
             exact = replace(best_form, rel=best.recovery.rel, refit_rel=best.recovery.refit_rel)
             best = exact.fit(program, pruned, keep, data.batches)
         return replace(best, recovery=replace(
-            best.recovery, asked=asked, guard=guard, rejected=rejected, held_out=held, folds=len(folds), tuning=tuning,
-            refitted=best_form is not None, chosen=chosen))
+            best.recovery, asked=asked, guard=guard, rejected=verdict.rejected, folds=len(folds), tuning=tuning,
+            held_out=sum(sample_count(judged) for _, judged in folds), refitted=best_form is not None, chosen=chosen))
 
     def _candidates(self, samples: int) -> dict[str, ClosedForm]:
         made = {method: replace(self.form, method=method) for method in ("bias", "ridge", "refit")}
@@ -100,6 +140,13 @@ class Guard:
                 strong = STRONG if self.form.refit_rel is None else self.form.refit_rel
                 made[f"{method} rel={STRONG:g}"] = replace(made[method], rel=STRONG, refit_rel=strong)
         return made
+
+
+def yardsticks(program: Program, folds: Sequence[Fold], seed: int) -> list[Yardstick]:
+    """One per fold; the fewer samples there are, the more noisy copies of each."""
+    held = sum(sample_count(judged) for _, judged in folds)
+    copies = max(1, min(MOST_COPIES, -(-JUDGED // max(held, 1))))
+    return [Yardstick(program, judged, seed + i, copies) for i, (_, judged) in enumerate(folds)]
 
 
 def _agreed(value: Agreement) -> Agreement:
@@ -119,7 +166,7 @@ def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fo
     if sample_count(held) >= FEW_HELD:
         return [(rest, held)]
     batches, total = list(data.batches), data.samples
-    if _fixed(program):
+    if program.fixed_batch:
         count = min(FOLDS, len(batches))
         return [([b for i, b in enumerate(batches) if i % count != f], batches[f::count])
                 for f in range(count)] if count > 1 else []
@@ -137,7 +184,7 @@ def _fold(batches: Sequence[Batch], fold: int, count: int) -> Fold:
         first += batch.size
         for home, index in ((rest, (of != fold).nonzero()[:, 0]), (held, (of == fold).nonzero()[:, 0])):
             if len(index):
-                home.append(_samples(batch, index))
+                home.append(batch.pick(index))
     return rest, held
 
 
@@ -150,25 +197,9 @@ def split(program: Program, data: Calibration, share: float) -> Fold:
     if len(batches) == 1:
         size = batches[0].size
         held = max(1, round(size * share))
-        if held >= size or _fixed(program):
+        if held >= size or program.fixed_batch:
             return batches, []
         whole = torch.arange(size)
-        return [_samples(batches[0], whole[: size - held])], [_samples(batches[0], whole[size - held :])]
+        return [batches[0].pick(whole[: size - held])], [batches[0].pick(whole[size - held :])]
     held = max(1, round(len(batches) * share))
     return batches[:-held], batches[-held:]
-
-
-def _fixed(program: Program) -> bool:
-    """Whether the graph takes one batch size only."""
-    inputs = [n.meta.get("val") for n in program.placeholders() if n.name in program.user_inputs]
-    return any(isinstance(v, Tensor) and v.dim() and isinstance(v.shape[0], int) for v in inputs)
-
-
-def _samples(batch: Batch, index: Tensor) -> Batch:
-    size = batch.size
-
-    def part(value: Any) -> Any:
-        whole = not isinstance(value, Tensor) or not value.dim() or len(value) != size
-        return value if whole else value[index.to(value.device)]
-
-    return Batch(tuple(map(part, batch.args)), {k: part(v) for k, v in batch.kwargs.items()}, part(batch.labels))

@@ -248,6 +248,18 @@ def test_ranking_within_leaves_the_counts_alone(net: tuple[Program, Calibration]
     assert same.curve[-1] == pytest.approx(float(same.values.sum()))
 
 
+def test_the_order_within_is_found_once_per_graph(net: tuple[Program, Calibration],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    program, data = net
+    one, many = RankWithin(data=data), ScoreGroups("fisher", data).run(program)
+    first = one.run(many).need("scores")
+    monkeypatch.setattr(Obs, "ranks", lambda *_: pytest.fail("ranked again"))
+    other = one.run(ScoreGroups("fisher{probes=2}", data, seed=1).run(program)).need("scores")
+    assert all(torch.equal(first[n].order, other[n].order) for n in ffn(program))
+    with pytest.raises(pytest.fail.Exception, match="ranked again"):
+        one.run(ScoreGroups("fisher", data).run(prepared(Net(), 5, 6)[0]))
+
+
 def test_ranking_within_needs_data_and_options_are_checked(net: tuple[Program, Calibration]) -> None:
     with pytest.raises(OptionError, match="needs data"):
         RankWithin().run(ScoreGroups("l2").run(net[0]))

@@ -268,13 +268,35 @@ def test_an_element_that_nothing_reads_scores_zero(normalised: bool, mode: str) 
 
 def test_batches_beyond_the_samples_only_count_for_the_output() -> None:
     program = analysed(model(), data().batches[0].args[0])
-    one, more = data(), Calibration((*data().batches, *data(seed=1).batches), "two batches")
+    one, more = data(), Calibration((*data(seed=1).batches, *data().batches), "two batches, the second is looked at")
     few = Trajectory(weight=0.0, samples=4, mode="probe")
     a, b = scores(program, few, one), scores(program, few, more)
     assert all(torch.equal(a[n], b[n]) for n in a)
     both = Trajectory(samples=4, mode="probe")
     a, b = scores(program, both, one), scores(program, both, more)
     assert not all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_samples_are_drawn_from_all_over_the_data() -> None:
+    program = analysed(model(), data().batches[0].args[0])
+    each = torch.arange(12.0)[:, None, None].expand(-1, TOKENS, WIDTH) / 100
+    batches = [Batch((each + i,)) for i in range(8)]
+    seen = Trajectory().looked_at(program, batches)
+    assert [b.size for b in seen] == [8, 8, 8, 8]
+    assert [round(float(b.args[0].mean())) for b in seen] == [1, 3, 5, 7]
+    assert all(len(b.args[0].unique()) == 8 for b in seen), "no sample twice"
+    assert [b.size for b in Trajectory(samples=4).looked_at(program, batches)] == [4]
+    assert [b.size for b in Trajectory(samples=32).looked_at(program, batches[:2])] == [12, 12], "all there are"
+
+    class Fixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x.reshape(2, 5, WIDTH))
+            return out
+
+    fixed = capture(Fixed(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, WIDTH)).eval(), (torch.randn(2, 5, WIDTH),))
+    assert fixed.fixed_batch
+    assert not program.fixed_batch
+    assert [b.size for b in Trajectory(samples=20).looked_at(fixed, batches)] == [12, 12], "whole ones"
 
 
 def test_padding_is_not_looked_at() -> None:
