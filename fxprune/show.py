@@ -229,7 +229,7 @@ def token_lines(told: Mapping[str, Any] | None) -> list[str]:
     by_reason: dict[str, list[str]] = collections.defaultdict(list)
     for site in sites:
         if site["frozen"]:
-            by_reason[site["frozen"]].append(site["site"])
+            by_reason[site["frozen"].partition(" at ")[0]].append(site["site"])
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     lines += [f"frozen    {len(names)} token sites: {_plain(why)}  [dim]({_plain(some(names))})[/]"
               for why, names in reasons[:4]]

@@ -234,7 +234,8 @@ class _Finder:
                 continue
             if len(mine) != len(carrying):
                 other = next(n for n in carrying if n not in found.nodes)
-                raise _Told(self.place[node], f"{node.name} meets {other.name}, which holds all tokens as they stood")
+                raise _Told(self.place[node],
+                            f"it meets what holds all tokens as they stood at {node.name}: {other.name}")
             try:
                 self._read(node, found)
             except Positional as reason:
