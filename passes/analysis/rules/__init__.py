@@ -5,7 +5,20 @@ To add one, copy the family's nearest rule. It may ``unify`` dims that must agre
 that follows from an axis. When in doubt, freeze: a frozen axis costs compression, a wrong rule costs correctness.
 """
 
-from . import attention, constants, contract, convolution, indexing, joining, norms, pointwise, reduce, shape, tokens
+from . import (
+    attention,
+    constants,
+    contract,
+    convolution,
+    indexing,
+    joining,
+    norms,
+    pointwise,
+    reduce,
+    shape,
+    sparse,
+    tokens,
+)
 
 __all__ = ["attention", "constants", "contract", "convolution", "indexing", "joining", "norms", "pointwise", "reduce",
-           "shape", "tokens"]
+           "shape", "sparse", "tokens"]
