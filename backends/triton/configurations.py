@@ -1,0 +1,41 @@
+"""The few ways in which the kernel may run. ``fxprune tune`` measures them; without a measurement the default is taken.
+
+``stages`` count double here: where a tile stands must be loaded before the rows of x that it meets, so the compiler's
+pipeline spends every other stage on the index. Six stages keep the operands of two (sm_80) or three (sm_90) products in
+shared memory, three stages keep one, which hides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Tile = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """rows of x per program (BM), warps per program, and the depth of the pipeline of loads (stages)."""
+
+    rows: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"rows={self.rows},warps={self.warps},stages={self.stages}"
+
+
+_SMALL = (Configuration(64, 4, 8), Configuration(128, 4, 8))
+_LARGE = (Configuration(64, 4, 6), Configuration(128, 4, 6), Configuration(128, 8, 6))
+CONFIGURATIONS: Mapping[Tile, tuple[Configuration, ...]] = {
+    (16, 16): _SMALL, (16, 32): _SMALL, (32, 16): _SMALL, (32, 32): _SMALL, (64, 64): _LARGE,
+}
+"""Tile (BN, BK) -> what is worth measuring; the first is the default. Tensor cores want 16 or more on every side."""
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
+"""Compute capability -> bytes of shared memory that one program may take."""
+
+
+def default(m: int, tile: Tile) -> Configuration:
+    """Without a measurement: few rows per program where there are few rows, so that there are enough programs."""
+    first, second = CONFIGURATIONS[tile][:2]
+    return first if m < 4096 else second

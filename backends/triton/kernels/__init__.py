@@ -1,0 +1,1 @@
+"""The kernels. Importing one needs triton; ``launch.py`` does it when a CUDA tensor arrives."""
