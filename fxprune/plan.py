@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import PlanError
 from .group import PruneGroup
+from .sparsity import Sparsity
 
 VERSION = 1
 MAX_BYTES = 256 * 2**20  # a plan lists kept indices: far below this for any model, so a larger file is not a plan
@@ -51,15 +52,17 @@ class CompressionPlan:
     """Group name -> what stays. Groups that are not named keep everything. And how tokens become fewer, if they do.
 
     ``about`` is free-form provenance (criterion, budget, versions); applying a plan never reads it.
+    ``blocks`` says which tiles of a weight stay, by its name; tiles are of the weight that slicing leaves.
     """
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     tokens: TokenPlan | None = None
+    blocks: Mapping[str, Sparsity] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
-        whole = all(len(c.keep) == c.size for c in self.choices.values())
+        whole = all(len(c.keep) == c.size for c in self.choices.values()) and not self.blocks
         return whole and (self.tokens is None or self.tokens.empty)
 
     def kept(self, group: PruneGroup) -> Tensor:
@@ -99,7 +102,9 @@ class CompressionPlan:
         tokens = "" if self.tokens is None else ',\n  "tokens": ' + json.dumps(
             {"reducer": self.tokens.reducer, "unmerge": self.tokens.unmerge, "removed": dict(self.tokens.removed)},
             indent=2).replace("\n", "\n  ")
-        return (f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}{tokens}\n}}\n')
+        blocks = ",\n".join(f"    {json.dumps(n)}: {json.dumps(s.to_dict())}" for n, s in sorted(self.blocks.items()))
+        tail = tokens + (f',\n  "blocks": {{\n{blocks}\n  }}' if blocks else "")
+        return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}{tail}\n}}\n'
 
     @staticmethod
     def from_json(text: str, where: str = "plan") -> CompressionPlan:
@@ -115,9 +120,9 @@ class CompressionPlan:
         if raw["fxprune_plan"] != VERSION:
             raise PlanError("the plan has another version", where=where,
                             why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}")
-        groups, about = raw.get("groups"), raw.get("about", {})
-        if not isinstance(groups, dict) or not isinstance(about, dict):
-            raise PlanError("the plan is malformed", where=where, why="'groups' and 'about' must be objects")
+        groups, about, blocks = raw.get("groups"), raw.get("about", {}), raw.get("blocks", {})
+        if not isinstance(groups, dict) or not isinstance(about, dict) or not isinstance(blocks, dict):
+            raise PlanError("the plan is malformed", where=where, why="'groups', 'about' and 'blocks' must be objects")
         choices = {}
         for name, entry in groups.items():
             at = f"{where}: group '{name}'"
@@ -130,7 +135,8 @@ class CompressionPlan:
                                 why="kind must be a string, size a positive integer, keep a list of integers")
             choices[name] = Choice(kind, size, tuple(keep))
             _check_indices(choices[name], at)
-        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), f"{where}: tokens"))
+        sparse = {name: Sparsity.from_dict(entry, f"{where}: blocks of '{name}'") for name, entry in blocks.items()}
+        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), f"{where}: tokens"), sparse)
 
     @staticmethod
     def read(path: str | Path) -> CompressionPlan:

@@ -24,8 +24,9 @@ BACKENDS: Table = {
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "obs", "random")
-}
+    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "obs", "random",
+                 "lsp", "wanda", "obert")  # these three and magnitude score tiles
+} | {"magnitude": "fxprune.passes.analysis.importance.tile_magnitude:TileMagnitude"}
 REDUCERS: Table = {
     "tome": "fxprune.passes.transform.reducers.tome:Tome",
     "prune": "fxprune.passes.transform.reducers.prune:Prune",
@@ -41,6 +42,11 @@ PASSES: Table = {
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
     "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
     "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
+    "find-blocks": "fxprune.passes.analysis.find_blocks:FindBlocks",
+    "search-blocks": "fxprune.passes.search.search_blocks:SearchBlocks",
+    "permute-channels": "fxprune.passes.transform.permute_channels:PermuteChannels",
+    "recover-blocks": "fxprune.passes.transform.recover_blocks:RecoverBlocks",
+    "sparsify-blocks": "fxprune.passes.transform.sparsify_blocks:SparsifyBlocks",
     "search-plan": "fxprune.passes.search.search_plan:SearchPlan",
     "rearrange": "fxprune.passes.search.rearrange:Rearrange",
     "recover": "fxprune.passes.transform.recover:Recover",

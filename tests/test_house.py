@@ -25,7 +25,7 @@ LONGEST = 450
 # Floors: a module imports its own floor and those below. Modules of fxprune/ that are not named live on floor 2.
 FLOORS = {
     **dict.fromkeys(["errors", "quiet"], 0),
-    **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "tokens"], 1),
+    **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "cli", "decide", "decide_tokens", "demo", "draw", "events",
                      "show", "testing", "token_picture", "token_scores", "token_wish", "work"], 4),

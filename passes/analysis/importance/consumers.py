@@ -99,8 +99,12 @@ def _operand(axes: Axes, node: Node, path: str, position: int, batch: set[Axis])
     name, _, index = path.partition(".")
     source = bind(node)[name]
     dims = axes.dims[(source[int(index)] if index else source).name]
-    sampled = next((i for i, dim in enumerate(dims) if i != position and batch & set(atoms(dim))), None)
-    return Operand(node, path, position, dims, sampled)
+    return Operand(node, path, position, dims, sampled_dim(dims, batch, position))
+
+
+def sampled_dim(dims: Dims, batch: set[Axis], but: int = -1) -> int | None:
+    """The dimension of ``dims`` that numbers samples, alone or merged with others; None where there is none."""
+    return next((i for i, dim in enumerate(dims) if i != but and batch & set(atoms(dim))), None)
 
 
 def _kernel(axes: Axes, node: Node, operand: Operand, batch: set[Axis]) -> Operand | None:

@@ -128,7 +128,7 @@ class _Finder:
         offset = bias.name if movable else ""  # type: ignore[union-attr]
         return Site(node.name, start, reads or bool(path), operand, weight.name, offset, form, path, target,
                     norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0,
-                    read=_read_at(self.graph[target]) if reads or path else None)
+                    read=position_read(self.graph[target]) if reads or path else None)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)
@@ -171,7 +171,7 @@ class _Finder:
         return torch.unique(unit, return_inverse=True)[1] if len(kept) else unit
 
 
-def _read_at(node: Node) -> int | None:
+def position_read(node: Node) -> int | None:
     """The position of dimension 1 at which ``node`` is read, when all readers select that same one of [b, t, d]."""
     found: set[int | None] = set()
     pending = [node]
