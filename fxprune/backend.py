@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from .block_gate import kept_dense, report, words
 from .parity import TOLERANCE, Parity, Runner, check_parity
 from .pipeline import Pass, Pipeline
 from .program import Program
@@ -24,11 +25,16 @@ __all__ = ["Backend", "Lowered", "Parity", "Runner", "lower_and_verify"]
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a backend wrote: the main file, all its files (the main one included), and the file as a runner."""
+    """What a backend wrote: the main file, all its files (the main one included), and the file as a runner.
+
+    sparsity  what became of weights with zeros in tiles (see ``block_gate.report``); notes: the same in words
+    """
 
     payload: Path
     files: tuple[Path, ...]
     run: Runner
+    sparsity: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
     """
     legal = Pipeline(backend.legalize()).run(program.but(axes=None, groups=None, scores=None, plan=None))
     lowered = backend.lower(legal, directory)
+    if not lowered.sparsity:
+        decisions = kept_dense(program, f"the target '{backend.name}' multiplies dense weights")
+        lowered = replace(lowered, sparsity=report(decisions), notes=(*lowered.notes, *words(decisions)))
     parity = check_parity(program, lowered.run, what=lowered.payload.name, tolerance=backend.tolerance, seed=seed,
                           cure="please report it with the model's name; --target eager works meanwhile")
     return lowered, parity

@@ -1,6 +1,7 @@
 """Everything that can go wrong, told as what, where, why, cure.
 
-``FxpruneError`` is the user's to mend (exit code 2); ``InternalError`` is ours (exit code 70).
+``FxpruneError`` is the user's to mend (exit code 2; 3 where a device is missing); ``InternalError`` is ours (exit code
+70).
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ class LoweringError(FxpruneError):
 
 class OptionError(FxpruneError):
     """An option or name that fxprune does not know, or a value out of range."""
+
+
+class MissingDevice(FxpruneError):
+    """The machine lacks the device that the request is about: nothing is wrong with the request."""
+
+    exit_code = 3
 
 
 class InternalError(Exception):

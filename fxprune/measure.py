@@ -106,7 +106,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": _cpu(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
+        "cpu": cpu_name(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), **versions(),
@@ -133,7 +133,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -21,6 +21,7 @@ Table = dict[str, str]
 BACKENDS: Table = {
     "eager": "fxprune.backends.eager.backend:EagerBackend",
     "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
+    "triton": "fxprune.backends.triton.backend:TritonBackend",
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"

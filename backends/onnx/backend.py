@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from ...backend import Backend, Lowered, Runner
+from ...block_gate import report, words
+from ...block_table import table_for
 from ...errors import LoweringError, OptionError
-from ...measure import session
+from ...measure import cpu_name, session
 from ...parity import dim_names, output_names
-from ...pipeline import Pass
+from ...pipeline import Pass, Pipeline
 from ...program import Program
 from ...quiet import quiet
+from .block_ell import UseBlockEll
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 
 INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
@@ -33,10 +36,13 @@ class OnnxBackend(Backend):
 
     opset    18 to 20
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
+    table    path of a recorded table of block timings; by default the one that ``fxprune tune --target onnx`` measured
+             on this machine's CPU. Weights with zeros in tiles become block-ELL where it says that this is faster
     """
 
     opset: int = 18
     threads: int = 0
+    table: str = ""
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -52,6 +58,10 @@ class OnnxBackend(Backend):
     def lower(self, program: Program, directory: Path) -> Lowered:
         _refuse_dtypes(program)
         _refuse_numbers(program)
+        table = table_for(cpu_name(), "ell", self.table)
+        gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
+        program = Pipeline((gate,)).run(program)
+        about = report(gate.results, table), tuple(words(gate.results))
         model = self._translate(program)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
@@ -69,7 +79,7 @@ class OnnxBackend(Backend):
             shutil.rmtree(aside, ignore_errors=True)
         payload = self.payload(directory)
         try:
-            return Lowered(payload, files, self.load(payload))
+            return Lowered(payload, files, self.load(payload), *about)
         except Exception as error:  # onnxruntime's exception types are its own and many
             raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=_first_line(error),
                                 cure="update onnxruntime, or try another --opset") from error

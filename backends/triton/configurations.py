@@ -24,6 +24,11 @@ class Configuration:
     def __str__(self) -> str:
         return f"rows={self.rows},warps={self.warps},stages={self.stages}"
 
+    @staticmethod
+    def parse(text: str) -> Configuration:
+        """What ``str`` wrote."""
+        return Configuration(**{key: int(value) for key, _, value in (part.partition("=") for part in text.split(","))})
+
 
 _SMALL = (Configuration(64, 4, 8), Configuration(128, 4, 8))
 _LARGE = (Configuration(64, 4, 6), Configuration(128, 4, 6), Configuration(128, 8, 6))

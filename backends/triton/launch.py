@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
+from ...block_table import BlockTable, table_for
 from ...errors import LoweringError
 from .configurations import CONFIGURATIONS, Configuration, default
 
@@ -13,7 +16,8 @@ def launch(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Ten
            activation: str, configuration: Configuration | None = None) -> Tensor:
     """``fxprune::block_sparse_linear`` by the kernel; the arguments have been checked.
 
-    configuration   by default the one that :func:`default` takes for these sizes
+    configuration   by default the one that was measured to be the fastest for these sizes on this GPU, else the one
+                    that :func:`default` takes
 
     Raises LoweringError for a tile the kernel has no configuration for, and without triton.
     """
@@ -24,7 +28,13 @@ def launch(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Ten
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     y = x.new_empty(len(flat), out_features)
     if y.numel():
-        write(flat, tiles, offsets, columns, bias, y, activation, configuration or default(len(flat), tile))
+        if configuration is None:
+            device = torch.cuda.get_device_name(x.device) if x.is_cuda else ""
+            cells = (len(offsets) - 1) * -(-x.shape[-1] // tile[1])
+            dtype = str(x.dtype).removeprefix("torch.")
+            configuration = fastest(device, out_features, x.shape[-1], f"{tile[0]}x{tile[1]}", dtype, len(flat),
+                                    len(tiles) / cells) or default(len(flat), tile)
+        write(flat, tiles, offsets, columns, bias, y, activation, configuration)
     return y.view(*x.shape[:-1], out_features)
 
 
@@ -42,6 +52,19 @@ def write(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tens
         x, tiles, offsets, columns, tiles if bias is None else bias, y, m, y.shape[1], k, y.stride(0),
         BM=configuration.rows, BN=bn, BK=bk, ACTIVATION=activation, BIAS=bias is not None, RAGGED=k % bk != 0,
         PRECISION=precision(x.dtype), num_warps=configuration.warps, num_stages=configuration.stages)
+
+
+@functools.lru_cache(maxsize=4096)
+def fastest(device: str, n: int, k: int, pattern: str, dtype: str, m: int, density: float) -> Configuration | None:
+    """What ``fxprune tune`` found on this GPU for this shape, or None. Read once per process."""
+    table = _table(device) if device else None
+    timing = table.find(n, k, pattern, dtype, m, density) if table is not None else None
+    return Configuration.parse(timing.configuration) if timing is not None and timing.configuration else None
+
+
+@functools.lru_cache(maxsize=8)
+def _table(device: str) -> BlockTable | None:
+    return table_for(device, "kernel")
 
 
 def precision(dtype: torch.dtype) -> str:

@@ -1,0 +1,107 @@
+"""Block sparsity in plain ATen: padded block-ELL, which exports with no custom op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional
+
+from ...block_gate import Decision, SparseLayer, decide
+from ...block_table import BlockTable
+from ...pipeline import Transform
+from ...program import Program
+from ...replacing import Replacing
+from ...streams import LINEAR, bind, op_name
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class UseBlockEll(Transform):
+    """Layers with zeros in whole tiles become a gather and one batched product where ``table`` says that it is faster.
+
+    ``y[:, I] = sum_l x[:, tile idx[I, l]] W[I, l]^T``: every row of tiles is padded to as many tiles as the fullest
+    has, so what runs is ``rows of tiles x longest row`` tiles.
+
+    table    what was measured on the runtime that will run it, or None: then nothing is replaced
+    device   where it will run, for the words when there is no table
+    results  a decision per sparse layer is appended
+    """
+
+    table: BlockTable | None = field(default=None, repr=False)
+    device: str = ""
+    results: list[Decision] = field(default_factory=list, repr=False, compare=False)
+
+    def run(self, program: Program) -> Program:
+        decisions = [_padded(d) for d in decide(program, self.table, self.device)]
+        self.results.extend(decisions)
+        if not any(d.sparse for d in decisions):
+            return program
+        edit = Replacing(program, self.slug())
+        for decision in decisions:
+            if decision.sparse:
+                _replace(edit, decision.layer)
+        return program.without_facts(exported=edit.done())
+
+
+def ell(weight: Tensor, live: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(blocks [rows, L BK, BN], index [rows L] int64) of a weight [out, in] whose tiles are ``live`` [rows, columns].
+
+    L is the largest number of live tiles in a row; shorter rows are filled with zeros that read the first tile.
+    """
+    (rows, columns), (bn, bk) = live.shape, tile
+    longest = max(1, int(live.sum(1).max()))
+    padded = functional.pad(weight, (0, columns * bk - weight.shape[1], 0, rows * bn - weight.shape[0]))
+    grid = padded.view(rows, bn, columns, bk)
+    blocks, index = weight.new_zeros(rows, longest, bk, bn), torch.zeros(rows, longest, dtype=torch.int64)
+    for row in range(rows):
+        here = live[row].nonzero()[:, 0]
+        index[row, : len(here)] = here
+        blocks[row, : len(here)] = grid[row][:, here].permute(1, 2, 0)
+    return blocks.view(rows, longest * bk, bn), index.flatten()
+
+
+def _replace(edit: Replacing, layer: SparseLayer) -> None:
+    matrix = layer.matrix
+    node = edit.nodes[matrix.node]
+    weight = matrix.matrix(edit.program.tensors[matrix.parameter].detach())
+    blocks, index = (edit.tensor(matrix.weight, n, t)
+                     for n, t in zip(("blocks", "index"), ell(weight, layer.live, layer.tile), strict=True))
+    (rows, columns), (_, bk), (outputs, inputs) = layer.live.shape, layer.tile, matrix.shape
+    offset = LINEAR[op_name(node)][2]
+    bias = bind(node).get(offset) if offset else None
+    with edit.graph.inserting_before(node):
+
+        def emit(target: Any, *args: Any) -> Node:
+            return edit.call(node, target, *args)
+
+        source = bind(node)[matrix.operand]
+        x = source
+        if columns * bk != inputs:
+            x = emit(aten.constant_pad_nd.default, x, [0, columns * bk - inputs])
+        x = emit(aten.reshape.default, x, [-1, columns, bk])
+        x = emit(aten.index_select.default, x, 1, index)
+        length = blocks.meta["val"].shape[1]
+        x = emit(aten.transpose.int, emit(aten.reshape.default, x, [-1, rows, length]), 0, 1)
+        y = emit(aten.transpose.int, emit(aten.bmm.default, x, blocks), 0, 1)
+        shape = [emit(aten.sym_size.int, source, i) if isinstance(s, torch.SymInt) else s
+                 for i, s in enumerate(source.meta["val"].shape[:-1])]
+        y = emit(aten.reshape.default, y, [*shape, rows * layer.tile[0]])
+        if rows * layer.tile[0] != outputs:
+            y = emit(aten.slice.Tensor, y, -1, 0, outputs)
+        if bias is not None:
+            y = emit(aten.add.Tensor, y, bias)
+    edit.instead(node, y)
+
+
+def _padded(decision: Decision) -> Decision:
+    """The decision with what runs counted with its padding."""
+    if not decision.sparse:
+        return decision
+    layer = decision.layer
+    tiles = len(layer.live) * max(1, int(layer.live.sum(1).max()))
+    return replace(decision, executed=layer.matrix.rows * tiles * layer.tile[0] * layer.tile[1])

@@ -1,0 +1,80 @@
+"""Measure block-ELL on onnxruntime on this machine's CPU, against the same layer with its zeros in a dense weight."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...block_table import BlockTable, Timing, made
+from ...capture import capture
+from ...errors import OptionError
+from ...measure import cpu_name, latency, session
+from ...program import Program
+from ...quiet import quiet
+from ...sparsity import grid, spread, tile_of
+from .block_ell import UseBlockEll
+
+FORM = "ell"
+
+
+def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Sequence[str],
+            densities: Sequence[float], dtype: str, on_case: Callable[[str, int, int], None], threads: int = 0,
+            seconds: float = 0.5) -> BlockTable:
+    """Medians of both forms, measured in turns, with random tiles. Arguments as for the kernel's ``measure``.
+
+    threads   of onnxruntime, 0 lets it choose;  seconds: per case
+
+    Raises OptionError for a dtype that a CPU has no kernels for.
+    """
+    if dtype != "float32":
+        raise OptionError(f"block-ELL is measured in float32, not in {dtype}", where="--dtype",
+                          why="onnxruntime computes half precision on a CPU by converting it", cure="--dtype float32")
+    cases, found = list(itertools.product(shapes, rows, patterns, densities)), []
+    for number, ((n, k), m, pattern, density) in enumerate(cases):
+        on_case(f"{n}x{k}, M={m}, tiles {pattern}, density {density:g}", number, len(cases))
+        found.append(_case(n, k, m, pattern, density, threads, seconds))
+    return made(cpu_name(), FORM, found)
+
+
+def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, seconds: float) -> Timing:
+    dense = layer(n, k, m, pattern, density)
+    always = BlockTable("", FORM, (Timing(n, k, pattern, "float32", m, 1.0, 1.0, 0.5),))
+    gate = UseBlockEll(always, "")
+    sparse = gate.run(dense)
+    if not any(d.sparse for d in gate.results):
+        raise OptionError(f"a density of {density:g} leaves no tile of {pattern} to drop in {n}x{k}",
+                          where="--density", cure="lower it")
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        running = {name: _session(program, Path(folder) / f"{name}.onnx", threads)
+                   for name, program in (("dense", dense), ("ell", sparse))}
+        times = latency({name: partial(one.run, None, {one.get_inputs()[0].name: x}) for name, one in running.items()},
+                        seconds=seconds)
+    return Timing(n, k, pattern, "float32", m, density, times["dense"].median_ms, times["ell"].median_ms)
+
+
+def layer(n: int, k: int, m: int, pattern: str, density: float) -> Program:
+    """One linear layer on [m, k] with random tiles zeroed."""
+    generator = torch.Generator().manual_seed(0)
+    size = grid((n, k), tile_of(pattern))
+    kept = torch.zeros(size[0] * size[1])
+    kept[torch.randperm(len(kept), generator=generator)[: round(density * len(kept))]] = 1
+    module = nn.Linear(k, n)
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(n, k, generator=generator) / k**0.5)
+        module.weight *= spread(kept.view(size), (n, k), tile_of(pattern))
+    return capture(module.eval(), (torch.randn(m, k, generator=generator),))
+
+
+def _session(program: Program, path: Path, threads: int) -> Any:
+    with quiet():
+        model: Any = torch.onnx.export(program.exported, dynamo=True, opset_version=18, verbose=False)
+        model.save(path)
+    return session(path, threads)

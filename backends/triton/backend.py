@@ -1,0 +1,47 @@
+"""Block-sparse layers for NVIDIA GPUs: a program whose winning layers call the Triton kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ...archive import read_program, write_program
+from ...backend import Backend, Lowered, Runner
+from ...block_gate import cuda_name, report, words
+from ...block_table import table_for
+from ...ops import block_sparse_linear  # noqa: F401  (the op must be known before a payload is read)
+from ...parity import eager
+from ...pipeline import Pipeline
+from ...program import Program
+from .legalize import UseKernels
+
+
+@dataclass(frozen=True)
+class TritonBackend(Backend):
+    """``model.triton.pt2``: layers call ``fxprune::block_sparse_linear`` where a measured table says that it wins.
+
+    The kernel runs where the tensors are on a GPU; elsewhere, also while the payload is verified on a machine without
+    one, the op's CPU reference does. Reading the payload needs fxprune (``fxprune.load``); ``model.pt2`` beside it
+    holds the same zeros in dense weights and needs torch alone.
+
+    table   path of a recorded table; by default the one that ``fxprune tune`` measured on this machine's GPU
+    """
+
+    table: str = ""
+
+    name: ClassVar[str] = "triton"
+    suffix: ClassVar[str] = ".triton.pt2"
+    granularity: ClassVar[int] = 16
+
+    def lower(self, program: Program, directory: Path) -> Lowered:
+        device = cuda_name()
+        table = table_for(device, "kernel", self.table)
+        gate = UseKernels(table, device or "CUDA (this machine has no GPU)")
+        program = Pipeline((gate,)).run(program)
+        path = self.payload(directory)
+        write_program(program.exported, path)
+        return Lowered(path, (path,), self.load(path), report(gate.results, table), tuple(words(gate.results)))
+
+    def load(self, payload: Path) -> Runner:
+        return eager(read_program(payload))

@@ -1,0 +1,151 @@
+"""The cost gate: a layer runs block-sparse only where a measured table says that it is faster than dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .block_table import BlockTable
+from .matrices import Matrix, live_tiles, matrices
+from .program import Program
+from .sparsity import TWO_OF_FOUR, Tile, tile_areas
+
+TILES: tuple[Tile, ...] = ((64, 64), (32, 32), (32, 16), (16, 32), (16, 16))
+"""Tiles that are looked for in weights, and that the kernel has configurations for."""
+WIN = 1.05  # measured ratio from which tiles run: a tie is not worth another kernel
+AS_GOOD = 1.02  # a larger tile is taken where it holds no more than so many times what the best one holds
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """A layer whose weight holds zeros in tiles, found by looking at the weight and not at any plan.
+
+    pattern  the tile, or ``2:4``;  live: where tiles hold something, [rows, columns] bool ([out, in] for 2:4)
+    """
+
+    matrix: Matrix
+    pattern: str
+    tile: Tile
+    live: Tensor
+
+    @property
+    def density(self) -> float:
+        """Share of the entries that live tiles cover."""
+        if self.pattern == TWO_OF_FOUR:
+            return float(self.live.float().mean())
+        areas = tile_areas(self.matrix.shape, self.tile)
+        return float(areas[self.live].sum()) / float(areas.sum())
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one layer, and why.
+
+    m         rows of the example inputs, all samples together
+    sparse    whether it runs block-sparse;  ratio: measured, how much faster than dense, or None
+    dense, effective, executed   multiply-accumulates of one sample: of the dense layer, of live tiles, of what runs
+    """
+
+    layer: SparseLayer
+    m: int
+    sparse: bool
+    said: str
+    ratio: float | None
+    dense: int
+    effective: int
+    executed: int
+
+    def record(self) -> dict[str, Any]:
+        """As plain data for the report."""
+        return {"parameter": self.layer.matrix.parameter, "pattern": self.layer.pattern,
+                "density": round(self.layer.density, 4), "m": self.m, "sparse": self.sparse, "ratio": self.ratio,
+                "said": self.said,
+                "macs": {"dense": self.dense, "effective": self.effective, "executed": self.executed}}
+
+
+def sparse_weights(program: Program) -> list[SparseLayer]:
+    """Layers of the program with zeros in whole tiles, or with two zeros in every four inputs; tiles come first."""
+    found = []
+    for matrix in matrices(program):
+        weight = matrix.matrix(program.tensors[matrix.parameter].detach())
+        if bool((weight != 0).all()):
+            continue
+        layers = [SparseLayer(matrix, f"{n}x{k}", (n, k), live_tiles(weight, (n, k))) for n, k in TILES]
+        best = min(one.density for one in layers)
+        if best < 1:
+            found.append(next(one for one in layers if one.density <= AS_GOOD * best))
+        elif is_two_of_four(weight):
+            found.append(SparseLayer(matrix, TWO_OF_FOUR, (1, 1), weight != 0))
+    return found
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether every four inputs of every output hold two zeros at least; what is left over at the end is not asked."""
+    whole = weight[:, : weight.shape[1] // 4 * 4]
+    return whole.numel() > 0 and bool(((whole != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all())
+
+
+def decide(program: Program, table: BlockTable | None, device: str) -> list[Decision]:
+    """One decision per sparse layer, by the rows of the program's example inputs.
+
+    device   where it will run, for the words when there is no table
+    """
+    return [_decided(program, layer, table, device) for layer in sparse_weights(program)]
+
+
+def kept_dense(program: Program, why: str) -> list[Decision]:
+    """Decisions of a target that only knows dense weights."""
+    return [_decision(layer, False, f"kept dense: {why}", None) for layer in sparse_weights(program)]
+
+
+def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> dict[str, Any]:
+    """Plain data: every decision, the sums over sparse layers, and the table that was believed."""
+    if not decisions:
+        return {}
+    sums = {k: sum(getattr(d, k) for d in decisions) for k in ("dense", "effective", "executed")}
+    return {"layers": [d.record() for d in decisions], "macs": sums,
+            "table": None if table is None else {"device": table.device, "form": table.form, "date": table.date}}
+
+
+def words(decisions: Iterable[Decision]) -> list[str]:
+    """What happened, a line per reason with the number of layers."""
+    by_reason: dict[str, list[str]] = {}
+    for d in decisions:
+        by_reason.setdefault(d.said, []).append(d.layer.matrix.parameter)
+    return [f"{said} ({len(names)} layer{'s' * (len(names) > 1)}, such as {names[0]})"
+            for said, names in by_reason.items()]
+
+
+def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str) -> Decision:
+    if layer.pattern == TWO_OF_FOUR:
+        return _decision(layer, False, "kept dense: 2:4 zeros stay in a dense weight here; "
+                         "fxprune.semi_structured hands them to kernels that know them", None)
+    if table is None:
+        return _decision(layer, False, f"kept dense: no table was measured for {device}", None)
+    matrix = layer.matrix
+    dtype = str(program.tensors[matrix.parameter].dtype).removeprefix("torch.")
+    (n, k), m = matrix.shape, matrix.rows * matrix.batch
+    timing = table.find(n, k, layer.pattern, dtype, m, layer.density)
+    if timing is None:
+        return _decision(layer, False, f"kept dense: {n}x{k} in tiles of {layer.pattern} at M={m} in {dtype} is not in "
+                                       f"the table of {table}", None)
+    ratio, at = round(timing.ratio, 2), f"at M={m} (table of {table})"
+    if timing.ratio < WIN:
+        return _decision(layer, False, f"kept dense: {ratio:.2f}x {at}", ratio)
+    return _decision(layer, True, f"block-sparse: {ratio:.2f}x {at}", ratio)
+
+
+def _decision(layer: SparseLayer, sparse: bool, said: str, ratio: float | None) -> Decision:
+    matrix = layer.matrix
+    effective = round(matrix.macs * layer.density)
+    executed = matrix.macs if not sparse else matrix.rows * int(layer.live.sum()) * layer.tile[0] * layer.tile[1]
+    return Decision(layer, matrix.rows * matrix.batch, sparse, said, ratio, matrix.macs, effective, executed)
+
+
+def cuda_name() -> str:
+    """The name of this machine's GPU, or "" without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

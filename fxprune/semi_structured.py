@@ -1,0 +1,56 @@
+"""2:4 on GPUs: hand weights with two zeros in every four inputs to torch's semi-structured kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .block_gate import is_two_of_four
+
+SHAPES: Mapping[torch.dtype, tuple[int, int]] = {
+    torch.float16: (32, 64), torch.bfloat16: (32, 64), torch.int8: (32, 128),
+}
+"""dtype -> multiples of (out, in) that the kernels take."""
+CAPABILITY = (8, 0)
+
+
+def why_not(weight: Tensor) -> str:
+    """Why this weight [out, in] cannot run in the semi-structured kernels where it is, or "" when it can."""
+    if weight.dim() != 2 or not is_two_of_four(weight):
+        return "it does not hold two zeros in every four inputs"
+    if weight.dtype not in SHAPES:
+        return f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in SHAPES)}, not " \
+               f"{str(weight.dtype).removeprefix('torch.')}"
+    rows, columns = SHAPES[weight.dtype]
+    if weight.shape[0] % rows or weight.shape[1] % columns:
+        return f"its shape {list(weight.shape)} is no multiple of {rows}x{columns}"
+    if not weight.is_cuda:
+        return "it is not on a GPU"
+    have = torch.cuda.get_device_capability(weight.device)
+    return "" if have >= CAPABILITY else f"the GPU has compute capability {have[0]}.{have[1]}, 8.0 is needed"
+
+
+def to_semi_structured(module: nn.Module) -> dict[str, str]:
+    """Replace every parameter that can by torch's sparse form, in place; returns why other 2:4 weights stayed dense.
+
+    module   a result of ``fxprune.load`` (or any module that multiplies by its weights with ``linear``), on its GPU and
+             in its dtype already. For inference: the weights do not train any more
+
+    An empty dict says that all of them were replaced. Times are not known before they are measured.
+    """
+    from torch.sparse import to_sparse_semi_structured
+
+    left = {}
+    for name, weight in list(module.named_parameters()):
+        if weight.dim() != 2 or not is_two_of_four(weight):
+            continue
+        why = why_not(weight)
+        if why:
+            left[name] = why
+            continue
+        owner = module.get_submodule(name.rpartition(".")[0])
+        setattr(owner, name.rpartition(".")[2],
+                nn.Parameter(to_sparse_semi_structured(weight.detach().contiguous()), requires_grad=False))
+    return left
