@@ -70,7 +70,8 @@ def cell(task: Task, program: Program, options: Mapping[str, Any], ratio: float,
          seed: int) -> tuple[dict[str, Any], Program]:
     """The figure of one plan, and the program with the plan."""
     started = time.perf_counter()
-    found = Pipeline((SearchBlocks(Budget("flops", ratio), **options),), start=("axes", "groups", "scores")).run(program)
+    search = SearchBlocks(Budget("flops", ratio), **options)
+    found = Pipeline((search,), start=("axes", "groups", "scores")).run(program)
     one = RecoverBlocks("auto" if recover else "none", data=data, seed=seed)
     small = Pipeline((one, SparsifyBlocks()), start=START).run(found)
     plan = found.need("plan")
