@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from . import ranks
 from .artifact import Artifact, load
+from .block_wish import Request, divided
 from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, resumable, warn_only
@@ -21,6 +22,7 @@ from .group import Kind
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
+from .sparsify import uncut, with_tiles
 from .work import (
     Amount,
     Inputs,
@@ -45,7 +47,8 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
-    rearrange: int = 0, tokens: str | None = None, unmerge: bool = False,
+    rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
+    sparse: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -81,6 +84,12 @@ def compile(
                     options, as ``tome{schedule=constant}``: those of the reducer, and
                     :class:`fxprune.token_wish.Deciding`
     unmerge         models that read or return every token get them back, as the one that took each in
+    blocks          zero tiles inside the weights of linear layers until the budget of FLOPs is met: ``32x32``, with
+                    options as ``32x32{slice=0.7,allocation=lsp}``, see :class:`fxprune.block_wish.Tiling`.
+                    ``importance`` may then name a criterion of tiles: ``lsp`` (default with data), ``magnitude``,
+                    ``wanda``, ``obert``; ``recover`` may be ``obs``. Whether tiles are faster is the target's matter: what
+                    was not measured to be faster stays in a dense weight (``fxprune tune``)
+    sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -93,17 +102,21 @@ def compile(
                               why="applying a plan uses no data", cure="give a budget and data instead")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
-    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    budget, criterion = budget_or_none(flops, params, bytes, wished), importance or default_criterion(data)
-    how = recover or ("none" if data is None else "auto")
-    wish = Wish(budget, criterion, kinds, samples, how, rounds, head_scale, members, rearrange, wished)
-    if wish.recovery.method != "none" and data is None:
+    if recover not in (None, "none") and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
+    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
+    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    wish = None
+    if zeros is None or rest.slices or wished is not None:
+        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished)
+        how = rest.recover or ("none" if data is None else "auto")
+        wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
+                    members, rearrange, wished)
     with resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        return work.finish(work.recover(decide(work, wish), wish))
+        return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
 
 def plan(
@@ -113,20 +126,25 @@ def plan(
     prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False,
+    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    wish = Wish(budget_or_none(flops, params, bytes, wished), importance or default_criterion(data), kinds, samples,
-                "none" if data is None else "auto", rounds, head_scale, members, rearrange, wished)
+    zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
+                          plain=True)
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    wish = None
+    if zeros is None or rest.slices or wished is not None:
+        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
+                    rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
+                    rounds, head_scale, members, rearrange, wished)
     with resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        program = decide(work, wish)
+        program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
     return program

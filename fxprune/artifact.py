@@ -19,6 +19,7 @@ from typing import Any
 from . import registry
 from .archive import read_program, write_program
 from .backend import Backend, lower_and_verify
+from .block_gate import executed
 from .cost import COUNTED, Budget, Cost
 from .errors import LoadError, OptionError
 from .group import PruneGroup
@@ -90,6 +91,7 @@ class Artifact:
             report = {
                 **self.report, "target": self.target, "payload": lowered.payload.name, "parity": parity.to_dict(),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
+                **executed(self.report, lowered.sparsity, lowered.notes),
             }
             (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         self.report, self.path = report, path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +109,23 @@ def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> di
     sums = {k: sum(getattr(d, k) for d in decisions) for k in ("dense", "effective", "executed")}
     return {"layers": [d.record() for d in decisions], "macs": sums,
             "table": None if table is None else {"device": table.device, "form": table.form, "date": table.date}}
+
+
+def executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+    """The entries of an artefact's report that the target's decisions change: ``sparsity`` and ``notes``; {} without.
+
+    told    the report so far;  gate: what :func:`report` made;  notes: what :func:`words` made
+    """
+    if not gate:
+        return {}
+    before = {k: v for k, v in told.get("sparsity", {}).items() if k != "gate"}
+    whole = told["cost"]["compressed"]["flops"]
+    sums = gate["macs"]
+    flops = before.get("flops", {"dense": told["cost"]["dense"]["flops"],
+                                 "effective": whole - sums["dense"] + sums["effective"]})
+    flops = {**flops, "executed": whole - sums["dense"] + sums["executed"]}
+    earlier = [n for n in told.get("notes", ()) if not n.startswith(("kept dense: ", "block-sparse: "))]
+    return {"sparsity": {**before, "flops": flops, "gate": dict(gate)}, "notes": [*earlier, *notes]}
 
 
 def words(decisions: Iterable[Decision]) -> list[str]:

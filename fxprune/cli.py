@@ -23,6 +23,7 @@ EPILOG = """\
 exit codes
   0    done
   2    the request cannot be carried out: the message says what, where, why and the cure
+  3    the machine lacks the device that the request is about (`tune` without a GPU)
   70   a bug in fxprune: the message carries the pipeline that reproduces it
   130  interrupted (Ctrl-C); nothing half-written is left behind, and the same command goes on where scoring stopped
 
@@ -102,6 +103,16 @@ def build_parser() -> tuple[_Parser, dict[str, _Parser]]:
     p.add_argument("--trust-pickle", action="store_true", help="allow --against to run code from its pickle")
     _output(p)
 
+    p = command("tune", "measure block-sparse layers on this machine, for the gate and the kernel to go by")
+    p.add_argument("--target", default="triton", metavar="NAME", help="triton or onnx (default: %(default)s)")
+    p.add_argument("--shapes", metavar="NxK,..", help="layers, outputs x inputs (default: those of DeiT-S and DeiT-B)")
+    p.add_argument("--rows", metavar="M,M", help="rows they are applied to (default: 197, 1576, 12608)")
+    p.add_argument("--blocks", metavar="TILE,..", help="tiles (default: all that the kernel knows)")
+    p.add_argument("--density", metavar="D,D", help="shares of tiles that are kept (default: 0.1,0.25,0.5,0.75)")
+    p.add_argument("--dtype", default="", help="default: bfloat16 for triton, float32 for onnx")
+    p.add_argument("--out", metavar="FILE", help="where the table goes (default: kept under the device's name)")
+    _output(p)
+
     p = command("demo", "train a small ViT on handwritten digits, compress it, and compare; needs no network")
     p.add_argument("--out", metavar="DIR", default="fxprune-out/demo", help="where to write (default: %(default)s)")
     p.add_argument("--flops", default="0.5", metavar="B", help="share of the MACs that stays (default: %(default)s)")
@@ -170,13 +181,17 @@ def _decision(p: _Parser) -> None:
         "tokens)"))
     group.add_argument("--unmerge", action="store_true", help=(
         "give every token back where a head or the output needs it"))
+    group.add_argument("--blocks", metavar="TILE", help=(
+        "zero tiles of so many outputs x inputs inside weights, until --flops is met: 32x32, with options as "
+        "'32x32{slice=0.7,allocation=lsp}'; --importance lsp, magnitude, wanda or obert"))
+    group.add_argument("--sparse", metavar="2:4", help="zero two of every four inputs, after slicing to the budget")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
     _limits(p)
 
 
 def _target(p: _Parser) -> None:
     group = p.add_argument_group("artefact")
-    group.add_argument("--target", default="eager", metavar="NAME", help="eager or onnx (default: %(default)s)")
+    group.add_argument("--target", default="eager", metavar="NAME", help="eager, onnx or triton (default: %(default)s)")
     group.add_argument("--out", metavar="DIR", help="where the artefact goes (default: fxprune-out/<model>-<target>)")
 
 
@@ -202,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         _say(f"{type(error).__name__}: {error}")
-        return USER_ERROR
+        return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us is gone: nobody to tell
         return USER_ERROR
@@ -267,7 +282,7 @@ def _decisions(args: argparse.Namespace) -> dict[str, Any]:
     return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
             "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
             "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
-            "tokens": args.tokens, "unmerge": args.unmerge,
+            "tokens": args.tokens, "unmerge": args.unmerge, "blocks": args.blocks, "sparse": args.sparse,
             **_limits_of(args)}
 
 
@@ -339,6 +354,16 @@ def _bench(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     return result
 
 
+def _tune(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
+    from . import tune
+
+    table, path = tune.tune(args.target, out=args.out, dtype=args.dtype, on_event=screen.tell, **tune.given(
+        shapes=args.shapes, rows=args.rows, patterns=args.blocks, densities=args.density))
+    result = {"table": str(path), **tune.summary(table)}
+    screen.tuned(result)
+    return result
+
+
 def _demo(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from . import demo
 
@@ -349,4 +374,5 @@ def _demo(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
 
 _SHARED = ("compile", "plan")
-_COMMANDS = {"compile": _compile, "plan": _plan, "apply": _apply, "inspect": _inspect, "bench": _bench, "demo": _demo}
+_COMMANDS = {"compile": _compile, "plan": _plan, "apply": _apply, "inspect": _inspect, "bench": _bench, "demo": _demo,
+             "tune": _tune}

@@ -214,4 +214,4 @@ def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
         earlier = choices.get(name)
         keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
         choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
-    return CompressionPlan(choices, second.about, second.tokens)
+    return CompressionPlan(choices, second.about, second.tokens, second.blocks)

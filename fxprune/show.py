@@ -113,6 +113,7 @@ class Screen:
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
+        lines += sparsity_lines(report)
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
@@ -134,6 +135,10 @@ class Screen:
         for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
+        if plan.blocks:
+            effective = plan.about["tiles"]["predicted"]["flops"]
+            where.insert(0, f"zeros     {plan.about['tiles']['pattern']} in {len(plan.blocks)} weights: "
+                            f"{giga(effective)} GMACs are effective ({effective / max(dense.flops, 1):.3f})")
         told = None if program.tokens is None else describe_tokens(program.tokens, plan.tokens)
         self._print("", table, *frozen_lines(_frozen(program), short=True), *token_lines(told), *where)
 
@@ -166,6 +171,14 @@ class Screen:
         env = result["environment"]
         self._print("", table, f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
                                "of interleaved rounds; speed-up of the first over the other[/]")
+
+    def tuned(self, result: Mapping[str, Any]) -> None:
+        """What a table of block timings says."""
+        best = result["best"]
+        self._print(f"{_plain(result['device'])}: tiles are faster than dense in {result['faster']} of "
+                    f"{result['cases']} cases; {result['geometric_mean']:.2f}x on average, at best "
+                    f"{best['ratio']:.2f}x ({best['n']}x{best['k']}, M={best['m']}, tiles {best['pattern']}, density "
+                    f"{best['density']:g})", f"[bold]table  {_plain(result['table'])}[/]")
 
     def demo(self, result: Mapping[str, Any]) -> None:
         """Dense against compressed on the digits' test split."""
@@ -235,6 +248,18 @@ def token_lines(told: Mapping[str, Any] | None) -> list[str]:
               for why, names in reasons[:4]]
     more = [f"[dim]          and {len(reasons) - 4} more reasons (--json lists them)[/]"] if reasons[4:] else []
     return [*lines, *more]
+
+
+def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
+    """Zeros inside weights: what is not zero, and what runs all the same, in MACs of the whole model."""
+    told = report.get("sparsity")
+    if not told:
+        return []
+    flops = told["flops"]
+    share = {k: flops[k] / max(flops["dense"], 1) for k in ("effective", "executed")}
+    count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
+    return [f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
+            f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

@@ -27,13 +27,18 @@ class Sparsity:
     pattern  ``32x32``: tiles of 32 outputs by 32 inputs, or ``2:4``: two of every four neighbouring inputs of an output
     shape    (out, in)
     kept     bool [ceil(out / BN), ceil(in / BK)]: True where a tile stays; with 2:4 a tile is a single weight
+    order    the inputs, where they were put in another order first (and what makes them with them), else ()
     """
 
     pattern: str
     shape: tuple[int, int]
     kept: Tensor
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.order and sorted(self.order) != list(range(self.shape[1])):
+            raise PlanError("the order of the inputs is none", where=f"{self.pattern} of {list(self.shape)}",
+                            why=f"it must name each of {self.shape[1]} inputs once")
         want = grid(self.shape, self.tile)
         if tuple(self.kept.shape) != want or self.kept.dtype != torch.bool:
             raise PlanError("the tiles do not fit the weight", where=f"{self.pattern} of {list(self.shape)}",
@@ -58,13 +63,14 @@ class Sparsity:
         return spread(self.kept, self.shape, self.tile)
 
     def __eq__(self, other: object) -> bool:
-        return (isinstance(other, Sparsity) and (self.pattern, self.shape) == (other.pattern, other.shape)
-                and torch.equal(self.kept, other.kept))
+        return (isinstance(other, Sparsity) and torch.equal(self.kept, other.kept)
+                and (self.pattern, self.shape, self.order) == (other.pattern, other.shape, other.order))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a plan: kept tiles by number, row by row; single weights as bits in base64."""
         keep: Any = self.kept.flatten().nonzero()[:, 0].tolist() if self.pattern != TWO_OF_FOUR else _bits(self.kept)
-        return {"pattern": self.pattern, "shape": list(self.shape), "keep": keep}
+        order = {"order": list(self.order)} if self.order else {}
+        return {"pattern": self.pattern, "shape": list(self.shape), "keep": keep, **order}
 
     @staticmethod
     def from_dict(entry: Any, where: str) -> Sparsity:
@@ -82,7 +88,13 @@ class Sparsity:
             raise PlanError("the plan is malformed", where=where, why=error.what) from None
         kept = _from_bits(keep, rows * columns, where) if pattern == TWO_OF_FOUR else \
             _from_indices(keep, rows * columns, where)
-        return Sparsity(pattern, (shape[0], shape[1]), kept.view(rows, columns))
+        order = entry.get("order", [])
+        if not isinstance(order, list) or not all(type(i) is int for i in order):
+            raise PlanError("the plan is malformed", where=where, why="order must be a list of integers")
+        try:
+            return Sparsity(pattern, (shape[0], shape[1]), kept.view(rows, columns), tuple(order))
+        except PlanError as error:
+            raise PlanError(error.what, where=where, why=error.why) from None
 
 
 def tile_of(pattern: str) -> Tile:

@@ -65,13 +65,22 @@ def summary(table: BlockTable) -> dict[str, Any]:
                                                        "m": best.m, "pattern": best.pattern, "density": best.density}}
 
 
-def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """``1536x384,384x1536`` -> [(1536, 384), (384, 1536)], out before in.
+def given(**texts: str | None) -> dict[str, Any]:
+    """Lists from the command line, those that were given: ``shapes`` and ``patterns`` of NxK, ``rows``, ``densities``.
 
-    >>> parse_shapes("1536x384")
-    [(1536, 384)]
+    >>> given(shapes="1536x384,384x1536", rows=None, densities="0.5")
+    {'shapes': [(1536, 384), (384, 1536)], 'densities': [0.5]}
     """
-    return [tile_of(part.strip()) for part in text.split(",") if part.strip()]
+    read: dict[str, Any] = {"shapes": tile_of, "rows": int, "patterns": str, "densities": float}
+    found = {}
+    for name, text in texts.items():
+        try:
+            if text is not None:
+                found[name] = [read[name](part.strip()) for part in text.split(",") if part.strip()]
+        except ValueError:
+            raise OptionError(f"'{text}' is no list of numbers", where=f"--{name}",
+                              cure="write them with commas") from None
+    return found
 
 
 def _key(t: Any) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from . import ranks, registry
 from .artifact import Artifact, build_report, check_destination
 from .axis import Axis
+from .block_wish import BlockWish
 from .cost import METRICS, Budget, CostModel
 from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
@@ -172,10 +173,13 @@ class Work:
     results: list[PassResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recovery: dict[str, Any] | None = None
+    blocks: BlockWish | None = None
+    block_recovery: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
-        self.backend = registry.backend(self.target)
+        table = self.blocks.tiling.table if self.blocks is not None else ""
+        self.backend = registry.backend(self.target, **({"table": table} if table else {}))
         self.find_groups = self.limits.find_groups(self.backend.granularity)
         if self.out is not None:
             check_destination(Path(self.out))
@@ -293,6 +297,7 @@ class Work:
         from .passes.transform.merge_tokens import MergeTokens, without_tokens
         from .passes.transform.slice_axes import SliceAxes
         from .passes.transform.spell_out_tokens import SpellOutTokens
+        from .sparsify import sparsified
 
         whole, plan, model = program, program.need("plan"), CostModel(program)
         if plan.tokens is not None and not plan.tokens.empty:
@@ -307,6 +312,9 @@ class Work:
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
             raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
                                 pipeline=self.pipeline)
+        sparsity = None
+        if self.blocks is not None or plan.blocks:
+            small, plan, sparsity = sparsified(self, small, plan, model(), counted)
         if self.given:
             small = owning(small, whole)
         calibration = self.calibration
@@ -321,6 +329,8 @@ class Work:
         )
         if self.recovery is not None:
             report["recovery"] = self.recovery
+        if sparsity is not None:
+            report["sparsity"] = sparsity
         extras = {}
         if whole.tokens is not None:
             report["tokens"] = describe_tokens(whole.tokens, plan.tokens)

@@ -29,7 +29,9 @@ def test_density_and_mask_count_what_ragged_tiles_hold() -> None:
 def test_a_plan_with_blocks_survives_json(pattern: str) -> None:
     shape = (70, 45)
     kept = torch.rand(*grid(shape, tile_of(pattern))) < 0.5
-    plan = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 1}, {"w": Sparsity(pattern, shape, kept)})
+    order = tuple(range(44, -1, -1)) if pattern == "2:4" else ()
+    plan = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 1},
+                           blocks={"w": Sparsity(pattern, shape, kept, order)})
     assert not plan.empty
     assert not CompressionPlan(blocks=plan.blocks).empty
     again = CompressionPlan.from_json(plan.to_json())
@@ -51,6 +53,8 @@ def test_a_plan_without_blocks_says_nothing_of_them() -> None:
     ({"pattern": "2x2", "shape": [4, 4], "keep": [True]}, "list of integers"),
     ({"pattern": "2:4", "shape": [4, 4], "keep": [1]}, "base64"),
     ({"pattern": "2:4", "shape": [4, 4], "keep": "AA=="}, "bits"),
+    ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": [0, 1, 2, 2]}, "each of 4 inputs once"),
+    ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": "no"}, "order must be"),
 ])
 def test_malformed_blocks_are_refused_at_their_name(entry: object, message: str) -> None:
     text = json.dumps({"fxprune_plan": 1, "groups": {}, "blocks": {"fc.weight": entry}})

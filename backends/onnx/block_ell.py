@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,13 +40,16 @@ class UseBlockEll(Transform):
     def run(self, program: Program) -> Program:
         decisions = [_padded(d) for d in decide(program, self.table, self.device)]
         self.results.extend(decisions)
-        if not any(d.sparse for d in decisions):
-            return program
-        edit = Replacing(program, self.slug())
-        for decision in decisions:
-            if decision.sparse:
-                _replace(edit, decision.layer)
-        return program.without_facts(exported=edit.done())
+        chosen = [d.layer for d in decisions if d.sparse]
+        return replaced(program, chosen, self.slug()) if chosen else program
+
+
+def replaced(program: Program, layers: Sequence[SparseLayer], by: str) -> Program:
+    """The program with these layers as block-ELL."""
+    edit = Replacing(program, by)
+    for layer in layers:
+        _replace(edit, layer)
+    return program.without_facts(exported=edit.done())
 
 
 def ell(weight: Tensor, live: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:

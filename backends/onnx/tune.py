@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...block_gate import SparseLayer
 from ...block_table import BlockTable, Timing, made
 from ...capture import capture
 from ...errors import OptionError
+from ...matrices import live_tiles, matrices
 from ...measure import cpu_name, latency, session
 from ...program import Program
 from ...quiet import quiet
 from ...sparsity import grid, spread, tile_of
-from .block_ell import UseBlockEll
+from .block_ell import replaced
 
 FORM = "ell"
 
@@ -45,12 +47,12 @@ def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Se
 
 def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, seconds: float) -> Timing:
     dense = layer(n, k, m, pattern, density)
-    always = BlockTable("", FORM, (Timing(n, k, pattern, "float32", m, 1.0, 1.0, 0.5),))
-    gate = UseBlockEll(always, "")
-    sparse = gate.run(dense)
-    if not any(d.sparse for d in gate.results):
+    matrix = matrices(dense)[0]
+    live = live_tiles(dense.tensors[matrix.parameter], tile_of(pattern))
+    if bool(live.all()):
         raise OptionError(f"a density of {density:g} leaves no tile of {pattern} to drop in {n}x{k}",
                           where="--density", cure="lower it")
+    sparse = replaced(dense, [SparseLayer(matrix, pattern, tile_of(pattern), live)], "tune")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).numpy()
     with tempfile.TemporaryDirectory() as folder:
         running = {name: _session(program, Path(folder) / f"{name}.onnx", threads)

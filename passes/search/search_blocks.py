@@ -104,7 +104,7 @@ class SearchBlocks(Search):
             "method": allocation, "counted": COUNTED, "pattern": groups[0].pattern, "dense": {"flops": dense},
             "predicted": {"flops": effective}, "power": power_estimate(groups, blocks),
         }
-        return CompressionPlan({}, about, blocks)
+        return CompressionPlan({}, about, blocks=blocks)
 
     def _infeasible(self, program: Program, dense: int, least: int, limit: float) -> BudgetInfeasible:
         frozen = sorted({g.frozen for g in program.need("groups") if g.frozen})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...axis import Axis, kept_index, leaves
-from ...errors import OptionError
+from ...errors import OptionError, PlanError
 from ...group import Kind
-from ...matrices import matrices
+from ...matrices import Matrix, matrices
 from ...pipeline import Transform
 from ...program import Program
 from .sparsify_blocks import with_parameters
@@ -27,6 +27,9 @@ class PermuteChannels(Transform):
     rounds   of exchanges: all fours are paired at random, and the best of the sixteen exchanges between two fours is
              made where it gains
 
+    orders    weight that reads neurons -> their order, from a plan: nothing is searched then
+    results   what was done, in that form, is appended
+
     Needs ``axes`` and ``groups`` of slicing (``FindGroups``). Law: the kept magnitude of no layer falls; same seed,
     same order.
     Source   Pool and Yu 2021, channel permutations for N:M sparsity (NeurIPS); its search is exhaustive over fours,
@@ -37,29 +40,48 @@ class PermuteChannels(Transform):
 
     rounds: int = 50
     seed: int = 0
+    orders: Mapping[str, Sequence[int]] | None = field(default=None, repr=False)
+    results: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise OptionError("at least one round of exchanges is needed", where=f"rounds={self.rounds}")
 
     def run(self, program: Program) -> Program:
-        axes, tensors = program.need("axes"), program.tensors
-        orders: dict[Axis, Tensor] = {}
-        layers, parameters = matrices(program), program.exported.graph_signature.inputs_to_parameters.values()
-        for group in program.need("groups"):
-            if group.kind is not Kind.FFN or group.frozen or group.size % 4 or group.size < 8:
-                continue
-            readers = [m for m in layers if m.node in group.nodes and not m.dense]
-            sides = [axes.dims[m.weight][0 if m.transposed else 1] for m in readers]
-            if any(slot.parameter not in parameters for slot in group.slots):
-                continue
-            if not readers or any(tuple(leaves(side)) != (group.axis,) for side in sides):
-                continue  # what reads it interleaves it with something else: fours would not be its neighbours
-            weight = torch.cat([m.matrix(tensors[m.parameter].detach()).float().abs() for m in readers])
-            orders[group.axis] = exchanged(weight, self.rounds, self.seed)
-        if not orders:
+        sides = _neurons(program)
+        found: dict[Axis, Tensor] = {}
+        if self.orders is not None:
+            for name, order in self.orders.items():
+                axis = next((a for a, readers in sides.items() if name in [m.parameter for m in readers]), None)
+                if axis is None or len(order) != axis.size:
+                    raise PlanError("the plan orders the inputs of a weight that reads no neurons of its own here",
+                                    where=f"blocks of '{name}'", why="it was made for another architecture, or edited",
+                                    cure="make a new plan with `fxprune plan`")
+                found[axis] = torch.tensor(order, dtype=torch.long)
+        else:
+            for axis, readers in sides.items():
+                weights = [m.matrix(program.tensors[m.parameter].detach()).float().abs() for m in readers]
+                found[axis] = exchanged(torch.cat(weights), self.rounds, self.seed)
+        if not found:
             return program
-        return program.without_facts(exported=with_parameters(program, _permuted(program, orders)))
+        self.results.append({m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]})
+        return program.without_facts(exported=with_parameters(program, _permuted(program, found)))
+
+
+def _neurons(program: Program) -> dict[Axis, list[Matrix]]:
+    """Axes of feed-forward neurons, and the layers that read them and nothing else, neighbour by neighbour."""
+    axes, layers = program.need("axes"), matrices(program)
+    parameters = program.exported.graph_signature.inputs_to_parameters.values()
+    found = {}
+    for group in program.need("groups"):
+        if group.kind is not Kind.FFN or group.frozen or group.size % 4 or group.size < 8:
+            continue
+        readers = [m for m in layers if m.node in group.nodes and not m.dense]
+        sides = [axes.dims[m.weight][0 if m.transposed else 1] for m in readers]
+        alone = all(tuple(leaves(side)) == (group.axis,) for side in sides)
+        if readers and alone and all(slot.parameter in parameters for slot in group.slots):
+            found[group.axis] = readers
+    return found
 
 
 def _permuted(program: Program, orders: Mapping[Axis, Tensor]) -> dict[str, Tensor]:

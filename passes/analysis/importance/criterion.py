@@ -28,6 +28,7 @@ class Criterion(ABC):
     unit: ClassVar[str]
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
+    scores_tiles: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this criterion again."""

@@ -11,6 +11,8 @@ from .criterion import Criterion, prunable
 class TileCriterion(Criterion):
     """A criterion whose elements are the tiles of weights (``FindBlocks``), not heads or neurons."""
 
+    scores_tiles = True
+
 
 def tiles(program: Program, name: str) -> list[BlockGroup]:
     """The groups to score. Raises OptionError where the groups are none of tiles."""
