@@ -87,8 +87,8 @@ def compile(
     blocks          zero tiles inside the weights of linear layers until the budget of FLOPs is met: ``32x32``, with
                     options as ``32x32{slice=0.7,allocation=lsp}``, see :class:`fxprune.block_wish.Tiling`.
                     ``importance`` may then name a criterion of tiles: ``lsp`` (default with data), ``magnitude``,
-                    ``wanda``, ``obert``; ``recover`` may be ``obs``. Whether tiles are faster is the target's matter: what
-                    was not measured to be faster stays in a dense weight (``fxprune tune``)
+                    ``wanda``, ``obert``; ``recover`` may be ``obs``. What was not measured to be faster on the target
+                    stays in a dense weight (``fxprune tune``)
     sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
     on_event        called with every stage and warning; by default warnings become Python warnings
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from .block_table import BlockTable
 from .matrices import Matrix, live_tiles, matrices
 from .program import Program
-from .sparsity import TWO_OF_FOUR, Tile, tile_areas
+from .semi_structured import why_not
+from .sparsity import TWO_OF_FOUR, Tile, is_two_of_four, tile_areas
 
-TILES: tuple[Tile, ...] = ((64, 64), (32, 32), (32, 16), (16, 32), (16, 16))
+TILES: tuple[Tile, ...] = ((128, 64), (64, 64), (32, 32), (32, 16), (16, 32), (16, 16))
 """Tiles that are looked for in weights, and that the kernel has configurations for."""
 WIN = 1.05  # measured ratio from which tiles run: a tie is not worth another kernel
 AS_GOOD = 1.02  # a larger tile is taken where it holds no more than so many times what the best one holds
@@ -83,12 +84,6 @@ def sparse_weights(program: Program) -> list[SparseLayer]:
     return found
 
 
-def is_two_of_four(weight: Tensor) -> bool:
-    """Whether every four inputs of every output hold two zeros at least; what is left over at the end is not asked."""
-    whole = weight[:, : weight.shape[1] // 4 * 4]
-    return whole.numel() > 0 and bool(((whole != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all())
-
-
 def decide(program: Program, table: BlockTable | None, device: str) -> list[Decision]:
     """One decision per sparse layer, by the rows of the program's example inputs.
 
@@ -99,7 +94,8 @@ def decide(program: Program, table: BlockTable | None, device: str) -> list[Deci
 
 def kept_dense(program: Program, why: str) -> list[Decision]:
     """Decisions of a target that only knows dense weights."""
-    return [_decision(layer, False, f"kept dense: {why}", None) for layer in sparse_weights(program)]
+    return [_decision(layer, False, _pairs(program, layer) if layer.pattern == TWO_OF_FOUR else f"kept dense: {why}",
+                      None) for layer in sparse_weights(program)]
 
 
 def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> dict[str, Any]:
@@ -139,8 +135,7 @@ def words(decisions: Iterable[Decision]) -> list[str]:
 
 def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str) -> Decision:
     if layer.pattern == TWO_OF_FOUR:
-        return _decision(layer, False, "kept dense: 2:4 zeros stay in a dense weight here; "
-                         "fxprune.semi_structured hands them to kernels that know them", None)
+        return _decision(layer, False, _pairs(program, layer), None)
     if table is None:
         return _decision(layer, False, f"kept dense: no table was measured for {device}", None)
     matrix = layer.matrix
@@ -154,6 +149,13 @@ def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, dev
     if timing.ratio < WIN:
         return _decision(layer, False, f"kept dense: {ratio:.2f}x {at}", ratio)
     return _decision(layer, True, f"block-sparse: {ratio:.2f}x {at}", ratio)
+
+
+def _pairs(program: Program, layer: SparseLayer) -> str:
+    """2:4: no artefact holds torch's sparse form; what keeps this weight from it, or how it gets there."""
+    why = why_not(layer.matrix.matrix(program.tensors[layer.matrix.parameter].detach()))
+    return f"kept dense: 2:4 stays in a dense weight, for {why}" if why else \
+        "kept dense: 2:4 stays in a dense weight until fxprune.semi_structured.to_semi_structured(module)"
 
 
 def _decision(layer: SparseLayer, sparse: bool, said: str, ratio: float | None) -> Decision:

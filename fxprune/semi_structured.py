@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .block_gate import is_two_of_four
+from .sparsity import is_two_of_four
 
 SHAPES: Mapping[torch.dtype, tuple[int, int]] = {
     torch.float16: (32, 64), torch.bfloat16: (32, 64), torch.int8: (32, 128),
@@ -17,7 +17,10 @@ CAPABILITY = (8, 0)
 
 
 def why_not(weight: Tensor) -> str:
-    """Why this weight [out, in] cannot run in the semi-structured kernels where it is, or "" when it can."""
+    """Why this weight [out, in] cannot run in the semi-structured kernels of this machine, or "" when it can.
+
+    A weight on the CPU is asked about as if it were on the first GPU.
+    """
     if weight.dim() != 2 or not is_two_of_four(weight):
         return "it does not hold two zeros in every four inputs"
     if weight.dtype not in SHAPES:
@@ -26,9 +29,9 @@ def why_not(weight: Tensor) -> str:
     rows, columns = SHAPES[weight.dtype]
     if weight.shape[0] % rows or weight.shape[1] % columns:
         return f"its shape {list(weight.shape)} is no multiple of {rows}x{columns}"
-    if not weight.is_cuda:
-        return "it is not on a GPU"
-    have = torch.cuda.get_device_capability(weight.device)
+    if not torch.cuda.is_available():
+        return "this machine has no GPU"
+    have = torch.cuda.get_device_capability(weight.device if weight.is_cuda else 0)
     return "" if have >= CAPABILITY else f"the GPU has compute capability {have[0]}.{have[1]}, 8.0 is needed"
 
 
@@ -46,7 +49,7 @@ def to_semi_structured(module: nn.Module) -> dict[str, str]:
     for name, weight in list(module.named_parameters()):
         if weight.dim() != 2 or not is_two_of_four(weight):
             continue
-        why = why_not(weight)
+        why = why_not(weight) or ("" if weight.is_cuda else "it is not on the GPU")
         if why:
             left[name] = why
             continue

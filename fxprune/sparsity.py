@@ -155,6 +155,12 @@ def two_of_four(values: Tensor) -> Tensor:
     return kept.flatten(-2)[..., :columns]
 
 
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether every four inputs of every output hold two zeros at least; what is left over at the end is not asked."""
+    whole = weight[:, : weight.shape[1] // 4 * 4]
+    return whole.numel() > 0 and bool(((whole != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all())
+
+
 def _bits(kept: Tensor) -> str:
     flat = functional.pad(kept.flatten().to(torch.uint8), (0, -kept.numel() % 8)).view(-1, 8)
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)

@@ -17,7 +17,7 @@ TARGETS = {"triton": "fxprune.backends.triton.tune", "onnx": "fxprune.backends.o
 SHAPES = ((1152, 384), (384, 384), (1536, 384), (384, 1536),  # DeiT-S
           (2304, 768), (768, 768), (3072, 768), (768, 3072))  # DeiT-B and BERT-base
 ROWS = (197, 197 * 8, 197 * 64)
-PATTERNS = ("16x16", "16x32", "32x16", "32x32", "64x64")
+PATTERNS = ("16x16", "16x32", "32x16", "32x32", "64x64", "128x64")
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 DTYPES = {"triton": "bfloat16", "onnx": "float32"}
 

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ...block_table import BlockTable, table_for
 from ...errors import LoweringError
@@ -33,7 +34,7 @@ def launch(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Ten
             cells = (len(offsets) - 1) * -(-x.shape[-1] // tile[1])
             dtype = str(x.dtype).removeprefix("torch.")
             configuration = fastest(device, out_features, x.shape[-1], f"{tile[0]}x{tile[1]}", dtype, len(flat),
-                                    len(tiles) / cells) or default(len(flat), tile)
+                                    len(tiles) / cells) or default(len(flat), tile, x.element_size())
         write(flat, tiles, offsets, columns, bias, y, activation, configuration)
     return y.view(*x.shape[:-1], out_features)
 
@@ -46,11 +47,14 @@ def write(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tens
     except ModuleNotFoundError as error:
         raise LoweringError("block-sparse layers on a GPU need triton", where="block_sparse_linear", why=str(error),
                             cure="pip install 'fxprune[triton]'") from error
-    (m, k), (_, bn, bk) = x.shape, tiles.shape
+    _, bn, bk = tiles.shape
+    if x.shape[1] % bk:  # zeros in place of a mask in the kernel, which would cost registers at every product
+        x = functional.pad(x, (0, -x.shape[1] % bk))
+    m, k = x.shape
     grid = (len(offsets) - 1, -(-m // configuration.rows))
     block_sparse[grid](
         x, tiles, offsets, columns, tiles if bias is None else bias, y, m, y.shape[1], k, y.stride(0),
-        BM=configuration.rows, BN=bn, BK=bk, ACTIVATION=activation, BIAS=bias is not None, RAGGED=k % bk != 0,
+        BM=configuration.rows, BN=bn, BK=bk, ACTIVATION=activation, BIAS=bias is not None,
         PRECISION=precision(x.dtype), num_warps=configuration.warps, num_stages=configuration.stages)
 
 

@@ -15,7 +15,7 @@ from ...block_table import BlockTable, Timing, made
 from ...errors import MissingDevice, OptionError
 from ...ops.block_sparse_linear import pack
 from ...sparsity import grid, tile_of
-from .configurations import CONFIGURATIONS
+from .configurations import CONFIGURATIONS, usable
 from .launch import launch
 
 FORM = "kernel"
@@ -65,7 +65,7 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, dtype: str) -> T
     x, weight, bias, packed = inputs(n, k, m, pattern, density, DTYPES[dtype])
     dense = median(lambda: functional.linear(x, weight, bias))
     times = {one: median(lambda one=one: launch(x, *packed, bias, n, "none", one))  # type: ignore[misc]
-             for one in CONFIGURATIONS[tile_of(pattern)]}
+             for one in usable(tile_of(pattern), x.element_size())}
     best = min(times, key=lambda one: times[one])
     return Timing(n, k, pattern, dtype, m, density, round(dense, 5), round(times[best], 5), str(best))
 

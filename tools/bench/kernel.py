@@ -27,7 +27,7 @@ from record import said, write
 from torch import Tensor
 from torch.nn import functional
 
-from fxprune.backends.triton.configurations import CONFIGURATIONS
+from fxprune.backends.triton.configurations import CONFIGURATIONS, usable
 from fxprune.backends.triton.launch import launch
 from fxprune.backends.triton.tune import DTYPES, check_device, inputs, quartiles
 from fxprune.block_table import Timing, made
@@ -52,7 +52,7 @@ def layer(n: int, k: int, m: int, tile: str, density: float, dtype: str, device:
     x, weight, bias, packed = inputs(n, k, m, tile, density, DTYPES[dtype])
     dense = list(quartiles(lambda: functional.linear(x, weight, bias)))
     times = {str(one): list(quartiles(lambda one=one: launch(x, *packed, bias, n, "none", one)))  # type: ignore[misc]
-             for one in CONFIGURATIONS[tile_of(tile)]}
+             for one in usable(tile_of(tile), x.element_size())}
     best = min(times, key=lambda one: times[one][1])
     kept = packed[0].numel()
     size = x.element_size()
@@ -179,7 +179,7 @@ def main() -> int:
                     print(f"{n}x{k} M={m} {tile} density {density:g}: {r['ratio']:.2f}x, {r['tflops']:.0f} TFLOP/s",
                           flush=True)
         write(args.out, "kernel", layers=records)
-    deit = [whole(records, args.dtype, "64x64", density, device) for density in (0.25, 0.5)]
+    deit = [whole(records, args.dtype, args.tiles[-1], density, device) for density in (0.25, 0.5)]
     write(args.out, "kernel", layers=records, deit_b=deit, targets=reached(records, deit))
     print(*reached(records, deit), sep="\n")
     return 0

@@ -10,14 +10,14 @@ import triton.language as tl
 def block_sparse(  # type: ignore[no-untyped-def]
     x, tiles, offsets, columns, bias, y, m, n, k, y_stride,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr,
-    RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """One program makes BM rows of the BN outputs of one row of tiles: a product per tile, summed in fp32.
 
-    x [m, k] contiguous; tiles [t, BN, BK]; offsets [rows + 1], columns [t] int32; bias [n]; y [m, n], rows y_stride
-    apart. Grid: (rows of tiles, ceil(m / BM)); rows of tiles run fastest, so that what runs at one time reads the same
-    rows of x. RAGGED: k is no multiple of BK, so the last column of tiles needs a mask. Reads behind the last row of x
-    wrap around to its first ones; nothing of them is stored.
+    x [m, k] contiguous, k a multiple of BK; tiles [t, BN, BK]; offsets [rows + 1], columns [t] int32; bias [n];
+    y [m, n], rows y_stride apart. Grid: (rows of tiles, ceil(m / BM)); rows of tiles run fastest, so that what runs at
+    one time reads the same rows of x. Reads behind the last row of x wrap around to its first ones; nothing of them is
+    stored.
     """
     row = tl.program_id(0)
     here = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -29,11 +29,7 @@ def block_sparse(  # type: ignore[no-untyped-def]
     total = tl.zeros((BM, BN), dtype=tl.float32)
     for i in range(first, tl.load(offsets + row + 1)):
         at = tl.load(columns + i) * BK + inner
-        if RAGGED:
-            a = tl.load(x_rows + at[None, :], mask=at[None, :] < k, other=0.0)
-        else:
-            a = tl.load(x_rows + at[None, :])
-        total = tl.dot(a, tl.load(w_tile), total, input_precision=PRECISION)
+        total = tl.dot(tl.load(x_rows + at[None, :]), tl.load(w_tile), total, input_precision=PRECISION)
         w_tile += BN * BK
     if BIAS:
         total += tl.load(bias + outputs, mask=outputs < n, other=0.0).to(tl.float32)[None, :]

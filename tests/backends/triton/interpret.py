@@ -32,6 +32,7 @@ CASES: dict[str, tuple[int, int, int, tuple[int, int], float, torch.dtype, str, 
     "no tile": (20, 48, 64, (16, 16), 0.0, torch.float32, "gelu", True),
     "one tile": (5, 16, 16, (16, 16), 1.0, torch.float16, "none", True),
     "one row": (1, 64, 64, (32, 32), 0.5, torch.float32, "none", True),
+    "largest tile": (70, 150, 100, (128, 64), 0.5, torch.float16, "none", True),
     "full": (40, 64, 64, (32, 16), 1.0, torch.float16, "none", False),
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxprune.backends.triton.configurations import CONFIGURATIONS, SHARED_LIMIT, default
+from fxprune.backends.triton.configurations import CONFIGURATIONS, SHARED_LIMIT, default, usable
 from fxprune.backends.triton.launch import launch
 from fxprune.errors import LoweringError
 
@@ -92,10 +92,12 @@ def test_without_triton_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
         launch(torch.zeros(1, 16), torch.zeros(0, 16, 16), index, index[:0], None, 16, "none")
 
 
-def test_few_rows_take_few_rows_per_program() -> None:
+def test_few_rows_take_few_rows_per_program_and_wide_types_what_fits() -> None:
     for tile, several in CONFIGURATIONS.items():
-        assert default(197, tile).rows < default(197 * 64, tile).rows
-        assert default(197, tile) in several
+        assert default(197, tile, 2).rows < default(197 * 64, tile, 2).rows
+        assert usable(tile, 2) == several
+        assert default(197 * 64, tile, 4) in usable(tile, 4)
+    assert len(usable((64, 64), 4)) < len(CONFIGURATIONS[64, 64])
 
 
 @pytest.mark.gpu

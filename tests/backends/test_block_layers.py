@@ -1,0 +1,57 @@
+"""Block-sparse equals dense with zeroed tiles, in real models, whichever form the layers take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import laws
+import pytest
+import torch
+
+from fxprune.backends.onnx.block_ell import UseBlockEll
+from fxprune.backends.triton.legalize import UseKernels
+from fxprune.block_gate import sparse_weights
+from fxprune.block_table import BlockTable, Timing
+from fxprune.matrices import matrices
+from fxprune.passes.transform.sparsify_blocks import masked
+from fxprune.pipeline import Pipeline
+from fxprune.program import Program
+from fxprune.sparsity import grid, spread
+from fxprune.testing import relative_error, run_flat
+
+MODELS = ("vit", "bert", "swin", "transposed_weights", "gated_ffn", "gqa_repeat")
+
+
+def zeroed(name: str) -> Program:
+    """A zoo model with random tiles of 16 x 16 zeroed in every layer that has a weight of its own."""
+    program = laws.analysed(name)
+    generator, masks = torch.Generator().manual_seed(0), {}
+    for m in matrices(program):
+        if m.dense == "its weight is shared":
+            continue
+        kept = torch.rand(grid(m.shape, (16, 16)), generator=generator) < 0.6
+        kept[0, 0] = False
+        masks[m.parameter] = m.stored(spread(kept, m.shape, (16, 16)))
+    return program.without_facts(exported=masked(program, masks))
+
+
+def always(program: Program, form: str) -> BlockTable:
+    """A table that lets every sparse layer of the program through."""
+    return BlockTable("any", form, tuple(
+        Timing(*s.matrix.shape, s.pattern, "float32", s.matrix.rows * s.matrix.batch, 1.0, 2.0, 1.0)
+        for s in sparse_weights(program)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("use", "op"), [(UseKernels, "block_sparse_linear"), (UseBlockEll, "bmm")])
+def test_block_sparse_equals_dense_with_zeroed_tiles(name: str, use: Any, op: str) -> None:
+    program = zeroed(name)
+    gate = use(always(program, "any"), "any")
+    result = Pipeline((gate,)).run(program)
+    assert gate.results
+    assert all(d.sparse for d in gate.results)
+    assert sum(op in str(n.target) for n in result.graph.nodes) >= len(gate.results)
+    for batch in (2, 3):
+        flat = laws.inputs(program, batch)
+        assert relative_error(run_flat(result, flat), run_flat(program, flat)) < laws.TOLERANCE
+    laws.saving_keeps_the_output(result)
