@@ -35,7 +35,7 @@ def decide(work: Work, wish: Wish) -> Program:
     program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
     chosen = wish.made
-    jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen)]))
+    jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None

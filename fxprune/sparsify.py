@@ -6,6 +6,7 @@ import fnmatch
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from . import jobs, journal
 from .block_wish import BlockWish
 from .cost import Budget, Cost, CostModel
 from .data import Calibration, generate
@@ -39,6 +40,8 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
     assert wish is not None
     program = work.run(program.without_facts(), PropagateAxes())
     data = _data(work, wish, program)
+    before = program
+    jobs.identify(lambda: journal.fingerprint(before, data, work.seed, [repr(wish)]))
     orders: dict[str, tuple[int, ...]] = {}
     if wish.pattern == TWO_OF_FOUR and wish.tiling.permute:
         program, orders = _permuted(work, program, None)

@@ -66,7 +66,7 @@ class Lsp(TileCriterion):
         if any(g.pattern == TWO_OF_FOUR for g in groups):
             raise OptionError("lsp ranks tiles, not single weights", where=f"--sparse {TWO_OF_FOUR}",
                               cure="use magnitude, wanda or obert")
-        found = tile_products(program, groups, data, seed, self.probes)
+        found = tile_products(program, groups, data, seed, self.probes, slopes=self.order == "taylor")
         return {g.name: self._assessed(found[g.name]) for g in groups}
 
     def _assessed(self, found: Products) -> dict[str, Tensor]:

@@ -13,10 +13,10 @@ from torch.fx import Interpreter, Node
 
 from ....data import Batch, Calibration
 from ....errors import InternalError
+from ....jobs import run_jobs
 from ....matrices import BlockGroup
 from ....program import Axes, Program
-from ....ranks import add_up, mine
-from ....sparsity import tile_areas, tile_sums
+from ....sparsity import Tile, tile_areas, tile_sums
 from .consumers import Operand, batch_axes, sample_of, sampled_dim
 from .mask_gradients import first_samples, guarded, not_finite, samples_of, sizes_now
 from .objective import objectives
@@ -39,58 +39,61 @@ class Products:
 
 
 def tile_products(program: Program, groups: Sequence[BlockGroup], data: Calibration | None, seed: int,
-                  probes: int) -> dict[str, Products]:
+                  probes: int, slopes: bool = True) -> dict[str, Products]:
     """Group name -> its products over all samples, from one forward and ``probes`` backward runs per batch.
 
     Per-sample gradients of a linear layer are ``g_n = sum over positions of e x^T`` (e: gradient of its output, x: its
-    input); they are made a few samples at a time, pooled and forgotten.
+    input); they are made a few samples at a time, pooled and forgotten. Every batch is a job (see ``fxprune.jobs``).
 
-    Memory   samples x tiles per layer, one gradient per weight, and what one batch's backward run needs
+    slopes   also ``taylor``, which wants the mean gradient of every weight; zeros without
+    Memory   samples x tiles per layer, with ``slopes`` one gradient per weight and batch, and what one batch's backward
+             run needs
     Cost     samples x positions x out x in per layer and probe: that of a backward run
     """
     if data is None or not data.batches:
         raise InternalError("tile products need calibration data")
-    firsts = first_samples(program, data)
-    probes = 1 if data.labelled else probes
-    tensors = program.tensors
-    weights = {g.name: g.matrix.matrix(tensors[g.matrix.parameter].detach()).float() for g in groups}
-    sums = {g.name: torch.zeros(data.samples * probes, g.size) for g in groups}
-    means = {g.name: torch.zeros(g.matrix.shape, dtype=torch.float64) for g in groups}
-    for number in mine(len(data.batches)):
-        batch, first = data.batches[number], firsts[number]
-        run = LayerRun(program, groups, batch)
-        losses = objectives(program, run.forward(), batch, run.samples, seed, first, probes)
+    batches, firsts, tensors = data.batches, first_samples(program, data), program.tensors
+    weights = {g.name: g.matrix.matrix(tensors[g.matrix.parameter].detach()).float().cpu() for g in groups}
+
+    def job(number: int) -> dict[str, Tensor]:
+        run, found = LayerRun(program, groups, batches[number]), dict[str, Tensor]()
+        losses = objectives(program, run.forward(), batches[number], run.samples, seed, firsts[number], probes)
+        for g in groups:
+            found[f"{g.name}/p"] = torch.zeros(len(losses), run.samples, g.size)
+            if slopes:
+                found[f"{g.name}/g"] = torch.zeros(g.matrix.shape)
         for probe, loss in enumerate(losses):
             run.found = {}
             if loss.requires_grad:
                 loss.backward(retain_graph=probe < len(losses) - 1)
-            for group in groups:
-                if group.name in run.found:
-                    rows = sums[group.name][probe * data.samples + first :][: run.samples]
-                    means[group.name] += _pool(run.found[group.name], weights[group.name], group, rows)
-    added = add_up({f"{kind}/{name}": t for kind, home in (("p", sums), ("g", means)) for name, t in home.items()})
-    found = {}
+            for g in groups:
+                if g.name in run.found:
+                    slope = _pool(run.found[g.name], weights[g.name], g.tile, found[f"{g.name}/p"][probe])
+                    if slopes:
+                        found[f"{g.name}/g"] += slope
+        return {name: t.flatten(0, 1) if name.endswith("/p") else t for name, t in found.items()}
+
+    parts, made = run_jobs("tiles", len(batches), job), {}
     for g in groups:
-        weight = weights[g.name].double()
-        areas = tile_areas(g.matrix.shape, g.tile)
-        products = added[f"p/{g.name}"]
+        products, weight = torch.cat([part[f"{g.name}/p"] for part in parts]), weights[g.name].double()
         if not torch.isfinite(products).all():
-            raise not_finite(program, data.batches[0], f"a gradient of {g.matrix.parameter}")
-        slope = (weight * added[f"g/{g.name}"] / max(1, len(products))).abs()
-        found[g.name] = Products(products, (tile_sums(slope, g.tile) / areas).flatten(),
-                                 tile_sums(weight.square(), g.tile).flatten())
-    return found
+            raise not_finite(program, batches[0], f"a gradient of {g.matrix.parameter}")
+        mean = sum((part[f"{g.name}/g"].double() for part in parts), torch.zeros(())) / len(products) \
+            if slopes else torch.zeros(g.matrix.shape)
+        taylor = tile_sums((weight * mean).abs(), g.tile) / tile_areas(g.matrix.shape, g.tile)
+        made[g.name] = Products(products, taylor.flatten(), tile_sums(weight.square(), g.tile).flatten())
+    return made
 
 
-def _pool(pair: tuple[Tensor, Tensor], weight: Tensor, group: BlockGroup, rows: Tensor) -> Tensor:
+def _pool(pair: tuple[Tensor, Tensor], weight: Tensor, tile: Tile, rows: Tensor) -> Tensor:
     """Write the samples' tile sums into ``rows`` [samples, tiles]; returns the sum of their gradients. [out, in]"""
     x, e = pair
-    total = torch.zeros(weight.shape, dtype=torch.float64)
+    total = torch.zeros(weight.shape)
     step = max(1, CHUNK // weight.numel())
     for start in range(0, len(x), step):
         g = torch.bmm(e[start : start + step].transpose(1, 2), x[start : start + step])
-        rows[start : start + step] = tile_sums(g * weight, group.tile).flatten(1)
-        total += g.sum(0).double()
+        rows[start : start + step] = tile_sums(g * weight, tile).flatten(1)
+        total += g.sum(0)
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune import jobs
 from fxprune.data import Batch, Calibration
 from fxprune.errors import InternalError, OptionError
+from fxprune.journal import Journal, fingerprint
 from fxprune.passes.analysis.importance.distortion import distortion, isotonic
 from fxprune.passes.analysis.importance.obert import left_to_right
 from fxprune.passes.analysis.importance.tile_products import tile_products
@@ -125,6 +128,30 @@ def test_scores_do_not_depend_on_the_batching(criterion: str) -> None:
     for name, score in one.items():
         torch.testing.assert_close(score.values, two[name].values, rtol=1e-3, atol=1e-9)
         assert score.values.shape == (program.group_by_name[name].size,)
+
+
+def test_scoring_can_be_interrupted_and_goes_on(tmp_path: Path) -> None:
+    given = sparse.data(4)
+    program = sparse.analysed(sparse.model(), given)
+    want = scored(program, "lsp", given)
+    seen: list[tuple[str, int, int]] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        seen.append((name, done, total))
+        if done == 2 and len(seen) == 3:
+            raise KeyboardInterrupt
+
+    def once() -> dict[str, Any]:
+        journal = Journal(tmp_path / "out", note=lambda _: None)
+        with jobs.session(journal, progress=stop):
+            jobs.identify(lambda: fingerprint(program, given, 0, ["lsp"]))
+            return scored(program, "lsp", given)
+
+    with pytest.raises(KeyboardInterrupt):
+        once()
+    found = once()
+    assert ("tiles", 2, 4) in seen[3:], "two batches were found again"
+    assert all(torch.equal(found[n].values, s.values) for n, s in want.items())
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
