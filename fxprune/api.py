@@ -61,7 +61,7 @@ def compile(
                     none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
                     parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
-    target          ``eager`` (a .pt2) or ``onnx``
+    target          ``eager`` (a .pt2), ``onnx``, or ``triton`` (a .pt2 whose block-sparse layers call a kernel)
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the
                     criteria that need activations run on generated inputs, and warn
     importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``

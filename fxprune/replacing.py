@@ -72,7 +72,7 @@ class Replacing:
         bound = self.program.tensor_of_placeholder
         left = {s.arg.name for s in self.specs}
         for node in list(self.graph.nodes):
-            if node.op == "placeholder" and not node.users and node.name in bound and self.nodes_read(node.name):
+            if node.op == "placeholder" and not node.users and node.name in bound and self._was_read(node.name):
                 self.graph.erase_node(node)
                 left.discard(node.name)
                 self.state.pop(bound[node.name], None)
@@ -81,6 +81,6 @@ class Replacing:
         return rebuild(self.program.exported, self.module, state_dict=self.state,
                        signature=ExportGraphSignature(specs, outputs))
 
-    def nodes_read(self, placeholder: str) -> bool:
+    def _was_read(self, placeholder: str) -> bool:
         """Whether the program that was given read this tensor."""
         return any(n.name == placeholder and n.users for n in self.program.graph.nodes)

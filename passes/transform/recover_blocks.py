@@ -15,7 +15,7 @@ from ...pipeline import Transform
 from ...program import Program
 from ...sparsity import Sparsity
 from .recovery.agreement import Yardstick
-from .recovery.choose import TOLERANCE, split_in_folds
+from .recovery.choose import TOLERANCE, agreed, split_in_folds
 from .recovery.record import Recovery
 from .recovery.tile_form import TileForm
 from .sparsify_blocks import masked, masks_of, with_parameters
@@ -110,12 +110,12 @@ class RecoverBlocks(Transform):
         if ruler is None or not ruler.usable:
             why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
             return Recovery("none", self.method, samples=data.samples, skipped=why)
-        (rest, judged), base = folds[0], ruler.measure(pruned)
+        (rest, judged), base = folds[0], agreed(ruler.measure(pruned))
         best, value, rejected = "none", base.mixed, dict[str, str]()
         guard: dict[str, Mapping[str, float]] = {"none": base.record()}
         for method in ("ridge", "obs"):
             found = self._form(method, sum(b.size for b in rest)).fit(program, pruned, layers, rest)
-            now = ruler.measure(pruned, found.tensors)
+            now = agreed(ruler.measure(pruned, found.tensors))
             guard[method] = now.record()
             why_not = now.veto(base, TOLERANCE)
             if why_not:

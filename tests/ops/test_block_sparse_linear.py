@@ -131,9 +131,10 @@ def test_arguments_that_no_kernel_should_see_are_refused() -> None:
             block_sparse_linear(*arguments)
 
 
-def test_the_op_is_there_without_triton() -> None:
+def test_everything_but_the_kernel_is_there_without_triton() -> None:
     code = ("import sys; sys.modules['triton'] = None\n"
-            "import fxprune.ops.block_sparse_linear, torch\n"
+            "import fxprune, fxprune.backends.triton.backend, fxprune.backends.triton.launch, torch\n"
+            "import fxprune.backends.triton.tune, fxprune.tune\n"
             "print(torch.ops.fxprune.block_sparse_linear.default)")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "fxprune.block_sparse_linear.default"

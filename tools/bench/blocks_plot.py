@@ -44,7 +44,7 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
     tiles = list(dict.fromkeys(c["tile"] for c in cells))
     if not cells:
         return None
-    figure, grid = plt.subplots(len(tasks), len(tiles), figsize=(3.3 * len(tiles) + 0.5, 3.1 * len(tasks) + 0.7),
+    figure, grid = plt.subplots(len(tasks), len(tiles), figsize=(3.3 * len(tiles) + 0.5, 3.1 * len(tasks) + 1.1),
                                 squeeze=False, sharey="row")
     lines: dict[str, Any] = {}
     for task, panels in zip(tasks, grid, strict=True):
@@ -66,8 +66,8 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
             panel.grid(alpha=0.25)
         panels[0].set_ylabel(results["tasks"][task]["metric"])
     figure.legend(lines.values(), lines.keys(), loc="lower center", ncols=min(7, len(lines)), frameon=False, fontsize=8)
-    figure.supxlabel("share of MACs that are not zero (effective; what runs is up to the gate)", fontsize=9, y=0.09)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.suptitle("share of MACs that are not zero (effective; what runs is up to the gate)", fontsize=9)
+    figure.tight_layout(rect=(0, 0.75 / figure.get_figheight(), 1, 1))
     return figure
 
 

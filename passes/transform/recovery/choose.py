@@ -83,7 +83,7 @@ class Guard:
         rejected: dict[str, str] = {}
         if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
             return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
-        base = _agreed(pooled([r.compare(pruned) for r in rulers]))
+        base = agreed(pooled([r.compare(pruned) for r in rulers]))
         guard["none"], best_value = base.record(), base.mixed
         for name, form in self._candidates(sample_count(folds[0][0])).items():
             fitted, compared = best, []
@@ -91,7 +91,7 @@ class Guard:
                 now = form.fit(program, pruned, keep, rest)
                 compared.append(ruler.compare(pruned, now.tensors))
                 fitted = now if i == 0 else fitted
-            value = _agreed(pooled(compared))
+            value = agreed(pooled(compared))
             guard[name] = value.record()
             why_not = value.veto(base, TOLERANCE)
             if why_not:
@@ -149,7 +149,7 @@ def yardsticks(program: Program, folds: Sequence[Fold], seed: int) -> list[Yards
     return [Yardstick(program, judged, seed + i, copies) for i, (_, judged) in enumerate(folds)]
 
 
-def _agreed(value: Agreement) -> Agreement:
+def agreed(value: Agreement) -> Agreement:
     """The same figures in every process."""
     kl = [] if value.kl is None else [value.kl]
     figures = torch.tensor([value.mixed, value.copies, value.cosine, *kl], dtype=torch.float64)
