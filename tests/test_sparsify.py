@@ -87,7 +87,8 @@ def test_slicing_comes_first_and_tiles_are_of_what_is_left(trained: DigitsViT, b
     assert artifact.plan.choices
     told, cost = artifact.report["sparsity"], artifact.report["cost"]
     assert cost["compressed"]["flops"] <= 0.75 * cost["dense"]["flops"]
-    assert told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"]
+    assert 0.48 * cost["dense"]["flops"] <= told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"], \
+        "the budget is that of both, against the dense model"
     assert told["flops"]["dense"] == cost["dense"]["flops"]
     for name, one in artifact.plan.blocks.items():
         assert one.shape == tuple(artifact.program.tensors[name].shape)

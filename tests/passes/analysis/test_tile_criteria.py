@@ -16,7 +16,7 @@ from fxprune.data import Batch, Calibration
 from fxprune.errors import InternalError, OptionError
 from fxprune.journal import Journal, fingerprint
 from fxprune.passes.analysis.importance.distortion import distortion, isotonic
-from fxprune.passes.analysis.importance.obert import left_to_right
+from fxprune.passes.analysis.importance.obert import _one_row, left_to_right
 from fxprune.passes.analysis.importance.tile_products import tile_products
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.pipeline import Pipeline
@@ -199,6 +199,21 @@ def test_obs_gives_nothing_for_one_of_two_inputs_that_say_the_same() -> None:
     assert first in (0, 1)
     assert float(score.values[first]) < 1e-3 * float(score.values.max())
     assert float(score.values[1 - first]) > 0.05 * float(score.values.max()), "the twin that is left is worth its all"
+
+
+def test_costs_of_tiles_that_go_in_turn_add_up_to_the_joint_obs_damage() -> None:
+    torch.manual_seed(0)
+    x, weight, pull = torch.randn(60, 12).double(), torch.randn(4, 12).double(), torch.rand(4).double()
+    inverse = torch.linalg.inv(x.T @ x / 60 + 0.1 * torch.eye(12))
+    cost = _one_row(weight.clone(), inverse.clone(), pull, 3)
+    order, spent = cost.argsort(), 0.0
+    assert cost[order].diff().gt(0).all(), "the running maximum is not in play"
+    for k in range(1, 5):
+        gone = torch.cat([torch.arange(3) + 3 * int(i) for i in order[:k]])
+        w = weight[:, gone]
+        joint = 0.5 * ((w @ torch.linalg.inv(inverse[gone][:, gone]) * w).sum(1) * pull).sum()
+        spent += float(cost[order[k - 1]])
+        assert spent == pytest.approx(float(joint), rel=1e-8)
 
 
 def test_left_to_right_keeps_two_of_four_and_beats_magnitude_on_its_own_objective() -> None:
