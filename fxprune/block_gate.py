@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,12 +84,14 @@ def sparse_weights(program: Program) -> list[SparseLayer]:
     return found
 
 
-def decide(program: Program, table: BlockTable | None, device: str) -> list[Decision]:
+def decide(program: Program, table: BlockTable | None, device: str,
+           multiplied: Callable[[SparseLayer], int] = lambda layer: int(layer.live.sum())) -> list[Decision]:
     """One decision per sparse layer, by the rows of the program's example inputs.
 
-    device   where it will run, for the words when there is no table
+    device      where it will run, for the words when there is no table
+    multiplied  how many tiles of a layer run; by default its live ones (a padded form multiplies more)
     """
-    return [_decided(program, layer, table, device) for layer in sparse_weights(program)]
+    return [_decided(program, layer, table, device, multiplied(layer)) for layer in sparse_weights(program)]
 
 
 def kept_dense(program: Program, why: str) -> list[Decision]:
@@ -133,7 +135,7 @@ def words(decisions: Iterable[Decision]) -> list[str]:
             for said, names in by_reason.items()]
 
 
-def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str) -> Decision:
+def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str, tiles: int) -> Decision:
     if layer.pattern == TWO_OF_FOUR:
         return _decision(layer, False, _pairs(program, layer), None)
     if table is None:
@@ -141,14 +143,14 @@ def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, dev
     matrix = layer.matrix
     dtype = str(program.tensors[matrix.parameter].dtype).removeprefix("torch.")
     (n, k), m = matrix.shape, matrix.rows * matrix.batch
-    timing = table.find(n, k, layer.pattern, dtype, m, layer.density)
+    timing = table.find(n, k, layer.pattern, dtype, m, tiles / layer.live.numel())
     if timing is None:
         return _decision(layer, False, f"kept dense: {n}x{k} in tiles of {layer.pattern} at M={m} in {dtype} is not in "
                                        f"the table of {table}", None)
     ratio, at = round(timing.ratio, 2), f"at M={m} (table of {table})"
     if timing.ratio < WIN:
         return _decision(layer, False, f"kept dense: {ratio:.2f}x {at}", ratio)
-    return _decision(layer, True, f"block-sparse: {ratio:.2f}x {at}", ratio)
+    return _decision(layer, True, f"block-sparse: {ratio:.2f}x {at}", ratio, tiles)
 
 
 def _pairs(program: Program, layer: SparseLayer) -> str:
@@ -158,10 +160,10 @@ def _pairs(program: Program, layer: SparseLayer) -> str:
         "kept dense: 2:4 stays in a dense weight until fxprune.semi_structured.to_semi_structured(module)"
 
 
-def _decision(layer: SparseLayer, sparse: bool, said: str, ratio: float | None) -> Decision:
+def _decision(layer: SparseLayer, sparse: bool, said: str, ratio: float | None, tiles: int = 0) -> Decision:
     matrix = layer.matrix
     effective = round(matrix.macs * layer.density)
-    executed = matrix.macs if not sparse else matrix.rows * int(layer.live.sum()) * layer.tile[0] * layer.tile[1]
+    executed = matrix.macs if not sparse else matrix.rows * tiles * layer.tile[0] * layer.tile[1]
     return Decision(layer, matrix.rows * matrix.batch, sparse, said, ratio, matrix.macs, effective, executed)
 
 

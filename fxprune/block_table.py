@@ -25,7 +25,7 @@ NEAR = 2.0  # rows may differ from a measured count by this factor
 
 @dataclass(frozen=True)
 class Timing:
-    """One shape: y [m, n] = x [m, k] W^T with tiles of ``pattern``, a share ``density`` of which is kept.
+    """One shape: y [m, n] = x [m, k] W^T with tiles of ``pattern``, a share ``density`` of which is multiplied.
 
     dense_ms, sparse_ms   medians;  configuration: how the kernel ran, as text, or ""
     """

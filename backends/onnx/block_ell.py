@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class UseBlockEll(Transform):
     results: list[Decision] = field(default_factory=list, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
-        decisions = [_padded(d) for d in decide(program, self.table, self.device)]
+        decisions = decide(program, self.table, self.device, padded)
         self.results.extend(decisions)
         chosen = [d.layer for d in decisions if d.sparse]
         return replaced(program, chosen, self.slug()) if chosen else program
@@ -102,10 +102,6 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
     edit.instead(node, y)
 
 
-def _padded(decision: Decision) -> Decision:
-    """The decision with what runs counted with its padding."""
-    if not decision.sparse:
-        return decision
-    layer = decision.layer
-    tiles = len(layer.live) * max(1, int(layer.live.sum(1).max()))
-    return replace(decision, executed=layer.matrix.rows * tiles * layer.tile[0] * layer.tile[1])
+def padded(layer: SparseLayer) -> int:
+    """How many tiles run when every row of tiles is as long as the fullest."""
+    return len(layer.live) * max(1, int(layer.live.sum(1).max()))

@@ -21,7 +21,7 @@ from ...measure import cpu_name, latency, session
 from ...program import Program
 from ...quiet import quiet
 from ...sparsity import grid, spread, tile_of
-from .block_ell import replaced
+from .block_ell import padded, replaced
 
 FORM = "ell"
 
@@ -30,6 +30,8 @@ def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Se
             densities: Sequence[float], dtype: str, on_case: Callable[[str, int, int], None], threads: int = 0,
             seconds: float = 0.5) -> BlockTable:
     """Medians of both forms, measured in turns, with random tiles. Arguments as for the kernel's ``measure``.
+
+    The table's densities are those of the padded form: of what is multiplied, above the share that is kept.
 
     threads   of onnxruntime, 0 lets it choose;  seconds: per case
 
@@ -52,14 +54,16 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, se
     if bool(live.all()):
         raise OptionError(f"a density of {density:g} leaves no tile of {pattern} to drop in {n}x{k}",
                           where="--density", cure="lower it")
-    sparse = replaced(dense, [SparseLayer(matrix, pattern, tile_of(pattern), live)], "tune")
+    one = SparseLayer(matrix, pattern, tile_of(pattern), live)
+    sparse = replaced(dense, [one], "tune")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).numpy()
     with tempfile.TemporaryDirectory() as folder:
         running = {name: _session(program, Path(folder) / f"{name}.onnx", threads)
                    for name, program in (("dense", dense), ("ell", sparse))}
-        times = latency({name: partial(one.run, None, {one.get_inputs()[0].name: x}) for name, one in running.items()},
+        times = latency({name: partial(s.run, None, {s.get_inputs()[0].name: x}) for name, s in running.items()},
                         seconds=seconds)
-    return Timing(n, k, pattern, "float32", m, density, times["dense"].median_ms, times["ell"].median_ms)
+    multiplied = round(padded(one) / live.numel(), 4)  # what a layer of a plan is compared by as well
+    return Timing(n, k, pattern, "float32", m, multiplied, times["dense"].median_ms, times["ell"].median_ms)
 
 
 def layer(n: int, k: int, m: int, pattern: str, density: float) -> Program:
