@@ -24,7 +24,7 @@ class Tiling:
 
     slice       share of the FLOPs that slicing leaves before tiles are chosen; 1: nothing is sliced
     allocation, power, smooth   of ``SearchBlocks``
-    floor       smallest share of a layer's tiles that stays
+    floor       smallest share of a layer's tiles that stays (see ``FindBlocks``)
     ends        tiles in patch embeddings and classifiers as well
     permute     of 2:4: put the neurons of feed-forward parts in an order that loses less
     table       path of a recorded table of timings for the target's gate; by default what ``fxprune tune`` keeps
@@ -34,7 +34,7 @@ class Tiling:
     allocation: str = "auto"
     power: bool = True
     smooth: float = 0.6
-    floor: float = 0.0
+    floor: float = 0.1
     ends: bool = False
     permute: bool = True
     table: str = ""

@@ -24,7 +24,9 @@ class FindBlocks(Analysis):
     pattern   ``32x32``: tiles of so many outputs by so many inputs; ``2:4``: single weights
     ends      also the layers at the ends: patch embeddings and classifiers, which stay dense by default (few weights,
               and much hangs on each)
-    floor     smallest share of a layer's tiles that stays
+    floor     smallest share of a layer's tiles that stays. Curves are those of one layer alone: without a floor the
+              second layer of a feed-forward part may go entirely while the first one, now useless, is kept (MiniLM at
+              0.5 of the MACs, 32x32, recovered: 80.7 without, 84.2 with 0.1, 84.9 with 0.25)
     freeze    glob patterns of parameter names to leave dense
 
     Replaces the groups of the program: tiles are of what slicing left, so slicing comes first.
@@ -35,7 +37,7 @@ class FindBlocks(Analysis):
 
     pattern: str = "32x32"
     ends: bool = False
-    floor: float = 0.0
+    floor: float = 0.1
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -50,6 +50,7 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
     for task, panels in zip(tasks, grid, strict=True):
         for tile, panel in zip(tiles, panels, strict=True):
             here = [c for c in cells if (c["task"], c["tile"]) == (task, tile)]
+            panel.set_visible(bool(here))
             for label in dict.fromkeys(c["row"] for c in here):
                 row, _, recovered = label.partition("+")
                 mean: dict[float, list[float]] = {}
