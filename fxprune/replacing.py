@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .errors import InternalError
 from .program import Program
@@ -55,13 +57,15 @@ class Replacing:
         node.meta = {k: v for k, v in origin.meta.items() if k in ("stack_trace", "nn_module_stack", "custom")}
         node.meta["fxprune_pass"] = self.by
         values = torch.fx.map_arg(args, lambda n: n.meta["val"])
-        with self.mode:
+        with self.mode, enable_python_dispatcher():  # else composite ops tie open sizes to the example's, for good
             node.meta["val"] = target(*values)
         return node
 
     def instead(self, old: Node, new: Node) -> None:
         """All readers of ``old`` read ``new``."""
-        if new.meta["val"].shape != old.meta["val"].shape:
+        have, want = new.meta["val"].shape, old.meta["val"].shape
+        # asked of the solver, not with !=, which would tie open sizes to the example's
+        if len(have) != len(want) or not all(statically_known_true(a == b) for a, b in zip(have, want, strict=True)):
             raise InternalError(f"{new.name} has shape {list(new.meta['val'].shape)}, it stands for {old.name} of "
                                 f"{list(old.meta['val'].shape)}", pipeline=self.by)
         old.replace_all_uses_with(new)
