@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 
 from ...pipeline import Transform
@@ -109,7 +110,7 @@ class _Emitter:
         node.meta = {k: v for k, v in self.origin.meta.items() if k in ("stack_trace", "nn_module_stack", "custom")}
         node.meta["fxprune_pass"] = SpellOutAttention.slug()
         values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-        with self.mode:
+        with self.mode, enable_python_dispatcher():  # else composite ops tie open sizes to the example's
             node.meta["val"] = target(*values, **kwargs)
         return node
 
