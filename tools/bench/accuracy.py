@@ -36,6 +36,7 @@ from accuracy_rows import ROWS, missing
 from accuracy_run import Bench, Record, peers_on_path, summary
 from accuracy_targets import check, unmeasured
 from accuracy_tasks import TASKS, Missing, Task, of_program, open_task
+from lists import names, numbers
 from record import peak_memory, write
 
 from fxprune.cost import CostModel
@@ -150,31 +151,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoints")
     made.add_argument("--prepare", action="store_true", help="train what has no checkpoint and stop")
     made.add_argument("--check", action="store_true", help="hold --out against the targets and stop")
-    made.add_argument("--tasks", type=_names(TASKS), default=list(TASKS))
-    made.add_argument("--rows", type=_names(ROWS), default=list(ROWS))
-    made.add_argument("--again", type=_names(ROWS), default=[], help="rows to measure anew")
-    made.add_argument("--ratios", type=_numbers(float), default=list(RATIOS))
-    made.add_argument("--seeds", type=_numbers(int), default=list(SEEDS))
+    made.add_argument("--tasks", type=names(TASKS), default=list(TASKS))
+    made.add_argument("--rows", type=names(ROWS), default=list(ROWS))
+    made.add_argument("--again", type=names(ROWS), default=[], help="rows to measure anew")
+    made.add_argument("--ratios", type=numbers(float), default=list(RATIOS))
+    made.add_argument("--seeds", type=numbers(int), default=list(SEEDS))
     made.add_argument("--samples", type=int, help="samples that recovery sees (the task's choice by default)")
     made.add_argument("--score-samples", type=int, help="samples that scoring sees (likewise)")
     made.add_argument("--align", type=int, default=8)
     made.add_argument("--threads", type=int, default=1)
     return made
-
-
-def _names(known: Any) -> Any:
-    def parse(text: str) -> list[str]:
-        found = text.split(",")
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"there is no '{name}'; there are {', '.join(known)}")
-        return found
-
-    return parse
-
-
-def _numbers(kind: type) -> Any:
-    return lambda text: [kind(part) for part in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,6 +38,7 @@ from typing import Any
 
 import torch
 from accuracy_models import CACHE, DATA, LOADERS, fingerprint
+from lists import names, numbers
 from record import peak_memory, write
 from tokens_model import RECIPE, Split, splits, trained
 from tokens_plot import plot
@@ -267,36 +268,21 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoint and of ONNX files")
     made.add_argument("--prepare", action="store_true", help="train the model and stop")
     made.add_argument("--check", action="store_true", help="hold --out against the targets and stop")
-    made.add_argument("--rows", type=_names(REDUCERS), default=list(REDUCERS))
-    made.add_argument("--schedules", type=_names(SCHEDULES), default=list(SCHEDULES))
-    made.add_argument("--ratios", type=_numbers(float), default=list(RATIOS))
-    made.add_argument("--ledgers", type=_names(LEDGERS), default=list(LEDGERS))
-    made.add_argument("--ledger-ratios", type=_numbers(float), default=[JOINT_AT])
-    made.add_argument("--recover", type=_names(RECOVERIES), default=list(RECOVERIES), help="of the ledgers")
-    made.add_argument("--again", type=_names((*REDUCERS, *LEDGERS)), default=[], help="rows to measure anew")
-    made.add_argument("--timed", type=_names((*REDUCERS, *LEDGERS)), default=list(TIMED), help="rows to time")
-    made.add_argument("--timed-ratios", type=_numbers(float), default=list(TIMED_RATIOS))
-    made.add_argument("--batches", type=_numbers(int), default=list(BATCHES))
+    made.add_argument("--rows", type=names(REDUCERS), default=list(REDUCERS))
+    made.add_argument("--schedules", type=names(SCHEDULES), default=list(SCHEDULES))
+    made.add_argument("--ratios", type=numbers(float), default=list(RATIOS))
+    made.add_argument("--ledgers", type=names(LEDGERS), default=list(LEDGERS))
+    made.add_argument("--ledger-ratios", type=numbers(float), default=[JOINT_AT])
+    made.add_argument("--recover", type=names(RECOVERIES), default=list(RECOVERIES), help="of the ledgers")
+    made.add_argument("--again", type=names((*REDUCERS, *LEDGERS)), default=[], help="rows to measure anew")
+    made.add_argument("--timed", type=names((*REDUCERS, *LEDGERS)), default=list(TIMED), help="rows to time")
+    made.add_argument("--timed-ratios", type=numbers(float), default=list(TIMED_RATIOS))
+    made.add_argument("--batches", type=numbers(int), default=list(BATCHES))
     made.add_argument("--seconds", type=float, default=20.0, help="of timing, per cell and batch size")
     made.add_argument("--samples", type=int, default=256, help="held-out images that methods see")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--threads", type=int, default=1)
     return made
-
-
-def _names(known: Any) -> Any:
-    def parse(text: str) -> list[str]:
-        found = [part for part in text.split(",") if part]  # nothing is a choice too
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"there is no '{name}'; there are {', '.join(known)}")
-        return found
-
-    return parse
-
-
-def _numbers(kind: type) -> Any:
-    return lambda text: [kind(part) for part in text.split(",") if part]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
