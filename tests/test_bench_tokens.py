@@ -98,6 +98,14 @@ def test_the_table() -> None:
     assert "joint auto recover=auto at 0.5, batch 32: 10.00 -> 5.50 ms, x1.80, 0.90 of ideal" in text
 
 
+def test_the_picture_compares_with_dense_on_the_same_images() -> None:
+    from tokens_plot import against_dense
+
+    model = {"accuracy": 80.0, "accuracy_half": 78.0, "images": 60}
+    assert against_dense({"accuracy": 79.0, "images": 60}, model)["accuracy"] == -1
+    assert against_dense({"accuracy": 79.0, "images": 30}, model)["accuracy"] == 1
+
+
 def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from tokens_plot import plot

@@ -123,6 +123,8 @@ def table(content: Mapping[str, Any]) -> str:
         return "nothing was measured"
     head = f"{'':28}" + "".join(f"{r:>16g}" for r in ratios)
     lines = [f"dense: {model['accuracy']:.2f} %, {model['macs'] / 1e6:.1f} M MACs, {model['tokens'][0]} tokens"]
+    if "accuracy_half" in model:
+        lines.append(f"dense: {model['accuracy_half']:.2f} % of the half that rows beside tome are judged on")
     for schedule in SCHEDULES:
         block = {row: [of_row(records, row, schedule, r) for r in ratios] for row in REDUCERS}
         lines += _block(f"tokens alone, schedule {schedule}", head, block)
