@@ -1,7 +1,7 @@
 """Everything that can go wrong, told as what, where, why, cure.
 
-``FxpruneError`` is the user's to mend (exit code 2; 3 where a device is missing); ``InternalError`` is ours (exit code
-70).
+``FxpruneError`` is the user's to mend (exit code 2; 4 where a device or tool is missing); ``InternalError`` is ours
+(exit code 70).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class OptionError(FxpruneError):
 class MissingDevice(FxpruneError):
     """The machine lacks the device that the request is about: nothing is wrong with the request."""
 
-    exit_code = 3
+    exit_code = 4
 
 
 class InternalError(Exception):

@@ -203,7 +203,7 @@ def test_tune_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                                     capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["tune"]) == 3
+    assert main(["tune"]) == 4
     assert "there is no CUDA device" in capsys.readouterr().err
     code = main(["tune", "--target", "onnx", "--shapes", "32x32", "--rows", "8", "--blocks", "16x16", "--density",
                  "0.5", "--out", str(tmp_path / "t.json"), "--json"])

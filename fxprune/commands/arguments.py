@@ -1,0 +1,115 @@
+"""Options that several commands share, and what they mean to the API."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .parser import Parser
+
+
+def model(p: Parser) -> None:
+    """The model, and how to load it."""
+    p.add_argument("model", metavar="MODEL", help="model.pt, model.pt2, a Hugging Face folder, or timm:NAME")
+    group = p.add_argument_group("loading")
+    group.add_argument("--checkpoint", metavar="FILE", help="weights for timm:NAME (.pt, .pth, .safetensors)")
+    group.add_argument("--input", metavar="SHAPE|FILE", help="example inputs: 1x3x224x224, or a file of tensors")
+    group.add_argument("--trust-pickle", action="store_true",
+                       help="run whatever code the pickle holds: only for files whose author you trust")
+    output(p)
+
+
+def output(p: Parser) -> None:
+    """Who reads the result."""
+    group = p.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    group.add_argument("--quiet", "-q", action="store_true", help="no progress and no tables; warnings and errors stay")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's own choice)")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def budget(p: Parser) -> None:
+    """What the result may cost."""
+    group = p.add_argument_group("budget (exactly one)")
+    group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
+    group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
+    group.add_argument("--bytes", metavar="B", help="bytes of parameters and buffers: a ratio, or 64MiB")
+
+
+def limits(p: Parser) -> None:
+    """What a search may not cross."""
+    group = p.add_argument_group("limits")
+    group.add_argument("--align", type=int, metavar="N", help="neurons and channels in multiples of N (default: 8)")
+    group.add_argument("--floor", type=float, default=0.1, metavar="SHARE",
+                       help="smallest share of neurons or channels that stays per layer (default: %(default)s)")
+    group.add_argument("--allow-empty", action="store_true", help="no floors: whole branches may go")
+    group.add_argument("--freeze", action="append", default=[], metavar="GLOB",
+                       help="parameters or groups to leave alone, e.g. 'blocks.0.*'; may be repeated")
+
+
+def decision(p: Parser) -> None:
+    """How to decide what goes."""
+    group = p.add_argument_group("decision")
+    group.add_argument("--data", metavar="DATA", help=(
+        "calibration data: .npz, .pt or .safetensors of tensors, an image folder, .csv/.jsonl/.txt text, "
+        "or python:module:function; labels optional"))
+    group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
+    group.add_argument("--importance", metavar="NAME", help=(
+        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
+        "(default: trajectory with data, l2 without)"))
+    group.add_argument("--rounds", type=int, default=1, metavar="N",
+                       help="score, cut a part, score again, N times (default: %(default)s)")
+    group.add_argument("--head-scale", default="1", metavar="X|auto",
+                       help="factor on what heads are worth against neurons; auto tries a few (default: %(default)s)")
+    group.add_argument("--members", default="auto", metavar="HOW", help=(
+        "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery"))
+    group.add_argument("--rearrange", type=int, default=0, metavar="N", help=(
+        "rounds of choosing members again by what they do together; needs --importance fisher (default: none)"))
+    group.add_argument("--prune", metavar="KINDS", help="kinds to prune: also tokens (default: heads,ffn,channels)")
+    group.add_argument("--tokens", metavar="HOW", help=(
+        "how image tokens become fewer: tome, prune, ppt, zero-tprune, transform or random, as the budget asks, or "
+        "tome:r=13, ppt:r=50@3,6,9; with options as 'tome{schedule=constant}'; off (default: off, tome with --prune "
+        "tokens)"))
+    group.add_argument("--unmerge", action="store_true", help=(
+        "give every token back where a head or the output needs it"))
+    group.add_argument("--blocks", metavar="TILE", help=(
+        "zero tiles of so many outputs x inputs inside weights, until --flops is met: 32x32, with options as "
+        "'32x32{slice=0.7,allocation=lsp}'; --importance lsp, magnitude, wanda or obert"))
+    group.add_argument("--sparse", metavar="2:4", help="zero two of every four inputs, after slicing to the budget")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: %(default)s)")
+    limits(p)
+
+
+def target(p: Parser) -> None:
+    """What is written, and where."""
+    group = p.add_argument_group("artefact")
+    group.add_argument("--target", default="eager", metavar="NAME", help="eager, onnx or triton (default: %(default)s)")
+    group.add_argument("--out", metavar="DIR", help="where the artefact goes (default: fxprune-out/<model>-<target>)")
+
+
+def source(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`fxprune.load.load` and its callers."""
+    return {"checkpoint": args.checkpoint, "example_inputs": args.input, "trust_pickle": args.trust_pickle}
+
+
+def decisions(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`fxprune.api.compile` that decide."""
+    return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
+            "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
+            "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
+            "tokens": args.tokens, "unmerge": args.unmerge, "blocks": args.blocks, "sparse": args.sparse,
+            **limits_of(args)}
+
+
+def limits_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments that limit a search."""
+    return {"align": args.align, "floor": args.floor, "allow_empty": args.allow_empty, "freeze": tuple(args.freeze)}
+
+
+def out_dir(args: argparse.Namespace) -> Path:
+    """Where the artefact goes."""
+    if args.out:
+        return Path(args.out)
+    stem = Path(args.model.partition("timm:")[2] or args.model).stem or "model"
+    return Path("fxprune-out") / f"{stem}-{args.target}"
