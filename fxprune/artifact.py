@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,7 +90,9 @@ class Artifact:
             for name, content in self.extras.items():
                 (directory / name).write_bytes(content)
             report = {
-                **self.report, "target": self.target, "payload": lowered.payload.name, "parity": parity.to_dict(),
+                **self.report, **_target(self.backend), "payload": lowered.payload.name,
+                "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target},
+                "lowering": dict(lowered.about), "unfinished": unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
             }
@@ -121,7 +124,9 @@ class Artifact:
         report = read_report(path)
         check_files(path, report)
         program = Program(read_program(path / PROGRAM), name=str(report.get("name", "model")))
-        return Artifact(program, CompressionPlan.read(path / PLAN), report, registry.backend(report["target"]), path)
+        picture = (report.get("tokens") or {}).get("picture")
+        extras = {picture: (path / picture).read_bytes()} if picture in report["files"] else {}
+        return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras)
 
 
 def load(path: str | Path) -> ProgramModule:
@@ -145,7 +150,8 @@ def build_report(
     """Everything that is known about a result, as plain data for ``report.json``.
 
     fxprune_report  version of this format                 versions  fxprune, torch and what else matters
-    name, target    model and backend                      seed      of everything random
+    name            of the model                           seed      of everything random
+    target, target_options  the backend, and its options that are not the default
     budget          {metric, amount, relative} or null     pipeline  text that replays the passes
     passes          what each pass changed, measured       cost      {dense, compressed, ratio, counted}: flops are
     inputs, outputs names, dtypes and shapes                         multiply-accumulates at the example shapes
@@ -153,7 +159,11 @@ def build_report(
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
 
-    ``parity``, ``payload`` and ``files`` are filled in by ``Artifact.save``; ``more`` is added as it is.
+    lowering        what the backend has to say            unfinished  null, or {missing, finish}: what the machine
+                                                           lacked, and the command that finishes where it is there
+
+    ``target``, ``parity``, ``payload``, ``lowering``, ``unfinished`` and ``files`` are filled in by ``Artifact.save``;
+    ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
     return {
@@ -168,6 +178,29 @@ def build_report(
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
         "notes": list(notes), "parity": None, "payload": None, "files": {}, **more,
     }
+
+
+def unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
+    """What the report says of an artefact whose target needs what this machine lacks; None where nothing is missing."""
+    if not missing:
+        return None
+    return {"missing": list(missing), "finish": f"fxprune lower {path.name} --target {shlex.quote(backend.text)}"}
+
+
+def _target(backend: Backend) -> dict[str, Any]:
+    return {"target": backend.name, "target_options": backend.options}
+
+
+def _backend(path: Path, report: Mapping[str, Any]) -> Backend:
+    options = report.get("target_options", {})
+    if not isinstance(options, dict) or not all(isinstance(v, str | int | float) for v in options.values()):
+        raise LoadError("the report is malformed", where=str(path / REPORT), why="'target_options' are plain values")
+    try:
+        return registry.backend(report["target"], **options)
+    except (OptionError, TypeError, ValueError) as error:
+        why = error.what if isinstance(error, OptionError) else str(error)
+        raise LoadError("the report names a target that this fxprune does not know", where=str(path / REPORT),
+                        why=why, cure="update fxprune, or install the plugin that made the artefact") from None
 
 
 def check_destination(path: Path, overwrite: bool = True) -> None:

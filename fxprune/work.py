@@ -179,7 +179,7 @@ class Work:
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
         table = self.blocks.tiling.table if self.blocks is not None else ""
-        self.backend = registry.backend(self.target, **({"table": table} if table else {}))
+        self.backend = registry.target(self.target, **({"table": table} if table else {}))
         self.find_groups = self.limits.find_groups(self.backend.granularity)
         if self.out is not None:
             check_destination(Path(self.out))
@@ -319,7 +319,7 @@ class Work:
             small = owning(small, whole)
         calibration = self.calibration
         report = build_report(
-            small, name=self.name, target=self.target, dense=model(), compressed=counted, plan=plan,
+            small, name=self.name, target=self.backend.name, dense=model(), compressed=counted, plan=plan,
             groups=whole.need("groups"), budget=self.budget, pipeline=self.pipeline,
             passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
             importance=plan.about.get("criterion"),
@@ -337,11 +337,13 @@ class Work:
             picture = self._picture(whole.tokens, program)
             if picture is not None:
                 extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
-        artifact = Artifact(small, plan, report, self.backend, extras=extras)
+        artifact = Artifact(small, plan, report, self.backend.with_data(calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
                 artifact.save(Path(self.out))
+            for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
+                self.warn(f"not finished: {missing}")
         return artifact
 
     def _picture(self, flow: TokenFlow, reduced: Program) -> bytes | None:
