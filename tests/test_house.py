@@ -28,11 +28,11 @@ FLOORS = {
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "events", "show", "sparsify", "testing", "token_picture",
+                     "decide_tokens", "demo", "draw", "events", "lower", "show", "sparsify", "testing", "token_picture",
                      "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
-         "PIL", "networkx", "rich", "pandas"}
+         "PIL", "networkx", "rich", "pandas", "tensorrt", "tensorrt_rtx", "torch_tensorrt"}
 
 
 def module_name(path: Path) -> str:
@@ -176,7 +176,7 @@ PUBLIC = """
 Analysis Artifact Backend Batch Budget BudgetInfeasible Calibration CaptureError Choice CompressionPlan Cost
 CostModel Event FxpruneError FxpruneWarning ImportanceScores InternalError Kind LoadError Lowered LoweringError
 NothingToPrune OptionError Pass Pipeline PlanError Program PruneGroup Search Transform UnsupportedOp VerifyError apply
-compile inspect load plan"""
+compile inspect load lower plan"""
 
 
 def test_the_public_api_is_what_it_was() -> None:
@@ -186,7 +186,7 @@ def test_the_public_api_is_what_it_was() -> None:
 
 
 def test_functions_of_the_api_are_not_shadowed_by_the_modules_of_their_name() -> None:
-    for name in ("load", "plan"):
+    for name in ("load", "lower", "plan"):
         importlib.import_module(f"fxprune.{name}")
         assert inspect.isfunction(getattr(fxprune, name))
 

@@ -63,6 +63,16 @@ class OnnxBackend(Backend):
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
         program = Pipeline((gate,)).run(program)
         about = report(gate.results, table), tuple(words(gate.results))
+        files = self.write(program, directory)
+        payload = self.payload(directory)
+        try:
+            return Lowered(payload, files, self.load(payload), *about, runtime="onnxruntime on CPU")
+        except Exception as error:  # onnxruntime's exception types are its own and many
+            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=first_line(error),
+                                cure="update onnxruntime, or try another --opset") from error
+
+    def write(self, program: Program, directory: Path) -> tuple[Path, ...]:
+        """Translate, check and write a legalized program, and run nothing; the main file is the last."""
         model = self._translate(program)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
@@ -78,12 +88,7 @@ class OnnxBackend(Backend):
                 os.replace(source, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        payload = self.payload(directory)
-        try:
-            return Lowered(payload, files, self.load(payload), *about)
-        except Exception as error:  # onnxruntime's exception types are its own and many
-            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=first_line(error),
-                                cure="update onnxruntime, or try another --opset") from error
+        return files
 
     def load(self, payload: Path) -> Runner:
         running = session(payload, self.threads)

@@ -13,6 +13,7 @@ COMMANDS = (
     "plan",
     "apply",
     "inspect",
+    "lower",
     "bench",
     "tune",
     "demo",

@@ -35,6 +35,9 @@ NARROW = frozenset({
 })
 """Computed in half precision: what the hardware is fast at, and where the weights are."""
 
+SPATIAL = ("conv", "pool", "upsample", "interpolate", "grid_sampler")
+"""What stays float32 on request: names that have one of these in them."""
+
 
 @dataclass(frozen=True)
 class CastFloats(Transform):
@@ -45,10 +48,12 @@ class CastFloats(Transform):
     until something in ``dtype`` reads them, and finite values beyond its range (a mask's -3e38) become its largest.
     Weights that are read in ``dtype`` only are stored so. Programs without float32 stay as they are.
 
-    dtype   ``float16`` or ``bfloat16``
+    dtype    ``float16`` or ``bfloat16``
+    spatial  False: convolutions, pooling and interpolation stay float32 (ONNX knows them in bfloat16 from opset 22 on)
     """
 
     dtype: str = "float16"
+    spatial: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -56,14 +61,14 @@ class CastFloats(Transform):
                               cure=" or ".join(DTYPES))
 
     def run(self, program: Program) -> Program:
-        return _Casting(program, DTYPES[self.dtype], self.slug()).done()
+        return _Casting(program, DTYPES[self.dtype], self.slug(), self.spatial).done()
 
 
 class _Casting:
     """One walk over a copy of the graph; every node's dtype is settled before those that read it."""
 
-    def __init__(self, program: Program, dtype: torch.dtype, by: str) -> None:
-        self.program, self.dtype, self.by = program, dtype, by
+    def __init__(self, program: Program, dtype: torch.dtype, by: str, spatial: bool) -> None:
+        self.program, self.dtype, self.by, self.spatial = program, dtype, by, spatial
         self.largest = torch.finfo(dtype).max
         self.module = copy_graph(program.exported)
         self.graph = self.module.graph
@@ -88,7 +93,7 @@ class _Casting:
         if not reads:
             return  # integers, and constants that are created: both stay
         name = op_name(node)
-        if name in NORMS or name in WIDE:
+        if name in NORMS or name in WIDE or (not self.spatial and any(word in name for word in SPATIAL)):
             wanted = torch.float32
         elif name in NARROW or any(_dtypes(n)[0] == self.dtype for n in reads if n.op != "placeholder"):
             wanted = self.dtype
