@@ -19,7 +19,7 @@ from ...parity import TOLERANCE, eager, output_names
 from ...pipeline import Pipeline
 from ...program import Program
 from .build import HARDWARE, Flags, by_converters, by_parser
-from .legalize import PoolByMean, SpellOutGathers
+from .legalize import FOR_CONVERTERS, PoolByMean
 from .profiles import InputProfile, asked, profiles, ranges
 from .ranges import SAMPLES, check_ranges
 from .runtime import EngineRunner, write_interface
@@ -112,7 +112,8 @@ class TensorRTBackend(Backend):
             assert onnx is not None
             return replace(onnx, about=about, notes=notes, missing=missing)
         if onnx is None:
-            plan = by_converters(Pipeline((SpellOutGathers(),)).run(cast), inputs, tools, self._flags(tools))
+            legal = Pipeline(tuple(one() for one in FOR_CONVERTERS)).run(cast)
+            plan = by_converters(legal, inputs, tools, self._flags(tools))
         else:
             plan = by_parser(onnx.payload, inputs, tools, self._flags(tools))
         payload = self.payload(directory)
@@ -121,7 +122,7 @@ class TensorRTBackend(Backend):
         files += () if onnx is None else onnx.files
         about["built_by"] = str(tools)
         if missing:
-            return Lowered(payload, files, eager(cast.exported) if onnx is None else onnx.run, about=about, notes=notes,
+            return Lowered(payload, files, eager(legal.exported) if onnx is None else onnx.run, about=about, notes=notes,
                            runtime=f"{'PyTorch' if onnx is None else onnx.runtime}; the engine was built, not run",
                            missing=tuple(f"{m} (the engine was built, it was not run)" for m in missing))
         return Lowered(payload, files, self.load(payload), about=about, notes=notes, runtime=str(tools))

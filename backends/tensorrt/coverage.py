@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def unsupported(program: Program, module: GraphModule, settings: Any) -> list[Un
     for node in module.graph.nodes:
         with quiet():
             covered = node.op not in ("call_function", "call_method", "call_module") or node in DYNAMO_CONVERTERS
-        if not covered:
+        if not covered and node.target is not operator.getitem:  # an output of a node that is named already
             found.append(_described(node, sources))
     return found
 

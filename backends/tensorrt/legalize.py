@@ -48,6 +48,34 @@ class PoolByMean(Transform):
         return program.without_facts(exported=edit.done())
 
 
+@dataclass(frozen=True)
+class SpellOutMaxima(Transform):
+    """The largest (or least) along a dimension and where it lies, with open sizes, as two ops: ``amax``, ``argmax``."""
+
+    def run(self, program: Program) -> Program:
+        found = [n.name for n in program.graph.nodes if n.target in EXTREMES and _is_open(n)]
+        if not found:
+            return program
+        edit = Replacing(program, self.slug())
+        for name in found:
+            node = edit.nodes[name]
+            value, place = EXTREMES[node.target]
+            source, dim, *rest = node.args
+            keep = bool(node.kwargs.get("keepdim", rest[0] if rest else False))
+            for item in list(node.users):
+                with edit.graph.inserting_before(item):
+                    new = edit.call(node, value, source, [dim], keep) if item.args[1] == 0 else \
+                        edit.call(node, place, source, dim, keep)
+                edit.instead(item, new)
+            edit.graph.erase_node(node)
+        return program.without_facts(exported=edit.done())
+
+
+EXTREMES = {aten.max.dim: (aten.amax.default, aten.argmax.default), aten.min.dim: (aten.amin.default, aten.argmin.default)}
+FOR_CONVERTERS = (SpellOutGathers, SpellOutMaxima)
+"""What torch-tensorrt's converters need; the ONNX path does without."""
+
+
 def _is_open(node: Node) -> bool:
     return any(isinstance(size, torch.SymInt) for n in node.all_input_nodes for size in n.meta["val"].shape)
 
