@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +58,7 @@ class Artifact:
     path: Path | None = None
     extras: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _module: ProgramModule | None = field(default=None, repr=False)
+    _read: Program | None = field(default=None, repr=False)  # as it lies in ``path``
 
     @property
     def module(self) -> ProgramModule:
@@ -84,7 +86,9 @@ class Artifact:
         program = self._trained()
         with published(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            if not (directory / PROGRAM).exists():
+            if program is self._read and self.path is not None:  # byte for byte what was delivered
+                shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
+            elif not (directory / PROGRAM).exists():
                 write_program(program.exported, directory / PROGRAM)
             (directory / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
             for name, content in self.extras.items():
@@ -125,8 +129,10 @@ class Artifact:
         check_files(path, report)
         program = Program(read_program(path / PROGRAM), name=str(report.get("name", "model")))
         picture = (report.get("tokens") or {}).get("picture")
-        extras = {picture: (path / picture).read_bytes()} if picture in report["files"] else {}
-        return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras)
+        known = isinstance(picture, str) and picture in report["files"]
+        extras = {str(picture): (path / str(picture)).read_bytes()} if known else {}
+        return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras,
+                        _read=program)
 
 
 def load(path: str | Path) -> ProgramModule:

@@ -269,7 +269,8 @@ def target_lines(report: Mapping[str, Any]) -> list[str]:
     runtime = (report.get("parity") or {}).get("runtime", "")
     if runtime and runtime != report["target"]:
         options = ", ".join(f"{k} {v}" for k, v in (report.get("target_options") or {}).items())
-        lines.append(_plain(f"target    {report['target']}{f' ({options})' if options else ''}, checked with {runtime}"))
+        name = f"{report['target']} ({options})" if options else report["target"]
+        lines.append(_plain(f"target    {name}, checked with {runtime}"))
     if unfinished:
         lines += [f"[yellow]missing[/]   {_plain(what)}" for what in unfinished["missing"]]
         lines.append(_plain(f"finish    on a machine that has it: {unfinished['finish']}"))

@@ -45,7 +45,8 @@ class CastFloats(Transform):
 
     Products and convolutions read and write ``dtype``; norms, sums, powers and roots are computed in float32; all
     else follows its inputs, and takes ``dtype`` where they differ. Created constants (positions, masks) stay float32
-    until something in ``dtype`` reads them, and finite values beyond its range (a mask's -3e38) become its largest.
+    until something in ``dtype`` reads them. Finite values beyond its range become its largest; those that no data went
+    into (a mask's -3e38) half of it, so that two masks may be added.
     Weights that are read in ``dtype`` only are stored so. Programs without float32 stay as they are.
 
     dtype    ``float16`` or ``bfloat16``
@@ -73,6 +74,8 @@ class _Casting:
         self.module = copy_graph(program.exported)
         self.graph = self.module.graph
         self.casts: dict[tuple[Node, torch.dtype], Node] = {}
+        lifted = program.exported.graph_signature.inputs_to_lifted_tensor_constants
+        self.constant = {n for n in self.graph.nodes if n.op == "placeholder" and n.name in lifted}  # no data in them
         self.changed = False
 
     def done(self) -> Program:
@@ -90,6 +93,8 @@ class _Casting:
     def _settle(self, node: Node) -> None:
         before = _dtypes(node)
         reads = [n for n in node.all_input_nodes if _is_float(n, self.dtype)]
+        if all(n in self.constant for n in reads):
+            self.constant.add(node)
         if not reads:
             return  # integers, and constants that are created: both stay
         name = op_name(node)
@@ -117,11 +122,15 @@ class _Casting:
             if source.op == "placeholder":  # behind the last of them: a graph's inputs stand together
                 place = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
             value, inside = source, source.op == "call_function" and op_name(source) not in NORMS | WIDE
-            if dtype is torch.float16 and inside and source.meta["val"].dtype is torch.float32:
-                value = place = self._emit(place, reader, aten.clamp.default, source, -self.largest, self.largest)
+            if dtype is self.dtype and inside and source.meta["val"].dtype is torch.float32:
+                value = place = self._emit(place, reader, aten.clamp.default, source, *self._range(source))
             made = self._emit(place, reader, aten.to.dtype, value, dtype)
             self.casts[source, dtype] = made
         return made
+
+    def _range(self, source: Node) -> tuple[float, float]:
+        limit = self.largest / 2 if source in self.constant else self.largest
+        return -limit, limit
 
     def _emit(self, place: Node, origin: Node, target: Any, *args: Any) -> Node:
         """A node behind ``place`` with the source line of ``origin``."""
@@ -143,11 +152,11 @@ class _Casting:
         self.casts[norm, self.dtype] = rounded
 
     def _clamp_numbers(self, node: Node) -> None:
-        """Finite numbers among the arguments that half precision cannot hold become the largest it can."""
+        """Finite numbers among the arguments that half precision cannot hold become half of the largest it can."""
 
         def fits(value: Any) -> Any:
             if isinstance(value, float) and self.largest < abs(value) < float("inf"):
-                return self.largest if value > 0 else -self.largest
+                return self.largest / 2 if value > 0 else -self.largest / 2
             return value
 
         node.args = pytree.tree_map_only(float, fits, node.args)
@@ -191,17 +200,16 @@ class _Casting:
             if cast is None or list(node.users) != [cast]:
                 continue
             held = state if name in state else constants
-            held[name] = narrowed(held[name], self.dtype)
+            held[name] = narrowed(held[name], self.dtype, self._range(node)[1])
             node.meta["val"] = node.meta["val"].to(self.dtype)
             cast.replace_all_uses_with(node)
             self.graph.erase_node(cast)
         return state, constants
 
 
-def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in ``dtype``; finite values beyond its range become its largest. Parameters stay parameters."""
-    largest = torch.finfo(dtype).max
-    value = torch.where(tensor.isfinite(), tensor.detach().clamp(-largest, largest), tensor.detach()).to(dtype)
+def narrowed(tensor: Tensor, dtype: torch.dtype, limit: float) -> Tensor:
+    """``tensor`` in ``dtype``; finite values beyond ``limit`` become that. Parameters stay parameters."""
+    value = torch.where(tensor.isfinite(), tensor.detach().clamp(-limit, limit), tensor.detach()).to(dtype)
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
