@@ -102,7 +102,8 @@ def test_targets_that_are_programs(small: Path, target: str) -> None:
 def test_the_picture_of_merged_tokens_comes_along(tmp_path: Path) -> None:
     torch.manual_seed(0)
     out = tmp_path / "small"
-    fxprune.compile(scrambled(TokenViT(depth=2)), torch.randn(2, 3, 32, 32), importance="l2", tokens="tome:r=3", out=out)
+    model = scrambled(TokenViT(depth=2))
+    fxprune.compile(model, torch.randn(2, 3, 32, 32), importance="l2", tokens="tome:r=3", out=out)
     picture = (out / "tokens.png").read_bytes()
     fxprune.lower(out, target="triton")
     assert (out / "tokens.png").read_bytes() == picture

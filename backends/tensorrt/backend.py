@@ -97,7 +97,8 @@ class TensorRTBackend(Backend):
         plain = Pipeline((PoolByMean(),)).run(program)
         tools, missing = find(self.via, bool(self._capabilities))
         by_onnx = tools is None or self.via == "onnx"
-        cast, about = plain, {"dtype": self.dtype, "via": "onnx" if by_onnx else "dynamo", "shapes": sizes}
+        cast = plain
+        about: dict[str, Any] = {"dtype": self.dtype, "via": "onnx" if by_onnx else "dynamo", "shapes": sizes}
         if self.dtype in HALVES:
             spatial = self.dtype == "fp16" or not by_onnx
             cast = Pipeline((registry.lookup("pass", "cast-floats")(HALVES[self.dtype], spatial),)).run(plain)
@@ -114,18 +115,19 @@ class TensorRTBackend(Backend):
         if onnx is None:
             legal = Pipeline(tuple(one() for one in FOR_CONVERTERS)).run(cast)
             plan = by_converters(legal, inputs, tools, self._flags(tools))
+            checked, by = eager(legal.exported), "PyTorch"
         else:
             plan = by_parser(onnx.payload, inputs, tools, self._flags(tools))
+            checked, by = onnx.run, onnx.runtime
         payload = self.payload(directory)
         payload.write_bytes(plan)
-        files = (payload, write_interface(payload, inputs, output_names(program.exported), tools))
-        files += () if onnx is None else onnx.files
-        about["built_by"] = str(tools)
+        described = write_interface(payload, inputs, output_names(program.exported), tools)
+        files = (payload, described, *(() if onnx is None else onnx.files))
+        made = Lowered(payload, files, checked, about={**about, "built_by": str(tools)}, notes=notes)
         if missing:
-            return Lowered(payload, files, eager(legal.exported) if onnx is None else onnx.run, about=about, notes=notes,
-                           runtime=f"{'PyTorch' if onnx is None else onnx.runtime}; the engine was built, not run",
+            return replace(made, runtime=f"{by}; the engine was built, not run",
                            missing=tuple(f"{m} (the engine was built, it was not run)" for m in missing))
-        return Lowered(payload, files, self.load(payload), about=about, notes=notes, runtime=str(tools))
+        return replace(made, run=self.load(payload), runtime=str(tools))
 
     def load(self, payload: Path) -> Runner:
         return EngineRunner(payload, runtime())

@@ -17,7 +17,6 @@ from ...errors import LoweringError, OptionError
 from ...origin import first_line
 from ...parity import output_names
 from ...program import Program
-from ...quiet import quiet
 from .coverage import check_coverage, lowered
 from .profiles import InputProfile
 from .toolchain import Toolchain
@@ -187,7 +186,7 @@ def _spec(torch_tensorrt: Any, one: InputProfile) -> Any:
 
 
 def _logger(trt: Any, said: list[str]) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         """Keeps errors for our own message and drops the rest."""
 
         def __init__(self) -> None:

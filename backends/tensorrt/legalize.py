@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
@@ -71,7 +71,9 @@ class SpellOutMaxima(Transform):
         return program.without_facts(exported=edit.done())
 
 
-EXTREMES = {aten.max.dim: (aten.amax.default, aten.argmax.default), aten.min.dim: (aten.amin.default, aten.argmin.default)}
+EXTREMES: dict[Any, tuple[Any, Any]] = {
+    aten.max.dim: (aten.amax.default, aten.argmax.default), aten.min.dim: (aten.amin.default, aten.argmin.default),
+}
 FOR_CONVERTERS = (SpellOutGathers, SpellOutMaxima)
 """What torch-tensorrt's converters need; the ONNX path does without."""
 
@@ -82,10 +84,9 @@ def _is_open(node: Node) -> bool:
 
 def _spell_out(edit: Replacing, node: Node) -> None:
     """Rows of what is gathered from lie behind one another: row r begins at r times its length."""
-    source: Any
-    source, dim, index = node.args[:3]
+    source, given, index = cast("tuple[Node, int, Node]", node.args[:3])
     rank = index.meta["val"].dim()
-    dim = int(dim) % rank  # type: ignore[arg-type, call-overload]
+    dim = given % rank
     with edit.graph.inserting_before(node):
 
         def emit(target: Any, *args: Any) -> Node:

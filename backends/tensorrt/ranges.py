@@ -100,7 +100,7 @@ def check_ranges(program: Program, cast: Program, batches: Sequence[Sequence[Any
 def describe(node: Node) -> str:
     """``node linear_3 (aten.linear.default), from model.py:12 `...` ``, with the pass that made it."""
     made, line = made_by(node), source_line(node.meta.get("stack_trace"))
-    return f"node {node.name} ({node.target})" + (f", made by {made}" if made else "") + (f", from {line}" if line else "")
+    return f"node {node.name} ({node.target}){f', made by {made}' if made else ''}{f', from {line}' if line else ''}"
 
 
 def _check_weights(program: Program, cast: Program) -> None:

@@ -87,7 +87,7 @@ def target(p: Parser) -> None:
     """What is written, and where."""
     group = p.add_argument_group("artefact")
     group.add_argument("--target", default="eager", metavar="NAME", help=(
-        "eager, onnx, inductor, trt or triton, with options as 'trt{dtype=fp16,workspace=4GiB}' (default: %(default)s)"))
+        "eager, onnx, inductor, trt or triton, with options as 'trt{dtype=fp16}' (default: %(default)s)"))
     group.add_argument("--out", metavar="DIR", help="where the artefact goes (default: fxprune-out/<model>-<target>)")
 
 

@@ -181,7 +181,7 @@ class _Casting:
         """The caller gets the dtypes of the program that was given."""
         returned = next(n for n in self.program.graph.nodes if n.op == "output").args[0]
         results = list(output.args[0])  # type: ignore[arg-type]
-        for place, (now, then) in enumerate(zip(results, returned, strict=True)):  # type: ignore[arg-type]
+        for place, (now, then) in enumerate(zip(results, returned, strict=True)):
             if isinstance(now, Node) and isinstance(now.meta.get("val"), Tensor) \
                     and now.meta["val"].dtype != then.meta["val"].dtype:
                 results[place] = self._cast_back(now, then.meta["val"].dtype)
