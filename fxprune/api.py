@@ -162,7 +162,7 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    chosen = _read_plan(plan)
+    chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
@@ -201,5 +201,6 @@ def write_plan(plan: CompressionPlan, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _read_plan(plan: PlanLike) -> CompressionPlan:
+def read_plan(plan: PlanLike) -> CompressionPlan:
+    """The plan itself, from wherever it lies."""
     return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
