@@ -178,13 +178,18 @@ class Part:
         report: dict[str, Any] = {
             "status": "whole", "why": "", "reused": bool(session.plan.choices), "notes": [],
             "sizes": [list(values[i].shape) for i in user], "open": [list(s.dims) for s in mine]}
+        whole = frozenset(tensors)
         try:
+            if whole in session.whole:  # as it was found at other sizes
+                raise NothingToPrune(session.whole[whole])
             artifact = self._pruned(options, session, report, names, values, [values[i] for i in user], call)
         except (NothingToPrune, BudgetInfeasible, PlanError) as error:
             if _covers(call.root, tensors):
                 raise
             report["why"] = error.what + (f": {error.why}" if error.why else "")
-            if any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
+            known = whole in session.whole or options.plan is not None
+            session.whole[whole] = report["why"]
+            if not known and any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
                 _warn(f"a part of {call.name}, which breaks into several graphs, stays whole: {report['why']}")
         else:
             report |= {"status": "pruned", "cost": artifact.report["cost"],
@@ -267,19 +272,20 @@ def _part_of(plan: CompressionPlan, program: Program, recovered: bool, report: d
     here: dict[str, Choice] = {}
     for name, choice in plan.choices.items():
         owner = name.rpartition(":")[0] + "."
-        group = groups.get(name)
-        if group is None:
-            if not any(n.startswith(owner) for n in (*known, *tensors)) and root is not None:
+        group, cut = groups.get(name), len(choice.keep) < choice.size
+        read = any(n.startswith(owner) for n in tensors)
+        if group is None and not read:
+            if known and not any(n.startswith(owner) for n in known):
                 here[name] = choice  # no such layer anywhere: the check that follows says so
-            elif any(n.startswith(owner) for n in tensors) and len(choice.keep) < choice.size:
-                report["notes"].append(f"'{name}' stays whole: it is no group of this graph")
             continue
-        if group.frozen and len(choice.keep) < choice.size:
+        why = group.frozen if group is not None else "it is no group of this graph"
+        if why and cut:
             if recovered:
-                raise PlanError("this graph needs whole what the plan cuts", where=f"group '{name}'", why=group.frozen,
+                raise PlanError("this graph needs whole what the plan cuts", where=f"group '{name}'", why=why,
                                 cure="freeze it: options={'freeze': [...]}")
-            report["notes"].append(f"'{name}' stays whole in this graph: {group.frozen}")
+            report["notes"].append(f"'{name}' stays whole in this graph: {why}")
             _warn(report["notes"][-1])
+        if why:
             continue
         here[name] = choice
     return replace(plan, choices=here)

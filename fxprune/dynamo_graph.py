@@ -1,7 +1,7 @@
 """A graph of dynamo's as a module with the real names of its tensors, and that module as a :class:`Program`.
 
-Dynamo hands its backend a graph of torch calls in which every parameter and buffer is an input. Which tensor of the model
-an input stands for follows from the tensor itself (where the model is known), else from dynamo's own note of its source:
+Dynamo hands its backend a graph of torch calls in which every parameter and buffer is an input. Which tensor of the
+model that is follows from the tensor itself (where the model is known), else from dynamo's own note of its source:
 ``L['self']._modules['blocks']._modules['0']._parameters['weight']``.
 """
 
@@ -50,7 +50,7 @@ class Slot:
 
 
 def slots_of(gm: GraphModule, inputs: Sequence[Any]) -> tuple[Slot, ...]:
-    """What the inputs of the graph are, in order. To be called while dynamo's notes are there: in the backend itself."""
+    """What the inputs of the graph are, in order. Only while dynamo's notes are there: in the backend itself."""
     found: list[Slot] = []
     nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
     shapes = {n.name: _shape(n) for n in nodes}

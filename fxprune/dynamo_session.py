@@ -96,6 +96,7 @@ class Session:
     plan     group -> what stays; grows with every graph that has groups of its own
     weights  tensors that recovery changed, by name, before slicing
     tensors  the model's tensors by name (weakly), to tell one model from another that shares its code
+    whole    names of the tensors of a graph that stays whole -> why
     """
 
     given: Any
@@ -104,6 +105,7 @@ class Session:
     kinds: tuple[str, ...] = ()
     weights: dict[str, Tensor] = field(default_factory=dict)
     tensors: dict[str, Callable[[], Tensor | None]] = field(default_factory=dict)
+    whole: dict[frozenset[str], str] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     def serves(self, given: Any, root: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
