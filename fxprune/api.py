@@ -166,11 +166,16 @@ def apply(
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    merging = chosen.tokens
-    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+    return applied(work, chosen)
+
+
+def applied(work: Work, plan: CompressionPlan) -> Artifact:
+    """The opened model cut as ``plan`` says. Raises PlanError naming the group where it does not fit."""
+    merging = plan.tokens
+    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
-    chosen.check(program.group_by_name)
-    return work.finish(program.but(plan=chosen))
+    plan.check(program.group_by_name)
+    return work.finish(program.but(plan=plan))
 
 
 def inspect(
