@@ -169,13 +169,17 @@ def apply(
     return applied(work, chosen)
 
 
-def applied(work: Work, plan: CompressionPlan) -> Artifact:
-    """The opened model cut as ``plan`` says. Raises PlanError naming the group where it does not fit."""
+def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
+    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+
+    Raises PlanError naming the group where the plan does not fit.
+    """
     merging = plan.tokens
     program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
     plan.check(program.group_by_name)
-    return work.finish(program.but(plan=plan))
+    wish = Wish(None, default_criterion(None), (), 1, recover)
+    return work.finish(work.recover(program.but(plan=plan), wish))
 
 
 def inspect(

@@ -168,7 +168,7 @@ class Payload:
 
     program: Program
     run: Runner
-    tolerance: float
+    tolerances: Mapping[torch.dtype, float]
     device: str = "cpu"
 
     @staticmethod
@@ -178,7 +178,12 @@ class Payload:
         backend = replace(backend, **options)
         told = backend.tolerances() if hasattr(backend, "tolerances") else backend.tolerance
         device = backend.runs_on() if hasattr(backend, "runs_on") else "cpu"
-        return Payload(program, backend.load(file), tolerance_of(program, told), device)
+        return Payload(program, backend.load(file), told, device)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest accepted relative difference."""
+        return tolerance_of(self.program, self.tolerances)
 
 
 def gates_of(payload: Payload, evidence: Evidence | None, limits: Limits, seconds: float, missing: str = "",

@@ -18,6 +18,7 @@ from .plan import CompressionPlan
 from .work import Limits, Wish, budget_or_none, kinds_of
 
 INNER = ("inductor", "eager", "aot_eager")
+_CALLED = nn.Module._wrapped_call_impl.__code__
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,10 @@ def current_call() -> Call:
     while frame is not None:
         here = frame.f_locals
         model = here.get("self")
-        if frame.f_code is OptimizedModule.__call__.__code__ and isinstance(model, OptimizedModule):
-            return Call(model._orig_mod, tuple(here.get("args", ())), dict(here.get("kwargs", {})))
+        if isinstance(model, nn.Module):
+            by_wrapper = frame.f_code is OptimizedModule.__call__.__code__ and isinstance(model, OptimizedModule)
+            in_place = frame.f_code is _CALLED and model._compiled_call_impl is not None  # model.compile(...)
+            if by_wrapper or in_place:
+                return Call(getattr(model, "_orig_mod", model), tuple(here["args"]), dict(here["kwargs"]))
         frame = frame.f_back  # type: ignore[assignment]
     return Call()

@@ -23,6 +23,7 @@ from typing import Any
 from .api import Inputs, Model, PlanLike, applied, read_plan
 from .artifact import Artifact
 from .backend import Backend
+from .data import load_data
 from .delivery import Evidence, Payload, failed, gates_of, gather, read_evidence
 from .errors import FxpruneError, LoadError, LoweringError, MissingDevice, OptionError, VerifyError
 from .events import Event, OnEvent, warn_only
@@ -42,6 +43,7 @@ from .manifest import (
 )
 from .measure import environment, versions
 from .options import build, parse
+from .parity import check_parity
 from .publish import published, write_error
 from .registry import lookup
 from .work import Limits as SearchLimits
@@ -54,8 +56,9 @@ def export(
     model: Model, plan: PlanLike, example_inputs: Inputs = None, *,
     targets: Sequence[str], verify: Any, out: str | os.PathLike[str], limits: Limits | None = None,
     metric: str = "auto", samples: int = 256, carry: float = CARRIED, junit_file: str | os.PathLike[str] | None = None,
-    force: bool = False, seconds: float = 2.0, seed: int = 0, checkpoint: str | os.PathLike[str] | None = None,
-    trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    recover: str | None = None, data: Any = None, data_samples: int = 128, force: bool = False, seconds: float = 2.0,
+    seed: int = 0, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Manifest:
     """Apply ``plan``, lower to every target, measure every gate, and write all of it into ``out``; the manifest.
 
@@ -65,6 +68,8 @@ def export(
     metric    see :mod:`fxprune.metrics`
     samples   of the data, a seeded choice where it holds more
     carry     MiB of data that may lie in the delivery, so that it can be verified without the model
+    recover, data, data_samples   fit what stays to what the dense model does on calibration data, as
+              :func:`fxprune.compile` does it (``auto`` where data is given, else ``none``)
     force     do everything again even where ``out`` holds what the same request passed with before
     seconds   to spend on each latency
 
@@ -77,24 +82,32 @@ def export(
     backends = _backends(targets)
     chosen = read_plan(plan)
     check_delivery(out)
+    how = recover or ("none" if data is None else "auto")
+    if (how == "none") != (data is None):
+        raise OptionError("recovery and calibration data go together", where=f"--recover {how}",
+                          why="what stays is fitted to what the dense model does on data", cure="give both, or neither")
     work = Work("eager", None, seed, on_event, SearchLimits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, verify, samples)
-    data, work.calibration = work.calibration, None  # it judges the result, it is no part of it
-    assert data is not None
+    judge, work.calibration = work.calibration, None  # it judges the result, it is no part of it
+    assert judge is not None
     assert work.dense is not None
+    assert work.source is not None
+    if data is not None:
+        work.calibration = load_data(data, work.source, samples=data_samples, seed=seed)
     asked = {"targets": list(targets), "limits": dataclasses.asdict(limits), "metric": metric, "samples": samples,
-             "seed": seed, "carry_mib": carry}
+             "seed": seed, "carry_mib": carry, "recover": how}
     plan_hash = hashlib.sha256(chosen.to_json().encode()).hexdigest()
-    said = [repr(sorted(asked.items())), plan_hash, repr(sorted(versions().items()))]
-    key = fingerprint(work.dense, data, seed, said)
+    said = [repr(sorted(asked.items())), plan_hash, repr(sorted(versions().items())),
+            fingerprint(work.dense, work.calibration, seed)]
+    key = fingerprint(work.dense, judge, seed, said)
     kept = None if force else _unchanged(out, key)
     if kept is not None:
         on_event(Event("note", f"{out} holds the result of this request already and is whole; nothing was done"))
         return _told(kept, junit_file)
-    small = applied(work, chosen)
+    small = applied(work, chosen, how)
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
-        evidence = gather(work.dense, small.program, data, metric)
+        evidence = gather(work.dense, small.program, judge, metric)
     with published(out) as directory:
         entries = {folder: _deliver(small, backend, text, directory / folder, evidence, limits, seconds, on_event)
                    for folder, (text, backend) in backends.items()}
@@ -107,8 +120,10 @@ def export(
             "name": work.name, "status": worst(e["status"] for e in entries.values()),
             "request": {"sha256": key, **asked},
             "inputs": {"model": {**_origin(model), "program_sha256": fingerprint(work.dense, None, 0)},
-                       "plan": {"sha256": plan_hash}, "data": {**_origin(data.origin), "samples": evidence.samples,
-                                                              "labelled": data.labelled}},
+                       "plan": {"sha256": plan_hash},
+                       "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
+                       "calibration": None if work.calibration is None else {
+                           **_origin(work.calibration.origin), "samples": work.calibration.samples}},
             "metric": {"name": evidence.metric, "output": evidence.output, "dense": evidence.value,
                        "samples": evidence.samples, "sha256": evidence.digest},
             "carried": {"batches": sum(k.startswith("input.") and k.endswith(".0") for k in carried),
@@ -128,6 +143,9 @@ def verify(
 
     data      the data, where the delivery does not carry all of it: tensors by name; its hash must be the recorded one
     latency   False leaves latency gates out, on a machine that is not the one they are about
+
+    The files are only read, but a payload that is compiled code (an inductor package, a TensorRT engine) is code, and
+    measuring it runs it: the seal does not say who made it.
 
     Returns the manifest with the statuses and gates as they were found now. Raises LoadError where the directory is no
     delivery, or its manifest is damaged; everything else that is wrong fails a gate.
@@ -157,30 +175,34 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
     recorded = [Gate(**g) for g in entry["gates"]]
     unmet = [g for g in recorded if g.status != PASSED]
     signed = Gate("sign-off", worst(g.status for g in recorded), why="; ".join(f"{g.name}: {g.why}" for g in unmet))
-    if any(g.name in ("target", "lowering") for g in unmet):
+    if not entry["payload"] or any(g.name in ("target", "lowering") for g in unmet):
         return [signed]
     limits = _limits(manifest)
     try:
         artifact = Artifact.read(directory / folder)
-        payload = Payload.of(artifact.backend, artifact.program, directory / folder / str(artifact.report["payload"]),
-                             limits.threads)
+        payload = Payload.of(artifact.backend, artifact.program, directory / folder / entry["payload"], limits.threads)
         evidence = read_evidence(directory / EVIDENCE, manifest["metric"], artifact.program)
         if evidence is not None and data is not None and not evidence.complete:
             evidence = _supplied(evidence, artifact, data, manifest)
     except FxpruneError as error:
         return [signed, failed("load", error)]
+    seed = int(manifest["request"]["seed"])
+    try:
+        parity = check_parity(payload.program, payload.run, what="the payload", tolerance=payload.tolerances, seed=seed)
+        again = gate("parity", parity.max_rel, parity.tolerance, "relative")
+    except FxpruneError as error:
+        again = failed("parity", error)
     missing = "" if evidence is not None and evidence.complete else \
         "the delivery does not carry all of its data, and none was given (--data)"
     gates, _ = gates_of(payload, evidence if evidence is not None and evidence.inputs else None, limits, seconds,
                         missing, timed)
     if not timed:
         gates = [g for g in gates if g.name != "latency"]
-    return [signed, *gates]
+    return [signed, again, *gates]
 
 
 def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manifest) -> Evidence:
     """The evidence with all of its data, given from outside. Raises LoadError where it is not the recorded data."""
-    from .data import load_data
     from .delivery import batches_for, digest_of
     from .load import load as load_model
 

@@ -110,9 +110,17 @@ def _check_form(file: Path, manifest: Mapping[str, Any]) -> None:
         if not isinstance(target, dict) or target.get("status") not in STATUSES \
                 or not isinstance(target.get("target"), str) or not isinstance(target.get("gates"), list):
             raise _malformed(file, f"target '{folder}' needs target, status and gates")
+        payload = target.get("payload")
+        if payload != "" and f"{folder}/{payload}" not in manifest["files"]:
+            raise _malformed(file, f"the payload of target '{folder}' is none of its files")
         if len(target["gates"]) > MAX_GATES or not all(_is_gate(g) for g in target["gates"]):
             raise _malformed(file, f"a gate of target '{folder}' is malformed")
-    limits = manifest["request"].get("limits")
+    metric, request = manifest["metric"], manifest["request"]
+    whole = all(type(request.get(k)) is int for k in ("samples", "seed")) and type(metric.get("samples")) is int
+    words = all(isinstance(metric.get(k), str) for k in ("name", "output", "sha256"))
+    if not whole or not words or type(metric.get("dense")) not in (int, float):
+        raise _malformed(file, "'metric' needs name, output, dense, samples and sha256, 'request' samples and seed")
+    limits = request.get("limits")
     if not isinstance(limits, dict) or not all(v is None or type(v) in (int, float) for v in limits.values()):
         raise _malformed(file, "'request' needs limits that are numbers")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import dynamo
+from fxprune import dynamo, dynamo_session
 from fxprune.demo import Digits, DigitsViT
 from fxprune.dynamo_graph import qualified_name
 from fxprune.errors import BudgetInfeasible, LoadError, NothingToPrune, OptionError, PlanError
@@ -242,6 +244,42 @@ def test_a_function_is_named_from_dynamos_sources() -> None:
     with torch.no_grad():
         close(got, fxprune.apply(model, plan, x).module(x) + 1)
     assert qualified_name("L['self']._modules['a']._modules['0']._buffers['mean']") == "a.0.mean"
+
+
+def test_a_model_compiled_in_place_is_known_as_well() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(4, 8)
+    plan = fxprune.plan(model, x, flops=0.5, importance="l2").need("plan")
+    want = fxprune.apply(model, plan, x).module
+    model.compile(backend="fxprune", options=dict(L2))
+    with torch.no_grad(), pytest.raises(OptionError, match="training mode"):
+        model(x)
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(x), want(x))
+    assert dynamo.plan_of(model).choices == plan.choices
+
+
+def test_given_data_it_decides_and_recovers_as_fxprune_compile_does() -> None:
+    model, x = Tied().eval(), torch.randint(0, 20, (4, 6))
+    data = [torch.randint(0, 20, (16, 6)) for _ in range(3)]
+    compiled, got = run(model, x, options={"flops": 0.6, "data": data, **EAGER}, dynamic=True)
+    whole = fxprune.compile(model, x, flops=0.6, data=data)
+    assert whole.report["recovery"]["method"] != "none"
+    assert dynamo.plan_of(compiled).choices == whole.plan.choices
+    with torch.no_grad():
+        torch.testing.assert_close(got, whole.module(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_decided_is_forgotten_with_the_model() -> None:
+    model = Mlp().eval()
+    run(model, torch.randn(4, 8), options=dict(L2))
+    gone = weakref.ref(model)
+    del model
+    torch._dynamo.reset()
+    gc.collect()
+    assert gone() is None
+    kept, _ = run(Mlp().eval(), torch.randn(4, 8), options=dict(L2))
+    assert [s.root() for s in dynamo_session._sessions] == [kept._orig_mod]
 
 
 def test_the_first_call_calibrates_on_its_own_inputs_and_says_so() -> None:

@@ -200,6 +200,18 @@ def test_a_payload_that_computes_something_else_is_not_delivered(made: Path, tmp
         "passed", "failed", "unfinished")
 
 
+def test_recovery_on_calibration_data_is_part_of_the_request(made: Path, tmp_path: Path) -> None:
+    plain = gates(read_manifest(made / "delivered"))["drop"]["measured"]
+    assert run(made, tmp_path / "out", "--max-drop", "0.5", "--recover", "ridge", "--data",
+               str(made / "bare.npz")) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert gates(manifest)["drop"]["measured"] < plain
+    assert manifest["inputs"]["calibration"]["origin"] == "bare.npz"
+    assert manifest["request"]["recover"] == "ridge"
+    assert run(made, tmp_path / "two", "--recover", "ridge") == 2
+    assert not (tmp_path / "two").exists()
+
+
 def test_what_is_wrong_with_the_request_leaves_nothing(made: Path, tmp_path: Path) -> None:
     out, common = tmp_path / "out", {"targets": ["eager"], "verify": made / "labelled.npz"}
     other = fxprune.CompressionPlan({"7:ffn": fxprune.Choice("ffn", 8, (1, 2))})
@@ -228,10 +240,10 @@ def test_a_delivery_proves_itself_without_the_model(
 ) -> None:
     assert main(["verify", str(delivery), "--json", "-q", "--seconds", "0.05", "--junit", str(tmp_path / "j.xml")]) == 0
     found = gates(json.loads(capsys.readouterr().out))
-    assert {n for n, g in found.items() if g["status"] == "passed"} == {"files", "sign-off", "data-parity", "drop",
-                                                                      "latency"}
+    assert {n for n, g in found.items() if g["status"] == "passed"} == {"files", "sign-off", "parity", "data-parity",
+                                                                      "drop", "latency"}
     assert found["drop"]["measured"] == gates(read_manifest(delivery))["drop"]["measured"]
-    assert ET.parse(tmp_path / "j.xml").getroot()[0].get("tests") == "5"
+    assert ET.parse(tmp_path / "j.xml").getroot()[0].get("tests") == "6"
     assert main(["verify", str(delivery), "-q", "--skip-latency"]) == 0
 
 
@@ -283,6 +295,9 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a path with a dot folder": (_edit("files|eager/../../x", ENTRY), "no path inside"),
     "a backslash": (_edit("files|eager\\..\\x", ENTRY), "no path inside"),
     "a folder out of it": (_edit("targets|..", {"target": "eager", "status": "passed", "gates": []}), "no folder"),
+    "a payload out of it": (_edit("targets|eager|payload", "../../model.pt"), "none of its files"),
+    "a seed as text": (_edit("request|seed", "0"), "'request' samples and seed"),
+    "no dense value": (_edit("metric|dense", None), "'metric' needs"),
     "no hash": (_edit("files|eager/plan.json", {"sha256": "1", "size_bytes": 1}), "sha256 and size"),
     "a negative size": (_edit("files|eager/plan.json", {"sha256": "0" * 64, "size_bytes": -1}), "sha256 and size"),
     "an unknown status": (_edit("status", "fine"), "status"),
@@ -325,7 +340,7 @@ def test_an_edited_figure_breaks_the_seal_and_other_files_are_no_manifests(deliv
 
 def test_data_that_is_not_carried_can_be_given_and_must_be_the_same(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(made, out, "--max-drop", "0.5", "--carry", "0.0015") == 0
+    assert run(made, out, "--max-drop", "0.5", "--carry", "0.002") == 0
     assert 0 < read_manifest(out)["carried"]["batches"] < read_manifest(out)["carried"]["of"]
     alone = export_step.verify(out)
     assert alone["status"] == "unfinished"

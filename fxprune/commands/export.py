@@ -21,6 +21,11 @@ def options(p: Parser) -> None:
     p.add_argument("--plan", metavar="FILE", required=True, help="what `fxprune plan` wrote")
     p.add_argument("--target", metavar="NAME,..", default="onnx", help="one or more (default: %(default)s)")
     p.add_argument("--out", metavar="DIR", required=True, help="where the delivery goes, a subfolder per target")
+    group = p.add_argument_group("recovery")
+    group.add_argument("--recover", metavar="HOW", help="fit what stays, as `fxprune compile` does (default: auto with "
+                       "--data, else none)")
+    group.add_argument("--data", metavar="DATA", help="calibration data for it")
+    group.add_argument("--data-samples", type=int, default=128, metavar="N", help="of it (default: %(default)s)")
     group = p.add_argument_group("gates")
     group.add_argument("--verify", metavar="DATA", required=True,
                        help="data to judge by, not what the plan was made from; labels optional")
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     targets = [t.strip() for t in re.split(r",(?![^{]*\})", args.target) if t.strip()]
     manifest = export(args.model, args.plan, targets=targets, verify=args.verify, out=args.out, limits=limits,
                       metric=args.metric, samples=args.samples, carry=args.carry, junit_file=args.junit,
-                      force=args.force, seconds=args.seconds, seed=args.seed, on_event=screen.tell,
+                      recover=args.recover, data=args.data, data_samples=args.data_samples, force=args.force,
+                      seconds=args.seconds, seed=args.seed, on_event=screen.tell,
                       **arguments.source(args))
     screen.delivery(manifest, args.out)
     return manifest
