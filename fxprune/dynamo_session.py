@@ -93,7 +93,7 @@ class Session:
     """What one ``torch.compile`` call has decided: one plan and its weights, however many graphs dynamo makes of it.
 
     given    the ``options`` object itself: dynamo hands the same one to every compilation of one ``torch.compile``
-    root     the model (weakly), where it is known
+    root     the model (weakly);  rooted: whether it is known
     plan     group -> what stays; grows with every graph that has groups of its own
     weights  tensors that recovery changed, by name, before slicing
     tensors  the model's tensors by name (weakly), to tell one model from another that shares its code
@@ -102,6 +102,7 @@ class Session:
 
     given: Any
     root: Callable[[], nn.Module | None]
+    rooted: bool
     plan: CompressionPlan = field(default_factory=CompressionPlan)
     kinds: tuple[str, ...] = ()
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -116,7 +117,8 @@ class Session:
 
     @property
     def alive(self) -> bool:
-        return any(t() is not None for t in self.tensors.values()) or not self.tensors
+        """Whether anybody can still call it."""
+        return self.root() is not None if self.rooted else any(t() is not None for t in self.tensors.values())
 
 
 _sessions: list[Session] = []
@@ -127,7 +129,7 @@ def session_for(given: Any, root: nn.Module | None, tensors: Mapping[str, Tensor
     _sessions[:] = [s for s in _sessions if s.alive]
     session = next((s for s in _sessions if s.serves(given, root, tensors)), None)
     if session is None:
-        session = Session(given, (lambda: None) if root is None else weakref.ref(root))
+        session = Session(given, (lambda: None) if root is None else weakref.ref(root), root is not None)
         _sessions.append(session)
     session.tensors |= {name: weakref.ref(t) for name, t in tensors.items()}
     return session
