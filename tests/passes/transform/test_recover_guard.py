@@ -160,7 +160,7 @@ def test_a_classifier_must_not_move_away_from_the_dense_probabilities(trained: D
 
 
 def test_what_no_longer_tells_samples_apart_protects_nothing() -> None:
-    """Magnitude at 0.4 in 16x16 tiles on the digits ViT: 13.8 % without recovery, 54.2 % with what copies would veto."""
+    """Magnitude at 0.4 in 16x16 tiles, digits ViT: 13.8 % without recovery, 54.2 % with what copies would veto."""
     none, obs = Agreement(0.376, 0.812, 0.157, 2.644), Agreement(0.611, 0.778, 0.526, 1.422)
     assert not obs.veto(none, 0.002)
     assert "noisy copy" in obs.veto(replace(none, mixed=0.55), 0.002)
