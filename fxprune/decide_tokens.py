@@ -181,9 +181,10 @@ class Decision:
         """Whether ``one`` does less damage than ``other`` by more than so many standard errors: same samples, paired.
 
         Few samples see much that is chance, and what was chosen on them wins on them; a difference that is not clear
-        there is none anywhere else.
+        there may be none anywhere else. Compared are square roots: a divergence is a squared distance, and a few
+        samples hold most of the sum of squares.
         """
-        apart = self.damages(other) - self.damages(one)
+        apart = self.damages(other).sqrt() - self.damages(one).sqrt()
         if len(apart) < 2:
             return float(apart.mean()) > 0
         return float(apart.mean()) > errors * float(apart.std()) / len(apart) ** 0.5

@@ -40,7 +40,7 @@ class Deciding:
     improve: int = 16
     guard: bool = True
     multiple: int = 1
-    seen: int = 128
+    seen: int = 256
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -56,7 +56,7 @@ def decision(p: Parser) -> None:
         "or python:module:function; labels optional"))
     group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
     group.add_argument("--memory", metavar="N", help=(
-        "what caches of calibration may take together, such as 8GiB; recovery sees fewer samples where they do not fit"))
+        "what caches of calibration may take together, such as 8GiB; recovery sees what fits"))
     group.add_argument("--importance", metavar="NAME", help=(
         "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
         "(default: trajectory with data, l2 without)"))
@@ -97,8 +97,8 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
 
 def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
-    names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds", "head_scale",
-             "members", "rearrange", "tokens", "unmerge", "blocks", "sparse")
+    names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
+             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse")
     return {**{name: getattr(args, name) for name in names}, **limits_of(args)}
 
 
