@@ -19,6 +19,7 @@ from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, resumable, warn_only
 from .group import Kind
+from .memory import within
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
@@ -48,7 +49,7 @@ def compile(
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None,
+    sparse: str | None = None, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -92,6 +93,8 @@ def compile(
                     ``wanda``, ``obert``; ``recover`` may be ``obs``. What was not measured to be faster on the target
                     stays in a dense weight (``fxprune tune``)
     sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
+    memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
+                    not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -116,7 +119,7 @@ def compile(
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -129,7 +132,8 @@ def plan(
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    memory: float | str | None = None, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
@@ -144,7 +148,7 @@ def plan(
         wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     if out is not None and ranks.rank() == 0:
@@ -164,15 +168,24 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    chosen = _read_plan(plan)
+    chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    merging = chosen.tokens
-    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+    return applied(work, chosen)
+
+
+def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
+    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+
+    Raises PlanError naming the group where the plan does not fit.
+    """
+    merging = plan.tokens
+    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
-    chosen.check(program.group_by_name)
-    return work.finish(program.but(plan=chosen))
+    plan.check(program.group_by_name)
+    wish = Wish(None, default_criterion(None), (), 1, recover)
+    return work.finish(work.recover(program.but(plan=plan), wish))
 
 
 def inspect(
@@ -203,5 +216,6 @@ def write_plan(plan: CompressionPlan, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _read_plan(plan: PlanLike) -> CompressionPlan:
+def read_plan(plan: PlanLike) -> CompressionPlan:
+    """The plan itself, from wherever it lies."""
     return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))

@@ -49,7 +49,7 @@ class Flags:
 
 
 def by_converters(program: Program, inputs: Sequence[InputProfile], tools: Toolchain, flags: Flags) -> bytes:
-    """The engine of ``program`` by torch-tensorrt. Raises UnsupportedOp before the build, LoweringError after it."""
+    """The engine of ``program`` by torch-tensorrt. Raises LoweringError: before the build for what is not covered."""
     import torch_tensorrt
     from torch_tensorrt.dynamo.conversion._conversion import infer_module_output_dtypes
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter

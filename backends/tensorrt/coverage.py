@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ...errors import UnsupportedOp
+from ...errors import LoweringError
 from ...origin import made_by, source_line
 from ...program import Program
 from ...quiet import quiet
@@ -72,16 +72,16 @@ def unsupported(program: Program, module: GraphModule, settings: Any) -> list[Un
 
 
 def check_coverage(program: Program, module: GraphModule, settings: Any) -> None:
-    """Raise UnsupportedOp that names every node without a converter."""
+    """Raise LoweringError that names every node without a converter."""
     found = unsupported(program, module, settings)
     if found:
         raise not_covered(found)
 
 
-def not_covered(found: Sequence[Unsupported]) -> UnsupportedOp:
+def not_covered(found: Sequence[Unsupported]) -> LoweringError:
     """The error about these nodes."""
     more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-    return UnsupportedOp(
+    return LoweringError(
         f"torch-tensorrt has no converter for {', '.join(dict.fromkeys(f.op for f in found))}",
         where="; ".join(map(str, found[:5])) + more,
         why="the whole graph must become one engine: nothing falls back to PyTorch unseen",

@@ -14,6 +14,8 @@ COMMANDS = (
     "apply",
     "inspect",
     "lower",
+    "export",
+    "verify",
     "bench",
     "tune",
     "demo",

@@ -71,7 +71,7 @@ def test_an_engine_says_what_goes_in_and_comes_out(built: dict[str, Any]) -> Non
 
 def test_an_op_without_a_converter_is_named_with_its_source_line(built: dict[str, Any]) -> None:
     error = built["odd"]
-    assert error["error"] == "UnsupportedOp"
+    assert error["error"] == "LoweringError"
     assert "fxprune_engines.oddly" in error["what"]
     assert "node oddly" in error["where"]
     assert "engines.py:" in error["where"]
