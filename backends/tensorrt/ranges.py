@@ -104,12 +104,14 @@ def describe(node: Node) -> str:
 
 
 def _check_weights(program: Program, cast: Program) -> None:
+    """Buffers may go below: those are masks, and stay finite."""
+    parameters = set(program.exported.graph_signature.inputs_to_parameters.values())
     for name, tensor in cast.tensors.items():
         before = program.tensors.get(name)
-        if tensor.dtype is torch.float16 and before is not None and before.dtype is torch.float32 \
-                and name in program.exported.state_dict and before.numel():
-            largest = float(before.detach().abs().max())
-            if LIMIT < largest < 1e30:  # beyond that it is a mask's "minus infinity"
+        if tensor.dtype is torch.float16 and before is not None and before.dtype is torch.float32 and before.numel():
+            finite = torch.where(before.isfinite(), before.detach(), 0)
+            largest = float((finite.abs() if name in parameters else finite).max())
+            if largest > LIMIT:
                 raise LoweringError("float16 cannot hold a weight", where=name,
                                     why=f"it reaches {largest:.3g}, float16 ends at {LIMIT:.0f}", cure=CURE)
 

@@ -35,6 +35,11 @@ NARROW = frozenset({
 })
 """Computed in half precision: what the hardware is fast at, and where the weights are."""
 
+FILLS = frozenset({
+    "masked_fill", "where", "full_like", "new_full", "fill", "index_fill", "scatter", "add", "sub", "clamp", "clamp_min",
+    "clamp_max", "constant_pad_nd", "pad",
+})
+"""A number beyond the range stands for "as far as it goes" here; as a factor it would mean something else."""
 SPATIAL = ("conv", "pool", "upsample", "interpolate", "grid_sampler")
 """What stays float32 on request: names that have one of these in them."""
 
@@ -45,8 +50,9 @@ class CastFloats(Transform):
 
     Products and convolutions read and write ``dtype``; norms, sums, powers and roots are computed in float32; all
     else follows its inputs, and takes ``dtype`` where they differ. Created constants (positions, masks) stay float32
-    until something in ``dtype`` reads them. Finite values beyond its range become its largest; those that no data went
-    into (a mask's -3e38) half of it, so that two masks may be added.
+    until something in ``dtype`` reads them. Where no data went into them (a mask's -3e38), finite values beyond its
+    range become half of its largest, so that two masks may be added; data that is too large becomes infinite, and is
+    not hidden. Factors beyond the range are multiplied by in float32.
     Weights that are read in ``dtype`` only are stored so. Programs without float32 stay as they are.
 
     dtype    ``float16`` or ``bfloat16``
@@ -98,7 +104,7 @@ class _Casting:
         if not reads:
             return  # integers, and constants that are created: both stay
         name = op_name(node)
-        if name in NORMS or name in WIDE or (not self.spatial and any(word in name for word in SPATIAL)):
+        if name in NORMS or name in WIDE or self._kept(node, name):
             wanted = torch.float32
         elif name in NARROW or any(_dtypes(n)[0] == self.dtype for n in reads if n.op != "placeholder"):
             wanted = self.dtype
@@ -121,16 +127,21 @@ class _Casting:
             place = source
             if source.op == "placeholder":  # behind the last of them: a graph's inputs stand together
                 place = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
-            value, inside = source, source.op == "call_function" and op_name(source) not in NORMS | WIDE
-            if dtype is self.dtype and inside and source.meta["val"].dtype is torch.float32:
-                value = place = self._emit(place, reader, aten.clamp.default, source, *self._range(source))
+            value = source
+            if dtype is self.dtype and source in self.constant:
+                limits = (-self.largest / 2, self.largest / 2)
+                value = place = self._emit(place, reader, aten.clamp.default, source, *limits)
             made = self._emit(place, reader, aten.to.dtype, value, dtype)
             self.casts[source, dtype] = made
         return made
 
-    def _range(self, source: Node) -> tuple[float, float]:
-        limit = self.largest / 2 if source in self.constant else self.largest
-        return -limit, limit
+    def _kept(self, node: Node, name: str) -> bool:
+        """Whether the node stays float32: for a factor that is out of range, or because it was asked for."""
+        numbers = any(self._beyond(v) for v in pytree.tree_leaves((node.args, node.kwargs)))
+        return (numbers and name not in FILLS) or (not self.spatial and any(word in name for word in SPATIAL))
+
+    def _beyond(self, value: Any) -> bool:
+        return isinstance(value, float) and self.largest < abs(value) < float("inf")
 
     def _emit(self, place: Node, origin: Node, target: Any, *args: Any) -> Node:
         """A node behind ``place`` with the source line of ``origin``."""
@@ -155,7 +166,7 @@ class _Casting:
         """Finite numbers among the arguments that half precision cannot hold become half of the largest it can."""
 
         def fits(value: Any) -> Any:
-            if isinstance(value, float) and self.largest < abs(value) < float("inf"):
+            if self._beyond(value):
                 return self.largest / 2 if value > 0 else -self.largest / 2
             return value
 
@@ -200,16 +211,17 @@ class _Casting:
             if cast is None or list(node.users) != [cast]:
                 continue
             held = state if name in state else constants
-            held[name] = narrowed(held[name], self.dtype, self._range(node)[1])
+            held[name] = narrowed(held[name], self.dtype)
             node.meta["val"] = node.meta["val"].to(self.dtype)
             cast.replace_all_uses_with(node)
             self.graph.erase_node(cast)
         return state, constants
 
 
-def narrowed(tensor: Tensor, dtype: torch.dtype, limit: float) -> Tensor:
-    """``tensor`` in ``dtype``; finite values beyond ``limit`` become that. Parameters stay parameters."""
-    value = torch.where(tensor.isfinite(), tensor.detach().clamp(-limit, limit), tensor.detach()).to(dtype)
+def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``; a mask's "minus infinity" stays finite. Parameters stay parameters."""
+    largest, value = torch.finfo(dtype).max, tensor.detach()
+    value = torch.where(value.isfinite() & (value < -largest), -largest / 2, value).to(dtype)
     return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 

@@ -19,7 +19,7 @@ from fxprune.backend import lower_and_verify
 from fxprune.capture import capture
 from fxprune.errors import OptionError
 
-WITHOUT_GPU = "the engines of a machine without a GPU; with one, engines are run (test_on_a_gpu)"
+WITHOUT_GPU = "the engines of a machine without a GPU; with one, engines are run (test_tensorrt)"
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or importlib.util.find_spec("tensorrt_rtx") is None, reason=WITHOUT_GPU)
 

@@ -140,9 +140,21 @@ def test_convolutions_stay_wide_on_request() -> None:
     assert half.tensors["0.weight"].dtype is torch.float32
 
 
-def test_numbers_beyond_the_range_become_its_end() -> None:
-    got = narrowed(torch.tensor([1e9, -1e9, float("inf"), float("-inf"), 1.0]), torch.float16, 65504.0)
-    assert got.tolist() == [65504.0, -65504.0, float("inf"), float("-inf"), 1.0]
+def test_a_mask_in_a_buffer_stays_finite() -> None:
+    got = narrowed(torch.tensor([1e9, -1e9, float("-inf"), 1.0]), torch.float16)
+    assert got.tolist() == [float("inf"), -32752.0, float("-inf"), 1.0]
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.transpose(0, 1)) * 1e6 / 1e7
+
+
+def test_factors_beyond_the_range_keep_their_meaning() -> None:
+    program = small(Scaled(), torch.randn(4, 4))
+    half = eager(cast(program).exported)
+    assert check_parity(program, half, tolerance={torch.float32: 5e-3}).ok
+    torch.testing.assert_close(half([1e2 * torch.eye(4)])[0].diag(), torch.full((4,), 1e3))
 
 
 def test_another_dtype_is_refused() -> None:
