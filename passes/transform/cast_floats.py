@@ -36,8 +36,8 @@ NARROW = frozenset({
 """Computed in half precision: what the hardware is fast at, and where the weights are."""
 
 FILLS = frozenset({
-    "masked_fill", "where", "full_like", "new_full", "fill", "index_fill", "scatter", "add", "sub", "clamp", "clamp_min",
-    "clamp_max", "constant_pad_nd", "pad",
+    "masked_fill", "where", "full_like", "new_full", "fill", "index_fill", "scatter", "add", "sub", "clamp",
+    "clamp_min", "clamp_max", "constant_pad_nd", "pad",
 })
 """A number beyond the range stands for "as far as it goes" here; as a factor it would mean something else."""
 SPATIAL = ("conv", "pool", "upsample", "interpolate", "grid_sampler")
