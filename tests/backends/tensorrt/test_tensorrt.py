@@ -79,6 +79,17 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_no_gpu
+def test_a_folder_of_its_name_is_no_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = toolchain.util.find_spec
+    monkeypatch.setattr(toolchain.util, "find_spec", lambda name: None if name == "tensorrt_rtx" else real(name))
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    if (spec := real("tensorrt")) is None or spec.origin is not None:
+        pytest.skip("TensorRT is installed")
+    assert any("tensorrt" in m for m in toolchain.find("onnx", elsewhere=True)[1])
+
+
+@needs_no_gpu
 def test_an_engine_is_not_run_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(MissingDevice, match="cannot be run here") as caught:
         TensorRTBackend().load(tmp_path / "model.engine")
