@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,11 +98,6 @@ def _class_labels(batch: Batch, logits: Tensor | None) -> Tensor | None:
     if len(labels) != len(logits) or int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         return None
     return labels.cpu()
-
-
-def measure_of(figures: dict[str, Any]) -> str:
-    """The figure that says most: accuracy, else agreement of the largest logit, else the relational one, else cosine."""
-    return next((name for name in ("accuracy", "top1", "relational", "cosine") if name in figures), "")
 
 
 def few(data: Calibration, count: int = JUDGED) -> list[Batch]:

@@ -135,6 +135,17 @@ class Wish:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
 
+    def at(self, budget: Budget) -> Wish:
+        """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
+        made = dataclasses.replace(self, budget=budget)
+        made.__dict__.update(made=self.made, ranks=self.ranks)
+        return made
+
+    @cached_property
+    def ranks(self) -> dict[str, Any]:
+        """What the ranking by OBS remembers."""
+        return {}
+
     @property
     def scale(self) -> float:
         """The head scale as a number. Raises OptionError when it is none."""
@@ -200,8 +211,8 @@ class Work:
         """Load model and data, capture the graph."""
         from .capture import capture
         from .data import held_out, load_data
-        from .outcome import JUDGED
         from .load import load as load_model
+        from .outcome import JUDGED
 
         self.given = not isinstance(model, str | os.PathLike)
         self.stage(f"load {type(model).__name__ if self.given else model}")
