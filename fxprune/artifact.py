@@ -158,8 +158,9 @@ def build_report(
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
 
-    A run adds masked, importance, data, search, groups (with their scores), memory, agreement, recovery, sparsity, tokens
-    and latency where there are any. :data:`fxprune.report_schema.REPORT` is the schema of it all.
+    A run adds masked, importance, data, search, groups (with their scores), memory, agreement, recovery, sparsity,
+    tokens and latency where there are any; a sweep adds sweep.
+    :data:`fxprune.report_schema.REPORT` is the schema of it all.
 
     ``parity``, ``payload`` and ``files`` are filled in by ``Artifact.save``; ``more`` is added as it is.
     """

@@ -32,7 +32,8 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
         return {"group": group, "kind": f["kind"], "size": f["size"], "kept": f["size"], "frozen": f["why"],
                 "elements": [], "recovery": [], "because": [f"nothing went: the group is frozen ({f['why']})"]}
     if group not in entries:
-        raise OptionError(f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen))
+        raise OptionError(f"the artefact has no group '{group}'", where=str(path),
+                          cure=_nearest(group, entries, frozen))
     entry = entries[group]
     choice = CompressionPlan.read(path / PLAN).choices.get(group)
     keep = set(range(entry["size"])) if choice is None else set(choice.keep)
@@ -95,8 +96,8 @@ def _edge(entry: Entry, kept: int, report: Mapping[str, Any]) -> dict[str, Any]:
 def _because(entry: Entry, kept: int, elements: list[dict[str, Any]], edge: Mapping[str, Any],
              recovery: list[dict[str, Any]], report: Mapping[str, Any]) -> list[str]:
     size, gone, unit = entry["size"], entry["size"] - kept, entry["unit"]
-    lines = [f"{gone} of {size} went; each costs {entry['macs'] / 1e3:,.3f} kMACs and {entry['params']:,} parameters in "
-             f"the dense model"]
+    lines = [f"{gone} of {size} went; each costs {entry['macs'] / 1e3:,.3f} kMACs and {entry['params']:,} parameters "
+             "in the dense model"]
     if not entry.get("searched", True):
         lines.append(f"groups of kind '{entry['kind']}' were not asked for (--prune)")
     lines.append(f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
@@ -110,17 +111,17 @@ def _because(entry: Entry, kept: int, elements: list[dict[str, Any]], edge: Mapp
                      f"{min(stay):.4g} to {max(stay):.4g}")
     if entry["order"] is not None and gone:
         swapped = sum(not e["kept"] and e["rank_by_score"] <= kept for e in elements)
-        lines.append(f"how many stay follows from the scores, which ones from structured OBS: {swapped} of those that went "
-                     "score among the best, but others can do their work")
+        lines.append(f"how many stay follows from the scores, which ones from structured OBS: {swapped} of those that "
+                     "went score among the best, but others can do their work")
     elif went and stay and max(went) > min(stay):
         lines.append("members were chosen by more than their own scores (rearranged, or scored again in rounds)")
     if not entry["comparable"]:
-        lines.append("scores of different groups have no common unit: the group competes by the share of its score that "
-                     "stays, against the share of the MACs it costs")
+        lines.append("scores of different groups have no common unit: the group competes by the share of its score "
+                     "that stays, against the share of the MACs it costs")
     elif edge["removed"] is not None and edge["elsewhere"] is not None and edge["removed"] > 0:
         where, value = edge["elsewhere"]["group"], edge["elsewhere"]["kept"]
-        lines.append(f"threshold: the next ones to keep here are worth {1e6 * edge['removed']:.4g} per MMAC; the least that "
-                     f"stays elsewhere is worth {1e6 * value:.4g} ({where})")
+        lines.append(f"threshold: the next ones to keep here are worth {1e6 * edge['removed']:.4g} per MMAC; the least "
+                     f"that stays elsewhere is worth {1e6 * value:.4g} ({where})")
     scale = (report.get("search") or {}).get("head_scale", 1.0)
     if scale != 1.0 and entry["kind"] in ("head", "kv", "query"):
         lines.append(f"heads counted {scale:g} times their score")

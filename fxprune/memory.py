@@ -13,8 +13,8 @@ from .parity import dim_names, sizes_to_try
 from .program import Program
 from .streams import op_name
 
-COUNTED = ("bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, each "
-           "held from its op to its last reader; views share, nothing is fused, scratch space is not counted")
+COUNTED = ("bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
+           "each held from its op to its last reader; views share, nothing is fused, scratch space is not counted")
 _VIEWS = ("reshape", "flatten", "contiguous", "expand_as", "view", "getitem")
 
 

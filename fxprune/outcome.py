@@ -25,7 +25,8 @@ class Judge:
         self.dense, self.batches = dense, list(batches)
         self.samples = sum(b.size for b in self.batches)
         self._seen = [self._run(dense, batch) for batch in self.batches]
-        self._labels = [_class_labels(batch, logits) for batch, (_, logits) in zip(self.batches, self._seen, strict=True)]
+        self._labels = [_class_labels(batch, logits)
+                        for batch, (_, logits) in zip(self.batches, self._seen, strict=True)]
 
     @property
     def accuracy(self) -> float | None:

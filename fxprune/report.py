@@ -28,8 +28,9 @@ from .report_plots import SERIES, heat_map, kept_bars, pairs
 from .units import giga, mebi, mega
 
 Report = Mapping[str, Any]
-PLURAL = {"head": "attention heads", "kv": "key/value heads", "ffn": "neurons", "channel": "channels", "token": "tokens",
-          "query": "query heads", "qk": "query/key width", "v": "value width", "width": "residual width"}
+PLURAL = {"head": "attention heads", "kv": "key/value heads", "ffn": "neurons", "channel": "channels",
+          "token": "tokens", "query": "query heads", "qk": "query/key width", "v": "value width",
+          "width": "residual width"}
 COSTS = (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi))
 MEASURES = {"accuracy": "accuracy", "top1": "agreement with dense (top 1)", "relational": "relational agreement",
             "cosine": "cosine with dense", "kl": "KL to dense, nats"}
@@ -58,7 +59,7 @@ def figures_of(report: Report) -> tuple[str, float | None, float | None]:
 
 
 def measure_of(figures: Report) -> str:
-    """The figure that says most: accuracy, else agreement of the largest logit, else the relational one, else cosine."""
+    """The figure that says most: accuracy, else agreement of the largest logit, else relational, else cosine."""
     return next((name for name in ("accuracy", "top1", "relational", "cosine") if name in figures), "")
 
 
@@ -125,7 +126,8 @@ def _summary(report: Report) -> str:
         f"{MEASURES.get(measure, '')} on {about['samples']} samples of {about['origin']}"
         + (" that nothing was decided or fitted on." if about["held_out"] else
            " that scoring and recovery saw too: the data held no others, so read it as an upper bound."))
-    return section("Dense against compressed", cards(shown), table(("", "dense", "compressed", "ratio"), rows, (1, 2, 3)),
+    return section("Dense against compressed", cards(shown),
+                   table(("", "dense", "compressed", "ratio"), rows, (1, 2, 3)),
                    paragraph(f"Budget: {budget_words(report)}. MACs are {cost['counted']}.", "soft"),
                    paragraph(where, "soft") if where else "",
                    paragraph(f"Memory is {memory['counted']}.", "soft") if memory else "",
@@ -261,14 +263,16 @@ def _exactness(report: Report) -> str:
         rows.append(("sliced graph against the dense one with masks", "", f"{masked['max_rel']:.1e}",
                      f"{masked['tolerance']:.0e}", _passed(masked["max_rel"] <= masked["tolerance"]), ""))
     if parity:
-        tried = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes" for sizes in parity["tried"])
-        rows.append((f"{report['target']}: {report.get('payload')} against the sliced graph", f"{parity['max_abs']:.1e}",
-                     f"{parity['max_rel']:.1e}", f"{parity['tolerance']:.0e}", _passed(parity["ok"]), tried))
+        tried = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes"
+                          for sizes in parity["tried"])
+        rows.append((f"{report['target']}: {report.get('payload')} against the sliced graph",
+                     f"{parity['max_abs']:.1e}", f"{parity['max_rel']:.1e}", f"{parity['tolerance']:.0e}",
+                     _passed(parity["ok"]), tried))
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
-    return section("How exact it is", table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3)),
-                   *(paragraph(m, "soft") for m in more))
+    listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
+    return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
 
 
 def _passed(ok: bool) -> Markup:

@@ -33,8 +33,8 @@ def read_valid(path: str | Path) -> dict[str, Any]:
 def again(path: Path) -> str:
     """The page of one artefact, made anew from its files."""
     report = read_valid(path)
-    picture = (report.get("tokens") or {}).get("picture")
-    pictures = {}
+    picture = str((report.get("tokens") or {}).get("picture", ""))
+    pictures: dict[str, bytes] = {}
     if picture in report["files"]:
         check_files(path, report, only=(picture,))
         if report["files"][picture]["size_bytes"] <= MOST_PICTURE:
@@ -89,13 +89,15 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     def row(words: str, cell: Any) -> list[str]:
         return [words, *(str(cell(a)) for a in artifacts)]
 
-    rows = [row("model", lambda a: a["model"]), row("target", lambda a: a["target"]), row("budget", lambda a: a["budget"]),
+    rows = [row("model", lambda a: a["model"]), row("target", lambda a: a["target"]),
+            row("budget", lambda a: a["budget"]),
             row("criterion, recovery", lambda a: f"{a['importance'] or 'none'}, {a['recovery']}")]
     for measure in dict.fromkeys(a["measure"] for a in artifacts if a["value"] is not None):
         rows.append(row(MEASURES[measure], lambda a, m=measure: "" if a["measure"] != m else
                         f"{a['value']:.4f}" + ("" if a["held_out"] else " (on seen samples)")))
     for label, key, show in COSTS:
-        rows.append(row(label, lambda a, k=key, s=show: f"{s(a['cost']['compressed'][k])} ({a['cost']['ratio'][k]:.3f})"))
+        rows.append(row(label, lambda a, k=key, s=show:
+                        f"{s(a['cost']['compressed'][k])} ({a['cost']['ratio'][k]:.3f})"))
     if any(a["memory"] for a in artifacts):
         rows.append(row("largest activations", lambda a: mebi(a["memory"]["compressed"]["activations"])
                         if a["memory"] else ""))
@@ -118,8 +120,8 @@ def render(result: Mapping[str, Any]) -> str:
     return page("fxprune: " + ", ".join(names), [
         f"<h1>{len(artifacts)} artefacts</h1>", paragraph(", ".join(names), "soft"),
         section("Side by side", table(("", *names), rows, range(1, len(names) + 1)),
-                paragraph("In brackets: share of the artefact's own dense model. Figures on seen samples are upper bounds.",
-                          "soft")),
+                paragraph("In brackets: share of the artefact's own dense model. Figures on seen samples are upper "
+                          "bounds.", "soft")),
         _front(artifacts), _layers(artifacts),
         section("Pipelines", *(folded(a["name"], f"<pre>{text(a['pipeline'])}</pre>") for a in artifacts)),
         section("Plans", table(("artefact", "SHA-256 of plan.json"),
@@ -130,7 +132,8 @@ def _front(artifacts: Sequence[Mapping[str, Any]]) -> str:
     """Measure against cost, a line per measure."""
     parts = []
     for i, measure in enumerate(dict.fromkeys(a["measure"] for a in artifacts if a["value"] is not None)):
-        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"][-24:]) for a in artifacts if a["measure"] == measure]
+        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"][-24:]) for a in artifacts
+                  if a["measure"] == measure]
         parts.append(figure(scatter(f"front-{i}", [(MEASURES[measure], points)], "share of GMACs", MEASURES[measure]),
                             f"{MEASURES[measure]} against GMACs"))
     return section("What it costs, what it does", *parts)

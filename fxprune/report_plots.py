@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -48,7 +49,7 @@ def drawn(name: str, height: float, draw: Callable[[Axes], None], below: float =
 
 @contextmanager
 def _style(name: str) -> Iterator[Callable[[float, float], Any]]:
-    import matplotlib
+    import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -57,10 +58,10 @@ def _style(name: str) -> Iterator[Callable[[float, float], Any]]:
         FigureCanvasSVG(figure)
         return figure
 
-    with warnings.catch_warnings(), matplotlib.rc_context():
+    with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore")  # a name in a script that no font here knows: the browser has one
-        matplotlib.rcdefaults()  # whatever style the user's own files ask for
-        matplotlib.rcParams.update({
+        mpl.rcdefaults()  # whatever style the user's own files ask for
+        mpl.rcParams.update({
             "svg.fonttype": "none", "svg.hashsalt": f"fxprune {name}", "text.parse_math": False, "text.usetex": False,
             "font.size": 9.0, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": LINE, "xtick.color": SOFT,
             "ytick.color": SOFT, "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
@@ -111,7 +112,7 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         else:
             edges = np.linspace(0, len(values), columns + 1)
             rows[i] = [values[order][int(a) : max(int(a) + 1, int(b))].mean()
-                       for a, b in zip(edges[:-1], edges[1:], strict=True)]
+                       for a, b in itertools.pairwise(edges)]
     top = float(np.nanmax(rows)) or 1.0
     rows = np.log10(np.clip(rows / top, 1e-4, None))
 
@@ -133,7 +134,7 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
                         [_short(str(e["label"])) for e in entries[::step]])
         axes.tick_params(length=0)
         bar = axes.figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.03, aspect=12)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.set_ticks([-4, 0], labels=["≤1e-4", "1"])
 
     longest = max(len(_short(str(e["label"]))) for e in entries)

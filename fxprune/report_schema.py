@@ -47,7 +47,8 @@ _GROUP = _object(
     group=_TEXT, kind=_TEXT, searched=_one("boolean", "whether the search might cut groups of this kind"),
     size=_COUNT, kept=_COUNT, granularity=_one("integer", "kept counts are multiples of it, or the size", minimum=1),
     floor=_one("integer", "the smallest count the search might choose", minimum=0),
-    exact=_one("boolean", "cutting equals masking"), macs=_one("integer", "multiply-accumulates of one element", minimum=0),
+    exact=_one("boolean", "cutting equals masking"),
+    macs=_one("integer", "multiply-accumulates of one element", minimum=0),
     params=_one("integer", "parameters of one element"), parameters=_list("what it reaches", _TEXT),
     criterion=_one(["string", "null"], "that scored it"), unit=_one(["string", "null"], "of one unit of score"),
     comparable=_one("boolean", "scores of different groups share the unit"),
@@ -62,8 +63,8 @@ REPORT: dict[str, Any] = {
     "title": "report.json of an fxprune artefact",
     **_object(
         "what was done to a model, what the result costs, and how exact it is",
-        "fxprune_report name target versions seed budget pipeline passes cost inputs outputs pruned frozen notes parity "
-        "payload files",
+        "fxprune_report name target versions seed budget pipeline passes cost inputs outputs pruned frozen notes "
+        "parity payload files",
         fxprune_report=_one("integer", "version of this format", const=1), name=_TEXT, target=_TEXT,
         versions=_object("package -> version", more=_TEXT), seed=_one("integer", "of everything random"),
         budget=_or_null(_object("what was asked for", "metric amount relative", metric=_TEXT, amount=_NUMBER,
@@ -83,7 +84,8 @@ REPORT: dict[str, Any] = {
                                                         size=_COUNT, why=_TEXT)),
         notes=_list("what the user should know", _TEXT), parity=_or_null(_PARITY),
         payload=_one(["string", "null"], "the target's main file"),
-        files=_object("every file but this one", more=_object("", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)),
+        files=_object("every file but this one", more=_object(
+            "", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)),
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),
         importance=_one(["string", "null"], "the criterion"),
         data=_or_null(_object("calibration", "origin samples labelled generated", origin=_TEXT, samples=_COUNT,
@@ -105,8 +107,8 @@ REPORT: dict[str, Any] = {
         sparsity=_object("zeros inside weights"),
         tokens=_object("where tokens become fewer", "reducer sites", reducer=_one(["string", "null"], "how"),
                        picture=_TEXT, sites=_list("attentions", _object(
-                           "", "site tokens removed left frozen", site=_TEXT, tokens=_COUNT, removed=_COUNT, left=_COUNT,
-                           frozen=_TEXT))),
+                           "", "site tokens removed left frozen", site=_TEXT, tokens=_COUNT, removed=_COUNT,
+                           left=_COUNT, frozen=_TEXT))),
         latency=_or_null(_LATENCY),
     ),
 }

@@ -35,9 +35,10 @@ def group_entries(program: Program, kept: Mapping[str, int],
             continue
         one = None if scores is None else scores.get(group.name)
         found.append({
-            "group": group.name, "kind": str(group.kind), "searched": str(group.kind) in kinds, "size": group.size, 
-            "kept": kept.get(group.name, group.size), "granularity": group.granularity, "floor": group.floor, "exact": group.exact,
-            "macs": int(group.macs), "params": -params.change(group.axis, group.size - 1),
+            "group": group.name, "kind": str(group.kind), "searched": str(group.kind) in kinds, "size": group.size,
+            "kept": kept.get(group.name, group.size), "granularity": group.granularity, "floor": group.floor,
+            "exact": group.exact, "macs": int(group.macs),
+            "params": -params.change(group.axis, group.size - 1),
             "parameters": sorted({s.parameter for s in group.slots}),
             "criterion": None if one is None else one.criterion, "unit": None if one is None else one.unit,
             "comparable": one is not None and one.comparable,

@@ -17,8 +17,8 @@ from .plan import Choice, CompressionPlan
 from .program import Program
 
 SHARES = (0.75, 0.5, 0.25)
-UNIT = "mean KL to the dense class probabilities, nats; without logits, half the mean squared change of each sample's " \
-       "standardised output"
+UNIT = ("mean KL to the dense class probabilities, nats; without logits, half the mean squared change of each sample's "
+        "standardised output")
 
 
 def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind | str],
@@ -32,8 +32,8 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
     what follows is run again, and slicing where it is not (a norm averages over fewer elements) and for whole kinds.
     Nothing is recovered. A frozen group is listed with its reason and without a damage: it was not tried.
 
-    Returns ``groups`` and ``kinds``, each with ``levels`` of {share, kept, damage, flops saved}, ``frozen``, and ``unit``.
-    Raises NothingToPrune, and OptionError for shares out of range.
+    Returns ``groups`` and ``kinds``, each with ``levels`` of {share, kept, damage, flops_saved}, ``frozen``,
+    ``unit``. Raises NothingToPrune, and OptionError for shares out of range.
     """
     from .passes.analysis.importance.damage import Change, Damage, divergence
     from .passes.search.search_plan import kinds_named

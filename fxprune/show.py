@@ -206,7 +206,8 @@ class Screen:
         measure = result["measure"] or "measure"
         table = _table("ratio", "GMACs", "parameters", measure, "drop", "median ms", "speed-up", "")
         table.add_row("dense", giga(result["dense"]["cost"]["flops"]), mega(result["dense"]["cost"]["params"]),
-                      f"{result['dense']['value']:.4f}", "", f"{times['dense']['median_ms']:.3f}" if times else "", "", "")
+                      f"{result['dense']['value']:.4f}", "", f"{times['dense']['median_ms']:.3f}" if times else "",
+                      "", "")
         for p in result["points"]:
             if "infeasible" in p:
                 table.add_row(f"{p['ratio']:g}", "out of reach", "", "", "", "", "", "")

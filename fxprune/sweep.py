@@ -72,13 +72,15 @@ def budgets(text: dict[str, Any]) -> list[Budget]:
     """The one metric with its ratios, largest first. Raises OptionError for none, several, or amounts."""
     given = {name: value for name, value in text.items() if value is not None}
     if len(given) != 1:
-        raise OptionError("give the ratios of exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
+        raise OptionError("give the ratios of exactly one budget",
+                          where=", ".join(f"--{n} {v}" for n, v in given.items()),
                           why=f"found {len(given)} of {', '.join(METRICS)}", cure="for example --flops 0.9,0.75,0.5")
     metric, value = next(iter(given.items()))
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
     made = [Budget.parse(metric, word) for word in words if str(word).strip()]
     if not made or not all(b.relative for b in made):
-        raise OptionError("a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example --{metric} 0.9,0.75,0.5")
+        raise OptionError("a sweep takes ratios", where=f"--{metric} {value}",
+                          cure=f"for example --{metric} 0.9,0.75,0.5")
     return sorted(dict.fromkeys(made), key=lambda b: -b.amount)
 
 
@@ -188,9 +190,9 @@ def sweep(
     ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
     out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
 
-    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished points
-    are taken up where model, data and options are the same. Raises OptionError without data, and as ``compile`` does;
-    a ratio out of reach is a point that says so.
+    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished
+    points are taken up where model, data and options are the same. Raises OptionError without data, and as
+    ``compile`` does; a ratio out of reach is a point that says so.
     """
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
     if data is None:
@@ -223,8 +225,9 @@ def sweep(
 
 
 def measured_sensitivity(
-    model: Model, example_inputs: Inputs = None, *, data: Any, samples: int = 64, shares: Sequence[float] = (0.75, 0.5, 0.25),
-    importance: str = "trajectory", prune: Any = None, freeze: Sequence[str] = (), align: int | None = None,
+    model: Model, example_inputs: Inputs = None, *, data: Any, samples: int = 64,
+    shares: Sequence[float] = (0.75, 0.5, 0.25), importance: str = "trajectory",
+    prune: Any = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, seed: int = 0, checkpoint: Any = None, trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
@@ -240,7 +243,8 @@ def measured_sensitivity(
         scored = score(work, wish, program, used)
         work.stage("measure sensitivity")
         with silence():
-            return {"name": work.name, "importance": str(wish.made), **sensitivity(scored, batches, wish.group_kinds, shares)}
+            found = sensitivity(scored, batches, wish.group_kinds, shares)
+    return {"name": work.name, "importance": str(wish.made), **found}
 
 
 def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
@@ -325,7 +329,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
 
     dense = CostModel(made.program)()
     chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
-    figures = next((p["figures"] for p in made.points if "figures" in p), {})
+    figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
     judged = made.work.held
     assert judged is not None
     return {

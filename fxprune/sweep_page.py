@@ -27,8 +27,8 @@ def _chosen(result: Result) -> str:
         return ""
     point = next((p for p in result["points"] if p.get("artifact") == result["chosen"] and result["chosen"]), None)
     if point is None:
-        return section("Chosen", paragraph(f"No ratio stays within a drop of {result['max_drop']:g}: keep the dense model, "
-                                           "or allow more."))
+        return section("Chosen", paragraph(f"No ratio stays within a drop of {result['max_drop']:g}: keep the dense "
+                                           "model, or allow more."))
     measure = MEASURES[result["measure"]]
     return section("Chosen", cards([
         ("ratio", f"{point['ratio']:g}", f"of the dense {result['metric']}"),
@@ -39,9 +39,9 @@ def _chosen(result: Result) -> str:
 
 def _judged(result: Result) -> str:
     judged = result["judged"]
-    return paragraph(f"Judged on {judged['samples']} samples of {judged['origin']} that nothing was decided or fitted on; "
-                     f"one of them is {judged['resolution']:.4f} of the measure, and a drop of that size is noise. The "
-                     "chosen point was chosen on these samples: on others it will do a little worse.", "soft")
+    return paragraph(f"Judged on {judged['samples']} samples of {judged['origin']} that nothing was decided or fitted "
+                     f"on; one of them is {judged['resolution']:.4f} of the measure, and a drop of that size is noise. "
+                     "The chosen point was chosen on these samples: on others it will do a little worse.", "soft")
 
 
 def _good(result: Result) -> list[dict[str, Any]]:
@@ -62,8 +62,8 @@ def _fronts(result: Result) -> str:
         return point["cost"][key] / dense["cost"][key], value - point["drop"], f"{point['ratio']:g}"
 
     parts = [figure(scatter(
-        "front-cost", [("sweep", [(1.0, value, "dense"), *map(place, points)])], f"share of {label}", measure, line=line,
-        chosen=None if chosen is None else place(chosen)[:2]), f"{measure} against {label}")]
+        "front-cost", [("sweep", [(1.0, value, "dense"), *map(place, points)])], f"share of {label}", measure,
+        line=line, chosen=None if chosen is None else place(chosen)[:2]), f"{measure} against {label}")]
     series = []
     for row in result["latency"]:
         times = row["timings"]
@@ -78,7 +78,8 @@ def _fronts(result: Result) -> str:
 
 def _points(result: Result) -> str:
     names = [row["batch"] for row in result["latency"]]
-    figures = [k for k in ("accuracy", "top1", "kl", "cosine", "relational") if any(k in p["figures"] for p in _good(result))]
+    figures = [k for k in ("accuracy", "top1", "kl", "cosine", "relational")
+               if any(k in p["figures"] for p in _good(result))]
     head = ["ratio", *(name for name, _, _ in COSTS), *(MEASURES[k] for k in figures), "drop",
             *(f"ms at batch {b}" for b in names), "speed-up"]
     rows: list[list[object]] = []
@@ -105,7 +106,7 @@ def _sensitivity(measured: Mapping[str, Any] | None) -> str:
     groups, parts = measured["groups"], []
     for i, kind in enumerate(dict.fromkeys(g["kind"] for g in groups)):
         parts.append(figure(_curves(f"sensitivity-{i}", [g for g in groups if g["kind"] == kind]),
-                            f"{PLURAL.get(kind, kind)}: damage of cutting one group and nothing else, dense everywhere else"))
+                            f"{PLURAL.get(kind, kind)}: damage of cutting one group and nothing else"))
     rows = [[k["kind"], k["groups"], *(f"{level['damage']:.4g}" for level in k["levels"])] for k in measured["kinds"]]
     head = ["kind, all groups at once", "groups", *(f"damage at {s:g}" for s in measured["shares"])]
     each = [[code(g["group"]), *(f"{level['damage']:.4g} ({level['kept']})" for level in g["levels"])] for g in groups]
@@ -114,7 +115,8 @@ def _sensitivity(measured: Mapping[str, Any] | None) -> str:
                    folded("every group: damage (elements kept)", table(
                        ["group", *(f"at {s:g}" for s in measured["shares"])], each, range(1, len(head) - 1))),
                    folded(f"{len(frozen)} frozen groups were not tried", table(("group", "why"), frozen)),
-                   paragraph(f"Damage: {measured['unit']}; {measured['samples']} samples; nothing is recovered.", "soft"))
+                   paragraph(f"Damage: {measured['unit']}; {measured['samples']} samples; nothing is recovered.",
+                             "soft"))
 
 
 def _curves(name: str, groups: Sequence[Mapping[str, Any]]) -> str:

@@ -29,7 +29,8 @@ FLOORS = {
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
                      "decide_tokens", "demo", "draw", "events", "explain", "outcome", "report_compare",
-                     "report_facts", "sensitivity", "show", "sparsify", "sweep", "sweep_page", "testing", "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
+                     "report_facts", "sensitivity", "show", "sparsify", "sweep", "sweep_page", "testing",
+                     "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas", "matplotlib"}

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     except ValueError:
         batches = ()
     if not batches or min(batches) < 1:
-        raise OptionError(f"'{args.batch}' is not a list of batch sizes", where=f"--batch {args.batch}", cure="write 1,32")
+        raise OptionError(f"'{args.batch}' is not a list of batch sizes", where=f"--batch {args.batch}",
+                          cure="write 1,32")
     out = Path(args.out) if args.out else arguments.out_dir(args).with_name(f"{arguments.out_dir(args).name}-sweep")
     result = sweep(args.model, ratios=ratios, out=out, recover=args.recover, target=args.target,
                    judging=Judging(args.judge, args.held_out, max_drop=args.max_drop, bisect=args.bisect),
