@@ -64,7 +64,7 @@ def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
         measure, dense, value = figures_of(report)
         payload = report["files"].get(report["payload"], {})
         kinds: dict[str, list[int]] = {}
-        for entry in report["pruned"]:
+        for entry in (*report.get("groups", ()), *(() if "groups" in report else report["pruned"])):
             kept = kinds.setdefault(entry["kind"], [0, 0])
             kept[0] += entry["kept"]
             kept[1] += entry["size"]
@@ -106,9 +106,9 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
                         if (a["latency"] or {}).get("achieved_ms") else ""))
     rows.append(row("file", lambda a: mebi(a["file_bytes"]) if a["file_bytes"] else ""))
     rows.append(row("differs from its graph by", lambda a: "" if a["max_rel"] is None else f"{a['max_rel']:.1e}"))
-    for kind in dict.fromkeys(k for a in artifacts for k in a["kept"]):
-        rows.append(row(f"{PLURAL.get(kind, kind)} left in cut groups", lambda a, k=kind:
-                        "{} of {}".format(*a["kept"][k]) if k in a["kept"] else "all"))
+    for kind in dict.fromkeys(k for a in artifacts for k, (kept, size) in a["kept"].items() if kept < size):
+        rows.append(row(PLURAL.get(kind, kind), lambda a, k=kind:
+                        "{} of {}".format(*a["kept"][k]) if k in a["kept"] else ""))
     return rows
 
 
@@ -161,7 +161,7 @@ def _layers(artifacts: Sequence[Mapping[str, Any]]) -> str:
             axes.set_ylim(0, 1.05)
             axes.set_ylabel("share kept")
             axes.grid(axis="y")
-            axes.legend(loc="lower left", ncols=2)
+            axes.legend(loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
         parts.append(figure(drawn(f"layers-{i}", 2.3, draw), f"{PLURAL.get(kind, kind)} kept, layer by layer"))
     return section("What stays, layer by layer", *parts)

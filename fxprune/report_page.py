@@ -26,7 +26,7 @@ h3 { margin: 1.2rem 0 .3rem; font-size: 1rem; } p { margin: .4rem 0; } .soft { c
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .6rem .28rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th, td { overflow-wrap: normal; } td code { overflow-wrap: anywhere; } td:first-child { min-width: 8rem; }
-th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; } td.n { white-space: nowrap; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem .9rem; }
 .card b { display: block; font-size: 1.45rem; } .good { color: var(--good); } .bad { color: var(--bad); }

@@ -166,13 +166,18 @@ def pairs(name: str, labels: Sequence[str], before: Sequence[float], after: Sequ
 
 def scatter(name: str, series: Sequence[tuple[str, Sequence[tuple[float, float, str]]]], across: str, up: str, *,
             line: float | None = None, chosen: tuple[float, float] | None = None) -> str:
-    """Points joined in order of x, one line per series of (x, y, label); a level, and one point that was chosen."""
+    """Points (x, y, label) per series, and a line through those that no other beats: less x, more y (the Pareto front).
+
+    line    a level that is drawn;  chosen: a point that is ringed
+    """
     def draw(axes: Axes) -> None:
         for i, (label, points) in enumerate(series):
-            ordered = sorted(points)
-            axes.plot([p[0] for p in ordered], [p[1] for p in ordered], marker="o", markersize=5,
-                      color=SERIES[i % len(SERIES)], label=label)
-            for x, y, words in ordered:
+            colour = SERIES[i % len(SERIES)]
+            best = front(points)
+            axes.plot([p[0] for p in best], [p[1] for p in best], color=colour, linewidth=1.2)
+            axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=5, linestyle="none",
+                      color=colour, label=label)
+            for x, y, words in points:
                 axes.annotate(words, (x, y), xytext=(4, 5), textcoords="offset points", color=SOFT, fontsize=8)
         if line is not None:
             axes.axhline(line, color=SERIES[4], linewidth=1.0, linestyle="--", label="least accepted")
@@ -187,6 +192,19 @@ def scatter(name: str, series: Sequence[tuple[str, Sequence[tuple[float, float, 
             axes.legend(loc="best")
 
     return drawn(name, 3.4, draw, 0.5) if any(points for _, points in series) else ""
+
+
+def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """The points that no other one beats in both, in order of x.
+
+    >>> front([(1, .7, "a"), (2, .6, "b"), (3, .9, "c")])
+    [(1, 0.7, 'a'), (3, 0.9, 'c')]
+    """
+    kept: list[tuple[float, float, str]] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept
 
 
 def _names(axes: Axes, labels: Sequence[str]) -> None:

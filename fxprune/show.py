@@ -11,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .artifact import PAGE
 from .cost import COUNTED, Cost, CostModel
 from .group import Kind, PruneGroup
 from .program import Program
 from .progress import Progress
 from .ranks import speaks
+from .report import MEASURES, figures_of
 from .tokens import describe_tokens
 from .units import giga, mebi, mega
 
@@ -103,6 +105,10 @@ class Screen:
         report, plan = artifact.report, artifact.plan
         before, after = report["cost"]["dense"], report["cost"]["compressed"]
         table = _table("", "dense", "compressed", "ratio")
+        measure, was, now = figures_of(report)
+        if was is not None and now is not None:
+            seen = "" if report["agreement"]["held_out"] else " (seen samples)"
+            table.add_row(f"{MEASURES[measure]}{seen}", f"{was:.4f}", f"{now:.4f}", "")
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
@@ -118,6 +124,7 @@ class Screen:
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
+                      f"report    {_plain(str(artifact.path / PAGE))}",
                       f"load it   fxprune.load({str(artifact.path)!r})"]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -370,19 +369,3 @@ def _write(out: Path, result: dict[str, Any]) -> None:
 
     write_text(out / PAGE, render(result))
     write_text(out / RESULT, json.dumps(result, indent=2) + "\n")
-
-
-def front(points: Sequence[dict[str, Any]], cost: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
-    """The points that no other one beats in both cost and drop, cheapest first.
-
-    >>> points = [{"c": 1, "drop": .3}, {"c": 2, "drop": .4}, {"c": 3, "drop": .1}]
-    >>> [p["c"] for p in front(points, lambda p: p["c"])]
-    [1, 3]
-    """
-    kept: list[dict[str, Any]] = []
-    best = math.inf
-    for point in sorted((p for p in points if "drop" in p), key=lambda p: (cost(p), p["drop"])):
-        if point["drop"] < best:
-            kept.append(point)
-            best = point["drop"]
-    return kept
