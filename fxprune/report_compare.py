@@ -12,7 +12,7 @@ from .plan import CompressionPlan
 from .report import COSTS, MEASURES, PLURAL, budget_words, figures_of, labels
 from .report import render as render_one
 from .report_page import code, figure, folded, page, paragraph, section, table, text
-from .report_plots import EMPTY, SERIES, drawn, scatter
+from .report_plots import EMPTY, SERIES, drawn, scatter, short
 from .report_schema import REPORT as SCHEMA
 from .schema import problems
 from .units import mebi
@@ -132,7 +132,7 @@ def _front(artifacts: Sequence[Mapping[str, Any]]) -> str:
     """Measure against cost, a line per measure."""
     parts = []
     for i, measure in enumerate(dict.fromkeys(a["measure"] for a in artifacts if a["value"] is not None)):
-        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"][-24:]) for a in artifacts
+        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"]) for a in artifacts
                   if a["measure"] == measure]
         parts.append(figure(scatter(f"front-{i}", [(MEASURES[measure], points)], "share of GMACs", MEASURES[measure]),
                             f"{MEASURES[measure]} against GMACs"))
@@ -155,9 +155,9 @@ def _layers(artifacts: Sequence[Mapping[str, Any]]) -> str:
             axes.plot(places, [1.0] * len(words), color=EMPTY)
             for j, (side, artifact) in enumerate(zip(sides, artifacts, strict=True)):
                 axes.plot(places, [g["kept"] / g["size"] for g in side], marker="o", markersize=4,
-                          color=SERIES[j % len(SERIES)], label=artifact["name"][-32:])
+                          color=SERIES[j % len(SERIES)], label=short(artifact["name"]))
             step = max(1, -(-len(words) // 24))
-            axes.set_xticks(range(0, len(words), step), [w[-12:] for w in words[::step]])
+            axes.set_xticks(range(0, len(words), step), [short(w, 12) for w in words[::step]])
             axes.set_ylim(0, 1.05)
             axes.set_ylabel("share kept")
             axes.grid(axis="y")

@@ -47,7 +47,16 @@ def text(value: object) -> str:
     >>> text("<b> & 'x'")
     '&lt;b&gt; &amp; &#x27;x&#x27;'
     """
-    return html.escape("".join(c if c in "\t\n" or c.isprintable() else "?" for c in str(value)))
+    return html.escape(printable(value, "\t\n"))
+
+
+def printable(value: object, also: str = "") -> str:
+    """Text without control characters, half surrogates and marks that turn the direction of writing.
+
+    >>> printable("a\\x00b")
+    'a?b'
+    """
+    return "".join(c if c in also or c.isprintable() else "?" for c in str(value))
 
 
 def page(title: str, sections: Iterable[str]) -> str:

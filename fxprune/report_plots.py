@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .report_page import printable
 from .report_scores import decode, ranked
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def kept_bars(name: str, entries: Sequence[Mapping[str, Any]], colour: str, unit
         axes.bar(places, [e["size"] for e in entries], color=EMPTY, width=0.8, label="dense")
         axes.bar(places, [e["kept"] for e in entries], color=colour, width=0.8, label="kept")
         _names(axes, names)
-        axes.set_ylabel(unit)
+        axes.set_ylabel(short(unit))
         axes.grid(axis="y")
         axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
@@ -131,13 +132,13 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         axes.set_xticks([0, columns], ["0", str(columns) if single else "1"])
         step = max(1, math.ceil(len(entries) / LABELS))
         axes.set_yticks([i + 0.5 for i in range(0, len(entries), step)],
-                        [_short(str(e["label"])) for e in entries[::step]])
+                        [short(str(e["label"])) for e in entries[::step]])
         axes.tick_params(length=0)
         bar = axes.figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.03, aspect=12)
         bar.outline.set_visible(False)
         bar.set_ticks([-4, 0], labels=["≤1e-4", "1"])
 
-    longest = max(len(_short(str(e["label"]))) for e in entries)
+    longest = max(len(short(str(e["label"]))) for e in entries)
     return drawn(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest)
 
 
@@ -157,7 +158,7 @@ def pairs(name: str, labels: Sequence[str], before: Sequence[float], after: Sequ
             axes.yaxis.set_major_formatter("{x:g}")  # the usual one writes mathematics
             axes.yaxis.set_minor_formatter("")
         _names(axes, labels)
-        axes.set_ylabel(unit)
+        axes.set_ylabel(short(unit))
         axes.grid(axis="y")
         axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
@@ -176,16 +177,16 @@ def scatter(name: str, series: Sequence[tuple[str, Sequence[tuple[float, float, 
             best = front(points)
             axes.plot([p[0] for p in best], [p[1] for p in best], color=colour, linewidth=1.2)
             axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=5, linestyle="none",
-                      color=colour, label=label)
+                      color=colour, label=short(label, 40))
             for x, y, words in points:
-                axes.annotate(words, (x, y), xytext=(4, 5), textcoords="offset points", color=SOFT, fontsize=8)
+                axes.annotate(short(words), (x, y), xytext=(4, 5), textcoords="offset points", color=SOFT, fontsize=8)
         if line is not None:
             axes.axhline(line, color=SERIES[4], linewidth=1.0, linestyle="--", label="least accepted")
         if chosen is not None:
             axes.scatter([chosen[0]], [chosen[1]], s=150, facecolors="none", edgecolors=SERIES[2], linewidths=2,
                          label="chosen", zorder=3)
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        axes.set_xlabel(short(across))
+        axes.set_ylabel(short(up, 40))
         axes.grid()
         axes.margins(0.08)
         if len(series) > 1 or line is not None or chosen is not None:
@@ -210,7 +211,7 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 def _names(axes: Axes, labels: Sequence[str]) -> None:
     """Labels along x: all of them where there is room, else every n-th; long ones stand upright."""
     step, upright = max(1, math.ceil(len(labels) / LABELS)), _upright(labels)
-    axes.set_xticks(range(0, len(labels), step), [_short(label) for label in labels[::step]],
+    axes.set_xticks(range(0, len(labels), step), [short(label) for label in labels[::step]],
                     rotation=90 if upright else 0, fontsize=7.5 if upright else 9)
     axes.tick_params(length=0)
     axes.set_xlim(-0.6, len(labels) - 0.4)
@@ -218,13 +219,15 @@ def _names(axes: Axes, labels: Sequence[str]) -> None:
 
 def _upright(labels: Sequence[str]) -> bool:
     step = max(1, math.ceil(len(labels) / LABELS))
-    return max(len(_short(label)) + 2 for label in labels) * len(labels[::step]) > 120
+    return max(len(short(label)) + 2 for label in labels) * len(labels[::step]) > 120
 
 
 def _room(labels: Sequence[str]) -> float:
     """Inches below the axes for these labels."""
-    return 0.12 + 0.068 * max(len(_short(label)) for label in labels) if labels and _upright(labels) else 0.28
+    return 0.12 + 0.068 * max(len(short(label)) for label in labels) if labels and _upright(labels) else 0.28
 
 
-def _short(label: str, most: int = 28) -> str:
+def short(label: object, most: int = 28) -> str:
+    """The end of a long name, where names differ; nothing in it that a font cannot be asked for."""
+    label = printable(label)
     return label if len(label) <= most else f"…{label[-most + 1 :]}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from .report import COSTS, MEASURES, PLURAL, labels
 from .report_page import cards, code, figure, folded, page, paragraph, section, table, text
-from .report_plots import SERIES, drawn, scatter
+from .report_plots import SERIES, drawn, scatter, short
 
 Result = Mapping[str, Any]
 
@@ -130,7 +130,7 @@ def _curves(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
                      [g["levels"][i]["damage"] for g in groups], width=width, color=SERIES[i % len(SERIES)],
                      label=f"{share:g} kept")
         step = max(1, math.ceil(len(groups) / 24))
-        axes.set_xticks(range(0, len(groups), step), [n[-12:] for n in names[::step]])
+        axes.set_xticks(range(0, len(groups), step), [short(n, 12) for n in names[::step]])
         axes.tick_params(length=0)
         axes.set_ylabel("damage")
         axes.grid(axis="y")
