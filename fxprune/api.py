@@ -19,6 +19,7 @@ from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, resumable, warn_only
 from .group import Kind
+from .memory import within
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
@@ -48,7 +49,7 @@ def compile(
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None,
+    sparse: str | None = None, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -90,6 +91,8 @@ def compile(
                     ``wanda``, ``obert``; ``recover`` may be ``obs``. What was not measured to be faster on the target
                     stays in a dense weight (``fxprune tune``)
     sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
+    memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
+                    not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -114,7 +117,7 @@ def compile(
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -127,7 +130,8 @@ def plan(
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    memory: float | str | None = None, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
@@ -142,7 +146,7 @@ def plan(
         wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     if out is not None and ranks.rank() == 0:

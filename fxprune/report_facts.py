@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .artifact import build_report
 from .cost import Cost, CostModel
-from .memory import COUNTED, memory
+from .footprint import COUNTED, footprint
 from .outcome import Judge, few
 from .plan import CompressionPlan
 from .program import Program
@@ -44,7 +44,8 @@ def described(
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
     kinds = {str(k) for k in plan.about.get("kinds") or [c.kind for c in plan.choices.values()]}
     report["groups"] = group_entries(whole, kept, decided.scores, kinds)
-    report["memory"] = {"dense": memory(whole), "compressed": memory(small), "counted": COUNTED}
+    report["memory"] = {"dense": footprint(whole), "compressed": footprint(small),
+                        "counted": COUNTED}
     agreement = _agreement(work, decided, sliced, small, zeros=sparsity is not None)
     if agreement is not None:
         report["agreement"] = agreement

@@ -38,7 +38,7 @@ def test_elements_ranks_and_cost(made: Path) -> None:
     assert sorted(e["element"] for e in told["elements"] if e["kept"]) == list(keep)
     assert told["removed"] == sorted(set(range(96)) - set(keep))
     assert [e["rank"] for e in told["elements"]] == list(range(1, 97))
-    assert [e["kept"] for e in told["elements"]] == [True] * len(keep) + [False] * (96 - len(keep))  # a cut in the ranks
+    assert [e["kept"] for e in told["elements"]] == [True] * len(keep) + [False] * (96 - len(keep))
     scores = decode(entry["scores"], 96)
     assert all(scores[e["element"]] == e["score"] for e in told["elements"])
     assert max(told["elements"], key=lambda e: e["score"])["rank_by_score"] == 1
@@ -66,8 +66,8 @@ def test_words(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert told == json.loads(json.dumps(explain(made, FFN)))
-    for wanted in (f"{96 - told['kept']} of 96 went", "kMACs", "multiples of 8, and at least 16", "fisher", "stays elsewhere",
-                   "recovery: blocks.0.mlp.2.weight had a weighted error of", "structured OBS"):
+    for wanted in (f"{96 - told['kept']} of 96 went", "kMACs", "multiples of 8, and at least 16", "fisher",
+                   "stays elsewhere", "recovery: blocks.0.mlp.2.weight had a weighted error of", "structured OBS"):
         assert wanted in " ".join(err.split()), wanted
     assert err.count("stays\n") + err.count("stays ") >= 3
     assert [s["parameter"] for s in told["recovery"]]

@@ -33,7 +33,7 @@ from fxprune.schema import KEYWORDS, problems
 
 
 @pytest.fixture(scope="module")
-def made(trained_weights: dict[str, torch.Tensor], digit_data: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(trained_weights: Any, digit_data: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "small"
     compiled(trained_weights, digit_data, out, prune="heads,ffn,tokens", tokens="tome{schedule=constant}")
     return out
@@ -57,7 +57,7 @@ def test_the_page_stands_alone(page: str) -> None:
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in references(page))
     outside = re.sub(r'xmlns(:\w+)?="http://www\.w3\.org/[\w/]+"|base64,[^"]+', "", page)
     assert not re.search(r"https?:|//[a-z]", outside)
-    assert not [e.tag for e in root.iter() if e.tag.rpartition("}")[2] in ("script", "link", "iframe", "object", "embed")]
+    assert not {e.tag.rpartition("}")[2] for e in root.iter()} & {"script", "link", "iframe", "object", "embed"}
     policy = next(m.get("content") for m in root.iter("meta") if m.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert not any(name.startswith("on") for e in root.iter() for name in e.attrib)
@@ -86,8 +86,8 @@ def test_every_item_is_on_the_page(page: str, report: dict[str, Any]) -> None:
                    f"{cost['ratio']['flops']:.3f}", f"{agreement['steps'][-1]['accuracy']:.4f}",
                    "that nothing was decided or fitted on", report["pipeline"], f"{report['parity']['max_rel']:.1e}",
                    "recovered (", "candidates of recovery", "Frozen, and why", "graph output at output",
-                   "neurons: ", "attention heads: ", "Tokens behind every attention, by tome", "fxprune bench measures it",
-                   *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
+                   "neurons: ", "attention heads: ", "Tokens behind every attention, by tome",
+                   "fxprune bench measures it", *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
                    *(f"{k} {v}" for k, v in report["versions"].items()), *(g["group"] for g in report["pruned"])):
         assert wanted in text, wanted
 
@@ -128,7 +128,7 @@ def test_names_are_only_names(report: dict[str, Any], made: Path) -> None:
         return HOSTILE if isinstance(value, str) else value
 
     bad = poisoned(report)
-    bad["files"] = {HOSTILE: v for v in bad["files"].values()}
+    bad["files"] = {HOSTILE: next(iter(bad["files"].values()))}
     bad["versions"] = {HOSTILE: HOSTILE}
     bad["latency"] = {"predicted_ms": 1.0, "achieved_ms": 2.0, "layers": [
         {"name": HOSTILE, HOSTILE: HOSTILE, "predicted_ms": 1.0, "achieved_ms": 1.0}]}
@@ -176,8 +176,9 @@ def test_a_large_model_makes_a_small_page(report: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def group(i: int, kind: str, size: int) -> dict[str, Any]:
-        return {**report["groups"][0], "group": f"blocks.{i}.mlp.fc1:{kind}", "kind": kind, "size": size, "kept": size // 2,
-                "searched": True, "order": None, "scores": encode(torch.rand(size, generator=generator))}
+        return {**report["groups"][0], "group": f"blocks.{i}.mlp.fc1:{kind}", "kind": kind, "size": size,
+                "kept": size // 2, "searched": True, "order": None,
+                "scores": encode(torch.rand(size, generator=generator))}
 
     report["groups"] = [group(i, kind, size) for i in range(12) for kind, size in (("head", 12), ("ffn", 3072))]
     assert len(json.dumps(report, indent=2)) < 1e6
@@ -273,7 +274,7 @@ def test_agreement_is_measured_on_samples_that_nothing_saw(made: Path, digit_dat
     told = report["agreement"]
     assert told["held_out"]
     assert told["samples"] == 64
-    assert [s["after"] for s in told["steps"]][0] == "tokens reduced"
+    assert told["steps"][0]["after"] == "tokens reduced"
     assert told["steps"][-1]["after"].startswith("recovered (")
     # the same rows, chosen by hand: those of the draw that come after the 64 of the calibration
     rows = torch.randperm(128, generator=torch.Generator().manual_seed(0))[64:128]

@@ -27,8 +27,8 @@ from fxprune.program import Program
 from fxprune.sensitivity import sensitivity
 from fxprune.sweep import Judging, Sweep, Timing, budgets
 
-COMMAND = ["sweep", "model.pt2", "--data", "data.pt", "--samples", "160", "--importance", "fisher", "--recover", "ridge",
-           "--align", "4"]
+COMMAND = ["sweep", "model.pt2", "--data", "data.pt", "--samples", "160", "--importance", "fisher", "--recover",
+           "ridge", "--align", "4"]
 
 
 def write_files() -> None:
@@ -51,8 +51,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs = []
         run = ScoreGroups.run
         patch.setattr(ScoreGroups, "run", lambda self, program: runs.append(1) or run(self, program))
-        assert main([*COMMAND, "--flops", "0.9,0.6,0.3,0.001", "--max-drop", "0.05", "--bisect", "2", "--seconds", "0.02",
-                     "--sensitivity", "--out", "sw", "-q"]) == OK
+        assert main([*COMMAND, "--flops", "0.9,0.6,0.3,0.001", "--max-drop", "0.05", "--bisect", "2", "--seconds",
+                     "0.02", "--sensitivity", "--out", "sw", "-q"]) == OK
         assert len(runs) == 1
     return folder
 
@@ -101,8 +101,8 @@ def test_a_point_is_what_compile_makes(folder: Path) -> None:
     data = torch.load("data.pt")
     batches = tuple(Batch((x,), {}, y) for x, y in zip(data["x"][:128].split(32), data["labels"][:128].split(32),
                                                        strict=True))
-    made = fxprune.compile("model.pt2", flops=0.6, data=Calibration(batches, "here"), importance="fisher", recover="ridge",
-                           align=4, on_event=lambda _: None)
+    made = fxprune.compile("model.pt2", flops=0.6, data=Calibration(batches, "here"), importance="fisher",
+                           recover="ridge", align=4, on_event=lambda _: None)
     point = json.loads(Path("sw/0.6/plan.json").read_text())["groups"]
     assert {g: tuple(c["keep"]) for g, c in point.items()} == {g: c.keep for g, c in made.plan.choices.items()}
     x = torch.randn(5, 6)
@@ -134,8 +134,8 @@ def test_the_page_of_a_sweep(folder: Path) -> None:
     html = Path("sw/sweep.html").read_text()
     text = words(parsed(html))
     assert all(r.startswith(("data:", "#")) for r in references(html))
-    for wanted in ("Chosen", "The front", "Sensitivity", "out of reach", "(chosen)", "accuracy against latency at batch 1",
-                   "nothing was decided or fitted"):
+    for wanted in ("Chosen", "The front", "Sensitivity", "out of reach", "(chosen)",
+                   "accuracy against latency at batch 1", "nothing was decided or fitted"):
         assert wanted in text
     result = told()
     assert f"{result['max_drop']:g}" in text
@@ -286,9 +286,10 @@ def test_sensitivity_of_kinds_and_what_is_frozen(trained_weights: dict[str, torc
 
 
 def test_the_command_of_sensitivity(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sensitivity", "model.pt2", "--data", "data.pt", "--importance", "l2", "--shares", "0.5", "--json"]) == OK
+    command = ["sensitivity", "model.pt2", "--data", "data.pt"]
+    assert main([*command, "--importance", "l2", "--shares", "0.5", "--json"]) == OK
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert [len(g["levels"]) for g in result["groups"]] == [1] * len(result["groups"])
     assert "nothing recovered" in err
-    assert main(["sensitivity", "model.pt2", "--data", "data.pt", "--shares", "half"]) == USER_ERROR
+    assert main([*command, "--shares", "half"]) == USER_ERROR
