@@ -17,6 +17,7 @@ from .data import Calibration, load_data
 from .decide import decide_on, ready, score
 from .errors import BudgetInfeasible, LoadError, OptionError
 from .events import Event, OnEvent, resumable, warn_only
+from .memory import within
 from .outcome import Judge
 from .plan import CompressionPlan
 from .program import Program
@@ -182,7 +183,8 @@ def sweep(
     importance: str | None = None, prune: Any = None, freeze: Sequence[str] = (), align: int | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str | None = None,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, checkpoint: Any = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    unmerge: bool = False, memory: float | str | None = None, checkpoint: Any = None, trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
 
@@ -202,7 +204,7 @@ def sweep(
                 members, rearrange, wished)
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     _own(out)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         made = _prepared(work, wish, judging, out)
         measured = None

@@ -87,7 +87,8 @@ def test_every_item_is_on_the_page(page: str, report: dict[str, Any]) -> None:
                    "that nothing was decided or fitted on", report["pipeline"], f"{report['parity']['max_rel']:.1e}",
                    "recovered (", "candidates of recovery", "Frozen, and why", "graph output at output",
                    "neurons: ", "attention heads: ", "Tokens behind every attention, by tome",
-                   "fxprune bench measures it", *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
+                   "fxprune bench measures it",
+                   *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
                    *(f"{k} {v}" for k, v in report["versions"].items()), *(g["group"] for g in report["pruned"])):
         assert wanted in text, wanted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,16 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ..sweep import Judging, Timing, budgets, sweep
 
-    for option in ("blocks", "sparse"):
-        if getattr(args, option):
-            raise OptionError(f"--{option} cannot be swept", where=f"--{option} {getattr(args, option)}",
-                              cure="compile once per ratio and compare with fxprune report")
     if args.rounds != 1:
         raise OptionError("a sweep scores once", where=f"--rounds {args.rounds}", cure="leave it away")
     chosen = {**arguments.decisions(args), **arguments.source(args)}
     ratios = budgets({name: chosen.pop(name) for name in ("flops", "params", "bytes")})
-    for option in ("blocks", "sparse", "rounds"):
-        chosen.pop(option)
+    del chosen["rounds"]
+    for option in chosen.keys() - inspect.signature(sweep).parameters.keys():
+        value = chosen.pop(option)
+        if value:
+            raise OptionError(f"--{option} cannot be swept", where=f"--{option} {value}",
+                              cure="compile once per ratio and compare with fxprune report")
     try:
         batches = tuple(int(b) for b in args.batch.split(","))
     except ValueError:
