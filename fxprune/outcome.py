@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from .correlation import spearman
+from .cost import CostModel
 from .data import Batch, Calibration
 from .program import Program
 
 JUDGED = 64  # samples; enough to tell a percent, few enough to cost seconds
+LEAST, WORK = 8, 2e12  # never fewer; multiply-accumulates of one run over them all
+CHUNK = 16  # samples of a batch: outputs of language models are large
 KEPT = 2**24  # dense logits held for the comparison, 64 MiB; longer outputs are thinned out
 
 
@@ -101,11 +104,20 @@ def _class_labels(batch: Batch, logits: Tensor | None) -> Tensor | None:
     return labels.cpu()
 
 
-def few(data: Calibration, count: int = JUDGED) -> list[Batch]:
-    """The first ``count`` samples, in the batches they are in; whole batches, so that a fixed batch size is kept."""
+def few(program: Program, data: Calibration) -> list[Batch]:
+    """The first samples of ``data``, as many as a run of ``program`` on a few cores takes seconds for, in small batches.
+
+    A graph captured at a fixed batch size takes whole batches only.
+    """
+    flops = max(CostModel(program)().flops, 1)
+    count = min(JUDGED, max(LEAST, int(WORK // flops)))
     found: list[Batch] = []
     for batch in data.batches:
-        if sum(b.size for b in found) >= count:
+        left = count - sum(b.size for b in found)
+        if left <= 0:
             break
-        found.append(batch)
+        if program.fixed_batch:
+            found.append(batch)
+        else:
+            found += [batch.pick(rows) for rows in torch.arange(min(batch.size, left)).split(CHUNK)]
     return found

@@ -75,7 +75,7 @@ def _agreement(work: Work, decided: Program, sliced: Program, small: Program, ze
         return None
     work.stage("compare with the dense model")
     with silence():
-        judge = Judge(decided, few(data))
+        judge = Judge(decided, few(decided, data))
         steps: list[tuple[str, Program]] = []
         tokens = decided.plan is not None and decided.plan.tokens is not None and not decided.plan.tokens.empty
         unfitted = decided

@@ -27,17 +27,18 @@ EACH = 32  # elements up to which a heat map shows every one at its place
 LABELS = 40  # names along an axis
 
 
-def drawn(name: str, height: float, draw: Callable[[Axes], None], below: float = 0.28, left: float = 0.62) -> str:
+def drawn(name: str, height: float, draw: Callable[[Axes], None], below: float = 0.28, left: float = 0.62,
+          right: float = 0.1) -> str:
     """What ``draw`` makes of one pair of axes, as an ``<svg>``.
 
-    name          of the drawing, unique within a page: the ids in it begin so
-    below, left   room for what stands beside the axes, inches. It is fixed: fitting it takes longer than drawing
+    name                 of the drawing, unique within a page: the ids in it begin so
+    below, left, right   room for what stands beside the axes, inches: fitting it takes longer than drawing
 
     The same input gives the same bytes. Text stays text, and nothing of it is read as mathematics.
     """
     with _style(name) as made:
         figure = made(WIDTH, height)
-        draw(figure.add_axes((left / WIDTH, below / height, 1 - (left + 0.1) / WIDTH, 1 - (below + 0.3) / height)))
+        draw(figure.add_axes((left / WIDTH, below / height, 1 - (left + right) / WIDTH, 1 - (below + 0.3) / height)))
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
@@ -116,9 +117,10 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
                        for a, b in itertools.pairwise(edges)]
     top = float(np.nanmax(rows)) or 1.0
     rows = np.log10(np.clip(rows / top, 1e-4, None))
+    low = min(-0.1, float(np.nanmin(rows)))
 
     def draw(axes: Axes) -> None:
-        shown = axes.imshow(np.ma.masked_invalid(rows), aspect="auto", cmap="viridis", vmin=-4, vmax=0,
+        shown = axes.imshow(np.ma.masked_invalid(rows), aspect="auto", cmap="viridis", vmin=low, vmax=0,
                             interpolation="nearest", extent=(0, columns, len(entries), 0))
         for i, entry in enumerate(entries):
             gone = sorted(ranked(entry)[entry["kept"] :]) if "gone" not in entry else entry["gone"]
@@ -136,10 +138,10 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         axes.tick_params(length=0)
         bar = axes.figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.03, aspect=12)
         bar.outline.set_visible(False)
-        bar.set_ticks([-4, 0], labels=["≤1e-4", "1"])
+        bar.set_ticks([low, 0], labels=[f"{'≤' if low <= -4 else ''}{10**low:.2g}", "1"])
 
     longest = max(len(short(str(e["label"]))) for e in entries)
-    return drawn(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest)
+    return drawn(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest, 0.45)
 
 
 def pairs(name: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float], unit: str,

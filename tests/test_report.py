@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_vit
-from reports import SVG, compiled, parsed, read, references, words
+from reports import SVG, parsed, read, references, words
 
 import fxprune
 from fxprune import schema
 from fxprune.artifact import Artifact, load
 from fxprune.cli import OK, USER_ERROR, main
-from fxprune.data import Batch, held_out, load_data
+from fxprune.cost import CostModel
+from fxprune.data import Batch, Calibration, held_out, load_data
 from fxprune.demo import Digits, accuracy
 from fxprune.errors import LoadError
 from fxprune.load import Loaded
-from fxprune.outcome import Judge
+from fxprune.outcome import Judge, few
 from fxprune.plan import Choice, CompressionPlan
 from fxprune.report import render
 from fxprune.report_compare import again, compare, read_valid
@@ -33,10 +34,8 @@ from fxprune.schema import KEYWORDS, problems
 
 
 @pytest.fixture(scope="module")
-def made(trained_weights: Any, digit_data: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "small"
-    compiled(trained_weights, digit_data, out, prune="heads,ffn,tokens", tokens="tome{schedule=constant}")
-    return out
+def made(reported: Path) -> Path:
+    return reported
 
 
 @pytest.fixture
@@ -321,6 +320,16 @@ def test_a_judge_measures_what_it_says(digit_data: Digits) -> None:
     p, q = (torch.log_softmax(z.double(), 1) for z in (a, b))
     assert far["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4)
     assert "accuracy" not in Judge(dense, [Batch((x,))]).of(other)
+
+
+def test_few_samples_for_large_models(digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = fxprune.inspect(tiny_vit().eval(), torch.randn(2, 1, 8, 8), on_event=lambda _: None)
+    data = Calibration((Batch((digit_data.test_images[:50],)), Batch((digit_data.test_images[50:90],))), "here")
+    assert [b.size for b in few(program, data)] == [16, 16, 16, 2, 14]
+    monkeypatch.setattr("fxprune.outcome.WORK", 20 * CostModel(program)().flops)
+    assert [b.size for b in few(program, data)] == [16, 4]
+    monkeypatch.setattr("fxprune.outcome.WORK", 1)
+    assert torch.equal(few(program, data)[0].args[0], digit_data.test_images[:8])
 
 
 # ------------------------------------------------------------ the command

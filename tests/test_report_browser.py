@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from reports import compiled
 
 from fxprune.report_compare import compare, render
 
@@ -36,12 +34,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pages(trained_weights: dict[str, torch.Tensor], digit_data: Any,
-          tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pages")
-    compiled(trained_weights, digit_data, folder / "small", prune="heads,ffn,tokens", tokens="tome{schedule=constant}")
-    (folder / "compare.html").write_text(render(compare([folder / "small", folder / "small"])), encoding="utf-8")
-    return {"report": folder / "small" / "report.html", "compare": folder / "compare.html"}
+def pages(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    other = tmp_path_factory.mktemp("pages") / "compare.html"
+    other.write_text(render(compare([reported, reported])), encoding="utf-8")
+    return {"report": reported / "report.html", "compare": other}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
