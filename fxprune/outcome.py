@@ -105,7 +105,7 @@ def _class_labels(batch: Batch, logits: Tensor | None) -> Tensor | None:
 
 
 def few(program: Program, data: Calibration) -> list[Batch]:
-    """The first samples of ``data``, as many as a run of ``program`` on a few cores takes seconds for, in small batches.
+    """The first samples of ``data``, as many as ``program`` runs through in seconds on a few cores, in small batches.
 
     A graph captured at a fixed batch size takes whole batches only.
     """

@@ -12,7 +12,7 @@ from fxprune.footprint import activations, footprint
 def test_a_chain_holds_two_neighbours_at_a_time() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     found = footprint(capture(model, (torch.randn(3, 8),), name="chain"))
-    # x and the first product (8 + 16), then that and its ReLU (16 + 16), then ReLU and the output (16 + 4); 4 bytes each
+    # x and the first product (8 + 16), that and its ReLU (16 + 16), ReLU and the output (16 + 4); 4 bytes each
     assert found == {"weights": 4 * (8 * 16 + 16 + 16 * 4 + 4), "activations": 4 * 32}
 
 
