@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from .memory import within
 from .outcome import Judge
 from .plan import CompressionPlan
 from .program import Program
-from .publish import write_error, write_text
+from .publish import write_text
 from .report import measure_of
 from .work import Inputs, Limits, Model, Wish, Work, default_criterion, kinds_and_tokens, silence
 
@@ -203,8 +204,7 @@ def sweep(
     wish = Wish(ratios[0], importance or default_criterion(data), kinds, samples, recover or "auto", 1, head_scale,
                 members, rearrange, wished)
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    _own(out)
-    with within(memory), resumable(out, on_event):
+    with _owned(out), within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         made = _prepared(work, wish, judging, out)
         measured = None
@@ -345,12 +345,17 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
     }
 
 
-def _own(out: Path) -> None:
-    """Make the directory, or find that it is one of ours. Raises OptionError for somebody else's."""
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """Make the directory, or find that it is one of ours; a failure before the first point leaves none behind.
+
+    Raises OptionError for somebody else's.
+    """
     if out.exists() and not out.is_dir():
         raise OptionError("the output is a directory, but a file lies there", where=str(out),
                           cure="choose another --out")
-    if out.exists() and any(out.iterdir()):
+    there = out.exists()
+    if there and any(out.iterdir()):
         try:
             told = json.loads((out / RESULT).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -358,12 +363,18 @@ def _own(out: Path) -> None:
         if not isinstance(told, dict) or told.get("fxprune_sweep") != VERSION:
             raise OptionError("the directory is not empty and no sweep wrote it, so it is left alone", where=str(out),
                               cure="choose another --out")
+        yield
         return
+    write_text(out / RESULT, json.dumps({"fxprune_sweep": VERSION, "points": []}) + "\n")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RESULT).write_text(json.dumps({"fxprune_sweep": VERSION, "points": []}) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise write_error(error, out) from error
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if [p.name for p in out.iterdir()] == [RESULT]:
+                (out / RESULT).unlink()
+                if not there:
+                    out.rmdir()
+        raise
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:

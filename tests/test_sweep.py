@@ -197,6 +197,7 @@ def test_bad_requests(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*COMMAND, "--flops", "0.5", "--held-out", "1", "--out", "x"], "held out"),
         ([*COMMAND, "--flops", "0.5", "--out", str(tmp_path)], "no sweep wrote it"),
         (["sweep", "model.pt2", "--flops", "0.5", "--out", "x"], "a sweep needs data"),
+        (["sweep", "none.pt2", "--data", "data.pt", "--flops", "0.5", "--out", "x"], "none.pt2"),
     ):
         assert main(argv) == USER_ERROR, argv
         assert said in capsys.readouterr().err
