@@ -166,15 +166,24 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    chosen = _read_plan(plan)
+    chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    merging = chosen.tokens
-    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+    return applied(work, chosen)
+
+
+def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
+    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+
+    Raises PlanError naming the group where the plan does not fit.
+    """
+    merging = plan.tokens
+    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
-    chosen.check(program.group_by_name)
-    return work.finish(program.but(plan=chosen))
+    plan.check(program.group_by_name)
+    wish = Wish(None, default_criterion(None), (), 1, recover)
+    return work.finish(work.recover(program.but(plan=plan), wish))
 
 
 def inspect(
@@ -196,5 +205,6 @@ def write_plan(plan: CompressionPlan, path: Path) -> None:
     write_text(path, plan.to_json())
 
 
-def _read_plan(plan: PlanLike) -> CompressionPlan:
+def read_plan(plan: PlanLike) -> CompressionPlan:
+    """The plan itself, from wherever it lies."""
     return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))

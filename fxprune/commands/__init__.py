@@ -17,6 +17,8 @@ COMMANDS = (
     "sensitivity",
     "report",
     "explain",
+    "export",
+    "verify",
     "bench",
     "tune",
     "demo",
