@@ -22,7 +22,7 @@ from .group import Kind
 from .memory import within
 from .plan import CompressionPlan
 from .program import Program
-from .publish import write_error
+from .publish import write_text
 from .sparsify import uncut, with_tiles
 from .work import (
     Amount,
@@ -200,18 +200,9 @@ def inspect(
     return work.groups(tokens=True)
 
 
-
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(plan.to_json(), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise write_error(error, path) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, plan.to_json())
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:

@@ -28,12 +28,13 @@ FLOORS = {
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
-                     "export_step", "show", "sparsify", "testing", "token_picture", "token_scores", "token_wish",
-                     "tune", "work"], 4),
+                     "decide_tokens", "demo", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events", "explain",
+                     "export_step", "outcome", "report_compare", "report_facts", "sensitivity", "show", "sparsify",
+                     "sweep", "sweep_page", "testing", "token_picture", "token_scores", "token_wish", "tune",
+                     "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
-         "PIL", "networkx", "rich", "pandas"}
+         "PIL", "networkx", "rich", "pandas", "matplotlib"}
 
 
 def module_name(path: Path) -> str:
