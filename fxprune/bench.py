@@ -14,7 +14,7 @@ import torch
 from . import api, registry
 from .artifact import PROGRAM, Artifact
 from .backend import Runner
-from .errors import OptionError
+from .errors import MissingDevice, OptionError
 from .events import Event, OnEvent, warn_only
 from .measure import environment, latency
 from .parity import dim_names, sample_inputs
@@ -55,7 +55,7 @@ def bench(
             calls = {name: call_at(program, run, batch) for name, (program, run) in runners.items()}
             timings = latency(calls, seconds=seconds, items=batch)
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
-        return {"rows": rows, "environment": environment(), "threads": threads, "target": one.target}
+        return {"rows": rows, "environment": environment(), "threads": threads, "target": one.backend.text}
 
 
 @contextlib.contextmanager
@@ -66,16 +66,23 @@ def _other(
         yield Artifact.read(Path(against))
         return
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder:
-        yield api.apply(against, CompressionPlan(), inputs, target=one.target, out=Path(folder) / "dense",
+        yield api.apply(against, CompressionPlan(), inputs, target=one.backend.text, out=Path(folder) / "dense",
                         checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
 
 
 def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
     """The artefact's payload as it would be deployed. ``threads``: CPU threads, 0 leaves the choice to the runtime."""
     assert artifact.path is not None
-    options = {"threads": threads} if hasattr(artifact.backend, "threads") else {}
-    backend = registry.backend(artifact.target, **options)
-    return backend.load(artifact.path / str(artifact.report["payload"]))
+    backend, unfinished = artifact.backend, artifact.report.get("unfinished")
+    if unfinished:
+        raise MissingDevice("the artefact is not finished, so there is nothing to time", where=str(artifact.path),
+                            why="; ".join(unfinished["missing"]), cure=unfinished["finish"])
+    if hasattr(backend, "threads"):
+        backend = registry.backend(backend.name, **{**backend.options, "threads": threads})
+    run, device = backend.load(artifact.path / str(artifact.report["payload"])), backend.runs_on()
+    if device == "cpu":
+        return run
+    return lambda flat: run([t.to(device) if isinstance(t, torch.Tensor) else t for t in flat])
 
 
 def call_at(program: Program, run: Runner, batch: int) -> Callable[[], Any]:

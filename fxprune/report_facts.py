@@ -32,7 +32,7 @@ def described(
     """
     calibration, decided = work.calibration, work.decided or whole
     report = build_report(
-        small, name=work.name, target=work.target, dense=CostModel(whole)(), compressed=counted, plan=plan,
+        small, name=work.name, target=work.backend.name, dense=CostModel(whole)(), compressed=counted, plan=plan,
         groups=whole.need("groups"), budget=work.budget, pipeline=work.pipeline, passes=work.results, seed=work.seed,
         notes=list(dict.fromkeys([*work.notes, *small.notes])), masked=dict(masked),
         importance=plan.about.get("criterion"),

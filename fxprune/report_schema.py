@@ -84,6 +84,9 @@ REPORT: dict[str, Any] = {
                                                         size=_COUNT, why=_TEXT)),
         notes=_list("what the user should know", _TEXT), parity=_or_null(_PARITY),
         payload=_one(["string", "null"], "the target's main file"),
+        lowering=_object("what the backend has to say"),
+        unfinished=_or_null(_object("what this machine lacked", "missing finish", missing=_list("what", _TEXT),
+                                    finish=_one("string", "the command that finishes where it is there"))),
         files=_object("every file but this one", more=_object(
             "", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)),
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),

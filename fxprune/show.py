@@ -122,6 +122,7 @@ class Screen:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
         lines += sparsity_lines(report)
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
+        lines += target_lines(report)
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
                       f"report    {_plain(str(artifact.path / PAGE))}",
@@ -339,6 +340,22 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
     count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
     return [f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
             f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
+
+
+def target_lines(report: Mapping[str, Any]) -> list[str]:
+    """What ran the payload when it was checked; and what is missing to finish it, with the commands that do."""
+    unfinished, lines = report.get("unfinished"), []
+    runtime = (report.get("parity") or {}).get("runtime", "")
+    if runtime and runtime != report["target"]:
+        options = ", ".join(f"{k} {v}" for k, v in (report.get("target_options") or {}).items())
+        name = f"{report['target']} ({options})" if options else report["target"]
+        lines.append(_plain(f"target    {name}, checked with {runtime}"))
+    if unfinished:
+        lines += [f"[yellow]missing[/]   {_plain(what)}" for what in unfinished["missing"]]
+        lines.append(_plain(f"finish    on a machine that has it: {unfinished['finish']}"))
+        by_hand = report.get("lowering", {}).get("trtexec")
+        lines += [_plain(f"   or     {by_hand}")] if by_hand else []
+    return lines
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

@@ -190,7 +190,7 @@ class Work:
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
         table = self.blocks.tiling.table if self.blocks is not None else ""
-        self.backend = registry.backend(self.target, **({"table": table} if table else {}))
+        self.backend = registry.target(self.target, **({"table": table} if table else {}))
         self.find_groups = self.limits.find_groups(self.backend.granularity)
         if self.out is not None:
             check_destination(Path(self.out))
@@ -337,11 +337,13 @@ class Work:
         if self.given:
             small = owning(small, whole)
         report, extras = described(self, whole, program, sliced, small, plan, counted, masked, sparsity)
-        artifact = Artifact(small, plan, report, self.backend, extras=extras)
+        artifact = Artifact(small, plan, report, self.backend.with_data(self.calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
                 artifact.save(Path(self.out))
+            for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
+                self.warn(f"not finished: {missing}")
         return artifact
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:

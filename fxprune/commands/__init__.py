@@ -17,6 +17,7 @@ COMMANDS = (
     "sensitivity",
     "report",
     "explain",
+    "lower",
     "export",
     "verify",
     "bench",
