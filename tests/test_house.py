@@ -24,11 +24,11 @@ LONGEST = 450
 
 # Floors: a module imports its own floor and those below. Modules of fxprune/ that are not named live on floor 2.
 FLOORS = {
-    **dict.fromkeys(["errors", "quiet"], 0),
+    **dict.fromkeys(["errors", "json_lines", "quiet"], 0),
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "events", "show", "sparsify", "testing", "token_picture",
+                     "decide_tokens", "demo", "draw", "events", "limits", "show", "sparsify", "testing", "token_picture",
                      "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
