@@ -70,7 +70,7 @@ def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
 
 
 def build(cls: type[Any], options: Mapping[str, str], what: str, where: str, **given: Any) -> Any:
-    """``cls(**options, **given)`` of a dataclass whose fields are text, numbers, truth values, budgets or lists of text.
+    """``cls(**options, **given)`` of a dataclass whose fields are text, numbers, truth values, budgets or lists.
 
     Raises OptionError naming the nearest option, the type that was expected, or what is missing. Fields with
     ``repr=False`` (data, callbacks) are no options: they come as ``given``.

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..limits import FLOOR
 from .parser import Parser
 
 
@@ -40,9 +41,11 @@ def budget(p: Parser) -> None:
 def limits(p: Parser) -> None:
     """What a search may not cross."""
     group = p.add_argument_group("limits")
-    group.add_argument("--align", type=int, metavar="N", help="neurons and channels in multiples of N (default: 8)")
-    group.add_argument("--floor", type=float, default=0.1, metavar="SHARE",
-                       help="smallest share of neurons or channels that stays per layer (default: %(default)s)")
+    group.add_argument("--align", action="append", default=[], metavar="N|PATTERN=N", help=(
+        "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"))
+    group.add_argument("--floor", action="append", default=[], metavar="SHARE|PATTERN=SHARE", help=(
+        "smallest share of neurons or channels that stays per layer (default: 0.1); 'blocks.*.mlp=0.3' or heads=0.5 "
+        "for some; may be repeated"))
     group.add_argument("--allow-empty", action="store_true", help="no floors: whole branches may go")
     group.add_argument("--freeze", action="append", default=[], metavar="GLOB",
                        help="parameters or groups to leave alone, e.g. 'blocks.0.*'; may be repeated")
@@ -66,7 +69,13 @@ def decision(p: Parser) -> None:
         "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery"))
     group.add_argument("--rearrange", type=int, default=0, metavar="N", help=(
         "rounds of choosing members again by what they do together; needs --importance fisher (default: none)"))
-    group.add_argument("--prune", metavar="KINDS", help="kinds to prune: also tokens (default: heads,ffn,channels)")
+    group.add_argument("--prune", metavar="KINDS", help=(
+        "kinds to prune: also tokens and blocks (default: heads,ffn,channels)"))
+    group.add_argument("--search", default="auto", metavar="NAME", help=(
+        "two-class, dynamic, lagrangian or exhaustive (default: %(default)s, the first that is exact)"))
+    group.add_argument("--pipeline", metavar="PASSES", help=(
+        "the passes themselves, as report.json states them, in place of the options that decide: "
+        "'propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5}'"))
     group.add_argument("--tokens", metavar="HOW", help=(
         "how image tokens become fewer: tome, prune, ppt, zero-tprune, transform or random, as the budget asks, or "
         "tome:r=13, ppt:r=50@3,6,9; with options as 'tome{schedule=constant}'; off (default: off, tome with --prune "
@@ -99,12 +108,13 @@ def decisions(args: argparse.Namespace) -> dict[str, Any]:
             "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
             "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
             "tokens": args.tokens, "unmerge": args.unmerge, "blocks": args.blocks, "sparse": args.sparse,
-            **limits_of(args)}
+            "search": args.search, "pipeline": args.pipeline, **limits_of(args)}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments that limit a search."""
-    return {"align": args.align, "floor": args.floor, "allow_empty": args.allow_empty, "freeze": tuple(args.freeze)}
+    return {"align": tuple(args.align) or None, "floor": tuple(args.floor) or FLOOR,
+            "allow_empty": args.allow_empty, "freeze": tuple(args.freeze)}
 
 
 def out_dir(args: argparse.Namespace) -> Path:
