@@ -16,6 +16,8 @@ COMMANDS = (
     "bench",
     "tune",
     "demo",
+    "help",
+    "doctor",
 )
 
 

@@ -18,7 +18,14 @@ def model(p: Parser) -> None:
     group.add_argument("--input", metavar="SHAPE|FILE", help="example inputs: 1x3x224x224, or a file of tensors")
     group.add_argument("--trust-pickle", action="store_true",
                        help="run whatever code the pickle holds: only for files whose author you trust")
+    config(p)
     output(p)
+
+
+def config(p: Parser) -> None:
+    """Options from a file."""
+    p.add_argument("--config", metavar="FILE", help=(
+        "options from a TOML file with the same names, or from a report.json (default: fxprune.toml, if it is here)"))
 
 
 def output(p: Parser) -> None:
