@@ -24,7 +24,7 @@ class Limits:
     floor    a share, or ``PATTERN=SHARE``, or several of both
     freeze   globs of parameters or groups that keep their size
 
-    A pattern is a glob of a group or parameter name, of a module above it, or a kind (see ``FindGroups``).
+    A pattern is a glob of a group's name or of a module above it, or a kind (see ``FindGroups``).
     """
 
     align: Align = None

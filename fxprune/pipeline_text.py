@@ -23,7 +23,6 @@ from .cost import Budget
 from .errors import OptionError
 from .options import build, parse, split
 from .pipeline import Pass, Transform
-from .plan import CompressionPlan
 from .program import Program
 from .work import Work
 
@@ -116,19 +115,25 @@ def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
         given["budget"] = budget
     if "seed" in fields and "seed" not in options:
         given["seed"] = seed
-    made: Pass = build(cls, options, f"the pass '{name}'", where, **given)
-    if isinstance(criterion := getattr(made, "criterion", None), str):
-        from .passes.analysis.score_groups import criterion as criterion_of
+    try:
+        made: Pass = build(cls, options, f"the pass '{name}'", where, **given)
+        if isinstance(criterion := getattr(made, "criterion", None), str):
+            from .passes.analysis.score_groups import criterion as criterion_of
 
-        made = replace(made, criterion=criterion_of(criterion))  # type: ignore[call-arg]
+            made = replace(made, criterion=criterion_of(criterion))  # type: ignore[call-arg]
+    except OptionError as error:  # of a pass's own checks, which name options of the command line
+        at = error.where if error.where.startswith(OPTION) else where
+        raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
     return made
 
 
 def _check_needs(p: Pass, have: set[str], passes: list[Pass]) -> None:
     missing = [fact for fact in p.needs if fact not in have]
     if missing:
-        makers = sorted({q.slug() for q in passes if set(missing) & set(q.gives)}) or \
-            sorted(n for n, cls in _built_in() if set(missing) & set(cls.gives))
+        def makes(one: Any) -> bool:
+            return bool(set(missing) & set(one.gives) - set(one.needs))
+
+        makers = sorted({q.slug() for q in passes if makes(q)} or {n for n, cls in _built_in() if makes(cls)})
         raise OptionError(f"the pass '{p.slug()}' needs {', '.join(missing)}", where=f"{OPTION} .. {p}",
                           why="no pass before it finds them, or a pass in between changed the graph",
                           cure=f"put {' or '.join(makers)} before it")
@@ -168,10 +173,14 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
         results = getattr(one, "results", None)
         if isinstance(one, Transform) and one.slug() == "recover" and results:
             work.recovery = results[-1].record()
-    plan = program.need("plan")
+    if program.plan is None:
+        raise OptionError("the plan is gone when it is time to slice", where=f"{OPTION} {stated.text}",
+                          why="a pass behind the search changed the graph, and facts about the old one were dropped",
+                          cure="put passes that change the graph before propagate-axes")
+    plan = program.plan
     about = {**plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
              "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
-    return program.but(plan=replace(plan, about=about)) if isinstance(plan, CompressionPlan) else program
+    return program.but(plan=replace(plan, about=about))
 
 
 def _takes_data(p: Pass) -> bool:

@@ -7,7 +7,7 @@ Leave alone (--freeze 'blocks.0.*'): a glob of parameters or groups; may be repe
 error.
 
 For some layers alone: --floor and --align take a number, or PATTERN=NUMBER, and may be repeated; the last match
-counts. A pattern is a glob of a group, of one of its parameters, or of a module above it; or a kind.
+counts. A pattern is a glob of a group (`fxprune inspect` lists them) or of a module above it, or a kind.
 
   fxprune compile model.pt --flops 0.5 --floor 0.1 --floor 'blocks.*.mlp=0.3' --floor heads=0.5
   fxprune compile model.pt --flops 0.5 --align 8 --align '*.ffn=32'

@@ -31,8 +31,8 @@ class FindGroups(Analysis):
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
 
-    A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon), of one of its
-    parameters, or of a module above (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
+    A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
+    above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
 
     Needs ``program.axes``, gives ``program.groups`` in the order of the graph's parameters.
     """
@@ -107,10 +107,11 @@ class FindGroups(Analysis):
 
 
 def named_by(group: PruneGroup, pattern: str) -> bool:
-    """Whether ``pattern`` names ``group``: its name, a parameter of it, a module above either, or its kind."""
+    """Whether ``pattern`` names ``group``: its name, a module above it, or its kind. Parameters would not do: those of
+    a feed-forward layer also belong to the residual stream."""
     if pattern.removesuffix("s") == str(group.kind) or pattern == str(group.kind):
         return True
-    names = {group.name, group.name.replace(":", "."), *(s.parameter for s in group.slots)}
+    names = {group.name, group.name.replace(":", ".")}
     return any(fnmatch.fnmatchcase(n, p) for n in names for p in (pattern, f"{pattern}.*"))
 
 
