@@ -42,7 +42,8 @@ def data() -> list[torch.Tensor]:
 def test_the_pipeline_of_a_report_runs_again(trained: DigitsViT, options: dict[str, object]) -> None:
     given: dict[str, object] = {"flops": 0.5, "data": data(), **options}
     one = fxprune.compile(trained, **given)  # type: ignore[arg-type]
-    two = fxprune.compile(trained, data=given["data"], pipeline=one.report["pipeline"], seed=int(str(given.get("seed", 0))))
+    seed = int(str(given.get("seed", 0)))
+    two = fxprune.compile(trained, data=given["data"], pipeline=one.report["pipeline"], seed=seed)
     same(one, two)
     if one.report.get("recovery") is not None:
         assert {**one.report["recovery"], "seconds": 0} == {**two.report["recovery"], "seconds": 0}
