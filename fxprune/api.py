@@ -22,6 +22,7 @@ from .errors import OptionError, PlanError
 from .events import OnEvent, resumable, warn_only
 from .group import Kind
 from .limits import FLOOR, Align, Floor, Limits
+from .memory import within
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
@@ -55,7 +56,7 @@ def compile(
     floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None, search: str = "auto", pipeline: str | None = None,
+    sparse: str | None = None, search: str = "auto", pipeline: str | None = None, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -101,6 +102,8 @@ def compile(
     search          ``auto``, ``two-class``, ``dynamic``, ``lagrangian``, ``exhaustive``, or a plugin's (see SearchPlan)
     pipeline        the passes themselves, as reports state them, instead of the options that decide: see
                     :mod:`fxprune.pipeline_text`
+    memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
+                    not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -132,7 +135,7 @@ def compile(
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished, search)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -145,7 +148,7 @@ def plan(
     floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, search: str = "auto",
-    pipeline: str | None = None,
+    pipeline: str | None = None, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -166,7 +169,7 @@ def plan(
         wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished, search)
-    with resumable(out, on_event):
+    with within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     return _written(program, out)
@@ -242,8 +245,7 @@ def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], wor
     given = [asked[m] for m in METRICS]
     stated = read_pipeline(pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed)
     work.options = asked
-    out = asked["out"]
-    with resumable(out, work.on_event):
+    with within(asked["memory"]), resumable(asked["out"], work.on_event):
         work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
         return decided_by(work, stated, samples), stated
 

@@ -193,7 +193,7 @@ def _first(stated: StatedPipeline) -> int:
 
 
 _BESIDE = {"command", "model", "input", "checkpoint", "trust-pickle", "data", "samples", "seed", "target", "out",
-           "pipeline", "flops", "params", "bytes"}
+           "pipeline", "memory", "flops", "params", "bytes"}
 
 
 def stated_alone(asked: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from . import ranks, registry
+from . import memory, ranks, registry
 from .artifact import Artifact, build_report, check_destination
 from .axis import Axis
 from .block_wish import BlockWish
@@ -216,9 +216,13 @@ class Work:
                 return pipeline.run(program)
         except InternalError as error:
             raise InternalError(error.what, pipeline=self.pipeline) from error
-        except FxpruneError:
-            raise
         except Exception as error:
+            if memory.ran_out(error):
+                del self.passes[-len(passes):]
+                less, self.calibration = memory.with_smaller_batches(passes, self.calibration, error, self.warn)
+                return self.run(program, *less)
+            if isinstance(error, FxpruneError):
+                raise
             raise InternalError(f"{type(error).__name__}: {error}", pipeline=self.pipeline) from error
         finally:
             self.results += pipeline.results
