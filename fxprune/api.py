@@ -19,7 +19,7 @@ from .block_wish import Request, divided, kinds_and_blocks
 from .cost import METRICS
 from .decide import decide
 from .errors import OptionError, PlanError
-from .events import OnEvent, resumable, warn_only
+from .events import Event, OnEvent, resumable, warn_only
 from .group import Kind
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
@@ -206,7 +206,7 @@ def apply(
                           merging is not None and merging.unmerge)
     try:
         chosen.check(program.group_by_name)
-        _warn_of_odd_counts(work, chosen)
+        _tell_of_odd_counts(work, chosen)
         return work.finish(program.but(plan=chosen))
     except PlanError as error:  # of a token site, which knows nothing of the file
         found = _SITE.fullmatch(error.where)
@@ -257,7 +257,7 @@ def _by_passes(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], w
     return work.finish(program, stated.after)
 
 
-def _warn_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
+def _tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
     """A plan may keep any count; what the target's kernels do not like is said."""
     step = work.backend.granularity
     odd = [f"{name} ({len(c.keep)} of {c.size})" for name, c in sorted(plan.choices.items())
@@ -265,8 +265,10 @@ def _warn_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
            and c.size >= 2 * step]
     if odd:
         more = f" and {len(odd) - 3} more" if odd[3:] else ""
-        work.warn(f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
-                  f"{', '.join(odd[:3])}{more}")
+        text = (f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
+                f"{', '.join(odd[:3])}{more}")
+        work.notes.append(text)
+        work.on_event(Event("note", text))
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

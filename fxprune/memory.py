@@ -124,7 +124,7 @@ def with_smaller_batches(passes: Sequence[Pass], calibration: Calibration | None
 
     Raises FxpruneError where no pass reads data, or every batch holds one sample.
     """
-    given = next((p.data for p in passes if isinstance(getattr(p, "data", None), Calibration)), None)
+    given = next((d for p in passes if isinstance(d := getattr(p, "data", None), Calibration)), None)
     less = None if given is None else halved(given)
     if given is None or less is None:
         raise FxpruneError("memory ran out", where=", ".join(p.slug() for p in passes),

@@ -12,7 +12,7 @@ One group per line:
 
 Edit "keep": sorted, unique, below "size". A group that is not named keeps everything. What is wrong is said with the
 line: a group that the model does not have (with the nearest name), a kind or size that is another, an index out of
-range or twice, a key twice, a group that is frozen, a whole branch gone. Counts need not be multiples of 8 (a warning
+range or twice, a key twice, a group that is frozen, a whole branch gone. Counts need not be multiples of 8 (a note
 says which are not); --align 8 insists.
 
 >>> from fxprune import CompressionPlan
