@@ -197,22 +197,31 @@ def apply(
     Other options as in :func:`compile`.
     """
     asked = _asked("apply", locals())
-    chosen = _read_plan(plan)
+    chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked)
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    merging = chosen.tokens
-    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+    return applied(work, chosen)
+
+
+def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
+    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+
+    Raises PlanError naming the group where the plan does not fit.
+    """
+    merging = plan.tokens
+    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
+    wish = Wish(None, default_criterion(None), (), 1, recover)
     try:
-        chosen.check(program.group_by_name)
-        _tell_of_odd_counts(work, chosen)
-        return work.finish(program.but(plan=chosen))
+        plan.check(program.group_by_name)
+        _tell_of_odd_counts(work, plan)
+        return work.finish(work.recover(program.but(plan=plan), wish))
     except PlanError as error:  # of a token site, which knows nothing of the file
         found = _SITE.fullmatch(error.where)
-        if found is None or chosen.source is None:
+        if found is None or plan.source is None:
             raise
-        where = f"{chosen.source.at('tokens', 'removed', found[1])}: {error.where}"
+        where = f"{plan.source.at('tokens', 'removed', found[1])}: {error.where}"
         raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
 
 
@@ -284,5 +293,6 @@ def write_plan(plan: CompressionPlan, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _read_plan(plan: PlanLike) -> CompressionPlan:
+def read_plan(plan: PlanLike) -> CompressionPlan:
+    """The plan itself, from wherever it lies."""
     return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))

@@ -27,7 +27,7 @@ NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "eager": (),
     "onnx": (("onnx", ""), ("onnxscript", ""), ("onnxruntime", "")),
     "triton": (("triton", "pip install 'fxprune[triton]'"), ("a CUDA GPU", "files are written without one, not run")),
-    "tensorrt": (("tensorrt", "pip install 'fxprune[tensorrt]'"), ("a CUDA GPU", "an engine runs on the kind of GPU it "
+    "trt": (("tensorrt", "pip install 'fxprune[tensorrt]'"), ("a CUDA GPU", "an engine runs on the kind of GPU it "
                                                                                   "was built for")),
     "inductor": (("a C++ compiler", "install gcc or clang"),),
 }

@@ -124,7 +124,8 @@ def with_smaller_batches(passes: Sequence[Pass], calibration: Calibration | None
 
     Raises FxpruneError where no pass reads data, or every batch holds one sample.
     """
-    given = next((d for p in passes if isinstance(d := getattr(p, "data", None), Calibration)), None)
+    reads = [getattr(p, "data", None) for p in passes]
+    given = next((data for data in reads if isinstance(data, Calibration)), None)
     less = None if given is None else halved(given)
     if given is None or less is None:
         raise FxpruneError("memory ran out", where=", ".join(p.slug() for p in passes),
@@ -133,7 +134,8 @@ def with_smaller_batches(passes: Sequence[Pass], calibration: Calibration | None
     warn(f"memory ran out in {', '.join(p.slug() for p in passes)}: it goes on with batches of "
          f"{max(b.size for b in less.batches)} samples")
     unidentified()  # what was kept of this run belongs to the old batches
-    again = [replace(p, data=less) if getattr(p, "data", None) is given else p for p in passes]  # type: ignore[call-arg]
+    again = [replace(p, data=less) if data is given else p  # type: ignore[call-arg]
+             for p, data in zip(passes, reads, strict=True)]
     return again, less if calibration is given else calibration
 
 

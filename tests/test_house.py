@@ -29,9 +29,9 @@ FLOORS = {
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "doctor", "draw", "events", "help", "limits", "pipeline_text", "show",
-                     "sparsify", "testing", "toml_options", "token_picture", "token_scores", "token_wish", "tune",
-                     "work"], 4),
+                     "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
+                     "export_step", "help", "limits", "pipeline_text", "show", "sparsify", "testing", "toml_options",
+                     "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas"}

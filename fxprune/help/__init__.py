@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import textwrap
 from pathlib import Path
 
+from .. import registry
 from ..errors import OptionError, nearest
 
 TOPICS = {
@@ -36,7 +38,21 @@ def page(topic: str) -> str:
     if topic == "changelog":
         return (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
     module = importlib.import_module(f"{__name__}.{topic.replace('-', '_')}")
-    return inspect.cleandoc(module.__doc__ or "") + "\n"
+    text = inspect.cleandoc(module.__doc__ or "") + "\n"
+    return text.replace("{targets}", _targets()) if topic == "targets" else text
+
+
+def _targets() -> str:
+    """Every target, those of plugins included, with the first line that its class says of itself."""
+    lines = []
+    for name in registry.names("backend"):
+        try:
+            said = (inspect.getdoc(registry.lookup("backend", name)) or "").partition("\n\n")[0]
+        except OptionError as error:
+            said = error.what
+        lines += textwrap.wrap(" ".join(said.replace("``", "").split()), 104, initial_indent=f"  {name:<10} ",
+                               subsequent_indent=" " * 13)
+    return "\n".join(lines)
 
 
 def contents() -> str:

@@ -91,7 +91,8 @@ What people meet when they prune, in the order of how often they complain about 
     Ours are multiply-accumulates per sample, attention included: fxprune help budgets says what is counted.
 
 25. torch.compile, or layers removed.
-    The artefact's module is an ordinary one, so torch.compile takes it. Whole layers are not removed; --allow-empty
+    The artefact's module is an ordinary one, so torch.compile takes it; and torch.compile(model, backend="fxprune",
+    options={"flops": 0.5}) prunes at the first call. Whole layers are not removed; --allow-empty
     lets a branch go.
 
 Others
