@@ -152,6 +152,7 @@ def build_report(
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
+    options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
 
     ``parity``, ``payload`` and ``files`` are filled in by ``Artifact.save``; ``more`` is added as it is.
     """

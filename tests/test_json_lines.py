@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fxprune.json_lines import Path, Source, loads, positions
@@ -22,6 +22,7 @@ def paths(value: Any, at: Path = ()) -> list[Path]:
     return [p for key, one in inside for p in [(*at, key), *paths(one, (*at, key))]]
 
 
+@settings(deadline=None)
 @given(VALUES, st.sampled_from([None, 0, 2]))
 def test_every_key_and_element_is_found_where_it_stands(value: Any, indent: int | None) -> None:
     text = json.dumps(value, indent=indent)
