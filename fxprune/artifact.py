@@ -169,6 +169,7 @@ def build_report(
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
+    options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
 
     lowering        what the backend has to say            unfinished  null, or {missing, finish}: what the machine
                                                            lacked, and the command that finishes where it is there

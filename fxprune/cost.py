@@ -52,7 +52,7 @@ class Budget:
         units = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30,
                  "kb": 1e3, "mb": 1e6, "gb": 1e9}
         text = str(value).strip().lower().replace("_", "")
-        digits = text.rstrip("abcdfghijklmnopqrstuvwxyz")
+        digits = text.rstrip("abcdfghijklmnopqrstuvwxyz")  # no e: 1.5e9 is a number
         unit = text[len(digits):]
         where = f"--{metric} {value}"
         try:
@@ -78,7 +78,12 @@ class Budget:
         return self.amount * dense.metric(self.metric) if self.relative else self.amount
 
     def __str__(self) -> str:
-        return f"{self.metric}={self.amount:g}"
+        """``flops=0.5``: the text that :meth:`parse` reads as this very budget."""
+        short = f"{self.amount:g}"
+        text = short if float(short) == self.amount else repr(self.amount)
+        if not self.relative and self.amount < 1000:  # a bare number below 1000 would be read as a ratio
+            text = f"{self.amount / 1000!r}k"
+        return f"{self.metric}={text}"
 
 
 @dataclass(frozen=True)

@@ -119,22 +119,29 @@ def _reachable(wish: Wish, program: Program) -> Budget:
 
 def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
     """The data that will be used: none when nothing needs any, made up (loudly) when nobody gave some."""
-    from .passes.analysis.importance.objective import without_foreign_labels
-
-    data = work.calibration
     if not wish.needs_data:
         return None
-    if data is None:
-        assert work.source is not None
-        work.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
-                  "will see; give --data (data=...) for a better choice")
-        return generate(work.source, samples=wish.samples, seed=work.seed)
-    if data.labelled:
-        bare = without_foreign_labels(program, data)
-        if not bare.labelled:
-            work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
-        return bare
-    return data
+    if work.calibration is None:
+        return made_up(work, wish.criterion, wish.samples)
+    return without_labels_of_others(work, program, work.calibration)
+
+
+def made_up(work: Work, criterion: str, samples: int) -> Calibration:
+    """Generated inputs, with a warning."""
+    assert work.source is not None
+    work.warn(f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
+              "will see; give --data (data=...) for a better choice")
+    return generate(work.source, samples=samples, seed=work.seed)
+
+
+def without_labels_of_others(work: Work, program: Program, data: Calibration) -> Calibration:
+    """The data, without labels that no output of the model predicts (with a warning)."""
+    from .passes.analysis.importance.objective import without_foreign_labels
+
+    bare = without_foreign_labels(program, data) if data.labelled else data
+    if data.labelled and not bare.labelled:
+        work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
+    return bare
 
 
 def amounts(wish: Wish, program: Program) -> list[Budget]:
@@ -167,7 +174,7 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
     from .passes.search.search_plan import SearchPlan
 
     assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=head_scale)
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale)
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
@@ -211,7 +218,8 @@ def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) 
     how = [] if wish.recovery.method == "none" or work.calibration is None else \
         [Recover(method="ridge", data=work.calibration, seed=work.seed)]
     small = work.run(program, *how, SliceAxes())
-    small = work.run(small.without_facts(), PropagateAxes(), work.find_groups)
+    # limits of patterns are copied from the dense groups below
+    small = work.run(small.without_facts(), PropagateAxes(), replace(work.find_groups, aligns=(), floors=()))
     limits = {g.name: g for g in dense}
     groups = tuple(g.but(floor=min(limits[g.name].floor, g.size), granularity=limits[g.name].granularity)
                    if g.name in limits else g.but(frozen="it appeared only after a round of pruning")

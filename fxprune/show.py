@@ -90,6 +90,11 @@ class Screen:
             self.status.stop()
             self.status = None
 
+    def say(self, lines: Iterable[str]) -> None:
+        """Plain lines, as long as they are."""
+        for line in () if self.quiet else lines:
+            self.console.print(_plain(line), soft_wrap=True)
+
     def _print(self, *things: Any) -> None:
         self._finish()
         if not self.quiet:

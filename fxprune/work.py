@@ -24,7 +24,9 @@ from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
+from .limits import Limits
 from .load import Loaded
+from .options import plain
 from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
 from .rebuild import owning
@@ -39,24 +41,6 @@ MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a search may not cross, see :func:`compile`. ``align=None`` leaves it to the target."""
-
-    align: int | None = None
-    floor: float = 0.1
-    allow_empty: bool = False
-    freeze: Sequence[str] = ()
-
-    def find_groups(self, granularity: int) -> Pass:
-        """The pass that knows them. Raises OptionError for values out of range."""
-        from .passes.analysis.find_groups import FindGroups
-
-        return FindGroups(align=granularity if self.align is None else self.align, floor=self.floor,
-                          allow_empty=self.allow_empty,
-                          freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
 
 
 @dataclass(frozen=True)
@@ -76,6 +60,7 @@ class Wish:
     members: str = "auto"
     rearrange: int = 0
     tokens: TokenWish | None = None
+    search: str = "auto"
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
@@ -95,8 +80,8 @@ class Wish:
         if self.rearrange < 0:
             raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
         self.made  # noqa: B018  reads the criterion's name and options
-        if self.head_scale != "auto":
-            SearchPlan(self.budget or Budget("flops", 1.0), head_scale=self.scale)
+        SearchPlan(self.budget or Budget("flops", 1.0), method=self.search,
+                   head_scale=1.0 if self.head_scale == "auto" else self.scale)
         if self.members == "obs" and not self.made.comparable:
             raise OptionError(f"the scores of '{self.made.name}' cannot say how many stay per group",
                               where="--members obs", why="they only rank elements within a group",
@@ -186,6 +171,7 @@ class Work:
     block_recovery: dict[str, Any] | None = None
     held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
     decided: Program | None = None  # dense weights, the plan and the scores: before recovery
+    options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -308,8 +294,11 @@ class Work:
         reduced = None if program.tokens is None else self.reduced(program)
         return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
-    def finish(self, program: Program) -> Artifact:
-        """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
+    def finish(self, program: Program, after: Sequence[Pass] = ()) -> Artifact:
+        """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says.
+
+        after   passes that were asked for behind slicing
+        """
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.fold_indices import FoldIndices
         from .passes.transform.merge_tokens import MergeTokens, without_tokens
@@ -331,12 +320,16 @@ class Work:
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
             raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
                                 pipeline=self.pipeline)
+        for one in after:
+            small = self.run(small, one)
+            counted = CostModel(self.run(small, PropagateAxes()))()
         sparsity = None
         if self.blocks is not None or plan.blocks:
             small, plan, sparsity = sparsified(self, small, plan, model(), counted)
         if self.given:
             small = owning(small, whole)
         report, extras = described(self, whole, program, sliced, small, plan, counted, masked, sparsity)
+        report["options"] = plain(self.options)
         artifact = Artifact(small, plan, report, self.backend.with_data(self.calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")

@@ -23,6 +23,8 @@ COMMANDS = (
     "bench",
     "tune",
     "demo",
+    "help",
+    "doctor",
 )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
+from ... import registry
 from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
 from ...errors import OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
@@ -15,19 +16,11 @@ from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
 from ...program import Program
 from . import two_class as scan
-from .dynamic import dynamic
-from .exhaustive import exhaustive
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder
-from .lagrangian import lagrangian
-from .two_class import two_class
 
-SEARCHES: dict[str, Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]] = {
-    "two-class": two_class,
-    "lagrangian": lagrangian,
-    "dynamic": dynamic,
-    "exhaustive": exhaustive,
-}
+Method: TypeAlias = Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]
+"""A search: ladders, the terms of the cost, the bound on their sum -> one rung per ladder."""
 HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)  # what ``head_scale`` weighs against the rest
 HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # worth trying on calibration data
 
@@ -41,7 +34,7 @@ class SearchPlan(Search):
     method       ``two-class``: the exact scan (separable cost, at most two chunk costs, concave values);
                  ``dynamic``: the programme for values of any form (separable cost); ``lagrangian``: one threshold, for
                  every cost, on the concave envelope of the values; ``exhaustive``: tiny cases. ``auto`` is the first
-                 that fits, where dynamic is left to values that are not concave
+                 that fits, where dynamic is left to values that are not concave; or a search of a plugin (``Method``)
     head_scale   factor on what heads are worth when they compete with neurons and channels. Scores of unlike elements
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
@@ -61,8 +54,8 @@ class SearchPlan(Search):
     head_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.method != "auto" and self.method not in SEARCHES:
-            raise OptionError(f"unknown search '{self.method}'", cure=nearest(self.method, ["auto", *SEARCHES]))
+        if self.method != "auto":
+            registry.lookup("search", self.method)
         if not (math.isfinite(self.head_scale) and self.head_scale > 0):
             raise OptionError("the head scale must be positive", where=f"--head-scale {self.head_scale:g}",
                               why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
@@ -79,8 +72,15 @@ class SearchPlan(Search):
         if floor.metric(metric) > limit:
             raise infeasible(program, groups, model, self.budget, floor)
         method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
-        levels = SEARCHES[method](ladders, terms, limit)
+        search: Method = registry.lookup("search", method)
+        levels = search(ladders, terms, limit)
+        if len(levels) != len(ladders) or not all(0 <= n <= one.top for n, one in zip(levels, ladders, strict=True)):
+            raise OptionError(f"the search '{method}' gave no rung per ladder", where=f"--search {method}",
+                              why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there")
         after = model({one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
+        if method not in registry.SEARCHES and after.metric(metric) > limit:
+            raise OptionError(f"the search '{method}' exceeds the budget", where=f"--search {method}",
+                              why=f"{metric} {after.metric(metric)}, at most {limit:g}", cure="use --search auto")
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{method} on the concave envelope of the values" if hull else method
         return program.but(plan=self._plan(ladders, levels, scores, dense, after, said))
