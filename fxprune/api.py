@@ -19,6 +19,7 @@ from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, resumable, warn_only
 from .group import Kind
+from .latency_decide import timekeeping
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
@@ -44,11 +45,12 @@ def compile(
     model: Model, example_inputs: Inputs = None, *,
     flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
+    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | str | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None,
+    sparse: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
+    latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -57,7 +59,7 @@ def compile(
                     ``model.pt2``, a Hugging Face folder, ``timm:NAME``
     example_inputs  a tensor, a tuple of positional inputs, a dict of keyword inputs (batch first), a shape such as
                     "1x3x224x224" or a file of tensors; asked of the model where it knows
-    flops, params, bytes  exactly one of them, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
+    flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
                     none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
                     parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
@@ -68,8 +70,8 @@ def compile(
     out             directory for the artefact, replaced as a whole; nothing is written without it
     prune           kinds: "heads,ffn,tokens" or a sequence; heads, KV groups, FFN neurons and channels by default
     freeze          glob patterns of parameters or groups to leave alone
-    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
-                    layer, unless ``allow_empty``
+    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice; "auto": what the target is
+                    measured to like), at least a ``floor`` share per layer, unless ``allow_empty``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
     recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
                     ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), also with
@@ -90,12 +92,17 @@ def compile(
                     ``wanda``, ``obert``; ``recover`` may be ``obs``. What was not measured to be faster on the target
                     stays in a dense weight (``fxprune tune``)
     sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
+    latency, latency_ms   a budget of time on the target as it runs here: a share of what the dense model takes, or
+                    milliseconds of one call, at ``batch`` samples and ``threads`` CPU threads (0: the runtime's own).
+                    Measured (see :mod:`fxprune.latency_table`), kept, and held against the plan itself
+    latency_table   a recorded table instead of measuring: the same plan on every machine
+    expect_latency  with another budget: measure, and report what to expect
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
     if plan is not None:
-        if (flops, params, bytes) != (None, None, None):
+        if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover not in (None, "none"):
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
@@ -107,14 +114,15 @@ def compile(
                           why="it fits what stays to what the dense model does on it", cure="give --data")
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished)
+        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished)
-    with resumable(out, on_event):
+    with resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -123,10 +131,12 @@ def plan(
     model: Model, example_inputs: Inputs = None, *,
     flops: Amount = None, params: Amount = None, bytes: Amount = None, target: str = "eager",
     data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
+    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | str | None = None,
     floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None,
+    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, latency: Amount = None,
+    latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
+    expect_latency: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -136,13 +146,14 @@ def plan(
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
                           plain=True)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
+        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished)
-    with resumable(out, on_event):
+    with resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     if out is not None and ranks.rank() == 0:

@@ -10,6 +10,7 @@ from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .group import PruneGroup
+from .latency_decide import prepared, settled
 from .measure import versions
 from .pipeline import Pass
 from .plan import Choice, CompressionPlan
@@ -35,6 +36,7 @@ def decide(work: Work, wish: Wish) -> Program:
     program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
     chosen = wish.made
+    wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
         return _with_tokens(work, wish, program, data)
@@ -42,7 +44,7 @@ def decide(work: Work, wish: Wish) -> Program:
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):
-        found = _once(work, replace(wish, budget=budget), here, data)
+        found = settled(work, wish, _once(work, replace(wish, budget=budget), here, data))
         plan = compose(plan, found.need("plan"))
         if number == 1:
             dense = found
@@ -150,7 +152,7 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
     from .passes.search.search_plan import SearchPlan
 
     assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=head_scale)
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=head_scale, table=wish.table)
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,

@@ -24,6 +24,8 @@ from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
+from .latency_decide import FILE, LatencyWish, Timekeeping, told
+from .latency_table import LatencyTable
 from .load import Loaded
 from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
@@ -45,9 +47,9 @@ Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLi
 
 @dataclass(frozen=True)
 class Limits:
-    """What a search may not cross, see :func:`compile`. ``align=None`` leaves it to the target."""
+    """What a search may not cross, see :func:`compile`. ``align`` is a number or left to the target."""
 
-    align: int | None = None
+    align: int | str | None = None
     floor: float = 0.1
     allow_empty: bool = False
     freeze: Sequence[str] = ()
@@ -56,7 +58,7 @@ class Limits:
         """The pass that knows them. Raises OptionError for values out of range."""
         from .passes.analysis.find_groups import FindGroups
 
-        return FindGroups(align=granularity if self.align is None else self.align, floor=self.floor,
+        return FindGroups(align=self.align if isinstance(self.align, int) else granularity, floor=self.floor,
                           allow_empty=self.allow_empty,
                           freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
 
@@ -78,6 +80,7 @@ class Wish:
     members: str = "auto"
     rearrange: int = 0
     tokens: TokenWish | None = None
+    table: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
@@ -86,6 +89,9 @@ class Wish:
         if self.tokens is not None and self.rounds > 1:
             raise OptionError("rounds and tokens do not go together", where=f"--rounds {self.rounds}",
                               why="tokens are decided once, on the dense model", cure="leave one of them away")
+        if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
+            raise OptionError("rounds and latency do not go together", where=f"--rounds {self.rounds}",
+                              why="what is measured is the dense model, not what a round leaves", cure="leave one away")
         self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
@@ -175,6 +181,7 @@ class Work:
     recovery: dict[str, Any] | None = None
     blocks: BlockWish | None = None
     block_recovery: dict[str, Any] | None = None
+    timing: Timekeeping = field(default_factory=lambda: Timekeeping(LatencyWish()))
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -332,6 +339,9 @@ class Work:
         if sparsity is not None:
             report["sparsity"] = sparsity
         extras = {}
+        timed = told(self, whole)
+        if timed is not None and self.timing.table is not None:
+            report["latency"], extras[FILE] = timed, self.timing.table.to_json().encode()
         if whole.tokens is not None:
             report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
             picture = self._picture(whole.tokens, program)
@@ -375,20 +385,26 @@ class Work:
         return {"max_rel": error, "tolerance": limit}
 
 
-def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None) -> Budget | None:
+def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None, latency: Amount = None,
+                   latency_ms: Amount = None) -> Budget | None:
     """The one budget that is given; none where the token counts are explicit. Raises OptionError otherwise."""
-    if (flops, params, bytes) == (None, None, None) and tokens is not None and tokens.explicit:
+    given = (flops, params, bytes, latency, latency_ms)
+    if given == (None,) * len(given) and tokens is not None and tokens.explicit:
         return None
-    return one_budget(flops, params, bytes)
+    return one_budget(*given)
 
 
-def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
+def one_budget(flops: Amount, params: Amount, bytes: Amount, latency: Amount = None,
+               latency_ms: Amount = None) -> Budget:
     """The one budget that is given. Raises OptionError for none, several, or one that makes no sense."""
-    given = {name: value for name, value in zip(METRICS, (flops, params, bytes), strict=True) if value is not None}
+    names, values = (*METRICS, "latency", "latency-ms"), (flops, params, bytes, latency, latency_ms)
+    given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
     if len(given) != 1:
         raise OptionError("give exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
-                          why=f"found {len(given)} of flops, params and bytes", cure="for example --flops 0.5")
-    return Budget.parse(*next(iter(given.items())))
+                          why=f"found {len(given)} of flops, params, bytes and latency", cure="for example --flops 0.5")
+    name, value = next(iter(given.items()))
+    return Budget.of_latency(value, ms=name == "latency-ms") if name.startswith("latency") else \
+        Budget.parse(name, value)
 
 
 def default_criterion(data: Any) -> str:

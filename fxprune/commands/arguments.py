@@ -35,12 +35,26 @@ def budget(p: Parser) -> None:
     group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
     group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
     group.add_argument("--bytes", metavar="B", help="bytes of parameters and buffers: a ratio, or 64MiB")
+    group.add_argument("--latency", metavar="R", help="time on the target, measured here: a share of the dense model's")
+    group.add_argument("--latency-ms", metavar="MS", help="time of one call on the target, in milliseconds")
+    group = p.add_argument_group("latency")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help=(
+        "samples per call, where latency is measured (default: %(default)s)"))
+    group.add_argument("--latency-table", metavar="FILE", help=(
+        "go by a recorded table (latency.json of an artefact) and measure nothing: the same plan on every machine"))
+    group.add_argument("--expect-latency", action="store_true", help=(
+        "with another budget: measure the target, and report what to expect and what would help"))
+
+
+def _align(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def limits(p: Parser) -> None:
     """What a search may not cross."""
     group = p.add_argument_group("limits")
-    group.add_argument("--align", type=int, metavar="N", help="neurons and channels in multiples of N (default: 8)")
+    group.add_argument("--align", type=_align, metavar="N|auto", help=(
+        "neurons and channels in multiples of N; auto: what the target is measured to like (default: 8)"))
     group.add_argument("--floor", type=float, default=0.1, metavar="SHARE",
                        help="smallest share of neurons or channels that stays per layer (default: %(default)s)")
     group.add_argument("--allow-empty", action="store_true", help="no floors: whole branches may go")
@@ -99,7 +113,8 @@ def decisions(args: argparse.Namespace) -> dict[str, Any]:
             "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
             "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
             "tokens": args.tokens, "unmerge": args.unmerge, "blocks": args.blocks, "sparse": args.sparse,
-            **limits_of(args)}
+            "latency": args.latency, "latency_ms": args.latency_ms, "batch": args.batch, "threads": args.threads or 0,
+            "latency_table": args.latency_table, "expect_latency": args.expect_latency, **limits_of(args)}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
