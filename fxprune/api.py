@@ -59,9 +59,9 @@ def compile(
                     ``model.pt2``, a Hugging Face folder, ``timm:NAME``
     example_inputs  a tensor, a tuple of positional inputs, a dict of keyword inputs (batch first), a shape such as
                     "1x3x224x224" or a file of tensors; asked of the model where it knows
-    flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
-                    none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
-                    parameters and buffers
+    flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an
+                    amount ("2.3G"); none is needed where token counts are explicit. FLOPs are multiply-accumulates;
+                    bytes are those of parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
     target          ``eager`` (a .pt2), ``onnx``, or ``triton`` (a .pt2 whose block-sparse layers call a kernel)
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the

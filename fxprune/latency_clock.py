@@ -48,8 +48,8 @@ class Clock:
 
     batch    samples per call;  threads: 0 leaves them to the runtime
 
-    With one CPU thread the clock is the process's own CPU time: the same as a watch on an idle machine, and not moved by
-    whoever else wants the core. With more threads, or on a GPU, it is a watch.
+    With one CPU thread the clock is the process's own CPU time: the same as a watch on an idle machine, and not moved
+    by whoever else wants the core. With more threads, or on a GPU, it is a watch.
     """
 
     def __init__(self, backend: Backend, dense: Program, batch: int = 1, threads: int = 0,
@@ -99,9 +99,13 @@ class Clock:
         folder.mkdir()
         bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
         run: Runner = self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder).run
-        if self._gpu:
-            return lambda: (run(self.flat), torch.cuda.synchronize())
-        return lambda: run(self.flat)
+
+        def call() -> None:
+            run(self.flat)
+            if self._gpu:
+                torch.cuda.synchronize()
+
+        return call
 
 
 def reading(dense: list[float], small: list[float]) -> Reading:

@@ -116,7 +116,8 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
         return old
     if ranks.world() > 1:
         raise OptionError("latency is not measured by several processes at once", where="torchrun",
-                          why="they would be in each other's way", cure="compile on one process, or give --latency-table")
+                          why="they would be in each other's way",
+                          cure="compile on one process, or give --latency-table")
     _open(work, program)
     assert work.timing.clock is not None
     work.stage(f"measure latency on {device}")

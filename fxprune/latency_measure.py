@@ -52,7 +52,8 @@ def probes_of(group: PruneGroup) -> list[int]:
     return [base - PERIOD + a for a in (8, 16, 32)] + [base]
 
 
-def measure_table(program: Program, clock: Clock, setting: Setting, kinds: Sequence[str], old: LatencyTable | None = None,
+def measure_table(program: Program, clock: Clock, setting: Setting, kinds: Sequence[str],
+                  old: LatencyTable | None = None,
                   on_point: Callable[[int, int], None] = lambda done, total: None,
                   on_curve: Callable[[LatencyTable], None] = lambda table: None) -> LatencyTable:
     """The table of a program with groups.

@@ -113,7 +113,7 @@ class Screen:
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
-        lines += sparsity_lines(report)
+        lines += [*sparsity_lines(report), *latency_lines(report)]
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
@@ -260,6 +260,19 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
     count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
     return [f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
             f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
+
+
+def latency_lines(report: Mapping[str, Any]) -> list[str]:
+    """What one call takes: dense, predicted, and measured where the plan itself was."""
+    told = report.get("latency")
+    if not told:
+        return []
+    dense, batch = told["dense_ms"], f"batch {told['batch']}"
+    threads = f", {told['threads']} thread{'s' * (told['threads'] > 1)}" if told["threads"] else ""
+    figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
+        ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
+    return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
+            f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, {batch}{threads})[/]"]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

@@ -57,7 +57,7 @@ class Effect:
 class TimedTerm(Expression):
     """The time that goes with one product: nanoseconds per multiply-accumulate, and axes at their effective counts."""
 
-    product: Expression = Expression(0)
+    product: Expression = field(default_factory=lambda: Expression(0))
     rate: float = 0.0
     effects: Mapping[Axis, Effect] = field(default_factory=dict, hash=False)
 
@@ -181,9 +181,14 @@ def _between(counts: Sequence[int], values: Sequence[float], n: int) -> float:
 
 
 def _rates(terms: Sequence[Expression], effects: Mapping[Axis, Effect], dense_ns: float, macs: int) -> list[float]:
-    """Nanoseconds per multiply-accumulate of every product, so that each measured group takes what was measured."""
+    """Nanoseconds per multiply-accumulate of every product, so that each measured group takes what was measured.
+
+    A group that takes nothing says nothing about products that another measured group is a factor of, too.
+    """
     rates = [dense_ns / max(macs, 1)] * len(terms)
     users = {axis: [i for i, t in enumerate(terms) if axis in t.axes()] for axis in effects}
+    for axis in [a for a, one in effects.items() if not one.share]:
+        users[axis] = [i for i in users[axis] if not any(effects[a].share for a in terms[i].axes() if a in effects)]
     parts = {axis: [terms[i]({}) - terms[i]({axis: 0}) for i in at] for axis, at in users.items()}
     for _ in range(SETTLED):
         worst = 0.0
