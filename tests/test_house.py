@@ -28,8 +28,8 @@ FLOORS = {
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "events", "latency_decide", "latency_measure", "show", "sparsify", "testing", "token_picture",
-                     "token_scores", "token_wish", "tune", "work"], 4),
+                     "decide_tokens", "demo", "draw", "events", "latency_decide", "latency_measure", "show",
+                     "sparsify", "testing", "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas"}

@@ -112,8 +112,8 @@ def test_a_miss_is_corrected_and_the_search_repeated(uneven: Feet, monkeypatch: 
 
 
 def test_what_no_round_meets_is_said(uneven: Feet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that takes a third longer, or shorter, than before, whenever a plan for several widths is run."""
-    moods = iter((1.4, 0.6, 1.4))
+    """A machine that takes longer or shorter than before, in turns, whenever a plan of several widths is run."""
+    moods = iter((1.12, 0.9, 1.12))
 
     def moody(self: FakeClock, program: Any) -> Any:
         one = steady(self, program)

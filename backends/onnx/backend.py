@@ -25,6 +25,7 @@ from ...program import Program
 from ...quiet import quiet
 from .block_ell import UseBlockEll
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
+from .runtime_forms import part_sums_from_norms, turn_gelus
 
 INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -63,6 +64,8 @@ class OnnxBackend(Backend):
         program = Pipeline((gate,)).run(program)
         about = report(gate.results, table), tuple(words(gate.results))
         model = self._translate(program)
+        part_sums_from_norms(model.model)
+        turn_gelus(model.model)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
