@@ -10,7 +10,7 @@ from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .group import PruneGroup
-from .latency_decide import prepared, settled
+from .latency_decide import prepared, settled, settled_tokens
 from .measure import versions
 from .pipeline import Pass
 from .plan import Choice, CompressionPlan
@@ -39,6 +39,8 @@ def decide(work: Work, wish: Wish) -> Program:
     wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
+        if wish.table is not None:
+            return settled_tokens(work, wish, program, lambda by_macs: _with_tokens(work, by_macs, program, data))
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
     dense, here, plan = program, program, CompressionPlan()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from .axis import Axis
 from .cost import Budget, CostModel
 from .errors import OptionError
 from .events import Event
-from .latency_clock import Clock, device_of
+from .latency_clock import Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
 from .latency_table import LatencyTable, cached_path, fingerprint, setting_of
 from .program import Program
@@ -176,20 +176,79 @@ def settled(work: Work, wish: Wish, program: Program) -> Program:
     miss, at, table = min(tried, key=lambda t: t[0])
     work.timing.table = table
     if miss > MISS:
-        last = next(e for (_, p, _), e in zip(tried, work.timing.rounds, strict=True) if p is at)
-        work.warn(f"the latency is {last['achieved_ms']:.3g} ms, {last['target_ms']:.3g} ms were asked for: of "
-                  f"{len(tried)} plans none came within {MISS:.0%}")
+        _say_missed(work, miss)
     return at
 
 
-def _round(number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: Any) -> dict[str, Any]:
+def settled_tokens(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], Program]) -> Program:
+    """As :func:`settled`, where tokens become fewer too: their ledger stays one of MACs, at the share whose measured
+    latency is the target.
+
+    The first share is the one at which the table's work would take the target's time. Each plan is lowered, tokens and
+    all, and timed; what the next share takes away is that of this one times ``(dense - target) / (dense - achieved)``.
+    With a given table nothing is measured: the first share is the last.
+    """
+    from .passes.search.latency_model import LatencyModel
+
+    assert wish.table is not None
+    assert wish.budget is not None
+    model = LatencyModel(program, wish.table)
+    dense = model().latency_ns
+    target, fixed = wish.budget.limit(model()) / dense, max(0.0, min(0.9, model.fixed_ns / dense))
+    share = max(0.01, (target - fixed) / (1.0 - fixed))
+    tried: list[tuple[float, Program]] = []
+    for number in range(1, ROUNDS + 1):
+        at = decide(replace(wish, budget=Budget("flops", min(1.0, share)), table=None))
+        at = at.but(plan=replace(at.need("plan"), about={**at.need("plan").about, "budget": str(wish.budget)}))
+        if work.timing.wish.table:
+            return at
+        _open(work, program)
+        assert work.timing.clock is not None
+        work.stage(f"measure the plan's latency ({number})")
+        small = work.reduced(at)
+        read = work.timing.clock.read(lowerable(small, small.need("plan")))
+        achieved = read.ratio * model.table.dense_ms if wish.budget.relative else read.ms
+        predicted = (fixed + (1.0 - fixed) * share) * model.table.dense_ms
+        work.timing.rounds.append(_entry(number, target * model.table.dense_ms, predicted, achieved, read, share))
+        miss = achieved / (target * model.table.dense_ms) - 1.0
+        tried.append((abs(miss), at))
+        left = achieved / model.table.dense_ms
+        if abs(miss) <= MISS or number == ROUNDS or left >= 1.0 or share >= 1.0:
+            break
+        share = max(0.01, 1.0 - (1.0 - share) * (1.0 - target) / (1.0 - left))
+    miss, at = min(tried, key=lambda t: t[0])
+    if miss > MISS:
+        _say_missed(work, miss)
+    return at
+
+
+def _say_missed(work: Work, miss: float) -> None:
+    """The warning where no round came close enough."""
+    rounds = work.timing.rounds
+    last = min(rounds, key=_miss)
+    work.warn(f"the latency is {last['achieved_ms']:.3g} ms, {last['target_ms']:.3g} ms were asked for: of "
+              f"{len(rounds)} plans none came within {MISS:.0%} ({miss:.0%} is the closest)")
+
+
+def _miss(entry: Mapping[str, Any]) -> float:
+    return abs(float(entry["achieved_ms"]) / float(entry["target_ms"]) - 1.0)
+
+
+def _round(number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int],
+           reading: Reading) -> dict[str, Any]:
     """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
     for, are that ratio of the table's dense latency."""
-    dense_ms = model.table.dense_ms
-    achieved = reading.ratio * dense_ms if budget.relative else reading.ms
-    return {"round": number, "target_ms": budget.limit(model()) / NS, "predicted_ms": model(kept).latency_ns / NS,
-            "achieved_ms": achieved, "ratio": reading.ratio, "error": reading.error, "measured_ms": reading.ms,
-            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": model.table.correction}
+    achieved = reading.ratio * model.table.dense_ms if budget.relative else reading.ms
+    return _entry(number, budget.limit(model()) / NS, model(kept).latency_ns / NS, achieved, reading,
+                  model.table.correction)
+
+
+def _entry(number: int, target: float, predicted: float, achieved: float, reading: Reading,
+           correction: float) -> dict[str, Any]:
+    """A round; with tokens the correction is the share of MACs that was tried."""
+    return {"round": number, "target_ms": target, "predicted_ms": predicted, "achieved_ms": achieved,
+            "ratio": reading.ratio, "error": reading.error, "measured_ms": reading.ms,
+            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": correction}
 
 
 def _search(program: Program, wish: Wish) -> Any:
@@ -217,12 +276,13 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
     from .passes.search.latency_model import LatencyModel, layers
 
     table = work.timing.table
-    if table is None or (program.tokens is not None and program.need("plan").tokens is not None):
+    fewer = program.need("plan").tokens is not None  # the table holds no token counts: their rounds predict
+    if table is None or (fewer and not work.timing.rounds):
         return None
     model, kept = LatencyModel(program, table), kept_of(program)
     budget = work.budget if work.budget is not None and work.budget.metric == "latency" else None
-    predicted = model(kept).latency_ns / NS
-    best = min(work.timing.rounds, key=lambda e: abs(e["achieved_ms"] / e["target_ms"] - 1.0), default=None)
+    best = min(work.timing.rounds, key=_miss, default=None)
+    predicted = best["predicted_ms"] if fewer and best else model(kept).latency_ns / NS
     if budget is None:
         _warn(work, program, model, kept)
     setting = table.setting
@@ -233,7 +293,7 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
         "dense_ms": table.dense_ms, "predicted_ms": predicted, "achieved_ms": best and best["achieved_ms"],
         "achieved_ratio": best and best["ratio"],
         "met": best and best["achieved_ms"] <= (1 + MISS) * best["target_ms"], "tolerance": MISS,
-        "rounds": work.timing.rounds, "layers": layers(model, program.need("groups"), kept),
+        "rounds": work.timing.rounds, "layers": [] if fewer else layers(model, program.need("groups"), kept),
         "alignment": work.timing.alignment or None,
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
     }

@@ -207,6 +207,28 @@ def test_widths_follow_what_the_target_likes(model: Feet, monkeypatch: pytest.Mo
     assert made.report["latency"]["alignment"]["multiples_of"] == 8
 
 
+def test_tokens_take_part_by_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: nn.Module) -> None:
+    """A machine that takes time for tokens in a file's constants: half of it goes with nothing."""
+
+    def tokens(program: Any) -> float:
+        kept = [n.meta["val"].shape[1] for n in program.graph.nodes if getattr(n.target, "__name__", "") == "linear"
+                or "linear" in str(n.target)]
+        return 100.0 + sum(int(k) for k in kept if isinstance(k, int))
+
+    monkeypatch.setattr(FakeClock, "time", staticmethod(tokens))
+    x = torch.randn(2, 1, 8, 8)
+    made = fxprune.compile(trained, x, latency=0.85, prune="tokens", tokens="tome{schedule=constant}",
+                           on_event=lambda event: None, recover="none", importance="l2")
+    told = made.report["latency"]
+    assert made.plan.tokens is not None
+    assert not made.plan.tokens.empty
+    assert 1 <= len(told["rounds"]) <= 3
+    assert told["achieved_ratio"] == pytest.approx(min((e["ratio"] for e in told["rounds"]),
+                                                       key=lambda r: abs(r - 0.85)))
+    assert told["layers"] == []
+    assert made.plan.about["budget"] == "latency=0.85"
+
+
 def test_out_of_reach_names_the_range(model: Feet, tmp_path: Path) -> None:
     with pytest.raises(BudgetInfeasible, match="out of reach") as error:
         fxprune.compile(model, INPUT, latency=0.1, out=tmp_path / "small", **QUIET)
