@@ -15,23 +15,23 @@ from typing import Any, TypeAlias
 from . import ranks
 from .artifact import Artifact, load
 from .block_wish import Request, divided
+from .budgets import Amount, budget_or_none
 from .decide import decide
 from .errors import OptionError
 from .events import OnEvent, resumable, warn_only
 from .group import Kind
 from .latency_decide import timekeeping
+from .memory import within
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_error
 from .sparsify import uncut, with_tiles
 from .work import (
-    Amount,
     Inputs,
     Limits,
     Model,
     Wish,
     Work,
-    budget_or_none,
     default_criterion,
     kinds_and_tokens,
 )
@@ -51,6 +51,7 @@ def compile(
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
     sparse: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
     latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
+    memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -97,6 +98,8 @@ def compile(
                     Measured (see :mod:`fxprune.latency_table`), kept, and held against the plan itself
     latency_table   a recorded table instead of measuring: the same plan on every machine
     expect_latency  with another budget: measure, and report what to expect
+    memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
+                    not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -122,7 +125,7 @@ def compile(
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished)
-    with resumable(out, on_event), timing:
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -136,7 +139,7 @@ def plan(
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, latency: Amount = None,
     latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
-    expect_latency: bool = False,
+    expect_latency: bool = False, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -153,7 +156,7 @@ def plan(
         wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished)
-    with resumable(out, on_event), timing:
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     if out is not None and ranks.rank() == 0:
@@ -173,15 +176,24 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    chosen = _read_plan(plan)
+    chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    merging = chosen.tokens
-    program = work.groups([c.kind for c in chosen.choices.values()], merging is not None,
+    return applied(work, chosen)
+
+
+def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
+    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+
+    Raises PlanError naming the group where the plan does not fit.
+    """
+    merging = plan.tokens
+    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
-    chosen.check(program.group_by_name)
-    return work.finish(program.but(plan=chosen))
+    plan.check(program.group_by_name)
+    wish = Wish(None, default_criterion(None), (), 1, recover)
+    return work.finish(work.recover(program.but(plan=plan), wish))
 
 
 def inspect(
@@ -212,5 +224,6 @@ def write_plan(plan: CompressionPlan, path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _read_plan(plan: PlanLike) -> CompressionPlan:
+def read_plan(plan: PlanLike) -> CompressionPlan:
+    """The plan itself, from wherever it lies."""
     return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from .cost import Budget, CostModel
 from .data import Batch, Calibration
 from .errors import BudgetInfeasible, NothingToPrune, OptionError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
 REMOVALS = 16  # tokens per site that the schedule ``removal`` takes out
+SURE = 2.0  # standard errors by which a schedule must beat the constant one
+CLEAR = 1.0  # and by which a move must help: many are tried
 STEP = 0.25  # share of a site's tokens that a trial moves to another site, at first
 
 
@@ -71,7 +75,7 @@ class Decision:
     tokens: TokenWish
     program: Program
     batches: list[Batch]
-    _tried: dict[tuple[int, ...], float] = field(default_factory=dict)
+    _tried: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _scores: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,18 +141,21 @@ class Decision:
         if how == "auto" and not self.batches:
             how = "constant"
             self.work.warn("no data was given: the same number of tokens goes at every attention")
-        made = {
-            "constant": lambda: profile([1.0] * count, self.costs, limit, cap),
-            "decreasing": lambda: profile(decreasing(count), self.costs, limit, cap),
-            "optin": lambda: eliminate(self.scores("optin"), self.costs, limit, cap),
-            "removal": lambda: eliminate(self.scores("removal"), self.costs, limit, cap),
-        }
-        if how != "auto":
-            return made[how]()
-        found = [made[name]() for name in ("optin", "decreasing", "constant")]
-        found = [r for r in found if self.costs.total(r) <= limit] or found
-        best = min(found, key=self.damage)
-        return self._improved(best, limit) if improve else best
+        constant = profile([1.0] * count, self.costs, limit, cap)
+        if how == "constant":
+            return constant
+        falling = profile(decreasing(count), self.costs, limit, cap)
+        if how == "decreasing":
+            return falling
+        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap)
+        if how == "auto":
+            several = [found, falling, constant]
+            several = [r for r in several if self.costs.total(r) <= limit] or several
+            found = min(several, key=self.damage)
+            found = self._improved(found, limit) if improve else found
+        if not self.tokens.deciding.guard or self.costs.total(constant) > limit >= self.costs.total(found):
+            return found
+        return found if self.surely(found, constant) else constant
 
     def scores(self, how: str) -> list[list[float]]:
         """[site][token], measured once."""
@@ -168,13 +175,29 @@ class Decision:
 
     def damage(self, removed: Sequence[int]) -> float:
         """How far the outputs are from the dense ones when so many tokens go and nothing else does."""
-        from .passes.analysis.importance.damage import divergence
+        return float(self.damages(removed).mean())
+
+    def surely(self, one: Sequence[int], other: Sequence[int], errors: float = SURE) -> bool:
+        """Whether ``one`` does less damage than ``other`` by more than so many standard errors: same samples, paired.
+
+        Few samples see much that is chance, and what was chosen on them wins on them; a difference that is not clear
+        there may be none anywhere else. Compared are square roots: a divergence is a squared distance, and a few
+        samples hold most of the sum of squares.
+        """
+        apart = self.damages(other).sqrt() - self.damages(one).sqrt()
+        if len(apart) < 2:
+            return float(apart.mean()) > 0
+        return float(apart.mean()) > errors * float(apart.std()) / len(apart) ** 0.5
+
+    def damages(self, removed: Sequence[int]) -> Tensor:
+        """Of every sample. [samples]"""
+        from .passes.analysis.importance.damage import divergences
         from .passes.transform.merge_tokens import trial
 
         key = tuple(removed)
         if key not in self._tried:
             module = trial(self.program, self.plan_of(removed))
-            self._tried[key] = divergence(self.program, module, self._seen(self.tokens.deciding.seen))
+            self._tried[key] = divergences(self.program, module, self._seen(self.tokens.deciding.seen))
         return self._tried[key]
 
     def _improved(self, removed: list[int], limit: float) -> list[int]:
@@ -194,7 +217,7 @@ class Decision:
                     if trial is None or tuple(trial) in self._tried:
                         continue
                     left -= 1
-                    if self.damage(trial) < self.damage(best):
+                    if self.surely(trial, best, CLEAR):
                         best, better = trial, True
             if not better:
                 step /= 2

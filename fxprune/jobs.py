@@ -103,6 +103,13 @@ def identify(fingerprint: Callable[[], str]) -> None:
         here.fingerprint = fingerprint
 
 
+def unidentified() -> None:
+    """The run is no longer the one that it was said to be (its data changed): nothing more is kept or looked for."""
+    here = _session.get()
+    if here is not None:
+        here.fingerprint, here.opened = None, False
+
+
 @dataclass
 class _Session:
     """What one run knows: ``calls`` counts the uses of each name, ``fingerprint`` waits for the first jobs."""

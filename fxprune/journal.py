@@ -251,19 +251,20 @@ def fingerprint(program: Program, data: Calibration | None, seed: int, options: 
         say(group.name, str(group.kind), group.size, group.frozen, group.granularity, group.floor)
     for name, tensor in sorted(program.tensors.items()):
         say(name)
-        _stream(digest, tensor)
+        add_tensor(digest, tensor)
     for batch in data.batches if data is not None else ():
         leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs), batch.labels))
         say(str(spec))
         for leaf in leaves:
             if isinstance(leaf, Tensor):
-                _stream(digest, leaf)
+                add_tensor(digest, leaf)
             else:
                 say(leaf)
     return digest.hexdigest()
 
 
-def _stream(digest: Any, tensor: Tensor) -> None:
+def add_tensor(digest: Any, tensor: Tensor) -> None:
+    """Feed dtype, shape and values of a tensor, wherever it lies, to a hash."""
     digest.update(repr((tensor.dtype, tuple(tensor.shape), tensor.layout)).encode())
     dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     flat = dense.to("cpu", memory_format=torch.contiguous_format).resolve_conj().resolve_neg().reshape(-1)

@@ -106,8 +106,11 @@ def _swap_in_two_steps(staging: Path, destination: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Force every file of ``directory`` to the disk, so that a power cut cannot leave a name without its bytes."""
+    """Force every file below ``directory`` to the disk, so that a power cut cannot leave a name without its bytes."""
     for path in directory.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     _sync_directory(directory)

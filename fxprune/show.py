@@ -172,6 +172,20 @@ class Screen:
         self._print("", table, f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
                                "of interleaved rounds; speed-up of the first over the other[/]")
 
+    def delivery(self, manifest: Mapping[str, Any], path: str) -> None:
+        """Every gate of every target, and what that makes of the delivery."""
+        table = _table("target", "gate", "", "measured", "limit", "why", numbers=(3, 4))
+        colours = {"passed": "green", "failed": "red", "unfinished": "yellow"}
+        for entry in manifest["targets"].values():
+            for g in entry["gates"]:
+                shown = ["" if g[k] is None else f"{g[k]:.4g}" for k in ("measured", "limit")]
+                shown[0] += f" {g['unit']}" if shown[0] and g["unit"] else ""
+                table.add_row(_plain(entry["target"]), g["name"], f"[{colours[g['status']]}]{g['status']}[/]", *shown,
+                              _plain(g["why"]))
+        metric, status = manifest["metric"], manifest["status"]
+        self._print("", table, f"dense     {metric['name']} {metric['dense']:.4f} on {metric['samples']} samples",
+                    f"[bold {colours[status]}]{status}[/]  [bold]{_plain(str(path))}[/]")
+
     def tuned(self, result: Mapping[str, Any]) -> None:
         """What a table of block timings says."""
         best = result["best"]

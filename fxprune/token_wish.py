@@ -29,6 +29,8 @@ class Deciding:
     share      of what the budget takes away that tokens take, beside heads, neurons and channels; None: a few are
                tried on the calibration data
     improve    trials of moving tokens from one site to another (``auto`` only)
+    guard      ``optin``, ``removal`` and ``auto`` give way to the constant schedule where, on the calibration data,
+               they are not better than it by two standard errors
     multiple   of which the tokens left behind every site are, where it can be: some kernels like 8 or 16
     seen       calibration samples that schedules are scored and compared on
     """
@@ -36,8 +38,9 @@ class Deciding:
     schedule: str = "auto"
     share: float | None = None
     improve: int = 16
+    guard: bool = True
     multiple: int = 1
-    seen: int = 128
+    seen: int = 256
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from . import ranks, registry
+from . import memory, ranks, registry
 from .artifact import Artifact, build_report, check_destination
 from .axis import Axis
 from .block_wish import BlockWish
-from .cost import METRICS, Budget, CostModel
+from .cost import Budget, CostModel
 from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
@@ -41,7 +41,6 @@ MOST_ROUNDS = 20
 PICTURE = "tokens.png"
 MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
-Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
@@ -237,9 +236,13 @@ class Work:
                 return pipeline.run(program)
         except InternalError as error:
             raise InternalError(error.what, pipeline=self.pipeline) from error
-        except FxpruneError:
-            raise
         except Exception as error:
+            if memory.ran_out(error):
+                del self.passes[-len(passes):]
+                less, self.calibration = memory.with_smaller_batches(passes, self.calibration, error, self.warn)
+                return self.run(program, *less)
+            if isinstance(error, FxpruneError):
+                raise
             raise InternalError(f"{type(error).__name__}: {error}", pipeline=self.pipeline) from error
         finally:
             self.results += pipeline.results
@@ -383,28 +386,6 @@ class Work:
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
-
-
-def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None, latency: Amount = None,
-                   latency_ms: Amount = None) -> Budget | None:
-    """The one budget that is given; none where the token counts are explicit. Raises OptionError otherwise."""
-    given = (flops, params, bytes, latency, latency_ms)
-    if given == (None,) * len(given) and tokens is not None and tokens.explicit:
-        return None
-    return one_budget(*given)
-
-
-def one_budget(flops: Amount, params: Amount, bytes: Amount, latency: Amount = None,
-               latency_ms: Amount = None) -> Budget:
-    """The one budget that is given. Raises OptionError for none, several, or one that makes no sense."""
-    names, values = (*METRICS, "latency", "latency-ms"), (flops, params, bytes, latency, latency_ms)
-    given = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-    if len(given) != 1:
-        raise OptionError("give exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
-                          why=f"found {len(given)} of flops, params, bytes and latency", cure="for example --flops 0.5")
-    name, value = next(iter(given.items()))
-    return Budget.of_latency(value, ms=name == "latency-ms") if name.startswith("latency") else \
-        Budget.parse(name, value)
 
 
 def default_criterion(data: Any) -> str:

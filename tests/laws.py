@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import zoo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,9 +46,15 @@ Flat = list[Any]
 def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     """A zoo model, captured, cleaned, with axes and groups."""
     module, args, kwargs = zoo.build(name, seed)
+    return analysed_of(module, args, kwargs, unfuse, name)
+
+
+def analysed_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, unfuse: bool = False,
+                name: str = "") -> Program:
+    """The same for any module."""
     prepare = (Clean(), Inline(), FoldWeights(), *([Unfuse()] if unfuse else []))
     before = (*prepare, PropagateAxes(), FindGroups(), Unshare())
-    program = Pipeline(before).run(capture(module, args, kwargs, name=name))
+    program = Pipeline(before).run(capture(module, args, kwargs or {}, name=name or type(module).__name__))
     return Pipeline((PropagateAxes(), FindGroups())).run(program)
 
 

@@ -46,7 +46,7 @@ def test_cells_have_keys_of_their_own() -> None:
     made = [cell.record(64, "w") for cell in cells]
     keys = {key(r) for r in made}
     # tokens alone without recovery is ToMe of the sweep, and is measured once
-    assert len(keys) == len(cells) - len(RATIOS) == 8 * 4 * 6 + 6 * 6 - 6
+    assert len(keys) == len(cells) - len(RATIOS) == 8 * 5 * 6 + 6 * 6 - 6
     assert len({name_of(r) for r in made}) == len(made)
     first = made[0]
     assert key({**first, "accuracy": 1.0, "seconds": 3}) == key(first)
@@ -60,6 +60,7 @@ def test_schedules_go_into_the_braces() -> None:
 
     assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
     assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
+    assert scheduled("tome", "elimination") == "tome{schedule=optin,guard=false}"
 
 
 @pytest.mark.parametrize(("changed", "met", "missed"), [

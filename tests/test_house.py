@@ -27,9 +27,10 @@ FLOORS = {
     **dict.fromkeys(["errors", "quiet"], 0),
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
-    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "events", "latency_decide", "latency_measure", "show",
-                     "sparsify", "testing", "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
+    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands",
+                     "decide", "decide_tokens", "demo", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
+                     "export_step", "latency_decide", "latency_measure", "show", "sparsify", "testing",
+                     "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas"}

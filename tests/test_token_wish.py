@@ -24,6 +24,8 @@ def test_explicit_counts(text: str, sites: int, removed: list[int]) -> None:
 
 
 def test_options_go_to_whom_they_belong() -> None:
+    assert TokenWish("tome").deciding.guard
+    assert not TokenWish("tome{guard=no}").deciding.guard
     wish = TokenWish("ppt{threshold=2,schedule=constant,share=0.5}")
     assert wish.reducer == "ppt{threshold=2}"
     assert str(wish.made) == "ppt{threshold=2.0}"

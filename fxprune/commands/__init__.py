@@ -13,6 +13,8 @@ COMMANDS = (
     "plan",
     "apply",
     "inspect",
+    "export",
+    "verify",
     "bench",
     "tune",
     "demo",

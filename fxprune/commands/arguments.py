@@ -69,6 +69,8 @@ def decision(p: Parser) -> None:
         "calibration data: .npz, .pt or .safetensors of tensors, an image folder, .csv/.jsonl/.txt text, "
         "or python:module:function; labels optional"))
     group.add_argument("--samples", type=int, default=128, metavar="N", help="samples of it (default: %(default)s)")
+    group.add_argument("--memory", metavar="N", help=(
+        "what caches of calibration may take together, such as 8GiB; recovery sees what fits"))
     group.add_argument("--importance", metavar="NAME", help=(
         "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
         "(default: trajectory with data, l2 without)"))
@@ -109,12 +111,10 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
 
 def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
-    return {"flops": args.flops, "params": args.params, "bytes": args.bytes, "data": args.data, "samples": args.samples,
-            "importance": args.importance, "prune": args.prune, "seed": args.seed, "rounds": args.rounds,
-            "head_scale": args.head_scale, "members": args.members, "rearrange": args.rearrange,
-            "tokens": args.tokens, "unmerge": args.unmerge, "blocks": args.blocks, "sparse": args.sparse,
-            "latency": args.latency, "latency_ms": args.latency_ms, "batch": args.batch, "threads": args.threads or 0,
-            "latency_table": args.latency_table, "expect_latency": args.expect_latency, **limits_of(args)}
+    names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
+             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "latency", "latency_ms",
+             "batch", "latency_table", "expect_latency")
+    return {**{name: getattr(args, name) for name in names}, "threads": args.threads or 0, **limits_of(args)}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:

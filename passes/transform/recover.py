@@ -9,6 +9,7 @@ from torch import Tensor
 from ...axis import Axis
 from ...data import Calibration
 from ...errors import InternalError, OptionError, nearest
+from ...memory import that_fit
 from ...pipeline import Transform
 from ...plan import CompressionPlan
 from ...program import Program
@@ -124,7 +125,7 @@ class Recover(Transform):
             raise OptionError("recovery needs data", where=f"--recover {self.method}",
                               why="it fits what stays to what the dense model does on calibration inputs",
                               cure="give --data, or --recover none")
-        base = program
+        data, base = that_fit(program, self.data), program
         if merging:
             if self.reduced is None:
                 raise InternalError("a plan that reduces tokens is recovered on the reduced program")
@@ -135,12 +136,12 @@ class Recover(Transform):
         if self.method in ("auto", "tune"):
             tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
             guard = Guard(form, self.held_out, self.seed, tuner)
-            known = [v for v in self.verdicts if guard.holds(v, program, self.data)]
-            verdict = known[0] if known else guard.judge(program, pruned, keep, self.data)
+            known = [v for v in self.verdicts if guard.holds(v, program, data)]
+            verdict = known[0] if known else guard.judge(program, pruned, keep, data)
             self.verdicts[:] = [verdict]
-            found = guard.finish(verdict, program, pruned, keep, self.data)
+            found = guard.finish(verdict, program, pruned, keep, data)
         else:
-            found = form.fit(program, pruned, keep, self.data.batches)
+            found = form.fit(program, pruned, keep, data.batches)
         self.results.append(replace(found.recovery, asked=self.method))
         notes = (*program.notes, str(found.recovery))
         if not found.tensors:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...data import Calibration
 from ...errors import OptionError, nearest
 from ...matrices import Matrix, sparse_layers
+from ...memory import that_fit
 from ...pipeline import Transform
 from ...program import Program
 from ...sparsity import Sparsity
@@ -74,13 +75,13 @@ class RecoverBlocks(Transform):
             raise OptionError("recovery needs data", where=f"--recover {self.method}",
                               why="it fits what stays to what the dense model does on calibration inputs",
                               cure="give --data, or --recover none")
-        masks = masks_of(program, plan.blocks)
+        data, masks = that_fit(program, self.data), masks_of(program, plan.blocks)
         pruned = program.without_facts(exported=masked(program, masks))
-        record, tensors = Recovery(self.method, self.method, samples=self.data.samples), dict[str, Tensor]()
+        record, tensors = Recovery(self.method, self.method, samples=data.samples), dict[str, Tensor]()
         if self.method == "auto":
-            record = self._judged(program, pruned, layers, self.data)
+            record = self._judged(program, pruned, layers, data)
         if record.method != "none":
-            found = self._form(record.method, self.data.samples).fit(program, pruned, layers, self.data.batches)
+            found = self._form(record.method, data.samples).fit(program, pruned, layers, data.batches)
             tensors = found.tensors
             record = replace(found.recovery, asked=self.method, guard=record.guard, rejected=record.rejected,
                              held_out=record.held_out)

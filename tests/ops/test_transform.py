@@ -30,7 +30,7 @@ from fxprune.ops.transform import transform_tokens
 def transformed_by_hand(
     x: Tensor, metric: Tensor, score: Tensor, size: Tensor, r: int, protected: int, temperature: float
 ) -> Results:
-    """One image [tokens, width]: every token shares its mass out, one by one."""
+    """One image [tokens, width]: every token that goes shares its mass out, one by one."""
     tokens = len(x)
     stay = tokens - protected - r
     chosen = sorted(sorted(range(protected, tokens), key=lambda t: (-float(score[t]), t))[:stay])
@@ -38,6 +38,12 @@ def transformed_by_hand(
     mass, mixed = torch.zeros(stay, 1, dtype=x.dtype), torch.zeros(stay, x.shape[1], dtype=x.dtype)
     place = list(range(protected))
     for t in range(protected, tokens):
+        if t in chosen:
+            at = chosen.index(t)
+            mass[at] += size[t]
+            mixed[at] += size[t] * x[t]
+            place.append(protected + at)
+            continue
         share = torch.stack([direction[t] @ direction[c] for c in chosen]).div(temperature).softmax(0)[:, None]
         mass += share * size[t]
         mixed += share * size[t] * x[t]
@@ -59,7 +65,7 @@ def test_equals_a_loop_over_tokens_and_conserves(layout: Layout, temperature: fl
     assert_conserves(layout, results)
 
 
-def test_cold_is_hard_merging_and_hot_is_one_mean() -> None:
+def test_cold_is_hard_merging_and_hot_gives_all_the_same() -> None:
     x, metric, score = torch.randn(3, 12, 4), torch.randn(3, 12, 5), torch.rand(3, 12)
     cold, size, place = transform_tokens(x, metric, score, None, 6, 1, 1e-5)
     for image in range(3):
@@ -68,14 +74,31 @@ def test_cold_is_hard_merging_and_hot_is_one_mean() -> None:
             torch.testing.assert_close(cold[image, token], x[image, members].mean(0))
             assert size[image, token].item() == pytest.approx(int(members.sum()))
     hot, _, _ = transform_tokens(x, metric, score, None, 6, 1, 1e6)
-    torch.testing.assert_close(hot[:, 1:], x[:, 1:].mean(1, keepdim=True).expand(3, 5, 4))
+    for image in range(3):
+        kept = sorted(score[image, 1:].argsort(descending=True)[:5].add(1).tolist())
+        gone = [t for t in range(1, 12) if t not in kept]
+        want = (x[image, kept] + x[image, gone].sum(0) / 5) / (1 + 6 / 5)
+        torch.testing.assert_close(hot[image, 1:], want)
+
+
+def test_a_few_that_go_move_the_others_a_little() -> None:
+    """As r falls to 0 the op nears the identity: a sixty-fourth of one token is all that a representative is given."""
+    x, metric, score = torch.randn(2, 66, 8), torch.randn(2, 66, 5), torch.rand(2, 66)
+    mixed, size, place = transform_tokens(x, metric, score, None, 1, 1, 1e6)
+    for image in range(2):
+        gone = int(score[image, 1:].argmin()) + 1
+        stay = [t for t in range(66) if t != gone]
+        torch.testing.assert_close(size[image, 1:], torch.full((64, 1), 1 + 1 / 64))
+        moved = mixed[image] - x[image, stay]
+        assert float(moved.norm()) < 0.03 * float(x[image].norm())
+        assert place[image, stay].tolist() == list(range(65))
 
 
 def test_zero_keys_share_evenly() -> None:
     x = torch.randn(2, 9, 4)
     mixed, size, _ = transform_tokens(x, torch.zeros(2, 9, 4), torch.rand(2, 9), None, 4, 1, 0.1)
-    torch.testing.assert_close(mixed[:, 1:], x[:, 1:].mean(1, keepdim=True).expand(2, 4, 4))
     torch.testing.assert_close(size[:, 1:], torch.full((2, 4, 1), 2.0))
+    torch.testing.assert_close((size * mixed).sum(1), x.sum(1))
 
 
 def test_arguments_out_of_range_are_refused() -> None:

@@ -11,7 +11,7 @@ Whole     DeiT-B (timm, random weights, random tiles): dense, and with the layer
 Targets   on an H200 in bfloat16 at M >= 1576: 1.6x over dense at density 0.5, 2.8x at 0.25 with the best tile; the
           whole model after the gate never below 0.95x. They are printed with what was reached
 
-Without a CUDA device it says what is missing and stops with exit code 3. It has not been run on a GPU yet.
+Without a CUDA device it says what is missing and stops with exit code 4. It has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def reached(records: Sequence[dict[str, Any]], deit: Sequence[dict[str, Any]]) -
 
 
 def main() -> int:
-    """Measure. Exit code 3 without a CUDA device."""
+    """Measure. Exit code 4 without a CUDA device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def words(text: str) -> list[str]:

@@ -28,8 +28,8 @@ STYLES = {  # row -> (colour, line, marker)
     "tokens": ("#c0392b", "-", "o"),
     "joint": ("#117a65", "-", "D"),
 }
-DASHES = {"constant": ":", "decreasing": "--", "optin": "-", "auto": "-."}
-SCHEDULES = tuple(DASHES)
+DASHES = {"constant": ":", "decreasing": "--", "elimination": (0, (1, 3)), "optin": "-", "auto": "-."}
+PANELS = ("constant", "decreasing", "elimination", "auto")
 BATCHES = ("1", "32")
 LEDGERS = ("weights", "tokens", "joint")
 Record = Mapping[str, Any]
@@ -48,7 +48,7 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
     records = [r for r in results["measured"] if "accuracy" in r]
     dense = results["model"]["accuracy"]
     figure, grid = plt.subplots(2, 4, figsize=(18, 8.6), sharey="row")
-    for panel, schedule in zip(grid[0], SCHEDULES, strict=True):
+    for panel, schedule in zip(grid[0], PANELS, strict=True):
         _sweep(panel, [against_dense(r, results["model"]) for r in records], schedule)
         _finish(panel, f"tokens alone, schedule {schedule}", "FLOPs ratio", 0.0, "points beside dense, same images")
     _schedules(grid[1][0], records)

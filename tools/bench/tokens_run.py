@@ -52,7 +52,10 @@ REDUCERS = {
     "random": "random",
 }
 """Row -> the reducer as ``--tokens`` takes it, without its schedule."""
-SCHEDULES = ("constant", "decreasing", "optin", "auto")
+SCHEDULES = {"constant": "schedule=constant", "decreasing": "schedule=decreasing",
+             "elimination": "schedule=optin,guard=false", "optin": "schedule=optin", "auto": "schedule=auto"}
+"""Name -> options. ``elimination`` is OPTIN's schedule whatever it does; ``optin`` gives way to the constant one where
+it is not clearly better on the calibration data, as the product does."""
 LEDGERS = {"weights": "heads,ffn", "tokens": "tokens", "joint": "heads,ffn,tokens"}
 """Row -> what may be pruned. Those with tokens take ToMe with the product's own choice of schedule."""
 DEFAULT = "auto"
@@ -96,7 +99,7 @@ def scheduled(reducer: str, schedule: str) -> str:
     ('tome{schedule=optin}', 'prune{score=class,schedule=constant}')
     """
     name, _, options = reducer.rstrip("}").partition("{")
-    return f"{name}{{{','.join(filter(None, (options, f'schedule={schedule}')))}}}"
+    return f"{name}{{{','.join(filter(None, (options, SCHEDULES[schedule])))}}}"
 
 
 def sweep(rows: Sequence[str], schedules: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:

@@ -132,10 +132,11 @@ class _Again(Interpreter):
 
 
 @torch.no_grad()
-def divergence(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> float:
+def divergences(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> Tensor:
     """How far the outputs of ``other``, a program with the same inputs and outputs, are from the dense ones.
 
     other   may be a graph alone, to be run with the arguments of ``dense``
+    Returns one value per sample, in order. [samples] float64
     """
     graph, given = (other, dense) if isinstance(other, GraphModule) else (other.exported.graph_module, other)
     found = []
@@ -145,37 +146,45 @@ def divergence(dense: Program, other: Program | GraphModule, batches: Sequence[B
         was, now = (targets(dense, list(Interpreter(g).run(*p.arguments(flat))), batch, samples_of(flat))
                     for g, p in runs)
         found.append(_Deviation.between(now, was))
-    return _Deviation.mean(found)
+    return _Deviation.each(found)
+
+
+def divergence(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> float:
+    """The mean of :func:`divergences`."""
+    return float(divergences(dense, other, batches).mean())
 
 
 @dataclass(frozen=True)
 class _Deviation:
-    """Of one batch: the KL summed over samples, or how far every other output moved. [samples, d] each"""
+    """Of one batch: every sample's KL [samples], or how far its other outputs moved, [samples, d] each."""
 
-    samples: int
-    kl: float
+    kl: Tensor
     rows: tuple[Tensor, ...]
 
     @staticmethod
     def between(now: Sequence[Target], was: Sequence[Target]) -> _Deviation:
         samples = len(was[0].value)
         if was[0].logits:
-            return _Deviation(samples, float(output_change(now, was, 1.0).sum()), ())
+            return _Deviation(output_change(now, was, 1.0).double(), ())
         moved = []
         for a, b in zip(now, was, strict=True):
             each, count = b.counted((a.value - b.value).double())
             moved.append(each.reshape(samples, -1) / count.double().sqrt()[:, None])
-        return _Deviation(samples, 0.0, tuple(moved))
+        return _Deviation(torch.zeros(samples, dtype=torch.float64), tuple(moved))
 
     @staticmethod
-    def mean(parts: Sequence[_Deviation]) -> float:
-        """Over all samples of all batches."""
-        count = sum(p.samples for p in parts)
-        total = sum(p.kl for p in parts) / count
+    def each(parts: Sequence[_Deviation]) -> Tensor:
+        """Of every sample of every batch. [samples]"""
+        total = torch.cat([p.kl.reshape(-1) for p in parts])
         for i in range(len(parts[0].rows)):
             e = [p.rows[i] for p in parts]
             if len({r.shape[1] for r in e}) == 1:
                 whole = torch.cat(e)
                 e = [whole - whole.mean(0)]  # outputs of open length have no mean over the samples of several batches
-            total += 0.5 * sum(float(r.square().sum()) for r in e) / count
-        return max(total, 0.0)
+            total = total + 0.5 * torch.cat([r.square().sum(1) for r in e]).to(total)
+        return total
+
+    @staticmethod
+    def mean(parts: Sequence[_Deviation]) -> float:
+        """Over all samples of all batches."""
+        return max(float(_Deviation.each(parts).mean()), 0.0)

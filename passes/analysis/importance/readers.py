@@ -13,6 +13,7 @@ from torch.fx import Interpreter, Node
 from ....axis import element_of, leaves, real_size
 from ....data import Batch
 from ....group import PruneGroup
+from ....memory import share
 from ....program import Axes, Program
 from ....ranks import add_up, mine
 from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
@@ -130,7 +131,7 @@ def gather(program: Program, layers: Sequence[Reader], batches: Sequence[Batch])
     pending = list(width)
     while pending:
         now, held = list[str](), 0
-        while pending and (not now or held + 8 * width[pending[0]] ** 2 <= HELD):
+        while pending and (not now or held + 8 * width[pending[0]] ** 2 <= share(HELD, 0.25)):
             held += 8 * width[pending[0]] ** 2
             now.append(pending.pop(0))
         found |= _gather(program, {r.node: r for r in layers if r.node in now}, batches)

@@ -13,6 +13,7 @@ from ....correlation import spearman
 from ....data import Batch, Calibration, evenly
 from ....errors import InternalError, OptionError, nearest
 from ....group import DEFAULT_KINDS, Kind, PruneGroup
+from ....memory import share
 from ....program import Program
 from .criterion import Criterion, prunable
 from .distance import Measure
@@ -130,6 +131,11 @@ class Trajectory(Criterion):
         shared = {f.name for f in fields(Measure)} & {f.name for f in fields(self)}
         return Measure(output=self.weight != 0, **{name: getattr(self, name) for name in shared})
 
+    @property
+    def _bytes(self) -> int:
+        """What removals side by side may take."""
+        return share(self.memory * 2**20, 0.25)
+
     def scores(self, program: Program, data: Calibration | None, seed: int) -> Scores:
         features, output = self.parts(program, data, seed)
         weight = self.weight_of(program)
@@ -151,7 +157,7 @@ class Trajectory(Criterion):
         exactly, guessed = self.split(program)
         self._found.clear()
         self._found["notes"] = notes = []
-        removals = Removals(program, seen, self.measure, self.memory * 2**20)
+        removals = Removals(program, seen, self.measure, self._bytes)
         features, output = ({g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
                             for _ in range(2))
         if guessed:
@@ -226,7 +232,7 @@ class Trajectory(Criterion):
         if self._found.get("exported") is not program.exported or self._found.get("seed") != seed:
             self.scores(program, data, seed)
         seen = self.looked_at(program, unlabelled(data))
-        features, output = Removals(program, seen, self.measure, self.memory * 2**20)("trajectory.refine", wanted)
+        features, output = Removals(program, seen, self.measure, self._bytes)("trajectory.refine", wanted)
         exact = combine(features, output, self._found["factor"])
         return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
 

@@ -17,6 +17,7 @@ from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
 FEWEST_PAIRS = 8  # below, ranks mean nothing
+LOST = 0.5  # mixed agreement below which nothing is left that copies could protect
 LOGITS = 2**25  # dense logits that are kept for the divergence: 128 MiB; longer outputs are thinned out
 
 
@@ -41,8 +42,12 @@ class Agreement:
         return found if self.kl is None else {**found, "kl": round(self.kl, 7)}
 
     def veto(self, none: Agreement, tolerance: float) -> str:
-        """Why this must not be preferred to ``none``, or nothing."""
-        if self.copies < none.copies - tolerance:
+        """Why this must not be preferred to ``none``, or nothing.
+
+        Copies are a veto where ``none`` still tells samples apart. A model that has lost that (``LOST``) may well map a
+        sample and its copy to the same wrong place, and nothing of it is worth protecting.
+        """
+        if none.mixed >= LOST and self.copies < none.copies - tolerance:
             return "a sample and its noisy copy are told apart less well than without recovery"
         if self.kl is not None and none.kl is not None and self.kl > none.kl:
             return "its class probabilities are farther from the dense ones than without recovery"

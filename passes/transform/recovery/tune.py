@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ....axis import Keep
 from ....data import Batch
+from ....memory import share
 from ....program import Axes, Program
 from ....streams import op_name, row_weight
 from .agreement import Agreement, Yardstick
@@ -213,7 +214,7 @@ class _Distillation:
             whole = recording.seen[name]
             hidden[name] = (aligned(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
         said = _Said(outputs, mask, hidden)
-        if self.used + said.bytes <= CACHE:
+        if self.used + said.bytes <= share(CACHE, 0.25):
             self.cached[index], self.used = said, self.used + said.bytes
         return said
 

@@ -1,4 +1,4 @@
-"""Token Transforming: every token gives shares of itself to the few that stay."""
+"""Token Transforming: every token that goes gives shares of itself to those that stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Transforming(Reducer):
     temperature   of the softmax over representatives: near 0 every token goes whole to the nearest one
 
     Source  Token Transforming, arXiv:2506.05709: the matrix form; how its matrix is made could not be read, ours is
-            a softmax over cosines of the mean keys, columns summing to one, so that mass is kept
+            a softmax over cosines of the mean keys, columns summing to one, so that mass is kept, and representatives
+            keep themselves
     """
 
     score: str = "auto"
