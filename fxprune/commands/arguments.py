@@ -60,8 +60,8 @@ def limits(p: Parser) -> None:
     """What a search may not cross."""
     group = p.add_argument_group("limits")
     group.add_argument("--align", action="append", default=[], metavar="N|PATTERN=N", help=(
-        "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' for "
-        "some of them; may be repeated"))
+        "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' "
+        "for some of them; may be repeated"))
     group.add_argument("--floor", action="append", default=[], metavar="SHARE|PATTERN=SHARE", help=(
         "smallest share of neurons or channels that stays per layer (default: 0.1); 'blocks.*.mlp=0.3' or heads=0.5 "
         "for some; may be repeated"))
