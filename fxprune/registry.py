@@ -15,6 +15,7 @@ from typing import Any
 
 from .backend import Backend
 from .errors import InternalError, OptionError, nearest
+from .options import build, parse
 
 Table = dict[str, str]
 
@@ -22,6 +23,8 @@ BACKENDS: Table = {
     "eager": "fxprune.backends.eager.backend:EagerBackend",
     "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
     "triton": "fxprune.backends.triton.backend:TritonBackend",
+    "inductor": "fxprune.backends.inductor.backend:InductorBackend",
+    "trt": "fxprune.backends.tensorrt.backend:TensorRTBackend",
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
@@ -59,6 +62,7 @@ PASSES: Table = {
     "inline": "fxprune.passes.transform.inline:Inline",
     "unshare": "fxprune.passes.transform.unshare:Unshare",
     "fold-weights": "fxprune.passes.transform.fold_weights:FoldWeights",
+    "cast-floats": "fxprune.passes.transform.cast_floats:CastFloats",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
@@ -102,6 +106,17 @@ def backend(name: str, **options: Any) -> Backend:
     if not isinstance(result, Backend):
         raise OptionError(f"'{name}' is not a backend", where=TABLES["backend"].get(name, "fxprune.plugins"))
     return result
+
+
+def target(text: str, **more: Any) -> Backend:
+    """The backend of ``--target``: a name, with options as ``trt{dtype=fp16}``; ``more`` options are set on top.
+
+    Raises OptionError on an unknown name or option, or a value of another type.
+    """
+    name, options = parse(text, "--target")
+    made = build(lookup("backend", name), options, f"the target '{name}'", "--target")
+    chosen = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.repr}
+    return backend(name, **{**chosen, **more})
 
 
 def _table(kind: str) -> Table:
