@@ -8,36 +8,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import ranks
 from .artifact import Artifact, load
-from .block_wish import Request, divided
+from .block_wish import Request, divided, kinds_and_blocks
+from .budgets import Amount, budget_or_none, one_budget
+from .cost import METRICS
 from .decide import decide
-from .errors import OptionError
-from .events import OnEvent, resumable, warn_only
+from .errors import OptionError, PlanError
+from .events import Event, OnEvent, resumable, warn_only
 from .group import Kind
+from .latency_decide import timekeeping
+from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
 from .plan import CompressionPlan
 from .program import Program
-from .publish import write_error
+from .publish import write_text
 from .sparsify import uncut, with_tiles
 from .work import (
-    Amount,
     Inputs,
-    Limits,
     Model,
     Wish,
     Work,
-    budget_or_none,
     default_criterion,
     kinds_and_tokens,
 )
 
+if TYPE_CHECKING:
+    from .pipeline_text import StatedPipeline
+
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
+_SITE = re.compile(r"site '(.+)'")
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 
 
@@ -45,11 +51,13 @@ def compile(
     model: Model, example_inputs: Inputs = None, *,
     flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
     target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0,
+    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: Align = None,
+    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None, memory: float | str | None = None,
+    sparse: str | None = None, search: str = "auto", pipeline: str | None = None, latency: Amount = None,
+    latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
+    expect_latency: bool = False, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -58,9 +66,9 @@ def compile(
                     ``model.pt2``, a Hugging Face folder, ``timm:NAME``
     example_inputs  a tensor, a tuple of positional inputs, a dict of keyword inputs (batch first), a shape such as
                     "1x3x224x224" or a file of tensors; asked of the model where it knows
-    flops, params, bytes  exactly one of them, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
-                    none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
-                    parameters and buffers
+    flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an
+                    amount ("2.3G"); none is needed where token counts are explicit. FLOPs are multiply-accumulates;
+                    bytes are those of parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
     target          ``eager`` (a .pt2), ``onnx``, ``inductor`` (machine code), ``trt`` (an engine) or ``triton`` (a .pt2
                     whose block-sparse layers call a kernel), with options as ``trt{dtype=fp16}``. Where the machine
@@ -71,8 +79,10 @@ def compile(
     out             directory for the artefact, replaced as a whole; nothing is written without it
     prune           kinds: "heads,ffn,tokens" or a sequence; heads, KV groups, FFN neurons and channels by default
     freeze          glob patterns of parameters or groups to leave alone
-    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
-                    layer, unless ``allow_empty``
+    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice; "auto": what the
+                    target is measured to like), at least a ``floor`` share per
+                    layer, unless ``allow_empty``; also for the groups that a pattern names: ``align=[8, "*.ffn=32"]``,
+                    ``floor="blocks.*.mlp=0.3"``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
     recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
                     ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), also with
@@ -93,33 +103,50 @@ def compile(
                     ``wanda``, ``obert``; ``recover`` may be ``obs``. What was not measured to be faster on the target
                     stays in a dense weight (``fxprune tune``)
     sparse          ``2:4``: zero two of every four inputs, after slicing to the budget if there is one
+    search          ``auto``, ``two-class``, ``dynamic``, ``lagrangian``, ``exhaustive``, or a plugin's (see SearchPlan)
+    pipeline        the passes themselves, as reports state them, instead of the options that decide: see
+                    :mod:`fxprune.pipeline_text`
+    latency, latency_ms   a budget of time on the target as it runs here: a share of what the dense model takes, or
+                    milliseconds of one call, at ``batch`` samples and ``threads`` CPU threads (0: the runtime's own).
+                    Measured (see :mod:`fxprune.latency_table`), kept, and held against the plan itself
+    latency_table   a recorded table instead of measuring: the same plan on every machine
+    expect_latency  with another budget: measure, and report what to expect
     memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
                     not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
+    asked = _asked("compile", locals())
     if plan is not None:
-        if (flops, params, bytes) != (None, None, None):
+        if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover not in (None, "none"):
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
                               why="applying a plan uses no data", cure="give a budget and data instead")
+        if pipeline is not None:
+            raise OptionError("give a plan or a pipeline, not both", cure="leave one away")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
+    if pipeline is not None:
+        return _by_passes(model, example_inputs, asked, Work(target, out, seed, on_event, Limits()), pipeline, data,
+                          samples)
     if recover not in (None, "none") and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
+                options=asked)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished)
+        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
-                    members, rearrange, wished)
-    with within(memory), resumable(out, on_event):
+                    members, rearrange, wished, search)
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -128,29 +155,42 @@ def plan(
     model: Model, example_inputs: Inputs = None, *,
     flops: Amount = None, params: Amount = None, bytes: Amount = None, target: str = "eager",
     data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
+    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: Align = None,
+    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None,
-    memory: float | str | None = None, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
-    on_event: OnEvent = warn_only,
+    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, search: str = "auto",
+    pipeline: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
+    latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
+    memory: float | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
+    asked = _asked("plan", locals())
+    if pipeline is not None:
+        work = Work(target, None, seed, on_event, Limits())
+        return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples)[0], out)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
                           plain=True)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
+        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
-                    rounds, head_scale, members, rearrange, wished)
-    with within(memory), resumable(out, on_event):
+                    rounds, head_scale, members, rearrange, wished, search)
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
+    return _written(program, out)
+
+
+def _written(program: Program, out: str | os.PathLike[str] | None) -> Program:
+    """The program, its plan written where that was asked for."""
     if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
     return program
@@ -158,19 +198,22 @@ def plan(
 
 def apply(
     model: Model, plan: PlanLike, example_inputs: Inputs = None, *,
-    target: str = "eager", out: str | os.PathLike[str] | None = None, seed: int = 0,
+    target: str = "eager", out: str | os.PathLike[str] | None = None, seed: int = 0, align: Align = 1,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Slice ``model`` as ``plan`` says: no data, no search, deterministic. An empty plan only lowers and verifies.
 
     plan    what :func:`plan` or an artefact holds, or the path of a plan.json; it fits every checkpoint of the same
-            architecture. Raises PlanError naming the group where it does not
+            architecture. Raises PlanError naming the group where it does not, and the line where the plan is a file
+    align   refuse counts that are no multiples of it; by default every count goes, and those that the target's kernels
+            do not like are named
 
     Other options as in :func:`compile`.
     """
+    asked = _asked("apply", locals())
     chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
-    work = Work(target, out, seed, on_event, Limits(align=1, floor=0.0, allow_empty=True))
+    work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked)
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     return applied(work, chosen)
 
@@ -183,14 +226,22 @@ def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifac
     merging = plan.tokens
     program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
                           merging is not None and merging.unmerge)
-    plan.check(program.group_by_name)
     wish = Wish(None, default_criterion(None), (), 1, recover)
-    return work.finish(work.recover(program.but(plan=plan), wish))
+    try:
+        plan.check(program.group_by_name)
+        _tell_of_odd_counts(work, plan)
+        return work.finish(work.recover(program.but(plan=plan), wish))
+    except PlanError as error:  # of a token site, which knows nothing of the file
+        found = _SITE.fullmatch(error.where)
+        if found is None or plan.source is None:
+            raise
+        where = f"{plan.source.at('tokens', 'removed', found[1])}: {error.where}"
+        raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
 
 
 def inspect(
     model: Model, example_inputs: Inputs = None, *,
-    freeze: Sequence[str] = (), align: int | None = None, floor: float = 0.1, allow_empty: bool = False,
+    freeze: Sequence[str] = (), align: Align = None, floor: Floor = FLOOR, allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Find what can be pruned: the program with its ``axes``, ``groups`` and ``tokens``, frozen ones with the reason.
@@ -202,18 +253,50 @@ def inspect(
     return work.groups(tokens=True)
 
 
+def _asked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call asked for, by the names of the command line: the report's ``options``."""
+    names = {"example_inputs": "input"}
+    return {"command": command} | {names.get(k, k).replace("_", "-"): v for k, v in given.items() if k != "on_event"}
+
+
+def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
+             samples: int) -> tuple[Program, StatedPipeline]:
+    """The dense program with the plan that the stated passes make."""
+    from .pipeline_text import decided_by, read_pipeline, stated_alone
+
+    stated_alone(asked)
+    given = [asked[m] for m in METRICS]
+    stated = read_pipeline(pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed)
+    work.options = asked
+    with within(asked["memory"]), resumable(asked["out"], work.on_event):
+        work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
+        return decided_by(work, stated, samples), stated
+
+
+def _by_passes(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
+               samples: int) -> Artifact:
+    """An artefact by stated passes."""
+    program, stated = _planned(model, example_inputs, asked, work, pipeline, data, samples)
+    return work.finish(program, stated.after)
+
+
+def _tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
+    """A plan may keep any count; what the target's kernels do not like is said."""
+    step = work.backend.granularity
+    odd = [f"{name} ({len(c.keep)} of {c.size})" for name, c in sorted(plan.choices.items())
+           if c.kind in (str(Kind.FFN), str(Kind.CHANNEL)) and len(c.keep) % step and len(c.keep) != c.size
+           and c.size >= 2 * step]
+    if odd:
+        more = f" and {len(odd) - 3} more" if odd[3:] else ""
+        text = (f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
+                f"{', '.join(odd[:3])}{more}")
+        work.notes.append(text)
+        work.on_event(Event("note", text))
+
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(plan.to_json(), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise write_error(error, path) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, plan.to_json())
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:

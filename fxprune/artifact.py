@@ -4,6 +4,7 @@
     model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 1.9 GiB)
     plan.json      which elements of every group stayed
     report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
+    report.html    the same for people: one page that needs nothing else
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .plan import CompressionPlan
 from .program import Program
 from .publish import published
 
-PROGRAM, PLAN, REPORT = "model.pt2", "plan.json", "report.json"
+PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
 VERSION = 1
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -81,6 +82,8 @@ class Artifact:
         FxpruneError when the place cannot be written or holds something that fxprune did not write, VerifyError when
         the payload does not compute what the program computes, LoweringError when the target cannot express an op.
         """
+        from .report import render
+
         path = Path(path)
         check_destination(path, overwrite)
         program = self._trained()
@@ -100,6 +103,8 @@ class Artifact:
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
             }
+            (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
+            report["files"][PAGE] = _fingerprint(directory / PAGE)
             (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         self.report, self.path = report, path
         return path
@@ -164,9 +169,14 @@ def build_report(
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
+    options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
 
     lowering        what the backend has to say            unfinished  null, or {missing, finish}: what the machine
                                                            lacked, and the command that finishes where it is there
+
+    A run adds masked, importance, data, search, groups (with their scores), memory, agreement, recovery, sparsity,
+    tokens and latency where there are any; a sweep adds sweep.
+    :data:`fxprune.report_schema.REPORT` is the schema of it all.
 
     ``target``, ``parity``, ``payload``, ``lowering``, ``unfinished`` and ``files`` are filled in by ``Artifact.save``;
     ``more`` is added as it is.

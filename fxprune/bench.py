@@ -14,10 +14,10 @@ import torch
 from . import api, registry
 from .artifact import PROGRAM, Artifact
 from .backend import Runner
-from .errors import MissingDevice, OptionError
+from .errors import MissingDevice
 from .events import Event, OnEvent, warn_only
+from .latency_clock import at_batch
 from .measure import environment, latency
-from .parity import dim_names, sample_inputs
 from .plan import CompressionPlan
 from .program import Program
 
@@ -43,16 +43,16 @@ def bench(
             torch.set_num_threads(threads)
         on_event(Event("stage", f"load {artifact}"))
         one = Artifact.read(Path(artifact))
-        runners = {_label(artifact): (one.program, _runner(one, threads))}
+        runners = {_label(artifact): (one.program, runner_of(one, threads))}
         if against is not None:
             other = stack.enter_context(_other(against, one, checkpoint, example_inputs, trust_pickle, on_event))
             name = _label(against) if isinstance(against, str | os.PathLike) else type(against).__name__
             name = name if name not in runners else f"{name} (against)"
-            runners[name] = (other.program, _runner(other, threads))
+            runners[name] = (other.program, runner_of(other, threads))
         rows = []
         for batch in batches:
             on_event(Event("stage", f"measure batch {batch}"))
-            calls = {name: _call(program, run, batch) for name, (program, run) in runners.items()}
+            calls = {name: call_at(program, run, batch) for name, (program, run) in runners.items()}
             timings = latency(calls, seconds=seconds, items=batch)
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
         return {"rows": rows, "environment": environment(), "threads": threads, "target": one.backend.text}
@@ -70,7 +70,8 @@ def _other(
                         checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
 
 
-def _runner(artifact: Artifact, threads: int) -> Runner:
+def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
+    """The artefact's payload as it would be deployed. ``threads``: CPU threads, 0 leaves the choice to the runtime."""
     assert artifact.path is not None
     backend, unfinished = artifact.backend, artifact.report.get("unfinished")
     if unfinished:
@@ -84,13 +85,9 @@ def _runner(artifact: Artifact, threads: int) -> Runner:
     return lambda flat: run([t.to(device) if isinstance(t, torch.Tensor) else t for t in flat])
 
 
-def _call(program: Program, run: Runner, batch: int) -> Callable[[], Any]:
-    sizes = {symbol: batch for symbol, word in dim_names(program).items() if word == "batch" or word.endswith("_batch")}
-    flat = sample_inputs(program, sizes)
-    fixed = next((t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim() and t.shape[0] != batch), None)
-    if fixed is not None:
-        raise OptionError("the program runs at one batch size only", where=f"--batch {batch}",
-                          why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
+def call_at(program: Program, run: Runner, batch: int) -> Callable[[], Any]:
+    """One call of ``run`` on made-up inputs of this batch size. Raises OptionError where another one is fixed."""
+    flat = at_batch(program, batch)
     return lambda: run(flat)
 
 

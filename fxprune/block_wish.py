@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import registry
 from .cost import Budget
 from .errors import OptionError
+from .group import Kind
 from .options import build, parse
 from .sparsity import TWO_OF_FOUR, tile_of
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from .passes.analysis.importance.tiles import TileCriterion
     from .passes.search.search_blocks import SearchBlocks
     from .passes.transform.recover_blocks import RecoverBlocks
+
+
+TILE = "32x32"
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,29 @@ class Request:
     @property
     def slices(self) -> bool:
         return (self.flops, self.params, self.bytes) != (None, None, None)
+
+
+def kinds_and_blocks(kinds: Sequence[Any], blocks: str | None, sparse: str | None,
+                     flops: Any) -> tuple[tuple[Any, ...], str | None]:
+    """(kinds of groups, ``--blocks``) where ``--prune`` names blocks beside other kinds.
+
+    Blocks alone take the whole budget. Beside other kinds slicing and tiles leave the same share, unless ``blocks``
+    says otherwise. Raises OptionError where that share cannot be told.
+
+    >>> kinds_and_blocks(("head", "ffn", "block"), None, None, 0.25)
+    (('head', 'ffn'), '32x32{slice=0.5}')
+    """
+    rest = tuple(kind for kind in kinds if str(kind) != str(Kind.BLOCK))
+    if len(rest) == len(kinds) or blocks is not None or sparse is not None:
+        return rest, blocks
+    if not rest:
+        return rest, TILE
+    budget = None if flops is None else Budget.parse("flops", flops)
+    if budget is None or not budget.relative:
+        raise OptionError("how much slicing takes before tiles is not known", where="--prune ..,blocks",
+                          why="the budget is no share of the FLOPs",
+                          cure=f"give --flops 0.5, or --blocks '{TILE}{{slice=0.7}}'")
+    return rest, f"{TILE}{{slice={math.sqrt(budget.amount):.6g}}}"
 
 
 def divided(blocks: str | None, sparse: str | None, request: Request, data: bool, freeze: Any,

@@ -15,6 +15,7 @@ from . import ranks
 from .commands import COMMANDS, command
 from .commands.parser import EPILOG, Parser
 from .errors import FxpruneError, InternalError, OptionError, nearest
+from .toml_options import with_file
 
 OK, USER_ERROR, INTERNAL, INTERRUPTED = 0, 2, 70, 130
 
@@ -89,8 +90,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace | None:
     name = next((a for a in argv if not a.startswith("-")), None)
     if name is not None and name not in commands:
         raise OptionError(f"unknown command '{name}'", where="fxprune", cure=nearest(name, commands))
+    said: list[str] = []
+    if name is not None and not {"-h", "--help"} & set(argv):
+        argv, said = with_file(argv, name, commands)
     args, leftovers = top.parse_known_args(argv)
     commands[args.command].check_leftovers(leftovers)
+    if not getattr(args, "quiet", False):
+        for line in said:
+            _say(line)
     if args.threads is not None and args.threads < 1:
         raise OptionError("threads must be at least 1", where=f"--threads {args.threads}")
     return args

@@ -10,6 +10,7 @@ from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .group import PruneGroup
+from .latency_decide import prepared, settled, settled_tokens
 from .measure import versions
 from .pipeline import Pass
 from .plan import Choice, CompressionPlan
@@ -31,18 +32,40 @@ def decide(work: Work, wish: Wish) -> Program:
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
     """
-    work.budget = wish.budget
+    program, data = ready(work, wish)
+    return decide_on(work, wish, program, data)
+
+
+def ready(work: Work, wish: Wish) -> tuple[Program, Calibration | None]:
+    """The dense program with its groups, and the data that will be used: what every plan of it begins with."""
     program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
-    chosen = wish.made
+    return program, data
+
+
+def score(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """``program`` with the scores of the wish's criterion; as it is where it has scores already."""
+    from .passes.analysis.score_groups import ScoreGroups
+
+    if program.scores is not None or not wish.by_groups:
+        return program
+    return work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed))
+
+
+def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """:func:`decide` on what :func:`ready` made; scores that are there (:func:`score`) are used, not made again."""
+    work.budget, chosen = wish.budget, wish.made
+    wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
+        if wish.table is not None:
+            return settled_tokens(work, wish, program, lambda by_macs: _with_tokens(work, by_macs, program, data))
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):
-        found = _once(work, replace(wish, budget=budget), here, data)
+        found = settled(work, wish, _once(work, replace(wish, budget=budget), here, data))
         plan = compose(plan, found.need("plan"))
         if number == 1:
             dense = found
@@ -100,22 +123,29 @@ def _reachable(wish: Wish, program: Program) -> Budget:
 
 def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
     """The data that will be used: none when nothing needs any, made up (loudly) when nobody gave some."""
-    from .passes.analysis.importance.objective import without_foreign_labels
-
-    data = work.calibration
     if not wish.needs_data:
         return None
-    if data is None:
-        assert work.source is not None
-        work.warn(f"no data was given: '{wish.criterion}' scores on generated inputs, which are not what the model "
-                  "will see; give --data (data=...) for a better choice")
-        return generate(work.source, samples=wish.samples, seed=work.seed)
-    if data.labelled:
-        bare = without_foreign_labels(program, data)
-        if not bare.labelled:
-            work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
-        return bare
-    return data
+    if work.calibration is None:
+        return made_up(work, wish.criterion, wish.samples)
+    return without_labels_of_others(work, program, work.calibration)
+
+
+def made_up(work: Work, criterion: str, samples: int) -> Calibration:
+    """Generated inputs, with a warning."""
+    assert work.source is not None
+    work.warn(f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
+              "will see; give --data (data=...) for a better choice")
+    return generate(work.source, samples=samples, seed=work.seed)
+
+
+def without_labels_of_others(work: Work, program: Program, data: Calibration) -> Calibration:
+    """The data, without labels that no output of the model predicts (with a warning)."""
+    from .passes.analysis.importance.objective import without_foreign_labels
+
+    bare = without_foreign_labels(program, data) if data.labelled else data
+    if data.labelled and not bare.labelled:
+        work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
+    return bare
 
 
 def amounts(wish: Wish, program: Program) -> list[Budget]:
@@ -133,13 +163,11 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
     from .passes.analysis.rank_within import RankWithin
-    from .passes.analysis.score_groups import ScoreGroups
     from .passes.search.rearrange import Rearrange
 
     search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
-    members = RankWithin(data=data) if wish.by_obs and data is not None else None
-    program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
-                       *searching(search, wish.made, data, work.seed, members))
+    members = RankWithin(data=data, found=wish.ranks) if wish.by_obs and data is not None else None
+    program = work.run(score(work, wish, program, data), *searching(search, wish.made, data, work.seed, members))
     if wish.head_scale == "auto" and data is not None:
         best, told = best_scale(program, search, data)
         program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
@@ -150,7 +178,8 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
     from .passes.search.search_plan import SearchPlan
 
     assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=head_scale)
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale,
+                      table=wish.table)
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
@@ -194,7 +223,8 @@ def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) 
     how = [] if wish.recovery.method == "none" or work.calibration is None else \
         [Recover(method="ridge", data=work.calibration, seed=work.seed)]
     small = work.run(program, *how, SliceAxes())
-    small = work.run(small.without_facts(), PropagateAxes(), work.find_groups)
+    # limits of patterns are copied from the dense groups below
+    small = work.run(small.without_facts(), PropagateAxes(), replace(work.find_groups, aligns=(), floors=()))
     limits = {g.name: g for g in dense}
     groups = tuple(g.but(floor=min(limits[g.name].floor, g.size), granularity=limits[g.name].granularity)
                    if g.name in limits else g.but(frozen="it appeared only after a round of pruning")

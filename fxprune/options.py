@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from .cost import Budget
 from .errors import OptionError, nearest
+
+_PAIRS = {"{": "}", "[": "]"}
+
+
+def split(text: str, separator: str = ",") -> list[str]:
+    """The parts of ``text`` between separators that no brace or bracket encloses, stripped; empty ones are left out.
+
+    Raises ValueError where braces or brackets do not pair up.
+
+    >>> split("a,b{c=1,d=[2 3]},e")
+    ['a', 'b{c=1,d=[2 3]}', 'e']
+    """
+    parts, open_ones, start = [], list[str](), 0
+    for at, letter in enumerate(text):
+        if letter in _PAIRS:
+            open_ones.append(_PAIRS[letter])
+        elif letter in _PAIRS.values():
+            if not open_ones or open_ones.pop() != letter:
+                raise ValueError(f"'{letter}' closes nothing")
+        elif letter == separator and not open_ones:
+            parts.append(text[start:at])
+            start = at + 1
+    if open_ones:
+        raise ValueError(f"'{open_ones[-1]}' is missing")
+    return [p for p in (part.strip() for part in [*parts, text[start:]]) if p]
 
 
 def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
-    """``name{option=value,option=value}`` -> (name, options). Raises OptionError for anything else.
+    """``name{option=value,option=value}`` -> (name, options); values may hold braces and brackets of their own.
+
+    Raises OptionError for anything else.
 
     >>> parse("fisher{probes=4}", "--importance")
     ('fisher', {'probes': '4'})
@@ -21,11 +50,16 @@ def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
     if not brace:
         return name, {}
     inside, closed, after = rest.rpartition("}")
+    try:
+        parts = split(inside)
+    except ValueError as error:
+        raise OptionError(f"'{text}' cannot be read", where=where, why=str(error),
+                          cure="write name{option=value,option=value}") from None
     if not closed or after.strip():
         raise OptionError(f"'{text}' cannot be read", where=where, why="a brace is not closed at the end",
                           cure="write name{option=value,option=value}")
     options: dict[str, str] = {}
-    for part in filter(None, (p.strip() for p in inside.split(","))):
+    for part in parts:
         key, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not key or not value:
             raise OptionError(f"'{part}' is not an option", where=where, cure="write option=value")
@@ -35,11 +69,11 @@ def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
     return name.strip(), options
 
 
-def build(cls: type[Any], options: Mapping[str, str], what: str, where: str) -> Any:
-    """``cls(**options)`` of a dataclass whose fields are text, numbers or truth values.
+def build(cls: type[Any], options: Mapping[str, str], what: str, where: str, **given: Any) -> Any:
+    """``cls(**options, **given)`` of a dataclass whose fields are text, numbers, truth values, budgets or lists.
 
-    Raises OptionError naming the nearest option, or the type that was expected. Fields with ``repr=False`` (data,
-    callbacks) are no options.
+    Raises OptionError naming the nearest option, the type that was expected, or what is missing. Fields with
+    ``repr=False`` (data, callbacks) are no options: they come as ``given``.
     """
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
@@ -50,13 +84,47 @@ def build(cls: type[Any], options: Mapping[str, str], what: str, where: str) -> 
             raise OptionError(f"{what} has no option '{name}'", where=where,
                               cure=nearest(name, known) if known else "it has no options")
         values[name] = _value(text, known[name], f"{where} {{{name}={text}}}")
-    return cls(**values)
+    for f in fields:
+        needed = f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and f.name not in values and f.name not in given:
+            raise OptionError(f"{what} needs the option '{f.name}'", where=where)
+    return cls(**values, **given)
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as plain data for a report: what JSON has no form for is named by its type, as ``<DataLoader>``.
+
+    >>> plain({"flops": 0.5, "freeze": ("a", "b"), "data": object()})
+    {'flops': 0.5, 'freeze': ['a', 'b'], 'data': '<object>'}
+    """
+
+    def one(value: Any) -> Any:
+        if isinstance(value, str):
+            return str(value)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, list | tuple) and all(v is None or isinstance(v, str | int | float) for v in value):
+            return [one(v) for v in value]
+        return f"<{type(value).__name__}>"
+
+    return {name: one(value) for name, value in options.items()}
 
 
 def _value(text: str, kind: Any, where: str) -> Any:
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     if type(None) in kinds and text.lower() == "none":
         return None
+    if any(typing.get_origin(k) is tuple for k in kinds):
+        if not (text.startswith("[") and text.endswith("]")):
+            raise OptionError(f"'{text}' is not a list", where=where, cure="write [one two]")
+        return tuple(split(text[1:-1], " "))
+    if Budget in kinds:
+        metric, equals, amount = text.partition("=")
+        if not equals:
+            raise OptionError(f"'{text}' is not a budget", where=where, cure="write budget=flops=0.5")
+        return Budget.parse(metric, amount)
     words = {"true": True, "yes": True, "false": False, "no": False}
     for one in (bool, int, float, str):
         if one not in kinds:

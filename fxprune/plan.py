@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import PlanError
-from .group import PruneGroup
+from .errors import PlanError, nearest
+from .group import Kind, PruneGroup
+from .json_lines import Source, loads
 from .sparsity import Sparsity
 
 VERSION = 1
@@ -53,12 +54,14 @@ class CompressionPlan:
 
     ``about`` is free-form provenance (criterion, budget, versions); applying a plan never reads it.
     ``blocks`` says which tiles of a weight stay, by its name; tiles are of the weight that slicing leaves.
+    ``source`` is the file that it was read from: errors then name the line.
     """
 
     choices: Mapping[str, Choice] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     tokens: TokenPlan | None = None
     blocks: Mapping[str, Sparsity] = field(default_factory=dict)
+    source: Source | None = field(default=None, repr=False, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -72,18 +75,19 @@ class CompressionPlan:
 
     def check(self, groups: Mapping[str, PruneGroup]) -> None:
         """Raise :class:`PlanError` unless every choice fits its group: known, same size, not frozen, in range."""
-        from .errors import nearest
-
         for name, choice in self.choices.items():
-            where = f"group '{name}'"
-            group = groups.get(name)
+            where, group = self.place(name), groups.get(name)
             if group is None:
                 raise PlanError("the plan names a group that this model does not have", where=where,
                                 why="it was made for another architecture, or edited", cure=nearest(name, groups))
             if choice.size != group.size:
-                raise PlanError("the plan was made for another architecture", where=where,
+                raise PlanError("the plan was made for another architecture", where=self.place(name, "size"),
                                 why=f"the group has {group.size} elements here and {choice.size} in the plan",
                                 cure="make a new plan with `fxprune plan`")
+            if self.source is not None and choice.kind != str(group.kind):
+                raise PlanError(f"the plan says '{choice.kind}' of a group of kind '{group.kind}'",
+                                where=self.place(name, "kind"), why="it was made for another architecture, or edited",
+                                cure=f'write "kind": "{group.kind}"')
             _check_indices(choice, where)
             if not choice.keep and group.floor > 0:
                 raise PlanError("the plan drops a whole branch", where=where, why="the group keeps nothing",
@@ -91,6 +95,16 @@ class CompressionPlan:
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
                                 cure="remove the group from the plan")
+            if len(choice.keep) % group.granularity and len(choice.keep) != group.size:
+                raise PlanError("a kept count is not a multiple", where=self.place(name, "keep"),
+                                why=f"{len(choice.keep)} of {group.size} stay, asked are multiples of "
+                                    f"{group.granularity}",
+                                cure=f"keep {len(choice.keep) // group.granularity * group.granularity} or "
+                                     f"{-(-len(choice.keep) // group.granularity) * group.granularity}, or align less")
+
+    def place(self, name: str, *more: str | int) -> str:
+        """Where the choice of a group, or something in it, stands: with the line where the plan is a file's."""
+        return f"{self.source.at('groups', name, *more)}: group '{name}'" if self.source else f"group '{name}'"
 
     def to_json(self) -> str:
         """Readable JSON, one group per line, stable order."""
@@ -109,8 +123,9 @@ class CompressionPlan:
     @staticmethod
     def from_json(text: str, where: str = "plan") -> CompressionPlan:
         """Parse and validate. Raises :class:`PlanError` with the line or the group at fault."""
+        source = Source(where, text)
         try:
-            raw = json.loads(text)
+            raw, twice = loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise PlanError("the plan is not valid JSON", where=f"{where}{line}", why=str(error)) from None
@@ -118,25 +133,20 @@ class CompressionPlan:
             raise PlanError("this file is not a plan", where=where, why="it has no 'fxprune_plan' version",
                             cure="make one with `fxprune plan MODEL --flops 0.5`")
         if raw["fxprune_plan"] != VERSION:
-            raise PlanError("the plan has another version", where=where,
+            raise PlanError("the plan has another version", where=source.at("fxprune_plan"),
                             why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}")
+        repeated = source.repeated(depth=3) if twice else None
+        if repeated is not None and repeated[0][0] != "about":
+            raise PlanError(f"'{repeated[0][-1]}' is there twice", where=f"{where}:{repeated[1]}",
+                            why="which of the two counts cannot be told", cure="remove one of them")
         groups, about, blocks = raw.get("groups"), raw.get("about", {}), raw.get("blocks", {})
-        if not isinstance(groups, dict) or not isinstance(about, dict) or not isinstance(blocks, dict):
-            raise PlanError("the plan is malformed", where=where, why="'groups', 'about' and 'blocks' must be objects")
-        choices = {}
-        for name, entry in groups.items():
-            at = f"{where}: group '{name}'"
-            if not isinstance(entry, dict) or not {"kind", "size", "keep"} <= entry.keys():
-                raise PlanError("the plan is malformed", where=at, why="an entry needs kind, size and keep")
-            kind, size, keep = entry["kind"], entry["size"], entry["keep"]
-            integers = isinstance(keep, list) and all(type(i) is int for i in keep)
-            if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
-                raise PlanError("the plan is malformed", where=at,
-                                why="kind must be a string, size a positive integer, keep a list of integers")
-            choices[name] = Choice(kind, size, tuple(keep))
-            _check_indices(choices[name], at)
-        sparse = {name: Sparsity.from_dict(entry, f"{where}: blocks of '{name}'") for name, entry in blocks.items()}
-        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), f"{where}: tokens"), sparse)
+        for key, value in (("groups", groups), ("about", about), ("blocks", blocks)):
+            if not isinstance(value, dict):
+                raise PlanError("the plan is malformed", where=source.at(key), why=f"'{key}' must be an object")
+        assert isinstance(groups, dict)
+        choices = {name: _choice(entry, name, source) for name, entry in groups.items()}
+        sparse = {name: _sparsity(entry, name, source) for name, entry in blocks.items()}
+        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), source), sparse, source)
 
     @staticmethod
     def read(path: str | Path) -> CompressionPlan:
@@ -153,9 +163,46 @@ class CompressionPlan:
         return CompressionPlan.from_json(text, str(path))
 
 
-def _tokens(raw: Any, where: str) -> TokenPlan | None:
+def _choice(entry: Any, name: str, source: Source) -> Choice:
+    """One group's entry. Raises PlanError at its line."""
+    def at(*more: str | int) -> str:
+        return f"{source.at('groups', name, *more)}: group '{name}'"
+
+    if not isinstance(entry, dict) or not {"kind", "size", "keep"} <= entry.keys():
+        raise PlanError("the plan is malformed", where=at(), why="an entry needs kind, size and keep")
+    unknown = entry.keys() - {"kind", "size", "keep"}
+    if unknown:
+        key = min(unknown)
+        raise PlanError(f"the plan has a key that means nothing: '{key}'", where=at(key),
+                        cure=nearest(key, ["kind", "size", "keep"]))
+    kind, size, keep = entry["kind"], entry["size"], entry["keep"]
+    integers = isinstance(keep, list) and all(type(i) is int for i in keep)
+    if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
+        key = "kind" if not isinstance(kind, str) else "keep" if type(size) is int and size > 0 else "size"
+        raise PlanError("the plan is malformed", where=at(key),
+                        why="kind must be a string, size a positive integer, keep a list of integers")
+    if kind not in {str(k) for k in Kind}:
+        raise PlanError(f"unknown kind of group '{kind}'", where=at("kind"), cure=nearest(kind, [str(k) for k in Kind]))
+    choice = Choice(kind, size, tuple(keep))
+    bad = next((i for i, k in enumerate(keep) if not 0 <= k < size or (i and k <= keep[i - 1])), None)
+    if bad is not None:
+        _check_indices(choice, at("keep", bad))
+    return choice
+
+
+def _sparsity(entry: Any, name: str, source: Source) -> Sparsity:
+    """One weight's tiles. Raises PlanError at their line."""
+    try:
+        return Sparsity.from_dict(entry, "")
+    except PlanError as error:
+        raise PlanError(error.what, where=f"{source.at('blocks', name)}: blocks of '{name}'", why=error.why,
+                        cure=error.cure) from None
+
+
+def _tokens(raw: Any, source: Source) -> TokenPlan | None:
     if raw is None:
         return None
+    where = f"{source.at('tokens')}: tokens"
     if not isinstance(raw, dict) or not {"reducer", "removed"} <= raw.keys():
         raise PlanError("the plan is malformed", where=where, why="tokens need reducer and removed")
     reducer, removed, unmerge = raw["reducer"], raw["removed"], raw.get("unmerge", False)
@@ -168,8 +215,10 @@ def _tokens(raw: Any, where: str) -> TokenPlan | None:
 
 def _check_indices(choice: Choice, where: str) -> None:
     keep = choice.keep
-    if any(b <= a for a, b in itertools.pairwise(keep)):
-        raise PlanError("kept indices must be sorted and unique", where=where)
+    double = next((b for a, b in itertools.pairwise(keep) if b <= a), None)
+    if double is not None:
+        raise PlanError("kept indices must be sorted and unique", where=where,
+                        why=f"{double} comes twice" if keep.count(double) > 1 else f"{double} comes too late")
     if keep and (keep[0] < 0 or keep[-1] >= choice.size):
         raise PlanError("a kept index is out of range", where=where,
                         why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}")

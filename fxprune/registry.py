@@ -1,18 +1,15 @@
-"""Names -> where they live, imported when asked for. Passes, criteria, token reducers and backends; a line each.
+"""Names -> where they live, imported when asked for. Passes, criteria, searches, reducers and backends; a line each.
 
-A package of yours joins through an entry point of the group ``fxprune.plugins`` named ``kind.name``::
-
-    [project.entry-points."fxprune.plugins"]
-    "backend.mydevice" = "mypackage.backend:MyBackend"
+A package of yours adds to them through an entry point, see :mod:`fxprune.plugins` and ``fxprune help plugins``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from importlib import metadata
 from typing import Any
 
+from . import plugins
 from .backend import Backend
 from .errors import InternalError, OptionError, nearest
 from .options import build, parse
@@ -38,6 +35,10 @@ REDUCERS: Table = {
     "zero-tprune": "fxprune.passes.transform.reducers.zero_tprune:ZeroTprune",
     "transform": "fxprune.passes.transform.reducers.transform:Transforming",
     "random": "fxprune.passes.transform.reducers.random:Random",
+}
+SEARCHES: Table = {
+    name: f"fxprune.passes.search.{name.replace('-', '_')}:{name.replace('-', '_')}"
+    for name in ("two-class", "lagrangian", "dynamic", "exhaustive")
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
@@ -66,46 +67,60 @@ PASSES: Table = {
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
-TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "reducer": REDUCERS, "pass": PASSES}
+TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "reducer": REDUCERS, "search": SEARCHES, "pass": PASSES}
 _WORDS = {
-    "backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "the pipeline"),
-    "reducer": ("token reducer", "--tokens"),
+    "backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "--pipeline"),
+    "reducer": ("token reducer", "--tokens"), "search": ("search", "--search"),
 }
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of a kind (``backend``, ``criterion``, ``reducer``, ``pass``), plugins included."""
-    return sorted(_table(kind))
+    """Every known name of a kind (``backend``, ``criterion``, ``reducer``, ``search``, ``pass``), plugins included."""
+    return sorted({*TABLES[kind], *plugins.names(kind)})
 
 
 def lookup(kind: str, name: str) -> Any:
-    """The class or function behind ``name``. Raises OptionError with the nearest name when there is none."""
-    table = _table(kind)
-    if name not in table:
+    """The class or function behind ``name``; plugins are asked where fxprune has none. Raises OptionError with the
+    nearest name when nobody has, and says which plugin is broken."""
+    if name in TABLES[kind]:
+        module, _, attribute = TABLES[kind][name].partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
+                raise InternalError(f"{kind} '{name}' should be at {TABLES[kind][name]}: {error}") from error
+            raise OptionError(f"the {kind} '{name}' cannot be imported", where=TABLES[kind][name], why=str(error),
+                              cure="install what it needs (`fxprune doctor` lists it)") from error
+    plugin = plugins.find(kind, name)
+    if plugin is None:
         noun, option = _WORDS[kind]
-        raise OptionError(f"unknown {noun} '{name}'", where=option, cure=nearest(name, table))
-    module, _, attribute = table[name].partition(":")
+        wrong = plugins.installed()[1]
+        raise OptionError(f"unknown {noun} '{name}'", where=option, cure=nearest(name, names(kind)),
+                          why=f"and a plugin cannot be understood: {wrong[0]}" if wrong else "")
+    module, _, attribute = plugin.value.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        if table[name] == TABLES[kind].get(name) and (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
-            raise InternalError(f"{kind} '{name}' should be at {table[name]}: {error}") from error
-        raise OptionError(f"the {kind} '{name}' cannot be imported", where=table[name], why=str(error),
-                          cure="install what it needs, or remove the plugin") from error
+        found: Any = importlib.import_module(module)
+        for part in filter(None, attribute.split(".")):
+            found = getattr(found, part)
+        return found
+    except Exception as error:  # whatever the plugin's own code raises when it is imported
+        raise OptionError(f"the {kind} '{name}' cannot be imported", where=str(plugin),
+                          why=f"{type(error).__name__}: {error}", cure="install what it needs, or remove the plugin",
+                          ) from error
 
 
 def backend(name: str, **options: Any) -> Backend:
     """The backend called ``name`` with its options. Raises OptionError on an unknown name or option."""
     cls = lookup("backend", name)
+    if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
+        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
+                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
             raise OptionError(f"the target '{name}' has no option '{option}'",
                               cure=nearest(option, known) if known else "it has no options")
-    result = cls(**options)
-    if not isinstance(result, Backend):
-        raise OptionError(f"'{name}' is not a backend", where=TABLES["backend"].get(name, "fxprune.plugins"))
-    return result
+    return cls(**options)
 
 
 def target(text: str, **more: Any) -> Backend:
@@ -114,23 +129,6 @@ def target(text: str, **more: Any) -> Backend:
     Raises OptionError on an unknown name or option, or a value of another type.
     """
     name, options = parse(text, "--target")
-    made = build(lookup("backend", name), options, f"the target '{name}'", "--target")
+    made = build(type(backend(name)), options, f"the target '{name}'", "--target")
     chosen = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.repr}
     return backend(name, **{**chosen, **more})
-
-
-def _table(kind: str) -> Table:
-    """The built-in names and those of plugins. Two owners of one name are an error that names both."""
-    table = dict(TABLES[kind])
-    for point in metadata.entry_points(group="fxprune.plugins"):
-        family, _, name = point.name.partition(".")
-        if family not in TABLES or not name:
-            raise OptionError("a plugin has a name that fxprune does not understand",
-                              where=f"{point.name} = {point.value}",
-                              cure=f"name it kind.name, with kind one of {', '.join(TABLES)}")
-        if family != kind:
-            continue
-        if table.setdefault(name, point.value) != point.value:
-            raise OptionError(f"two packages offer the {kind} '{name}'", where="entry points of fxprune.plugins",
-                              why=f"{table[name]} and {point.value}", cure="uninstall one of them")
-    return table

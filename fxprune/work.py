@@ -16,49 +16,32 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from . import memory, ranks, registry
-from .artifact import Artifact, build_report, check_destination
+from .artifact import Artifact, check_destination
 from .axis import Axis
 from .block_wish import BlockWish
-from .cost import METRICS, Budget, CostModel
+from .cost import Budget, CostModel
 from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
+from .latency_decide import FILE, LatencyWish, Timekeeping, told
+from .latency_table import LatencyTable
+from .limits import Limits
 from .load import Loaded
+from .options import plain
 from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
 from .rebuild import owning
 from .token_wish import TokenWish, token_wish
-from .tokens import TokenFlow, describe_tokens
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
     from .passes.transform.recover import Recover
 
 MOST_ROUNDS = 20
-PICTURE = "tokens.png"
 MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
-Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a search may not cross, see :func:`compile`. ``align=None`` leaves it to the target."""
-
-    align: int | None = None
-    floor: float = 0.1
-    allow_empty: bool = False
-    freeze: Sequence[str] = ()
-
-    def find_groups(self, granularity: int) -> Pass:
-        """The pass that knows them. Raises OptionError for values out of range."""
-        from .passes.analysis.find_groups import FindGroups
-
-        return FindGroups(align=granularity if self.align is None else self.align, floor=self.floor,
-                          allow_empty=self.allow_empty,
-                          freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze))
 
 
 @dataclass(frozen=True)
@@ -78,6 +61,8 @@ class Wish:
     members: str = "auto"
     rearrange: int = 0
     tokens: TokenWish | None = None
+    search: str = "auto"
+    table: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
@@ -86,6 +71,9 @@ class Wish:
         if self.tokens is not None and self.rounds > 1:
             raise OptionError("rounds and tokens do not go together", where=f"--rounds {self.rounds}",
                               why="tokens are decided once, on the dense model", cure="leave one of them away")
+        if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
+            raise OptionError("rounds and latency do not go together", where=f"--rounds {self.rounds}",
+                              why="what is measured is the dense model, not what a round leaves", cure="leave one away")
         self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
@@ -97,8 +85,8 @@ class Wish:
         if self.rearrange < 0:
             raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
         self.made  # noqa: B018  reads the criterion's name and options
-        if self.head_scale != "auto":
-            SearchPlan(self.budget or Budget("flops", 1.0), head_scale=self.scale)
+        SearchPlan(self.budget or Budget("flops", 1.0), method=self.search,
+                   head_scale=1.0 if self.head_scale == "auto" else self.scale)
         if self.members == "obs" and not self.made.comparable:
             raise OptionError(f"the scores of '{self.made.name}' cannot say how many stay per group",
                               where="--members obs", why="they only rank elements within a group",
@@ -136,6 +124,17 @@ class Wish:
     def by_groups(self) -> bool:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
+
+    def at(self, budget: Budget) -> Wish:
+        """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
+        made = dataclasses.replace(self, budget=budget)
+        made.__dict__.update(made=self.made, ranks=self.ranks)
+        return made
+
+    @cached_property
+    def ranks(self) -> dict[str, Any]:
+        """What the ranking by OBS remembers."""
+        return {}
 
     @property
     def scale(self) -> float:
@@ -175,6 +174,10 @@ class Work:
     recovery: dict[str, Any] | None = None
     blocks: BlockWish | None = None
     block_recovery: dict[str, Any] | None = None
+    held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
+    decided: Program | None = None  # dense weights, the plan and the scores: before recovery
+    options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
+    timing: Timekeeping = field(default_factory=lambda: Timekeeping(LatencyWish()))
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -199,8 +202,9 @@ class Work:
     def open(self, model: Model, inputs: Inputs, checkpoint: Any, trust_pickle: bool, data: Any, samples: int) -> None:
         """Load model and data, capture the graph."""
         from .capture import capture
-        from .data import load_data
+        from .data import held_out, load_data
         from .load import load as load_model
+        from .outcome import JUDGED
 
         self.given = not isinstance(model, str | os.PathLike)
         self.stage(f"load {type(model).__name__ if self.given else model}")
@@ -210,6 +214,7 @@ class Work:
                                 need_inputs=data is None)
             if data is not None:
                 self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
+                self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
                 if not loaded.args and not loaded.kwargs:
                     first = self.calibration.batches[0]
                     loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
@@ -279,6 +284,7 @@ class Work:
 
     def recover(self, program: Program, wish: Wish) -> Program:
         """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
+        self.decided = program
         if wish.recovery.method == "none":
             return program
         reduced = None if program.tokens is None else self.reduced(program)
@@ -294,13 +300,17 @@ class Work:
         reduced = None if program.tokens is None else self.reduced(program)
         return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
-    def finish(self, program: Program) -> Artifact:
-        """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says."""
+    def finish(self, program: Program, after: Sequence[Pass] = ()) -> Artifact:
+        """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says.
+
+        after   passes that were asked for behind slicing
+        """
         from .passes.analysis.propagate_axes import PropagateAxes
         from .passes.transform.fold_indices import FoldIndices
         from .passes.transform.merge_tokens import MergeTokens, without_tokens
         from .passes.transform.slice_axes import SliceAxes
         from .passes.transform.spell_out_tokens import SpellOutTokens
+        from .report_facts import described
         from .sparsify import sparsified
 
         whole, plan, model = program, program.need("plan"), CostModel(program)
@@ -316,32 +326,20 @@ class Work:
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
             raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
                                 pipeline=self.pipeline)
+        for one in after:
+            small = self.run(small, one)
+            counted = CostModel(self.run(small, PropagateAxes()))()
         sparsity = None
         if self.blocks is not None or plan.blocks:
             small, plan, sparsity = sparsified(self, small, plan, model(), counted)
         if self.given:
             small = owning(small, whole)
-        calibration = self.calibration
-        report = build_report(
-            small, name=self.name, target=self.backend.name, dense=model(), compressed=counted, plan=plan,
-            groups=whole.need("groups"), budget=self.budget, pipeline=self.pipeline,
-            passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
-            importance=plan.about.get("criterion"),
-            data=None if calibration is None else {
-                "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
-                "generated": calibration.generated},
-        )
-        if self.recovery is not None:
-            report["recovery"] = self.recovery
-        if sparsity is not None:
-            report["sparsity"] = sparsity
-        extras = {}
-        if whole.tokens is not None:
-            report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
-            picture = self._picture(whole.tokens, program)
-            if picture is not None:
-                extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
-        artifact = Artifact(small, plan, report, self.backend.with_data(calibration), extras=extras)
+        report, extras = described(self, whole, program, sliced, small, plan, counted, masked, sparsity)
+        timed = told(self, whole)
+        if timed is not None and self.timing.table is not None:
+            report["latency"], extras[FILE] = timed, self.timing.table.to_json().encode()
+        report["options"] = plain(self.options)
+        artifact = Artifact(small, plan, report, self.backend.with_data(self.calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
@@ -349,16 +347,6 @@ class Work:
             for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
                 self.warn(f"not finished: {missing}")
         return artifact
-
-    def _picture(self, flow: TokenFlow, reduced: Program) -> bytes | None:
-        """Which patches merged into which, of a few inputs: the data's, else the example's."""
-        from .token_picture import token_picture
-
-        if self.calibration is None:
-            flat = reduced.flatten(*reduced.example_inputs)
-        else:
-            flat = reduced.flatten(self.calibration.batches[0].args, self.calibration.batches[0].kwargs)
-        return token_picture(flow, reduced, flat)
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.
@@ -379,22 +367,6 @@ class Work:
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
-
-
-def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None) -> Budget | None:
-    """The one budget that is given; none where the token counts are explicit. Raises OptionError otherwise."""
-    if (flops, params, bytes) == (None, None, None) and tokens is not None and tokens.explicit:
-        return None
-    return one_budget(flops, params, bytes)
-
-
-def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
-    """The one budget that is given. Raises OptionError for none, several, or one that makes no sense."""
-    given = {name: value for name, value in zip(METRICS, (flops, params, bytes), strict=True) if value is not None}
-    if len(given) != 1:
-        raise OptionError("give exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
-                          why=f"found {len(given)} of flops, params and bytes", cure="for example --flops 0.5")
-    return Budget.parse(*next(iter(given.items())))
 
 
 def default_criterion(data: Any) -> str:

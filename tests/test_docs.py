@@ -6,11 +6,18 @@ import doctest
 import importlib
 import re
 import shlex
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from fxprune.cli import build_parser
+from fxprune import Budget, options
+from fxprune.cli import build_parser, main
+from fxprune.pipeline_text import read_pipeline
+from fxprune.toml_options import with_file
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -50,13 +57,95 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(block, f"README.md, python block {number}", "exec"), namespace)
 
 
-def test_commands_of_the_readme_parse() -> None:
-    shell = [*blocks("bash"), *blocks("sh"), *blocks("console")]
-    lines = [line.removeprefix("$ ") for block in shell for line in block.splitlines()]
-    commands = [part.strip() for line in lines for part in line.partition("  #")[0].split("&&")]
-    commands = [c for c in commands if c.startswith("fxprune ")]
-    assert commands
-    for command in commands:
-        top, named = build_parser()
-        args, rest = top.parse_known_args(shlex.split(command)[1:])
-        named[args.command].check_leftovers(rest)
+def commands_of(text: str) -> list[str]:
+    """The ``fxprune ..`` lines of a text, joined where they go on, comments and what follows ``&&`` taken apart."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    parts = [part.strip().removeprefix("$ ") for line in lines for part in line.partition("  #")[0].split("&&")]
+    commands = [re.sub(r"^torchrun .*-m (?=fxprune)", "", part) for part in parts]
+    return [command for command in commands if re.match(r"fxprune [a-z]", command)]
+
+
+def shell(text: str) -> list[str]:
+    """The commands of a Markdown file's shell blocks."""
+    found = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [command for block in found for command in commands_of(block)]
+
+
+def pages() -> dict[str, list[str]]:
+    """Commands of the README and of every help page, by where they stand."""
+    from fxprune.help import TOPICS, page
+
+    def shown(text: str) -> str:
+        """Lines two spaces in; prose is not indented, or more."""
+        return "\n".join(re.findall(r"^  (\S.*)$", re.sub(r"\\\n\s*", "", text), re.MULTILINE))
+
+    return {"README": shell(README.read_text(encoding="utf-8")),
+            **{name: commands_of(shown(page(name))) for name in TOPICS if name != "changelog"}}
+
+
+COMMANDS = sorted({command for commands in pages().values() for command in commands})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_pages_parse(command: str) -> None:
+    top, named = build_parser()
+    args, rest = top.parse_known_args(shlex.split(command)[1:])
+    named[args.command].check_leftovers(rest)
+    for option in ("importance", "recover", "tokens", "blocks"):
+        text = getattr(args, option, None)
+        if text and option != "blocks":
+            options.parse(text, f"--{option}")
+    if getattr(args, "pipeline", None):
+        budget = None if args.flops is None else Budget.parse("flops", args.flops)
+        read_pipeline(args.pipeline, budget)
+
+
+def test_there_are_commands_in_the_pages() -> None:
+    counts = {name: len(commands) for name, commands in pages().items()}
+    assert counts["README"] >= 15
+    assert all(counts[name] for name in ("methods", "targets", "options", "pipelines", "plans")), counts
+
+
+def network() -> nn.Module:
+    """A block of attention and MLP from classes of torch: such a pickle loads without being trusted."""
+    torch.manual_seed(0)
+    block = nn.Sequential(OrderedDict(
+        attn=nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True),
+        mlp=nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))))
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(block), head=nn.Linear(16, 5)))
+
+
+def runnable(command: str) -> bool:
+    """Commands about ``model.pt`` and about nothing; others want models that are not ours to make here."""
+    words = shlex.split(command)
+    return words[1] in ("help", "doctor") or (len(words) > 2 and words[2] == "model.pt")
+
+
+def test_commands_of_the_pages_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(network(), "model.pt")
+    np.savez("data.npz", x=torch.randn(8, 9, 16).numpy())
+    Path("fxprune.toml").write_text('input = "2x9x16"\nsamples = 8\n')
+    ran = 0
+    for name, commands in pages().items():
+        for command in filter(runnable, commands):
+            code = main(shlex.split(command)[1:])
+            assert code == 0, f"{name}: {command}\n{capsys.readouterr().err}"
+            ran += 1
+    assert ran >= 10
+
+
+def test_the_toml_of_the_page_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fxprune.help import page
+
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"^  flops = .*\n(?:(?:  .*)?\n)+", page("options"), re.MULTILINE)
+    assert block
+    Path("fxprune.toml").write_text(block[0])
+    top, named = build_parser()
+    words, said = with_file(["compile", "model.pt"], "compile", named)
+    args = top.parse_args(words)
+    assert said
+    assert (args.flops, args.target, args.floor) == ("0.5", "onnx", ["blocks.*.mlp=0.3"])

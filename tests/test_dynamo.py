@@ -8,103 +8,21 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from dynamo_models import EAGER, L2, Broken, Mlp, Plain, Tied, close, run
+from dynamo_models import _fresh as _fresh
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import dynamo, dynamo_session
 from fxprune.demo import Digits, DigitsViT
 from fxprune.dynamo_graph import qualified_name
-from fxprune.errors import BudgetInfeasible, LoadError, NothingToPrune, OptionError, PlanError
+from fxprune.errors import LoadError, OptionError
 from fxprune.events import FxpruneWarning
 
-EAGER: dict[str, Any] = {"inner": "eager"}
-L2: dict[str, Any] = {"flops": 0.5, "importance": "l2", **EAGER}
 pytestmark = pytest.mark.filterwarnings("ignore:no data was given")
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Mlp(nn.Module):
-    """Buffers, a plain tensor attribute, and an output that reads both. [batch, 8] -> [batch, 4]"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
-        self.register_buffer("scale", torch.tensor([1.0, 2.0, 3.0, 4.0]))
-        self.shift = torch.tensor([0.5, 0.0, -0.5, 1.0])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) * self.scale + self.shift
-
-
-class Plain(nn.Module):
-    """Nothing that reads the training flag. [batch, 8] -> [batch, 8]"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-class Tied(nn.Module):
-    """Ids to logits with the embedding as classifier. [batch, n] -> [batch, n, 20]"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(20, 16)
-        self.ffn = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
-        self.head = nn.Linear(16, 20, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids)
-        return self.head(x + self.ffn(x))
-
-
-class Broken(nn.Module):
-    """Two feed-forward parts with a graph break between them, inside a submodule's frame. [batch, 8] -> [batch, 8]"""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = Breaking()
-        self.second = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x))
-
-
-class Breaking(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ffn = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
-        self.across = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.across[0](x + self.ffn(x))
-        torch._dynamo.graph_break()
-        return self.across[1](x)
-
-
-def run(model: nn.Module, *args: Any, options: dict[str, Any], **more: Any) -> tuple[Any, Any]:
-    """(compiled model, output of its first call), without gradients."""
-    compiled = torch.compile(model, backend="fxprune", options=options, **more)
-    with torch.no_grad():
-        return compiled, compiled(*args)
-
-
-def close(one: Tensor, two: Tensor) -> None:
-    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
 
 
 def test_the_backend_is_registered_under_its_name() -> None:
@@ -310,132 +228,3 @@ def test_data_of_other_sizes_than_a_fixed_graph_are_refused_or_told() -> None:
             options={"flops": 0.5, "data": data, "recover": "none", **EAGER})
     with pytest.raises(LoadError, match="wrong shape"):
         run(Mlp().eval(), torch.randn(3, 8), options={"flops": 0.5, "data": [torch.randn(4, 9)], **EAGER})
-
-
-# ------------------------------------------------------------ what is refused
-
-
-def test_training_mode_is_refused_or_passes_through() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 8)), torch.randn(4, 8)
-    compiled = torch.compile(model, backend="fxprune", options=dict(L2))
-    with pytest.raises(OptionError, match=r"training mode[\s\S]*model.eval\(\) first"):
-        compiled(x)
-    model.eval()
-    with torch.no_grad():
-        small = compiled(x)
-    model.train()
-    with pytest.raises(OptionError, match="training mode"):
-        compiled(x)
-    model.eval()
-    with torch.no_grad():
-        assert torch.equal(compiled(x), small)
-    both = torch.compile(model, backend="fxprune", options={**L2, "fallback": True})
-    model.train()
-    with pytest.warns(FxpruneWarning, match="dense model runs: .*training mode"):
-        both(x).square().mean().backward()
-    assert model[0].weight.grad is not None
-
-
-def test_a_plain_model_switched_to_training_after_the_first_call_is_refused() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)).eval(), torch.randn(4, 8)
-    compiled, _ = run(model, x, options=dict(L2))
-    model.train()  # nothing in it reads the flag, so dynamo does not compile again
-    with torch.no_grad(), pytest.raises(OptionError, match="training mode"):
-        compiled(x)
-
-
-def test_inputs_that_require_gradients_are_refused_or_pass_through() -> None:
-    model, x = Mlp().eval(), torch.randn(4, 8, requires_grad=True)
-    compiled = torch.compile(model, backend="fxprune", options=dict(L2))
-    with pytest.raises(OptionError, match=r"no gradients[\s\S]*torch.no_grad\(\)"):
-        compiled(x)
-    with torch.no_grad():
-        assert not compiled(x).requires_grad
-    both = torch.compile(model, backend="fxprune", options={**L2, "fallback": True})
-    with pytest.warns(FxpruneWarning, match="dense model runs"):
-        both(x).sum().backward()
-    assert x.grad is not None
-
-
-def test_gradients_switched_on_without_being_asked_for_are_no_error() -> None:
-    model, x = Mlp().eval(), torch.randn(4, 8)
-    compiled = torch.compile(model, backend="fxprune", options=dict(L2))
-    assert not compiled(x).requires_grad
-    with torch.inference_mode():
-        close(compiled(torch.ones(4, 8)), compiled(torch.ones(4, 8)))
-
-
-def test_changed_weights_are_noticed() -> None:
-    model, x = Mlp().eval(), torch.randn(4, 8)
-    compiled, _ = run(model, x, options=dict(L2))
-    with torch.no_grad():
-        model.body[0].weight.mul_(2)
-        with pytest.raises(OptionError, match=r"weights of the model changed[\s\S]*torch.compile again"):
-            compiled(x)
-    torch._dynamo.reset()
-    fresh, got = run(model, x, options=dict(L2))
-    with torch.no_grad():
-        close(got, fxprune.apply(model, dynamo.plan_of(fresh), x).module(x))
-
-
-def test_two_models_of_one_class_and_one_options_dict_are_two() -> None:
-    one, two, x = Mlp().eval(), Mlp().eval(), torch.randn(4, 8)
-    options = dict(L2)
-    (first, a), (second, b) = run(one, x, options=options), run(two, x, options=options)
-    for model, compiled, got in ((one, first, a), (two, second, b)):
-        with torch.no_grad():
-            assert torch.equal(got, fxprune.apply(model, dynamo.plan_of(compiled), x).module(x))
-            assert torch.equal(compiled(x), got)
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ffn = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls.add_(1)
-        return self.ffn(x) + self.calls
-
-
-def test_a_model_that_writes_to_its_buffers_is_refused_or_passes_through() -> None:
-    model, x = Counting().eval(), torch.randn(4, 8)
-    compiled = torch.compile(model, backend="fxprune", options=dict(L2))
-    with torch.no_grad(), pytest.raises(NothingToPrune, match="calls"):
-        compiled(x)
-    both = torch.compile(model, backend="fxprune", options={**L2, "fallback": True})
-    for _ in range(2):
-        with torch.no_grad(), pytest.warns(FxpruneWarning, match="dense model runs"):
-            both(x)
-    assert int(model.calls) == 2
-
-
-WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "unknown option": ({"flop": 0.5}, OptionError, "did you mean 'flops'"),
-    "no budget": ({}, OptionError, "exactly one budget"),
-    "two budgets": ({"flops": 0.5, "params": 0.5}, OptionError, "exactly one budget"),
-    "plan and budget": ({"flops": 0.5, "plan": fxprune.CompressionPlan()}, OptionError, "not both"),
-    "unknown inner": ({"flops": 0.5, "inner": "inducto"}, OptionError, "did you mean 'inductor'"),
-    "unknown criterion": ({"flops": 0.5, "importance": "l3"}, OptionError, "unknown criterion"),
-    "out of reach": ({"flops": 1e-6, "importance": "l2"}, BudgetInfeasible, "reach"),
-    "another architecture": ({"plan": fxprune.CompressionPlan(
-        {"elsewhere.0:ffn": fxprune.Choice("ffn", 8, (1, 2))})}, PlanError, "does not have"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_an_error_of_fxprune(name: str) -> None:
-    options, kind, says = WRONG[name]
-    compiled = torch.compile(Mlp().eval(), backend="fxprune", options=options)
-    with torch.no_grad(), pytest.raises(kind, match=says):
-        compiled(torch.randn(4, 8))
-
-
-def test_nothing_to_prune_is_an_error_and_never_a_silent_copy() -> None:
-    with pytest.raises(NothingToPrune):
-        run(nn.Linear(8, 8).eval(), torch.randn(4, 8), options=dict(L2))
-    with pytest.raises(OptionError, match="no mode"):
-        run(Mlp().eval(), torch.randn(4, 8), options=None, mode="max-autotune")
-    with pytest.raises(OptionError, match="was not compiled"):
-        dynamo.plan_of(Mlp())

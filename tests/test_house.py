@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import fxprune
+from fxprune.deprecation import DEPRECATED, number
 from fxprune.pipeline import Pass, Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,16 +25,18 @@ LONGEST = 450
 
 # Floors: a module imports its own floor and those below. Modules of fxprune/ that are not named live on floor 2.
 FLOORS = {
-    **dict.fromkeys(["errors", "quiet"], 0),
+    **dict.fromkeys(["errors", "json_lines", "quiet"], 0),
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
-    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
-                     "decide_tokens", "demo", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
-                     "export_step", "lower", "show", "sparsify", "testing", "token_picture", "token_scores",
-                     "token_wish", "tune", "work"], 4),
+    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands", "decide",
+                     "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
+                     "explain", "export_step", "help", "latency_decide", "latency_measure", "limits", "lower",
+                     "outcome", "pipeline_text", "report_compare", "report_facts", "sensitivity", "show", "sparsify",
+                     "sweep", "sweep_page", "testing", "token_picture", "token_scores", "token_wish", "toml_options",
+                     "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
-         "PIL", "networkx", "rich", "pandas", "tensorrt", "tensorrt_rtx", "torch_tensorrt"}
+         "PIL", "networkx", "rich", "pandas", "matplotlib", "tensorrt", "tensorrt_rtx", "torch_tensorrt"}
 
 
 def module_name(path: Path) -> str:
@@ -178,6 +181,26 @@ Analysis Artifact Backend Batch Budget BudgetInfeasible Calibration CaptureError
 CostModel Event FxpruneError FxpruneWarning ImportanceScores InternalError Kind LoadError Lowered LoweringError
 NothingToPrune OptionError Pass Pipeline PlanError Program PruneGroup Search Transform UnsupportedOp VerifyError apply
 compile inspect load lower plan"""
+
+
+SCREEN = 80  # lines
+
+
+def test_the_public_api_fits_on_a_screen() -> None:
+    assert len((ROOT / "fxprune" / "__init__.py").read_text(encoding="utf-8").splitlines()) <= SCREEN
+
+
+def test_versions_agree_and_nothing_outlives_its_deprecation() -> None:
+    stated = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated
+    assert fxprune.__version__ == stated[1]
+    releases = re.findall(r"^## (\S+)", (ROOT / "fxprune" / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert releases[0] == stated[1], "the changelog's first release is this one"
+    assert releases == sorted(releases, key=number, reverse=True)
+    for path in SOURCES:  # what is deprecated registers when it is imported
+        if "__main__" not in path.name:
+            importlib.import_module(module_name(path))
+    assert [str(d) for d in DEPRECATED if d.over(fxprune.__version__)] == []
 
 
 def test_the_public_api_is_what_it_was() -> None:

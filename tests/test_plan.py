@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxprune.axis import Axis
 from fxprune.errors import FxpruneError, PlanError
+from fxprune.group import Kind, PruneGroup
 from fxprune.plan import MAX_BYTES, VERSION, Choice, CompressionPlan
 
 PLAN = CompressionPlan(
@@ -81,6 +83,67 @@ def test_the_place_is_named() -> None:
         CompressionPlan.from_json('{\n"fxprune_plan": 1,\n"groups": {,}\n}', "plan.json")
     with pytest.raises(PlanError, match="group 'a:ffn'"):
         CompressionPlan.from_json(entry(keep=[3, 0]))
+
+
+EDITED = """{
+  "fxprune_plan": 1,
+  "about": {},
+  "groups": {
+    "a:head": {"kind": "head", "size": 4, "keep": [1]},
+    "b:ffn": {"kind": "ffn", "size": 8, "keep": [
+      0,
+      3,
+      7
+    ]}
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(("old", "new", "line", "says"), [
+    ("      7\n", "      8\n", 9, "out of range"),
+    ("      3,\n", "      0,\n", 8, "0 comes twice"),
+    ("      0,\n", "      4,\n", 8, "3 comes too late"),
+    ('"kind": "head"', '"kind": "haed"', 5, "did you mean 'head'"),
+    ('"size": 4', '"size": 0', 5, "positive integer"),
+    ('"size": 8', '"sise": 8', 6, "needs kind, size and keep"),
+    ('"size": 8', '"size": 8, "keeps": []', 6, "did you mean 'keep'"),
+    ('"b:ffn"', '"a:head"', 6, "'a:head' is there twice"),
+    ('"kind": "head"', '"kind": "head", "kind": "ffn"', 5, "'kind' is there twice"),
+    ('"about": {}', '"about": 3', 3, "'about' must be an object"),
+    ('"fxprune_plan": 1', '"fxprune_plan": 2', 2, "another version"),
+    ('"about": {},', '"tokens": {"reducer": 3, "removed": {}},', 3, "reducer must be a string"),
+    ('"about": {},', '"blocks": {"w": {"pattern": "0x1", "shape": [1, 1], "keep": []}},', 3, "no tile"),
+    ("      7\n", "      7,\n", 10, "not valid JSON"),
+])
+def test_a_mistake_of_an_edit_is_told_with_its_line(old: str, new: str, line: int, says: str, tmp_path: Path) -> None:
+    assert EDITED.count(old) == 1
+    (tmp_path / "plan.json").write_text(EDITED.replace(old, new))
+    with pytest.raises(PlanError, match=says) as caught:
+        CompressionPlan.read(tmp_path / "plan.json")
+    assert f"plan.json:{line}" in caught.value.where
+
+
+def group(name: str, kind: Kind, size: int, **more: object) -> PruneGroup:
+    return PruneGroup(name, kind, size, Axis(size), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("change", "line", "says"), [
+    ({"b:ffn": None, "c:ffn": group("c:ffn", Kind.FFN, 8)}, 6, "did you mean 'c:ffn'"),
+    ({"a:head": group("a:head", Kind.KV, 4)}, 5, 'write "kind": "kv"'),
+    ({"b:ffn": group("b:ffn", Kind.FFN, 16)}, 6, "16 elements here and 8"),
+    ({"b:ffn": group("b:ffn", Kind.FFN, 8, frozen="softmax over it")}, 6, "softmax over it"),
+    ({"b:ffn": group("b:ffn", Kind.FFN, 8, granularity=4)}, 6, "keep 0 or 4"),
+])
+def test_what_does_not_fit_the_model_is_told_with_its_line(
+    change: dict[str, PruneGroup | None], line: int, says: str
+) -> None:
+    fitting = {"a:head": group("a:head", Kind.HEAD, 4), "b:ffn": group("b:ffn", Kind.FFN, 8)}
+    plan = CompressionPlan.from_json(EDITED, "plan.json")
+    plan.check(fitting)
+    with pytest.raises(PlanError, match=says) as caught:
+        plan.check({name: g for name, g in {**fitting, **change}.items() if g is not None})
+    assert f"plan.json:{line}: group " in caught.value.where
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))

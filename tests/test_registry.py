@@ -55,12 +55,18 @@ def test_a_plugin_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "again" not in names("criterion")
 
 
-def test_two_owners_of_one_name_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_owners_of_one_name_are_both_named_to_whoever_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, ("backend.mine", "one.place:Mine"), ("backend.mine", "other.place:Mine"))
+    assert backend("eager").name == "eager", "in nobody else's way"
+    with pytest.raises(OptionError, match="two packages offer the backend 'mine'") as caught:
+        backend("mine")
+    assert "one.place:Mine" in caught.value.why
+    assert "other.place:Mine" in caught.value.why
+
+
+def test_a_built_in_name_cannot_be_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins(monkeypatch, ("backend.onnx", "other.place:Onnx"))
-    with pytest.raises(OptionError, match="two packages offer the backend 'onnx'") as caught:
-        backend("eager")
-    assert "other.place:Onnx" in caught.value.why
-    assert "fxprune.backends.onnx" in caught.value.why
+    assert type(backend("onnx")).__module__ == "fxprune.backends.onnx.backend"
 
 
 def test_a_plugin_that_is_broken_or_misnamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,9 +74,20 @@ def test_a_plugin_that_is_broken_or_misnamed(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OptionError, match="cannot be imported") as caught:
         backend("gone")
     assert "no_such_package" in caught.value.where
+    assert backend("eager").name == "eager", "in nobody else's way"
     plugins(monkeypatch, ("onnx2", "x:Y"))
-    with pytest.raises(OptionError, match=r"kind\.name"):
-        names("backend")
+    assert "eager" in names("backend")
+    with pytest.raises(OptionError, match=r"onnx2 = x:Y.*kind\.name"):
+        backend("onnx2")
+
+
+def test_plugins_are_not_looked_up_before_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unexpected(**_: object) -> list[object]:
+        raise AssertionError("entry points were read")
+
+    monkeypatch.setattr(metadata, "entry_points", unexpected)
+    for kind, table in registry.TABLES.items():
+        lookup(kind, next(iter(table)))
 
 
 def test_looking_up_names_imports_no_backend() -> None:

@@ -144,7 +144,7 @@ def test_targets_say_what_they_made_of_the_zeros(trained: DigitsViT, tmp_path: P
     assert "no table was measured for onnxruntime on" in said["onnx"]
     assert "no table was measured for" in said["triton"]
     assert {p.name for p in (tmp_path / "triton").iterdir()} == {"model.triton.pt2", "model.pt2", "plan.json",
-                                                                 "report.json"}
+                                                                 "report.html", "report.json"}
     shapes = {tuple(t.shape) for n, t in trained.state_dict().items() if t.dim() == 2}
     rows = [Timing(n, k, "16x16", "float32", 34, 1.0, 3.0, 1.0, "rows=64,warps=4,stages=8") for n, k in shapes]
     made("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
@@ -213,3 +213,15 @@ def test_tune_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "faster than dense in" in err
     assert main(["tune", "--rows", "many"]) == USER_ERROR
     assert "no list of numbers" in capsys.readouterr().err
+
+
+def test_blocks_among_the_kinds_share_the_budget_with_slicing(trained: DigitsViT) -> None:
+    made = fxprune.compile(trained, SHAPE, prune="heads,ffn,blocks", flops=0.5)
+    flops = made.report["sparsity"]["flops"]
+    assert made.report["sparsity"]["pattern"] == "32x32"
+    assert flops["effective"] <= 0.5 * flops["dense"] < flops["executed"] <= 0.71 * flops["dense"]
+    alone = fxprune.compile(trained, SHAPE, prune="blocks", flops=0.7)
+    assert not alone.plan.choices
+    assert alone.report["sparsity"]["flops"]["effective"] <= 0.7 * flops["dense"]
+    with pytest.raises(fxprune.OptionError, match="how much slicing takes"):
+        fxprune.compile(trained, SHAPE, prune="heads,blocks", flops="200k")

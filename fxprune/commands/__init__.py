@@ -13,12 +13,18 @@ COMMANDS = (
     "plan",
     "apply",
     "inspect",
+    "sweep",
+    "sensitivity",
+    "report",
+    "explain",
     "lower",
     "export",
     "verify",
     "bench",
     "tune",
     "demo",
+    "help",
+    "doctor",
 )
 
 

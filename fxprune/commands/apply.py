@@ -18,6 +18,8 @@ def options(p: Parser) -> None:
     """What the command line takes."""
     arguments.model(p)
     p.add_argument("--plan", metavar="FILE", required=True, help="what `fxprune plan` wrote")
+    p.add_argument("--align", action="append", default=[], metavar="N|PATTERN=N", help=(
+        "refuse counts that are no multiples (default: every count goes)"))
     arguments.target(p)
 
 
@@ -26,7 +28,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from .. import api
 
     artifact = api.apply(args.model, args.plan, target=args.target, out=arguments.out_dir(args), on_event=screen.tell,
-                         **arguments.source(args))
+                         align=tuple(args.align) or 1, **arguments.source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
 

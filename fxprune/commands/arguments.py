@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingDevice
+from ..limits import FLOOR
 from .parser import Parser
 
 
@@ -19,7 +20,14 @@ def model(p: Parser) -> None:
     group.add_argument("--input", metavar="SHAPE|FILE", help="example inputs: 1x3x224x224, or a file of tensors")
     group.add_argument("--trust-pickle", action="store_true",
                        help="run whatever code the pickle holds: only for files whose author you trust")
+    config(p)
     output(p)
+
+
+def config(p: Parser) -> None:
+    """Options from a file."""
+    p.add_argument("--config", metavar="FILE", help=(
+        "options from a TOML file with the same names, or from a report.json (default: fxprune.toml, if it is here)"))
 
 
 def output(p: Parser) -> None:
@@ -37,14 +45,26 @@ def budget(p: Parser) -> None:
     group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
     group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
     group.add_argument("--bytes", metavar="B", help="bytes of parameters and buffers: a ratio, or 64MiB")
+    group.add_argument("--latency", metavar="R", help="time on the target, measured here: a share of the dense model's")
+    group.add_argument("--latency-ms", metavar="MS", help="time of one call on the target, in milliseconds")
+    group = p.add_argument_group("latency")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help=(
+        "samples per call, where latency is measured (default: %(default)s)"))
+    group.add_argument("--latency-table", metavar="FILE", help=(
+        "go by a recorded table (latency.json of an artefact) and measure nothing: the same plan on every machine"))
+    group.add_argument("--expect-latency", action="store_true", help=(
+        "with another budget: measure the target, and report what to expect and what would help"))
 
 
 def limits(p: Parser) -> None:
     """What a search may not cross."""
     group = p.add_argument_group("limits")
-    group.add_argument("--align", type=int, metavar="N", help="neurons and channels in multiples of N (default: 8)")
-    group.add_argument("--floor", type=float, default=0.1, metavar="SHARE",
-                       help="smallest share of neurons or channels that stays per layer (default: %(default)s)")
+    group.add_argument("--align", action="append", default=[], metavar="N|PATTERN=N", help=(
+        "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' "
+        "for some of them; may be repeated"))
+    group.add_argument("--floor", action="append", default=[], metavar="SHARE|PATTERN=SHARE", help=(
+        "smallest share of neurons or channels that stays per layer (default: 0.1); 'blocks.*.mlp=0.3' or heads=0.5 "
+        "for some; may be repeated"))
     group.add_argument("--allow-empty", action="store_true", help="no floors: whole branches may go")
     group.add_argument("--freeze", action="append", default=[], metavar="GLOB",
                        help="parameters or groups to leave alone, e.g. 'blocks.0.*'; may be repeated")
@@ -70,7 +90,13 @@ def decision(p: Parser) -> None:
         "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery"))
     group.add_argument("--rearrange", type=int, default=0, metavar="N", help=(
         "rounds of choosing members again by what they do together; needs --importance fisher (default: none)"))
-    group.add_argument("--prune", metavar="KINDS", help="kinds to prune: also tokens (default: heads,ffn,channels)")
+    group.add_argument("--prune", metavar="KINDS", help=(
+        "kinds to prune: also tokens and blocks (default: heads,ffn,channels)"))
+    group.add_argument("--search", default="auto", metavar="NAME", help=(
+        "two-class, dynamic, lagrangian or exhaustive (default: %(default)s, the first that is exact)"))
+    group.add_argument("--pipeline", metavar="PASSES", help=(
+        "the passes themselves, as report.json states them, in place of the options that decide: "
+        "'propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5}'"))
     group.add_argument("--tokens", metavar="HOW", help=(
         "how image tokens become fewer: tome, prune, ppt, zero-tprune, transform or random, as the budget asks, or "
         "tome:r=13, ppt:r=50@3,6,9; with options as 'tome{schedule=constant}'; off (default: off, tome with --prune "
@@ -101,13 +127,15 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
 def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
     names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
-             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse")
-    return {**{name: getattr(args, name) for name in names}, **limits_of(args)}
+             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline",
+             "latency", "latency_ms", "batch", "latency_table", "expect_latency")
+    return {**{name: getattr(args, name) for name in names}, "threads": args.threads or 0, **limits_of(args)}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments that limit a search."""
-    return {"align": args.align, "floor": args.floor, "allow_empty": args.allow_empty, "freeze": tuple(args.freeze)}
+    return {"align": tuple(args.align) or None, "floor": tuple(args.floor) or FLOOR,
+            "allow_empty": args.allow_empty, "freeze": tuple(args.freeze)}
 
 
 def out_dir(args: argparse.Namespace) -> Path:

@@ -24,6 +24,7 @@ def options(p: Parser) -> None:
     p.add_argument("--checkpoint", metavar="FILE", help="weights for --against")
     p.add_argument("--input", metavar="SHAPE|FILE", help="example inputs for --against")
     p.add_argument("--trust-pickle", action="store_true", help="allow --against to run code from its pickle")
+    arguments.config(p)
     arguments.output(p)
 
 

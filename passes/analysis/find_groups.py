@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import fnmatch
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,11 @@ class FindGroups(Analysis):
     floor        smallest share of neurons or channels that stays, per group; one head always stays
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
+    aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
+    floors       ``PATTERN=SHARE``: the same for floors
+
+    A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
+    above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
 
     Needs ``program.axes``, gives ``program.groups`` in the order of the graph's parameters.
     """
@@ -35,15 +41,19 @@ class FindGroups(Analysis):
     floor: float = 0.1
     allow_empty: bool = False
     freeze: tuple[str, ...] = ()
+    aligns: tuple[str, ...] = ()
+    floors: tuple[str, ...] = ()
 
     needs = ("axes",)
     gives = ("groups",)
 
     def __post_init__(self) -> None:
-        if self.align < 1:
-            raise OptionError("align must be at least 1", where=f"--align {self.align}")
-        if not 0 <= self.floor <= 1:
-            raise OptionError("floor is a share between 0 and 1", where=f"--floor {self.floor}")
+        for at, align in [(f"{self.align}", self.align), *((one, _number(one, "--align")) for one in self.aligns)]:
+            if align < 1 or align != int(align):
+                raise OptionError("align must be at least 1, and a whole number", where=f"--align {at}")
+        for at, floor in [(f"{self.floor}", self.floor), *((one, _number(one, "--floor")) for one in self.floors)]:
+            if not 0 <= floor <= 1:
+                raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
 
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
@@ -65,6 +75,8 @@ class FindGroups(Analysis):
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
+        for option, patterns in (("--align", self.aligns), ("--floor", self.floors)):
+            _check_patterns(groups, patterns, option)
         return _with_macs(program.but(groups=tuple(groups)))
 
     def _check_freeze(self, names: list[str]) -> None:
@@ -80,13 +92,51 @@ class FindGroups(Analysis):
         return f"asked to freeze '{hit}'" if hit else ""
 
     def _bounded(self, group: PruneGroup, may_vanish: bool) -> PruneGroup:
-        """Granularity and floor: whole heads one by one, neurons and channels in aligned steps."""
-        if group.kind in KEEP_WHOLE:
+        """Granularity and floor: whole heads one by one, neurons and channels in aligned steps, or as patterns say."""
+        asked_align, asked_floor = _asked(group, self.aligns, "--align"), _asked(group, self.floors, "--floor")
+        if group.kind in KEEP_WHOLE and asked_align is None and asked_floor is None:
             return group.but(floor=0 if may_vanish else 1)
-        step = self.align if group.size >= 2 * self.align else 1
-        share = max(1, round(group.size * self.floor))
-        floor = 0 if may_vanish else min(group.size, -(-share // step) * step)
+        align = int(asked_align) if asked_align is not None else 1 if group.kind in KEEP_WHOLE else self.align
+        step = align if group.size >= 2 * align else 1
+        if asked_floor is not None:
+            share, may_vanish = math.ceil(group.size * asked_floor - 1e-9), may_vanish and asked_floor == 0
+        else:
+            share = 1 if group.kind in KEEP_WHOLE else round(group.size * self.floor)
+        floor = 0 if may_vanish else min(group.size, -(-max(1, share) // step) * step)
         return group.but(granularity=step, floor=floor)
+
+
+def named_by(group: PruneGroup, pattern: str) -> bool:
+    """Whether ``pattern`` names ``group``: its name, a module above it, or its kind. Parameters would not do: those of
+    a feed-forward layer also belong to the residual stream."""
+    if pattern.removesuffix("s") == str(group.kind) or pattern == str(group.kind):
+        return True
+    names = {group.name, group.name.replace(":", ".")}
+    return any(fnmatch.fnmatchcase(n, p) for n in names for p in (pattern, f"{pattern}.*"))
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text.rpartition("=")[2])
+    except ValueError:
+        raise OptionError(f"'{text}' cannot be read", where=option, cure="write PATTERN=NUMBER") from None
+
+
+def _asked(group: PruneGroup, patterns: tuple[str, ...], option: str) -> float | None:
+    """The number of the last pattern that names the group."""
+    found = [_number(one, option) for one in patterns if named_by(group, one.rpartition("=")[0])]
+    return found[-1] if found else None
+
+
+def _check_patterns(groups: Iterable[PruneGroup], patterns: tuple[str, ...], option: str) -> None:
+    """A pattern that names no group that may be cut is a typo, or says nothing."""
+    live = [g for g in groups if g.prunable]
+    for one in patterns:
+        pattern = one.rpartition("=")[0]
+        if not any(named_by(g, pattern) for g in live):
+            raise OptionError(f"'{pattern}' names no group that may be cut", where=f"{option} {one}",
+                              cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.*.mlp', or "
+                                   "a kind such as ffn")
 
 
 class _Facts:

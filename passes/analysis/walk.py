@@ -16,6 +16,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
+from ... import plugins
 from ...axis import Conflict, Dim, Dims, new_dim, total, unify
 from ...errors import InternalError
 from ...program import Axes, Contraction, Frozen, Literal, Matmul, Program, Statistic
@@ -116,6 +117,7 @@ class Walk:
         self.tags: dict[str, list[tuple[Dim, str]]] = collections.defaultdict(list)
         self.unknown: collections.Counter[str] = collections.Counter()
         self.conflicts: list[tuple[str, str]] = []
+        self._asked: dict[str, str] = {}
         self._primes: dict[Any, int] = {}
         self._hints = _symbol_hints(program)
         self.sizes: dict[int, int] = {}
@@ -265,9 +267,13 @@ class Walk:
         function = RULES.get(op_name(node))
         if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
             function = RULES["pointwise"]
+        broken = ""
+        if function is None:
+            broken = self._ask_plugins(node)
+            function = RULES.get(op_name(node))
         if function is None:
             self.unknown[str(node.target)] += 1
-            return self._freeze_all(node, f"no axis rule for {node.target}")
+            return self._freeze_all(node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
         try:
             out = function(self, Args(node, self.dims))
         except Conflict as conflict:
@@ -277,6 +283,13 @@ class Walk:
             raise InternalError(f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
                                 f"the graph has {self.shape(node)}")
         return out
+
+    def _ask_plugins(self, node: Node) -> str:
+        """Import the rules that plugins have for an op's namespace, once per walk; "" or what is wrong with them."""
+        namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
+        if namespace not in self._asked:
+            self._asked[namespace] = plugins.load_rules(namespace)
+        return self._asked[namespace]
 
     def _freeze_all(self, node: Node, why: str) -> Any:
         for source in node.all_input_nodes:

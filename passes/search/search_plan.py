@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeAlias
 
-from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
+from ... import registry
+from ...cost import COUNTED, Budget, Cost, Expression, Ledger
 from ...errors import OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
+from ...latency_table import LatencyTable
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
 from ...program import Program
 from . import two_class as scan
-from .dynamic import dynamic
-from .exhaustive import exhaustive
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder
-from .lagrangian import lagrangian
-from .two_class import two_class
+from .latency_model import LatencyModel, TimedCost, model_for, out_of_reach
 
-SEARCHES: dict[str, Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]] = {
-    "two-class": two_class,
-    "lagrangian": lagrangian,
-    "dynamic": dynamic,
-    "exhaustive": exhaustive,
-}
+Method: TypeAlias = Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]
+"""A search: ladders, the terms of the cost, the bound on their sum -> one rung per ladder."""
 HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)  # what ``head_scale`` weighs against the rest
 HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # worth trying on calibration data
 
@@ -41,7 +36,8 @@ class SearchPlan(Search):
     method       ``two-class``: the exact scan (separable cost, at most two chunk costs, concave values);
                  ``dynamic``: the programme for values of any form (separable cost); ``lagrangian``: one threshold, for
                  every cost, on the concave envelope of the values; ``exhaustive``: tiny cases. ``auto`` is the first
-                 that fits, where dynamic is left to values that are not concave
+                 that fits, where dynamic is left to values that are not concave and to budgets of latency; or a search
+                 of a plugin (``Method``)
     head_scale   factor on what heads are worth when they compete with neurons and channels. Scores of unlike elements
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
@@ -59,16 +55,17 @@ class SearchPlan(Search):
     kinds: tuple[Kind | str, ...] = DEFAULT_KINDS
     method: str = "auto"
     head_scale: float = 1.0
+    table: LatencyTable | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.method != "auto" and self.method not in SEARCHES:
-            raise OptionError(f"unknown search '{self.method}'", cure=nearest(self.method, ["auto", *SEARCHES]))
+        if self.method != "auto":
+            registry.lookup("search", self.method)
         if not (math.isfinite(self.head_scale) and self.head_scale > 0):
             raise OptionError("the head scale must be positive", where=f"--head-scale {self.head_scale:g}",
                               why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
 
     def run(self, program: Program) -> Program:
-        model, metric = CostModel(program), self.budget.metric
+        model, metric = model_for(program, self.budget, self.table), self.budget.metric
         terms, dense = model.terms[metric], model()
         limit = self.budget.limit(dense)
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
@@ -77,10 +74,19 @@ class SearchPlan(Search):
         ladders = ladders_of(groups, scores, terms, self.head_scale)
         floor = model({one.axis: one.counts[0] for one in ladders})
         if floor.metric(metric) > limit:
+            if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
+                raise out_of_reach(program, self.budget, model, floor, groups)
             raise infeasible(program, groups, model, self.budget, floor)
         method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
-        levels = SEARCHES[method](ladders, terms, limit)
+        search: Method = registry.lookup("search", method)
+        levels = search(ladders, terms, limit)
+        if len(levels) != len(ladders) or not all(0 <= n <= one.top for n, one in zip(levels, ladders, strict=True)):
+            raise OptionError(f"the search '{method}' gave no rung per ladder", where=f"--search {method}",
+                              why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there")
         after = model({one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
+        if method not in registry.SEARCHES and after.metric(metric) > limit:
+            raise OptionError(f"the search '{method}' exceeds the budget", where=f"--search {method}",
+                              why=f"{metric} {after.metric(metric)}, at most {limit:g}", cure="use --search auto")
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{method} on the concave envelope of the values" if hull else method
         return program.but(plan=self._plan(ladders, levels, scores, dense, after, said))
@@ -100,7 +106,9 @@ class SearchPlan(Search):
             return self.method
         if scannable:
             return "two-class"
-        return "dynamic" if separable and not all(one.concave for one in ladders) else "lagrangian"
+        # what an element costs in time depends on how many there are: no chunk has a price of its own
+        bent = self.budget.metric == "latency" or not all(one.concave for one in ladders)
+        return "dynamic" if separable and bent else "lagrangian"
 
     def _plan(self, ladders: Sequence[Ladder], levels: Sequence[int], scores: Mapping[str, ImportanceScores],
               dense: Cost, after: Cost, method: str) -> CompressionPlan:
@@ -113,6 +121,7 @@ class SearchPlan(Search):
             "seed": first.seed if first else None, "budget": str(self.budget), "method": method,
             "head_scale": self.head_scale, "kinds": [str(kind) for kind in kinds_named(self.kinds)], "counted": COUNTED,
             "dense": vars(dense), "predicted": vars(after),
+            **({} if self.table is None else {"latency_table": self.table.hash}),
         }
         return CompressionPlan(choices, about)
 

@@ -223,5 +223,5 @@ class _Rewrite:
 
 
 def without_tokens(plan: CompressionPlan) -> CompressionPlan:
-    """The plan's groups alone: what is left to do once tokens are reduced."""
-    return replace(plan, tokens=None)
+    """The plan's groups alone: what is left to do once tokens are reduced. No file says so any more."""
+    return replace(plan, tokens=None, source=None)

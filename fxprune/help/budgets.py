@@ -1,0 +1,31 @@
+"""Budgets
+
+Exactly one of
+
+  --flops 0.5      half of the multiply-accumulates, or an amount: --flops 2.3G
+  --params 20M     parameters
+  --bytes 64MiB    bytes of parameters and buffers
+
+A number up to 1 is a share of the dense model; amounts have a unit (k, M, G, T; KiB, MiB, GiB) or are 1000 and more.
+
+What is counted. FLOPs are multiply-accumulates of one sample at the example shapes: linear, matmul, einsum,
+convolution, and both products of attention. Norms, softmax, activations, biases and embeddings are not. Papers mostly
+mean the same by "FLOPs"; fvcore and thop count MACs, torch.utils.flop_counter counts twice as many. Cost is a
+polynomial in the sizes of axes, and after slicing it is counted again on the graph that came out: the two must agree.
+
+Latency is not MACs. Half of the MACs is rarely half of the time: small batches are bound by launches and memory.
+Measure with `fxprune bench small --against model.pt`, on the machine that will run it.
+
+The budget is an upper bound and is met; how closely depends on --align. Out of reach is an error that says what is
+reachable, and what stands in the way. What can be loosened then:
+
+  --floor 0        shares that stay per layer (0.1 by default); --floor 'blocks.*.mlp=0.3' for some layers
+  --allow-empty    whole branches may go
+  --align 1        counts need not be multiples of 8; slower kernels, sometimes much slower
+  --prune heads,ffn,qk,v,channels    more kinds of axes
+  --prune heads,ffn,tokens           image tokens as well
+  --prune heads,ffn,blocks           tiles inside what is left: zeros, which are speed only where a kernel was measured
+
+One ledger holds all groups: a head is worth so much per MAC, a neuron so much, and the cheapest losses go first. How
+many stay per layer is a result, not an input.
+"""

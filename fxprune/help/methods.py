@@ -1,0 +1,53 @@
+"""Methods
+
+Nobody has to choose: with data the defaults are what measured best (see the README's tables), without data they are
+``l2`` and no recovery.
+
+How elements are scored (--importance NAME, options in braces)
+
+  trajectory   what removing an element does to the features of all later layers and to the output. Labels are not
+               needed. The default with data
+  fisher       second order, from gradients of masks; the cheapest of the good ones
+  obs          removal one by one with the others made up for, damage measured per layer (ZipLM); allocated by a
+               dynamic programme. Slow, strong on small budgets
+  taylor       first order, |weight x gradient|; wants labels
+  activation   how large the activations are
+  l1, l2       norms of weights; no data. They rank only within a layer: shares of layers come from how flat the scores
+               are
+  random       the baseline
+  lsp, magnitude, wanda, obert   tiles inside weights (--blocks, --sparse)
+
+  fxprune compile model.pt --flops 0.5 --data data.npz --importance 'trajectory{mode=exact}'
+  fxprune compile model.pt --flops 0.5 --data data.npz --importance fisher --rearrange 1 --recover scale
+
+How many stay where (--search)
+
+  two-class    exact, where heads and neurons have one cost each (plain transformers)
+  dynamic      exact, for values of any form, where costs add up
+  lagrangian   for every model; near the optimum, not always at it
+  exhaustive   for tiny models, to check the others
+  auto         the first of these that fits; what was taken is in plan.json
+
+What is repaired (--recover)
+
+  auto         none, bias, ridge and refit are tried; the best on held-out samples is kept, or none. The
+               default with data
+  ridge        layers that read what was cut are solved for, in closed form
+  refit        ridge, and every layer behind that reads what changed
+  bias, scale  cheaper; scale is PTF's mask tuning
+  tune         auto, then a bounded number of optimiser steps of distillation, without labels
+  none
+
+What tokens do (--tokens): tome, prune, ppt, zero-tprune, transform, random; see the README's table. How many go
+where: ``tome{schedule=auto}`` and others, or explicit counts, ``tome:r=13``.
+
+When to do what
+
+  no data at all          --importance l2; expect to lose points below 0.75
+  some unlabelled data    nothing: the defaults. 512 images or 1024 sentences are better than 128
+  below 0.3 of the MACs   --recover tune, or fine-tune artifact.module afterwards: it is an ordinary module
+  a vision transformer    --prune heads,ffn,tokens shares the budget with tokens
+
+Every step is a pass with a docstring that names its paper: python -c "import fxprune.passes.transform.recover as m;
+help(m)".
+"""

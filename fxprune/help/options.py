@@ -1,0 +1,45 @@
+"""Options
+
+Kinds (--prune): heads (and KV groups), ffn, channels; tokens and blocks on request; also qk, v, query, width, expert
+where a model has them. `fxprune inspect MODEL` lists the groups with their kinds.
+
+Leave alone (--freeze 'blocks.0.*'): a glob of parameters or groups; may be repeated. One that matches nothing is an
+error.
+
+For some layers alone: --floor and --align take a number, or PATTERN=NUMBER, and may be repeated; the last match
+counts. A pattern is a glob of a group (`fxprune inspect` lists them) or of a module above it, or a kind.
+
+  fxprune compile model.pt --flops 0.5 --floor 0.1 --floor 'blocks.*.mlp=0.3' --floor heads=0.5
+  fxprune compile model.pt --flops 0.5 --align 8 --align '*.ffn=32'
+
+Options of options stand in braces: --importance 'trajectory{mode=exact,probes=32}', --tokens
+'tome{schedule=constant}', --blocks '32x32{slice=0.7}', --recover 'ridge{rel=1}'. Misspelt ones are answered with the
+nearest.
+
+From a file: fxprune.toml in the working directory, or --config FILE. The names are those of the command line; a table
+with a command's name is for that command alone; the command line counts for more.
+
+  flops = 0.5
+  prune = ["heads", "ffn"]
+  freeze = ["blocks.0.*"]
+  floor = {"blocks.*.mlp" = 0.3}
+
+  [compile]
+  target = "onnx"
+  importance = "trajectory{mode=exact}"
+
+A fxprune.toml that just lies there cannot allow a pickle to run code or name Python code as data: say that on the
+command line, or name the file with --config.
+
+Everything that was asked for is in report.json under "options". The same run again:
+
+  fxprune compile model.pt --config fxprune-out/model-onnx/report.json --out again
+
+In Python the names are the same, with underscores:
+
+>>> import torch, fxprune
+>>> model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 16))
+>>> made = fxprune.compile(model, torch.randn(2, 16), flops=0.5, floor="ffn=0.25", align=["*.ffn=16"])
+>>> made.report["options"]["floor"], len(made.plan.choices["0:ffn"].keep)
+('ffn=0.25', 32)
+"""
