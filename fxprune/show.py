@@ -18,6 +18,7 @@ from .program import Program
 from .progress import Progress
 from .ranks import speaks
 from .report import MEASURES, figures_of
+from .target_lines import target_lines
 from .tokens import describe_tokens
 from .units import giga, mebi, mega
 
@@ -345,22 +346,6 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
     count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
     return [f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
             f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
-
-
-def target_lines(report: Mapping[str, Any]) -> list[str]:
-    """What ran the payload when it was checked; and what is missing to finish it, with the commands that do."""
-    unfinished, lines = report.get("unfinished"), []
-    runtime = (report.get("parity") or {}).get("runtime", "")
-    if runtime and runtime != report["target"]:
-        options = ", ".join(f"{k} {v}" for k, v in (report.get("target_options") or {}).items())
-        name = f"{report['target']} ({options})" if options else report["target"]
-        lines.append(_plain(f"target    {name}, checked with {runtime}"))
-    if unfinished:
-        lines += [f"[yellow]missing[/]   {_plain(what)}" for what in unfinished["missing"]]
-        lines.append(_plain(f"finish    on a machine that has it: {unfinished['finish']}"))
-        by_hand = report.get("lowering", {}).get("trtexec")
-        lines += [_plain(f"   or     {by_hand}")] if by_hand else []
-    return lines
 
 
 def latency_lines(report: Mapping[str, Any]) -> list[str]:
