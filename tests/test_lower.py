@@ -69,7 +69,7 @@ def test_without_the_tools_the_exit_code_is_4_and_the_message_says_how_to_go_on(
     assert report["unfinished"]["finish"] == "fxprune lower engine --target 'trt{dtype=fp16}'"
     for text in ("missing", "an NVIDIA GPU", "fxprune lower engine --target", "trtexec --onnx=model.onnx"):
         assert text in said.err.replace("\n", " ")
-    assert {p.name for p in out.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.json"}
+    assert {p.name for p in out.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.html", "report.json"}
     assert report_of(small)["target"] == "eager"
     with pytest.raises(MissingDevice, match="nothing to time") as caught:
         bench(out, batches=(1,), seconds=0.05)
@@ -79,7 +79,7 @@ def test_without_the_tools_the_exit_code_is_4_and_the_message_says_how_to_go_on(
         again = fxprune.lower(out)
     assert again.report["target_options"] == {"dtype": "fp16"}
     assert fxprune.lower(out, target="eager").report["unfinished"] is None
-    assert {p.name for p in out.iterdir()} == {"model.pt2", "plan.json", "report.json"}
+    assert {p.name for p in out.iterdir()} == {"model.pt2", "plan.json", "report.html", "report.json"}
 
 
 @needs_no_gpu

@@ -29,7 +29,7 @@ def options(p: Parser) -> None:
     group.add_argument("--judge", metavar="DATA", help=(
         "data to judge on, such as a test split; by default a part of --data that nothing else sees"))
     group.add_argument("--held-out", type=float, default=0.25, metavar="SHARE", help="that part (default: %(default)s)")
-    group.add_argument("--batch", default="1", metavar="N,N", help="batch sizes to time (default: %(default)s)")
+    group.add_argument("--batches", default="1", metavar="N,N", help="batch sizes to time (default: %(default)s)")
     group.add_argument("--seconds", type=float, default=1.0, help=(
         "time per point and batch size, all points in turns; 0 times nothing (default: %(default)s)"))
     group.add_argument("--sensitivity", action="store_true", help="also measure what cutting each layer alone does")
@@ -53,11 +53,11 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
             raise OptionError(f"--{option} cannot be swept", where=f"--{option} {value}",
                               cure="compile once per ratio and compare with fxprune report")
     try:
-        batches = tuple(int(b) for b in args.batch.split(","))
+        batches = tuple(int(b) for b in args.batches.split(","))
     except ValueError:
         batches = ()
     if not batches or min(batches) < 1:
-        raise OptionError(f"'{args.batch}' is not a list of batch sizes", where=f"--batch {args.batch}",
+        raise OptionError(f"'{args.batches}' is not a list of batch sizes", where=f"--batches {args.batches}",
                           cure="write 1,32")
     out = Path(args.out) if args.out else arguments.out_dir(args).with_name(f"{arguments.out_dir(args).name}-sweep")
     result = sweep(args.model, ratios=ratios, out=out, recover=args.recover, target=args.target,
