@@ -193,7 +193,7 @@ def test_bad_requests(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*COMMAND, "--flops", "0.5", "--max-drop", "2", "--out", "x"], "a drop is a share"),
         ([*COMMAND, "--flops", "0.5", "--rounds", "2", "--out", "x"], "scores once"),
         ([*COMMAND, "--flops", "0.5", "--blocks", "32x32", "--out", "x"], "--blocks cannot be swept"),
-        ([*COMMAND, "--flops", "0.5", "--batch", "0", "--out", "x"], "not a list of batch sizes"),
+        ([*COMMAND, "--flops", "0.5", "--batches", "0", "--out", "x"], "not a list of batch sizes"),
         ([*COMMAND, "--flops", "0.5", "--held-out", "1", "--out", "x"], "held out"),
         ([*COMMAND, "--flops", "0.5", "--out", str(tmp_path)], "no sweep wrote it"),
         (["sweep", "model.pt2", "--flops", "0.5", "--out", "x"], "a sweep needs data"),
