@@ -29,6 +29,7 @@ from .errors import (
 from .events import Event, FxpruneWarning
 from .group import Kind, PruneGroup
 from .importance import ImportanceScores
+from .lower import lower
 from .pipeline import Analysis, Pass, Pipeline, Search, Transform
 from .plan import Choice, CompressionPlan
 from .program import Program
@@ -72,5 +73,6 @@ __all__ = [
     "compile",
     "inspect",
     "load",
+    "lower",
     "plan",
 ]

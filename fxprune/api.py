@@ -25,7 +25,7 @@ from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
 from .plan import CompressionPlan
 from .program import Program
-from .publish import write_error
+from .publish import write_text
 from .sparsify import uncut, with_tiles
 from .work import (
     Amount,
@@ -69,7 +69,9 @@ def compile(
                     none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
                     parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
-    target          ``eager`` (a .pt2), ``onnx``, or ``triton`` (a .pt2 whose block-sparse layers call a kernel)
+    target          ``eager`` (a .pt2), ``onnx``, ``inductor`` (machine code), ``trt`` (an engine) or ``triton`` (a .pt2
+                    whose block-sparse layers call a kernel), with options as ``trt{dtype=fp16}``. Where the machine
+                    lacks what a target needs, what could be written is, and ``report["unfinished"]`` says the rest
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the
                     criteria that need activations run on generated inputs, and warn
     importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``
@@ -282,15 +284,7 @@ def _tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(plan.to_json(), encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise write_error(error, path) from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, plan.to_json())
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:

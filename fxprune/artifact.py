@@ -4,6 +4,7 @@
     model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 1.9 GiB)
     plan.json      which elements of every group stayed
     report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
+    report.html    the same for people: one page that needs nothing else
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +34,7 @@ from .plan import CompressionPlan
 from .program import Program
 from .publish import published
 
-PROGRAM, PLAN, REPORT = "model.pt2", "plan.json", "report.json"
+PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
 VERSION = 1
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -56,6 +59,7 @@ class Artifact:
     path: Path | None = None
     extras: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _module: ProgramModule | None = field(default=None, repr=False)
+    _read: Program | None = field(default=None, repr=False)  # as it lies in ``path``
 
     @property
     def module(self) -> ProgramModule:
@@ -78,21 +82,29 @@ class Artifact:
         FxpruneError when the place cannot be written or holds something that fxprune did not write, VerifyError when
         the payload does not compute what the program computes, LoweringError when the target cannot express an op.
         """
+        from .report import render
+
         path = Path(path)
         check_destination(path, overwrite)
         program = self._trained()
         with published(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            if not (directory / PROGRAM).exists():
+            if program is self._read and self.path is not None:  # byte for byte what was delivered
+                shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
+            elif not (directory / PROGRAM).exists():
                 write_program(program.exported, directory / PROGRAM)
             (directory / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
             for name, content in self.extras.items():
                 (directory / name).write_bytes(content)
             report = {
-                **self.report, "target": self.target, "payload": lowered.payload.name, "parity": parity.to_dict(),
+                **self.report, **_target(self.backend), "payload": lowered.payload.name,
+                "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target},
+                "lowering": dict(lowered.about), "unfinished": unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
             }
+            (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
+            report["files"][PAGE] = _fingerprint(directory / PAGE)
             (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         self.report, self.path = report, path
         return path
@@ -121,7 +133,11 @@ class Artifact:
         report = read_report(path)
         check_files(path, report)
         program = Program(read_program(path / PROGRAM), name=str(report.get("name", "model")))
-        return Artifact(program, CompressionPlan.read(path / PLAN), report, registry.backend(report["target"]), path)
+        picture = (report.get("tokens") or {}).get("picture")
+        known = isinstance(picture, str) and picture in report["files"]
+        extras = {str(picture): (path / str(picture)).read_bytes()} if known else {}
+        return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras,
+                        _read=program)
 
 
 def load(path: str | Path) -> ProgramModule:
@@ -145,7 +161,8 @@ def build_report(
     """Everything that is known about a result, as plain data for ``report.json``.
 
     fxprune_report  version of this format                 versions  fxprune, torch and what else matters
-    name, target    model and backend                      seed      of everything random
+    name            of the model                           seed      of everything random
+    target, target_options  the backend, and its options that are not the default
     budget          {metric, amount, relative} or null     pipeline  text that replays the passes
     passes          what each pass changed, measured       cost      {dense, compressed, ratio, counted}: flops are
     inputs, outputs names, dtypes and shapes                         multiply-accumulates at the example shapes
@@ -154,7 +171,15 @@ def build_report(
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
     options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
 
-    ``parity``, ``payload`` and ``files`` are filled in by ``Artifact.save``; ``more`` is added as it is.
+    lowering        what the backend has to say            unfinished  null, or {missing, finish}: what the machine
+                                                           lacked, and the command that finishes where it is there
+
+    A run adds masked, importance, data, search, groups (with their scores), memory, agreement, recovery, sparsity,
+    tokens and latency where there are any; a sweep adds sweep.
+    :data:`fxprune.report_schema.REPORT` is the schema of it all.
+
+    ``target``, ``parity``, ``payload``, ``lowering``, ``unfinished`` and ``files`` are filled in by ``Artifact.save``;
+    ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
     return {
@@ -169,6 +194,29 @@ def build_report(
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
         "notes": list(notes), "parity": None, "payload": None, "files": {}, **more,
     }
+
+
+def unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
+    """What the report says of an artefact whose target needs what this machine lacks; None where nothing is missing."""
+    if not missing:
+        return None
+    return {"missing": list(missing), "finish": f"fxprune lower {path.name} --target {shlex.quote(backend.text)}"}
+
+
+def _target(backend: Backend) -> dict[str, Any]:
+    return {"target": backend.name, "target_options": backend.options}
+
+
+def _backend(path: Path, report: Mapping[str, Any]) -> Backend:
+    options = report.get("target_options", {})
+    if not isinstance(options, dict) or not all(isinstance(v, str | int | float) for v in options.values()):
+        raise LoadError("the report is malformed", where=str(path / REPORT), why="'target_options' are plain values")
+    try:
+        return registry.backend(report["target"], **options)
+    except (OptionError, TypeError, ValueError) as error:
+        why = error.what if isinstance(error, OptionError) else str(error)
+        raise LoadError("the report names a target that this fxprune does not know", where=str(path / REPORT),
+                        why=why, cure="update fxprune, or install the plugin that made the artefact") from None
 
 
 def check_destination(path: Path, overwrite: bool = True) -> None:

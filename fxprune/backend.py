@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -19,6 +19,9 @@ from .block_gate import kept_dense, report, words
 from .parity import TOLERANCE, Parity, Runner, check_parity
 from .pipeline import Pass, Pipeline
 from .program import Program
+
+if TYPE_CHECKING:
+    from .data import Calibration
 
 __all__ = ["Backend", "Lowered", "Parity", "Runner", "lower_and_verify"]
 
@@ -28,6 +31,10 @@ class Lowered:
     """What a backend wrote: the main file, all its files (the main one included), and the file as a runner.
 
     sparsity  what became of weights with zeros in tiles (see ``block_gate.report``); notes: the same in words
+    about     what else the report should say, as plain data
+    runtime   what ran when ``run`` was compared with the program
+    missing   what this machine lacks to make what the target is about, in words: then ``payload`` is what could be
+              written without, and the artefact is unfinished
     """
 
     payload: Path
@@ -35,6 +42,9 @@ class Lowered:
     run: Runner
     sparsity: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = ""
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,30 @@ class Backend(ABC):
     suffix: ClassVar[str]
     granularity: ClassVar[int] = 8
     tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that differ from what they are by default, as plain data."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        return {f.name: said[f.name] for f in fields(self) if f.repr and said[f.name] != f.default}
+
+    @property
+    def text(self) -> str:
+        """As on the command line: ``trt{dtype=fp16}``."""
+        given = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}{{{given}}}" if given else self.name
+
+    def tolerances(self) -> Mapping[torch.dtype, float]:
+        """``tolerance``, or another one where options decide what is computed in."""
+        return self.tolerance
+
+    def runs_on(self) -> str:
+        """The device that inputs are to lie on when the payload is timed."""
+        return "cpu"
+
+    def with_data(self, calibration: Calibration | None) -> Backend:
+        """This backend, for a program that was decided on these samples. Most backends do not look at data."""
+        return self
 
     def legalize(self) -> tuple[Pass, ...]:
         """Passes that make the graph fit the target, run before ``lower``. They must not change what it computes."""
@@ -83,6 +117,6 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
     if not lowered.sparsity:
         decisions = kept_dense(program, f"the target '{backend.name}' multiplies dense weights")
         lowered = replace(lowered, sparsity=report(decisions), notes=(*lowered.notes, *words(decisions)))
-    parity = check_parity(program, lowered.run, what=lowered.payload.name, tolerance=backend.tolerance, seed=seed,
+    parity = check_parity(program, lowered.run, what=lowered.payload.name, tolerance=backend.tolerances(), seed=seed,
                           cure="please report it with the model's name; --target eager works meanwhile")
     return lowered, parity

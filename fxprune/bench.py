@@ -14,7 +14,7 @@ import torch
 from . import api, registry
 from .artifact import PROGRAM, Artifact
 from .backend import Runner
-from .errors import OptionError
+from .errors import MissingDevice, OptionError
 from .events import Event, OnEvent, warn_only
 from .measure import environment, latency
 from .parity import dim_names, sample_inputs
@@ -43,19 +43,19 @@ def bench(
             torch.set_num_threads(threads)
         on_event(Event("stage", f"load {artifact}"))
         one = Artifact.read(Path(artifact))
-        runners = {_label(artifact): (one.program, _runner(one, threads))}
+        runners = {_label(artifact): (one.program, runner_of(one, threads))}
         if against is not None:
             other = stack.enter_context(_other(against, one, checkpoint, example_inputs, trust_pickle, on_event))
             name = _label(against) if isinstance(against, str | os.PathLike) else type(against).__name__
             name = name if name not in runners else f"{name} (against)"
-            runners[name] = (other.program, _runner(other, threads))
+            runners[name] = (other.program, runner_of(other, threads))
         rows = []
         for batch in batches:
             on_event(Event("stage", f"measure batch {batch}"))
-            calls = {name: _call(program, run, batch) for name, (program, run) in runners.items()}
+            calls = {name: call_at(program, run, batch) for name, (program, run) in runners.items()}
             timings = latency(calls, seconds=seconds, items=batch)
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
-        return {"rows": rows, "environment": environment(), "threads": threads, "target": one.target}
+        return {"rows": rows, "environment": environment(), "threads": threads, "target": one.backend.text}
 
 
 @contextlib.contextmanager
@@ -66,18 +66,27 @@ def _other(
         yield Artifact.read(Path(against))
         return
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder:
-        yield api.apply(against, CompressionPlan(), inputs, target=one.target, out=Path(folder) / "dense",
+        yield api.apply(against, CompressionPlan(), inputs, target=one.backend.text, out=Path(folder) / "dense",
                         checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
 
 
-def _runner(artifact: Artifact, threads: int) -> Runner:
+def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
+    """The artefact's payload as it would be deployed. ``threads``: CPU threads, 0 leaves the choice to the runtime."""
     assert artifact.path is not None
-    options = {"threads": threads} if hasattr(artifact.backend, "threads") else {}
-    backend = registry.backend(artifact.target, **options)
-    return backend.load(artifact.path / str(artifact.report["payload"]))
+    backend, unfinished = artifact.backend, artifact.report.get("unfinished")
+    if unfinished:
+        raise MissingDevice("the artefact is not finished, so there is nothing to time", where=str(artifact.path),
+                            why="; ".join(unfinished["missing"]), cure=unfinished["finish"])
+    if hasattr(backend, "threads"):
+        backend = registry.backend(backend.name, **{**backend.options, "threads": threads})
+    run, device = backend.load(artifact.path / str(artifact.report["payload"])), backend.runs_on()
+    if device == "cpu":
+        return run
+    return lambda flat: run([t.to(device) if isinstance(t, torch.Tensor) else t for t in flat])
 
 
-def _call(program: Program, run: Runner, batch: int) -> Callable[[], Any]:
+def call_at(program: Program, run: Runner, batch: int) -> Callable[[], Any]:
+    """One call of ``run`` on made-up inputs of this batch size. Raises OptionError where another one is fixed."""
     sizes = {symbol: batch for symbol, word in dim_names(program).items() if word == "batch" or word.endswith("_batch")}
     flat = sample_inputs(program, sizes)
     fixed = next((t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim() and t.shape[0] != batch), None)

@@ -110,12 +110,12 @@ def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> di
 
 
 def executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
-    """The entries of an artefact's report that the target's decisions change: ``sparsity`` and ``notes``; {} without.
+    """The entries of an artefact's report that the target's decisions change: ``sparsity`` and ``notes``.
 
     told    the report so far;  gate: what :func:`report` made;  notes: what :func:`words` made
     """
     if not gate:
-        return {}
+        return {"notes": list(dict.fromkeys([*told.get("notes", ()), *notes]))} if notes else {}
     before = {k: v for k, v in told.get("sparsity", {}).items() if k != "gate"}
     whole = told["cost"]["compressed"]["flops"]
     sums = gate["macs"]

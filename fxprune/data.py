@@ -93,6 +93,7 @@ def load_data(
     samples: int = 128,
     batch: int = 32,
     seed: int = 0,
+    skip: int = 0,
 ) -> Calibration:
     """At most ``samples`` samples of ``spec``, in batches of ``batch``, as ``loaded`` takes its inputs.
 
@@ -104,6 +105,8 @@ def load_data(
            what it returns as an iterable;
            in Python, a DataLoader or any iterable of tensors, (inputs, labels), dicts or Batch; or a Calibration.
     seed   which samples are taken of a file that holds more
+    skip   take those that come after so many, in the same draw: ``samples=64, skip=128`` shares none with
+           ``samples=128``. Only for paths, which can be read twice
 
     Without example inputs in ``loaded``, shapes are taken as they come. Raises LoadError for data that is missing,
     empty, of another shape or type than the model's inputs, or not finite.
@@ -118,7 +121,7 @@ def load_data(
     if isinstance(spec, str) and spec.startswith("python:"):
         return _from_iterable(_call(spec), loaded, spec, samples, batch, seed)
     if isinstance(spec, (str, Path)):
-        return _from_path(Path(spec), loaded, samples, batch, seed)
+        return _from_path(Path(spec), loaded, _Draw(samples, seed, skip), batch)
     if not isinstance(spec, Iterable) or isinstance(spec, nn.Module):
         raise LoadError(f"a {type(spec).__name__} is no data", why="it cannot be iterated", cure=f"give {_KINDS}")
     return _from_iterable(spec, loaded, type(spec).__name__, samples, batch, seed)
@@ -169,15 +172,32 @@ def _like(example: Any, name: str, size: int, below: int, generator: torch.Gener
 # --- where samples come from -------------------------------------------------------------------------------------
 
 
-def _from_path(path: Path, loaded: Loaded, samples: int, batch: int, seed: int) -> Calibration:
+@dataclass(frozen=True)
+class _Draw:
+    """Which rows of a source are taken: ``samples`` of a seeded order, after ``skip`` of it."""
+
+    samples: int
+    seed: int
+    skip: int = 0
+
+    def rows(self, count: int) -> Tensor:
+        """Row numbers of ``count``, ascending."""
+        if count <= self.samples and not self.skip:
+            return torch.arange(count)
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(count, generator=generator) if count > self.skip else torch.arange(0)
+        return order[self.skip : self.skip + self.samples].sort().values
+
+
+def _from_path(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibration:
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _from_pictures(path, loaded, samples, batch, seed)
+        return _from_pictures(path, loaded, draw, batch)
     if suffix in texts.SUFFIXES:
-        return _from_texts(path, loaded, samples, batch, seed)
+        return _from_texts(path, loaded, draw, batch)
     if suffix in TENSOR_SUFFIXES:
         found = read_tensors(path)
-        return _from_tensors(found, loaded, str(path), samples, batch, seed)
+        return _from_tensors(found, loaded, str(path), draw, batch)
     if not path.exists():
         raise LoadError(
             "there is no such data", where=str(path), why="no file or folder has this name", cure=f"give {_KINDS}"
@@ -188,7 +208,7 @@ def _from_path(path: Path, loaded: Loaded, samples: int, batch: int, seed: int) 
 
 
 def _from_tensors(
-    found: dict[str, Tensor], loaded: Loaded, origin: str, samples: int, batch: int, seed: int
+    found: dict[str, Tensor], loaded: Loaded, origin: str, draw: _Draw, batch: int
 ) -> Calibration:
     label_name = next((n for n in LABEL_NAMES if n in found and n not in loaded.input_names), None)
     tensors = {k: v for k, v in found.items() if k != label_name}
@@ -202,7 +222,7 @@ def _from_tensors(
     if len(set(lengths.values())) != 1:
         why = ", ".join(f"{k} has {n}" for k, n in lengths.items())
         raise LoadError("the tensors have different numbers of samples", where=origin, why=why)
-    chosen = _choose(next(iter(lengths.values())), samples, seed)
+    chosen = draw.rows(next(iter(lengths.values())))
     batches = []
     for rows in _split(chosen, batch):
         part = {k: v[rows] for k, v in inputs.items()}
@@ -210,7 +230,7 @@ def _from_tensors(
     return Calibration(tuple(batches), origin)
 
 
-def _from_pictures(folder: Path, loaded: Loaded, samples: int, batch: int, seed: int) -> Calibration:
+def _from_pictures(folder: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibration:
     if loaded.image is None:
         raise LoadError(
             "the model takes no pictures",
@@ -219,7 +239,7 @@ def _from_pictures(folder: Path, loaded: Loaded, samples: int, batch: int, seed:
             cure="give data of the kind the model takes: texts, or tensors as .npz",
         )
     pictures, classes = list_pictures(folder)
-    chosen = _choose(len(pictures), samples, seed)
+    chosen = draw.rows(len(pictures))
     known = _label2id(loaded)
     numbers = None if classes is None else texts.label_numbers(classes, known)
     name = picture_input(loaded)
@@ -232,7 +252,7 @@ def _from_pictures(folder: Path, loaded: Loaded, samples: int, batch: int, seed:
     return Calibration(tuple(batches), str(folder) + assumed)
 
 
-def _from_texts(path: Path, loaded: Loaded, samples: int, batch: int, seed: int) -> Calibration:
+def _from_texts(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibration:
     if loaded.tokenizer is None:
         raise LoadError(
             "texts need a tokenizer",
@@ -241,7 +261,7 @@ def _from_texts(path: Path, loaded: Loaded, samples: int, batch: int, seed: int)
             cure="tokenizer.save_pretrained(folder) beside the model, or give token ids as .npz",
         )
     found = texts.read_texts(path)
-    found = found.pick(_choose(len(found.first), samples, seed).tolist())
+    found = found.pick(draw.rows(len(found.first)).tolist())
     numbers = None if found.labels is None else torch.tensor(texts.label_numbers(found.labels, _label2id(loaded)))
     tokenizer = load_tokenizer(loaded.tokenizer)
     if tokenizer.pad_token is None:
@@ -298,12 +318,12 @@ def _from_iterable(
     if isinstance(source, Calibration):
         return source
     if isinstance(source, Tensor):
-        return _from_tensors({"x": source}, loaded, origin, samples, batch, seed)
+        return _from_tensors({"x": source}, loaded, origin, _Draw(samples, seed), batch)
     if isinstance(source, Mapping):
         tensors = {str(k): v for k, v in source.items() if isinstance(v, Tensor)}
         if not tensors:
             raise _empty(origin)
-        return _from_tensors(tensors, loaded, origin, samples, batch, seed)
+        return _from_tensors(tensors, loaded, origin, _Draw(samples, seed), batch)
     batches: list[Batch] = []
     left = samples
     with torch.random.fork_rng(devices=[]):
@@ -374,16 +394,22 @@ def _label2id(loaded: Loaded) -> Mapping[str, int] | None:
     return getattr(getattr(loaded.model, "config", None), "label2id", None)
 
 
-def _choose(count: int, samples: int, seed: int) -> Tensor:
-    """Row numbers [min(count, samples)], a seeded random choice in ascending order."""
-    if count <= samples:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:samples].sort().values
-
-
 def _split(rows: Tensor, batch: int) -> list[Tensor]:
-    return list(rows.split(batch))
+    return [part for part in rows.split(batch) if len(part)]
+
+
+def held_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) -> Calibration | None:
+    """At most ``count`` samples of ``spec`` that :func:`load_data` with these ``samples`` and ``seed`` did not take.
+
+    None where there are none: the source holds no more, cannot be read twice, or is code.
+    """
+    if not isinstance(spec, str | Path) or str(spec).startswith("python:"):
+        return None
+    try:
+        found = load_data(spec, loaded, samples=count, seed=seed, skip=samples)
+    except FxpruneError:
+        return None  # what is wrong with other samples is no reason to stop
+    return found if found.batches else None
 
 
 def _empty(origin: str) -> LoadError:

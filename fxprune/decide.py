@@ -31,10 +31,29 @@ def decide(work: Work, wish: Wish) -> Program:
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
     """
-    work.budget = wish.budget
+    program, data = ready(work, wish)
+    return decide_on(work, wish, program, data)
+
+
+def ready(work: Work, wish: Wish) -> tuple[Program, Calibration | None]:
+    """The dense program with its groups, and the data that will be used: what every plan of it begins with."""
     program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
     data = work.calibration = calibration(work, wish, program)  # the report names what was used
-    chosen = wish.made
+    return program, data
+
+
+def score(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """``program`` with the scores of the wish's criterion; as it is where it has scores already."""
+    from .passes.analysis.score_groups import ScoreGroups
+
+    if program.scores is not None or not wish.by_groups:
+        return program
+    return work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed))
+
+
+def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """:func:`decide` on what :func:`ready` made; scores that are there (:func:`score`) are used, not made again."""
+    work.budget, chosen = wish.budget, wish.made
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
         return _with_tokens(work, wish, program, data)
@@ -140,13 +159,11 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
     from .passes.analysis.rank_within import RankWithin
-    from .passes.analysis.score_groups import ScoreGroups
     from .passes.search.rearrange import Rearrange
 
     search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
-    members = RankWithin(data=data) if wish.by_obs and data is not None else None
-    program = work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed),
-                       *searching(search, wish.made, data, work.seed, members))
+    members = RankWithin(data=data, found=wish.ranks) if wish.by_obs and data is not None else None
+    program = work.run(score(work, wish, program, data), *searching(search, wish.made, data, work.seed, members))
     if wish.head_scale == "auto" and data is not None:
         best, told = best_scale(program, search, data)
         program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from .backend import Backend, Runner
 from .data import Batch, Calibration
+from .diagnose import first_line
 from .errors import FxpruneError, LoadError, MissingDevice, OptionError, VerifyError
 from .gates import FAILED, UNFINISHED, Gate, Limits, gate
 from .journal import add_tensor
@@ -118,9 +119,18 @@ def digest_of(inputs: Sequence[Sequence[Any]], labels: Sequence[Tensor] | None) 
 
 
 def gather(dense: Program, small: Program, data: Calibration, wanted: str = "auto") -> Evidence:
-    """Run the dense and the pruned graph over the data. Raises OptionError where no metric fits."""
+    """Run the dense and the pruned graph over the data. Raises OptionError where no metric fits, LoadError where the
+    model does not run on the data."""
     inputs, labels = batches_for(dense, data)
-    names, run = output_names(dense.exported), eager(dense.exported)
+    names, graph = output_names(dense.exported), eager(dense.exported)
+
+    def run(flat: Sequence[Any]) -> list[Any]:
+        try:
+            return graph(flat)
+        except Exception as error:  # whatever torch raises for sizes that the graph was not captured for
+            raise LoadError("the model does not run on the data", where=data.origin, why=first_line(error),
+                            cure="give --input of the data's sizes, or data of the model's") from error
+
     first = run(inputs[0])
     metric, output = choose(dict(zip(names, first, strict=True)), None if labels is None else labels[0], wanted)
     place = names.index(output)

@@ -190,7 +190,7 @@ class Part:
             known = whole in session.whole or options.plan is not None
             session.whole[whole] = report["why"]
             if not known and any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
-                _warn(f"a part of {call.name}, which breaks into several graphs, stays whole: {report['why']}")
+                _warn(f"a graph of {call.name}, which is more than one, stays whole: {report['why']}")
         else:
             report |= {"status": "pruned", "cost": artifact.report["cost"],
                        "notes": [*report["notes"], *artifact.report["notes"]]}
@@ -249,6 +249,9 @@ def _applied(work: Work, session: Session, options: Options, report: dict[str, A
     program = replace(work).groups(session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
     here = _part_of(plan, program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
+        if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
+            raise NothingToPrune("nothing that the plan cuts can be cut in this graph", where=work.name,
+                                 why=report["notes"][0])
         if options.plan is None:
             return None
         raise NothingToPrune("the plan says nothing about this graph", where=work.name,

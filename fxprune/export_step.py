@@ -23,7 +23,7 @@ from typing import Any
 from .api import Inputs, Model, PlanLike, applied, read_plan
 from .artifact import Artifact
 from .backend import Backend
-from .data import load_data
+from .data import Calibration, load_data
 from .delivery import Evidence, Payload, failed, gates_of, gather, read_evidence
 from .errors import FxpruneError, LoadError, LoweringError, MissingDevice, OptionError, VerifyError
 from .events import Event, OnEvent, warn_only
@@ -109,7 +109,8 @@ def export(
     with silence():
         evidence = gather(work.dense, small.program, judge, metric)
     with published(out) as directory:
-        entries = {folder: _deliver(small, backend, text, directory / folder, evidence, limits, seconds, on_event)
+        entries = {folder: _deliver(small, backend, text, directory / folder, evidence, limits, seconds,
+                                    work.calibration, on_event)
                    for folder, (text, backend) in backends.items()}
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
@@ -217,13 +218,14 @@ def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manif
 
 
 def _deliver(small: Artifact, backend: Backend, text: str, folder: Path, evidence: Evidence, limits: Limits,
-             seconds: float, on_event: OnEvent) -> dict[str, Any]:
+             seconds: float, calibration: Calibration | None, on_event: OnEvent) -> dict[str, Any]:
     """Lower to one target and measure it: its entry in the manifest."""
     on_event(Event("stage", f"lower to {text}, verify and measure"))
     entry: dict[str, Any] = {"target": text, "status": UNFINISHED, "payload": "", "latency": None}
     gates: list[Gate] = []
     try:
         with silence():
+            backend = backend.with_data(calibration) if hasattr(backend, "with_data") else backend
             made = Artifact(small.program, small.plan, small.report, backend, extras=small.extras)
             made.save(folder)
             lacking = (made.report.get("unfinished") or {}).get("missing", ())

@@ -118,7 +118,8 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for package in ("fxprune", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "timm", "transformers"):
+    for package in ("fxprune", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "timm", "transformers", "triton",
+                    "torch-tensorrt", "tensorrt", "torch-tensorrt-rtx", "tensorrt_rtx"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

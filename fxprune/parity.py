@@ -135,6 +135,18 @@ def sizes_to_try(program: Program) -> list[dict[str, int]]:
     return [t for i, t in enumerate(trials) if t not in trials[:i]]
 
 
+def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:
+    """Symbol -> (least legal size, the example's, largest legal size; 2**31 and more where nothing bounds it).
+
+    torch captures no batch of 1 as such: a lower bound of 2 that only says so counts as 1, as verification tries it.
+    """
+    hints, _, upper = _symbols(program)
+    bounds = {str(k): v for k, v in program.exported.range_constraints.items()}
+    lower = {s: int(bounds[s].lower) if s in bounds and getattr(bounds[s].lower, "is_Integer", False) else 1
+             for s in hints}
+    return {s: (1 if lower[s] <= 2 else lower[s], hint, upper[s]) for s, hint in hints.items()}
+
+
 def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]]:
     """(symbol -> its size in the example, symbols that stand in a dimension 0, symbol -> its largest legal value)."""
     hints: dict[str, int] = {}

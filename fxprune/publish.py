@@ -41,6 +41,20 @@ def published(destination: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def write_text(path: Path, content: str) -> None:
+    """Write one file whole or not at all, its folders with it. Disk errors are told as by :func:`write_error`."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(content, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise write_error(error, path) from error
+    finally:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
 def write_error(error: OSError, destination: Path) -> FxpruneError:
     """``error`` as what, where, why and cure."""
     cures = {

@@ -12,6 +12,7 @@ from typing import Any
 from . import plugins
 from .backend import Backend
 from .errors import InternalError, OptionError, nearest
+from .options import build, parse
 
 Table = dict[str, str]
 
@@ -19,6 +20,8 @@ BACKENDS: Table = {
     "eager": "fxprune.backends.eager.backend:EagerBackend",
     "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
     "triton": "fxprune.backends.triton.backend:TritonBackend",
+    "inductor": "fxprune.backends.inductor.backend:InductorBackend",
+    "trt": "fxprune.backends.tensorrt.backend:TensorRTBackend",
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
@@ -60,6 +63,7 @@ PASSES: Table = {
     "inline": "fxprune.passes.transform.inline:Inline",
     "unshare": "fxprune.passes.transform.unshare:Unshare",
     "fold-weights": "fxprune.passes.transform.fold_weights:FoldWeights",
+    "cast-floats": "fxprune.passes.transform.cast_floats:CastFloats",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
@@ -107,13 +111,30 @@ def lookup(kind: str, name: str) -> Any:
 
 def backend(name: str, **options: Any) -> Backend:
     """The backend called ``name`` with its options. Raises OptionError on an unknown name or option."""
-    cls = lookup("backend", name)
-    if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
-        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
-                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
+    cls = _backend_class(name)
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
             raise OptionError(f"the target '{name}' has no option '{option}'",
                               cure=nearest(option, known) if known else "it has no options")
     return cls(**options)
+
+
+def _backend_class(name: str) -> type[Backend]:
+    cls: Any = lookup("backend", name)
+    if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
+        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
+                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
+    found: type[Backend] = cls
+    return found
+
+
+def target(text: str, **more: Any) -> Backend:
+    """The backend of ``--target``: a name, with options as ``trt{dtype=fp16}``; ``more`` options are set on top.
+
+    Raises OptionError on an unknown name or option, or a value of another type.
+    """
+    name, options = parse(text, "--target")
+    made = build(_backend_class(name), options, f"the target '{name}'", "--target")
+    chosen = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.repr}
+    return backend(name, **{**chosen, **more})

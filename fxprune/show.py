@@ -11,12 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .artifact import PAGE
 from .cost import COUNTED, Cost, CostModel
 from .group import Kind, PruneGroup
 from .program import Program
 from .progress import Progress
 from .ranks import speaks
+from .report import MEASURES, figures_of
 from .tokens import describe_tokens
+from .units import giga, mebi, mega
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,6 +110,10 @@ class Screen:
         report, plan = artifact.report, artifact.plan
         before, after = report["cost"]["dense"], report["cost"]["compressed"]
         table = _table("", "dense", "compressed", "ratio")
+        measure, was, now = figures_of(report)
+        if was is not None and now is not None:
+            seen = "" if report["agreement"]["held_out"] else " (seen samples)"
+            table.add_row(f"{MEASURES[measure]}{seen}", f"{was:.4f}", f"{now:.4f}", "")
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
@@ -120,8 +127,10 @@ class Screen:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
         lines += sparsity_lines(report)
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
+        lines += target_lines(report)
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
+                      f"report    {_plain(str(artifact.path / PAGE))}",
                       f"load it   fxprune.load({str(artifact.path)!r})"]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
 
@@ -198,6 +207,63 @@ class Screen:
                     f"{result['cases']} cases; {result['geometric_mean']:.2f}x on average, at best "
                     f"{best['ratio']:.2f}x ({best['n']}x{best['k']}, M={best['m']}, tiles {best['pattern']}, density "
                     f"{best['density']:g})", f"[bold]table  {_plain(result['table'])}[/]")
+
+    def compared(self, names: Sequence[str], rows: Sequence[Sequence[str]], path: str | None) -> None:
+        """Artefacts side by side."""
+        table = _table("", *map(_plain, names))
+        for row in rows:
+            table.add_row(*map(_plain, row))
+        self._print("", table, *([f"[bold]page  {_plain(path)}[/]"] if path else []))
+
+    def explained(self, result: Mapping[str, Any], top: int) -> None:
+        """Why elements of a group went, and those on either side of the cut."""
+        scored = [e for e in result["elements"] if e["score"] is not None]
+        cut = next((i for i, e in enumerate(scored) if not e["kept"]), len(scored))
+        table = _table("element", "score", "rank", "by score", "", numbers=(0, 1, 2, 3))
+        for e in scored[max(0, cut - top) : cut + top]:
+            table.add_row(str(e["element"]), f"{e['score']:.4g}", str(e["rank"]), str(e["rank_by_score"]),
+                          "stays" if e["kept"] else "[red]went[/]")
+        lines = [f"  {_plain(line)}" for line in result["because"]]
+        self._print(f"[bold]{_plain(result['group'])}[/]  {result['kept']} of {result['size']} stay", *lines,
+                    *([table] if scored and top else []))
+
+    def swept(self, result: Mapping[str, Any], out: str) -> None:
+        """Every point of a sweep, and the one that was chosen."""
+        times = result["latency"][0]["timings"] if result["latency"] else {}
+        measure = result["measure"] or "measure"
+        table = _table("ratio", "GMACs", "parameters", measure, "drop", "median ms", "speed-up", "")
+        table.add_row("dense", giga(result["dense"]["cost"]["flops"]), mega(result["dense"]["cost"]["params"]),
+                      f"{result['dense']['value']:.4f}", "", f"{times['dense']['median_ms']:.3f}" if times else "",
+                      "", "")
+        for p in result["points"]:
+            if "infeasible" in p:
+                table.add_row(f"{p['ratio']:g}", "out of reach", "", "", "", "", "", "")
+                continue
+            t = times.get(p["artifact"])
+            table.add_row(f"{p['ratio']:g}", giga(p["cost"]["flops"]), mega(p["cost"]["params"]),
+                          f"{result['dense']['value'] - p['drop']:.4f}", f"{p['drop']:.4f}",
+                          f"{t['median_ms']:.3f}" if t else "",
+                          f"{times['dense']['median_ms'] / t['median_ms']:.2f}x" if t else "",
+                          "[green]chosen[/]" if p["artifact"] == result["chosen"] else "")
+        told = []
+        if result["max_drop"] is not None and result["chosen"] is None:
+            told = [f"[yellow]no ratio stays within a drop of {result['max_drop']:g}[/]"]
+        judged = result["judged"]
+        self._print("", table, *told, f"[bold]page  {_plain(out)}/sweep.html[/]",
+                    f"[dim]judged on {judged['samples']} samples that nothing was decided or fitted on; one of them is "
+                    f"{judged['resolution']:.4f}. MACs are {COUNTED}[/]")
+
+    def sensitivity(self, result: Mapping[str, Any]) -> None:
+        """Damage per group and per kind, the most sensitive first."""
+        shares = result["shares"]
+        table = _table("group", *(f"keep {s:g}" for s in shares), f"of the MACs at {shares[-1]:g}")
+        rows = sorted(result["groups"], key=lambda g: -g["levels"][-1]["damage"])
+        together = [{"group": f"all {k['groups']} of kind {k['kind']}", **k} for k in result["kinds"]]
+        for g in [*rows, *together]:
+            table.add_row(_plain(g["group"]), *(f"{level['damage']:.4g} ({level['kept']})" for level in g["levels"]),
+                          f"-{g['levels'][-1]['flops_saved'] / max(result['flops'], 1):.3f}")
+        self._print("", table, *frozen_lines(result["frozen"]), f"[dim]damage (elements kept): {result['unit']}; "
+                    f"{result['samples']} samples, nothing recovered[/]")
 
     def demo(self, result: Mapping[str, Any]) -> None:
         """Dense against compressed on the digits' test split."""
@@ -281,6 +347,22 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
             f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
 
 
+def target_lines(report: Mapping[str, Any]) -> list[str]:
+    """What ran the payload when it was checked; and what is missing to finish it, with the commands that do."""
+    unfinished, lines = report.get("unfinished"), []
+    runtime = (report.get("parity") or {}).get("runtime", "")
+    if runtime and runtime != report["target"]:
+        options = ", ".join(f"{k} {v}" for k, v in (report.get("target_options") or {}).items())
+        name = f"{report['target']} ({options})" if options else report["target"]
+        lines.append(_plain(f"target    {name}, checked with {runtime}"))
+    if unfinished:
+        lines += [f"[yellow]missing[/]   {_plain(what)}" for what in unfinished["missing"]]
+        lines.append(_plain(f"finish    on a machine that has it: {unfinished['finish']}"))
+        by_hand = report.get("lowering", {}).get("trtexec")
+        lines += [_plain(f"   or     {by_hand}")] if by_hand else []
+    return lines
+
+
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:
     """One line per reason, most frequent first, from entries of {group, kind, size, why} as in ``report.json``.
 
@@ -336,33 +418,6 @@ def some(names: Sequence[str], count: int = PLACES) -> str:
     """
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def giga(value: float) -> str:
-    """In units of 1e9, with enough digits for tiny models.
-
-    >>> giga(17_600_000_000), giga(2_345_678)
-    ('17.6', '0.002346')
-    """
-    return f"{value / 1e9:.4g}"
-
-
-def mega(value: float) -> str:
-    """In millions.
-
-    >>> mega(22_050_664)
-    '22.05 M'
-    """
-    return f"{value / 1e6:.4g} M"
-
-
-def mebi(value: float) -> str:
-    """Bytes in MiB.
-
-    >>> mebi(1_572_864)
-    '1.5 MiB'
-    """
-    return f"{value / 2**20:.4g} MiB"
 
 
 def _table(*columns: str, numbers: Sequence[int] | None = None) -> Table:

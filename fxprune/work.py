@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from . import memory, ranks, registry
-from .artifact import Artifact, build_report, check_destination
+from .artifact import Artifact, check_destination
 from .axis import Axis
 from .block_wish import BlockWish
 from .cost import METRICS, Budget, CostModel
@@ -31,14 +31,12 @@ from .pipeline import Pass, PassResult, Pipeline
 from .program import FACTS, Program
 from .rebuild import owning
 from .token_wish import TokenWish, token_wish
-from .tokens import TokenFlow, describe_tokens
 
 if TYPE_CHECKING:
     from .passes.analysis.importance.criterion import Criterion
     from .passes.transform.recover import Recover
 
 MOST_ROUNDS = 20
-PICTURE = "tokens.png"
 MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Amount: TypeAlias = float | int | str | None
@@ -122,6 +120,17 @@ class Wish:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
 
+    def at(self, budget: Budget) -> Wish:
+        """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
+        made = dataclasses.replace(self, budget=budget)
+        made.__dict__.update(made=self.made, ranks=self.ranks)
+        return made
+
+    @cached_property
+    def ranks(self) -> dict[str, Any]:
+        """What the ranking by OBS remembers."""
+        return {}
+
     @property
     def scale(self) -> float:
         """The head scale as a number. Raises OptionError when it is none."""
@@ -161,11 +170,13 @@ class Work:
     blocks: BlockWish | None = None
     block_recovery: dict[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
+    held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
+    decided: Program | None = None  # dense weights, the plan and the scores: before recovery
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
         table = self.blocks.tiling.table if self.blocks is not None else ""
-        self.backend = registry.backend(self.target, **({"table": table} if table else {}))
+        self.backend = registry.target(self.target, **({"table": table} if table else {}))
         self.find_groups = self.limits.find_groups(self.backend.granularity)
         if self.out is not None:
             check_destination(Path(self.out))
@@ -185,8 +196,9 @@ class Work:
     def open(self, model: Model, inputs: Inputs, checkpoint: Any, trust_pickle: bool, data: Any, samples: int) -> None:
         """Load model and data, capture the graph."""
         from .capture import capture
-        from .data import load_data
+        from .data import held_out, load_data
         from .load import load as load_model
+        from .outcome import JUDGED
 
         self.given = not isinstance(model, str | os.PathLike)
         self.stage(f"load {type(model).__name__ if self.given else model}")
@@ -196,6 +208,7 @@ class Work:
                                 need_inputs=data is None)
             if data is not None:
                 self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
+                self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
                 if not loaded.args and not loaded.kwargs:
                     first = self.calibration.batches[0]
                     loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
@@ -265,6 +278,7 @@ class Work:
 
     def recover(self, program: Program, wish: Wish) -> Program:
         """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
+        self.decided = program
         if wish.recovery.method == "none":
             return program
         reduced = None if program.tokens is None else self.reduced(program)
@@ -290,6 +304,7 @@ class Work:
         from .passes.transform.merge_tokens import MergeTokens, without_tokens
         from .passes.transform.slice_axes import SliceAxes
         from .passes.transform.spell_out_tokens import SpellOutTokens
+        from .report_facts import described
         from .sparsify import sparsified
 
         whole, plan, model = program, program.need("plan"), CostModel(program)
@@ -313,43 +328,16 @@ class Work:
             small, plan, sparsity = sparsified(self, small, plan, model(), counted)
         if self.given:
             small = owning(small, whole)
-        calibration = self.calibration
-        report = build_report(
-            small, name=self.name, target=self.target, dense=model(), compressed=counted, plan=plan,
-            groups=whole.need("groups"), budget=self.budget, pipeline=self.pipeline,
-            passes=self.results, seed=self.seed, notes=list(dict.fromkeys([*self.notes, *small.notes])), masked=masked,
-            importance=plan.about.get("criterion"),
-            data=None if calibration is None else {
-                "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
-                "generated": calibration.generated},
-        )
+        report, extras = described(self, whole, program, sliced, small, plan, counted, masked, sparsity)
         report["options"] = plain(self.options)
-        if self.recovery is not None:
-            report["recovery"] = self.recovery
-        if sparsity is not None:
-            report["sparsity"] = sparsity
-        extras = {}
-        if whole.tokens is not None:
-            report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
-            picture = self._picture(whole.tokens, program)
-            if picture is not None:
-                extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
-        artifact = Artifact(small, plan, report, self.backend, extras=extras)
+        artifact = Artifact(small, plan, report, self.backend.with_data(self.calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
                 artifact.save(Path(self.out))
+            for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
+                self.warn(f"not finished: {missing}")
         return artifact
-
-    def _picture(self, flow: TokenFlow, reduced: Program) -> bytes | None:
-        """Which patches merged into which, of a few inputs: the data's, else the example's."""
-        from .token_picture import token_picture
-
-        if self.calibration is None:
-            flat = reduced.flatten(*reduced.example_inputs)
-        else:
-            flat = reduced.flatten(self.calibration.batches[0].args, self.calibration.batches[0].kwargs)
-        return token_picture(flow, reduced, flat)
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.

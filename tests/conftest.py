@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -37,6 +38,17 @@ def trained(trained_weights: dict[str, torch.Tensor]) -> DigitsViT:
     model = tiny_vit()
     model.load_state_dict({name: tensor.clone() for name, tensor in trained_weights.items()})
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def reported(trained_weights: dict[str, torch.Tensor], digit_data: Digits,
+             tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artefact with heads, neurons and tokens cut and recovered, for tests that leave it as it is."""
+    from reports import compiled
+
+    out = tmp_path_factory.mktemp("reported") / "small"
+    compiled(trained_weights, digit_data, out, prune="heads,ffn,tokens", tokens="tome{schedule=constant}")
+    return out
 
 
 def tiny_vit() -> DigitsViT:

@@ -76,7 +76,8 @@ def want(program: Program, x: Tensor) -> Tensor:
 
 
 def test_saved_and_loaded_equal_bit_for_bit_at_any_batch(program: Program, saved: Path) -> None:
-    assert sorted(p.name for p in saved.iterdir()) == ["model.pt2", "plan.json", "report.json"]
+    assert sorted(p.name for p in saved.iterdir()) == ["model.pt2", "plan.json", "report.html",
+                                                               "report.json"]
     for module in (load(saved), load(saved / "model.pt2"), Artifact.read(saved).module):
         for batch in (1, 2, 4):
             torch.testing.assert_close(module(X[:batch])["logits"], want(program, X[:batch]), rtol=0, atol=0)

@@ -48,7 +48,8 @@ def test_compile_writes_an_artefact_and_says_where(folder: Path, capsys: pytest.
     assert code == OK, err
     assert out == ""
     made = Path("fxprune-out/model-onnx")
-    assert {p.name for p in made.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.json"}
+    assert {p.name for p in made.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.html",
+                                                 "report.json"}
     for word in ("GMACs", "parameters", "ratio", "head in", "ffn in", "graph output 1", "tolerance", str(made),
                  "fxprune.load("):
         assert word in err

@@ -378,6 +378,43 @@ def test_changed_weights_are_noticed() -> None:
         close(got, fxprune.apply(model, dynamo.plan_of(fresh), x).module(x))
 
 
+class Branching(nn.Module):
+    """One graph per flag: with another head, or with the features that the feed-forward part works on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8))
+        self.more = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+
+    def forward(self, x: Tensor, more: bool = False, features: bool = False) -> Any:
+        if features:
+            return self.one[1](self.one[0](x))
+        y = self.one(x)
+        return self.more(y) if more else y
+
+
+def test_another_branch_keeps_the_plan_and_decides_nothing_again() -> None:
+    model, x = Branching().eval(), torch.randn(4, 8)
+    compiled, got = run(model, x, options=dict(L2))
+    plan = dynamo.plan_of(compiled)
+    assert set(plan.choices) == {"one.0:ffn"}
+    with torch.no_grad():
+        close(compiled(x, more=True), model.more(got))  # what was not decided at first stays whole
+        with pytest.warns(FxpruneWarning, match="'one.0:ffn' stays whole"):
+            close(compiled(x, features=True), model(x, features=True))
+    assert dynamo.plan_of(compiled).choices == plan.choices
+    assert [(r["status"], r["reused"]) for r in dynamo.report_of(compiled)] == [
+        ("pruned", False), ("pruned", True), ("whole", True)]
+
+
+def test_a_branch_that_needs_whole_what_recovery_presumed_cut_stays_dense() -> None:
+    model, x = Branching().eval(), torch.randn(4, 8)
+    options = {"flops": 0.5, "data": [torch.randn(32, 8)], "recover": "ridge", **EAGER}
+    compiled, _ = run(model, x, options=options)
+    with torch.no_grad(), pytest.warns(FxpruneWarning, match="needs whole what the plan cuts"):
+        close(compiled(x, features=True), model(x, features=True))
+
+
 def test_two_models_of_one_class_and_one_options_dict_are_two() -> None:
     one, two, x = Mlp().eval(), Mlp().eval(), torch.randn(4, 8)
     options = dict(L2)

@@ -144,7 +144,7 @@ def test_targets_say_what_they_made_of_the_zeros(trained: DigitsViT, tmp_path: P
     assert "no table was measured for onnxruntime on" in said["onnx"]
     assert "no table was measured for" in said["triton"]
     assert {p.name for p in (tmp_path / "triton").iterdir()} == {"model.triton.pt2", "model.pt2", "plan.json",
-                                                                 "report.json"}
+                                                                 "report.html", "report.json"}
     shapes = {tuple(t.shape) for n, t in trained.state_dict().items() if t.dim() == 2}
     rows = [Timing(n, k, "16x16", "float32", 34, 1.0, 3.0, 1.0, "rows=64,warps=4,stages=8") for n, k in shapes]
     made("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")

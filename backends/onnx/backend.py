@@ -19,6 +19,7 @@ from ...block_gate import report, words
 from ...block_table import table_for
 from ...errors import LoweringError, OptionError
 from ...measure import cpu_name, session
+from ...origin import first_line, source_line
 from ...parity import dim_names, output_names
 from ...pipeline import Pass, Pipeline
 from ...program import Program
@@ -62,6 +63,16 @@ class OnnxBackend(Backend):
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
         program = Pipeline((gate,)).run(program)
         about = report(gate.results, table), tuple(words(gate.results))
+        files = self.write(program, directory)
+        payload = self.payload(directory)
+        try:
+            return Lowered(payload, files, self.load(payload), *about, runtime="onnxruntime on CPU")
+        except Exception as error:  # onnxruntime's exception types are its own and many
+            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=first_line(error),
+                                cure="update onnxruntime, or try another --opset") from error
+
+    def write(self, program: Program, directory: Path) -> tuple[Path, ...]:
+        """Translate, check and write a legalized program, and run nothing; the main file is the last."""
         model = self._translate(program)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
@@ -77,12 +88,7 @@ class OnnxBackend(Backend):
                 os.replace(source, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        payload = self.payload(directory)
-        try:
-            return Lowered(payload, files, self.load(payload), *about)
-        except Exception as error:  # onnxruntime's exception types are its own and many
-            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=_first_line(error),
-                                cure="update onnxruntime, or try another --opset") from error
+        return files
 
     def load(self, payload: Path) -> Runner:
         running = session(payload, self.threads)
@@ -171,10 +177,10 @@ def _check(path: Path) -> None:
         with quiet():
             onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
-        raise LoweringError("the exported file is not valid ONNX", where=path.name, why=_first_line(error)) from error
+        raise LoweringError("the exported file is not valid ONNX", where=path.name, why=first_line(error)) from error
     except Exception as error:  # shape inference errors have no common type over onnx's versions
         raise LoweringError("shapes in the exported file contradict each other", where=path.name,
-                            why=_first_line(error)) from error
+                            why=first_line(error)) from error
 
 
 _GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]+)\]")
@@ -187,7 +193,7 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
         said.append(cause)
         cause = cause.__cause__ or cause.__context__
     guilty = next((m for e in reversed(said) if (m := _GUILTY.search(str(e)))), None)
-    reason = _first_line(said[-1])
+    reason = first_line(said[-1])
     if guilty is None:
         return LoweringError("the graph cannot be translated to ONNX", where=program.name, why=reason,
                              cure="--target eager works meanwhile")
@@ -197,19 +203,5 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
     return LoweringError(
         f"{op.removeprefix('torch.ops.')} has no translation to ONNX" if "No ONNX function" in reason
         else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
-        where=f"node {name}" + _source_line(trace), why=reason,
+        where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""), why=reason,
         cure="write that line with standard ops, or use --target eager")
-
-
-def _source_line(trace: str) -> str:
-    """``, from model.py:12  `x = odd(x)` `` of the innermost frame, or nothing."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)[^\n]*\n\s*([^\n]*)', trace)
-    if not frames:
-        return ""
-    file, line, code = frames[-1]
-    return f", from {Path(file).name}:{line}  `{code.strip()}`"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -31,3 +31,6 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
                          align=tuple(args.align) or 1, **arguments.source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
+
+
+exit_code = arguments.finished

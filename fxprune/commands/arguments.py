@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import MissingDevice
 from ..limits import FLOOR
 from .parser import Parser
 
@@ -102,7 +104,8 @@ def decision(p: Parser) -> None:
 def target(p: Parser) -> None:
     """What is written, and where."""
     group = p.add_argument_group("artefact")
-    group.add_argument("--target", default="eager", metavar="NAME", help="eager, onnx or triton (default: %(default)s)")
+    group.add_argument("--target", default="eager", metavar="NAME", help=(
+        "eager, onnx, inductor, trt or triton, with options as 'trt{dtype=fp16}' (default: %(default)s)"))
     group.add_argument("--out", metavar="DIR", help="where the artefact goes (default: fxprune-out/<model>-<target>)")
 
 
@@ -129,4 +132,9 @@ def out_dir(args: argparse.Namespace) -> Path:
     if args.out:
         return Path(args.out)
     stem = Path(args.model.partition("timm:")[2] or args.model).stem or "model"
-    return Path("fxprune-out") / f"{stem}-{args.target}"
+    return Path("fxprune-out") / f"{stem}-{args.target.partition('{')[0].strip()}"
+
+
+def finished(result: Mapping[str, Any]) -> int:
+    """The exit code of a command that lowers: 4 where this machine lacks what the target needs."""
+    return MissingDevice.exit_code if result["report"].get("unfinished") else 0

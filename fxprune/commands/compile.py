@@ -36,3 +36,6 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
                            **arguments.source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
+
+
+exit_code = arguments.finished

@@ -1,0 +1,1 @@
+"""Ahead-of-time inductor: the program compiled to native code, in a package that torch alone loads."""
