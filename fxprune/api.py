@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from . import ranks
 from .artifact import Artifact, load
 from .block_wish import Request, divided, kinds_and_blocks
+from .budgets import Amount, budget_or_none, one_budget
 from .cost import METRICS
 from .decide import decide
 from .errors import OptionError, PlanError
 from .events import Event, OnEvent, resumable, warn_only
 from .group import Kind
+from .latency_decide import timekeeping
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
 from .plan import CompressionPlan
@@ -28,15 +30,12 @@ from .program import Program
 from .publish import write_text
 from .sparsify import uncut, with_tiles
 from .work import (
-    Amount,
     Inputs,
     Model,
     Wish,
     Work,
-    budget_or_none,
     default_criterion,
     kinds_and_tokens,
-    one_budget,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +55,9 @@ def compile(
     floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0,
     recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None, search: str = "auto", pipeline: str | None = None, memory: float | str | None = None,
+    sparse: str | None = None, search: str = "auto", pipeline: str | None = None, latency: Amount = None,
+    latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
+    expect_latency: bool = False, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -65,9 +66,9 @@ def compile(
                     ``model.pt2``, a Hugging Face folder, ``timm:NAME``
     example_inputs  a tensor, a tuple of positional inputs, a dict of keyword inputs (batch first), a shape such as
                     "1x3x224x224" or a file of tensors; asked of the model where it knows
-    flops, params, bytes  exactly one of them, or ``plan``: a ratio of the dense cost (0.5) or an amount ("2.3G");
-                    none is needed where token counts are explicit. FLOPs are multiply-accumulates; bytes are those of
-                    parameters and buffers
+    flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an
+                    amount ("2.3G"); none is needed where token counts are explicit. FLOPs are multiply-accumulates;
+                    bytes are those of parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing
     target          ``eager`` (a .pt2), ``onnx``, ``inductor`` (machine code), ``trt`` (an engine) or ``triton`` (a .pt2
                     whose block-sparse layers call a kernel), with options as ``trt{dtype=fp16}``. Where the machine
@@ -78,7 +79,8 @@ def compile(
     out             directory for the artefact, replaced as a whole; nothing is written without it
     prune           kinds: "heads,ffn,tokens" or a sequence; heads, KV groups, FFN neurons and channels by default
     freeze          glob patterns of parameters or groups to leave alone
-    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice), at least a ``floor`` share per
+    align, floor, allow_empty   counts in multiples of ``align`` (the target's choice; "auto": what the
+                    target is measured to like), at least a ``floor`` share per
                     layer, unless ``allow_empty``; also for the groups that a pattern names: ``align=[8, "*.ffn=32"]``,
                     ``floor="blocks.*.mlp=0.3"``
     samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
@@ -104,6 +106,11 @@ def compile(
     search          ``auto``, ``two-class``, ``dynamic``, ``lagrangian``, ``exhaustive``, or a plugin's (see SearchPlan)
     pipeline        the passes themselves, as reports state them, instead of the options that decide: see
                     :mod:`fxprune.pipeline_text`
+    latency, latency_ms   a budget of time on the target as it runs here: a share of what the dense model takes, or
+                    milliseconds of one call, at ``batch`` samples and ``threads`` CPU threads (0: the runtime's own).
+                    Measured (see :mod:`fxprune.latency_table`), kept, and held against the plan itself
+    latency_table   a recorded table instead of measuring: the same plan on every machine
+    expect_latency  with another budget: measure, and report what to expect
     memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
                     not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
@@ -112,7 +119,7 @@ def compile(
     """
     asked = _asked("compile", locals())
     if plan is not None:
-        if (flops, params, bytes) != (None, None, None):
+        if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover not in (None, "none"):
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
@@ -130,14 +137,16 @@ def compile(
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, options=asked)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
+                options=asked)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished)
+        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
         how = rest.recover or ("none" if data is None else "auto")
         wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
                     members, rearrange, wished, search)
-    with within(memory), resumable(out, on_event):
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
@@ -150,7 +159,9 @@ def plan(
     floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, search: str = "auto",
-    pipeline: str | None = None, memory: float | str | None = None,
+    pipeline: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
+    latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
+    memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -165,13 +176,14 @@ def plan(
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
                           plain=True)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing)
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished),
+        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
                     rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
                     rounds, head_scale, members, rearrange, wished, search)
-    with within(memory), resumable(out, on_event):
+    with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
     return _written(program, out)

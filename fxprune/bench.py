@@ -14,10 +14,10 @@ import torch
 from . import api, registry
 from .artifact import PROGRAM, Artifact
 from .backend import Runner
-from .errors import MissingDevice, OptionError
+from .errors import MissingDevice
 from .events import Event, OnEvent, warn_only
+from .latency_clock import at_batch
 from .measure import environment, latency
-from .parity import dim_names, sample_inputs
 from .plan import CompressionPlan
 from .program import Program
 
@@ -87,12 +87,7 @@ def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
 
 def call_at(program: Program, run: Runner, batch: int) -> Callable[[], Any]:
     """One call of ``run`` on made-up inputs of this batch size. Raises OptionError where another one is fixed."""
-    sizes = {symbol: batch for symbol, word in dim_names(program).items() if word == "batch" or word.endswith("_batch")}
-    flat = sample_inputs(program, sizes)
-    fixed = next((t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim() and t.shape[0] != batch), None)
-    if fixed is not None:
-        raise OptionError("the program runs at one batch size only", where=f"--batch {batch}",
-                          why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
+    flat = at_batch(program, batch)
     return lambda: run(flat)
 
 

@@ -36,11 +36,29 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound on one metric: ``amount`` is a ratio of the dense cost when ``relative``, else absolute."""
+    """An upper bound on one metric: ``amount`` is a ratio of the dense cost when ``relative``, else absolute.
+
+    The metric ``latency`` is known to cost models that hold a measured table; its amounts are in milliseconds.
+    """
 
     metric: str
     amount: float
     relative: bool = True
+
+    @staticmethod
+    def of_latency(value: str | float | int, ms: bool = False) -> Budget:
+        """A share of the dense latency, or milliseconds."""
+        where = f"--latency{'-ms' if ms else ''} {value}"
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            raise OptionError(f"'{value}' is no latency", where=where, cure="write --latency 0.6 or --latency-ms 12")
+        if number > 1 and not ms:
+            raise OptionError("a budget ratio is at most 1", where=where,
+                              cure=f"for milliseconds: --latency-ms {value}")
+        return Budget("latency", number, relative=not ms)
 
     @staticmethod
     def parse(metric: str, value: str | float | int) -> Budget:
@@ -74,11 +92,14 @@ class Budget:
         return Budget(metric, number)
 
     def limit(self, dense: Cost) -> float:
-        """The bound in units of the metric."""
-        return self.amount * dense.metric(self.metric) if self.relative else self.amount
+        """The bound in units of the metric; of latency these are nanoseconds."""
+        absolute = self.amount * 1e6 if self.metric == "latency" else self.amount
+        return self.amount * dense.metric(self.metric) if self.relative else absolute
 
     def __str__(self) -> str:
         """``flops=0.5``: the text that :meth:`parse` reads as this very budget."""
+        if self.metric == "latency" and not self.relative:
+            return f"latency={self.amount:g}ms"
         short = f"{self.amount:g}"
         text = short if float(short) == self.amount else repr(self.amount)
         if not self.relative and self.amount < 1000:  # a bare number below 1000 would be read as a ratio

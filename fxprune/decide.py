@@ -10,6 +10,7 @@ from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .group import PruneGroup
+from .latency_decide import prepared, settled, settled_tokens
 from .measure import versions
 from .pipeline import Pass
 from .plan import Choice, CompressionPlan
@@ -54,14 +55,17 @@ def score(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
 def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """:func:`decide` on what :func:`ready` made; scores that are there (:func:`score`) are used, not made again."""
     work.budget, chosen = wish.budget, wish.made
+    wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
+        if wish.table is not None:
+            return settled_tokens(work, wish, program, lambda by_macs: _with_tokens(work, by_macs, program, data))
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):
-        found = _once(work, replace(wish, budget=budget), here, data)
+        found = settled(work, wish, _once(work, replace(wish, budget=budget), here, data))
         plan = compose(plan, found.need("plan"))
         if number == 1:
             dense = found
@@ -174,7 +178,8 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
     from .passes.search.search_plan import SearchPlan
 
     assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale)
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale,
+                      table=wish.table)
 
 
 def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,

@@ -151,9 +151,9 @@ def run(
     import numpy as np
 
     from . import api
+    from .budgets import one_budget
     from .measure import latency, session
     from .plan import CompressionPlan
-    from .work import one_budget
 
     started = time.perf_counter()
     budget = one_budget(flops, None, None)

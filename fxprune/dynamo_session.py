@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .api import PlanLike
+from .budgets import budget_or_none
 from .errors import OptionError, nearest
 from .plan import CompressionPlan
-from .work import Limits, Wish, budget_or_none, kinds_of
+from .work import Limits, Wish, kinds_of
 
 INNER = ("inductor", "eager", "aot_eager")
 _CALLED = nn.Module._wrapped_call_impl.__code__

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .passes.analysis.find_groups import FindGroups
 
 FLOOR = 0.1
+AUTO = "auto"  # an alignment: what the target is measured to like
 Align: TypeAlias = int | str | Sequence[int | str] | None
 Floor: TypeAlias = float | str | Sequence[float | str]
 
@@ -55,6 +56,8 @@ def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[
     several = [given] if isinstance(given, int | float | str) else list(given)
     plain, patterns = None, []
     for part in (p.strip() for one in several for p in str(one).split(",")):
+        if part == AUTO and option == "--align":
+            continue
         _, equals, number = part.rpartition("=")
         try:
             value = float(number)
@@ -67,6 +70,16 @@ def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[
         else:
             plain = value
     return plain, tuple(patterns)
+
+
+def aligned_by_measure(align: Align) -> bool:
+    """Whether ``auto`` is among what was given.
+
+    >>> aligned_by_measure(["auto", "*.ffn=32"]), aligned_by_measure(8)
+    (True, False)
+    """
+    several = [align] if isinstance(align, int | str) or align is None else list(align)
+    return any(p.strip() == AUTO for one in several for p in str(one).split(","))
 
 
 _EXAMPLES = {"--align": "32", "--floor": "0.3"}

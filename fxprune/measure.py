@@ -59,6 +59,15 @@ def latency(
     """
     if not functions:
         return {}
+    samples, calls = sampled(functions, seconds=seconds, warmup=warmup, rounds=rounds, clock=clock)
+    return {name: _timing(values, calls[name], items) for name, values in samples.items()}
+
+
+def sampled(
+    functions: Mapping[str, Callable[[], Any]], *, seconds: float = 5.0, warmup: int = 3, rounds: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """(milliseconds per call, round by round, calls per sample) of every function, in turns, see :func:`latency`."""
     if seconds <= 0 or rounds < 1 or warmup < 0:
         raise OptionError("the time to measure must be positive", where=f"seconds={seconds}, rounds={rounds}")
     names, calls = list(functions), {}
@@ -80,7 +89,7 @@ def latency(
             for _ in range(calls[name]):
                 function()
             samples[name].append(1e3 * (clock() - started) / calls[name])
-    return {name: _timing(values, calls[name], items) for name, values in samples.items()}
+    return samples, calls
 
 
 def _timing(values: list[float], calls: int, items: int) -> Timing:

@@ -125,7 +125,7 @@ class Screen:
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
-        lines += sparsity_lines(report)
+        lines += [*sparsity_lines(report), *latency_lines(report)]
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         lines += target_lines(report)
         if artifact.path is not None:
@@ -361,6 +361,19 @@ def target_lines(report: Mapping[str, Any]) -> list[str]:
         by_hand = report.get("lowering", {}).get("trtexec")
         lines += [_plain(f"   or     {by_hand}")] if by_hand else []
     return lines
+
+
+def latency_lines(report: Mapping[str, Any]) -> list[str]:
+    """What one call takes: dense, predicted, and measured where the plan itself was."""
+    told = report.get("latency")
+    if not told:
+        return []
+    dense, batch = told["dense_ms"], f"batch {told['batch']}"
+    threads = f", {told['threads']} thread{'s' * (told['threads'] > 1)}" if told["threads"] else ""
+    figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
+        ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
+    return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
+            f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, {batch}{threads})[/]"]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

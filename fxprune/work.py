@@ -19,11 +19,13 @@ from . import memory, ranks, registry
 from .artifact import Artifact, check_destination
 from .axis import Axis
 from .block_wish import BlockWish
-from .cost import METRICS, Budget, CostModel
+from .cost import Budget, CostModel
 from .data import Calibration
 from .errors import FxpruneError, InternalError, OptionError, VerifyError, nearest
 from .events import Event, OnEvent
 from .group import DEFAULT_KINDS, Kind
+from .latency_decide import FILE, LatencyWish, Timekeeping, told
+from .latency_table import LatencyTable
 from .limits import Limits
 from .load import Loaded
 from .options import plain
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 MOST_ROUNDS = 20
 MEMBERS = ("auto", "scores", "obs")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
-Amount: TypeAlias = float | int | str | None
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
@@ -61,6 +62,7 @@ class Wish:
     rearrange: int = 0
     tokens: TokenWish | None = None
     search: str = "auto"
+    table: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         from .passes.search.search_plan import SearchPlan, kinds_named
@@ -69,6 +71,9 @@ class Wish:
         if self.tokens is not None and self.rounds > 1:
             raise OptionError("rounds and tokens do not go together", where=f"--rounds {self.rounds}",
                               why="tokens are decided once, on the dense model", cure="leave one of them away")
+        if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
+            raise OptionError("rounds and latency do not go together", where=f"--rounds {self.rounds}",
+                              why="what is measured is the dense model, not what a round leaves", cure="leave one away")
         self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
@@ -169,9 +174,10 @@ class Work:
     recovery: dict[str, Any] | None = None
     blocks: BlockWish | None = None
     block_recovery: dict[str, Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
     held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
     decided: Program | None = None  # dense weights, the plan and the scores: before recovery
+    options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
+    timing: Timekeeping = field(default_factory=lambda: Timekeeping(LatencyWish()))
 
     def __post_init__(self) -> None:
         # what is wrong with the request must not cost a minute of scoring first
@@ -329,6 +335,9 @@ class Work:
         if self.given:
             small = owning(small, whole)
         report, extras = described(self, whole, program, sliced, small, plan, counted, masked, sparsity)
+        timed = told(self, whole)
+        if timed is not None and self.timing.table is not None:
+            report["latency"], extras[FILE] = timed, self.timing.table.to_json().encode()
         report["options"] = plain(self.options)
         artifact = Artifact(small, plan, report, self.backend.with_data(self.calibration), extras=extras)
         if self.out is not None and ranks.rank() == 0:
@@ -358,22 +367,6 @@ class Work:
             raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
                                 pipeline=self.pipeline)
         return {"max_rel": error, "tolerance": limit}
-
-
-def budget_or_none(flops: Amount, params: Amount, bytes: Amount, tokens: TokenWish | None) -> Budget | None:
-    """The one budget that is given; none where the token counts are explicit. Raises OptionError otherwise."""
-    if (flops, params, bytes) == (None, None, None) and tokens is not None and tokens.explicit:
-        return None
-    return one_budget(flops, params, bytes)
-
-
-def one_budget(flops: Amount, params: Amount, bytes: Amount) -> Budget:
-    """The one budget that is given. Raises OptionError for none, several, or one that makes no sense."""
-    given = {name: value for name, value in zip(METRICS, (flops, params, bytes), strict=True) if value is not None}
-    if len(given) != 1:
-        raise OptionError("give exactly one budget", where=", ".join(f"--{n} {v}" for n, v in given.items()),
-                          why=f"found {len(given)} of flops, params and bytes", cure="for example --flops 0.5")
-    return Budget.parse(*next(iter(given.items())))
 
 
 def default_criterion(data: Any) -> str:

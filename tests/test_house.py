@@ -28,11 +28,12 @@ FLOORS = {
     **dict.fromkeys(["errors", "json_lines", "quiet"], 0),
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
-    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "cli", "commands", "decide",
+    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands", "decide",
                      "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
-                     "explain", "export_step", "help", "limits", "lower", "outcome", "pipeline_text", "report_compare",
-                     "report_facts", "sensitivity", "show", "sparsify", "sweep", "sweep_page", "testing",
-                     "toml_options", "token_picture", "token_scores", "token_wish", "tune", "work"], 4),
+                     "explain", "export_step", "help", "latency_decide", "latency_measure", "limits", "lower",
+                     "outcome", "pipeline_text", "report_compare", "report_facts", "sensitivity", "show", "sparsify",
+                     "sweep", "sweep_page", "testing", "token_picture", "token_scores", "token_wish", "toml_options",
+                     "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas", "matplotlib", "tensorrt", "tensorrt_rtx", "torch_tensorrt"}

@@ -26,6 +26,7 @@ from ...program import Program
 from ...quiet import quiet
 from .block_ell import UseBlockEll
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
+from .runtime_forms import part_sums_from_norms, turn_gelus
 
 INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -74,6 +75,8 @@ class OnnxBackend(Backend):
     def write(self, program: Program, directory: Path) -> tuple[Path, ...]:
         """Translate, check and write a legalized program, and run nothing; the main file is the last."""
         model = self._translate(program)
+        part_sums_from_norms(model.model)
+        turn_gelus(model.model)
         _name_everything(model.model, program)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))

@@ -45,13 +45,23 @@ def budget(p: Parser) -> None:
     group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
     group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
     group.add_argument("--bytes", metavar="B", help="bytes of parameters and buffers: a ratio, or 64MiB")
+    group.add_argument("--latency", metavar="R", help="time on the target, measured here: a share of the dense model's")
+    group.add_argument("--latency-ms", metavar="MS", help="time of one call on the target, in milliseconds")
+    group = p.add_argument_group("latency")
+    group.add_argument("--batch", type=int, default=1, metavar="N", help=(
+        "samples per call, where latency is measured (default: %(default)s)"))
+    group.add_argument("--latency-table", metavar="FILE", help=(
+        "go by a recorded table (latency.json of an artefact) and measure nothing: the same plan on every machine"))
+    group.add_argument("--expect-latency", action="store_true", help=(
+        "with another budget: measure the target, and report what to expect and what would help"))
 
 
 def limits(p: Parser) -> None:
     """What a search may not cross."""
     group = p.add_argument_group("limits")
     group.add_argument("--align", action="append", default=[], metavar="N|PATTERN=N", help=(
-        "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"))
+        "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' "
+        "for some of them; may be repeated"))
     group.add_argument("--floor", action="append", default=[], metavar="SHARE|PATTERN=SHARE", help=(
         "smallest share of neurons or channels that stays per layer (default: 0.1); 'blocks.*.mlp=0.3' or heads=0.5 "
         "for some; may be repeated"))
@@ -117,8 +127,9 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
 def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
     names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
-             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline")
-    return {**{name: getattr(args, name) for name in names}, **limits_of(args)}
+             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline",
+             "latency", "latency_ms", "batch", "latency_table", "expect_latency")
+    return {**{name: getattr(args, name) for name in names}, "threads": args.threads or 0, **limits_of(args)}
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 from ... import registry
-from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
+from ...cost import COUNTED, Budget, Cost, Expression, Ledger
 from ...errors import OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
+from ...latency_table import LatencyTable
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
 from ...program import Program
 from . import two_class as scan
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder
+from .latency_model import LatencyModel, TimedCost, model_for, out_of_reach
 
 Method: TypeAlias = Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]
 """A search: ladders, the terms of the cost, the bound on their sum -> one rung per ladder."""
@@ -34,7 +36,8 @@ class SearchPlan(Search):
     method       ``two-class``: the exact scan (separable cost, at most two chunk costs, concave values);
                  ``dynamic``: the programme for values of any form (separable cost); ``lagrangian``: one threshold, for
                  every cost, on the concave envelope of the values; ``exhaustive``: tiny cases. ``auto`` is the first
-                 that fits, where dynamic is left to values that are not concave; or a search of a plugin (``Method``)
+                 that fits, where dynamic is left to values that are not concave and to budgets of latency; or a search
+                 of a plugin (``Method``)
     head_scale   factor on what heads are worth when they compete with neurons and channels. Scores of unlike elements
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
@@ -52,6 +55,7 @@ class SearchPlan(Search):
     kinds: tuple[Kind | str, ...] = DEFAULT_KINDS
     method: str = "auto"
     head_scale: float = 1.0
+    table: LatencyTable | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.method != "auto":
@@ -61,7 +65,7 @@ class SearchPlan(Search):
                               why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
 
     def run(self, program: Program) -> Program:
-        model, metric = CostModel(program), self.budget.metric
+        model, metric = model_for(program, self.budget, self.table), self.budget.metric
         terms, dense = model.terms[metric], model()
         limit = self.budget.limit(dense)
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
@@ -70,6 +74,8 @@ class SearchPlan(Search):
         ladders = ladders_of(groups, scores, terms, self.head_scale)
         floor = model({one.axis: one.counts[0] for one in ladders})
         if floor.metric(metric) > limit:
+            if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
+                raise out_of_reach(program, self.budget, model, floor, groups)
             raise infeasible(program, groups, model, self.budget, floor)
         method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
         search: Method = registry.lookup("search", method)
@@ -100,7 +106,9 @@ class SearchPlan(Search):
             return self.method
         if scannable:
             return "two-class"
-        return "dynamic" if separable and not all(one.concave for one in ladders) else "lagrangian"
+        # what an element costs in time depends on how many there are: no chunk has a price of its own
+        bent = self.budget.metric == "latency" or not all(one.concave for one in ladders)
+        return "dynamic" if separable and bent else "lagrangian"
 
     def _plan(self, ladders: Sequence[Ladder], levels: Sequence[int], scores: Mapping[str, ImportanceScores],
               dense: Cost, after: Cost, method: str) -> CompressionPlan:
@@ -113,6 +121,7 @@ class SearchPlan(Search):
             "seed": first.seed if first else None, "budget": str(self.budget), "method": method,
             "head_scale": self.head_scale, "kinds": [str(kind) for kind in kinds_named(self.kinds)], "counted": COUNTED,
             "dense": vars(dense), "predicted": vars(after),
+            **({} if self.table is None else {"latency_table": self.table.hash}),
         }
         return CompressionPlan(choices, about)
 

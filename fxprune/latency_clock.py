@@ -1,0 +1,159 @@
+"""The stop-watch of latency budgets: a program against the dense one, lowered by the same backend, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backend import Backend
+from .errors import OptionError
+from .measure import cpu_name, sampled
+from .parity import Runner, dim_names, sample_inputs
+from .pipeline import Pipeline
+from .program import Program
+
+SECONDS, ROUNDS = 2.0, 200  # of measuring, per program
+LEAST = 9  # rounds, however long one takes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A program beside the dense one.
+
+    ratio     median of the rounds' own ratios: what slows both down for longer than a round cancels
+    error     standard error of that median, in the same unit
+    ms        median milliseconds per call;  dense_ms: of the dense program in the same rounds
+    rounds    how many there were
+    """
+
+    ratio: float
+    error: float
+    ms: float
+    dense_ms: float
+    rounds: int
+
+
+class Clock:
+    """Lowers programs with a backend and times them beside the dense one. Use as a context manager: its files go.
+
+    batch    samples per call;  threads: 0 leaves them to the runtime
+
+    With one CPU thread the clock is the process's own CPU time: the same as a watch on an idle machine, and not moved
+    by whoever else wants the core. With more threads, or on a GPU, it is a watch.
+    """
+
+    def __init__(self, backend: Backend, dense: Program, batch: int = 1, threads: int = 0,
+                 seconds: float = SECONDS) -> None:
+        if batch < 1:
+            raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
+        self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
+        self.flat = at_batch(dense, batch)
+        self._folder = tempfile.TemporaryDirectory(prefix="fxprune-latency-")
+        self._made = 0
+        self._dense: Callable[[], Any] | None = None
+        self._program = dense
+        self._gpu = any(t.device.type == "cuda" for t in dense.tensors.values())
+        self._clock = time.process_time if threads == 1 and not self._gpu else time.perf_counter
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._dense = None
+        self._folder.cleanup()
+
+    def read(self, program: Program) -> Reading:
+        """``program`` lowered and timed, interleaved with the dense one. Raises LoweringError."""
+        if self._dense is None:
+            self._dense = self._lowered(self._program)
+        with self._lowering(program) as call, torch_threads(self.threads):
+            calls = {"dense": self._dense, "small": call}
+            samples, _ = sampled(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
+            while len(samples["dense"]) < LEAST:
+                more, _ = sampled(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
+                samples = {name: [*samples[name], *more[name]] for name in samples}
+        return reading(samples["dense"], samples["small"])
+
+    @contextlib.contextmanager
+    def _lowering(self, program: Program) -> Iterator[Callable[[], Any]]:
+        """The program's call, for as long as it is needed."""
+        self._made += 1
+        folder = Path(self._folder.name) / str(self._made)
+        yield self._lowered(program)
+        for file in sorted(folder.rglob("*"), reverse=True):
+            if file.is_file():
+                file.unlink()
+
+    def _lowered(self, program: Program) -> Callable[[], Any]:
+        folder = Path(self._folder.name) / (str(self._made) if program is not self._program else "dense")
+        folder.mkdir()
+        bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
+        run: Runner = self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder).run
+
+        def call() -> None:
+            run(self.flat)
+            if self._gpu:
+                torch.cuda.synchronize()
+
+        return call
+
+
+def reading(dense: list[float], small: list[float]) -> Reading:
+    """From the milliseconds of both, round by round.
+
+    >>> reading([10.0, 20.0, 10.0], [5.0, 10.0, 6.0]).ratio
+    0.5
+    """
+    ratios = [b / a for a, b in zip(dense, small, strict=True)]
+    q1, middle, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
+    error = 1.2533 * (q3 - q1) / 1.349 / math.sqrt(len(ratios))  # of a median, with the spread as a normal one's
+    return Reading(middle, error, statistics.median(small), statistics.median(dense), len(ratios))
+
+
+def at_batch(program: Program, batch: int) -> list[Any]:
+    """Seeded user inputs at a batch size, other open sizes as in the example.
+
+    Raises OptionError where the program was captured with another, fixed batch.
+    """
+    sizes = {symbol: batch for symbol, word in dim_names(program).items() if word == "batch" or word.endswith("_batch")}
+    flat = sample_inputs(program, sizes)
+    fixed = next((t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim() and t.shape[0] != batch), None)
+    if fixed is not None:
+        raise OptionError("the program runs at one batch size only", where=f"--batch {batch}",
+                          why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
+    return flat
+
+
+def with_threads(backend: Backend, threads: int) -> Backend:
+    """The backend with so many threads, where it has a say in it."""
+    has = any(f.name == "threads" for f in dataclasses.fields(backend))
+    return dataclasses.replace(backend, threads=threads) if has and threads else backend  # type: ignore[call-arg]
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch with so many CPU threads for a while; 0 leaves them alone."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def device_of(program: Program) -> str:
+    """The name of the device that the program's weights lie on: where its latency is measured."""
+    tensors = iter(program.tensors.values())
+    first = next((t for t in tensors if t.device.type == "cuda"), None)
+    return torch.cuda.get_device_name(first.device) if first is not None else cpu_name()

@@ -1,0 +1,323 @@
+"""Budgets of latency: the table, a search by it, the plan measured, and the search again where it misses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from . import ranks
+from .axis import Axis
+from .cost import Budget, CostModel
+from .errors import OptionError
+from .events import Event
+from .latency_clock import Clock, Reading, device_of
+from .latency_measure import lowerable, measure_table
+from .latency_table import LatencyTable, cached_path, fingerprint, setting_of
+from .limits import Align, aligned_by_measure, per_pattern
+from .program import Program
+
+if TYPE_CHECKING:
+    from .passes.search.latency_model import LatencyModel
+    from .work import Wish, Work
+
+ROUNDS = 3
+MISS = 0.05  # of the target: more than that, either way, and the search is repeated
+FILE = "latency.json"
+SLOWER, NO_FASTER = 0.8, 0.97  # of what MACs promise; of the dense latency
+NS = 1e6
+
+
+@dataclass(frozen=True)
+class LatencyWish:
+    """How latency is measured, and what for besides a budget of it.
+
+    batch    samples per call;  threads: CPU threads of the runtime, 0 leaves it the choice
+    table    path of a table to go by, whole: nothing is measured then, and the plan is the same on every machine
+    expect   measure also where the budget is one of MACs, parameters or bytes
+    align    let the measured table say what kept counts are multiples of
+    """
+
+    batch: int = 1
+    threads: int = 0
+    table: str = ""
+    expect: bool = False
+    align: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError("a batch holds at least one sample", where=f"--batch {self.batch}")
+        if self.threads < 0:
+            raise OptionError("threads cannot be negative", where=f"--threads {self.threads}")
+
+
+@dataclass
+class Timekeeping:
+    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
+
+    wish: LatencyWish
+    table: LatencyTable | None = None
+    clock: Clock | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    alignment: dict[str, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Timekeeping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.clock is not None:  # its files go
+            self.clock.__exit__()
+            self.clock = None
+
+
+def timekeeping(batch: int, threads: int, table: Any, expect: bool, align: Align, latency: Any,
+                latency_ms: Any, blocks: Any) -> Timekeeping:
+    """From the options of the API. Raises OptionError where they do not go together."""
+    timed = latency is not None or latency_ms is not None
+    if blocks is not None and (timed or expect):
+        raise OptionError("zeros inside weights have no latency that can be foretold", where="--latency, --blocks",
+                          why="the table holds dense layers of fewer rows and columns", cure="give --flops")
+    return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), expect,
+                                   aligned_by_measure(align)))
+
+
+def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
+    """The wish with the table it needs, and the program with its groups aligned as that likes, where that is asked.
+
+    Measures, unless a table is given or kept; without need it only takes the one that is kept.
+    """
+    keeping = work.timing
+    budgeted = wish.budget is not None and wish.budget.metric == "latency"
+    asked = keeping.wish
+    keeping.table = LatencyTable.read(asked.table) if asked.table else \
+        _table(work, wish, program, must=budgeted or asked.expect or asked.align)
+    if keeping.table is None:
+        return wish, program
+    if asked.table:
+        keeping.table.check(program)
+    if asked.align:
+        from .passes.search.latency_model import liked
+
+        best, why = liked(keeping.table)
+        keeping.alignment = {"multiples_of": best or work.backend.granularity, "why": why}
+        others = per_pattern(work.limits.align, "--align")[1]
+        work.limits = replace(work.limits, align=[best or work.backend.granularity, *others])
+        work.find_groups = work.limits.find_groups(work.backend.granularity)
+        program = work.run(program, work.find_groups)
+    return replace(wish, table=keeping.table if budgeted else None), program
+
+
+def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable | None:
+    asked, device = work.timing.wish, device_of(program)
+    setting = setting_of(work.target, device, asked.batch, asked.threads)
+    path = cached_path(setting, fingerprint(program))
+    old = LatencyTable.read(path) if path.exists() else None
+    kinds = {str(k) for k in wish.group_kinds}
+    if not must:
+        return old
+    if ranks.world() > 1:
+        raise OptionError("latency is not measured by several processes at once", where="torchrun",
+                          why="they would be in each other's way",
+                          cure="compile on one process, or give --latency-table")
+    _open(work, program)
+    assert work.timing.clock is not None
+    work.stage(f"measure latency on {device}")
+    from .work import silence
+
+    with silence():
+        table = measure_table(
+            program, work.timing.clock, setting, sorted(kinds), old,
+            lambda done, total: work.on_event(Event("progress", "measure latency", done, total)),
+            lambda so_far: so_far.write(path))
+    if table != old:
+        table.write(path)
+    return table
+
+
+def _open(work: Work, program: Program) -> None:
+    """The clock of this run, with the dense program as it is lowered."""
+    if work.timing.clock is None:
+        asked = work.timing.wish
+        work.timing.clock = Clock(work.backend, lowerable(program), asked.batch, asked.threads)
+
+
+def settled(work: Work, wish: Wish, program: Program) -> Program:
+    """The program with a plan whose measured latency is within 5 % of the target, if three rounds reach that.
+
+    The plan is sliced, lowered and timed beside the dense program. Where it misses, what plans save is multiplied by
+    ``(dense - achieved) / (dense - predicted)`` from then on and the search is repeated on the same scores. The plan
+    that comes closest stays, with its table. With a given table nothing is measured.
+    """
+    from .passes.search.latency_model import LatencyModel
+
+    if wish.table is None or wish.budget is None or work.timing.wish.table:
+        return program
+    _open(work, program)
+    clock = work.timing.clock
+    assert clock is not None
+    tried: list[tuple[float, Program, LatencyTable]] = []
+    table, at = wish.table, program
+    for number in range(1, ROUNDS + 1):
+        work.stage(f"measure the plan's latency ({number})")
+        model = LatencyModel(at, table)
+        reading = clock.read(lowerable(at, at.need("plan")))
+        entry = _round(number, wish.budget, model, kept_of(at), reading)
+        work.timing.rounds.append(entry)
+        miss = entry["achieved_ms"] / entry["target_ms"] - 1.0
+        tried.append((abs(miss), at, table))
+        promised = table.dense_ms - entry["predicted_ms"]
+        if abs(miss) <= MISS or number == ROUNDS or promised <= 0 or (at.need("plan").empty and miss < 0):
+            break
+        factor = min(4.0, max(0.25, (table.dense_ms - entry["achieved_ms"]) / promised))
+        table = table.corrected(round(factor, 6))
+        again = replace(_search(at, wish), table=table).run(at)
+        if again.need("plan").choices == at.need("plan").choices:
+            break
+        at = again
+    miss, at, table = min(tried, key=lambda t: t[0])
+    work.timing.table = table
+    if miss > MISS:
+        _say_missed(work, miss)
+    return at
+
+
+def settled_tokens(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], Program]) -> Program:
+    """As :func:`settled`, where tokens become fewer too: their ledger stays one of MACs, at the share whose measured
+    latency is the target.
+
+    The first share is the one at which the table's work would take the target's time. Each plan is lowered, tokens and
+    all, and timed; what the next share takes away is that of this one times ``(dense - target) / (dense - achieved)``.
+    With a given table nothing is measured: the first share is the last.
+    """
+    from .passes.search.latency_model import LatencyModel
+
+    assert wish.table is not None
+    assert wish.budget is not None
+    model = LatencyModel(program, wish.table)
+    dense = model().latency_ns
+    target, fixed = wish.budget.limit(model()) / dense, max(0.0, min(0.9, model.fixed_ns / dense))
+    share = max(0.01, (target - fixed) / (1.0 - fixed))
+    tried: list[tuple[float, Program]] = []
+    for number in range(1, ROUNDS + 1):
+        at = decide(replace(wish, budget=Budget("flops", min(1.0, share)), table=None))
+        at = at.but(plan=replace(at.need("plan"), about={**at.need("plan").about, "budget": str(wish.budget)}))
+        if work.timing.wish.table:
+            return at
+        _open(work, program)
+        assert work.timing.clock is not None
+        work.stage(f"measure the plan's latency ({number})")
+        small = work.reduced(at)
+        read = work.timing.clock.read(lowerable(small, small.need("plan")))
+        achieved = read.ratio * model.table.dense_ms if wish.budget.relative else read.ms
+        predicted = (fixed + (1.0 - fixed) * share) * model.table.dense_ms
+        work.timing.rounds.append(_entry(number, target * model.table.dense_ms, predicted, achieved, read, share))
+        miss = achieved / (target * model.table.dense_ms) - 1.0
+        tried.append((abs(miss), at))
+        left = achieved / model.table.dense_ms
+        if abs(miss) <= MISS or number == ROUNDS or left >= 1.0 or share >= 1.0:
+            break
+        share = max(0.01, 1.0 - (1.0 - share) * (1.0 - target) / (1.0 - left))
+    miss, at = min(tried, key=lambda t: t[0])
+    if miss > MISS:
+        _say_missed(work, miss)
+    return at
+
+
+def _say_missed(work: Work, miss: float) -> None:
+    """The warning where no round came close enough."""
+    rounds = work.timing.rounds
+    last = min(rounds, key=_miss)
+    work.warn(f"the latency is {last['achieved_ms']:.3g} ms, {last['target_ms']:.3g} ms were asked for: of "
+              f"{len(rounds)} plans none came within {MISS:.0%} ({miss:.0%} is the closest)")
+
+
+def _miss(entry: Mapping[str, Any]) -> float:
+    return abs(float(entry["achieved_ms"]) / float(entry["target_ms"]) - 1.0)
+
+
+def _round(number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int],
+           reading: Reading) -> dict[str, Any]:
+    """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
+    for, are that ratio of the table's dense latency."""
+    achieved = reading.ratio * model.table.dense_ms if budget.relative else reading.ms
+    return _entry(number, budget.limit(model()) / NS, model(kept).latency_ns / NS, achieved, reading,
+                  model.table.correction)
+
+
+def _entry(number: int, target: float, predicted: float, achieved: float, reading: Reading,
+           correction: float) -> dict[str, Any]:
+    """A round; with tokens the correction is the share of MACs that was tried."""
+    return {"round": number, "target_ms": target, "predicted_ms": predicted, "achieved_ms": achieved,
+            "ratio": reading.ratio, "error": reading.error, "measured_ms": reading.ms,
+            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": correction}
+
+
+def _search(program: Program, wish: Wish) -> Any:
+    from .passes.search.search_plan import SearchPlan
+
+    assert wish.budget is not None
+    scale = float(program.need("plan").about.get("head_scale", 1.0))
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, head_scale=scale)
+
+
+def kept_of(program: Program) -> dict[Axis, int]:
+    """Counts that the plan leaves of the axes it cuts."""
+    choices = program.need("plan").choices
+    return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
+
+
+def told(work: Work, program: Program) -> dict[str, Any] | None:
+    """The latency as plain data for the report, None where nothing is known. ``program`` has groups and the plan.
+
+    target, dense_ms, predicted_ms, achieved_ms   milliseconds of one call; target and achieved are null where there was
+                                                  none, and where nothing was measured of the plan itself
+    rounds   of search and measurement;  layers: predicted against dense per group
+    table    its file in the artefact, its SHA-256 and when and with what it was measured
+    """
+    from .passes.search.latency_model import LatencyModel, layers
+
+    table = work.timing.table
+    fewer = program.need("plan").tokens is not None  # the table holds no token counts: their rounds predict
+    if table is None or (fewer and not work.timing.rounds):
+        return None
+    model, kept = LatencyModel(program, table), kept_of(program)
+    budget = work.budget if work.budget is not None and work.budget.metric == "latency" else None
+    best = min(work.timing.rounds, key=_miss, default=None)
+    predicted = best["predicted_ms"] if fewer and best else model(kept).latency_ns / NS
+    if budget is None:
+        _warn(work, program, model, kept)
+    setting = table.setting
+    return {
+        "budget": None if budget is None else str(budget),
+        "target": None if budget is None else budget.limit(model()) / NS,
+        "backend": setting.target, "device": setting.device, "batch": setting.batch, "threads": setting.threads,
+        "dense_ms": table.dense_ms, "predicted_ms": predicted, "achieved_ms": best and best["achieved_ms"],
+        "achieved_ratio": best and best["ratio"],
+        "met": best and best["achieved_ms"] <= (1 + MISS) * best["target_ms"], "tolerance": MISS,
+        "rounds": work.timing.rounds, "layers": [] if fewer else layers(model, program.need("groups"), kept),
+        "alignment": work.timing.alignment or None,
+        "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
+    }
+
+
+def _warn(work: Work, program: Program, model: LatencyModel, kept: Mapping[Axis, int]) -> None:
+    """Say so where the target will not get faster by what the MACs promise, why, and what would help."""
+    from .passes.search.latency_model import liked
+
+    counts: CostModel = model
+    dense, small = counts(), counts(kept)
+    ratio, macs = small.metric("latency") / dense.metric("latency"), small.flops / max(dense.flops, 1)
+    if macs >= 1 or (ratio <= NO_FASTER and (1 / ratio) * macs >= SLOWER):
+        return
+    fixed, one = max(0, model.fixed_ns) / dense.metric("latency"), model.table.setting
+    why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: --latency"]
+    best, reason = liked(model.table)
+    steps = {g.granularity for g in program.need("groups") if g.prunable and g.size >= 2 * 64}
+    if best > max(steps, default=best):
+        why.append(reason)
+        cures.append(f"widths that the target likes: --align {best}")
+    if one.batch == 1:
+        why.append("one sample per call")
+        cures.append("a larger --batch, if it runs with one")
+    faster = "no faster" if ratio > NO_FASTER else f"only {1 / ratio:.2f} times faster"
+    work.warn(f"{macs:.2f} of the MACs will be {faster} on {model.table}: {'; '.join(why)} ({', or '.join(cures)})")
