@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from conftest import Digits
+from conftest import Digits, tiny_vit
 from torch import Tensor, nn
 
 import fxprune
@@ -136,3 +138,16 @@ def test_jobs_after_a_change_of_data_are_not_kept_under_the_old_name() -> None:
         jobs.identify(lambda: "a")
         jobs.unidentified()
         assert run_jobs("x", 2, lambda i: {"v": torch.tensor(i)})[1]["v"] == 1
+
+
+@pytest.mark.parametrize("options", [{"importance": "taylor"}, {"importance": "trajectory{probes=1}"}, {
+    "importance": "fisher", "recover": "auto"}, {"blocks": "16x16", "importance": "lsp"}, {"importance": "obs"}])
+def test_a_model_that_is_gone_is_gone(options: dict[str, Any], digit_data: Digits) -> None:
+    """Hooks on gradients hold what they close over where no garbage collector looks."""
+    model = tiny_vit().eval()
+    gone = weakref.ref(next(model.parameters()))
+    made = fxprune.compile(model, digit_data.test_images[:2], flops=0.6, data=calibration(digit_data, 32, 16),
+                           on_event=lambda _: None, **{"recover": "none", **options})
+    del model, made
+    gc.collect()
+    assert gone() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -165,7 +166,8 @@ class TappedRun(Interpreter):
                 raise not_finite(self.program, self.batch, f"an operand of {n.name}")
             # an alias of its own, so that the gradient seen is the one through this consumer
             alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            alias.register_hook(partial(self._collect, tap, x.detach()))
+            # the hook must not hold this run: through C++ no garbage collector finds that circle
+            alias.register_hook(partial(TappedRun._collect, weakref.proxy(self), tap, x.detach()))
             args, kwargs = tap.operand.put(args, kwargs, alias)
             self.aliases.append((tap, alias))
         return guarded(lambda node: getattr(self, node.op)(node.target, args, kwargs), n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -127,7 +128,7 @@ class LayerRun(Interpreter):
         operand = self._operand(n, group)
         self.inputs[group.name] = self._by_sample(operand, operand.value(args, kwargs).detach())
         alias = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        alias.register_hook(partial(self._collect, group, operand))
+        alias.register_hook(partial(LayerRun._collect, weakref.proxy(self), group, operand))  # see TappedRun
         return alias
 
     def _operand(self, node: Node, group: BlockGroup) -> Operand:
