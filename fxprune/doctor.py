@@ -27,8 +27,8 @@ NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "eager": (),
     "onnx": (("onnx", ""), ("onnxscript", ""), ("onnxruntime", "")),
     "triton": (("triton", "pip install 'fxprune[triton]'"), ("a CUDA GPU", "files are written without one, not run")),
-    "trt": (("tensorrt", "pip install 'fxprune[tensorrt]'"), ("a CUDA GPU", "an engine runs on the kind of GPU it "
-                                                                                  "was built for")),
+    "trt": (("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
+            ("a CUDA GPU", "an engine runs on the kind of GPU it was built for")),
     "inductor": (("a C++ compiler", "install gcc or clang"),),
 }
 """Target -> (module or thing, cure). What is not listed (a plugin's target) may say ``requires`` itself."""
@@ -100,7 +100,7 @@ def _there(what: str) -> bool:
     if what == "a C++ compiler":
         return _compiler() is not None
     try:
-        return importlib.util.find_spec(what) is not None
+        return any(importlib.util.find_spec(module) is not None for module in what.split(" or "))
     except (ImportError, ValueError):
         return False
 

@@ -111,10 +111,7 @@ def lookup(kind: str, name: str) -> Any:
 
 def backend(name: str, **options: Any) -> Backend:
     """The backend called ``name`` with its options. Raises OptionError on an unknown name or option."""
-    cls = lookup("backend", name)
-    if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
-        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
-                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
+    cls = _backend_class(name)
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
@@ -123,12 +120,21 @@ def backend(name: str, **options: Any) -> Backend:
     return cls(**options)
 
 
+def _backend_class(name: str) -> type[Backend]:
+    cls: Any = lookup("backend", name)
+    if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
+        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
+                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
+    found: type[Backend] = cls
+    return found
+
+
 def target(text: str, **more: Any) -> Backend:
     """The backend of ``--target``: a name, with options as ``trt{dtype=fp16}``; ``more`` options are set on top.
 
     Raises OptionError on an unknown name or option, or a value of another type.
     """
     name, options = parse(text, "--target")
-    made = build(type(backend(name)), options, f"the target '{name}'", "--target")
+    made = build(_backend_class(name), options, f"the target '{name}'", "--target")
     chosen = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.repr}
     return backend(name, **{**chosen, **more})

@@ -18,13 +18,14 @@ from .data import Calibration, load_data
 from .decide import decide_on, ready, score
 from .errors import BudgetInfeasible, LoadError, OptionError
 from .events import Event, OnEvent, resumable, warn_only
+from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
 from .outcome import Judge
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
 from .report import measure_of
-from .work import Inputs, Limits, Model, Wish, Work, default_criterion, kinds_and_tokens, silence
+from .work import Inputs, Model, Wish, Work, default_criterion, kinds_and_tokens, silence
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
@@ -181,11 +182,11 @@ class Sweep:
 def sweep(
     model: Model, example_inputs: Inputs = None, *, ratios: Sequence[Budget], data: Any, out: str | os.PathLike[str],
     judging: Judging | None = None, timing: Timing | None = None, sensitive: bool = False, target: str = "eager",
-    importance: str | None = None, prune: Any = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str | None = None,
+    importance: str | None = None, prune: Any = None, freeze: Sequence[str] = (), align: Align = None,
+    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str | None = None,
     head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, memory: float | str | None = None, checkpoint: Any = None, trust_pickle: bool = False,
-    on_event: OnEvent = warn_only,
+    unmerge: bool = False, search: str = "auto", memory: float | str | None = None, checkpoint: Any = None,
+    trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
 
@@ -202,7 +203,7 @@ def sweep(
                           cure="give --data, with labels if there are any")
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     wish = Wish(ratios[0], importance or default_criterion(data), kinds, samples, recover or "auto", 1, head_scale,
-                members, rearrange, wished)
+                members, rearrange, wished, search)
     work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
     with _owned(out), within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
@@ -228,8 +229,8 @@ def sweep(
 def measured_sensitivity(
     model: Model, example_inputs: Inputs = None, *, data: Any, samples: int = 64,
     shares: Sequence[float] = (0.75, 0.5, 0.25), importance: str = "trajectory",
-    prune: Any = None, freeze: Sequence[str] = (), align: int | None = None,
-    floor: float = 0.1, allow_empty: bool = False, seed: int = 0, checkpoint: Any = None, trust_pickle: bool = False,
+    prune: Any = None, freeze: Sequence[str] = (), align: Align = None,
+    floor: Floor = FLOOR, allow_empty: bool = False, seed: int = 0, checkpoint: Any = None, trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """:func:`fxprune.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""

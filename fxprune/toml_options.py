@@ -157,7 +157,7 @@ def _of_report(text: str, path: Path) -> Iterator[tuple[str, Any, _Place]]:
         raise OptionError("this file states no options", where=str(path),
                           why="a report has them under 'options'", cure=f"give a report.json, or a {NAME}")
     for key, value in options.items():
-        if value is not None and key not in _PLACES:
+        if value is not None and key not in _PLACES and (key, value) != ("threads", 0):  # 0: torch's own choice
             yield key, value, _Place(source.at("options", key), True)
 
 

@@ -74,8 +74,8 @@ What people meet when they prune, in the order of how often they complain about 
     Every parameter and buffer that an axis reaches is sliced with it, whoever holds it.
 
 20. How sensitive is each layer?
-    plan.json says what every layer keeps; `fxprune plan` at several budgets shows which go first. A layer that is
-    frozen is listed as frozen, never as robust.
+    `fxprune sensitivity MODEL --data ..` cuts each layer alone; what it reports is what a real cut does. A layer
+    that is frozen is listed as frozen, never as robust.
 
 21. The speed-up needs one special runtime.
     Smaller dense layers are faster everywhere or nowhere; the file is ordinary ONNX or .pt2.
