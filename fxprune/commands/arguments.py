@@ -39,12 +39,14 @@ def output(p: Parser) -> None:
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def budget(p: Parser) -> None:
-    """What the result may cost."""
+def budget(p: Parser, timed: bool = True) -> None:
+    """What the result may cost; timed: also in time on the target."""
     group = p.add_argument_group("budget (exactly one)")
     group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
     group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
     group.add_argument("--bytes", metavar="B", help="bytes of parameters and buffers: a ratio, or 64MiB")
+    if not timed:
+        return
     group.add_argument("--latency", metavar="R", help="time on the target, measured here: a share of the dense model's")
     group.add_argument("--latency-ms", metavar="MS", help="time of one call on the target, in milliseconds")
     group = p.add_argument_group("latency")
@@ -127,9 +129,12 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
 def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
     names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
-             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline",
-             "latency", "latency_ms", "batch", "latency_table", "expect_latency")
-    return {**{name: getattr(args, name) for name in names}, "threads": args.threads or 0, **limits_of(args)}
+             "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline")
+    found = {**{name: getattr(args, name) for name in names}, **limits_of(args)}
+    if hasattr(args, "latency_table"):
+        timed = ("latency", "latency_ms", "batch", "latency_table", "expect_latency")
+        found.update({name: getattr(args, name) for name in timed}, threads=args.threads or 0)
+    return found
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ HELP = "score once, compress to several ratios, draw the front of accuracy and c
 def options(p: Parser) -> None:
     """What the command line takes."""
     arguments.model(p)
-    arguments.budget(p)
+    arguments.budget(p, timed=False)
     group = p.add_argument_group("sweep (budgets are ratios: --flops 0.9,0.75,0.6,0.5,0.4)")
     group.add_argument("--max-drop", type=float, metavar="X", help=(
         "pick the smallest that loses at most so much accuracy (0.01 is a point), or agreement with the dense model "
