@@ -353,12 +353,11 @@ def latency_lines(report: Mapping[str, Any]) -> list[str]:
     told = report.get("latency")
     if not told:
         return []
-    dense, batch = told["dense_ms"], f"batch {told['batch']}"
-    threads = f", {told['threads']} thread{'s' * (told['threads'] > 1)}" if told["threads"] else ""
+    dense, threads = told["dense_ms"], f", {told['threads']} threads" if told["threads"] else ""
     figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
         ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
     return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
-            f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, {batch}{threads})[/]"]
+            f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:

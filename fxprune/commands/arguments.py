@@ -40,7 +40,7 @@ def output(p: Parser) -> None:
 
 
 def budget(p: Parser, timed: bool = True) -> None:
-    """What the result may cost. timed: also in measured time"""
+    """What the result may cost; timed: also in time on the target."""
     group = p.add_argument_group("budget (exactly one)")
     group.add_argument("--flops", metavar="B", help="multiply-accumulates: a ratio such as 0.5, or 2.3G")
     group.add_argument("--params", metavar="B", help="parameters: a ratio, or 20M")
@@ -130,9 +130,11 @@ def decisions(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.api.compile` that decide."""
     names = ("flops", "params", "bytes", "data", "samples", "memory", "importance", "prune", "seed", "rounds",
              "head_scale", "members", "rearrange", "tokens", "unmerge", "blocks", "sparse", "search", "pipeline")
-    time = ("latency", "latency_ms", "batch", "latency_table", "expect_latency")
-    chosen = {name: getattr(args, name) for name in (*names, *(time if "latency" in args else ()))}
-    return {**chosen, **({"threads": args.threads or 0} if "latency" in args else {}), **limits_of(args)}
+    found = {**{name: getattr(args, name) for name in names}, **limits_of(args)}
+    if hasattr(args, "latency_table"):
+        timed = ("latency", "latency_ms", "batch", "latency_table", "expect_latency")
+        found.update({name: getattr(args, name) for name in timed}, threads=args.threads or 0)
+    return found
 
 
 def limits_of(args: argparse.Namespace) -> dict[str, Any]:
