@@ -28,7 +28,6 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
 REMOVALS = 16  # tokens per site that the schedule ``removal`` takes out
 SURE = 2.0  # standard errors by which a schedule must beat the constant one
-CLEAR = 1.0  # and by which a move must help: many are tried
 STEP = 0.25  # share of a site's tokens that a trial moves to another site, at first
 
 
@@ -217,7 +216,7 @@ class Decision:
                     if trial is None or tuple(trial) in self._tried:
                         continue
                     left -= 1
-                    if self.surely(trial, best, CLEAR):
+                    if self.surely(trial, best, 0.0):
                         best, better = trial, True
             if not better:
                 step /= 2

@@ -95,7 +95,8 @@ class CompressionPlan:
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
                                 cure="remove the group from the plan")
-            if len(choice.keep) % group.granularity and len(choice.keep) != group.size:
+            odd = len(choice.keep) % group.granularity and len(choice.keep) != group.size
+            if odd and self.source is not None:  # an edited one; a plan that was made here knows its own multiples
                 raise PlanError("a kept count is not a multiple", where=self.place(name, "keep"),
                                 why=f"{len(choice.keep)} of {group.size} stay, asked are multiples of "
                                     f"{group.granularity}",

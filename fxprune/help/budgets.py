@@ -5,6 +5,7 @@ Exactly one of
   --flops 0.5      half of the multiply-accumulates, or an amount: --flops 2.3G
   --params 20M     parameters
   --bytes 64MiB    bytes of parameters and buffers
+  --latency 0.6    time of one call on the target, measured here; or milliseconds: --latency-ms 12
 
 A number up to 1 is a share of the dense model; amounts have a unit (k, M, G, T; KiB, MiB, GiB) or are 1000 and more.
 
@@ -14,7 +15,15 @@ mean the same by "FLOPs"; fvcore and thop count MACs, torch.utils.flop_counter c
 polynomial in the sizes of axes, and after slicing it is counted again on the graph that came out: the two must agree.
 
 Latency is not MACs. Half of the MACs is rarely half of the time: small batches are bound by launches and memory.
-Measure with `fxprune bench small --against model.pt`, on the machine that will run it.
+Measure with `fxprune bench small --against model.pt`, on the machine that will run it. Or make time the budget:
+
+  fxprune compile vit.pt --target onnx --latency 0.6 --batch 8 --threads 1
+
+Before the search the whole lowered model is timed with all layers of a kind at a few widths, in turns with the dense
+one (once per device, versions, batch, threads and shapes). The plan is lowered and timed as well; where it misses by
+more than 5 %, what was predicted is corrected and the search repeated, three rounds at most. `latency.json` in the
+artefact is the table: `--latency-table latency.json` makes the same plan on any machine. `--expect-latency` says what
+another budget brings in time, and warns where that is little; `--align auto` takes widths that the target likes.
 
 The budget is an upper bound and is met; how closely depends on --align. Out of reach is an error that says what is
 reachable, and what stands in the way. What can be loosened then:

@@ -271,7 +271,7 @@ def test_an_artefact_for_onnx_holds_both_programs(tmp_path: Path) -> None:
     report = build_report(program, name="encoder", target="onnx", dense=zero, compressed=zero, plan=CompressionPlan())
     path = Artifact(program, CompressionPlan(), report, OnnxBackend(threads=1)).save(tmp_path / "out")
     again = Artifact.read(path)
-    assert set(again.report["files"]) == {"model.onnx", "model.pt2", "plan.json"}
+    assert set(again.report["files"]) == {"model.onnx", "model.pt2", "plan.json", "report.html"}
     assert again.report["payload"] == "model.onnx"
     assert again.report["parity"]["ok"]
     assert again.target == "onnx"
