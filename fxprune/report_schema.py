@@ -85,6 +85,8 @@ REPORT: dict[str, Any] = {
         notes=_list("what the user should know", _TEXT), parity=_or_null(_PARITY),
         payload=_one(["string", "null"], "the target's main file"),
         lowering=_object("what the backend has to say"),
+        options=_object("everything that was asked for, by the names of the command line"),
+        target_options=_object("options of the target that are not the default"),
         unfinished=_or_null(_object("what this machine lacked", "missing finish", missing=_list("what", _TEXT),
                                     finish=_one("string", "the command that finishes where it is there"))),
         files=_object("every file but this one", more=_object(

@@ -45,7 +45,7 @@ def test_a_table_is_kept_and_measured_anew_by_shape(tmp_path: Path, monkeypatch:
 def test_without_a_gpu_it_says_what_is_missing_and_the_exit_code_is_its_own() -> None:
     with pytest.raises(MissingDevice, match="no CUDA device") as error:
         tune("triton", [(64, 64)], [10], ["32x32"], [0.5])
-    assert error.value.exit_code == 3
+    assert error.value.exit_code == 4
     assert "CUDA build" in error.value.cure
 
 
