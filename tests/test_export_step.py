@@ -126,8 +126,9 @@ def test_the_same_request_changes_nothing_and_another_one_does(made: Path, tmp_p
     first = read_manifest(out)
     assert run(made, out, "--max-drop", "0.5", "--force") == 0
     forced = read_manifest(out)
-    same = {n for n in first["files"] if first["files"][n] == forced["files"][n]}
-    assert same == set(first["files"]) - {"eager/report.json", "eager/report.html"}  # with the seconds that passes took
+    assert set(first["files"]) == set(forced["files"])
+    changed = {n for n in first["files"] if first["files"][n] != forced["files"][n]}
+    assert changed <= {"eager/report.json", "eager/report.html"}  # with the seconds that passes took, rounded in the page
     assert forced["request"] == first["request"]
     assert run(made, out, "--max-drop", "0.4") == 0
     assert read_manifest(out)["request"]["sha256"] != first["request"]["sha256"]
