@@ -128,7 +128,7 @@ def test_the_same_request_changes_nothing_and_another_one_does(made: Path, tmp_p
     forced = read_manifest(out)
     assert set(first["files"]) == set(forced["files"])
     changed = {n for n in first["files"] if first["files"][n] != forced["files"][n]}
-    assert changed <= {"eager/report.json", "eager/report.html"}  # with the seconds that passes took, rounded in the page
+    assert changed <= {"eager/report.json", "eager/report.html"}  # with the seconds of passes, in the page rounded
     assert forced["request"] == first["request"]
     assert run(made, out, "--max-drop", "0.4") == 0
     assert read_manifest(out)["request"]["sha256"] != first["request"]["sha256"]
