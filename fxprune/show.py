@@ -353,7 +353,8 @@ def latency_lines(report: Mapping[str, Any]) -> list[str]:
     told = report.get("latency")
     if not told:
         return []
-    dense, threads = told["dense_ms"], f", {told['threads']} threads" if told["threads"] else ""
+    dense, count = told["dense_ms"], told["threads"]
+    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
         ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
     return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
