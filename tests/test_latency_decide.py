@@ -267,7 +267,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         out, err = capsys.readouterr()
         assert json.loads(out)["report"]["latency"]["threads"] == 1
         assert "latency   dense" in err
-        assert "batch 4, 1 threads)" in err
+        assert "batch 4, 1 thread)" in err
         assert main([*argv, "--latency-ms", "3"]) == USER_ERROR
         assert main([*argv[:5], "0.01", *argv[6:]]) == USER_ERROR
         assert "out of reach" in capsys.readouterr().err
