@@ -29,7 +29,7 @@ STYLES = {  # row -> (colour, line, marker)
     "joint": ("#117a65", "-", "D"),
 }
 DASHES = {"constant": ":", "decreasing": "--", "elimination": (0, (1, 3)), "optin": "-", "auto": "-."}
-PANELS = ("constant", "decreasing", "elimination", "auto")
+PANELS = ("constant", "decreasing", "elimination", "optin")
 BATCHES = ("1", "32")
 LEDGERS = ("weights", "tokens", "joint")
 Record = Mapping[str, Any]
