@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingDevice
+from ..errors import MissingDevice, OptionError
 from ..limits import FLOOR
 from .parser import Parser
 
@@ -134,6 +134,21 @@ def decisions(args: argparse.Namespace) -> dict[str, Any]:
     if hasattr(args, "latency_table"):
         timed = ("latency", "latency_ms", "batch", "latency_table", "expect_latency")
         found.update({name: getattr(args, name) for name in timed}, threads=args.threads or 0)
+    return found
+
+
+def batch_sizes(text: str, option: str) -> tuple[int, ...]:
+    """``1,32`` -> (1, 32). Raises OptionError, at ``option``, for anything else.
+
+    >>> batch_sizes("1,32", "--batch")
+    (1, 32)
+    """
+    try:
+        found = tuple(int(b) for b in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise OptionError(f"'{text}' is not a list of batch sizes", where=f"{option} {text}", cure="write 1,32")
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..errors import OptionError
 from . import arguments
 from .parser import Parser
 
@@ -32,14 +31,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ..bench import bench
 
-    try:
-        batches = tuple(int(b) for b in args.batch.split(","))
-    except ValueError:
-        batches = ()
-    if not batches or min(batches) < 1:
-        raise OptionError(f"'{args.batch}' is not a list of batch sizes", where=f"--batch {args.batch}",
-                          cure="write 1,32")
-    result = bench(args.artifact, against=args.against, batches=batches, seconds=args.seconds,
-                   threads=args.threads or 0, on_event=screen.tell, **arguments.source(args))
+    result = bench(args.artifact, against=args.against, batches=arguments.batch_sizes(args.batch, "--batch"),
+                   seconds=args.seconds, threads=args.threads or 0, on_event=screen.tell, **arguments.source(args))
     screen.bench(result)
     return result

@@ -52,13 +52,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         if value:
             raise OptionError(f"--{option} cannot be swept", where=f"--{option} {value}",
                               cure="compile once per ratio and compare with fxprune report")
-    try:
-        batches = tuple(int(b) for b in args.batches.split(","))
-    except ValueError:
-        batches = ()
-    if not batches or min(batches) < 1:
-        raise OptionError(f"'{args.batches}' is not a list of batch sizes", where=f"--batches {args.batches}",
-                          cure="write 1,32")
+    batches = arguments.batch_sizes(args.batches, "--batches")
     out = Path(args.out) if args.out else arguments.out_dir(args).with_name(f"{arguments.out_dir(args).name}-sweep")
     result = sweep(args.model, ratios=ratios, out=out, recover=args.recover, target=args.target,
                    judging=Judging(args.judge, args.held_out, max_drop=args.max_drop, bisect=args.bisect),
