@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from . import ranks
 from .artifact import Artifact, load
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
 _SITE = re.compile(r"site '(.+)'")
+Made = TypeVar("Made")
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 
 
@@ -129,8 +130,9 @@ def compile(
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
                      trust_pickle=trust_pickle, on_event=on_event)
     if pipeline is not None:
-        return _by_passes(model, example_inputs, asked, Work(target, out, seed, on_event, Limits()), pipeline, data,
-                          samples)
+        work = Work(target, out, seed, on_event, Limits())
+        return _planned(model, example_inputs, asked, work, pipeline, data, samples,
+                        lambda program, stated: work.finish(program, stated.after))
     if recover not in (None, "none") and data is None:
         raise OptionError("recovery needs data", where=f"--recover {recover}",
                           why="it fits what stays to what the dense model does on it", cure="give --data")
@@ -171,7 +173,8 @@ def plan(
     asked = _asked("plan", locals())
     if pipeline is not None:
         work = Work(target, None, seed, on_event, Limits())
-        return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples)[0], out)
+        return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples,
+                                 lambda program, stated: with_tiles(work, program)), out)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
@@ -260,8 +263,8 @@ def _asked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
-             samples: int) -> tuple[Program, StatedPipeline]:
-    """The dense program with the plan that the stated passes make."""
+             samples: int, then: Callable[[Program, StatedPipeline], Made]) -> Made:
+    """What ``then`` makes of the dense program with the plan that the stated passes make."""
     from .pipeline_text import decided_by, read_pipeline, stated_alone
 
     stated_alone(asked)
@@ -270,14 +273,7 @@ def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], wor
     work.options = asked
     with within(asked["memory"]), resumable(asked["out"], work.on_event):
         work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
-        return decided_by(work, stated, samples), stated
-
-
-def _by_passes(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
-               samples: int) -> Artifact:
-    """An artefact by stated passes."""
-    program, stated = _planned(model, example_inputs, asked, work, pipeline, data, samples)
-    return work.finish(program, stated.after)
+        return then(decided_by(work, stated, samples), stated)
 
 
 def _tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:

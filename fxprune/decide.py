@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import jobs, journal
 from .cost import Budget, CostModel
 from .data import Calibration, generate
-from .group import PruneGroup
+from .errors import InternalError
 from .latency_decide import prepared, settled, settled_tokens
 from .measure import versions
 from .pipeline import Pass
-from .plan import Choice, CompressionPlan
+from .plan import CompressionPlan
 from .program import Program
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ def score(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
 
 def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
     """:func:`decide` on what :func:`ready` made; scores that are there (:func:`score`) are used, not made again."""
+    from .passes.transform.join_rounds import JoinRounds
+
     work.budget, chosen = wish.budget, wish.made
     wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
@@ -62,21 +63,18 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
             return settled_tokens(work, wish, program, lambda by_macs: _with_tokens(work, by_macs, program, data))
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
-    dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)
     for number, budget in enumerate(steps, 1):
-        found = settled(work, wish, _once(work, replace(wish, budget=budget), here, data))
-        plan = compose(plan, found.need("plan"))
-        if number == 1:
-            dense = found
-        if number < len(steps):
-            here = _cut(work, wish, found, dense.need("groups"))
-    about = {**plan.about, **_about(work, wish, data), "rounds": len(steps)}
+        if number > 1:
+            program = _next_round(work, wish, program)
+        program = _once(work, replace(wish, budget=budget), program, data)
     if len(steps) > 1:
-        model = CostModel(dense)
-        kept = {g.axis: len(plan.choices[g.name].keep) for g in dense.need("groups") if g.name in plan.choices}
-        about.update(budget=str(wish.budget), dense=vars(model()), predicted=vars(model(kept)))
-    return dense.but(plan=replace(plan, about=about))
+        program = work.run(program, JoinRounds())
+    after = settled(work, wish, program)
+    if after is not program:
+        program = stated_counts(work, program, after.need("plan"))
+    plan = program.need("plan")
+    return program.but(plan=replace(plan, about={**plan.about, **_about(work, wish, data), "rounds": len(steps)}))
 
 
 def _about(work: Work, wish: Wish, data: Calibration | None) -> dict[str, Any]:
@@ -89,9 +87,10 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
     """Tokens, and groups beside them where a budget leaves them something to give.
 
     Scores are those of the dense graph: removals do not run side by side where tokens merge (methods C), and a head is
-    worth what it is worth to all tokens.
+    worth what it is worth to all tokens. What was decided is then stated as passes, which make the plan.
     """
     from .decide_tokens import check_sites, decide_tokens
+    from .passes.search.plan_tokens import PlanTokens
     from .work import silence
 
     assert wish.tokens is not None
@@ -102,9 +101,14 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
         search = _search(wish, float(scored.need("plan").about.get("head_scale", 1.0)))
     work.stage("schedule tokens")
     with silence():
-        plan = decide_tokens(work, wish, scored, data, search)
-    model = CostModel(program)
-    reduced = work.reduced(scored.but(plan=plan))
+        tokens = decide_tokens(work, wish, scored, data, search).tokens
+    assert tokens is not None
+    counts = tuple(tokens.removed.get(site.name, 0) for site in program.need("tokens").usable)
+    scored = work.run(scored, PlanTokens(tokens.reducer, counts))
+    reduced, model = work.reduced(scored), CostModel(program)
+    if search is not None:
+        scored = work.run(scored, replace(search, reduced=reduced))
+    plan = scored.need("plan")
     kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
     about = {**plan.about, **_about(work, wish, data), "rounds": 1, "tokens": wish.tokens.text, "seed": work.seed,
              "budget": None if wish.budget is None else str(wish.budget), "dense": vars(model()),
@@ -149,15 +153,15 @@ def without_labels_of_others(work: Work, program: Program, data: Calibration) ->
 
 
 def amounts(wish: Wish, program: Program) -> list[Budget]:
-    """The budget of every round: equal factors of the cost, the last one the wish's own."""
+    """The budget of every round, as a share of the whole model: equal factors of the cost, the last one the wish's
+    own."""
     assert wish.budget is not None
     if wish.rounds == 1:
         return [wish.budget]
     dense = CostModel(program)()
-    whole, limit = dense.metric(wish.budget.metric), wish.budget.limit(dense)
-    share = min(1.0, limit / whole)
-    return [Budget(wish.budget.metric, whole * share ** (i / wish.rounds), relative=False)
-            for i in range(1, wish.rounds)] + [Budget(wish.budget.metric, limit, relative=False)]
+    share = min(1.0, wish.budget.limit(dense) / dense.metric(wish.budget.metric))
+    return [Budget(wish.budget.metric, round(share ** (i / wish.rounds), 6)) for i in range(1, wish.rounds)] + \
+        [wish.budget]
 
 
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
@@ -167,11 +171,38 @@ def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
 
     search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
     members = RankWithin(data=data, found=wish.ranks) if wish.by_obs and data is not None else None
-    program = work.run(score(work, wish, program, data), *searching(search, wish.made, data, work.seed, members))
+    program = _run(work, score(work, wish, program, data), *searching(search, wish.made, data, work.seed, members))
     if wish.head_scale == "auto" and data is not None:
         best, told = best_scale(program, search, data)
-        program = work.run(program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
+        program = _run(work, program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
     return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
+
+
+def _run(work: Work, program: Program, *passes: Pass) -> Program:
+    """``work.run``; a search by measured time is stated by what it decided."""
+    from .passes.search.search_plan import SearchPlan
+    from .work import silence
+
+    for one in passes:
+        if isinstance(one, SearchPlan) and one.table is not None:
+            work.stage("search plan")
+            with silence():
+                found = one.run(program).need("plan")
+            program = stated_counts(work, program, found)
+        else:
+            program = work.run(program, one)
+    return program
+
+
+def stated_counts(work: Work, program: Program, plan: CompressionPlan) -> Program:
+    """The program with ``plan``, which a search by measured time made of its scores, said as counts in the pipeline:
+    neither a clock nor a table is at hand where it runs again."""
+    from .passes.search.keep_counts import KeepCounts, counts_of
+
+    program = work.run(program, KeepCounts(counts_of(plan)))
+    if program.need("plan").choices != plan.choices:
+        raise InternalError("counts do not say what the search decided", pipeline=work.pipeline)
+    return program.but(plan=plan)
 
 
 def _search(wish: Wish, head_scale: float) -> SearchPlan:
@@ -214,34 +245,15 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
-def _cut(work: Work, wish: Wish, program: Program, dense: Sequence[PruneGroup]) -> Program:
-    """The program as a round leaves it: recovered, sliced, with its groups under the limits of the dense ones."""
+def _next_round(work: Work, wish: Wish, program: Program) -> Program:
+    """What the plan of a round leaves: recovered, sliced, with its groups under the limits of the whole program's."""
+    from .passes.analysis.find_groups import FindGroups
     from .passes.analysis.propagate_axes import PropagateAxes
+    from .passes.analysis.start_round import StartRound
     from .passes.transform.recover import Recover
     from .passes.transform.slice_axes import SliceAxes
 
     how = [] if wish.recovery.method == "none" or work.calibration is None else \
         [Recover(method="ridge", data=work.calibration, seed=work.seed)]
-    small = work.run(program, *how, SliceAxes())
-    # limits of patterns are copied from the dense groups below
-    small = work.run(small.without_facts(), PropagateAxes(), replace(work.find_groups, aligns=(), floors=()))
-    limits = {g.name: g for g in dense}
-    groups = tuple(g.but(floor=min(limits[g.name].floor, g.size), granularity=limits[g.name].granularity)
-                   if g.name in limits else g.but(frozen="it appeared only after a round of pruning")
-                   for g in small.need("groups"))
-    return small.but(groups=groups)
-
-
-def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
-    """One plan for two cuts in a row: ``second`` numbers what ``first`` left.
-
-    >>> one = CompressionPlan({"a": Choice("ffn", 4, (1, 2, 3))})
-    >>> compose(one, CompressionPlan({"a": Choice("ffn", 3, (0, 2))})).choices["a"].keep
-    (1, 3)
-    """
-    choices = dict(first.choices)
-    for name, choice in second.choices.items():
-        earlier = choices.get(name)
-        keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
-        choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
-    return CompressionPlan(choices, second.about, second.tokens, second.blocks)
+    small = work.run(program, StartRound(), *how, SliceAxes())
+    return work.run(small.without_facts(), PropagateAxes(), FindGroups(freeze=work.find_groups.freeze, inherit=True))

@@ -15,6 +15,7 @@ from .latency_clock import Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
 from .latency_table import LatencyTable, cached_path, fingerprint, setting_of
 from .limits import Align, aligned_by_measure, per_pattern
+from .pipeline import Pass
 from .program import Program
 
 if TYPE_CHECKING:
@@ -197,8 +198,10 @@ def settled_tokens(work: Work, wish: Wish, program: Program, decide: Callable[[W
     dense = model().latency_ns
     target, fixed = wish.budget.limit(model()) / dense, max(0.0, min(0.9, model.fixed_ns / dense))
     share = max(0.01, (target - fixed) / (1.0 - fixed))
-    tried: list[tuple[float, Program]] = []
+    tried: list[tuple[float, Program, list[Pass]]] = []
+    begun = len(work.passes)
     for number in range(1, ROUNDS + 1):
+        del work.passes[begun:]  # the pipeline is that of the plan that stays
         at = decide(replace(wish, budget=Budget("flops", min(1.0, share)), table=None))
         at = at.but(plan=replace(at.need("plan"), about={**at.need("plan").about, "budget": str(wish.budget)}))
         if work.timing.wish.table:
@@ -212,12 +215,12 @@ def settled_tokens(work: Work, wish: Wish, program: Program, decide: Callable[[W
         predicted = (fixed + (1.0 - fixed) * share) * model.table.dense_ms
         work.timing.rounds.append(_entry(number, target * model.table.dense_ms, predicted, achieved, read, share))
         miss = achieved / (target * model.table.dense_ms) - 1.0
-        tried.append((abs(miss), at))
+        tried.append((abs(miss), at, work.passes[begun:]))
         left = achieved / model.table.dense_ms
         if abs(miss) <= MISS or number == ROUNDS or left >= 1.0 or share >= 1.0:
             break
         share = max(0.01, 1.0 - (1.0 - share) * (1.0 - target) / (1.0 - left))
-    miss, at = min(tried, key=lambda t: t[0])
+    miss, at, work.passes[begun:] = min(tried, key=lambda t: t[0])
     if miss > MISS:
         _say_missed(work, miss)
     return at

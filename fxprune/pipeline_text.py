@@ -2,19 +2,21 @@
 
     propagate-axes,find-groups,score-groups{criterion=trajectory},search-plan{budget=flops=0.5},recover,slice-axes
 
-Preparation (``clean,inline,drop-masks,fold-weights``) comes first where the text names none of it. What follows
-``slice-axes`` in every report (``fold-indices,spell-out-tokens,propagate-axes``) may be there or not: it always runs.
-Passes of plugins may stand anywhere.
+Preparation (``clean,inline,drop-masks,fold-weights``) comes first where the text names none of it. What always runs
+may be there or not: ``merge-tokens,propagate-axes,find-groups`` before ``slice-axes`` where the plan reduces tokens,
+``fold-indices,spell-out-tokens,propagate-axes`` behind it, ``sparsify-blocks`` at the end. Passes of plugins may stand
+anywhere.
 
-What is decided between passes has no place in the text: rounds, how many tokens go where, and tiles. Such runs are
-replayed by their options (``--config report.json``).
+What a run decides between passes is printed as passes that state the decision: ``plan-tokens{counts=[8 6]}``, rounds
+between ``start-round`` and ``join-rounds``, ``keep-counts`` for a search by measured time. Behind the last slicing
+stand the passes of tiles, from ``find-blocks`` on (with 2:4, from the ``find-groups`` of ``permute-channels``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,33 +24,41 @@ from . import jobs, journal, registry
 from .cost import Budget
 from .errors import OptionError
 from .options import build, parse, split
-from .pipeline import Pass, Transform
-from .program import Program
+from .pipeline import Pass
+from .plan import CompressionPlan
+from .program import FACTS, Program
+from .sparsify import takes_data
 from .work import Work
 
 OPTION = "--pipeline"
 PREPARATION = ("clean", "inline", "drop-masks", "fold-weights")
 TAIL = ("fold-indices", "spell-out-tokens", "propagate-axes")
-CUT = "slice-axes"
-DECIDED_ELSEWHERE = {
-    "merge-tokens": "--tokens", "find-blocks": "--blocks", "search-blocks": "--blocks", "recover-blocks": "--blocks",
-    "sparsify-blocks": "--blocks", "permute-channels": "--sparse",
-}
+CUT, MERGE, START, JOIN, ZERO = "slice-axes", "merge-tokens", "start-round", "join-rounds", "sparsify-blocks"
+BEHIND_MERGING = ("propagate-axes", "find-groups")
+TILES = ("find-groups", "permute-channels", "find-blocks", "search-blocks", "recover-blocks", ZERO)
 
 
 @dataclass(frozen=True)
 class StatedPipeline:
-    """A pipeline as it was stated: passes without data, those before slicing and those behind it."""
+    """A pipeline as it was stated: passes without data, those before slicing, those behind it, and those of tiles.
+
+    merged   the ``find-groups`` that was stated for the graph with fewer tokens
+    """
 
     text: str
     before: tuple[Pass, ...]
     after: tuple[Pass, ...] = ()
+    tiles: tuple[Pass, ...] = ()
+    merged: Pass | None = None
 
     @property
     def budget(self) -> Budget | None:
         """The bound of the last search that has one."""
-        found = [p.budget for p in self.before if isinstance(getattr(p, "budget", None), Budget)]  # type: ignore[attr-defined]
-        return found[-1] if found else None
+        for passes in (self.before, self.tiles):
+            found = [p.budget for p in passes if isinstance(getattr(p, "budget", None), Budget)]  # type: ignore[attr-defined]
+            if found:
+                return found[-1]
+        return None
 
     @property
     def criterion(self) -> str | None:
@@ -63,7 +73,7 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     budget   of a search that states none;  seed   of passes that state none
 
     Raises OptionError naming the pass at fault: unknown names and options, a pass whose facts no pass before it finds,
-    a budget that is said twice or not at all, and what a text cannot decide.
+    a budget that is said twice or not at all, rounds that do not end, passes of tiles before slicing.
     """
     try:
         parts = split(text)
@@ -80,32 +90,94 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     if not set(names) & set(PREPARATION):
         passes[:0] = [registry.lookup("pass", name)() for name in PREPARATION]
         names[:0] = PREPARATION
-    if names.count(CUT) > 1:
-        raise OptionError("the pipeline slices twice", where=OPTION, why="rounds are composed into one plan between "
-                          "passes", cure="use --rounds, or --config report.json")
-    at = names.index(CUT) if CUT in names else len(names)
-    rest = list(passes[at + 1 :])
-    for name in TAIL:
+    at = _last_cut(passes)
+    before, merged = _without_merging(passes[:at])
+    rest = _without(TAIL, passes[at + 1 :])
+    first = next((i for i, p in enumerate(rest) if p.slug() in TILES), len(rest))
+    # behind slicing axes are found after every pass, stated or not
+    after, tiles = tuple(p for p in rest[:first] if p.slug() != "propagate-axes"), _tiles(rest[first:], passes)
+    _check_order(before, passes, set())
+    _check_order(tiles, passes, {"axes"})
+    if not any("plan" in p.gives for p in (*before, *tiles)):
+        raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
+                          cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
+                               "applied by `fxprune apply`")
+    return StatedPipeline(text, before, after, tiles, merged)
+
+
+def _last_cut(passes: Sequence[Pass]) -> int:
+    """Where the slicing is that makes the result; others end rounds. Raises OptionError for rounds out of order."""
+    names = [p.slug() for p in passes]
+    at = len(names) - 1 - names[::-1].index(CUT) if CUT in names else len(names)
+    within = cut = False
+    for name in names[:at]:
+        if name == JOIN and not within:
+            raise OptionError(f"'{JOIN}' has no round to join", where=OPTION, cure=f"put {START} before it")
+        if name == CUT and (cut or not within):
+            raise OptionError("the pipeline slices twice", where=OPTION, why="a plan is of the whole model",
+                              cure=f"say {START} before the first {CUT}, and {JOIN} before the last recover and {CUT}")
+        cut = cut and name not in (START, JOIN) or name == CUT
+        within = name == START or within and name != JOIN
+    if within:
+        raise OptionError("the rounds of the pipeline are not joined", where=f"{OPTION} .. {START}",
+                          cure=f"put {JOIN} behind the last search")
+    late = [p.slug() for p in passes[at:] if p.slug() in (START, JOIN, MERGE, "recover")
+            or (p.kind == "search" and p.slug() not in TILES)]
+    early = [name for name in names[:at] if name in TILES[1:]]
+    if late or early:
+        raise OptionError(f"'{(late + early)[0]}' stands {'behind' if late else 'before'} slicing", where=OPTION,
+                          cure=f"put it {'before' if late else 'behind'} {CUT}")
+    return at
+
+
+def _without(names: Sequence[str], passes: Sequence[Pass]) -> list[Pass]:
+    """The passes without ``names`` at their start, as far as these are there."""
+    rest = list(passes)
+    for name in names:
         if rest and rest[0].slug() == name:
             del rest[0]
-    have: set[str] = set()
-    for p in passes[:at]:
-        _check_needs(p, have, passes)
+    return rest
+
+
+def _without_merging(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], Pass | None]:
+    """(the passes without what merges tokens at their end, the groups stated for the graph that this leaves)."""
+    names = [p.slug() for p in passes]
+    if MERGE not in names:
+        return tuple(passes), None
+    at = names.index(MERGE)
+    if not any(p.kind == "search" and "tokens" in p.needs for p in passes[:at]):
+        raise OptionError(f"'{MERGE}' has nothing to merge", where=f"{OPTION} .. {MERGE}",
+                          why="no pass before it plans tokens", cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
+    rest = _without(BEHIND_MERGING, passes[at + 1 :])
+    if rest:
+        raise OptionError(f"'{rest[0].slug()}' stands between {MERGE} and {CUT}", where=f"{OPTION} .. {rest[0]}",
+                          why="merging and slicing carry out one plan", cure=f"put it before {MERGE}")
+    return tuple(passes[:at]), next((p for p in passes[at:] if p.slug() == "find-groups"), None)
+
+
+def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes of tiles without the last, which always runs. Raises OptionError where they plan nothing."""
+    names = [p.slug() for p in passes]
+    if ZERO in names[:-1]:
+        raise OptionError(f"'{passes[names.index(ZERO) + 1].slug()}' stands behind {ZERO}", where=OPTION,
+                          cure=f"put it before {', '.join(TILES[2:3])}")
+    tiles = tuple(p for p in passes if p.slug() != ZERO)
+    if passes and not any("plan" in p.gives for p in tiles):
+        raise OptionError("no pass of the pipeline plans tiles", where=f"{OPTION} .. {passes[0]}",
+                          cure="end with find-blocks,score-groups{criterion=magnitude},search-blocks{budget=flops=0.5}")
+    return tiles
+
+
+def _check_order(passes: Sequence[Pass], stated: list[Pass], have: set[str]) -> None:
+    for p in passes:
+        _check_needs(p, have, stated)
         have |= set(p.gives)
-    if "plan" not in have:
-        raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
-                          cure="put search-plan{budget=flops=0.5} before slice-axes")
-    return StatedPipeline(text, tuple(passes[:at]), tuple(rest))
 
 
 def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
     """One pass. Raises OptionError."""
     where = f"{OPTION}, pass {number}: {part}"
     name, options = parse(part, where)
-    if name in DECIDED_ELSEWHERE:
-        raise OptionError(f"'{name}' cannot be stated alone", where=where,
-                          why="what it does is decided between passes, by more than its options",
-                          cure=f"use {DECIDED_ELSEWHERE[name]}, or replay the run by --config report.json")
     cls = registry.lookup("pass", name)
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise OptionError(f"'{name}' is not a pass", where=where)
@@ -127,7 +199,7 @@ def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
     return made
 
 
-def _check_needs(p: Pass, have: set[str], passes: list[Pass]) -> None:
+def _check_needs(p: Pass, have: set[str], passes: Sequence[Pass]) -> None:
     missing = [fact for fact in p.needs if fact not in have]
     if missing:
         def makes(one: Any) -> bool:
@@ -152,44 +224,56 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     from .decide import made_up, without_labels_of_others
     from .measure import versions
     from .passes.analysis.find_groups import FindGroups
+    from .passes.analysis.propagate_axes import PropagateAxes
+    from .passes.transform.recover import Recover
+    from .passes.transform.slice_axes import SliceAxes
 
     dense = work.dense
     assert dense is not None
     program, data = dense, work.calibration
-    work.budget = stated.budget
     jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, [stated.text]))
+    work.tiles = stated.tiles
     for number, one in enumerate(stated.before):
-        if isinstance(one, FindGroups):
+        if isinstance(one, FindGroups) and not one.inherit:
             work.find_groups = one
-        if _takes_data(one):
+        if takes_data(one):
             if data is None and getattr(getattr(one, "criterion", None), "needs_data", False):
                 data = work.calibration = made_up(work, str(one.criterion), samples)  # type: ignore[attr-defined]
             if data is not None and number == _first(stated):
                 data = work.calibration = without_labels_of_others(work, program, data)
             one = replace(one, data=data)  # type: ignore[call-arg]
-        _check_needs(one, {f for f in ("axes", "groups", "scores", "plan", "tokens")
-                           if getattr(program, f) is not None}, list(stated.before))
+        plan = program.plan
+        if plan is not None and plan.tokens is not None and any(f.name == "reduced" for f in dataclasses.fields(one)):
+            one = replace(one, reduced=work.reduced(program))  # type: ignore[call-arg]
+        _check_needs(one, {f for f in FACTS if getattr(program, f) is not None}, stated.before)
+        last = isinstance(one, Recover) and program.whole is None
+        if last:
+            work.decided = program
+            one = replace(one, results=[])
         program = work.run(program, one)
-        results = getattr(one, "results", None)
-        if isinstance(one, Transform) and one.slug() == "recover" and results:
-            work.recovery = results[-1].record()
+        if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
+            program = program.without_facts()
+        if last and one.results:
+            work.recovery = one.results[-1].record()
+    if not any("plan" in one.gives for one in stated.before):  # tiles alone
+        if program.groups is None:
+            program = work.run(program, PropagateAxes(), work.find_groups)
+        program = program.but(plan=CompressionPlan())
     if program.plan is None:
         raise OptionError("the plan is gone when it is time to slice", where=f"{OPTION} {stated.text}",
                           why="a pass behind the search changed the graph, and facts about the old one were dropped",
                           cure="put passes that change the graph before propagate-axes")
-    plan = program.plan
-    about = {**plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
+    if isinstance(stated.merged, FindGroups):
+        work.find_groups = stated.merged
+    work.budget, plan = stated.budget, program.plan
+    about = {"rounds": 1, **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
              "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
     return program.but(plan=replace(plan, about=about))
 
 
-def _takes_data(p: Pass) -> bool:
-    return any(f.name == "data" and not f.repr for f in dataclasses.fields(p))
-
-
 def _first(stated: StatedPipeline) -> int:
     """The first pass that takes data: labels are looked at once, on the graph as it is then."""
-    return next((i for i, p in enumerate(stated.before) if _takes_data(p)), -1)
+    return next((i for i, p in enumerate(stated.before) if takes_data(p)), -1)
 
 
 _BESIDE = {"command", "model", "input", "checkpoint", "trust-pickle", "data", "samples", "seed", "target", "out",

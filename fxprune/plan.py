@@ -164,6 +164,21 @@ class CompressionPlan:
         return CompressionPlan.from_json(text, str(path))
 
 
+def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
+    """One plan for two cuts in a row: ``second`` numbers what ``first`` left.
+
+    >>> one = CompressionPlan({"a": Choice("ffn", 4, (1, 2, 3))})
+    >>> compose(one, CompressionPlan({"a": Choice("ffn", 3, (0, 2))})).choices["a"].keep
+    (1, 3)
+    """
+    choices = dict(first.choices)
+    for name, choice in second.choices.items():
+        earlier = choices.get(name)
+        keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
+        choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
+    return CompressionPlan(choices, second.about, second.tokens, second.blocks)
+
+
 def _choice(entry: Any, name: str, source: Source) -> Choice:
     """One group's entry. Raises PlanError at its line."""
     def at(*more: str | int) -> str:

@@ -116,6 +116,9 @@ class Program:
 
     axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform
     changed the graph: absent, never stale.
+
+    whole   between rounds of pruning: the program that they began with, its plan that of all rounds so far. No fact,
+            and no part of a result: ``join-rounds`` goes back to it
     """
 
     exported: ExportedProgram
@@ -126,6 +129,7 @@ class Program:
     plan: CompressionPlan | None = None
     tokens: TokenFlow | None = None
     notes: tuple[str, ...] = field(default=())
+    whole: Program | None = field(default=None, repr=False)
 
     def but(self, **changes: Any) -> Program:
         """A copy with some fields replaced."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from . import jobs, journal
 from .block_wish import BlockWish
-from .cost import Budget, Cost, CostModel
+from .cost import Cost, CostModel
 from .data import Calibration, generate
 from .errors import OptionError
 from .matrices import sparse_layers
 from .measure import versions
+from .pipeline import Pass
 from .plan import CompressionPlan
 from .program import Program
 from .sparsity import TWO_OF_FOUR
@@ -32,33 +34,51 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
 
     dense   what the model cost before slicing: the budget's ratio is of that
     """
-    from .passes.analysis.find_blocks import FindBlocks
     from .passes.analysis.propagate_axes import PropagateAxes
-    from .passes.analysis.score_groups import ScoreGroups
+    from .passes.search.search_blocks import SearchBlocks
+    from .passes.transform.permute_channels import PermuteChannels
+    from .passes.transform.recover_blocks import RecoverBlocks
 
-    wish = work.blocks
-    assert wish is not None
     program = work.run(program.without_facts(), PropagateAxes())
-    data = _data(work, wish, program)
+    passes = work.tiles or _of_wish(work, program)
+    data = _data(work, passes, program)
     before = program
-    jobs.identify(lambda: journal.fingerprint(before, data, work.seed, [repr(wish)]))
+    jobs.identify(lambda: journal.fingerprint(before, data, work.seed, [",".join(map(str, passes))]))
     orders: dict[str, tuple[int, ...]] = {}
-    if wish.pattern == TWO_OF_FOUR and wish.tiling.permute:
-        program, orders = _permuted(work, program, None)
-    search = wish.search
-    if wish.budget is not None:  # of the dense model
-        search = replace(search, budget=Budget("flops", wish.budget.limit(dense), relative=False))
-    program = work.run(program, FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(program, wish)),
-                       ScoreGroups(criterion=wish.made, data=data, seed=work.seed), search)
-    plan = program.need("plan")
-    about = {**plan.about, "blocks": wish.text, "budget": None if wish.budget is None else str(wish.budget)}
-    blocks = {name: replace(one, order=orders.get(name, ())) for name, one in plan.blocks.items()}
-    program = program.but(plan=CompressionPlan({}, about, blocks=blocks))
-    if wish.recovery.method != "none":
-        one = replace(wish.recovery, data=data, seed=work.seed, results=[])
+    for one in passes:
+        if program.axes is None and "axes" in one.needs:
+            program = work.run(program, PropagateAxes())
+        if takes_data(one):
+            one = replace(one, data=data)  # type: ignore[call-arg]
+        if isinstance(one, SearchBlocks):
+            one = replace(one, dense=dense.flops)
+        if isinstance(one, PermuteChannels | RecoverBlocks):
+            one = replace(one, results=[])
         program = work.run(program, one)
-        work.block_recovery = one.results[0].record() if one.results else None
+        if isinstance(one, PermuteChannels) and one.results:
+            orders = one.results[0]
+        if isinstance(one, RecoverBlocks) and one.results:
+            work.block_recovery = one.results[0].record()
+    plan = program.need("plan")
+    blocks = {name: replace(one, order=orders.get(name, ())) for name, one in plan.blocks.items()}
+    program = program.but(plan=CompressionPlan({}, plan.about, blocks=blocks))
     return program, program.need("plan")
+
+
+def _of_wish(work: Work, program: Program) -> tuple[Pass, ...]:
+    """The passes that make tiles as they were asked for by options, without data."""
+    from .passes.analysis.find_blocks import FindBlocks
+    from .passes.analysis.find_groups import FindGroups
+    from .passes.analysis.score_groups import ScoreGroups
+    from .passes.transform.permute_channels import PermuteChannels
+
+    wish, seed = work.blocks, work.seed
+    assert wish is not None
+    permute = wish.pattern == TWO_OF_FOUR and wish.tiling.permute
+    recover = [] if wish.recovery.method == "none" else [replace(wish.recovery, seed=seed)]
+    return (*([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
+            FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(program, wish)),
+            ScoreGroups(criterion=wish.made, seed=seed), wish.search, *recover)
 
 
 def with_tiles(work: Work, program: Program) -> Program:
@@ -67,10 +87,10 @@ def with_tiles(work: Work, program: Program) -> Program:
     from .passes.transform.slice_axes import SliceAxes
 
     plan = program.need("plan")
-    if work.blocks is None:
+    if work.blocks is None and not work.tiles:
         return program
     if plan.tokens is not None and not plan.tokens.empty:
-        raise OptionError("tiles cannot be planned beside tokens", where=work.blocks.where,
+        raise OptionError("tiles cannot be planned beside tokens", where="--blocks" if work.blocks is None else work.blocks.where,
                           why="they are chosen on the graph that merging tokens leaves", cure="use compile")
     dense = CostModel(program)()
     sliced = work.run(program, SliceAxes())
@@ -91,7 +111,7 @@ def sparsified(work: Work, program: Program, plan: CompressionPlan, dense: Cost,
     from .passes.analysis.propagate_axes import PropagateAxes
     from .passes.transform.sparsify_blocks import SparsifyBlocks
 
-    if work.blocks is not None:
+    if work.blocks is not None or work.tiles:
         program, tiles = decided(work, program, dense)
         plan = CompressionPlan(plan.choices, {**plan.about, "tiles": tiles.about}, plan.tokens, tiles.blocks)
     else:
@@ -135,19 +155,26 @@ def _permuted(work: Work, program: Program,
     return program, one.results[0] if one.results else {}
 
 
-def _data(work: Work, wish: BlockWish, program: Program) -> Calibration | None:
+def _data(work: Work, passes: Sequence[Pass], program: Program) -> Calibration | None:
     """What tiles are scored on and fitted to: none when nothing needs any, made up (loudly) when nobody gave some."""
     from .passes.analysis.importance.objective import without_foreign_labels
 
-    if not wish.needs_data:
+    asking = [c for c in (getattr(one, "criterion", None) for one in passes) if getattr(c, "needs_data", False)]
+    fitting = any(takes_data(one) and getattr(one, "method", "none") != "none" for one in passes)
+    if not asking and (not fitting or work.calibration is None):
         return None
     if work.calibration is None:
         assert work.source is not None
-        work.warn(f"no data was given: '{wish.criterion}' scores tiles on generated inputs, which are not what the "
+        work.warn(f"no data was given: '{asking[0]}' scores tiles on generated inputs, which are not what the "
                   "model will see; give --data (data=...) for a better choice")
         work.calibration = generate(work.source, samples=128, seed=work.seed)
     work.calibration = without_foreign_labels(program, work.calibration)
     return work.calibration
+
+
+def takes_data(one: Pass) -> bool:
+    """Whether a pass runs on calibration data, which is given to it when its turn comes."""
+    return any(f.name == "data" and not f.repr for f in fields(one))
 
 
 def _known(program: Program, wish: BlockWish) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ class TokenFlow:
     averages   node -> the dimensions of its input that it averages or sums over and that hold tokens
     grid       rows and columns of the patches, where that is what the token dimension was made of
     restored   (node, reader): edges at which all tokens must be there again (dense prediction), with ``unmerge``
+    unmerge    whether such edges were looked for
     """
 
     sites: tuple[TokenSite, ...]
@@ -69,6 +70,7 @@ class TokenFlow:
     averages: Mapping[str, int] = field(default_factory=dict)
     restored: tuple[tuple[str, str], ...] = ()
     grid: tuple[int, ...] = ()
+    unmerge: bool = False
 
     @property
     def usable(self) -> tuple[TokenSite, ...]:

@@ -173,6 +173,7 @@ class Work:
     notes: list[str] = field(default_factory=list)
     recovery: dict[str, Any] | None = None
     blocks: BlockWish | None = None
+    tiles: tuple[Pass, ...] = ()  # in place of ``blocks`` where the passes themselves are stated
     block_recovery: dict[str, Any] | None = None
     held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
     decided: Program | None = None  # dense weights, the plan and the scores: before recovery
@@ -330,7 +331,7 @@ class Work:
             small = self.run(small, one)
             counted = CostModel(self.run(small, PropagateAxes()))()
         sparsity = None
-        if self.blocks is not None or plan.blocks:
+        if self.blocks is not None or self.tiles or plan.blocks:
             small, plan, sparsity = sparsified(self, small, plan, model(), counted)
         if self.given:
             small = owning(small, whole)

@@ -13,10 +13,9 @@ from torch import nn
 
 import fxprune
 from fxprune.cost import CostModel
-from fxprune.decide import compose
+from fxprune.plan import Choice, CompressionPlan, compose
 from fxprune.errors import OptionError
 from fxprune.passes.search.search_plan import HEAD_SCALES
-from fxprune.plan import Choice, CompressionPlan
 
 
 class Chain(nn.Module):

@@ -30,6 +30,8 @@ class FindGroups(Analysis):
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
+    inherit      between rounds: multiples, floors and what is frozen are those of the same group of the whole program
+                 (see ``StartRound``), and groups that it did not have are frozen
 
     A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
     above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
@@ -43,6 +45,7 @@ class FindGroups(Analysis):
     freeze: tuple[str, ...] = ()
     aligns: tuple[str, ...] = ()
     floors: tuple[str, ...] = ()
+    inherit: bool = False
 
     needs = ("axes",)
     gives = ("groups",)
@@ -54,6 +57,10 @@ class FindGroups(Analysis):
         for at, floor in [(f"{self.floor}", self.floor), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
+        limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
+        if self.inherit and limits != (8, 0.1, False, (), ()):
+            raise OptionError("limits are inherited or stated, not both", where=str(self),
+                              why="inherit=true takes those of the whole program", cure="leave one of them away")
 
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
@@ -75,6 +82,8 @@ class FindGroups(Analysis):
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
+        if self.inherit:
+            return _with_macs(program.but(groups=_inherited(program, groups)))
         for option, patterns in (("--align", self.aligns), ("--floor", self.floors)):
             _check_patterns(groups, patterns, option)
         return _with_macs(program.but(groups=tuple(groups)))
@@ -104,6 +113,18 @@ class FindGroups(Analysis):
             share = 1 if group.kind in KEEP_WHOLE else round(group.size * self.floor)
         floor = 0 if may_vanish else min(group.size, -(-max(1, share) // step) * step)
         return group.but(granularity=step, floor=floor)
+
+
+def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
+    """The groups under the limits of the whole program's. Raises OptionError where no round has started."""
+    if program.whole is None:
+        raise OptionError("there are no limits to inherit", where="find-groups{inherit=true}",
+                          why="no round has started", cure="put start-round before it, or leave inherit away")
+    whole = program.whole.group_by_name
+    return tuple(
+        g.but(floor=min(whole[g.name].floor, g.size), granularity=whole[g.name].granularity,
+              frozen=g.frozen or whole[g.name].frozen)
+        if g.name in whole else g.but(frozen=g.frozen or "it appeared only after a round of pruning") for g in groups)
 
 
 def named_by(group: PruneGroup, pattern: str) -> bool:

@@ -101,7 +101,7 @@ class _Finder:
         found = list(self._attentions())
         usual = collections.Counter(_stream(a.dim) for a in found if not _open(a.dim)).most_common(1)
         if not usual:
-            return TokenFlow(tuple(self._frozen(a, "the number of tokens is open") for a in found))
+            return TokenFlow(tuple(self._frozen(a, "the number of tokens is open") for a in found), unmerge=self.unmerge)
         self.stream = usual[0][0]
         self.swap = Swap(self.stream, Axis(total(self.stream)))
         self.holds = {n: any(self.swap.holds(d) for d in _dims(self.axes.dims.get(n.name))) for n in self.nodes}
@@ -349,7 +349,7 @@ class _Finder:
             if inner and node.op == "call_function" and node.name not in {*region, *readers}:
                 region[node.name] = max(inner)
         return TokenFlow(tuple(sites), region, self._axes(sites, region), softmaxes, averages, tuple(restored),
-                         tuple(a.size for a in self.stream))
+                         tuple(a.size for a in self.stream), self.unmerge)
 
     def _axes(self, sites: list[TokenSite], region: Mapping[str, int]) -> Axes:
         """The walk's axes with the tokens of every region as an axis of its own."""

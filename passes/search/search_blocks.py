@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ class SearchBlocks(Search):
                 same share of every layer. ``auto``: kkt, or uniform where scores cannot be compared across layers
     power       of ``lsp``: with the power term
     smooth      of ``lsp``: weight of the moving average
+    dense       multiply-accumulates that a share is of: those of the model before slicing; by default the program's own
 
     Law      the effective MACs are at most the budget, and within one tile of the largest layer of it
     Errors   OptionError, NothingToPrune, BudgetInfeasible with the range that is reachable
@@ -44,6 +45,7 @@ class SearchBlocks(Search):
     allocation: str = "auto"
     power: bool = True
     smooth: float = 0.6
+    dense: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
@@ -70,7 +72,7 @@ class SearchBlocks(Search):
             raise OptionError("tiles need a budget", where="--blocks", cure="give --flops 0.5")
         removals = {g.name: _removal(scores[g.name]) for g in groups}
         layers = [_curve(g, scores[g.name], removals[g.name]) for g in groups]
-        limit = self.budget.amount * dense if self.budget.relative else self.budget.amount
+        limit = self.budget.amount * (self.dense or dense) if self.budget.relative else self.budget.amount
         target = max(0, -int(-(dense - limit) // 1))
         least = dense - sum(one.saved[one.most] for one in layers)
         if least > limit:

@@ -9,12 +9,12 @@ from typing import ClassVar, TypeAlias
 
 from ... import registry
 from ...cost import COUNTED, Budget, Cost, Expression, Ledger
-from ...errors import OptionError, nearest
+from ...errors import InternalError, OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
 from ...latency_table import LatencyTable
 from ...pipeline import Search
-from ...plan import Choice, CompressionPlan
+from ...plan import Choice, CompressionPlan, TokenPlan
 from ...program import Program
 from . import two_class as scan
 from .infeasible import infeasible, nothing_to_prune
@@ -31,7 +31,8 @@ HEAD_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # worth trying on calibration data
 class SearchPlan(Search):
     """Choose what stays of every prunable group of the wanted kinds, so that the result costs at most ``budget``.
 
-    budget       the bound; a bound that the dense program already meets gives the empty plan
+    budget       the bound; a bound that the dense program already meets gives the empty plan. A share is of the
+                 program with all its tokens, and between rounds of the whole program
     kinds        kinds of groups that may be cut; others keep their size
     method       ``two-class``: the exact scan (separable cost, at most two chunk costs, concave values);
                  ``dynamic``: the programme for values of any form (separable cost); ``lagrangian``: one threshold, for
@@ -42,6 +43,9 @@ class SearchPlan(Search):
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
                  within their group, whose scale cancels
+    table        of measured latency, for a budget of it
+    reduced      where the plan reduces tokens already, the program with these tokens gone: its groups are searched, at
+                 what they cost there, and the plan's tokens are handed on
 
     Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method, head scale)
     Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more (as
@@ -56,6 +60,7 @@ class SearchPlan(Search):
     method: str = "auto"
     head_scale: float = 1.0
     table: LatencyTable | None = field(default=None, repr=False)
+    reduced: Program | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.method != "auto":
@@ -65,18 +70,29 @@ class SearchPlan(Search):
                               why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
 
     def run(self, program: Program) -> Program:
+        tokens = None if program.plan is None else program.plan.tokens
+        if tokens is None or tokens.empty:
+            return self._searched(program, program.whole or program, tokens)
+        if self.reduced is None:
+            raise InternalError("a plan that reduces tokens is searched on the reduced program")
+        found = self._searched(self.reduced.but(scores=program.scores), program, tokens)
+        return program.but(plan=found.plan)
+
+    def _searched(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
+        """``program`` with the plan; shares of the budget are of ``whole``, and ``tokens`` are handed on."""
         model, metric = model_for(program, self.budget, self.table), self.budget.metric
         terms, dense = model.terms[metric], model()
-        limit = self.budget.limit(dense)
+        limit = self.budget.limit(dense if whole is program else model_for(whole, self.budget, self.table)())
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
-            return program.but(plan=self._plan([], [], scores, dense, dense, "none needed"))
+            return program.but(plan=replace(self._plan([], [], scores, dense, dense, "none needed"), tokens=tokens))
         ladders = ladders_of(groups, scores, terms, self.head_scale)
         floor = model({one.axis: one.counts[0] for one in ladders})
         if floor.metric(metric) > limit:
             if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
                 raise out_of_reach(program, self.budget, model, floor, groups)
-            raise infeasible(program, groups, model, self.budget, floor)
+            absolute = self.budget if whole is program else Budget(metric, limit, relative=False)
+            raise infeasible(program, groups, model, absolute, floor)
         method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
         search: Method = registry.lookup("search", method)
         levels = search(ladders, terms, limit)
@@ -89,7 +105,7 @@ class SearchPlan(Search):
                               why=f"{metric} {after.metric(metric)}, at most {limit:g}", cure="use --search auto")
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{method} on the concave envelope of the values" if hull else method
-        return program.but(plan=self._plan(ladders, levels, scores, dense, after, said))
+        return program.but(plan=replace(self._plan(ladders, levels, scores, dense, after, said), tokens=tokens))
 
     def _method(self, ladders: Sequence[Ladder], terms: Sequence[Expression], separable: bool) -> str:
         """The search to use. Raises OptionError when the one that was asked for does not fit."""

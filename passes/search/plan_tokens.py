@@ -1,0 +1,60 @@
+"""``PlanTokens``: so many tokens go behind every attention, as decided before or stated by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ... import options, registry
+from ...errors import OptionError
+from ...pipeline import Search
+from ...plan import CompressionPlan, TokenPlan
+from ...program import Program
+from ...tokens import TokenFlow
+
+
+@dataclass(frozen=True)
+class PlanTokens(Search):
+    """Plan the reduction of tokens to the letter: nothing is scored or tried. What the plan says of groups stays, and
+    a search behind it spends what is left of its budget on the graph with fewer tokens.
+
+    reducer   as in ``--tokens``, without what decides: ``tome``, ``ppt{threshold=2}``
+    counts    tokens that go behind each attention where they may become fewer (``fxprune inspect`` lists them), in
+              graph order
+
+    Needs ``tokens``. Errors: OptionError for an unknown reducer, too few or too many counts, or more tokens than can
+    go at once.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("tokens",)
+    gives: ClassVar[tuple[str, ...]] = ("plan",)
+
+    reducer: str = "tome"
+    counts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._made()
+        if any(count < 0 for count in self.counts):
+            raise OptionError("a count of tokens cannot be negative", where=str(self))
+
+    def run(self, program: Program) -> Program:
+        flow: TokenFlow = program.need("tokens")
+        if len(self.counts) != len(flow.usable):
+            raise OptionError(f"'{self.slug()}' needs one count per attention", where=str(self),
+                              why=f"{len(self.counts)} counts, {len(flow.usable)} attentions where tokens can be "
+                                  "reduced", cure="`fxprune inspect MODEL` lists them; 0 takes none away")
+        made, left = self._made(), flow.usable[0].tokens if flow.usable else 0
+        for site, count in zip(flow.usable, self.counts, strict=True):
+            most = made.cap(left, site.protected)
+            if count > most:
+                raise OptionError(f"'{self.slug()}' removes more tokens than can go at once", where=str(self),
+                                  why=f"{count} of {left} at {site.name}, '{made.name}' takes at most {most} there")
+            left -= count
+        removed = {s.name: count for s, count in zip(flow.usable, self.counts, strict=True) if count}
+        plan = program.plan or CompressionPlan({}, {"method": f"tokens by {self}"})
+        return program.but(plan=replace(plan, tokens=TokenPlan(self.reducer, removed, flow.unmerge)))
+
+    def _made(self) -> Any:
+        """The reducer itself. Raises OptionError."""
+        name, given = options.parse(self.reducer, self.slug())
+        return options.build(registry.lookup("reducer", name), given, f"token reducer '{name}'", self.slug())
