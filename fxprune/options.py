@@ -119,12 +119,12 @@ def _value(text: str, kind: Any, where: str) -> Any:
     if any(typing.get_origin(k) is tuple for k in kinds):
         if not (text.startswith("[") and text.endswith("]")):
             raise OptionError(f"'{text}' is not a list", where=where, cure="write [one two]")
-        words = split(text[1:-1], " ")
+        parts = split(text[1:-1], " ")
         if any(typing.get_args(k)[:1] == (int,) for k in kinds):
-            if not all(word.isascii() and word.removeprefix("-").isdigit() for word in words):
-                raise OptionError(f"'{text}' is not a list of numbers", where=where, cure="write [8 6]")
-            return tuple(map(int, words))
-        return tuple(words)
+            if not all(part.isascii() and part.removeprefix("-").isdigit() for part in parts):
+                raise OptionError(f"'{text}' is not a list of whole numbers", where=where, cure="write [8 6]")
+            return tuple(map(int, parts))
+        return tuple(parts)
     if Budget in kinds:
         metric, equals, amount = text.partition("=")
         if not equals:

@@ -40,16 +40,12 @@ TILES = ("find-groups", "permute-channels", "find-blocks", "search-blocks", "rec
 
 @dataclass(frozen=True)
 class StatedPipeline:
-    """A pipeline as it was stated: passes without data, those before slicing, those behind it, and those of tiles.
-
-    merged   the ``find-groups`` that was stated for the graph with fewer tokens
-    """
+    """A pipeline as it was stated: passes without data, those before slicing, those behind it, and those of tiles."""
 
     text: str
     before: tuple[Pass, ...]
     after: tuple[Pass, ...] = ()
     tiles: tuple[Pass, ...] = ()
-    merged: Pass | None = None
 
     @property
     def budget(self) -> Budget | None:
@@ -83,6 +79,9 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
         raise OptionError("the pipeline is empty", where=OPTION, cure="for example propagate-axes,find-groups,"
                           "score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes")
     passes = [_read(part, number, budget, seed) for number, part in enumerate(parts, 1)]
+    if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):  # to those that need none
+        passes = [replace(p, budget=budget) if getattr(p, "budget", budget) is None else p  # type: ignore[call-arg]
+                  for p in passes]
     if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):
         raise OptionError("the budget is given twice, or not used", where=f"{OPTION} .. --{budget.metric}",
                           why="every search of the pipeline states its own", cure="leave one of them away")
@@ -91,7 +90,7 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
         passes[:0] = [registry.lookup("pass", name)() for name in PREPARATION]
         names[:0] = PREPARATION
     at = _last_cut(passes)
-    before, merged = _without_merging(passes[:at])
+    before = _without_merging(passes[:at])
     rest = _without(TAIL, passes[at + 1 :])
     first = next((i for i, p in enumerate(rest) if p.slug() in TILES), len(rest))
     # behind slicing axes are found after every pass, stated or not
@@ -102,7 +101,7 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
         raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
                           cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
                                "applied by `fxprune apply`")
-    return StatedPipeline(text, before, after, tiles, merged)
+    return StatedPipeline(text, before, after, tiles)
 
 
 def _last_cut(passes: Sequence[Pass]) -> int:
@@ -116,17 +115,18 @@ def _last_cut(passes: Sequence[Pass]) -> int:
         if name == CUT and (cut or not within):
             raise OptionError("the pipeline slices twice", where=OPTION, why="a plan is of the whole model",
                               cure=f"say {START} before the first {CUT}, and {JOIN} before the last recover and {CUT}")
-        cut = cut and name not in (START, JOIN) or name == CUT
-        within = name == START or within and name != JOIN
+        cut = (cut and name not in (START, JOIN)) or name == CUT
+        within = name == START or (within and name != JOIN)
     if within:
         raise OptionError("the rounds of the pipeline are not joined", where=f"{OPTION} .. {START}",
                           cure=f"put {JOIN} behind the last search")
-    late = [p.slug() for p in passes[at:] if p.slug() in (START, JOIN, MERGE, "recover")
+    late = [p for p in passes[at:] if p.slug() in (START, JOIN, MERGE, "recover")
             or (p.kind == "search" and p.slug() not in TILES)]
-    early = [name for name in names[:at] if name in TILES[1:]]
+    early = [p for p in passes[:at] if p.slug() in TILES[1:]]
     if late or early:
-        raise OptionError(f"'{(late + early)[0]}' stands {'behind' if late else 'before'} slicing", where=OPTION,
-                          cure=f"put it {'before' if late else 'behind'} {CUT}")
+        odd, here, there = (late[0], "behind", "before") if late else (early[0], "before", "behind")
+        raise OptionError(f"'{odd.slug()}' stands {here} {CUT}", where=f"{OPTION} .. {odd}",
+                          cure=f"put it {there} {CUT}")
     return at
 
 
@@ -139,20 +139,26 @@ def _without(names: Sequence[str], passes: Sequence[Pass]) -> list[Pass]:
     return rest
 
 
-def _without_merging(passes: Sequence[Pass]) -> tuple[tuple[Pass, ...], Pass | None]:
-    """(the passes without what merges tokens at their end, the groups stated for the graph that this leaves)."""
+def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """The passes without what merges tokens at their end. Raises OptionError for anything else there."""
     names = [p.slug() for p in passes]
     if MERGE not in names:
-        return tuple(passes), None
+        return tuple(passes)
     at = names.index(MERGE)
     if not any(p.kind == "search" and "tokens" in p.needs for p in passes[:at]):
         raise OptionError(f"'{MERGE}' has nothing to merge", where=f"{OPTION} .. {MERGE}",
-                          why="no pass before it plans tokens", cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
+                          why="no pass before it plans tokens",
+                          cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
     rest = _without(BEHIND_MERGING, passes[at + 1 :])
     if rest:
         raise OptionError(f"'{rest[0].slug()}' stands between {MERGE} and {CUT}", where=f"{OPTION} .. {rest[0]}",
                           why="merging and slicing carry out one plan", cure=f"put it before {MERGE}")
-    return tuple(passes[:at]), next((p for p in passes[at:] if p.slug() == "find-groups"), None)
+    stated, again = (next((str(p) for p in part if p.slug() == "find-groups"), "") for part in
+                     (passes[:at][::-1], passes[at:]))
+    if again not in ("", stated):
+        raise OptionError(f"the groups behind {MERGE} are those that the plan was made for", where=f"{OPTION} .. {again}",
+                          why=f"before it stands {stated or 'none'}", cure="state the same limits in both places")
+    return tuple(passes[:at])
 
 
 def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -183,7 +189,8 @@ def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
         raise OptionError(f"'{name}' is not a pass", where=where)
     fields = {f.name for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {}
-    if "budget" in fields and "budget" not in options and budget is not None:
+    required = any(f.name == "budget" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls))
+    if required and "budget" not in options and budget is not None:
         given["budget"] = budget
     if "seed" in fields and "seed" not in options:
         given["seed"] = seed
@@ -246,16 +253,16 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
         if plan is not None and plan.tokens is not None and any(f.name == "reduced" for f in dataclasses.fields(one)):
             one = replace(one, reduced=work.reduced(program))  # type: ignore[call-arg]
         _check_needs(one, {f for f in FACTS if getattr(program, f) is not None}, stated.before)
-        last = isinstance(one, Recover) and program.whole is None
-        if last:
+        if isinstance(one, Recover) and program.whole is None:  # of the result, not of a round
             work.decided = program
             one = replace(one, results=[])
         program = work.run(program, one)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
             program = program.without_facts()
-        if last and one.results:
+        if isinstance(one, Recover) and program.whole is None and one.results:
             work.recovery = one.results[-1].record()
-    if not any("plan" in one.gives for one in stated.before):  # tiles alone
+    sliced = any("plan" in one.gives for one in stated.before)
+    if not sliced:  # tiles alone
         if program.groups is None:
             program = work.run(program, PropagateAxes(), work.find_groups)
         program = program.but(plan=CompressionPlan())
@@ -263,10 +270,8 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
         raise OptionError("the plan is gone when it is time to slice", where=f"{OPTION} {stated.text}",
                           why="a pass behind the search changed the graph, and facts about the old one were dropped",
                           cure="put passes that change the graph before propagate-axes")
-    if isinstance(stated.merged, FindGroups):
-        work.find_groups = stated.merged
     work.budget, plan = stated.budget, program.plan
-    about = {"rounds": 1, **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
+    about = {**({"rounds": 1} if sliced else {}), **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
              "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
     return program.but(plan=replace(plan, about=about))
 

@@ -52,7 +52,9 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
             one = replace(one, data=data)  # type: ignore[call-arg]
         if isinstance(one, SearchBlocks):
             one = replace(one, dense=dense.flops)
-        if isinstance(one, PermuteChannels | RecoverBlocks):
+        if isinstance(one, PermuteChannels):
+            one = replace(one, results=[])
+        if isinstance(one, RecoverBlocks):
             one = replace(one, results=[])
         program = work.run(program, one)
         if isinstance(one, PermuteChannels) and one.results:
@@ -90,13 +92,14 @@ def with_tiles(work: Work, program: Program) -> Program:
     if work.blocks is None and not work.tiles:
         return program
     if plan.tokens is not None and not plan.tokens.empty:
-        raise OptionError("tiles cannot be planned beside tokens", where="--blocks" if work.blocks is None else work.blocks.where,
+        where = work.blocks.where if work.blocks is not None else f"--pipeline .. {work.tiles[0]}"
+        raise OptionError("tiles cannot be planned beside tokens", where=where,
                           why="they are chosen on the graph that merging tokens leaves", cure="use compile")
     dense = CostModel(program)()
     sliced = work.run(program, SliceAxes())
     _, tiles = decided(work, work.run(sliced.without_facts(), FoldIndices()), dense)
-    return program.but(plan=CompressionPlan(plan.choices, {**plan.about, "tiles": tiles.about}, plan.tokens,
-                                            tiles.blocks))
+    about = {**plan.about, "tiles": tiles.about, "pipeline": work.pipeline}
+    return program.but(plan=CompressionPlan(plan.choices, about, plan.tokens, tiles.blocks))
 
 
 def sparsified(work: Work, program: Program, plan: CompressionPlan, dense: Cost,

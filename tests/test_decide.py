@@ -13,9 +13,9 @@ from torch import nn
 
 import fxprune
 from fxprune.cost import CostModel
-from fxprune.plan import Choice, CompressionPlan, compose
 from fxprune.errors import OptionError
 from fxprune.passes.search.search_plan import HEAD_SCALES
+from fxprune.plan import Choice, CompressionPlan, compose
 
 
 class Chain(nn.Module):

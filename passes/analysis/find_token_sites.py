@@ -101,7 +101,8 @@ class _Finder:
         found = list(self._attentions())
         usual = collections.Counter(_stream(a.dim) for a in found if not _open(a.dim)).most_common(1)
         if not usual:
-            return TokenFlow(tuple(self._frozen(a, "the number of tokens is open") for a in found), unmerge=self.unmerge)
+            why = "the number of tokens is open"
+            return TokenFlow(tuple(self._frozen(a, why) for a in found), unmerge=self.unmerge)
         self.stream = usual[0][0]
         self.swap = Swap(self.stream, Axis(total(self.stream)))
         self.holds = {n: any(self.swap.holds(d) for d in _dims(self.axes.dims.get(n.name))) for n in self.nodes}

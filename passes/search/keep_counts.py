@@ -50,7 +50,8 @@ class KeepCounts(Search):
             if count not in rungs:
                 raise OptionError(f"'{self.slug()}' states a count that the group cannot have", where=f"{name}={count}",
                                   why=f"it has {group.size} elements; {rungs[0]} to {rungs[-1]} may stay, in multiples "
-                                      f"of {group.granularity}", cure="change the count, or find-groups{align=..,floor=..}")
+                                      f"of {group.granularity}",
+                                  cure="change the count, or find-groups{align=..,floor=..}")
             if count < group.size:
                 one = ladder(group, scores[name], 0.0)
                 choices[name] = Choice(str(group.kind), group.size, one.keep(one.counts.index(count)))
