@@ -78,7 +78,8 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     if not parts:
         raise OptionError("the pipeline is empty", where=OPTION, cure="for example propagate-axes,find-groups,"
                           "score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes")
-    passes = [_read(part, number, budget, seed) for number, part in enumerate(parts, 1)]
+    known: dict[str, Any] = {}
+    passes = [_read(part, number, budget, seed, known) for number, part in enumerate(parts, 1)]
     if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):  # to those that need none
         passes = [replace(p, budget=budget) if getattr(p, "budget", budget) is None else p  # type: ignore[call-arg]
                   for p in passes]
@@ -180,8 +181,8 @@ def _check_order(passes: Sequence[Pass], stated: list[Pass], have: set[str]) -> 
         have |= set(p.gives)
 
 
-def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
-    """One pass. Raises OptionError."""
+def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[str, Any]) -> Pass:
+    """One pass; passes of one criterion share it, which remembers what it found. Raises OptionError."""
     where = f"{OPTION}, pass {number}: {part}"
     name, options = parse(part, where)
     cls = registry.lookup("pass", name)
@@ -199,7 +200,9 @@ def _read(part: str, number: int, budget: Budget | None, seed: int) -> Pass:
         if isinstance(criterion := getattr(made, "criterion", None), str):
             from .passes.analysis.score_groups import criterion as criterion_of
 
-            made = replace(made, criterion=criterion_of(criterion))  # type: ignore[call-arg]
+            if criterion not in known:
+                known[criterion] = criterion_of(criterion)
+            made = replace(made, criterion=known[criterion])  # type: ignore[call-arg]
     except OptionError as error:  # of a pass's own checks, which name options of the command line
         at = error.where if error.where.startswith(OPTION) else where
         raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
@@ -210,7 +213,8 @@ def _check_needs(p: Pass, have: set[str], passes: Sequence[Pass]) -> None:
     missing = [fact for fact in p.needs if fact not in have]
     if missing:
         def makes(one: Any) -> bool:
-            return bool(set(missing) & set(one.gives) - set(one.needs))
+            handed_on = one.kind == "transform"  # what it gives was found before
+            return not handed_on and bool(set(missing) & set(one.gives) - set(one.needs))
 
         makers = sorted({q.slug() for q in passes if makes(q)} or {n for n, cls in _built_in() if makes(cls)})
         raise OptionError(f"the pass '{p.slug()}' needs {', '.join(missing)}", where=f"{OPTION} .. {p}",

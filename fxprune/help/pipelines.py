@@ -1,7 +1,7 @@
 """Pipelines
 
 Every run is a sequence of passes, and report.json has it as text under "pipeline". Each pass prints itself with the
-options that are not default; the same text can be given back:
+options that are not default; the same text, with the same data, samples and seed, gives the same plan again:
 
   fxprune compile model.pt --data data.npz --flops 0.5 \\
     --pipeline "propagate-axes,find-groups,score-groups{criterion=fisher},search-plan,recover{method=ridge},slice-axes"
@@ -27,7 +27,35 @@ before it.
   recover{method=auto}                     fits weights; before slice-axes
   slice-axes                               and behind it, always: fold-indices, spell-out-tokens, propagate-axes
 
-Not everything is a pass: rounds, token counts and tiles are decided between passes. Their runs are repeated by
-options, --config report.json, and the text says so where it is given one of those passes. Passes of plugins may
-stand anywhere.
+What a run decides between passes is printed as passes that state the decision, so that nothing is decided anew:
+
+  plan-tokens{reducer=tome,counts=[8 6]}   tokens that go behind each attention; a search-plan behind it spends what is
+                                           left of its budget. Before slice-axes, always: merge-tokens, propagate-axes,
+                                           find-groups
+  keep-counts{counts=[blocks.0.mlp.0:ffn=96 ..]}     so many stay, by their scores: a search by measured time
+  start-round, .. slice-axes, propagate-axes, find-groups{inherit=true}, score-groups, search-plan, .. join-rounds
+                                           a round on what the plan so far leaves, under the limits of the whole model;
+                                           join-rounds goes back to it with one plan. Shares in budgets are of the whole
+  find-blocks{pattern=32x32}, score-groups{criterion=lsp}, search-blocks{budget=flops=0.5}, recover-blocks
+                                           tiles, behind slice-axes and what always follows it; their share is of the
+                                           model before slicing. Always at the end: sparsify-blocks
+  find-groups{align=1}, permute-channels, propagate-axes, find-blocks{pattern=2:4}, score-groups, search-blocks
+                                           two of every four, which need no budget
+
+So two rounds by hand:
+
+  fxprune compile model.pt --pipeline "propagate-axes,find-groups,score-groups,search-plan{budget=flops=0.7},\\
+    start-round,slice-axes,propagate-axes,find-groups{inherit=true},score-groups,search-plan{budget=flops=0.5},\\
+    join-rounds,slice-axes"
+
+>>> one = fxprune.compile(model, torch.randn(2, 16), flops=0.5, rounds=2)
+>>> two = fxprune.compile(model, torch.randn(2, 16), pipeline=one.report["pipeline"])
+>>> one.plan.choices == two.plan.choices, "start-round" in two.report["pipeline"]
+(True, True)
+
+Not in the text: --samples, --seed and --data, which are given beside it, and the bound itself where a run cut tokens
+alone or went by time (the report of the replay has no budget then). A plan that was applied (fxprune apply) has no
+passes that make it: its plan.json is what repeats it. All runs are repeated by their options, too: --config
+report.json; a run by time is measured again then. Passes of plugins may stand anywhere before slicing, or behind it
+and before tiles.
 """
