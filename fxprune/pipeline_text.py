@@ -157,8 +157,9 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     stated, again = (next((str(p) for p in part if p.slug() == "find-groups"), "") for part in
                      (passes[:at][::-1], passes[at:]))
     if again not in ("", stated):
-        raise OptionError(f"the groups behind {MERGE} are those that the plan was made for", where=f"{OPTION} .. {again}",
-                          why=f"before it stands {stated or 'none'}", cure="state the same limits in both places")
+        raise OptionError(f"the groups behind {MERGE} are those that the plan was made for",
+                          where=f"{OPTION} .. {again}", why=f"before it stands {stated or 'none'}",
+                          cure="state the same limits in both places")
     return tuple(passes[:at])
 
 
@@ -275,7 +276,8 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
                           why="a pass behind the search changed the graph, and facts about the old one were dropped",
                           cure="put passes that change the graph before propagate-axes")
     work.budget, plan = stated.budget, program.plan
-    about = {**({"rounds": 1} if sliced else {}), **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
+    rounds = {"rounds": 1} if sliced else {}
+    about = {**rounds, **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
              "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
     return program.but(plan=replace(plan, about=about))
 
