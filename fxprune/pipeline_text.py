@@ -97,7 +97,7 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     # behind slicing axes are found after every pass, stated or not
     after, tiles = tuple(p for p in rest[:first] if p.slug() != "propagate-axes"), _tiles(rest[first:], passes)
     _check_order(before, passes, set())
-    _check_order(tiles, passes, {"axes"})
+    _check_order(tiles, list(tiles), {"axes"})
     if not any("plan" in p.gives for p in (*before, *tiles)):
         raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
                           cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
@@ -106,18 +106,23 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
 
 
 def _last_cut(passes: Sequence[Pass]) -> int:
-    """Where the slicing is that makes the result; others end rounds. Raises OptionError for rounds out of order."""
-    names = [p.slug() for p in passes]
-    at = len(names) - 1 - names[::-1].index(CUT) if CUT in names else len(names)
-    within = cut = False
-    for name in names[:at]:
-        if name == JOIN and not within:
-            raise OptionError(f"'{JOIN}' has no round to join", where=OPTION, cure=f"put {START} before it")
-        if name == CUT and (cut or not within):
+    """Where the slicing is that makes the result, or the end; others are of rounds. Raises OptionError for rounds out
+    of order."""
+    at, within, cut = len(passes), False, False
+    for number, name in enumerate(p.slug() for p in passes):
+        if name == CUT and at < number:
             raise OptionError("the pipeline slices twice", where=OPTION, why="a plan is of the whole model",
                               cure=f"say {START} before the first {CUT}, and {JOIN} before the last recover and {CUT}")
-        cut = (cut and name not in (START, JOIN)) or name == CUT
+        if at < number:
+            continue
+        if name == JOIN and not within:
+            raise OptionError(f"'{JOIN}' has no round to join", where=OPTION, cure=f"put {START} before it")
+        if name == CUT and within and cut:
+            break
+        if name == CUT and not within:
+            at = number
         within = name == START or (within and name != JOIN)
+        cut = name == CUT or (cut and name != START)
     if within:
         raise OptionError("the rounds of the pipeline are not joined", where=f"{OPTION} .. {START}",
                           cure=f"put {JOIN} behind the last search")

@@ -178,7 +178,7 @@ ANY = st.one_of(
 EVERY = {**MODELS, "queries": (queries, (8, 24)), "written": (written, (8, 24))}
 
 
-@settings(max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY)
 def test_any_plan_replays(drawn: tuple[str, dict[str, Any]]) -> None:
     name, options = drawn
@@ -237,7 +237,7 @@ def test_a_changed_option_changes_the_result(text: str, old: str, new: str) -> N
     (ROUND, "join-rounds,slice-axes", "join-rounds,slice-axes,join-rounds", "'join-rounds' stands behind slice-axes"),
     (TILE, "search-blocks{budget=flops=0.7},", "", "no pass of the pipeline plans tiles"),
     (TILE, "search-blocks{budget=flops=0.7}", "search-blocks", "tiles need a budget"),
-    (TILE, "find-blocks{pattern=8x8},", "", "'score-groups' needs groups"),
+    (TILE, "find-blocks{pattern=8x8},", "", "'search-blocks' needs groups(.|\n)*find-blocks"),
     (TILE, "slice-axes", "find-blocks,slice-axes", "'find-blocks' stands before slice-axes"),
     (TILE, "sparsify-blocks", "sparsify-blocks,find-blocks", "'find-blocks' stands behind sparsify-blocks"),
     (TILE, "search-blocks{budget=flops=0.7}", "search-blocks{budget=flops=0.01}", "out of reach for tiles"),

@@ -91,8 +91,10 @@ WRONG = {
     "propagate-axes,find-groups,score-groups": "no pass of the pipeline makes a plan",
     "propagate-axes,find-groups,score-groups,recover,slice-axes": "needs plan",
     f"{PLAIN},propagate-axes,slice-axes": "slices twice",
-    f"propagate-axes,find-groups,score-groups,{SEARCH},merge-tokens,slice-axes": "--tokens",
-    f"{PLAIN},find-blocks": "--blocks",
+    f"propagate-axes,find-groups,score-groups,{SEARCH},merge-tokens,slice-axes": "put plan-tokens",
+    f"{PLAIN},find-blocks": "no pass of the pipeline plans tiles",
+    f"propagate-axes,find-groups,score-groups,{SEARCH},start-round,slice-axes": "not joined",
+    f"{PLAIN},start-round": "'start-round' stands behind slice-axes",
 }
 
 
