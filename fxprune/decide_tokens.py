@@ -67,7 +67,8 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
 
 @dataclass
 class Decision:
-    """One model and one wish on the way to token counts; what was scored and tried is remembered."""
+    """One model and one wish on the way to token counts; what was scored and tried is remembered, and what the dense
+    model makes of the samples that schedules and shares are compared on."""
 
     work: Work
     wish: Wish
@@ -78,6 +79,7 @@ class Decision:
     _scores: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from .passes.analysis.importance.damage import Reference
         from .passes.search.token_schedule import TokenCosts
 
         self.flow: TokenFlow = self.program.need("tokens")
@@ -88,6 +90,7 @@ class Decision:
             raise OptionError("fewer tokens save multiply-accumulates and nothing else", where=f"--{self.metric}",
                               why="weights stay as they are", cure="give --flops, or leave tokens alone")
         self.costs: TokenCosts = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
+        self.reference = Reference(self.program)
         self.limit = float(self.dense) if self.wish.budget is None else self.wish.budget.limit(cost)
 
     def _overhead(self, index: int, left: int, r: int) -> int:
@@ -196,7 +199,7 @@ class Decision:
         key = tuple(removed)
         if key not in self._tried:
             module = trial(self.program, self.plan_of(removed))
-            self._tried[key] = divergences(self.program, module, self._seen(self.tokens.deciding.seen))
+            self._tried[key] = divergences(self.reference, module, self._seen(self.tokens.deciding.seen))
         return self._tried[key]
 
     def _improved(self, removed: list[int], limit: float) -> list[int]:
@@ -282,7 +285,7 @@ class Decision:
             program = self.work.fitted(program, Calibration(tuple(fit), "share"), self.work.seed)
         judge = judge[: max(1, -(-self.tokens.deciding.seen // max(judge[0].size, 1)))]
         small = SliceAxes().run(self.work.reduced(program))
-        return divergence(self.program, small, judge)
+        return divergence(self.reference, small, judge)
 
 
 def weight_kinds(kinds: Sequence[Kind | str]) -> tuple[Kind | str, ...]:
