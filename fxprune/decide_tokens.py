@@ -15,6 +15,7 @@ from .errors import BudgetInfeasible, NothingToPrune, OptionError
 from .group import Kind
 from .plan import CompressionPlan, TokenPlan
 from .program import Program
+from .ranks import agree
 from .token_scores import TokenScores
 from .token_wish import TokenWish
 from .tokens import TokenFlow
@@ -199,7 +200,8 @@ class Decision:
         key = tuple(removed)
         if key not in self._tried:
             module = trial(self.program, self.plan_of(removed))
-            self._tried[key] = divergences(self.reference, module, self._seen(self.tokens.deciding.seen))
+            found = divergences(self.reference, module, self._seen(self.tokens.deciding.seen))
+            self._tried[key] = agree({"damages": found})["damages"]  # ranks of other hardware go on alike
         return self._tried[key]
 
     def _improved(self, removed: list[int], limit: float) -> list[int]:
@@ -274,7 +276,7 @@ class Decision:
     def _kept(self, plan: CompressionPlan) -> float:
         """Divergence of the outputs under a plan, with what is left fitted where recovery is wanted, on samples that
         it was not fitted to where there are enough."""
-        from .passes.analysis.importance.damage import divergence
+        from .passes.analysis.importance.damage import divergences
         from .passes.transform.slice_axes import SliceAxes
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
@@ -285,7 +287,7 @@ class Decision:
             program = self.work.fitted(program, Calibration(tuple(fit), "share"), self.work.seed)
         judge = judge[: max(1, -(-self.tokens.deciding.seen // max(judge[0].size, 1)))]
         small = SliceAxes().run(self.work.reduced(program))
-        return divergence(self.reference, small, judge)
+        return float(agree({"kept": divergences(self.reference, small, judge).mean()})["kept"])
 
 
 def weight_kinds(kinds: Sequence[Kind | str]) -> tuple[Kind | str, ...]:
