@@ -150,7 +150,8 @@ class Decision:
         falling = profile(decreasing(count), self.costs, limit, cap)
         if how == "decreasing":
             return falling
-        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap)
+        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap,
+                          self.tokens.deciding.aware)
         if how == "auto":
             several = [found, falling, constant]
             several = [r for r in several if self.costs.total(r) <= limit] or several
@@ -166,7 +167,7 @@ class Decision:
 
         if how not in self._scores:
             self.work.stage("score tokens")
-            made = TokenScores(self.program, self._seen(32), trial)
+            made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
             self._scores[how] = made.removals(REMOVALS) if how == "removal" else \
                 made.curves(self.tokens.made)
         return self._scores[how]

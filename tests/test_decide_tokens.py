@@ -16,7 +16,7 @@ from fxprune.demo import DigitsViT
 from fxprune.group import Kind
 from fxprune.passes.analysis.importance import damage
 from fxprune.passes.analysis.importance.damage import Reference, divergence, divergences
-from fxprune.passes.search.token_schedule import profile
+from fxprune.passes.search.token_schedule import eliminate, profile
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.token_wish import TokenWish
 from fxprune.work import Limits, Wish, Work
@@ -123,3 +123,12 @@ def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(traine
     with memory.within("1MiB"):
         assert Reference(one.program).most == 2**20
     assert Reference(one.program).most > 2**20
+
+
+def test_plain_ranks_and_mean_maps_are_options(trained: DigitsViT, digit_data: Digits) -> None:
+    one = decision(trained, digit_data, "tome{schedule=optin,guard=false,aware=false,mean_first=true}")
+    plain = eliminate(one.scores("optin"), one.costs, one.limit, one.tokens.made.cap, aware=False)
+    assert removed(one) == plain
+    other = decision(trained, digit_data, "tome{schedule=optin,guard=false}")
+    assert other.scores("optin") != one.scores("optin")
+    assert removed(other) == eliminate(other.scores("optin"), other.costs, other.limit, other.tokens.made.cap)
