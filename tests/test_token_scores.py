@@ -83,6 +83,6 @@ def test_maps_averaged_first_lose_what_differs_between_tokens() -> None:
         maps = [torch.stack([x[:, t] @ x[:, t].T for t in range(16)]) for x in (now, was)]
         losses[False] += float((maps[0] - maps[1]).square().sum((1, 2)).mean() / 16)
         losses[True] += float((maps[0].mean(0) - maps[1].mean(0)).square().sum() / 16)
-    for first, want in losses.items():
-        assert found[first].loss(site, one, 1)[0] == pytest.approx(want, rel=2e-2)  # fp32: maps of entries near one differ by 1e-4
+    for first, want in losses.items():  # in fp32: maps whose entries are near one differ by 1e-4
+        assert found[first].loss(site, one, 1)[0] == pytest.approx(want, rel=2e-2)
     assert losses[True] < losses[False]
