@@ -307,9 +307,10 @@ class PowersOfTen:
 
     Source  appendix A.2 of OPTIN, and its reference code (methods 1.3)
 
-    >>> added = PowersOfTen(10.0)({"g": torch.full((3,), 10.0)}, {"g": torch.tensor([0.001, 0.0099, 0.0101])})
-    >>> [round(float(v), 3) for v in added["g"]]
-    [11.0, 10.99, 10.101]
+    >>> changed = torch.tensor([0.002, 0.0099, 0.0101], dtype=torch.float64)
+    >>> added = PowersOfTen(10.0)({"g": torch.full((3,), 10.0)}, {"g": changed})["g"]
+    >>> [round(float(v), 3) for v in added]
+    [10.2, 10.99, 10.101]
     """
 
     ratio: float
