@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import jobs, journal
+from . import jobs, journal, ranks
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .errors import InternalError
@@ -229,17 +229,17 @@ def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None
 
 def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple[float, str]:
     """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones; and what was found."""
-    from .passes.analysis.importance.damage import divergence
+    from .passes.analysis.importance.damage import Reference, divergences
     from .passes.analysis.importance.obs import first
     from .passes.search.search_plan import HEAD_SCALES, HEADS
     from .passes.transform.slice_axes import SliceAxes
 
     if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
         return search.head_scale, "head scale: there are no heads to weigh"
-    batches, found = first(data.batches, SWEPT), {}
+    batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
     for scale in HEAD_SCALES:
         small = SliceAxes().run(replace(search, head_scale=scale).run(program))
-        found[scale] = divergence(program, small, batches)
+        found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
     best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
     told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())
     return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"

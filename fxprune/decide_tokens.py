@@ -15,6 +15,7 @@ from .errors import BudgetInfeasible, NothingToPrune, OptionError
 from .group import Kind
 from .plan import CompressionPlan, TokenPlan
 from .program import Program
+from .ranks import agree
 from .token_scores import TokenScores
 from .token_wish import TokenWish
 from .tokens import TokenFlow
@@ -67,7 +68,8 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
 
 @dataclass
 class Decision:
-    """One model and one wish on the way to token counts; what was scored and tried is remembered."""
+    """One model and one wish on the way to token counts; what was scored and tried is remembered, and what the dense
+    model makes of the samples that schedules and shares are compared on."""
 
     work: Work
     wish: Wish
@@ -78,6 +80,7 @@ class Decision:
     _scores: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        from .passes.analysis.importance.damage import Reference
         from .passes.search.token_schedule import TokenCosts
 
         self.flow: TokenFlow = self.program.need("tokens")
@@ -88,6 +91,7 @@ class Decision:
             raise OptionError("fewer tokens save multiply-accumulates and nothing else", where=f"--{self.metric}",
                               why="weights stay as they are", cure="give --flops, or leave tokens alone")
         self.costs: TokenCosts = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
+        self.reference = Reference(self.program)
         self.limit = float(self.dense) if self.wish.budget is None else self.wish.budget.limit(cost)
 
     def _overhead(self, index: int, left: int, r: int) -> int:
@@ -146,7 +150,8 @@ class Decision:
         falling = profile(decreasing(count), self.costs, limit, cap)
         if how == "decreasing":
             return falling
-        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap)
+        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap,
+                          self.tokens.deciding.aware)
         if how == "auto":
             several = [found, falling, constant]
             several = [r for r in several if self.costs.total(r) <= limit] or several
@@ -162,7 +167,7 @@ class Decision:
 
         if how not in self._scores:
             self.work.stage("score tokens")
-            made = TokenScores(self.program, self._seen(32), trial)
+            made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
             self._scores[how] = made.removals(REMOVALS) if how == "removal" else \
                 made.curves(self.tokens.made)
         return self._scores[how]
@@ -196,7 +201,8 @@ class Decision:
         key = tuple(removed)
         if key not in self._tried:
             module = trial(self.program, self.plan_of(removed))
-            self._tried[key] = divergences(self.program, module, self._seen(self.tokens.deciding.seen))
+            found = divergences(self.reference, module, self._seen(self.tokens.deciding.seen))
+            self._tried[key] = agree({"damages": found})["damages"]  # ranks of other hardware go on alike
         return self._tried[key]
 
     def _improved(self, removed: list[int], limit: float) -> list[int]:
@@ -271,7 +277,7 @@ class Decision:
     def _kept(self, plan: CompressionPlan) -> float:
         """Divergence of the outputs under a plan, with what is left fitted where recovery is wanted, on samples that
         it was not fitted to where there are enough."""
-        from .passes.analysis.importance.damage import divergence
+        from .passes.analysis.importance.damage import divergences
         from .passes.transform.slice_axes import SliceAxes
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
@@ -282,7 +288,7 @@ class Decision:
             program = self.work.fitted(program, Calibration(tuple(fit), "share"), self.work.seed)
         judge = judge[: max(1, -(-self.tokens.deciding.seen // max(judge[0].size, 1)))]
         small = SliceAxes().run(self.work.reduced(program))
-        return divergence(self.program, small, judge)
+        return float(agree({"kept": divergences(self.reference, small, judge).mean()})["kept"])
 
 
 def weight_kinds(kinds: Sequence[Kind | str]) -> tuple[Kind | str, ...]:

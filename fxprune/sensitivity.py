@@ -35,7 +35,7 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
     Returns ``groups`` and ``kinds``, each with ``levels`` of {share, kept, damage, flops_saved}, ``frozen``,
     ``unit``. Raises NothingToPrune, and OptionError for shares out of range.
     """
-    from .passes.analysis.importance.damage import Change, Damage, divergence
+    from .passes.analysis.importance.damage import Change, Damage, Reference, divergence
     from .passes.search.search_plan import kinds_named
     from .passes.transform.slice_axes import SliceAxes
 
@@ -48,10 +48,10 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
                              why=f"wanted {', '.join(map(str, wanted))}", cure="fxprune inspect says what can")
     orders = {g.name: _order(program, g) for g in live}
     model, whole = CostModel(program), CostModel(program)().flops
-    damage = Damage(program, batches)
+    damage, dense = Damage(program, batches), Reference(program)
 
     def cut(plan: CompressionPlan) -> float:
-        return divergence(program, SliceAxes().run(program.but(plan=plan)), batches)
+        return divergence(dense, SliceAxes().run(program.but(plan=plan)), batches)
 
     def choice(group: PruneGroup, count: int) -> Choice:
         return Choice(str(group.kind), group.size, tuple(sorted(orders[group.name][:count])))

@@ -53,11 +53,11 @@ class TokenScores:
     dropped ones are left out. lambda weighs by the ratio of the medians of the two terms.
 
     Source  OPTIN, arXiv:2403.17921, A.9. Its reference code takes the mean over tokens before the difference, so that
-            differences cancel between tokens; here they are summed, as the paper writes
+            differences cancel between tokens; here they are summed, as the paper writes, unless ``mean_first``
     """
 
-    def __init__(self, program: Program, batches: Sequence[Batch], merge: Merge) -> None:
-        self.program, self.merge = program, merge
+    def __init__(self, program: Program, batches: Sequence[Batch], merge: Merge, mean_first: bool = False) -> None:
+        self.program, self.merge, self.mean_first = program, merge, mean_first
         self.sites: tuple[TokenSite, ...] = program.need("tokens").usable
         nodes = {n.name: i for i, n in enumerate(program.graph.nodes)}
         taps = [t for t in find_taps(program) if t.rows]
@@ -111,13 +111,15 @@ class TokenScores:
             output += float(output_change(now, dense.outputs, 4.0).mean())
         return features / len(self.dense), output / len(self.dense)
 
-    @staticmethod
-    def _moved(value: Tensor, dense: Tensor, place: Tensor, protected: int) -> float:
+    def _moved(self, value: Tensor, dense: Tensor, place: Tensor, protected: int) -> float:
         there = (place >= 0).all(0)  # tokens that every sample still has, so that the maps compare the same samples
         index = place.clamp_min(0)[:, :, None].expand(-1, -1, value.shape[-1])
         now = functional.normalize(value.float(), dim=-1).gather(1, index)[:, there]
         was = dense[:, there]
-        maps = [torch.einsum("bti,cti->tbc", x, x) for x in (now, was)]
+        if self.mean_first:
+            maps = [torch.einsum("bti,cti->bc", x, x) / max(x.shape[1], 1) for x in (now, was)]
+        else:
+            maps = [torch.einsum("bti,cti->tbc", x, x) for x in (now, was)]
         return float((maps[0] - maps[1]).square().mean()) if there.any() else 0.0
 
     @torch.no_grad()

@@ -31,6 +31,9 @@ class Deciding:
     improve    trials of moving tokens from one site to another (``auto`` only)
     guard      ``optin``, ``removal`` and ``auto`` give way to the constant schedule where, on the calibration data,
                they are not better than it by two standard errors
+    aware      ranks are eliminated by score per cost saved; else by the score alone, the paper's order
+    mean_first features are compared after their maps were averaged over tokens, as OPTIN's code has it; else token by
+               token, as the paper writes
     multiple   of which the tokens left behind every site are, where it can be: some kernels like 8 or 16
     seen       calibration samples that schedules are scored and compared on
     """
@@ -39,6 +42,8 @@ class Deciding:
     share: float | None = None
     improve: int = 16
     guard: bool = True
+    aware: bool = True
+    mean_first: bool = False
     multiple: int = 1
     seen: int = 256
 

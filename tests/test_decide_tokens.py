@@ -8,13 +8,15 @@ import pytest
 import torch
 from conftest import Digits
 
+from fxprune import memory
 from fxprune.cost import Budget
 from fxprune.data import Batch
 from fxprune.decide_tokens import Decision
 from fxprune.demo import DigitsViT
 from fxprune.group import Kind
-from fxprune.passes.analysis.importance.damage import divergence, divergences
-from fxprune.passes.search.token_schedule import profile
+from fxprune.passes.analysis.importance import damage
+from fxprune.passes.analysis.importance.damage import Reference, divergence, divergences
+from fxprune.passes.search.token_schedule import eliminate, profile
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.token_wish import TokenWish
 from fxprune.work import Limits, Wish, Work
@@ -74,3 +76,59 @@ def test_divergences_are_per_sample_and_their_mean_does_not_depend_on_the_batchi
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-9)
     assert divergence(one.program, module, [Batch((images,))]) == pytest.approx(float(whole.mean()))
     assert float(whole.min()) >= 0
+
+
+def batched(one: Decision, digits: Digits) -> list[Batch]:
+    one.batches[:] = [Batch((part,)) for part in digits.train_images[:96].split(32)]
+    return one.batches
+
+
+def test_the_dense_model_runs_once_per_batch_and_the_plan_is_the_same_where_nothing_fits(
+        trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    class Counted(damage.Interpreter):
+        def __init__(self, module: Any) -> None:
+            super().__init__(module)
+            runs.append(id(module))
+
+    monkeypatch.setattr(damage, "Interpreter", Counted)
+    plans, of_dense, of_others = [], [], []
+    for most in (2**20, 0):
+        one = decision(trained, digit_data, "tome{improve=6,guard=false}", 0.7)
+        batched(one, digit_data)
+        one.reference = Reference(one.program, most)
+        runs.clear()
+        plans.append(one.within(one.limit))
+        dense = runs.count(id(one.program.exported.graph_module))
+        of_dense.append(dense)
+        of_others.append(len(runs) - dense)
+    assert plans[0] == plans[1]
+    assert of_dense == [3, of_others[1]]
+    assert of_others[0] == of_others[1] > 3 * 3  # three schedules and some moves, three batches each
+
+
+def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(trained: DigitsViT,
+                                                                         digit_data: Digits) -> None:
+    one = decision(trained, digit_data, "tome")
+    batches = batched(one, digit_data)
+    each = 32 * 10 * 4  # logits of a batch, fp32
+    for most, kept in ((0, 0), (2 * each, 2), (10 * each, 3)):
+        known = Reference(one.program, most)
+        first = [known.targets(b)[0].value for b in batches]
+        again = [known.targets(b)[0].value for b in batches]
+        assert known.used == kept * each
+        assert sum(a is b for a, b in zip(first, again, strict=True)) == kept
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    with memory.within("1MiB"):
+        assert Reference(one.program).most == 2**20
+    assert Reference(one.program).most > 2**20
+
+
+def test_plain_ranks_and_mean_maps_are_options(trained: DigitsViT, digit_data: Digits) -> None:
+    one = decision(trained, digit_data, "tome{schedule=optin,guard=false,aware=false,mean_first=true}")
+    plain = eliminate(one.scores("optin"), one.costs, one.limit, one.tokens.made.cap, aware=False)
+    assert removed(one) == plain
+    other = decision(trained, digit_data, "tome{schedule=optin,guard=false}")
+    assert other.scores("optin") != one.scores("optin")
+    assert removed(other) == eliminate(other.scores("optin"), other.costs, other.limit, other.tokens.made.cap)

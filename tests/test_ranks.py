@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from token_models import TokenViT, scrambled
 from torch import nn
 
 from fxprune import ranks
@@ -19,7 +20,7 @@ from fxprune.cli import OK, USER_ERROR, main
 from fxprune.errors import FxpruneError, InternalError
 
 TOGETHER = """
-import json, sys, torch
+import json, os, sys, torch
 from fxprune import cli, ranks
 from fxprune.errors import FxpruneError
 from fxprune.jobs import run_jobs
@@ -54,6 +55,8 @@ found["bug"] = message(lambda: run_jobs("work", 3, lambda i: {} if me else 1 / 0
 found["code"] = cli.main(["plan", "model.pt2", "--data", "data.pt", "--samples", "80", "--flops",
                           "0.6", "--out", "two.json", "--json", "--threads", "1"])
 found["after"] = [ranks.world(), ranks.speaks()]
+os.environ["MASTER_PORT"] = os.environ["NEXT_PORT"]
+found["tokens"] = cli.main(["plan", "vit.pt2", *sys.argv[1:], "--out", "tokens2.json", "-q", "--threads", "1"])
 found["refused"] = cli.main(["inspect", "model.pt2"])
 json.dump(found, open(f"rank{me}.json", "w"))
 """
@@ -83,6 +86,10 @@ with session(journal.Journal("small")):
         print(error)
         raise
 """
+
+
+TOKENS = ["--data", "images.pt", "--samples", "48", "--flops", "0.6", "--prune", "heads,ffn,tokens", "--tokens",
+          "tome{improve=2,guard=false}", "--importance", "l2", "--align", "1"]
 
 
 def start(folder: Path, script: str, environment: dict[str, str], *argv: str) -> subprocess.Popen[str]:
@@ -115,9 +122,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
     torch.export.save(torch.export.export(model, (torch.randn(2, 6),), dynamic_shapes=batch), folder / "model.pt2")
     torch.save({"x": torch.randn(80, 6)}, folder / "data.pt")
-    port = free_port()
-    said = finish([start(folder, TOGETHER, {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2",
-                                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}) for r in range(2)])
+    images = torch.randn(48, 3, 1, 1) + 0.1 * torch.randn(48, 3, 32, 32)  # patches alike: merging them costs little
+    vit = scrambled(TokenViT(depth=2))
+    vit.position.data.mul_(0.05)  # type: ignore[operator, union-attr]
+    torch.export.save(torch.export.export(vit, (images[:2],), dynamic_shapes=batch), folder / "vit.pt2")
+    torch.save({"images": images}, folder / "images.pt")
+    port, then = free_port(), free_port()
+    said = finish([start(folder, TOGETHER, {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "NEXT_PORT": then,
+                                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, *TOKENS)
+                   for r in range(2)])
     assert [code for code, _, _ in said] == [0, 0], said
     return folder, [json.loads((folder / f"rank{r}.json").read_text()) for r in range(2)], said
 
@@ -160,6 +173,17 @@ def test_two_ranks_make_the_plan_of_one_and_only_the_first_speaks(
     assert "GMACs" in said[0][2]
     assert said[1][1:] == ("", "")
     assert not list(folder.glob(".*.progress"))
+    capsys.readouterr()
+
+
+def test_two_ranks_schedule_tokens_like_one(two: Any, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    folder, found, _ = two
+    monkeypatch.chdir(folder)
+    assert [f["tokens"] for f in found] == [OK, OK]
+    assert main(["plan", "vit.pt2", *TOKENS, "--out", "tokens1.json", "-q"]) == OK
+    assert (folder / "tokens2.json").read_bytes() == (folder / "tokens1.json").read_bytes()
+    assert json.loads((folder / "tokens1.json").read_text())["tokens"]["removed"]
     capsys.readouterr()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from token_models import TokenViT, scrambled
 from torch import nn
 
 from fxprune import journal
@@ -16,6 +17,9 @@ from fxprune.artifact import Artifact
 from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.errors import FxpruneError
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
+from fxprune.passes.transform.reducers.reducer import Reducer
+from fxprune.token_scores import TokenScores
+from fxprune.tokens import TokenSite
 
 KEPT = Path(".small.progress")
 FISHER = ["model.pt2", "--data", "data.pt", "--flops", "0.6", "--importance", "fisher"]
@@ -135,3 +139,32 @@ def test_a_criterion_without_jobs_leaves_no_trace(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(journal, "fingerprint", lambda *_: pytest.fail("nothing is long enough to be hashed"))
     assert main(["compile", "model.pt2", "--flops", "0.6", "--out", "small", "-q"]) == OK
     assert {p.name for p in folder.iterdir()} == {"model.pt2", "data.pt", "small"}
+
+
+def test_scored_tokens_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(journal, "BYTES_PER_SECOND", float("inf"))
+    images = torch.randn(16, 3, 32, 32)
+    batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    torch.export.save(torch.export.export(scrambled(TokenViT(depth=2)), (images[:2],), dynamic_shapes=batch), "vit.pt2")
+    torch.save({"images": images}, "images.pt")
+    wanted = ["plan", "vit.pt2", "--data", "images.pt", "--flops", "0.8", "--prune", "tokens",
+              "--tokens", "tome{schedule=optin,guard=false}"]
+    loss, ran = TokenScores.loss, list[str]()
+
+    def stopping(self: TokenScores, site: TokenSite, reducer: Reducer, r: int) -> tuple[float, float]:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(site.name)
+        return loss(self, site, reducer, r)
+
+    monkeypatch.setattr(TokenScores, "loss", stopping)
+    assert main([*wanted, "--out", "p.json", "-q"]) == INTERRUPTED
+    ran[:] = [""] * 4
+    assert main([*wanted, "--out", "p.json"]) == OK
+    assert "resumed: 3 of 10 jobs of tokens.curves were found" in capsys.readouterr().err
+    assert len(ran) == 4 + 7
+    assert main([*wanted, "--out", "whole.json", "-q"]) == OK
+    assert len(ran) == 4 + 7 + 10
+    assert Path("p.json").read_bytes() == Path("whole.json").read_bytes()

@@ -11,8 +11,10 @@ from torch import nn
 
 from fxprune.data import Batch
 from fxprune.passes.transform.merge_tokens import trial
+from fxprune.passes.transform.reducers.one import One
 from fxprune.passes.transform.reducers.tome import Tome
-from fxprune.token_scores import TokenScores, even, increments
+from fxprune.plan import TokenPlan
+from fxprune.token_scores import TokenScores, _Watch, even, increments
 
 
 def scores_of(model: nn.Module, images: torch.Tensor) -> TokenScores:
@@ -63,3 +65,24 @@ def test_a_token_that_nobody_reads_is_worth_nothing() -> None:
     features, output = found.loss(found.sites[-1], Tome(), 3)
     assert output == pytest.approx(0.0, abs=1e-9)  # the class token is untouched, and nothing reads the others
     assert features > 0
+
+
+def test_maps_averaged_first_lose_what_differs_between_tokens() -> None:
+    """Against the definition, for one token removed at the first of three sites."""
+    program, images = analysed(scrambled(TokenViT())), torch.randn(4, 3, 32, 32)
+    found = {first: TokenScores(program, [Batch((images,))], trial, first) for first in (False, True)}
+    site, one = found[True].sites[0], One(5)
+    at = {t.value for t in found[True].taps[site.name]}
+    dense = found[True].dense[0].features
+    small = _Watch(trial(program, TokenPlan(str(one), {site.name: 1}), one), at)
+    small.run(*program.arguments([images]))
+    rest = [t for t in range(17) if t != 5 + site.protected]
+    losses = {False: 0.0, True: 0.0}
+    for name in at:
+        now, was = (torch.nn.functional.normalize(x, dim=-1) for x in (small.kept[name], dense[name][:, rest]))
+        maps = [torch.stack([x[:, t] @ x[:, t].T for t in range(16)]) for x in (now, was)]
+        losses[False] += float((maps[0] - maps[1]).square().sum((1, 2)).mean() / 16)
+        losses[True] += float((maps[0].mean(0) - maps[1].mean(0)).square().sum() / 16)
+    for first, want in losses.items():  # in fp32: maps whose entries are near one differ by 1e-4
+        assert found[first].loss(site, one, 1)[0] == pytest.approx(want, rel=2e-2)
+    assert losses[True] < losses[False]

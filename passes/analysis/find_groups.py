@@ -192,17 +192,17 @@ class _Facts:
 
     def _attention(self) -> tuple[set[Axis], set[Axis], set[Axis]]:
         """Read heads off the products around a softmax: k over keys is attention x V, n (or m) over keys is Q x K."""
-        soft = self.tagged.get("softmax", set())
+        soft = {a for dim, _ in self.axes.tags.get("softmax", ()) for a in _marks(dim)}
         head, query_key, value, keys = set[Axis](), set[Axis](), set[Axis](), set[Axis]()
         for product in self.axes.matmuls:
             if product.form != "matmul":
                 continue
             batch = {a for d in product.batch for a in leaves(d)}
-            if inner := soft & set(leaves(product.k)):
+            if inner := soft & _marks(product.k):
                 head |= batch
                 value |= set(leaves(product.n))
                 keys |= inner
-            elif outer := soft & {*leaves(product.n), *leaves(product.m)}:
+            elif outer := soft & (_marks(product.n) | _marks(product.m)):
                 head |= batch
                 query_key |= set(leaves(product.k))
                 keys |= outer
@@ -216,7 +216,7 @@ class _Facts:
         attention) heads are a factor of what the projection sums over; the branches of a selective kernel are weighed
         per channel, and channels are no heads.
         """
-        over = {node: set(leaves(dim)) for dim, node in self.axes.tags.get("softmax", ())}
+        over = {node: _marks(dim) for dim, node in self.axes.tags.get("softmax", ())}
         weighted = [m for m in self.axes.matmuls if m.form != "matmul"]
         mixed = {a for m in weighted for a in leaves(m.k)}
         factor = {a for m in weighted if m.form == "linear" and len(atoms(m.k)) > 1 for a in leaves(m.k)}
@@ -267,6 +267,12 @@ class _Facts:
         if axis not in self.contracted and axis not in self.statistics:
             return "nothing sums over it: removing an element would not equal masking it"
         return ""
+
+
+def _marks(dim: Dim) -> set[Axis]:
+    """What tells a dim from others: its leaves, and sums as a whole, for positions that strided slices took apart one
+    by one (Swin's downsampling, where windows are a power of two) have no leaves left."""
+    return {*leaves(dim), *atoms(dim)}
 
 
 def _each_dim(dims: object) -> Iterable[Dim]:

@@ -78,6 +78,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
 
 
 def test_a_key_of_size_two_is_two_keys() -> None:
+    """methods 11.13"""
     query, key = torch.randn(2, 3, 5, 8, dtype=torch.float64), torch.randn(2, 3, 5, 8, dtype=torch.float64)
     size = torch.ones(2, 5, 1, dtype=torch.float64)
     size[:, 3] = 2

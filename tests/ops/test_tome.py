@@ -65,6 +65,7 @@ def test_equals_a_loop_over_images_and_conserves(layout: Layout, data: st.DataOb
 
 
 def test_vector_of_the_method() -> None:
+    """methods 11.4"""
     metric = torch.tensor([[[1, 0], [0, 1], [0.1, 1], [1, 0.2], [1, 0]]])
     x = torch.tensor([10.0, 20, 30, 40, 50])[None, :, None]
     merged, size, place = merge_tokens(x, metric, None, 1, 1)
@@ -74,6 +75,7 @@ def test_vector_of_the_method() -> None:
 
 
 def test_thirteen_tokens_in_twelve_blocks() -> None:
+    """methods 11.4"""
     x, size = torch.randn(1, 197, 8), None
     for _ in range(12):
         x, size, _ = merge_tokens(x, x, size, 13, 1)

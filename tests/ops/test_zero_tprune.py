@@ -76,6 +76,7 @@ def test_equals_the_stages_by_image(layout: Layout, iterations: int, data: st.Da
 
 
 def test_vector_of_the_method() -> None:
+    """methods 11.9"""
     attention = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.2, 0.3, 0.5]])[None, None]
     stationary = torch.tensor([[[0.4, 4 / 15, 1 / 3]]])
     torch.testing.assert_close(pagerank(attention, 50), stationary)

@@ -13,11 +13,14 @@ from torch.fx import GraphModule, Interpreter, Node
 from ....axis import kept_index
 from ....data import Batch
 from ....group import PruneGroup
+from ....memory import share
 from ....program import Program
 from .consumers import Consumer, consumers
 from .distance import output_change
 from .mask_gradients import samples_of, sizes_now
 from .objective import Target, targets
+
+HELD = 2**28  # bytes of dense outputs that are kept, where no budget says less
 
 
 @dataclass(frozen=True)
@@ -131,25 +134,55 @@ class _Again(Interpreter):
         return getattr(self, n.op)(n.target, args, kwargs)
 
 
+class Reference:
+    """What the dense program makes of batches, for comparing several others with it: every batch is run once.
+
+    What was seen is kept as long as it fits ``most`` bytes (by default a share of the memory budget); batches beyond
+    are run again, with the same result. A batch is known by its identity: give the same objects again.
+    """
+
+    def __init__(self, program: Program, most: int | None = None) -> None:
+        self.program = program
+        self.most = share(HELD, 0.1) if most is None else most
+        self.used = 0
+        self._kept: dict[int, tuple[Batch, list[Target]]] = {}
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> list[Target]:
+        """The dense outputs of one batch, as the criteria look at them."""
+        if id(batch) in self._kept:
+            return self._kept[id(batch)][1]
+        flat = self.program.flatten(batch.args, batch.kwargs)
+        outputs = Interpreter(self.program.exported.graph_module).run(*self.program.arguments(flat))
+        found = targets(self.program, list(outputs), batch, samples_of(flat))
+        size = sum(t.value.untyped_storage().nbytes() for t in found)
+        if self.used + size <= self.most:
+            self.used += size
+            self._kept[id(batch)] = batch, found  # the batch itself, so that no other one gets its id
+        return found
+
+
 @torch.no_grad()
-def divergences(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> Tensor:
+def divergences(dense: Program | Reference, other: Program | GraphModule, batches: Sequence[Batch]) -> Tensor:
     """How far the outputs of ``other``, a program with the same inputs and outputs, are from the dense ones.
 
-    other   may be a graph alone, to be run with the arguments of ``dense``
+    dense   the program, or what is kept of its outputs where several are compared with it
+    other   may be a graph alone, to be run with the arguments of the dense program
     Returns one value per sample, in order. [samples] float64
     """
-    graph, given = (other, dense) if isinstance(other, GraphModule) else (other.exported.graph_module, other)
+    known = dense if isinstance(dense, Reference) else Reference(dense, 0)
+    program = known.program
+    graph, given = (other, program) if isinstance(other, GraphModule) else (other.exported.graph_module, other)
     found = []
     for batch in batches:
-        flat = dense.flatten(batch.args, batch.kwargs)
-        runs = ((dense.exported.graph_module, dense), (graph, given))
-        was, now = (targets(dense, list(Interpreter(g).run(*p.arguments(flat))), batch, samples_of(flat))
-                    for g, p in runs)
-        found.append(_Deviation.between(now, was))
+        flat = program.flatten(batch.args, batch.kwargs)
+        outputs = Interpreter(graph).run(*given.arguments(flat))
+        now = targets(program, list(outputs), batch, samples_of(flat))
+        found.append(_Deviation.between(now, known.targets(batch)))
     return _Deviation.each(found)
 
 
-def divergence(dense: Program, other: Program | GraphModule, batches: Sequence[Batch]) -> float:
+def divergence(dense: Program | Reference, other: Program | GraphModule, batches: Sequence[Batch]) -> float:
     """The mean of :func:`divergences`."""
     return float(divergences(dense, other, batches).mean())
 

@@ -81,6 +81,7 @@ class Measure:
     location: str = "ffn"
     taps: str = "later"
     normalised: bool = True
+    rows: int = 0
     reduction: str = "sum"
     per_sample: bool = False
     temperature: float = 4.0
@@ -88,7 +89,7 @@ class Measure:
 
     def feature(self, tap: Tap, value: Tensor, mask: Tensor | None) -> Tensor:
         """Rows [rows, width] of a layer's features, or its maps [samples, ...]."""
-        return feature_rows(value, tap, mask, self.normalised) if tap.rows else wide(value)
+        return feature_rows(value, tap, mask, self.normalised, self.rows) if tap.rows else wide(value)
 
     def entries(self, tap: Tap, feature: Tensor) -> float:
         """What layers' mean squared entries are multiplied by: those of the relational map, or of the mean map."""

@@ -36,6 +36,9 @@ class Removals:
     Costs one dense run per batch, and per element what follows its consumers up to the last value looked at. A removal
     that changes nothing at its consumers is 0 without a run.
 
+    Source   OPTIN, arXiv:2403.17921, eq. 3. Its reference code runs the whole model for every element, and leaves the
+             last head of every earlier layer masked meanwhile; here nothing of one removal reaches another
+
     memory   bytes that one run may take: as many removals as fit run side by side along the batch. They run one by one
              where the graph has a fixed batch, where samples are not the outermost part of one dimension, or where a
              trial shows that copies disturb each other; ``notes`` then says why

@@ -151,7 +151,7 @@ class View:
 
 def views(sides: Sequence[Consumer], taps: Sequence[Tap], which: str) -> dict[str, View]:
     """Group -> its view. ``which``: ``later`` than its own layer (the last one its own), ``from`` its own on, the
-    ``next`` one (the last one its own), its ``own``.
+    ``next`` one (the last one its own), its ``own``, ``none``.
 
     A layer of another branch that is not computed from the group is not later, whatever the order of the graph.
     """
@@ -169,7 +169,8 @@ def views(sides: Sequence[Consumer], taps: Sequence[Tap], which: str) -> dict[st
             found[name] = View(-1, (), ())
             continue
         own, later = reached[0], reached[1:]
-        wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,)}[which]
+        wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,),
+                  "none": ()}[which]
         found[name] = View(own, wanted, reached, taps[own].value not in after)
     return found
 
@@ -182,13 +183,17 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def feature_rows(value: Tensor, tap: Tap, mask: Tensor | None, normalised: bool) -> Tensor:
+def feature_rows(value: Tensor, tap: Tap, mask: Tensor | None, normalised: bool, most: int = 0) -> Tensor:
     """[rows, width] of the real positions, in at least fp32; ``mask`` [samples, positions] leaves padding out.
 
-    ``normalised`` rows have length one (a row of zeros stays one of zeros).
+    ``normalised`` rows have length one (a row of zeros stays one of zeros). ``most``: so many rows at most, the same
+    ones for every value of so many rows; 0 for all.
     """
     x = wide(value).movedim(tap.channel, -1)
     flat = x.reshape(-1, x.shape[-1])
     if mask is not None and mask.numel() == len(flat):
         flat = flat[mask.reshape(-1).to(flat.device)]
+    if 0 < most < len(flat):
+        drawn = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0))[:most].sort().values
+        flat = flat[drawn.to(flat.device)]
     return functional.normalize(flat, dim=1) if normalised else flat

@@ -66,6 +66,10 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
     * other outputs (embeddings, hidden states, feature maps, several at once): ``s = e . z / sqrt(dim z)``, z each
       sample's output standardised to zero mean and unit variance.
 
+    Source   Kwon et al. 2022, arXiv:2204.09656, eq. 6 (labels); without labels the Fisher of the model's own
+    distribution, as Kunstner et al. 2019, arXiv:1905.12558, tell it from the empirical one; the reference code needs
+    labels, and squares gradients of batch means.
+
     Random signs belong to a sample (``first`` numbers the batch's first one), not to a batch. Padded positions, by an
     input whose name ends in ``mask`` and whose shape is the output's [batch, positions], do not count.
     """

@@ -37,6 +37,9 @@ class FeatureProbes:
     Feature maps of convolutions: ``s = <v, mean_b F_b> / sqrt(entries)`` with random signs v, squared after the sum
     over samples, or with directions per sample and squared before (``Measure.per_sample``).
 
+    Source   the leading term of OPTIN, arXiv:2403.17921, eq. 2, by random directions as Hutchinson (1990) estimates
+             traces; the paper removes every element in turn
+
     A layer's own features, where they do not count, are taken out by a second pass that stops at that layer's masks.
     All layers share one pass: their directions are independent, so that squares add up.
     """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,11 +25,15 @@ from .mask_gradients import notes_on_samples
 from .probes import FeatureProbes, output_probes
 
 Scores = dict[str, Tensor]
+Added: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Scores]
+"""(feature term, output term) -> their weighted sum."""
 WEIGHT, MAP_WEIGHT = 1.0, 3.0  # of the output term, beside related rows and beside mean feature maps
+POWER_WEIGHT = 0.1  # lambda_c of the paper's language experiments, what the reference code calls 10
 SPREAD, SHARE = 4, 8  # batches that samples are drawn from at most, samples of each at least
 HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)
 CHOICES = {"mode": ("hybrid", "exact", "probe"), "location": ("ffn", "norm", "inner"), "reduction": ("sum", "mean"),
-           "lambda_mode": ("global_median", "fixed"), "taps": ("later", "from", "next", "own")}
+           "lambda_mode": ("global_median", "fixed", "per_unit_pow10"),
+           "taps": ("later", "from", "next", "own", "none")}
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,20 @@ class Trajectory(Criterion):
                 elements; after a search, ``refine`` scores the borderline elements exactly
     location    features are a layer's output (``ffn``), that of the norm that reads it (``norm``), or what its second
                 linear layer reads (``inner``, the paper's IM-Dense)
-    taps        ``later``: i+1..N, the last layer its own (the paper's best); ``from``: i..N; ``next``: i+1; ``own``: i
+    taps        ``later``: i+1..N, the last layer its own (the paper's best); ``from``: i..N; ``next``: i+1; ``own``: i;
+                ``none``: the output alone (the paper's "logits only")
     normalised  rows of F have length one (a scale-free cosine map, robust to massive activations), else raw
+    rows        rows of a batch that maps are made of, drawn once per layer (the reference code draws 768 anew for every
+                element, which ranks elements on different rows); 0 for all
     reduction   ``sum`` over entries, or ``mean``; a scale only, which matters to a fixed lambda
     per_sample  of feature maps: square each sample's change, not that of the mean over samples
     temperature tau
     weight      lambda; by default 1 (see below), for feature maps 3: their change averaged over a batch says little of
                 what the output loses (a small trained CNN kept 98 to 99 % of its digits right at half the MACs with 3
                 or more, 77 to 84 % with 0.3). By ``lambda_mode`` ``global_median`` relative to the balance of medians,
-                ``lambda = weight * median(MD per MAC) / median(KD per MAC)`` over the model, by ``fixed`` itself; 0
-                leaves the features alone
+                ``lambda = weight * median(MD per MAC) / median(KD per MAC)`` over the model, by ``fixed`` itself, by
+                ``per_unit_pow10`` (default 0.1) a power of ten of every element's own, as the reference code has it
+                (``PowersOfTen``); 0 leaves the features alone
     samples     samples that features and exact removals look at, drawn evenly from four batches that lie evenly in the
                 data: a first batch may hold one class, or the longest sentences. Whole batches where the graph was
                 captured at a fixed batch size
@@ -77,8 +87,9 @@ class Trajectory(Criterion):
     Cost     exact: one suffix per element; probe: about 2 forward passes per probe and batch; hybrid: half a forward
              pass per head and checked element, and the probes
     Errors   OptionError for an unknown choice or a number out of range
-    Source   OPTIN, eq. 2 and 3. Left out on purpose: the reference code's index prior, head decay and running lambda
-             (they carry no information about an element), its padding rows, and its temperature outside the softmax.
+    Source   OPTIN, arXiv:2403.17921, eq. 2 and 3. Left out on purpose: the reference code's index prior and head decay
+             (they carry no information about an element; ``--head-scale`` weighs heads), its padding rows, and its
+             temperature outside the softmax. Its lambda is an option.
              A layer's MD is divided by its squared number of rows (methods 4.2), so that the stages of a hierarchical
              encoder (Swin, SegFormer, Mask2Former's) weigh alike; the paper prunes their neurons only: ``--prune ffn``
     Law      zero for an element that no weight reads; relabelling elements relabels exact scores; the same seed, the
@@ -90,6 +101,7 @@ class Trajectory(Criterion):
     location: str = "ffn"
     taps: str = "later"
     normalised: bool = True
+    rows: int = 0
     reduction: str = "sum"
     per_sample: bool = False
     temperature: float = 4.0
@@ -113,7 +125,8 @@ class Trajectory(Criterion):
             if getattr(self, option) not in known:
                 raise OptionError(f"trajectory has no {option} '{getattr(self, option)}'", where=f"{option}=",
                                   cure=nearest(str(getattr(self, option)), known))
-        least = {"samples": 1, "probes": 1, "output_probes": 1, "rescore": 0, "check": 0, "memory": 1, "weight": 0}
+        least = {"samples": 1, "probes": 1, "output_probes": 1, "rescore": 0, "check": 0, "memory": 1, "weight": 0,
+                 "rows": 0}
         for option, low in least.items():
             if getattr(self, option) is not None and not getattr(self, option) >= low:
                 raise OptionError(f"trajectory's {option} must be at least {low}", where=f"{option}=",
@@ -121,6 +134,9 @@ class Trajectory(Criterion):
         if not self.temperature > 0:
             raise OptionError("trajectory's temperature must be positive", where="temperature=",
                               why=f"it is {self.temperature}")
+        if self.taps == "none" and self.weight == 0:
+            raise OptionError("trajectory has nothing to measure", where="taps=none,weight=0",
+                              why="the features are left out, and so is the output", cure="leave one of them away")
         if self.mode == "hybrid" and 0 < self.check < 4:
             raise OptionError("trajectory's check must be 0 or at least 4", where="check=",
                               why="a rank correlation of fewer elements says nothing")
@@ -139,14 +155,20 @@ class Trajectory(Criterion):
     def scores(self, program: Program, data: Calibration | None, seed: int) -> Scores:
         features, output = self.parts(program, data, seed)
         weight = self.weight_of(program)
-        factor = balance(program, features, output, weight) if self.lambda_mode == "global_median" else weight
-        self._found.update(exported=program.exported, seed=seed, factor=factor)
-        return combine(features, output, factor)
+        if self.lambda_mode == "per_unit_pow10" and weight:
+            added: Added = PowersOfTen(1 / weight)
+        else:
+            median = self.lambda_mode == "global_median"
+            added = partial(combine, factor=balance(program, features, output, weight) if median else weight)
+        self._found.update(exported=program.exported, seed=seed, added=added)
+        return added(features, output)
 
     def weight_of(self, program: Program) -> float:
         """lambda's weight: what was given, else by what the features are."""
         if self.weight is not None:
             return self.weight
+        if self.lambda_mode == "per_unit_pow10":
+            return POWER_WEIGHT
         taps = find_taps(program, self.location)
         return WEIGHT if not taps or taps[0].rows else MAP_WEIGHT
 
@@ -208,11 +230,9 @@ class Trajectory(Criterion):
             for g in guessed:
                 part[g.name] = part[g.name] * ratio
             pairs.append((got * ratio, want))
-        said = [f"trajectory: rank correlation of probe and exact on {len(pairs[0][0])} elements: "
-                f"{spearman(*pairs[0]):.2f} (features)"]
-        if self.weight != 0:
-            said[0] += f", {spearman(*pairs[1]):.2f} (output)"
-        return said
+        parts = [f"{spearman(*pair):.2f} ({what})" for pair, what, asked in
+                 zip(pairs, ("features", "output"), (self.taps != "none", self.weight != 0), strict=True) if asked]
+        return [f"trajectory: rank correlation of probe and exact on {len(pairs[0][0])} elements: {', '.join(parts)}"]
 
     def refine(self, program: Program, data: Calibration | None, seed: int) -> Scores:
         """Score vectors with the ``rescore`` elements nearest each group's cut scored exactly; others as they are.
@@ -233,7 +253,7 @@ class Trajectory(Criterion):
             self.scores(program, data, seed)
         seen = self.looked_at(program, unlabelled(data))
         features, output = Removals(program, seen, self.measure, self._bytes)("trajectory.refine", wanted)
-        exact = combine(features, output, self._found["factor"])
+        exact = self._found["added"](features, output)
         return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
 
     def notes(self, program: Program) -> Sequence[str]:
@@ -275,6 +295,38 @@ def balance(program: Program, features: Scores, output: Scores, weight: float) -
 def combine(features: Mapping[str, Tensor], output: Mapping[str, Tensor], factor: float) -> Scores:
     """``features + factor * output``"""
     return {name: f + factor * output[name] for name, f in features.items()}
+
+
+@dataclass
+class PowersOfTen:
+    """The reference code's lambda: ``MD + KD 10^trunc(log10(MD / KD) - log10(ratio))``, a power for every element.
+
+    Where MD is no larger than KD, or KD is zero, the mean of the earlier powers stands in (1 before the first). MD is
+    then ``ratio`` to ten times ``ratio`` times KD, whatever KD was: as KD grows its share falls back to a tenth at
+    every power of ten, and ranks depend on the order of the elements. For comparison with published figures.
+
+    Source  appendix A.2 of OPTIN, and its reference code (methods 1.3)
+
+    >>> changed = torch.tensor([0.002, 0.0099, 0.0101], dtype=torch.float64)
+    >>> added = PowersOfTen(10.0)({"g": torch.full((3,), 10.0)}, {"g": changed})["g"]
+    >>> [round(float(v), 3) for v in added]
+    [10.2, 10.99, 10.101]
+    """
+
+    ratio: float
+    powers: int = 0
+    total: float = 0.0
+
+    def __call__(self, features: Mapping[str, Tensor], output: Mapping[str, Tensor]) -> Scores:
+        return {name: torch.tensor([a + b * self._power(a, b) for a, b in zip(
+            f.tolist(), output[name].tolist(), strict=True)], dtype=torch.float64) for name, f in features.items()}
+
+    def _power(self, features: float, output: float) -> float:
+        if not features > output > 0:
+            return self.total / self.powers if self.powers else 1.0
+        power = 10.0 ** math.trunc(math.log10(features / output) - math.log10(self.ratio))
+        self.powers, self.total = self.powers + 1, self.total + power
+        return power
 
 
 def sample(groups: Sequence[PruneGroup], count: int, seed: int) -> dict[PruneGroup, Tensor]:

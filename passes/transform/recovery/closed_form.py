@@ -38,6 +38,10 @@ class ClosedForm:
     solver     of the scales: ``ridge`` or ``lsmr`` (see ``System.scale``)
     beyond     a layer whose scales leave [-10, 10]: ``skip`` it, or ``stop`` there as the reference does
     readout    where the last sum is read at one position only (a class token), its rows count T/4 times as much
+
+    Source     recovery.md section 3; anchored ridge: Frantar and Alistarh 2022, arXiv:2208.11580; targets that hold the
+               student's residual: K-prune, arXiv:2308.03449; bias: FLAP, arXiv:2312.11983, whose code overwrites the
+               bias where this adds to it; scales: Kwon et al. 2022, arXiv:2204.09656, section 4.3
     """
 
     method: str

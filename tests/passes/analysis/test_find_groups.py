@@ -67,7 +67,7 @@ FOUND = {
     "hf_vit": "ffn:2 head:2 qk:2 v:2 width:1",
     "hf_swin": "ffn:4 head:4 qk:4 v:4 width:2",
     "segformer": "channel:5 ffn:4 head:3 qk:4 v:4 width:7",
-    "mask2former": "channel:1 ffn:20 head:5 qk:4 v:3 width:3",
+    "mask2former": "channel:1 ffn:10 head:8 qk:7 v:7 width:3",
     "whisper_encoder": "channel:1 ffn:2 head:2 qk:2 v:2",
     "clip": "ffn:4 head:4 qk:4 v:4",
 }
@@ -231,3 +231,29 @@ def test_residual_channels_are_one_group() -> None:
     groups = [g for g in analysed("resnet18").need("groups") if g.kind == Kind.CHANNEL and g.prunable]
     stream = next(g for g in groups if any(s.parameter == "layer1.0.conv2.weight" and s.position == 0 for s in g.slots))
     assert ("layer1.1.conv2.weight", 0) in {(s.parameter, s.position) for s in stream.slots}
+
+
+class Windows(nn.Module):
+    """Attention in windows, then patches of every second position side by side, as Swin has them."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.qkv, self.out, self.down, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(32, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        n, per = self.window, self.window**2
+        y = x.view(b, h // n, n, w // n, n, c).transpose(2, 3).reshape(-1, per, c)
+        q, k, v = self.qkv(y).view(y.shape[0], per, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, per, c)
+        x = x + self.out(y).view(b, h // n, w // n, n, n, c).transpose(2, 3).reshape(b, h, w, c)
+        return self.head(self.down(torch.cat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_heads_are_heads_where_the_positions_they_look_at_are_taken_apart(window: int) -> None:
+    """In windows of two, every second position leaves one of each: the keys are a sum of single elements then."""
+    program = Pipeline((PropagateAxes(), FindGroups(align=1))).run(capture(Windows(window), (torch.randn(2, 8, 8, 8),)))
+    kinds = {g.name: g.kind for g in program.need("groups") if g.prunable and g.name.startswith("qkv")}
+    assert kinds == {"qkv:head": Kind.HEAD, "qkv:qkv": Kind.QKV}

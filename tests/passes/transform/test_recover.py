@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
 import laws
 import pytest
 import torch
 import zoo
 from blocks import Encoder, Parallel, ResidualConvolutions
 from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
+from torch.fx import Node
 
 from fxprune.data import Batch, Calibration
 from fxprune.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
 from fxprune.group import Kind
 from fxprune.passes.transform.recover import Recover
+from fxprune.passes.transform.recovery.lockstep import Stream
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.plan import Choice, CompressionPlan
 from fxprune.testing import relative_error, run_flat
@@ -252,3 +258,30 @@ def test_scales_out_of_range_skip_a_layer_or_stop_there(solver: str, monkeypatch
     assert {why.partition(":")[0] for why in skip.skipped.values()} == {"its scales leave [-10, 10]"}
     assert [("nearly singular" in why, "left [-10, 10]" in why) for why in stop.skipped.values()] == [
         (True, False), (False, True)]
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_every_prefix_runs_once_however_deep_the_model(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of each graph per closed form; the layers that are solved, and the path to their sum, again."""
+    data = texts(160)
+    program = planned(analysed(Encoder("pre", depth=depth), data))
+    runs: Counter[tuple[Stream, str]] = Counter()
+    run = Stream.run
+
+    def counted(self: Stream, node: Node, override: Mapping[str, Any] | None = None) -> Any:
+        if node.op == "call_function":
+            runs[self, node.name] += 1
+        return run(self, node, override)
+
+    monkeypatch.setattr(Stream, "run", counted)
+    nodes, batches = sum(n.op == "call_function" for n in program.graph.nodes), len(data.batches)
+    sites = {name for s in sites_of(program, refit=True)[0] for name in (s.start, *s.path)}
+    passes = {}
+    for method in ("ridge", "refit", "auto"):
+        runs.clear()
+        recovered(program, data, method)
+        passes[method] = sum(runs.values()) / nodes / batches
+        assert {name for (_, name), count in runs.items() if count > 1} <= sites
+        assert max(runs.values()) <= 3
+    assert passes["ridge"] <= passes["refit"] <= 3
+    assert passes["auto"] <= 15  # five candidates on four fifths of the samples, and the winner on all
