@@ -34,7 +34,7 @@ What people meet when they prune, in the order of how often they complain about 
 
 9. Token merging is slow, or wants one version of timm.
    Nothing is patched: sites are found in the graph. Fused attention stays fused, the sizes of tokens are an additive
-   mask. At batch 1 the gain is small (README); measure.
+   mask. At batch 1 the gain is small (fxprune help tokens); measure.
 
 10. 2:4 gives nothing.
     Mostly true of transformers at usual sizes. `--sparse 2:4` makes the pattern and the report says where it stays
