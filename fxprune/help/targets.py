@@ -21,8 +21,8 @@ value is checked against 65504 on your data first. Where the GPU or a package is
 TensorRT-ready model.onnx are written, the message says what is missing and how to finish (`fxprune lower`, or a
 trtexec command), and the exit code is 4:
 
-  fxprune compile vit.pt --target 'trt{dtype=fp16}' --flops 0.5 --data images/ --out small
-  fxprune lower small --target 'trt{dtype=fp16}'
+  fxprune compile vit.pt --target 'trt{dtype=fp16}' --flops 0.5 --data images/ --out engine
+  fxprune lower engine --target 'trt{dtype=fp16}'
 
 Several targets at once, with gates (accuracy, parity, latency, size) and a manifest that anyone can verify later:
 
