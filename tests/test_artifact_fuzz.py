@@ -39,8 +39,8 @@ from fxprune.report_compare import again, compare
 from fxprune.toml_options import read as read_options
 
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 3.5, 1e308, float("nan"), 10**30, "", "x" * 5000, "../../etc/passwd", "/etc/passwd", "\0", [], {},
-    [[]], {"a": {}}, [1, "a", None], "Infinity", "python:os:getcwd",
+    None, True, -1, 0, 3.5, 1e308, float("nan"), 10**30, "", "x" * 5000, "../../etc/passwd", "/etc/passwd", "\0", [],
+    {}, [[]], {"a": {}}, [1, "a", None], "Infinity", "python:os:getcwd",
 )
 
 
@@ -104,8 +104,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
     torch.save(net, folder / "model.pt")
-    fxprune.compile(net, torch.randn(2, 8), data=[torch.randn(16, 8) for _ in range(4)], flops=0.6, out=folder / "small",
-                    on_event=lambda _: None)
+    fxprune.compile(net, torch.randn(2, 8), data=[torch.randn(16, 8) for _ in range(4)], flops=0.6,
+                    out=folder / "small", on_event=lambda _: None)
     fxprune.plan(net, torch.randn(4, 8), flops=0.7, importance="l2", out=folder / "plan.json")
     np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((20, 8), dtype="f4"))
     export_step.export(folder / "model.pt", folder / "plan.json", targets=["eager"], verify=folder / "x.npz",
