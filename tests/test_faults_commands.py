@@ -100,7 +100,7 @@ def test_killed_while_it_writes_the_old_one_is_whole(command: str, folder: Path)
 
 def test_two_processes_that_write_one_place_leave_one_whole_result(folder: Path) -> None:
     argv = [*COMMANDS["export"].split(), "-q"]
-    code = f"{BOOT}import sys; sys.exit(max(main({argv!r}) for _ in range(3)))"
+    code = f"{BOOT}import sys; sys.exit(max(main({argv!r}) for _ in range(2)))"
     running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE,
                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
     for process in running:
