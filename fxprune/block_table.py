@@ -20,6 +20,7 @@ from .errors import LoadError
 from .measure import versions
 
 VERSION = 1
+MAX_BYTES = 16 * 2**20
 NEAR = 2.0  # rows may differ from a measured count by this factor
 
 
@@ -85,6 +86,8 @@ class BlockTable:
     def read(path: Path) -> BlockTable:
         """Raises LoadError for a file that is none."""
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}")
             raw: Any = json.loads(path.read_text(encoding="utf-8"))
             if raw.get("fxprune_blocks") != VERSION:
                 raise ValueError(f"version {raw.get('fxprune_blocks')!r}, this fxprune reads {VERSION}")
@@ -93,8 +96,8 @@ class BlockTable:
         except OSError as error:
             raise LoadError("the table of block timings cannot be read", where=str(path),
                             why=error.strerror or str(error), cure="measure one with `fxprune tune`") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LoadError("this file is no table of block timings", where=str(path), why=str(error),
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise LoadError("this file is no table of block timings", where=str(path), why=str(error)[:300],
                             cure="measure one with `fxprune tune`") from None
 
 

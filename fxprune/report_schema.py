@@ -43,7 +43,7 @@ _FIGURES = _object(
     accuracy=_one("number", "share of samples whose largest logit is their label"))
 _GROUP = _object(
     "one prunable group of the dense model, in graph order",
-    "group kind size kept granularity floor macs params parameters scores order",
+    "group kind size kept granularity floor macs params parameters criterion unit comparable scores order",
     group=_TEXT, kind=_TEXT, searched=_one("boolean", "whether the search might cut groups of this kind"),
     size=_COUNT, kept=_COUNT, granularity=_one("integer", "kept counts are multiples of it, or the size", minimum=1),
     floor=_one("integer", "the smallest count the search might choose", minimum=0),
@@ -106,7 +106,10 @@ REPORT: dict[str, Any] = {
             steps=_list("in order", _FIGURES)),
         recovery=_or_null(_object("what was fitted, see Recovery in passes/transform/recovery/record.py",
                                   "method asked steps guard",
-                                  method=_TEXT, asked=_TEXT, guard={"type": "object"}, steps=_list(
+                                  method=_TEXT, asked=_TEXT, guard=_object(
+            "candidates, and what each is worth on held-out samples", more=_object("", more=_NUMBER)),
+                                  rejected=_object("why", more=_TEXT), chosen=_one(["string", "null"], "the best"),
+                                  held_out=_COUNT, samples=_COUNT, steps=_list(
             "layers", _object("weighted mean squared error", "parameter before after", parameter=_TEXT, before=_NUMBER,
                               after=_NUMBER)))),
         sparsity=_object("zeros inside weights"),

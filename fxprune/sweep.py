@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import jobs, journal
-from .artifact import Artifact, check_destination, read_report
+from .artifact import Artifact, check_destination, check_files, read_report
 from .cost import COUNTED, METRICS, Budget, CostModel
 from .data import Calibration, load_data
 from .decide import decide_on, ready, score
@@ -120,13 +120,15 @@ class Sweep:
     def _found(self, place: Path, budget: Budget) -> dict[str, Any] | None:
         try:
             report = read_report(place)
-        except LoadError:
-            return None
-        told = report.get("sweep")
-        if not isinstance(told, dict) or told.get("key") != self.key or told.get("ratio") != budget.amount:
+            told = report.get("sweep")
+            if not isinstance(told, dict) or told.get("key") != self.key or told.get("ratio") != budget.amount:
+                return None
+            check_files(place, report)
+            point = self._point(place, budget, report)
+        except (LoadError, KeyError, TypeError, AttributeError):  # none there, or damaged: it is made again
             return None
         self.work.on_event(Event("note", f"{budget} was finished before: {place}"))
-        return self._point(place, budget, report)
+        return point
 
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)

@@ -12,12 +12,16 @@ from ..errors import OptionError, nearest
 
 TOPICS = {
     "methods": "criteria, searches, recovery, token reducers: what each does and when to take it",
+    "tokens": "fewer image tokens: reducers, schedules, what they cost, measured",
+    "tiles": "zeros inside weights, what they are worth, measured",
     "targets": "what is written, what each target needs, and what is checked",
     "budgets": "FLOPs, parameters, bytes; what is counted; floors and multiples",
     "options": "prune, freeze, floors, options in braces, fxprune.toml",
     "pipelines": "the passes as text: read them, change them, run them again",
     "plans": "plan.json: read it, edit it, apply it",
+    "dynamo": "prune where you compile: torch.compile(model, backend=\"fxprune\")",
     "plugins": "add a criterion, an op rule, a token reducer, a search, a backend or a pass",
+    "results": "every figure that was measured, and the script that makes it again",
     "troubleshooting": "what goes wrong with pruning, and what to do",
     "glossary": "our words, and those of Torch-Pruning, NNCF and ModelOpt",
     "comparison": "what other tools do that this one does not, and the reverse",

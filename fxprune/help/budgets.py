@@ -17,7 +17,7 @@ polynomial in the sizes of axes, and after slicing it is counted again on the gr
 Latency is not MACs. Half of the MACs is rarely half of the time: small batches are bound by launches and memory.
 Measure with `fxprune bench small --against model.pt`, on the machine that will run it. Or make time the budget:
 
-  fxprune compile vit.pt --target onnx --latency 0.6 --batch 8 --threads 1
+  fxprune compile vit.pt --target onnx --latency 0.6 --batch 8 --threads 1 --data images/
 
 Before the search the whole lowered model is timed with all layers of a kind at a few widths, in turns with the dense
 one (once per device, versions, batch, threads and shapes). The plan is lowered and timed as well; where it misses by

@@ -1,6 +1,6 @@
 """Words
 
-here              means                                 Torch-Pruning       NNCF (filter          ModelOpt (pruning)
+here              means                                 Torch-Pruning       NNCF 2.x (filter      ModelOpt (pruning)
                                                                             pruning)
 ----------------  ------------------------------------  ------------------  --------------------  ------------------
 axis              interchangeable elements that some    (dependency graph)  (pruning groups)      hparam

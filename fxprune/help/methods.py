@@ -1,6 +1,6 @@
 """Methods
 
-Nobody has to choose: with data the defaults are what measured best (see the README's tables), without data they are
+Nobody has to choose: with data the defaults are what measured best (fxprune help results), without data they are
 ``l2`` and no recovery.
 
 How elements are scored (--importance NAME, options in braces)
@@ -38,8 +38,19 @@ What is repaired (--recover)
   tune         auto, then a bounded number of optimiser steps of distillation, without labels
   none
 
-What tokens do (--tokens): tome, prune, ppt, zero-tprune, transform, random; see the README's table. How many go
-where: ``tome{schedule=auto}`` and others, or explicit counts, ``tome:r=13``.
+What tokens do (--tokens): tome, prune, ppt, zero-tprune, transform, random; which does what, how many go where, and
+what was measured: fxprune help tokens. Tiles of zeros inside weights: fxprune help tiles.
+
+By hand, where the defaults are not wanted
+
+  --members scores       which neurons stay by score alone, without OBS (of two that do the same, one can go)
+  --head-scale auto      what a head is worth against a neuron, tried on the data
+  --rounds 3             score, cut a part, score again
+  --importance obs       ZipLM's order and measured damage per layer, allocated by a dynamic programme
+  --importance fisher --rearrange 1 --recover scale      PTF
+
+`report.json` has each step's error before and after, the yardstick of every candidate of recovery, and why one was
+rejected.
 
 When to do what
 

@@ -10,7 +10,7 @@ For some layers alone: --floor and --align take a number, or PATTERN=NUMBER, and
 counts. A pattern is a glob of a group (`fxprune inspect` lists them) or of a module above it, or a kind.
 
   fxprune compile model.pt --flops 0.5 --floor 0.1 --floor 'blocks.*.mlp=0.3' --floor heads=0.5
-  fxprune compile model.pt --flops 0.5 --align 8 --align '*.ffn=32'
+  fxprune compile model.pt --flops 0.5 --align 8 --align '*.ffn=32' --out small
 
 Options of options stand in braces: --importance 'trajectory{mode=exact,probes=32}', --tokens
 'tome{schedule=constant}', --blocks '32x32{slice=0.7}', --recover 'ridge{rel=1}'. Misspelt ones are answered with the
@@ -33,7 +33,7 @@ command line, or name the file with --config.
 
 Everything that was asked for is in report.json under "options". The same run again:
 
-  fxprune compile model.pt --config fxprune-out/model-onnx/report.json --out again
+  fxprune compile model.pt --config small/report.json --out again
 
 In Python the names are the same, with underscores:
 

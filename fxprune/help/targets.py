@@ -15,6 +15,23 @@ whether it is there:
   fxprune doctor
   fxprune doctor --target onnx --json
 
+TensorRT (trt) makes one engine of the whole graph, or names the node, its pass and its source line: nothing falls back
+to PyTorch unseen. dtype is fp32 (no TF32), tf32, fp16 or bf16; casts are written into the graph, and with fp16 every
+value is checked against 65504 on your data first. Where the GPU or a package is missing, model.pt2 and a
+TensorRT-ready model.onnx are written, the message says what is missing and how to finish (`fxprune lower`, or a
+trtexec command), and the exit code is 4:
+
+  fxprune compile vit.pt --target 'trt{dtype=fp16}' --flops 0.5 --data images/ --out engine
+  fxprune lower engine --target 'trt{dtype=fp16}'
+
+Several targets at once, with gates (accuracy, parity, latency, size) and a manifest that anyone can verify later:
+
+  fxprune export ./my-bert --plan plan.json --target onnx,trt --verify test.csv --max-drop 0.01 \\
+    --max-latency-ms 15 --out release
+  fxprune verify release --skip-latency
+
+Nothing is searched then; the same request twice changes nothing, and exit code 3 says that a gate failed.
+
 What a target likes (multiples of channels) is its `granularity`; --align overrides it. A target of your own is one
 file: see fxprune help plugins.
 

@@ -3,9 +3,10 @@
 What people meet when they prune, in the order of how often they complain about it anywhere, and what to do here.
 
 1. MACs are halved, latency is not.
-   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. Measure with
-   `fxprune bench small --against MODEL --batch 1,32` on the machine that counts; keep widths at multiples of what it
-   likes (--align 16 or 32); ask for less (--flops 0.3); or cut tokens, which shortens every layer (--prune
+   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. Make time the
+   budget (--latency 0.6, measured on this machine), or ask first what a budget of MACs would bring
+   (--expect-latency); measure with `fxprune bench small --against MODEL --batch 1,32` on the machine that counts;
+   keep widths at multiples of what it likes (--align auto); or cut tokens, which shortens every layer (--prune
    heads,ffn,tokens). No speed is promised that was not measured.
 
 2. A reshape or view breaks after heads are cut.
@@ -34,7 +35,7 @@ What people meet when they prune, in the order of how often they complain about 
 
 9. Token merging is slow, or wants one version of timm.
    Nothing is patched: sites are found in the graph. Fused attention stays fused, the sizes of tokens are an additive
-   mask. At batch 1 the gain is small (README); measure.
+   mask. At batch 1 the gain is small (fxprune help tokens); measure.
 
 10. 2:4 gives nothing.
     Mostly true of transformers at usual sizes. `--sparse 2:4` makes the pattern and the report says where it stays
@@ -52,14 +53,15 @@ What people meet when they prune, in the order of how often they complain about 
     of 0.5.
 
 14. Odd channel counts are slow.
-    Counts are multiples of 8 by default; --align 16, --align '*.ffn=32', or --align 1 to see the difference.
+    Counts are multiples of 8 by default; --align auto measures what the target likes; --align 16, --align
+    '*.ffn=32', or --align 1 to see the difference.
 
 15. Nothing was pruned, and nobody said so.
     That is an error here (NothingToPrune), and a budget that is not met is one too. `fxprune inspect` and
     report.json list what is frozen and why; an op without a rule is named (fxprune help plugins, "An op rule").
 
 16. I want to say FLOPs, not a ratio per layer.
-    --flops 0.5, --flops 2.3G, --params, --bytes: fxprune help budgets.
+    --flops 0.5, --flops 2.3G, --params, --bytes, --latency 0.6, --latency-ms 12: fxprune help budgets.
 
 17. One layer loses everything.
     Floors: 0.1 of neurons and channels and one head stay per layer; --floor '*.ffn=0.3' raises some. --allow-empty
@@ -82,7 +84,7 @@ What people meet when they prune, in the order of how often they complain about 
 
 22. I cannot reproduce a result.
     report.json has the options, the pipeline, the seed, versions and hashes: `fxprune compile MODEL --config
-    report.json`.
+    report.json`. Our own figures: `fxprune help results` names the script behind each.
 
 23. Other targets (gguf, mobile).
     model.pt2 and ONNX are what others import. A backend is one file: fxprune help plugins.

@@ -1,0 +1,144 @@
+"""The figures of the README and of the help pages are those of the JSON in tools/bench/results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxprune.help import page
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "tools" / "bench" / "results"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# how a table calls a row -> its name in accuracy.json
+ROWS = {
+    "trajectory, recovery (the default)": "optin-recover", "the same, tuned": "optin-tune",
+    "OBS, recovery": "obs-recover", "trajectory alone": "optin", "PTF: Fisher, rearrangement, scales": "ptf-tuned",
+    "Fisher alone": "ptf", "Taylor": "taylor", "L2 magnitude": "l2", "random": "random",
+    "Torch-Pruning, Taylor (sees labels)": "torch-pruning-taylor", "Torch-Pruning, L2": "torch-pruning-l2",
+}
+TABLES = {  # how a table of `fxprune help results` begins -> the task, decimals
+    "MiniLM on STS-B dev": ("minilm-stsb", 2), "digits, small ViT": ("vit-digits", 1),
+    "digits, small ResNet": ("cnn-digits", 1), "CIFAR-10 (12 000": ("vit-cifar", 2),
+}
+
+
+def results(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def rows_of(text: str, start: str) -> tuple[str, list[list[str]]]:
+    """(the first line, the cells of the others) of the indented table that begins with ``start``."""
+    lines = text[text.index(f"    {start}"):].split("\n\n")[0].splitlines()
+    return lines[0], [re.split(r"  +", line.strip()) for line in lines]
+
+
+def check(cell: str, found: dict[str, Any], decimals: int, where: str) -> None:
+    """The mean, and (1) or (2) where seeds are fewer than three and the seed matters."""
+    number, _, seeds = cell.partition("(")
+    assert float(number) == pytest.approx(found["mean"], abs=0.5 * 10**-decimals + 1e-6), where
+    if seeds:
+        assert len(found["seeds"]) == int(seeds.rstrip(")")), where
+
+
+@pytest.mark.parametrize("start", TABLES)
+def test_accuracy_of_the_help_page(start: str) -> None:
+    task, decimals = TABLES[start]
+    accuracy = results("accuracy")
+    first, rows = rows_of(page("results"), start)
+    dense = re.search(r"dense ([\d.]+)", first)
+    assert dense is not None
+    assert float(dense[1]) == pytest.approx(accuracy["tasks"][task]["dense"], abs=0.5 * 10**-decimals + 1e-6)
+    ratios = rows[0][1:]
+    assert len(rows) >= 6
+    for name, *cells in rows[1:]:
+        assert len(cells) == len(ratios), name
+        for ratio, cell in zip(ratios, cells, strict=True):
+            check(cell, accuracy["summary"][task][ROWS[name]][ratio], decimals, f"{task}, {name}, {ratio}")
+
+
+def test_accuracy_of_the_readme() -> None:
+    summary = results("accuracy")["summary"]
+    table = README[README.index("| MiniLM, share of MACs |"):].split("\n\n")[0].splitlines()
+    ratios = [cell.strip() for cell in table[0].strip("|").split("|")[1:]]
+    assert len(table) >= 6
+    for line in table[2:]:
+        name, *cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for ratio, cell in zip(ratios, cells, strict=True):
+            check(cell.replace(" ¹", "(1)").replace(" ²", "(2)"), summary["minilm-stsb"][ROWS[name]][ratio], 2,
+                  f"{name}, {ratio}")
+    for task, words in (("vit-digits", "small ViT on digits"), ("cnn-digits", "small ResNet on digits")):
+        line = next(line for line in README.splitlines() if line.startswith(f"| {words}"))
+        found = re.search(r"default ([\d.]+) and ([\d.]+); Torch-Pruning ([\d.]+) and ([\d.]+)", line)
+        assert found is not None
+        wanted = [summary[task][row][r]["mean"] for row in ("optin-recover", "torch-pruning-taylor") for r in
+                  ("0.5", "0.3")]
+        assert [float(f) for f in found.groups()] == pytest.approx(wanted, abs=0.0501)
+
+
+def test_tokens_of_the_help_page() -> None:
+    measured = results("tokens")["measured"]
+    by = {(m["row"], m["schedule"], m["ratio"]): m for m in measured}
+    named = {"elimination alone": "elimination"}
+    _, rows = rows_of(page("tokens"), "schedule   ")
+    for name, *cells in rows[1:]:
+        for ratio, cell in zip(rows[0][1:], cells, strict=True):
+            found = by["tome", named.get(name, name), float(ratio)]
+            value, kl = cell.rstrip(")").split(" (")
+            assert float(value) == pytest.approx(found["accuracy"], abs=0.00501), (name, ratio)
+            assert float(kl) == pytest.approx(found["kl"], abs=6e-5), (name, ratio)
+    _, rows = rows_of(page("tokens"), "reducer   ")
+    for name, *cells in rows[1:]:
+        for ratio, cell in zip(rows[0][1:], cells, strict=True):
+            found = by[name.replace(", ", "-"), "elimination", float(ratio)]
+            value, kl = cell.rstrip(")").split(" (")
+            assert float(value) == pytest.approx(found["accuracy"], abs=0.0501)
+            assert float(kl) == pytest.approx(found["kl"], abs=6e-4)
+
+
+def test_tiles_of_the_help_page() -> None:
+    named = {"lsp, recovered (the default)": "lsp+recover", "lsp, the paper's allocation, recovered":
+             "lsp-paper+recover", "the same without the power term": "lsp-no-power+recover",
+             "obert, recovered": "obert+recover", "lsp scores, the same share everywhere, recovered":
+             "uniform+recover", "magnitude, recovered": "magnitude+recover", "lsp, not recovered": "lsp"}
+    by = {(m["row"], m["tile"], m["ratio"]): m["figure"] for m in results("blocks")["measured"]
+          if m["task"] == "vit-digits"}
+    text = page("tiles")
+    lines = text[text.index("    lsp, recovered"):].split("\n\n")[0].splitlines()
+    assert len(lines) == len(named)
+    for name, *cells in (re.split(r"  +", line.strip()) for line in lines):
+        for ratio, cell in zip((0.75, 0.6, 0.5, 0.4, 0.3), cells, strict=True):
+            assert float(cell) == pytest.approx(by[named[name], "32x32", ratio], abs=0.0501), (name, ratio)
+    for tile in ("16x16", "64x64"):
+        stated = re.search(rf"{tile}[^(\d]*(?:\(|: )([\d., ]+)\)", text)
+        assert stated is not None
+        assert [float(f) for f in stated[1].split(",")] == pytest.approx(
+            [by["lsp+recover", tile, r] for r in (0.75, 0.6, 0.5, 0.4, 0.3)], abs=0.0501)
+
+
+def test_what_is_said_of_the_tool_itself() -> None:
+    text = " ".join(page("results").split())
+    zoo, memory, whole, costs = results("zoo"), results("memory"), results("whole"), results("compile")
+    ratios = [r for model in zoo["rows"] for r in model["ratios"]]
+    worst = max(r[k] for r in ratios for k in ("error", "other") if r.get(k) is not None)
+    assert f"{len(zoo['rows'])} models" in text
+    assert f"to {worst:.1e} relative".replace("e-0", "e-") in text
+    missed = sum(not r.get("reached") for r in ratios)
+    assert f"{missed} of the {len(ratios)} budgets" in text
+    assert f"{memory['peak_bytes'] / 2**30:.1f} GiB, {memory['times_the_model']:.1f} times" in text
+    assert f"{memory['peak_bytes'] / 2**30:.1f} GiB: {memory['times_the_model']:.1f} times" in README
+    peaks = [f"{run['peak_bytes'] / 2**30:.1f}" for run in whole["runs"]]
+    assert f"peak memory {peaks[0]} and {peaks[1]} GiB" in text
+    assert f"| {whole['runs'][1]['seconds']:.0f} s, {peaks[1]} GiB |" in README
+    assert f"{costs['compile'][0]['total_s']:.1f} s, peak memory {costs['compile'][0]['peak_over_model']:.1f}" in text
+    assert f"{costs['imports']['median_s']:.2f} s" in text or f"{costs['imports']['median_s']:.3f} s" in text
+    shares = {(m["model"], m["ratio"]): m["realised"] for m in results("latency")["measured"] if m["part"] == "shares"}
+    for model, words in (("bert_base", "BERT-base"), ("deit_tiny", "DeiT-Ti"), ("deit_small", "DeiT-S")):
+        stated = ", ".join(f"{shares[model, ratio]:.2f}" for ratio in (0.75, 0.5, 0.35))
+        assert f"{words} {stated}" in text
+        assert f"{words} {shares[model, 0.5]:.2f}" in README
