@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from . import memory
-from .artifact import PAGE, REPORT, check_destination, fingerprint_of, read_report
+from .artifact import PAGE, REPORT, check_destination, read_report
 from .backend import Backend, Lowered, Runner
 from .errors import FxpruneError, OptionError
 from .events import Event, OnEvent
@@ -31,7 +31,7 @@ from .footprint import footprint
 from .latency_clock import Clock, Reading, batch_for, device_of
 from .latency_decide import MISS, LatencyWish
 from .latency_table import RUNTIMES, today
-from .manifest import MANIFEST
+from .manifest import MANIFEST, sha256_of
 from .measure import versions
 from .origin import first_line
 from .program import Program
@@ -200,7 +200,7 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, prog
                 _linked(path / name, directory / name)
         page = render(report, CompressionPlan.read(path / "plan.json"), pictures_of(path, report))
         (directory / PAGE).write_text(page, encoding="utf-8")
-        report["files"][PAGE] = fingerprint_of(directory / PAGE)
+        report["files"][PAGE] = {"sha256": sha256_of(directory / PAGE), "size_bytes": (directory / PAGE).stat().st_size}
         (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 

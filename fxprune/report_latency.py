@@ -143,8 +143,8 @@ def earlier_section(report: Report) -> str:
     for one in report.get("earlier", ()):
         parity = one.get("parity") or {}
         speeds = "; ".join(f"{r['speedup']:.2f}x at {setting(r)}" for r in compared(one))
-        rows.append((code(one["target"]), parity.get("runtime", ""), _number(parity.get("max_rel"), 1, form="e"), speeds,
-                     ", ".join(f"{k} {v}" for k, v in (parity.get("versions") or {}).items())))
+        rows.append((code(one["target"]), parity.get("runtime", ""), _number(parity.get("max_rel"), 1, form="e"),
+                     speeds, ", ".join(f"{k} {v}" for k, v in (parity.get("versions") or {}).items())))
     return section("Earlier targets", table(("target", "checked with", "differs by", "measured", "versions"), rows,
                                             (2,)))
 

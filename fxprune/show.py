@@ -18,6 +18,7 @@ from .program import Program
 from .progress import Progress
 from .ranks import speaks
 from .report import MEASURES, figures_of
+from .report_latency import speed_lines
 from .target_lines import target_lines
 from .tokens import describe_tokens
 from .units import giga, mebi, mega
@@ -126,7 +127,7 @@ class Screen:
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
-        lines += [*sparsity_lines(report), *latency_lines(report)]
+        lines += [*sparsity_lines(report), *latency_lines(report), *speed_lines(report)]
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         lines += target_lines(report)
         if artifact.path is not None:
