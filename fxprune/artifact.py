@@ -90,9 +90,10 @@ class Artifact:
         path = Path(path)
         check_destination(path, overwrite)
         program = self._trained()
+        untouched = program is self._read and self._module is None  # a module may have been trained in place
         with published(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            if program is self._read and self.path is not None:  # byte for byte what was delivered
+            if untouched and self.path is not None:  # byte for byte what was delivered
                 shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
             elif not (directory / PROGRAM).exists():
                 write_program(program.exported, directory / PROGRAM)
@@ -102,7 +103,7 @@ class Artifact:
             report = {
                 **self.report, **_target(self.backend), "payload": lowered.payload.name,
                 "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
-                "earlier": self.report.get("earlier", []) if program is self._read else [],
+                "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about), "unfinished": unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
