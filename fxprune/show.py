@@ -358,6 +358,8 @@ def latency_lines(report: Mapping[str, Any]) -> list[str]:
     threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
         ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
+    if last := told.get("delivered"):
+        figures.append(f"delivered {last['achieved_ms']:.3g} ms ({last['achieved_ms'] / dense:.3f})")
     return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
             f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"]
 

@@ -3,8 +3,9 @@
 What people meet when they prune, in the order of how often they complain about it anywhere, and what to do here.
 
 1. MACs are halved, latency is not.
-   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. Measure with
-   `fxprune bench small --against MODEL --batch 1,32` on the machine that counts; keep widths at multiples of what it
+   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. The report says
+   what became real ("Measured latency"); `fxprune bench small --against MODEL --batch 1,32 --record` adds batch sizes,
+   on the machine that counts. Keep widths at multiples of what it
    likes (--align 16 or 32); ask for less (--flops 0.3); or cut tokens, which shortens every layer (--prune
    heads,ffn,tokens). No speed is promised that was not measured.
 
