@@ -6,7 +6,8 @@ What is in ``report["measured"]``:
     rows     one per batch size and count of threads: see :func:`row_of`
     why      why there is nothing, or no dense figure; null otherwise
 
-Nothing is decided by it: the plan was made before, and is the same whatever the clock says.
+Nothing is decided by it: the plan was made before, and is the same whatever the clock says. It takes the lowering of
+the dense program, ``SECONDS`` of timing, and at most about 15 s where single calls are long (``LONGEST``).
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
+BUSY = 0.05  # standard error over ratio: beyond it the machine did other things meanwhile
+
+
 def rows_of(report: Report) -> list[Row]:
     """The measured rows, by batch size; none where nothing was measured."""
     told = report.get("measured") or {}
@@ -23,6 +26,16 @@ def rows_of(report: Report) -> list[Row]:
 def compared(report: Report) -> list[Row]:
     """Those that have a dense figure beside them."""
     return [row for row in rows_of(report) if _finite(row.get("dense_ms")) and _finite(row.get("speedup"))]
+
+
+def doubt(row: Row) -> str:
+    """What to say of a row whose rounds do not agree; "" where they do.
+
+    >>> doubt({"ratio": 0.5, "error": 0.001}), doubt({"ratio": 0.5, "error": 0.1})
+    ('', 'the machine was busy: the ratio is known to 20 % only')
+    """
+    unsure = _finite(row.get("ratio")) and row["error"] > BUSY * row["ratio"]
+    return f"the machine was busy: the ratio is known to {100 * row['error'] / row['ratio']:.0f} % only" if unsure else ""
 
 
 def setting(row: Row) -> str:
@@ -70,7 +83,8 @@ def summary_card(report: Report) -> list[tuple[str, str, str]]:
     rows = compared(report)
     for row in [*(r for r in rows if r["by"] != "bench"), *rows][:1]:
         return [("speed-up, measured", f"{row['speedup']:.2f}x",
-                 f"{row['dense_ms']:.3f} to {row['compressed_ms']:.3f} ms, {setting(row)}")]
+                 f"{row['dense_ms']:.3f} to {row['compressed_ms']:.3f} ms, {setting(row)}"
+                 + f"; {doubt(row)}" * bool(doubt(row)))]
     return []
 
 
@@ -91,6 +105,7 @@ def measured_section(report: Report) -> str:
                   "in the same way and timed in turns; the ratio is the median of the rounds' own ratios. The speed-up "
                   "over what the MACs promise (dense over compressed) is in the column 'of 1 / MACs': 1 means that "
                   "all of it became real.", "soft"),
+        *(paragraph(f"At {setting(r)} {doubt(r)}. fxprune bench --record measures again.") for r in rows if doubt(r)),
         paragraph(f"No dense figure: {told['why']}.", "soft") if told.get("why") else "")
 
 
@@ -170,6 +185,8 @@ def speed_lines(report: Report) -> list[str]:
         lines.append(f"speed     {r['speedup']:.2f}x, {r['dense_ms']:.3g} to {r['compressed_ms']:.3g} ms, measured: "
                      f"{r['realised']:.2f} of what the MACs promise  ({told['target']} on {told['device']}, "
                      f"{setting(r)}, standard error {r['error'] / r['ratio']:.1%})")
+        if doubt(r):
+            lines.append(f"          {doubt(r)}; fxprune bench --record measures again")
     if told.get("why"):
         lines.append(f"speed     not measured{' beside dense' * bool(lines)}: {told['why']}")
     return [escape(printable(line)) for line in lines]

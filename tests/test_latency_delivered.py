@@ -189,6 +189,34 @@ def test_a_budget_is_held_against_the_delivered_file(asked: dict[str, Any], rati
     assert ("met by the delivered file" in text) == (met is True)
 
 
+@pytest.mark.parametrize(("error", "said"), [(0.001, False), (0.2, True)])
+def test_a_busy_machine_is_named(error: float, said: bool, made: Path) -> None:
+    from fxprune.report_latency import speed_lines
+
+    found = read_valid(made)
+    found["measured"]["rows"][0].update(ratio=0.5, error=error, speedup=2.0)
+    page = words(parsed(report.render(found, Artifact.read(made).plan, {})))
+    for text in (page, "\n".join(speed_lines(found))):
+        assert ("the ratio is known to 40 % only" in text) == said
+        assert "2.00x" in text
+
+
+def test_export_times_every_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fxprune.export_step import export, verify
+
+    monkeypatch.setattr(latency_delivered, "SECONDS", 0.02)
+    np.savez(tmp_path / "data.npz", input=INPUT.repeat(4, 1).numpy())
+    plan = fxprune.plan(perceptron(), INPUT, flops=0.5, **QUIET).need("plan")
+    export(perceptron(), plan, INPUT, targets=("eager",), verify=tmp_path / "data.npz", out=tmp_path / "out",
+           on_event=lambda _: None)
+    (row,) = told(tmp_path / "out" / "eager")["rows"]
+    assert (row["by"], row["dense_ms"] > 0) == ("export", True)
+    assert verify(tmp_path / "out", on_event=lambda _: None)["status"] == "passed"
+    one = Artifact.read(tmp_path / "out" / "eager")
+    with pytest.raises(OptionError, match="signed off"):
+        record(tmp_path / "out" / "eager", [row], one.backend, one.program)
+
+
 # ------------------------------------------------------------ bench --record
 
 
@@ -220,10 +248,6 @@ def test_what_must_not_be_recorded_changes_nothing(small: Path, dense: Path, tmp
         assert main([*argv, *more]) == USER_ERROR
         assert said in capsys.readouterr().err.replace("\n", " ")
     one, row = Artifact.read(small), told(small)["rows"][0]
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(OptionError, match="signed off"):
-        record(small, [row], one.backend, one.program)
-    (tmp_path / "manifest.json").unlink()
 
     def full(*_: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -57,7 +57,7 @@ def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int]
     """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
     with quiet():
         return fxprune.compile(model, example, tokens=f"{REDUCERS[cell.row]}:r={','.join(map(str, removed))}",
-                               recover="none", out=out, target="onnx", on_event=lambda _: None)
+                               recover="none", out=out, target="onnx", seconds=0, on_event=lambda _: None)
 
 
 def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
