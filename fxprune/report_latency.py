@@ -34,8 +34,9 @@ def doubt(row: Row) -> str:
     >>> doubt({"ratio": 0.5, "error": 0.001}), doubt({"ratio": 0.5, "error": 0.1})
     ('', 'the machine was busy: the ratio is known to 20 % only')
     """
-    unsure = _finite(row.get("ratio")) and row["error"] > BUSY * row["ratio"]
-    return f"the machine was busy: the ratio is known to {100 * row['error'] / row['ratio']:.0f} % only" if unsure else ""
+    if not _finite(row.get("ratio")) or row["error"] <= BUSY * row["ratio"]:
+        return ""
+    return f"the machine was busy: the ratio is known to {100 * row['error'] / row['ratio']:.0f} % only"
 
 
 def setting(row: Row) -> str:
