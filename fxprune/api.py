@@ -22,7 +22,7 @@ from .decide import decide
 from .errors import OptionError, PlanError
 from .events import Event, OnEvent, resumable, warn_only
 from .group import Kind
-from .latency_decide import timekeeping
+from .latency_decide import LatencyWish, Timekeeping, timekeeping
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
 from .plan import CompressionPlan
@@ -58,7 +58,7 @@ def compile(
     rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
     sparse: str | None = None, search: str = "auto", pipeline: str | None = None, latency: Amount = None,
     latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
-    expect_latency: bool = False, memory: float | str | None = None,
+    expect_latency: bool = False, seconds: float | None = None, memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -112,6 +112,8 @@ def compile(
                     Measured (see :mod:`fxprune.latency_table`), kept, and held against the plan itself
     latency_table   a recorded table instead of measuring: the same plan on every machine
     expect_latency  with another budget: measure, and report what to expect
+    seconds         to time the written file beside the dense model's, at ``batch`` and ``threads``, for the report's
+                    ``measured`` (see :mod:`fxprune.latency_delivered`): about 2 by default, 0 leaves it out
     memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
                     not fit. Where memory runs out all the same, batches are halved and the work goes on
     on_event        called with every stage and warning; by default warnings become Python warnings
@@ -127,10 +129,10 @@ def compile(
                               why="applying a plan uses no data", cure="give a budget and data instead")
         if pipeline is not None:
             raise OptionError("give a plan or a pipeline, not both", cure="leave one away")
-        return apply(model, plan, example_inputs, target=target, out=out, seed=seed, checkpoint=checkpoint,
-                     trust_pickle=trust_pickle, on_event=on_event)
+        return apply(model, plan, example_inputs, target=target, out=out, seed=seed, batch=batch, threads=threads,
+                     seconds=seconds, checkpoint=checkpoint, trust_pickle=trust_pickle, on_event=on_event)
     if pipeline is not None:
-        work = Work(target, out, seed, on_event, Limits())
+        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds))
         return _planned(model, example_inputs, asked, work, pipeline, data, samples,
                         lambda program, stated: work.finish(program, stated.after))
     if recover not in (None, "none") and data is None:
@@ -139,7 +141,7 @@ def compile(
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
     work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
                 options=asked)
     wish = None
@@ -202,6 +204,7 @@ def _written(program: Program, out: str | os.PathLike[str] | None) -> Program:
 def apply(
     model: Model, plan: PlanLike, example_inputs: Inputs = None, *,
     target: str = "eager", out: str | os.PathLike[str] | None = None, seed: int = 0, align: Align = 1,
+    batch: int = 1, threads: int = 0, seconds: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Slice ``model`` as ``plan`` says: no data, no search, deterministic. An empty plan only lowers and verifies.
@@ -216,7 +219,8 @@ def apply(
     asked = _asked("apply", locals())
     chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
-    work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked)
+    work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked,
+                timing=_timed(batch, threads, seconds))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     return applied(work, chosen)
 
@@ -260,6 +264,11 @@ def _asked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a call asked for, by the names of the command line: the report's ``options``."""
     names = {"example_inputs": "input"}
     return {"command": command} | {names.get(k, k).replace("_", "-"): v for k, v in given.items() if k != "on_event"}
+
+
+def _timed(batch: int, threads: int, seconds: float | None) -> Timekeeping:
+    """For a run without a budget of time: how its result is timed."""
+    return Timekeeping(LatencyWish(batch, threads, seconds=seconds))
 
 
 def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,

@@ -14,14 +14,14 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import registry
 from .archive import read_program, write_program
-from .backend import Backend, lower_and_verify
+from .backend import Backend, Lowered, lower_and_verify
 from .block_gate import executed
 from .cost import COUNTED, Budget, Cost
 from .errors import LoadError, OptionError
@@ -37,6 +37,7 @@ from .publish import published
 PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
 VERSION = 1
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
+Measure: TypeAlias = Callable[[Backend, Lowered, Program, Mapping[str, Any]], dict[str, Any]]
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -75,8 +76,10 @@ class Artifact:
     def target(self) -> str:
         return self.backend.name
 
-    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+    def save(self, path: str | Path, overwrite: bool = True, measure: Measure | None = None) -> Path:
         """Lower, verify and write everything into the directory ``path``; return it.
+
+        measure   is given the written payload, and returns what more the report says (how fast it is)
 
         Nothing appears there before all of it is written and verified, and an older artefact stays until then. Raises
         FxpruneError when the place cannot be written or holds something that fxprune did not write, VerifyError when
@@ -87,9 +90,10 @@ class Artifact:
         path = Path(path)
         check_destination(path, overwrite)
         program = self._trained()
+        untouched = program is self._read and self._module is None  # a module may have been trained in place
         with published(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            if program is self._read and self.path is not None:  # byte for byte what was delivered
+            if untouched and self.path is not None:  # byte for byte what was delivered
                 shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
             elif not (directory / PROGRAM).exists():
                 write_program(program.exported, directory / PROGRAM)
@@ -98,16 +102,23 @@ class Artifact:
                 (directory / name).write_bytes(content)
             report = {
                 **self.report, **_target(self.backend), "payload": lowered.payload.name,
-                "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target},
+                "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
+                "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about), "unfinished": unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
+                **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
             }
             (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
             report["files"][PAGE] = _fingerprint(directory / PAGE)
             (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         self.report, self.path = report, path
         return path
+
+    def _still_measured(self) -> dict[str, Any]:
+        """The latency that the report states, if it is of the same target: weights do not change it."""
+        told = self.report.get("measured")
+        return {"measured": told if told and told.get("target") == self.backend.text else None}
 
     def _trained(self) -> Program:
         """The program with the module's present weights (they may have been trained, moved or replaced)."""
@@ -175,7 +186,8 @@ def build_report(
                                                            lacked, and the command that finishes where it is there
 
     A run adds masked, importance, data, search, groups (with their scores), memory, agreement, recovery, sparsity,
-    tokens and latency where there are any; a sweep adds sweep.
+    tokens and latency where there are any; a sweep adds sweep. ``save`` adds measured (how fast the payload is beside
+    the dense model's, see :mod:`fxprune.latency_delivered`) and earlier (other targets of the same program).
     :data:`fxprune.report_schema.REPORT` is the schema of it all.
 
     ``target``, ``parity``, ``payload``, ``lowering``, ``unfinished`` and ``files`` are filled in by ``Artifact.save``;

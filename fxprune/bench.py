@@ -14,10 +14,11 @@ import torch
 from . import api, registry
 from .artifact import PROGRAM, Artifact
 from .backend import Runner
-from .errors import MissingDevice
+from .errors import MissingDevice, OptionError
 from .events import Event, OnEvent, warn_only
-from .latency_clock import at_batch
-from .measure import environment, latency
+from .latency_clock import at_batch, reading
+from .latency_delivered import check_dense, record, row_of
+from .measure import environment, sampled, timing
 from .plan import CompressionPlan
 from .program import Program
 
@@ -25,7 +26,7 @@ from .program import Program
 def bench(
     artifact: str | os.PathLike[str], *, against: api.Model | None = None, batches: Sequence[int] = (1, 32),
     seconds: float = 5.0, threads: int = 0, checkpoint: str | None = None, example_inputs: api.Inputs = None,
-    trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    trust_pickle: bool = False, recorded: bool = False, on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Median latency and throughput per batch size, of the payload as it would be deployed.
 
@@ -33,7 +34,10 @@ def bench(
     batches   batch sizes; OptionError where the program was captured with a fixed batch of another size
     seconds   per batch size, both sides together
     threads   CPU threads; 0 leaves the choice to the runtime
-    checkpoint, example_inputs, trust_pickle   for ``against``, as in :func:`fxprune.compile`
+    checkpoint, example_inputs, trust_pickle   for ``against``, as in :func:`fxprune.compile`; inputs are by default in
+              the shapes that the artefact was made with
+    recorded  write what was measured into the artefact's report and page; ``against`` is then the dense model it came
+              from, and OptionError says so where it is another one
 
     Returns ``rows`` of {batch, timings: {name: Timing as plain data}}, ``environment``, ``threads`` and ``target``.
     """
@@ -41,6 +45,9 @@ def bench(
         if threads:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
+        if recorded and against is None:
+            raise OptionError("there is nothing to record", where="--record",
+                              why="a report holds latency beside the dense model's", cure="name it with --against")
         on_event(Event("stage", f"load {artifact}"))
         one = Artifact.read(Path(artifact))
         runners = {_label(artifact): (one.program, runner_of(one, threads))}
@@ -48,13 +55,22 @@ def bench(
             other = stack.enter_context(_other(against, one, checkpoint, example_inputs, trust_pickle, on_event))
             name = _label(against) if isinstance(against, str | os.PathLike) else type(against).__name__
             name = name if name not in runners else f"{name} (against)"
+            if recorded:
+                _check_recordable(one, other, str(against))
             runners[name] = (other.program, runner_of(other, threads))
-        rows = []
+        rows, readings = [], []
         for batch in batches:
             on_event(Event("stage", f"measure batch {batch}"))
             calls = {name: call_at(program, run, batch) for name, (program, run) in runners.items()}
-            timings = latency(calls, seconds=seconds, items=batch)
+            samples, counts = sampled(calls, seconds=seconds)
+            timings = {name: timing(values, counts[name], batch) for name, values in samples.items()}
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
+            if recorded:
+                small, dense = samples.values()
+                readings.append(row_of(reading(dense, small), batch, threads, one.report["cost"]["ratio"]["flops"],
+                                       "bench"))
+        if recorded:
+            record(Path(artifact), readings, one.backend, one.program)
         return {"rows": rows, "environment": environment(), "threads": threads, "target": one.backend.text}
 
 
@@ -66,8 +82,24 @@ def _other(
         yield Artifact.read(Path(against))
         return
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder:
+        inputs = inputs_like(one.program) if inputs is None else inputs
         yield api.apply(against, CompressionPlan(), inputs, target=one.backend.text, out=Path(folder) / "dense",
-                        checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
+                        seconds=0, checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
+
+
+def inputs_like(program: Program) -> api.Inputs:
+    """The example inputs of a pruned program, for the dense one that it came from; None where they are of two kinds."""
+    args, kwargs = program.example_inputs
+    if args and kwargs:
+        return None
+    return dict(kwargs) if kwargs else tuple(args)
+
+
+def _check_recordable(one: Artifact, other: Artifact, where: str) -> None:
+    check_dense(other.report["cost"]["compressed"], one.report, where)
+    if other.backend.text != one.backend.text:
+        raise OptionError("the two were lowered to different targets", where=where,
+                          why=f"{other.backend.text}, not {one.backend.text}", cure="name the dense model itself")
 
 
 def runner_of(artifact: Artifact, threads: int = 0) -> Runner:

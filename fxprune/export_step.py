@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from . import latency_delivered
 from .api import Inputs, Model, PlanLike, applied, read_plan
 from .artifact import Artifact
 from .backend import Backend
@@ -29,6 +30,9 @@ from .errors import FxpruneError, LoadError, LoweringError, MissingDevice, Optio
 from .events import Event, OnEvent, warn_only
 from .gates import FAILED, PASSED, UNFINISHED, Gate, Limits, gate, junit, worst
 from .journal import fingerprint
+from .latency_decide import LatencyWish
+from .latency_delivered import Stopwatch
+from .latency_measure import lowerable
 from .manifest import (
     EVIDENCE,
     MANIFEST,
@@ -108,9 +112,11 @@ def export(
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
         evidence = gather(work.dense, small.program, judge, metric)
+    watch = Stopwatch(LatencyWish(limits.batch, limits.threads, seconds=min(seconds, latency_delivered.SECONDS)),
+                      "export", None if work.decided is None else lowerable(work.decided))
     with published(out) as directory:
         entries = {folder: _deliver(small, backend, text, directory / folder, evidence, limits, seconds,
-                                    work.calibration, on_event)
+                                    work.calibration, watch, on_event)
                    for folder, (text, backend) in backends.items()}
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
@@ -218,7 +224,7 @@ def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manif
 
 
 def _deliver(small: Artifact, backend: Backend, text: str, folder: Path, evidence: Evidence, limits: Limits,
-             seconds: float, calibration: Calibration | None, on_event: OnEvent) -> dict[str, Any]:
+             seconds: float, calibration: Calibration | None, watch: Stopwatch, on_event: OnEvent) -> dict[str, Any]:
     """Lower to one target and measure it: its entry in the manifest."""
     on_event(Event("stage", f"lower to {text}, verify and measure"))
     entry: dict[str, Any] = {"target": text, "status": UNFINISHED, "payload": "", "latency": None}
@@ -227,7 +233,7 @@ def _deliver(small: Artifact, backend: Backend, text: str, folder: Path, evidenc
         with silence():
             backend = backend.with_data(calibration) if hasattr(backend, "with_data") else backend
             made = Artifact(small.program, small.plan, small.report, backend, extras=small.extras)
-            made.save(folder)
+            made.save(folder, measure=watch)
             lacking = (made.report.get("unfinished") or {}).get("missing", ())
             if lacking:
                 raise MissingDevice("the target is not finished", where=text, why="; ".join(map(str, lacking)))

@@ -8,7 +8,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from .backend import Backend
 from .errors import OptionError
-from .measure import cpu_name, sampled
+from .measure import Timing, cpu_name, latency, sampled
 from .parity import Runner, dim_names, sample_inputs
 from .pipeline import Pipeline
 from .program import Program
@@ -57,12 +57,13 @@ class Clock:
         if batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
         self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
-        self.flat = at_batch(dense, batch)
+        self.device = "cuda" if backend.runs_on() == "cuda" and torch.cuda.is_available() else "cpu"
+        self.flat = on_device(at_batch(dense, batch), self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="fxprune-latency-")
         self._made = 0
         self._dense: Callable[[], Any] | None = None
         self._program = dense
-        self._gpu = any(t.device.type == "cuda" for t in dense.tensors.values())
+        self._gpu = self.device == "cuda" or any(t.device.type == "cuda" for t in dense.tensors.values())
         self._clock = time.process_time if threads == 1 and not self._gpu else time.perf_counter
 
     def __enter__(self) -> Clock:
@@ -74,15 +75,43 @@ class Clock:
 
     def read(self, program: Program) -> Reading:
         """``program`` lowered and timed, interleaved with the dense one. Raises LoweringError."""
-        if self._dense is None:
-            self._dense = self._lowered(self._program)
         with self._lowering(program) as call, torch_threads(self.threads):
-            calls = {"dense": self._dense, "small": call}
+            calls = {"dense": self._of_dense(), "small": call}
             samples, _ = sampled(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
             while len(samples["dense"]) < LEAST:
                 more, _ = sampled(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
                 samples = {name: [*samples[name], *more[name]] for name in samples}
         return reading(samples["dense"], samples["small"])
+
+    def dense_seconds(self) -> float:
+        """Seconds of one call of the dense program, the better of two; of the first alone where that is short."""
+        call, best = self._of_dense(), math.inf
+        with torch_threads(self.threads):
+            for _ in range(2):
+                started = time.perf_counter()
+                call()
+                best = min(best, time.perf_counter() - started)
+                if best < 0.1:
+                    break
+        return best
+
+    def beside(self, run: Runner, seconds: float) -> Reading:
+        """A payload that lies somewhere already, interleaved with the dense program for about so many seconds."""
+        with torch_threads(self.threads):
+            calls = {"dense": self._of_dense(), "small": self._calling(run)}
+            samples, _ = sampled(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
+        return reading(samples["dense"], samples["small"])
+
+    def alone(self, run: Runner, seconds: float) -> Timing:
+        """The same payload by itself, where there is no dense program to hold it against."""
+        with torch_threads(self.threads):
+            calls = {"small": self._calling(run)}
+            return latency(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)["small"]
+
+    def _of_dense(self) -> Callable[[], Any]:
+        if self._dense is None:
+            self._dense = self._lowered(self._program)
+        return self._dense
 
     @contextlib.contextmanager
     def _lowering(self, program: Program) -> Iterator[Callable[[], Any]]:
@@ -98,8 +127,9 @@ class Clock:
         folder = Path(self._folder.name) / (str(self._made) if program is not self._program else "dense")
         folder.mkdir()
         bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
-        run: Runner = self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder).run
+        return self._calling(self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder).run)
 
+    def _calling(self, run: Runner) -> Callable[[], Any]:
         def call() -> None:
             run(self.flat)
             if self._gpu:
@@ -132,6 +162,20 @@ def at_batch(program: Program, batch: int) -> list[Any]:
         raise OptionError("the program runs at one batch size only", where=f"--batch {batch}",
                           why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
     return flat
+
+
+def batch_for(program: Program, batch: int) -> int:
+    """``batch`` where the program's is open, else the fixed one that it was captured with."""
+    try:
+        at_batch(program, batch)
+    except OptionError:
+        return next(len(t) for t in sample_inputs(program, {}) if isinstance(t, torch.Tensor) and t.dim())
+    return batch
+
+
+def on_device(flat: Sequence[Any], device: str) -> list[Any]:
+    """Inputs where the payload takes them, so that no copy is timed."""
+    return [t.to(device) if isinstance(t, torch.Tensor) and device != "cpu" else t for t in flat]
 
 
 def with_threads(backend: Backend, threads: int) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class LatencyWish:
     table    path of a table to go by, whole: nothing is measured then, and the plan is the same on every machine
     expect   measure also where the budget is one of MACs, parameters or bytes
     align    let the measured table say what kept counts are multiples of
+    seconds  to time the delivered file for, beside the dense one; None: a short while, 0: not at all
     """
 
     batch: int = 1
@@ -44,12 +46,16 @@ class LatencyWish:
     table: str = ""
     expect: bool = False
     align: bool = False
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {self.batch}")
         if self.threads < 0:
             raise OptionError("threads cannot be negative", where=f"--threads {self.threads}")
+        if self.seconds is not None and not 0 <= self.seconds < math.inf:
+            raise OptionError("time to measure cannot be negative", where=f"--seconds {self.seconds:g}",
+                              cure="0 measures nothing")
 
 
 @dataclass
@@ -72,14 +78,14 @@ class Timekeeping:
 
 
 def timekeeping(batch: int, threads: int, table: Any, expect: bool, align: Align, latency: Any,
-                latency_ms: Any, blocks: Any) -> Timekeeping:
+                latency_ms: Any, blocks: Any, seconds: float | None = None) -> Timekeeping:
     """From the options of the API. Raises OptionError where they do not go together."""
     timed = latency is not None or latency_ms is not None
     if blocks is not None and (timed or expect):
         raise OptionError("zeros inside weights have no latency that can be foretold", where="--latency, --blocks",
                           why="the table holds dense layers of fewer rows and columns", cure="give --flops")
     return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), expect,
-                                   aligned_by_measure(align)))
+                                   aligned_by_measure(align), seconds))
 
 
 def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:

@@ -60,7 +60,7 @@ def latency(
     if not functions:
         return {}
     samples, calls = sampled(functions, seconds=seconds, warmup=warmup, rounds=rounds, clock=clock)
-    return {name: _timing(values, calls[name], items) for name, values in samples.items()}
+    return {name: timing(values, calls[name], items) for name, values in samples.items()}
 
 
 def sampled(
@@ -92,7 +92,8 @@ def sampled(
     return samples, calls
 
 
-def _timing(values: list[float], calls: int, items: int) -> Timing:
+def timing(values: list[float], calls: int, items: int) -> Timing:
+    """Of samples in milliseconds, ``calls`` calls each."""
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return Timing(median, q1, q3, min(values), len(values), calls, items)
 

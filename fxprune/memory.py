@@ -47,6 +47,11 @@ def _read(amount: int | float | str) -> int:
     return int(asked.amount)
 
 
+def allowed() -> int | None:
+    """The budget in bytes, None where there is none."""
+    return _budget.get()
+
+
 def share(usual: int, part: float) -> int:
     """``usual`` bytes, or ``part`` of the budget where there is one and that is less.
 

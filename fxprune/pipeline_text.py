@@ -292,8 +292,8 @@ def _first(stated: StatedPipeline) -> int:
     return next((i for i, p in enumerate(stated.before) if takes_data(p)), -1)
 
 
-_BESIDE = {"command", "model", "input", "checkpoint", "trust-pickle", "data", "samples", "seed", "target", "out",
-           "pipeline", "memory", "flops", "params", "bytes"}
+_BESIDE = {"command", "model", "input", "batch", "threads", "seconds", "checkpoint", "trust-pickle", "data", "samples",
+           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes"}
 
 
 def stated_alone(asked: Mapping[str, Any]) -> None:

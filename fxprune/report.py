@@ -9,6 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .plan import CompressionPlan
+from .report_latency import (
+    earlier_section,
+    foretold_section,
+    measured_section,
+    parity_rows,
+    passed,
+    summary_card,
+    summary_rows,
+    why_none,
+)
 from .report_page import (
     Markup,
     bar,
@@ -22,7 +32,6 @@ from .report_page import (
     section,
     table,
     text,
-    verdict,
 )
 from .report_plots import SERIES, heat_map, kept_bars, pairs
 from .units import giga, mebi, mega
@@ -43,8 +52,8 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
     """
     return page(f"fxprune: {report['name']}", [
         _head(report), _summary(report), _errors(report), _kept(report), _tokens(report, pictures),
-        _importance(report, plan), _zeros(report), _latency(report), _exactness(report), _frozen(report),
-        _replay(report), _provenance(report)])
+        _importance(report, plan), _zeros(report), measured_section(report), foretold_section(report),
+        _exactness(report), earlier_section(report), _frozen(report), _replay(report), _provenance(report)])
 
 
 def figures_of(report: Report) -> tuple[str, float | None, float | None]:
@@ -107,10 +116,7 @@ def _summary(report: Report) -> str:
             a, b = (side[key] if key else side["weights"] + side["activations"]
                     for side in (memory["dense"], memory["compressed"]))
             rows.append((label, mebi(a), mebi(b), f"{b / a:.3f}" if a else ""))
-    latency = report.get("latency") or {}
-    if latency.get("dense_ms") and latency.get("achieved_ms"):
-        a, b = latency["dense_ms"], latency["achieved_ms"]
-        rows.append(("latency, measured", f"{a:.3f} ms", f"{b:.3f} ms", f"{b / a:.3f}"))
+    rows += summary_rows(report)
     payload = report.get("files", {}).get(report.get("payload"))
     if payload:
         rows.append((f"file {report['payload']}", "", mebi(payload["size_bytes"]), ""))
@@ -118,6 +124,7 @@ def _summary(report: Report) -> str:
              for label, key, show in COSTS]
     if small is not None:
         shown.insert(0, (MEASURES[measure], f"{small:.3f}", f"dense {dense:.3f}" if dense is not None else ""))
+    shown += summary_card(report)
     if parity:
         shown.append((f"{report['target']} differs by", f"{parity['max_rel']:.1e}",
                       f"relative; accepted {parity['tolerance']:.0e}"))
@@ -131,7 +138,7 @@ def _summary(report: Report) -> str:
                    paragraph(f"Budget: {budget_words(report)}. MACs are {cost['counted']}.", "soft"),
                    paragraph(where, "soft") if where else "",
                    paragraph(f"Memory is {memory['counted']}.", "soft") if memory else "",
-                   "" if latency else paragraph("Latency was not part of this run: fxprune bench measures it.", "soft"))
+                   paragraph(why_none(report), "soft") if why_none(report) else "")
 
 
 def _errors(report: Report) -> str:
@@ -237,46 +244,18 @@ def _zeros(report: Report) -> str:
                    folded(f"{len(rows)} weights", listing))
 
 
-def _latency(report: Report) -> str:
-    told = report.get("latency")
-    if not told:
-        return ""
-    rows = [(words, f"{told[key]:.3f} ms") for words, key in (
-        ("dense, measured", "dense_ms"), ("predicted", "predicted_ms"), ("achieved, measured", "achieved_ms"))
-        if _finite(told.get(key))]
-    if _finite(told.get("predicted_ms")) and _finite(told.get("achieved_ms")) and told["achieved_ms"]:
-        rows.append(("predicted over achieved", f"{told['predicted_ms'] / told['achieved_ms']:.3f}"))
-    layers = [one for one in told.get("layers") or () if isinstance(one, Mapping)]
-    both = [one for one in layers if _finite(one.get("predicted_ms")) and _finite(one.get("achieved_ms"))]
-    names = [str(one.get("name") or one.get("layer") or i) for i, one in enumerate(both)]
-    columns = list(dict.fromkeys(k for one in layers for k in one))
-    return section("Predicted and achieved latency", table(("", ""), rows, (1,)), figure(pairs(
-        "latency", names, [one["predicted_ms"] for one in both], [one["achieved_ms"] for one in both], "ms",
-        ("predicted", "achieved")), "Per layer"), folded("per layer", table(
-            columns, [[one.get(k, "") for k in columns] for one in layers])))
-
-
 def _exactness(report: Report) -> str:
     rows: list[Sequence[object]] = []
     masked, parity = report.get("masked"), report.get("parity")
     if masked:
         rows.append(("sliced graph against the dense one with masks", "", f"{masked['max_rel']:.1e}",
-                     f"{masked['tolerance']:.0e}", _passed(masked["max_rel"] <= masked["tolerance"]), ""))
-    if parity:
-        tried = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes"
-                          for sizes in parity["tried"])
-        rows.append((f"{report['target']}: {report.get('payload')} against the sliced graph",
-                     f"{parity['max_abs']:.1e}", f"{parity['max_rel']:.1e}", f"{parity['tolerance']:.0e}",
-                     _passed(parity["ok"]), tried))
+                     f"{masked['tolerance']:.0e}", passed(masked["max_rel"] <= masked["tolerance"]), ""))
+    rows += parity_rows(report)
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
     listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
     return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
-
-
-def _passed(ok: bool) -> Markup:
-    return verdict(ok, "passed" if ok else "failed")
 
 
 def _frozen(report: Report) -> str:

@@ -11,6 +11,8 @@ from .errors import LoadError
 from .plan import CompressionPlan
 from .report import COSTS, MEASURES, PLURAL, budget_words, figures_of, labels
 from .report import render as render_one
+from .report_latency import rows_of as measured_rows
+from .report_latency import setting, timed_cell
 from .report_page import code, figure, folded, page, paragraph, section, table, text
 from .report_plots import EMPTY, SERIES, drawn, scatter, short
 from .report_schema import REPORT as SCHEMA
@@ -33,13 +35,18 @@ def read_valid(path: str | Path) -> dict[str, Any]:
 def again(path: Path) -> str:
     """The page of one artefact, made anew from its files."""
     report = read_valid(path)
+    return render_one(report, CompressionPlan.read(path / PLAN), pictures_of(path, report))
+
+
+def pictures_of(path: Path, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The pictures of an artefact by name, as far as they are whole and not too large for a page."""
     picture = str((report.get("tokens") or {}).get("picture", ""))
     pictures: dict[str, bytes] = {}
     if picture in report["files"]:
         check_files(path, report, only=(picture,))
         if report["files"][picture]["size_bytes"] <= MOST_PICTURE:
             pictures[picture] = (path / picture).read_bytes()
-    return render_one(report, CompressionPlan.read(path / PLAN), pictures)
+    return pictures
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -74,6 +81,7 @@ def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
             "recovery": (report.get("recovery") or {}).get("method", "none"), "cost": report["cost"],
             "memory": report.get("memory"), "measure": measure, "dense_value": dense, "value": value,
             "held_out": (report.get("agreement") or {}).get("held_out"), "latency": report.get("latency"),
+            "measured": report.get("measured"),
             "file_bytes": payload.get("size_bytes"), "max_rel": (report["parity"] or {}).get("max_rel"),
             "tolerance": (report["parity"] or {}).get("tolerance"), "kept": kinds, "pipeline": report["pipeline"],
             "plan_sha256": report["files"].get(PLAN, {}).get("sha256"),
@@ -104,6 +112,13 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     if any((a["latency"] or {}).get("achieved_ms") for a in artifacts):
         rows.append(row("latency, measured, ms", lambda a: f"{a['latency']['achieved_ms']:.3f}"
                         if (a["latency"] or {}).get("achieved_ms") else ""))
+    settings = {setting(r): (r["batch"], r["threads"]) for a in artifacts for r in measured_rows(a)}
+    for words, at in sorted(settings.items(), key=lambda one: one[1]):
+        rows.append(row(f"{words}, ms (speed-up)", lambda a, at=at: next(
+            (timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), "")))
+    if settings:
+        rows.append(row("measured on", lambda a: a["measured"]["device"] if measured_rows(a) else
+                        (a["measured"] or {}).get("why") or "not measured"))
     rows.append(row("file", lambda a: mebi(a["file_bytes"]) if a["file_bytes"] else ""))
     rows.append(row("differs from its graph by", lambda a: "" if a["max_rel"] is None else f"{a['max_rel']:.1e}"))
     for kind in dict.fromkeys(k for a in artifacts for k, (kept, size) in a["kept"].items() if kept < size):

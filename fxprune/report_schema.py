@@ -33,7 +33,8 @@ _MEMORY = _object("bytes", "weights activations", weights=_COUNT, activations=_C
 _PARITY = _object(
     "the target's file against the pruned graph, run at several sizes", "max_abs max_rel tolerance ok tried",
     max_abs=_NUMBER, max_rel=_NUMBER, tolerance=_NUMBER, ok={"type": "boolean"}, tried={"type": "array"},
-    skipped={"type": "array"}, unsteady=_COUNT)
+    skipped={"type": "array"}, unsteady=_COUNT, runtime=_one("string", "what ran the file"),
+    versions=_object("package -> version, when it was lowered", more=_TEXT))
 _FIGURES = _object(
     "the outputs after a step against the dense ones", "after", after=_TEXT,
     top1=_one("number", "share with the dense model's largest logit"),
@@ -54,9 +55,29 @@ _GROUP = _object(
     comparable=_one("boolean", "scores of different groups share the unit"),
     scores=_one(["string", "null"], f"[size], {ENCODING}; null without scores"),
     order=_one(["string", "null"], f"[size] elements, the last to be removed first, {ENCODING}; null: by score"))
+_NUMBER_OR_NULL = {"type": ["number", "null"]}
 _LATENCY = _object(
-    "predicted and measured latency, where the budget was one", "", predicted_ms=_NUMBER, achieved_ms=_NUMBER,
-    dense_ms=_NUMBER, layers=_list("per layer, with its own figures", {"type": "object"}))
+    "predicted and measured latency, where the budget was one, or a table was at hand", "",
+    predicted_ms=_NUMBER, achieved_ms=_one(["number", "null"], "of the plan, before recovery"), dense_ms=_NUMBER,
+    delivered=_object(
+        "the delivered file, after recovery", "achieved_ms ratio error rounds met", achieved_ms=_NUMBER, ratio=_NUMBER,
+        error=_NUMBER, rounds=_COUNT, met=_one(["boolean", "null"], "within 5 % of the budget; null without one")),
+    layers=_list("per layer, with its own figures", {"type": "object"}))
+_MEASURED = _object(
+    "latency of the target's file beside the dense model's, lowered in the same way and timed in turns",
+    "target device versions date rows why", target=_TEXT, device=_TEXT, date=_TEXT,
+    versions=_object("package -> version", more=_TEXT),
+    why=_one(["string", "null"], "why nothing was measured, or no dense figure"),
+    rows=_list("by batch size and threads; dense figures are null where no dense model was at hand", _object(
+        "milliseconds of one call, medians",
+        "batch threads dense_ms compressed_ms ratio error speedup realised rounds by",
+        batch=_one("integer", "samples per call", minimum=1),
+        threads=_one("integer", "CPU threads; 0: the runtime's own choice", minimum=0),
+        dense_ms=_NUMBER_OR_NULL, compressed_ms=_NUMBER,
+        ratio=_one(["number", "null"], "compressed over dense, median of the rounds' own ratios"),
+        error=_one(["number", "null"], "standard error of the ratio"), speedup=_NUMBER_OR_NULL,
+        realised=_one(["number", "null"], "speed-up over dense MACs / compressed MACs"),
+        rounds=_COUNT, by=_one("string", "the command that measured it"))))
 
 REPORT: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -117,6 +138,10 @@ REPORT: dict[str, Any] = {
                        picture=_TEXT, sites=_list("attentions", _object(
                            "", "site tokens removed left frozen", site=_TEXT, tokens=_COUNT, removed=_COUNT,
                            left=_COUNT, frozen=_TEXT))),
-        latency=_or_null(_LATENCY),
+        latency=_or_null(_LATENCY), measured=_or_null(_MEASURED),
+        earlier=_list("other targets that the same program was lowered to before", _object(
+            "a target as on the command line", "target payload parity", target=_TEXT,
+            payload=_one(["string", "null"], "its main file, which is no longer here"), parity=_or_null(_PARITY),
+            measured=_or_null(_MEASURED))),
     ),
 }

@@ -18,6 +18,7 @@ from .program import Program
 from .progress import Progress
 from .ranks import speaks
 from .report import MEASURES, figures_of
+from .report_latency import speed_lines
 from .target_lines import target_lines
 from .tokens import describe_tokens
 from .units import giga, mebi, mega
@@ -126,7 +127,7 @@ class Screen:
                  f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
-        lines += [*sparsity_lines(report), *latency_lines(report)]
+        lines += [*sparsity_lines(report), *latency_lines(report), *speed_lines(report)]
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
         lines += target_lines(report)
         if artifact.path is not None:
@@ -357,6 +358,8 @@ def latency_lines(report: Mapping[str, Any]) -> list[str]:
     threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
         ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
+    if last := told.get("delivered"):
+        figures.append(f"delivered {last['achieved_ms']:.3g} ms ({last['achieved_ms'] / dense:.3f})")
     return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
             f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"]
 

@@ -296,7 +296,10 @@ def _held(data: Calibration) -> str:
 def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     """Latency of every point's file and of the dense one, all in turns, per batch size."""
     from .bench import call_at, runner_of
-    from .measure import latency
+    from .latency_clock import reading
+    from .latency_delivered import record, row_of
+    from .measure import sampled
+    from .measure import timing as timing_of
 
     folders = [p["artifact"] for p in made.points if "artifact" in p]
     if not folders:
@@ -312,11 +315,19 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
             artifact.save(dense)
     opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
     runners = {name: (a.program, runner_of(a)) for name, a in opened.items()}
-    rows = []
+    rows, told = [], {name: list[dict[str, Any]]() for name in folders}
     for batch in timing.batches:
         calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
-        found = latency(calls, seconds=timing.seconds * len(calls), items=batch)
-        rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in found.items()}})
+        samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
+        for name in folders:
+            macs = opened[name].report["cost"]["ratio"]["flops"]
+            told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
+        rows.append({"batch": batch, "timings": {
+            name: {**timing_of(values, counts[name], batch).to_dict(),
+                   **({} if name == DENSE else {k: told[name][-1][k] for k in ("ratio", "error", "realised")})}
+            for name, values in samples.items()}})
+    for name in folders:
+        record(made.out / name, told[name], opened[name].backend, opened[name].program)
     return rows
 
 

@@ -81,7 +81,7 @@ def _points(result: Result) -> str:
     figures = [k for k in ("accuracy", "top1", "kl", "cosine", "relational")
                if any(k in p["figures"] for p in _good(result))]
     head = ["ratio", *(name for name, _, _ in COSTS), *(MEASURES[k] for k in figures), "drop",
-            *(f"ms at batch {b}" for b in names), "speed-up"]
+            *(f"ms at batch {b}" for b in names), "speed-up", "of 1 / MACs"]
     rows: list[list[object]] = []
     for point in result["points"]:
         if "infeasible" in point:
@@ -90,10 +90,11 @@ def _points(result: Result) -> str:
         times = [row["timings"].get(point["artifact"]) for row in result["latency"]]
         speed = "" if not times or times[0] is None else \
             f"{result['latency'][0]['timings']['dense']['median_ms'] / times[0]['median_ms']:.2f}x"
+        real = "" if not times or times[0] is None or "realised" not in times[0] else f"{times[0]['realised']:.2f}"
         rows.append([f"{point['ratio']:g}" + (" (chosen)" if point["artifact"] == result["chosen"] else ""),
                      *(show(point["cost"][k]) for _, k, show in COSTS),
                      *(f"{point['figures'][k]:.4g}" if k in point["figures"] else "" for k in figures),
-                     f"{point['drop']:.4f}", *(f"{t['median_ms']:.3f}" if t else "" for t in times), speed])
+                     f"{point['drop']:.4f}", *(f"{t['median_ms']:.3f}" if t else "" for t in times), speed, real])
     infeasible = "".join(f"<pre>{text(p['infeasible'])}</pre>" for p in result["points"] if "infeasible" in p)
     return section("Every point", table(head, rows, range(1, len(head))), folded("out of reach, and why", infeasible),
                    paragraph(f"MACs are {result['counted']}.", "soft"), "" if result["max_drop"] is not None else

@@ -35,6 +35,7 @@ from .rebuild import owning
 from .token_wish import TokenWish, token_wish
 
 if TYPE_CHECKING:
+    from .latency_delivered import Stopwatch
     from .passes.analysis.importance.criterion import Criterion
     from .passes.transform.recover import Recover
 
@@ -344,10 +345,18 @@ class Work:
         if self.out is not None and ranks.rank() == 0:
             self.stage(f"lower to {self.target}, verify and save")
             with silence():
-                artifact.save(Path(self.out))
+                artifact.save(Path(self.out), measure=self.stopwatch(whole))
             for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
                 self.warn(f"not finished: {missing}")
         return artifact
+
+    def stopwatch(self, whole: Program) -> Stopwatch:
+        """What times the result beside the dense program, once it is written."""
+        from .latency_delivered import Stopwatch
+        from .latency_measure import lowerable
+
+        by = str(self.options.get("command", "compile"))
+        return Stopwatch(self.timing.wish, by, lowerable(self.decided or whole), self.timing.clock, self.on_event)
 
     def _compare(self, program: Program, sliced: Program) -> dict[str, float]:
         """Largest relative difference between the sliced graph and the dense one with the same elements masked.

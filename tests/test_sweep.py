@@ -14,7 +14,7 @@ from torch import nn
 
 import fxprune
 from fxprune import sweep as sweeping
-from fxprune.artifact import load
+from fxprune.artifact import Artifact, load, read_report
 from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.cost import Budget
 from fxprune.data import Batch, Calibration
@@ -123,6 +123,13 @@ def test_the_smallest_within_the_drop_is_picked(folder: Path) -> None:
 def test_latency_is_of_all_points_and_dense(folder: Path) -> None:
     (row,) = told()["latency"]
     assert row["batch"] == 1
+    for point in told()["points"]:
+        if "artifact" in point:  # each knows how fast it is, from the same rounds
+            (one,) = read_report(folder / "sw" / point["artifact"])["measured"]["rows"]
+            time = row["timings"][point["artifact"]]
+            assert (one["batch"], one["by"], one["ratio"]) == (1, "sweep", time["ratio"])
+            assert one["compressed_ms"] == pytest.approx(time["median_ms"])
+            Artifact.read(folder / "sw" / point["artifact"])
     assert set(row["timings"]) == {"dense", *(p["artifact"] for p in told()["points"] if "artifact" in p)}
     dense = json.loads(Path("sw/dense/report.json").read_text())
     assert dense["cost"]["ratio"] == {"flops": 1.0, "params": 1.0, "bytes": 1.0}

@@ -158,11 +158,11 @@ def _name_everything(model: Any, program: Program) -> None:
     for value, name in named.items():
         value.name = name
     for value in values:
-        if value.shape is not None:
-            for position, dim in enumerate(value.shape):
-                text = getattr(dim, "value", None)
-                if isinstance(text, str):
-                    value.shape[position] = re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), text)
+        dims = [getattr(dim, "value", dim) for dim in value.shape or ()]
+        if any(isinstance(dim, str) for dim in dims):
+            value.shape = type(value.shape)([  # a new one: since onnx_ir 1.1 the exporter's may be frozen
+                re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), dim) if isinstance(dim, str) else dim
+                for dim in dims])
     model.producer_name, model.producer_version = "fxprune", _version()
     model.graph.name = re.sub(r"\W", "_", program.name)
 

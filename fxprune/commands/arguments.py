@@ -121,6 +121,20 @@ def target(p: Parser) -> None:
     group.add_argument("--out", metavar="DIR", help="where the artefact goes (default: fxprune-out/<model>-<target>)")
 
 
+def timed(p: Parser, batch: bool = True) -> None:
+    """How long the result is timed. batch: also at which batch size, where the command has no such option yet."""
+    group = p.add_argument_group("latency of the result")
+    if batch:
+        group.add_argument("--batch", type=int, default=1, metavar="N", help="samples per call (default: %(default)s)")
+    group.add_argument("--seconds", type=float, metavar="S", help=(
+        "time the written file beside the dense model's for so long; 0 leaves it out (default: about 2)"))
+
+
+def timing(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`fxprune.api.apply` about it."""
+    return {"batch": args.batch, "threads": args.threads or 0, "seconds": args.seconds}
+
+
 def source(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of :func:`fxprune.load.load` and its callers."""
     return {"checkpoint": args.checkpoint, "example_inputs": args.input, "trust_pickle": args.trust_pickle}

@@ -24,6 +24,7 @@ def options(p: Parser) -> None:
     p.add_argument("--recover", metavar="HOW", help=(
         "fit what stays to the dense model on the data: auto, ridge, refit, bias, scale, tune or none "
         "(default: auto with data, none without)"))
+    arguments.timed(p, batch=False)
     arguments.target(p)
 
 
@@ -32,8 +33,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from .. import api
 
     artifact = api.compile(args.model, target=args.target, out=arguments.out_dir(args), plan=args.plan,
-                           recover=args.recover, on_event=screen.tell, **arguments.decisions(args),
-                           **arguments.source(args))
+                           recover=args.recover, seconds=args.seconds, on_event=screen.tell,
+                           **arguments.decisions(args), **arguments.source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
 

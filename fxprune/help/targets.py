@@ -32,6 +32,13 @@ Several targets at once, with gates (accuracy, parity, latency, size) and a mani
 
 Nothing is searched then; the same request twice changes nothing, and exit code 3 says that a gate failed.
 
+`fxprune lower` takes an artefact to another target, or finishes it where the GPU is. What is known of the targets it
+had before (parity, latency, versions) stays in the report. The dense model is in no artefact: name it to have the
+result timed beside it. Calibration data goes to targets that look at it: fp16 is checked on it, value by value,
+against 65504.
+
+  fxprune lower small --target 'trt{dtype=fp16}' --data images.npz --against model.pt --batch 8
+
 What a target likes (multiples of channels) is its `granularity`; --align overrides it. A target of your own is one
 file: see fxprune help plugins.
 

@@ -3,10 +3,11 @@
 What people meet when they prune, in the order of how often they complain about it anywhere, and what to do here.
 
 1. MACs are halved, latency is not.
-   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. Make time the
-   budget (--latency 0.6, measured on this machine), or ask first what a budget of MACs would bring
-   (--expect-latency); measure with `fxprune bench small --against MODEL --batch 1,32` on the machine that counts;
-   keep widths at multiples of what it likes (--align auto); or cut tokens, which shortens every layer (--prune
+   MACs are not time: small batches wait for launches and memory, and narrow layers use a device badly. The report says
+   what became real ("Measured latency"); `fxprune bench small --against MODEL --batch 1,32 --record` adds batch sizes,
+   on the machine that counts. Make time the budget (--latency 0.6, measured on this machine), or ask first what a
+   budget of MACs would bring (--expect-latency); keep widths at multiples of what the device likes (--align auto); or
+   cut tokens, which shortens every layer (--prune
    heads,ffn,tokens). No speed is promised that was not measured.
 
 2. A reshape or view breaks after heads are cut.

@@ -49,7 +49,7 @@ def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch]
     with quiet():
         made = fxprune.compile(model, example, flops=cell.ratio, prune=cell.prune, tokens=cell.tokens, data=data,
                                samples=samples, seed=cell.seed, recover=cell.recover, out=out,
-                               target="eager" if out is None else "onnx", on_event=hear)
+                               target="eager" if out is None else "onnx", seconds=0, on_event=hear)
     return made, notes
 
 
@@ -57,14 +57,14 @@ def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int]
     """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
     with quiet():
         return fxprune.compile(model, example, tokens=f"{REDUCERS[cell.row]}:r={','.join(map(str, removed))}",
-                               recover="none", out=out, target="onnx", on_event=lambda _: None)
+                               recover="none", out=out, target="onnx", seconds=0, on_event=lambda _: None)
 
 
 def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
     """The dense model's ONNX file, written once per ``out``."""
     if not out.exists():
         with quiet():
-            fxprune.apply(model, CompressionPlan(), example, target="onnx", out=out, on_event=lambda _: None)
+            fxprune.apply(model, CompressionPlan(), example, target="onnx", out=out, seconds=0, on_event=lambda _: None)
     return payload(out)
 
 
