@@ -250,12 +250,20 @@ class _Facts:
             return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
         if axis in self.statistics:
             return Kind.WIDTH
-        if self.has("conv", axis):
+        if self.has("conv", axis) or (self.has("depthwise", axis) and not self._between_linears(axis)):
             return Kind.CHANNEL
         if axis in self.producers and axis in self.contracted:
             # a residual stream without norms has as many producers as blocks; a hidden layer has one or two (gated)
             return Kind.WIDTH if len(self.producers[axis]) > 4 else Kind.FFN
         return Kind.OTHER
+
+    def _between_linears(self, axis: Axis) -> bool:
+        """Whether nothing but linear layers makes and sums the elements, depthwise convolutions aside: the neurons of
+        a feed-forward that looks at its neighbours (Mix-FFN)."""
+        aside = {node for _, node in self.axes.tags["depthwise"]}
+        linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
+        found = ({*self.producers.get(axis, ()), *self.contracted[axis]}) - aside
+        return bool(found) and found <= linear
 
     def why_frozen(self, axis: Axis, slots: list[Slot], parameters: set[str]) -> str:
         if axis in self.frozen:

@@ -42,8 +42,9 @@ def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: D
     w.contract(contracted, ("input", 1))
     w.tag("produce", out)
     if any(total(d) > 1 for d in weight[2:]):
-        w.tag("conv", contracted)
-        w.tag("conv", out)
+        tag = "depthwise" if a.groups == total(contracted) == total(out) else "conv"
+        w.tag(tag, contracted)
+        w.tag(tag, out)
     w.freeze(weight[2:], "kernel")
     w.freeze(x[2:], SPATIAL)
     if a.groups > 1:
