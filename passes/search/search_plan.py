@@ -14,7 +14,7 @@ from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
 from ...latency_table import LatencyTable
 from ...pipeline import Search
-from ...plan import Choice, CompressionPlan
+from ...plan import Choice, CompressionPlan, TokenPlan
 from ...program import Program
 from . import two_class as scan
 from .infeasible import infeasible, nothing_to_prune
@@ -42,6 +42,8 @@ class SearchPlan(Search):
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
                  within their group, whose scale cancels
+    table        of latencies, for a budget of them;  tokens: reduced like that, what groups take then (latency only:
+                 of other metrics the program itself says it)
 
     Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method, head scale)
     Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more (as
@@ -56,6 +58,7 @@ class SearchPlan(Search):
     method: str = "auto"
     head_scale: float = 1.0
     table: LatencyTable | None = field(default=None, repr=False)
+    tokens: TokenPlan | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.method != "auto":
@@ -65,7 +68,7 @@ class SearchPlan(Search):
                               why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
 
     def run(self, program: Program) -> Program:
-        model, metric = model_for(program, self.budget, self.table), self.budget.metric
+        model, metric = model_for(program, self.budget, self.table, self.tokens), self.budget.metric
         terms, dense = model.terms[metric], model()
         limit = self.budget.limit(dense)
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
