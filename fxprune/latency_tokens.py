@@ -18,7 +18,7 @@ from .tokens import TokenFlow
 if TYPE_CHECKING:
     from .passes.transform.reducers.reducer import Reducer
 
-EARLY = (0.5, 0.25)  # of the tokens that may go, left, the others gone as soon as they can: few ops
+EARLY = (0.75, 0.5, 0.25)  # of the tokens that may go, left, the others gone as soon as they can: few ops
 SPREAD = (0.6, 0.2)  # left at the end, with equally many gone behind every site: an op at each
 
 

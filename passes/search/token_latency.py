@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ...axis import Axis
 from ...cost import CostModel, Expression
@@ -20,7 +22,7 @@ from .latency_fit import rising
 from .token_schedule import TokenCosts
 
 KNOTS = (0.25, 0.5, 0.75)  # of the tokens: where the time between products may bend
-STIFF = 0.5  # of how far a knot may leave the line: its square weighs as much as so many per cent of the dense latency
+STIFF = 1.0  # per cent of the dense latency: a knot that leaves the line so far weighs as one standard error
 SURE = 0.002  # of the dense latency: no reading is better than that
 
 
@@ -130,16 +132,24 @@ def timed_products(program: Program, axes: Sequence[Axis]) -> list[Expression]:
 
 
 def region_shares(program: Program) -> tuple[float, ...]:
-    """Of all elements that are made behind a site, those of every region: what lies between products goes with them."""
+    """Of all elements that are made behind a site by anything but products, those of every region."""
     flow: TokenFlow = program.need("tokens")
     index = {id(s): i for i, s in enumerate(flow.usable)}
-    made = [0] * len(index)
+    made, products = [0] * len(index), {m.node for m in program.need("axes").matmuls}
     for node in program.graph.nodes:
         value = node.meta.get("val")
-        if node.op == "call_function" and node.name in flow.region and isinstance(value, Tensor):
-            sizes = [d for d in value.shape if isinstance(d, int)]
-            made[index[id(flow.sites[flow.region[node.name]])]] += int(torch.Size(sizes).numel())
-    return tuple(n / max(sum(made), 1) for n in made)
+        if node.op != "call_function" or node.name not in flow.region or not isinstance(value, Tensor):
+            continue
+        if node.name not in products and not _view(node):
+            sizes = [d for d in value.shape if isinstance(d, int)]  # an open batch is the same everywhere
+            made[index[id(flow.sites[flow.region[node.name]])]] += math.prod(sizes)
+    return tuple(n / sum(made) if sum(made) else 1 / len(made) for n in made)
+
+
+def _view(node: Node) -> bool:
+    """Whether the node's value is the memory of another."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
 def fitted(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
