@@ -58,12 +58,13 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
     wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
-        scored, scores = _scored_beside_tokens(work, wish, program, data), {}
+        scored = _scored_beside_tokens(work, wish, program, data)
+        scores: dict[str, list[list[float]]] = {}  # of tokens
 
-        def decide_again(corrected: Wish) -> Program:
-            return _with_tokens(work, corrected, scored, data, scores)
+        def decided(by: Wish) -> Program:
+            return _with_tokens(work, by, scored, data, scores)
 
-        return settled(work, wish, decide_again(wish), decide_again)
+        return settled(work, wish, decided(wish), decided)
     assert wish.budget is not None
     dense, here, plan = program, program, CompressionPlan()
     steps = amounts(wish, program)

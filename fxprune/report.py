@@ -246,6 +246,11 @@ def _latency(report: Report) -> str:
         if _finite(told.get(key))]
     if _finite(told.get("predicted_ms")) and _finite(told.get("achieved_ms")) and told["achieved_ms"]:
         rows.append(("predicted over achieved", f"{told['predicted_ms'] / told['achieved_ms']:.3f}"))
+    tokens = told.get("tokens") or {}
+    if tokens:
+        ops = [ms for ms in tokens["ops_ms"].values() if _finite(ms)]
+        rows += [(f"of it, {len(ops)} ops that reduce tokens, predicted", f"{sum(ops):.3f} ms"),
+                 ("what goes with tokens between products, predicted against dense", f"{tokens['between_ms']:+.3f} ms")]
     layers = [one for one in told.get("layers") or () if isinstance(one, Mapping)]
     both = [one for one in layers if _finite(one.get("predicted_ms")) and _finite(one.get("achieved_ms"))]
     names = [str(one.get("name") or one.get("layer") or i) for i, one in enumerate(both)]

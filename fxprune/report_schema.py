@@ -56,7 +56,12 @@ _GROUP = _object(
     order=_one(["string", "null"], f"[size] elements, the last to be removed first, {ENCODING}; null: by score"))
 _LATENCY = _object(
     "predicted and measured latency, where the budget was one", "", predicted_ms=_NUMBER, achieved_ms=_NUMBER,
-    dense_ms=_NUMBER, layers=_list("per layer, with its own figures", {"type": "object"}))
+    dense_ms=_NUMBER, layers=_list("per layer, with its own figures", {"type": "object"}),
+    tokens=_or_null(_object(
+        "what fewer tokens do beside the products that layers tell of", "ops_ms between_ms follow",
+        ops_ms=_object("site -> milliseconds that its reducing op takes", more=_NUMBER),
+        between_ms=_one("number", "what goes with tokens between products, against dense"),
+        follow=_one("number", "share of the products' time that goes with the rows"))))
 
 REPORT: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -31,9 +31,9 @@ FLOORS = {
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands", "decide",
                      "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
                      "explain", "export_step", "help", "latency_decide", "latency_measure", "latency_tokens",
-                     "limits", "lower", "outcome", "pipeline_text", "report_compare", "report_facts", "sensitivity", "show", "sparsify",
-                     "sweep", "sweep_page", "testing", "token_picture", "token_scores", "token_wish", "toml_options",
-                     "tune", "work"], 4),
+                     "limits", "lower", "outcome", "pipeline_text", "report_compare", "report_facts", "sensitivity",
+                     "show", "sparsify", "sweep", "sweep_page", "testing", "token_picture", "token_scores",
+                     "token_wish", "toml_options", "tune", "work"], 4),
 }
 HEAVY = {"timm", "transformers", "torchvision", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "sklearn", "scipy",
          "PIL", "networkx", "rich", "pandas", "matplotlib", "tensorrt", "tensorrt_rtx", "torch_tensorrt"}

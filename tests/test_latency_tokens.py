@@ -51,18 +51,40 @@ def machine(fixed: float = 20.0, op: float = 2.0, norm: float = 0.2, product: fl
     return time
 
 
+@pytest.fixture(scope="module")
+def kept_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tables of the plain machine are kept, for all tests here."""
+    return tmp_path_factory.mktemp("tables")
+
+
 @pytest.fixture(autouse=True)
-def _no_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _no_watch(monkeypatch: pytest.MonkeyPatch, kept_tables: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept_tables))
     monkeypatch.setattr(latency_decide, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(machine()))
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
+
+
+@pytest.fixture
+def another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Machine], None]:
+    """Work on another machine, with tables of its own."""
+
+    def use(time: Machine) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(FakeClock, "time", staticmethod(time))
+
+    return use
 
 
 def options(data: Digits, **more: Any) -> dict[str, Any]:
     images = [data.train_images[:32], data.train_images[32:64]]
     return {"data": images, "importance": "l2", "recover": "none", "prune": "heads,ffn,tokens", "align": 1,
             "tokens": "tome{schedule=constant}", "on_event": lambda event: None, **more}
+
+
+def planning(data: Digits, **more: Any) -> dict[str, Any]:
+    """Options of a plan alone."""
+    return {k: v for k, v in options(data, **more).items() if k != "recover"}
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +149,30 @@ def test_token_rows_that_make_no_sense(table: LatencyTable, tmp_path: Path, poin
     assert says in error.value.why
 
 
-def test_an_old_table_is_one_of_widths_alone(trained: DigitsViT, digit_data: Digits, tmp_path: Path) -> None:
-    x, asked = digit_data.test_images[:2], options(digit_data, tokens="tome{schedule=constant,share=0.5}")
-    fxprune.compile(trained, x, latency=0.8, out=tmp_path / "a", **asked)
-    raw = json.loads((tmp_path / "a" / FILE).read_text(encoding="utf-8"))
-    assert raw.pop("tokens")
-    raw["fxprune_latency"] = 1
-    (tmp_path / "old.json").write_text(json.dumps(raw), encoding="utf-8")
+def test_an_old_table_is_one_of_widths_alone(program: Program, table: LatencyTable, tmp_path: Path) -> None:
+    raw = json.loads(table.to_json())
+    del raw["tokens"]
+    (tmp_path / "old.json").write_text(json.dumps({**raw, "fxprune_latency": 1}), encoding="utf-8")
+    old = LatencyTable.read(tmp_path / "old.json")
+    assert old == replace(table, tokens={})
+    old.check(program)
+    assert json.loads(old.to_json())["fxprune_latency"] == 2
     with pytest.raises(LoadError, match="no token counts for 'tome'") as error:
-        fxprune.compile(trained, x, latency=0.8, latency_table=tmp_path / "old.json", **asked)
+        old.check_tokens(program, TokenPlan("tome", {}))
     assert "widths alone" in error.value.why
-    widths = {**asked, "prune": "heads,ffn", "tokens": None}
-    assert fxprune.compile(trained, x, latency=0.8, latency_table=tmp_path / "old.json", **widths).plan.choices
+    with pytest.raises(LoadError, match="no token counts for 'tome, unmerged'") as error:
+        table.check_tokens(program, TokenPlan("tome", {}, unmerge=True))
+    assert "it knows tome" in error.value.why
+
+
+def test_a_table_of_widths_is_refused_where_tokens_are_asked_for(trained: DigitsViT, digit_data: Digits,
+                                                                 tmp_path: Path) -> None:
+    x, widths = digit_data.test_images[:2], options(digit_data, prune="heads,ffn", tokens=None)
+    fxprune.compile(trained, x, latency=0.8, out=tmp_path / "a", **widths)
+    count = FakeClock.read_so_far
+    with pytest.raises(LoadError, match="no token counts for 'tome'"):
+        fxprune.plan(trained, x, latency=0.8, latency_table=tmp_path / "a" / FILE, **planning(digit_data))
+    assert FakeClock.read_so_far == count
 
 
 def test_rows_of_other_sites_are_refused(program: Program, table: LatencyTable) -> None:
@@ -229,34 +263,34 @@ def test_one_ledger_of_time_is_met_and_told(trained: DigitsViT, digit_data: Digi
 
 
 def test_the_share_is_decided_by_what_ops_take(trained: DigitsViT, digit_data: Digits,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+                                               another: Callable[[Machine], None]) -> None:
     """Where an op takes more time than it saves, tokens stay, though in MACs they would go."""
-    x, asked = digit_data.test_images[:2], options(digit_data)
-    cheap = fxprune.compile(trained, x, latency=0.75, **asked)
-    monkeypatch.setattr(FakeClock, "time", staticmethod(machine(op=150.0)))
-    dear = fxprune.compile(trained, x, latency=0.75, batch=2, **asked)
-    assert cheap.plan.tokens is not None
-    assert not cheap.plan.tokens.empty
-    assert dear.plan.tokens is not None
-    assert dear.plan.tokens.empty
-    assert dear.report["latency"]["achieved_ratio"] == pytest.approx(0.75, rel=0.05)
+    x = digit_data.test_images[:2]
+    cheap = fxprune.plan(trained, x, latency=0.75, **planning(digit_data)).need("plan").tokens
+    another(machine(op=150.0))
+    dear = fxprune.plan(trained, x, latency=0.75, **planning(digit_data)).need("plan")
+    assert cheap is not None
+    assert not cheap.empty
+    assert dear.tokens is not None
+    assert dear.tokens.empty
+    assert dear.choices
     with pytest.raises(BudgetInfeasible, match="tokens alone") as error:
-        fxprune.compile(trained, x, latency=0.75, batch=2, **{**asked, "prune": "tokens"})
+        fxprune.plan(trained, x, latency=0.75, **planning(digit_data, prune="tokens"))
     assert "of the dense latency stay" in error.value.why
 
 
 def test_ops_that_take_long_go_to_fewer_sites(trained: DigitsViT, digit_data: Digits,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeClock, "time", staticmethod(machine(op=45.0)))
-    made = fxprune.compile(trained, digit_data.test_images[:2], latency=0.85, **options(
-        digit_data, prune="tokens", align=None))
-    assert made.plan.tokens is not None
-    assert len(made.plan.tokens.removed) == 1
-    assert made.report["latency"]["achieved_ratio"] == pytest.approx(0.85, rel=0.05)
+                                              another: Callable[[Machine], None]) -> None:
+    """One op saves more than two do: the constant schedule over all sites does not reach the budget."""
+    another(machine(op=60.0))
+    made = fxprune.plan(trained, digit_data.test_images[:2], latency=0.85, **planning(digit_data, prune="tokens"))
+    tokens = made.need("plan").tokens
+    assert tokens is not None
+    assert len(tokens.removed) == 1
 
 
 def test_a_miss_is_corrected_and_the_table_replays_it(trained: DigitsViT, digit_data: Digits, tmp_path: Path,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+                                                      another: Callable[[Machine], None]) -> None:
     """A plan of both saves a third less than the table says."""
     honest, widths = machine(), {int(t.numel()) for t in trained.state_dict().values() if t.dim() == 2}
 
@@ -267,7 +301,7 @@ def test_a_miss_is_corrected_and_the_table_replays_it(trained: DigitsViT, digit_
         return known[0] - (known[0] - honest(program)) * (0.66 if cut and len(rows) > 1 else 1.0)
 
     known: list[float] = []
-    monkeypatch.setattr(FakeClock, "time", staticmethod(bent))
+    another(bent)
     x, asked = digit_data.test_images[:2], options(digit_data, tokens="tome{schedule=constant,share=0.5}")
     first = fxprune.compile(trained, x, latency=0.75, out=tmp_path / "a", **asked)
     rounds = first.report["latency"]["rounds"]
@@ -290,11 +324,8 @@ def test_other_budgets_say_what_to_expect_with_tokens(trained: DigitsViT, digit_
     told = made.report["latency"]
     assert told["target"] is None
     assert told["achieved_ms"] is None
-    true = machine()(made.program)
-    assert told["predicted_ms"] == pytest.approx(true, rel=0.04)
-    explicit = fxprune.compile(trained, x, tokens="tome:r=3", expect_latency=True, importance="l2",
-                               on_event=lambda event: None)
-    assert explicit.report["latency"]["predicted_ms"] == pytest.approx(machine()(explicit.program), rel=0.04)
+    assert told["predicted_ms"] == pytest.approx(machine()(made.program), rel=0.04)
+    assert set(told["tokens"]["ops_ms"]) == set(made.plan.tokens.removed)  # type: ignore[union-attr]
 
 
 def test_a_model_without_tokens_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

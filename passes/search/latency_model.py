@@ -116,7 +116,8 @@ class LatencyModel(CostModel):
         flow: TokenFlow = program.need("tokens")
         left, factor = dict(zip(times.axes, times.left(removed), strict=True)), self.table.correction
         whole = CostModel(program, flow.axes, also=times.axes)
-        dense, timed, less = self.terms["flops"], [], 0.0
+        dense, less = self.terms["flops"], 0.0
+        timed: list[Expression] = []
         self.terms = {metric: [t.at(left) for t in terms] for metric, terms in whole.terms.items()}
         for old, new, rate in zip(dense, self.terms["flops"], self.rates, strict=True):
             if not old.axes():
@@ -300,8 +301,8 @@ def _alignment(count: int) -> int:
 def out_of_reach(program: Program, budget: Budget, model: LatencyModel, floor: TimedCost,
                  groups: Sequence[PruneGroup]) -> BudgetInfeasible:
     """``budget`` lies below the latency of the chosen ``groups`` at their floors: what is reachable, and what helps."""
-    dense, least = model().latency_ns, floor.latency_ns
-    limit = budget.limit(model())
+    dense, least = model.dense().latency_ns, floor.latency_ns
+    limit = budget.limit(model.dense())
     fixed = model({g.axis: 0 for g in groups}).latency_ns
     cures = []
     if any(g.floor for g in groups):

@@ -70,7 +70,7 @@ class SearchPlan(Search):
     def run(self, program: Program) -> Program:
         model, metric = model_for(program, self.budget, self.table, self.tokens), self.budget.metric
         terms, dense = model.terms[metric], model()
-        limit = self.budget.limit(dense)
+        limit = self.budget.limit(model.dense() if isinstance(model, LatencyModel) else dense)
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
             return program.but(plan=self._plan([], [], scores, dense, dense, "none needed"))

@@ -1,4 +1,4 @@
-"""What fewer tokens do to a measured latency: products with fewer rows, what lies between them, and the reducing ops."""
+"""What fewer tokens do to a measured latency: fewer rows in products, less between them, and ops that reduce tokens."""
 
 from __future__ import annotations
 
@@ -154,38 +154,51 @@ def _view(node: Node) -> bool:
 
 def fitted(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
     """``bare`` with what explains the readings: first how products and the rest follow and what ops take, all of them
-    never negative; then the bends that are left."""
-    dense, whole, sites = bare.dense_ns, bare.whole, len(bare.sites)
-    rows, wanted, errors = [], [], []
-    for p in curve.points:
-        left = bare.left(p.removed)
-        tokens = [n + bare.protected for n, r in zip([whole, *left[:-1]], p.removed, strict=True) if r]
-        less = bare.products([0] * sites) - bare.products(p.removed)
-        gone = 1.0 - sum(w * n / whole for w, n in zip(bare.weights, left, strict=True))
-        rows.append([-less / dense, -gone, float(len(tokens)), sum((t / (whole + bare.protected)) ** 2 for t in tokens)])
-        wanted.append(p.ratio - 1.0)
-        errors.append(max(p.error, SURE))
-    if not rows:
+    never negative; then the bends that are left.
+
+    That products follow the rows is presumed as long as that explains the readings: their time is known from the table
+    of widths, and the rest is the line's. Only where less is saved than they take do they follow less.
+    """
+    if not curve.points:
         return bare
-    x, y, e = (torch.tensor(v, dtype=torch.float64) for v in (rows, wanted, errors))
-    follow, rest = 1.0, never_negative(x[:, 1:] / e[:, None], (y - x[:, 0]) / e)
-    if not rest[0]:  # no more is saved than products take: perhaps less
-        follow, *ops = never_negative(x[:, [0, 2, 3]] / e[:, None], y / e)
-        follow = min(1.0, follow)
-        rest = [0.0, *(ops if follow < 1.0 else rest[1:])]
-    line, start, work = rest
+    e = torch.tensor([max(p.error, SURE) for p in curve.points], dtype=torch.float64)
+    x = torch.tensor([_features(bare, p.removed) for p in curve.points], dtype=torch.float64) / e[:, None]
+    y = torch.tensor([p.ratio - 1.0 for p in curve.points], dtype=torch.float64) / e
+    follow, (line, start, work) = 1.0, never_negative(x[:, 1:], y - x[:, 0])
+    if not line:
+        less, *ops = never_negative(x[:, [0, 2, 3]], y)
+        if less < 1.0:
+            follow, (start, work) = less, ops
     off = y - x @ torch.tensor([follow, line, start, work], dtype=torch.float64)
-    counts = sorted({0, *(round(k * whole) for k in KNOTS), whole})
-    inner = [n for n in counts if 0 < n < whole]
+    counts = sorted({0, *(round(k * bare.whole) for k in KNOTS), bare.whole})
+    bends = _bends(bare, curve, counts, off, e)
+    values = [bare.dense_ns * (line * (n / bare.whole - 1.0) + bend) for n, bend in zip(counts, bends, strict=True)]
+    return replace(bare, follow=follow, op=(bare.dense_ns * start, bare.dense_ns * work), counts=tuple(counts),
+                   values=tuple(_rising_with(bare, follow, counts, values)))
+
+
+def _features(bare: TokenTimes, removed: Sequence[int]) -> list[float]:
+    """What a schedule's latency, less the dense one and as a share of it, is a sum of: products that go, tokens that go
+    between them, ops, and the square of the tokens that each op sees."""
+    left = bare.left(removed)
+    seen = [(n + bare.protected) / (bare.whole + bare.protected)
+            for n, r in zip([bare.whole, *left[:-1]], removed, strict=True) if r]
+    less = bare.products([0] * len(removed)) - bare.products(removed)
+    gone = 1.0 - sum(w * n / bare.whole for w, n in zip(bare.weights, left, strict=True))
+    return [-less / bare.dense_ns, -gone, float(len(seen)), sum(t * t for t in seen)]
+
+
+def _bends(bare: TokenTimes, curve: TokenCurve, counts: Sequence[int], off: Tensor, e: Tensor) -> list[float]:
+    """How far the line is left at every count, by what it does not explain (``off``, in errors); stiff, so that noise
+    bends little. Below the lowest count that is known, as there."""
+    inner = [n for n in counts if 0 < n < bare.whole]
+    if not inner:
+        return [0.0] * len(counts)
     hats = torch.tensor([[sum(w * _hat(counts, k, n) for w, n in zip(bare.weights, bare.left(p.removed), strict=True))
                           for k in inner] for p in curve.points], dtype=torch.float64) / e[:, None]
-    bends = torch.linalg.solve(hats.T @ hats + torch.eye(len(inner), dtype=torch.float64) / (STIFF / 100) ** 2,
-                               hats.T @ (off / e)) if inner else torch.zeros(0)
-    bent = dict(zip(inner, bends.tolist(), strict=True))
-    values = [dense * (line * (n / whole - 1.0) + bent.get(n, bent.get(inner[0], 0.0) if n == 0 and inner else 0.0))
-              for n in counts]
-    return replace(bare, follow=follow, op=(dense * start, dense * work), counts=tuple(counts),
-                   values=tuple(_rising_with(bare, follow, counts, values)))
+    stiff = torch.eye(len(inner), dtype=torch.float64) / (STIFF / 100) ** 2
+    found = torch.linalg.solve(hats.T @ hats + stiff, hats.T @ off).tolist()
+    return [found[0], *found, 0.0]
 
 
 def _rising_with(bare: TokenTimes, follow: float, counts: Sequence[int], values: Sequence[float]) -> list[float]:
