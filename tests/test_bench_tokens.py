@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from token_models import TokenViT, scrambled
 from torch import Tensor, nn
 
+import fxprune
 from fxprune.errors import OptionError
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -26,7 +29,7 @@ def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, realised: float = 0.9) -> list[Any]:
     """All that the targets ask for."""
-    from tokens_run import LEDGERS, RATIOS, RECOVERIES, SCHEDULES, ledgers, sweep
+    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, SCHEDULES, ledgers, sweep
 
     figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
     found = [{**cell.record(64, "w"), "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
@@ -40,7 +43,8 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
 
 
 def test_cells_have_keys_of_their_own() -> None:
-    from tokens_run import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, name_of, sweep
+    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, sweep
+    from tokens_run import name_of
 
     cells = [*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, RATIOS)]
     made = [cell.record(64, "w") for cell in cells]
@@ -56,7 +60,7 @@ def test_cells_have_keys_of_their_own() -> None:
 
 
 def test_schedules_go_into_the_braces() -> None:
-    from tokens_run import scheduled
+    from tokens_cells import scheduled
 
     assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
     assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
@@ -154,7 +158,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             raise OptionError("the budget is too small")
         return (lambda batch: model(*batch.args)), 240, [17, 12]
 
+    def stated(model: nn.Module, example: Tensor, cell: Any, removed: Any, out: Path) -> Any:
+        calls.append(removed)
+        return SimpleNamespace(report={"cost": {"compressed": {"flops": 240}}})
+
     monkeypatch.setattr(tokens_run.Sweep, "planned", planned)
+    monkeypatch.setattr(tokens_run.Sweep, "removed", lambda *_: [5, 0])
+    monkeypatch.setattr(tokens_run, "stated", stated)
     monkeypatch.setattr(tokens_run, "dense_onnx", lambda *_: Path("dense"))
     monkeypatch.setattr(tokens_run, "payload", lambda path: path)
     monkeypatch.setattr(tokens_run, "timed", lambda *_: {"dense_ms": 2.0, "reduced_ms": 1.0, "speedup": 2.0})
@@ -164,7 +174,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_measures_nothing_twice(bench: Any) -> None:
-    from tokens_run import ledgers
+    from tokens_cells import ledgers
 
     cell, hopeless = ledgers(["joint"], ["auto"], [0.5, 0.1])
     bench.made.run([cell, hopeless], {})
@@ -191,7 +201,7 @@ def test_it_measures_nothing_twice(bench: Any) -> None:
 
 
 def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
-    from tokens_run import sweep
+    from tokens_cells import sweep
 
     one, other, hopeless = (*sweep(["tome", "random"], ["optin"], [0.5]), *sweep(["tome"], ["optin"], [0.1]))
     bench.made.run([one, other, hopeless], {})
@@ -203,10 +213,33 @@ def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
     bench.made.run([one, other], {})
     assert not bench.calls
     bench.made.run([one], {one: (32,)})
-    assert len(bench.calls) == 1
+    assert bench.calls == [[5, 0]], "its counts are known: nothing is searched for to take its time"
     later = bench.made.records[-1]
     assert (later["accuracy"], later["tokens_per_block"]) == (100, [17, 12])
     assert later["latency"]["32"]["speedup"] == 2
+    bench.calls.clear()
+    (twin,) = sweep(["tome"], ["constant"], [0.5])
+    bench.made.run([twin], {twin: (32,)})
+    assert bench.calls == [twin], "the same counts by another schedule are the same model: neither judged nor timed"
+    assert bench.made.records[-1]["latency"] == later["latency"]
+
+
+def test_counts_are_found_again_from_what_a_record_holds() -> None:
+    from tokens_cells import sweep
+    from tokens_sweep import Sweep
+
+    from fxprune.data import Batch
+
+    torch.manual_seed(0)
+    model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)
+    one = Sweep(model, images[:2], [Batch((images,))])
+    for cell in sweep(["tome", "random"], ["constant", "decreasing", "optin"], [0.6]):
+        _, macs, tokens = one.planned(cell)
+        removed = one.removed(cell, tokens, macs)
+        assert [a - b for a, b in itertools.pairwise(tokens)] == removed[:-1]
+        made = fxprune.compile(model, images[:2], tokens=f"{cell.row}:r={','.join(map(str, removed))}",
+                               recover="none", on_event=lambda _: None)
+        assert made.report["cost"]["compressed"]["flops"] == macs
 
 
 def test_closeness() -> None:

@@ -10,7 +10,7 @@ plans    a ViT trained on digits: a plan by ``--latency R`` against plans by FLO
          budget is moved until it is within 2 %), accuracy on the test images, with recovery. To reach: at least as good
 
 Models   DeiT-Ti, DeiT-S, DeiT-B, ResNet-50 at 224x224 (timm); BERT-base at 128 tokens (transformers)
-Targets  onnx (ONNX Runtime), and eager, inductor and tensorrt where their backend is there and runs here
+Targets  onnx (ONNX Runtime), and eager, inductor and trt where their backend is there and runs here
 Latency  dense and pruned lowered in the same way and timed in turns; the ratio is the median of the rounds' ratios, its
          standard error beside it. With one thread the clock is the process's CPU time, which other work on the machine
          hardly moves; the load average is noted in every record all the same
@@ -43,7 +43,7 @@ from fxprune.work import Limits, Work
 
 Record = dict[str, Any]
 MODELS = ("deit_tiny", "deit_small", "deit_base", "bert_base", "resnet50")
-TARGETS, PARTS = ("onnx", "eager", "inductor", "tensorrt"), ("shares", "budgets", "plans")
+TARGETS, PARTS = ("onnx", "eager", "inductor", "trt"), ("shares", "budgets", "plans")
 RATIOS, BATCHES = (0.75, 0.5, 0.35), (1, 8, 32)
 SHARE, AT_BATCH, MISS = 0.95, 8, 0.05
 KEY = ("part", "model", "target", "batch", "threads", "ratio")
@@ -202,7 +202,7 @@ def runs_here(target: str) -> bool:
         registry.backend(target)
     except (FxpruneError, ImportError):
         return False
-    return target != "tensorrt" or torch.cuda.is_available()
+    return target != "trt" or torch.cuda.is_available()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
     python tools/bench/tokens.py --prepare                   train the model once (about half an hour on one core)
     python tools/bench/tokens.py --out tokens.json           measure what that file does not hold yet
            [--rows tome,ppt] [--schedules constant,optin] [--ratios 0.7,0.5] [--ledgers joint] [--ledger-ratios 0.5]
-           [--timed tome,ppt,prune-class-value,joint] [--timed-ratios 0.7,0.5]
+           [--timed tome,ppt,prune-class-value,joint] [--timed-ratios 0.7,0.5] [--timed-schedules constant,optin]
     python tools/bench/tokens.py --out tokens.json --check   hold the file against the targets, measure nothing
 
 Model     ``tokens_model.py``: a ViT with 197 tokens on CIFAR-10 images at 56x56, trained here
@@ -40,24 +40,23 @@ import torch
 from accuracy_models import CACHE, DATA, LOADERS, fingerprint
 from lists import names, numbers
 from record import peak_memory, write
-from tokens_model import RECIPE, Split, splits, trained
-from tokens_plot import plot
-from tokens_run import (
+from tokens_cells import (
     BATCHES,
     LEDGERS,
     RATIOS,
     RECOVERIES,
     REDUCERS,
     SCHEDULES,
-    Bench,
     Cell,
     Record,
-    difference,
     key,
     ledgers,
     scheduled,
     sweep,
 )
+from tokens_model import RECIPE, Split, splits, trained
+from tokens_plot import plot
+from tokens_run import Bench, difference
 
 TIMED, TIMED_RATIOS = ("tome", "ppt", "prune-class-value", "joint"), (0.7, 0.5)
 JOINT_AT, REALISED, AT_BATCH, DECIDES = 0.5, 0.85, "32", ("tome",)
@@ -239,9 +238,9 @@ def measure(results: Results, args: argparse.Namespace) -> None:
 
 
 def is_timed(cell: Cell, args: argparse.Namespace) -> bool:
-    """Whether latency is wanted: OPTIN's and the constant schedule of a reducer, a ledger with its recovery."""
+    """Whether latency is wanted: of some schedules of a reducer, of a ledger with its recovery."""
     wanted = cell.row in args.timed and cell.ratio in args.timed_ratios
-    return wanted and (cell.recover == "auto" if cell.row in LEDGERS else cell.schedule in ("constant", OURS[0]))
+    return wanted and (cell.recover == "auto" if cell.row in LEDGERS else cell.schedule in args.timed_schedules)
 
 
 def report(results: Results, verdict: bool) -> int:
@@ -279,6 +278,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", type=names((*REDUCERS, *LEDGERS)), default=[], help="rows to measure anew")
     made.add_argument("--timed", type=names((*REDUCERS, *LEDGERS)), default=list(TIMED), help="rows to time")
     made.add_argument("--timed-ratios", type=numbers(float), default=list(TIMED_RATIOS))
+    made.add_argument("--timed-schedules", type=names(SCHEDULES), default=["constant", OURS[0]])
     made.add_argument("--batches", type=numbers(int), default=list(BATCHES))
     made.add_argument("--seconds", type=float, default=20.0, help="of timing, per cell and batch size")
     made.add_argument("--samples", type=int, default=256, help="held-out images that methods see")

@@ -1,16 +1,15 @@
-"""Measuring for tools/bench/tokens.py: which cells there are, what the product makes of one, and how good that is.
+"""Measuring for tools/bench/tokens.py: what the product makes of a cell, and how good and how fast that is.
 
-A cell is known by its key: everything that decides its figures but the code. What a results file already holds under a
-key is not measured again, and neither is a latency that it already holds.
+What a results file already holds under a cell's key is not measured again, and neither is a latency that it already
+holds. A reducer's plans of equal counts are one model, whichever schedule found them, and are measured once.
 """
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ import numpy as np
 import torch
 from accuracy_tasks import of_program
 from record import commit, said
+from tokens_cells import FIGURES, REDUCERS, Cell, Record, key
 from tokens_model import Split
+from tokens_sweep import Sweep
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,97 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.artifact import Artifact
-from fxprune.cost import Budget
 from fxprune.data import Batch
-from fxprune.decide_tokens import Decision
 from fxprune.errors import FxpruneError
 from fxprune.events import Event
-from fxprune.group import Kind
 from fxprune.measure import latency, session
-from fxprune.passes.transform.merge_tokens import trial
 from fxprune.plan import CompressionPlan
 from fxprune.program import Program
 from fxprune.quiet import quiet
-from fxprune.token_wish import TokenWish
-from fxprune.work import Limits, Wish, Work
-
-REDUCERS = {
-    "tome": "tome",
-    "prune-class-value": "prune{score=class-value}",
-    "prune-class": "prune{score=class}",
-    "prune-entropy-value": "prune{score=entropy-value}",
-    "zero-tprune": "zero-tprune",
-    "ppt": "ppt",
-    "transform": "transform",
-    "random": "random",
-}
-"""Row -> the reducer as ``--tokens`` takes it, without its schedule."""
-SCHEDULES = {"constant": "schedule=constant", "decreasing": "schedule=decreasing",
-             "elimination": "schedule=optin,guard=false", "optin": "schedule=optin", "auto": "schedule=auto"}
-"""Name -> options. ``elimination`` is OPTIN's schedule whatever it does; ``optin`` gives way to the constant one where
-it is not clearly better on the calibration data, as the product does."""
-LEDGERS = {"weights": "heads,ffn", "tokens": "tokens", "joint": "heads,ffn,tokens"}
-"""Row -> what may be pruned. Those with tokens take ToMe with the product's own choice of schedule."""
-DEFAULT = "auto"
-RECOVERIES = ("none", "auto")
-RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-BATCHES = (1, 32)
-
-Record = dict[str, Any]
-KEY = ("prune", "tokens", "recover", "ratio", "seed", "samples", "weights")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One thing to measure: options of ``fxprune.compile`` at one ratio.
-
-    row, schedule   what it is called in the tables; ``schedule`` is "" where tokens stay
-    """
-
-    row: str
-    schedule: str
-    prune: str
-    tokens: str
-    recover: str
-    ratio: float
-    seed: int = 0
-
-    def record(self, samples: int, weights: str) -> Record:
-        """As plain data, with what else belongs to the key."""
-        return {**dataclasses.asdict(self), "samples": samples, "weights": weights}
-
-
-def key(record: Record) -> tuple[Any, ...]:
-    """What a measurement is known by."""
-    return tuple(record.get(name) for name in KEY)
-
-
-def scheduled(reducer: str, schedule: str) -> str:
-    """A reducer's text with a schedule in its braces.
-
-    >>> scheduled("tome", "optin"), scheduled("prune{score=class}", "constant")
-    ('tome{schedule=optin}', 'prune{score=class,schedule=constant}')
-    """
-    name, _, options = reducer.rstrip("}").partition("{")
-    return f"{name}{{{','.join(filter(None, (options, SCHEDULES[schedule])))}}}"
-
-
-def sweep(rows: Sequence[str], schedules: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
-    """Tokens alone, as the methods are: without recovery."""
-    for ratio in ratios:
-        for row in rows:
-            for schedule in schedules:
-                yield Cell(row, schedule, "tokens", scheduled(REDUCERS[row], schedule), "none", ratio, seed)
-
-
-def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
-    """What one budget does with weights, with tokens and with both, recovery on and off."""
-    for ratio in ratios:
-        for row in rows:
-            reduces = "tokens" in LEDGERS[row]
-            for recover in recoveries:
-                yield Cell(row, DEFAULT if reduces else "", LEDGERS[row],
-                           scheduled("tome", DEFAULT) if reduces else "off", recover, ratio, seed)
 
 
 def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int,
@@ -136,6 +53,13 @@ def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch]
     return made, notes
 
 
+def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int], out: Path) -> Artifact:
+    """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
+    with quiet():
+        return fxprune.compile(model, example, tokens=f"{REDUCERS[cell.row]}:r={','.join(map(str, removed))}",
+                               recover="none", out=out, target="onnx", on_event=lambda _: None)
+
+
 def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
     """The dense model's ONNX file, written once per ``out``."""
     if not out.exists():
@@ -147,46 +71,6 @@ def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
 def payload(folder: Path) -> Path:
     """The ONNX file of an artefact."""
     return folder / str(Artifact.read(folder).report["payload"])
-
-
-@dataclass
-class Sweep:
-    """Schedules of one reducer, its scores measured once: what ``--prune tokens`` decides, without an artefact.
-
-    The graph that is run is the one that an artefact would hold, before its ops are spelt out.
-    """
-
-    model: nn.Module
-    example: Tensor
-    data: Sequence[Batch]
-    _made: dict[str, Any] = field(default_factory=dict)
-
-    def planned(self, cell: Cell) -> tuple[Callable[[Batch], Tensor], int, list[int]]:
-        """(the reduced model, its multiply-accumulates, tokens that the attention of each block takes)."""
-        wish = TokenWish(cell.tokens)
-        if wish.reducer not in self._made:
-            work = Work("eager", None, cell.seed, lambda _: None, Limits())
-            with quiet():
-                work.open(self.model, self.example, None, False, None, 0)
-                program = work.groups(tokens=True)
-            self._made[wish.reducer] = work, program, {}
-        work, program, scores = self._made[wish.reducer]
-        asked = Wish(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
-        one = Decision(work, asked, wish, program, list(self.data), _scores=scores)
-        with quiet():
-            plan = one.within(one.limit)
-        removed = [plan.removed.get(s.name, 0) for s in one.flow.usable]
-        left, tokens = one.flow.usable[0].tokens, []
-        for r in removed:
-            tokens.append(left)
-            left -= r
-        graph = torch.fx.Interpreter(trial(program, plan))
-
-        def run(batch: Batch) -> Tensor:
-            output: Tensor = graph.run(*program.arguments(program.flatten(batch.args)))[0]
-            return output
-
-        return run, one.costs.total(removed), tokens
 
 
 @torch.no_grad()
@@ -297,8 +181,12 @@ class Bench:
             record = dict(held)
         started = time.perf_counter()
         try:
-            if cell.prune == "tokens" and cell.recover == "none" and not todo:
-                self._keep(record | self._swept(cell), started)
+            if cell.tokens_alone:
+                if "accuracy" not in record:
+                    record |= self._swept(cell)
+                if todo:
+                    record["latency"] = {**record.get("latency", {}), **self._of_counts(cell, record, todo)}
+                self._keep(record, started)
                 return
             folder = self.folder / name_of(record) if todo else None
             artifact, notes = reduced(self.model, self.example, cell, self._data(), self.samples, folder)
@@ -314,12 +202,36 @@ class Bench:
 
     def _swept(self, cell: Cell) -> Record:
         """Figures of tokens alone. Rows beside ToMe are judged on half the test images: these are many cells."""
+        run, macs, tokens = self._planner().planned(cell)
+        images = len(self.test.labels) if cell.row == "tome" else len(self.test.labels) // 2
+        same = self._same(cell, tokens, macs)
+        figures = {name: same[name] for name in FIGURES} if same else self._answers(run, images)
+        return {**figures, "macs": macs, "share": round(macs / self.dense["macs"], 4), "tokens_per_block": tokens}
+
+    def _planner(self) -> Sweep:
         if self._sweep is None:
             self._sweep = Sweep(self.model, self.example, self._data())
-        run, macs, tokens = self._sweep.planned(cell)
-        images = len(self.test.labels) if cell.row == "tome" else len(self.test.labels) // 2
-        return {**self._answers(run, images), "macs": macs, "share": round(macs / self.dense["macs"], 4),
-                "tokens_per_block": tokens}
+        return self._sweep
+
+    def _same(self, cell: Cell, tokens: Sequence[int], macs: int, batch: int | None = None) -> Record | None:
+        """A measurement of the same reducer with the same counts, by whichever schedule: it is the same model."""
+        return next((r for r in self.records if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
+                     and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))
+                     and (batch is None or str(batch) in r.get("latency", {}))), None)
+
+    def _of_counts(self, cell: Cell, record: Record, batches: Sequence[int]) -> Record:
+        """Latency per batch size. Time only looks at the counts, so the artefact is made by them."""
+        found = {b: self._same(cell, record["tokens_per_block"], record["macs"], b) for b in batches}
+        todo = [b for b, same in found.items() if same is None]
+        latency = {str(b): same["latency"][str(b)] for b, same in found.items() if same is not None}
+        if todo:
+            folder = self.folder / name_of(record)
+            removed = self._planner().removed(cell, record["tokens_per_block"], record["macs"])
+            artifact = stated(self.model, self.example, cell, removed, folder)
+            if (made := int(artifact.report["cost"]["compressed"]["flops"])) != record["macs"]:
+                raise ValueError(f"{name_of(record)}: {made} MACs were made of {record['macs']}")
+            latency |= {str(b): self._timed(folder, b, record["macs"]) for b in todo}
+        return latency
 
     def _keep(self, record: Record, started: float) -> None:
         record |= {"seconds": round(time.perf_counter() - started, 1), "commit": commit()}
