@@ -166,7 +166,7 @@ class Decision:
 
         count = len(self.flow.usable)
         strides = [n for n in STRIDES if n == 1 or (self.timed and n < 2 * count)]
-        found = [profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap)
+        found = [profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap, n == 1)
                  for n in strides]
         return sorted(found, key=lambda r: self.costs.total(r) > limit)
 

@@ -80,11 +80,12 @@ class TokenCosts:
         return out
 
 
-def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap) -> Removed:
+def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap, later: bool = True) -> Removed:
     """Counts in proportion to ``weights``, as few as meet ``limit``; all that can go where that is not enough.
 
     ToMe's constant schedule has equal weights, its decreasing one falls from 2 to 0 (Bolya et al. 2023, section 3). The
-    amount is a real number, rounded where sums are taken, so that budgets are met closely.
+    amount is a real number, rounded where sums are taken, so that budgets are met closely. ``later``: what the cap
+    forbids goes one site later, whatever its weight; else it stays.
     """
 
     def at(amount: float) -> Removed:
@@ -93,7 +94,7 @@ def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap)
             sums += amount * weight
             out.append(round(sums) - done)
             done = round(sums)
-        return costs.fits(out, cap)
+        return costs.fits(out, cap, later)
 
     low, high = 0.0, float(costs.whole)
     if costs.total(at(high)) > limit:
