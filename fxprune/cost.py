@@ -123,6 +123,18 @@ class Expression:
             value *= sum(term(kept) for term in terms)
         return value
 
+    def at(self, counts: Kept) -> Expression:
+        """With these axes at fixed counts: free in the others alone."""
+        constant = math.prod((counts[a] for a in self.variables if a in counts), start=self.constant)
+        sums = []
+        for terms in self.sums:
+            bound = tuple(t.at(counts) for t in terms)
+            if any(t.axes() for t in bound):
+                sums.append(bound)
+            else:
+                constant *= sum(t.constant for t in bound)
+        return Expression(constant, tuple(a for a in self.variables if a not in counts), tuple(sums))
+
     def axes(self) -> set[Axis]:
         return set(self.variables).union(*(t.axes() for terms in self.sums for t in terms))
 

@@ -9,7 +9,7 @@ from . import jobs, journal, ranks
 from .cost import Budget, CostModel
 from .data import Calibration, generate
 from .errors import InternalError
-from .latency_decide import prepared, settled, settled_tokens
+from .latency_decide import prepared, settled
 from .measure import versions
 from .pipeline import Pass
 from .plan import CompressionPlan
@@ -59,8 +59,6 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
     wish, program = prepared(work, wish, program)
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
-        if wish.table is not None:
-            return settled_tokens(work, wish, program, lambda by_macs: _with_tokens(work, by_macs, program, data))
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
     steps = amounts(wish, program)
@@ -83,45 +81,62 @@ def _about(work: Work, wish: Wish, data: Calibration | None) -> dict[str, Any]:
             "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
 
 
-def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
-    """Tokens, and groups beside them where a budget leaves them something to give.
+def _scored_beside_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """The program with scores where groups take part besides tokens.
 
     Scores are those of the dense graph: removals do not run side by side where tokens merge (methods C), and a head is
-    worth what it is worth to all tokens. What was decided is then stated as passes, which make the plan.
+    worth what it is worth to all tokens. They do not depend on what a table of latencies says.
     """
-    from .decide_tokens import check_sites, decide_tokens
+    if not wish.by_groups:
+        return program
+    return _once(work, replace(wish, budget=_reachable(wish, program), tokens=None, table=None), program, data)
+
+
+def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+    """Tokens, and groups beside them where a budget leaves them something to give. What was decided, and measured where
+    the budget is one of latency, is then stated as passes, which make the plan."""
+    from .decide_tokens import decide_tokens
     from .passes.search.plan_tokens import PlanTokens
     from .work import silence
 
     assert wish.tokens is not None
-    check_sites(program, wish.tokens)
-    scored, search = program, None
+    scored = _scored_beside_tokens(work, wish, program, data)
+    scale = 1.0 if scored.plan is None else float(scored.plan.about.get("head_scale", 1.0))
+    scores: dict[str, list[list[float]]] = {}  # of tokens, for all rounds of measurement
+
+    def decided(by: Wish) -> Program:
+        work.stage("schedule tokens")
+        with silence():
+            search = _search(by, scale) if by.by_groups else None
+            return scored.but(plan=decide_tokens(work, by, scored, data, search, scores))
+
+    found = settled(work, wish, decided(wish), decided).need("plan")
+    assert found.tokens is not None
+    counts = tuple(found.tokens.removed.get(site.name, 0) for site in program.need("tokens").usable)
+    scored = work.run(scored, PlanTokens(found.tokens.reducer, counts))
+    reduced = work.reduced(scored)
     if wish.by_groups:
-        scored = _once(work, replace(wish, budget=_reachable(wish, program), tokens=None), program, data)
-        search = _search(wish, float(scored.need("plan").about.get("head_scale", 1.0)))
-    work.stage("schedule tokens")
-    with silence():
-        tokens = decide_tokens(work, wish, scored, data, search).tokens
-    assert tokens is not None
-    counts = tuple(tokens.removed.get(site.name, 0) for site in program.need("tokens").usable)
-    scored = work.run(scored, PlanTokens(tokens.reducer, counts))
-    reduced, model = work.reduced(scored), CostModel(program)
-    if search is not None:
-        scored = work.run(scored, replace(search, reduced=reduced))
+        scored = work.run(scored, replace(_search(wish, scale), reduced=reduced)) if wish.table is None else \
+            stated_counts(work, scored, found)
     plan = scored.need("plan")
+    table = {k: v for k, v in found.about.items() if k == "latency_table"}
     kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
-    about = {**plan.about, **_about(work, wish, data), "rounds": 1, "tokens": wish.tokens.text, "seed": work.seed,
-             "budget": None if wish.budget is None else str(wish.budget), "dense": vars(model()),
-             "predicted": vars(CostModel(reduced)(kept))}
+    about = {**plan.about, **table, **_about(work, wish, data), "rounds": 1, "tokens": wish.tokens.text,
+             "seed": work.seed, "budget": None if wish.budget is None else str(wish.budget),
+             "dense": vars(CostModel(program)()), "predicted": vars(CostModel(reduced)(kept))}
     return scored.but(plan=CompressionPlan(plan.choices, about, plan.tokens))
 
 
 def _reachable(wish: Wish, program: Program) -> Budget:
-    """The wish's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only."""
+    """The wish's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only,
+    so that a share of the latency is as good as one of the MACs."""
     assert wish.budget is not None
-    model, metric, kinds = CostModel(program), wish.budget.metric, {str(k) for k in wish.group_kinds}
+    asked, kinds = wish.budget, {str(k) for k in wish.group_kinds}
+    if asked.metric == "latency":
+        asked = Budget("flops", asked.amount / (1.0 if asked.relative or wish.table is None else wish.table.dense_ms))
+    model, metric = CostModel(program), asked.metric
     least = model({g.axis: g.levels()[0] for g in program.need("groups") if g.prunable and str(g.kind) in kinds})
-    limit = max(wish.budget.limit(model()), 1.001 * least.metric(metric))
+    limit = max(asked.limit(model()), 1.001 * least.metric(metric))
     return Budget(metric, min(limit, float(model().metric(metric))), relative=False)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .cost import Budget, CostModel
+from .cost import Budget, Cost, CostModel
 from .data import Batch, Calibration
 from .errors import BudgetInfeasible, NothingToPrune, OptionError
 from .group import Kind
@@ -29,6 +29,8 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
 REMOVALS = 16  # tokens per site that the schedule ``removal`` takes out
 SURE = 2.0  # standard errors by which a schedule must beat the constant one
+STRIDES = (1, 2, 3, 6)  # of sites: where tokens go on a ledger of time
+NS = 1e6  # nanoseconds in a millisecond
 STEP = 0.25  # share of a site's tokens that a trial moves to another site, at first
 
 
@@ -43,11 +45,12 @@ def check_sites(program: Program, wish: TokenWish) -> TokenFlow:
     return flow
 
 
-def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | None,
-                  search: SearchPlan | None) -> CompressionPlan:
+def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | None, search: SearchPlan | None,
+                  scores: dict[str, list[list[float]]] | None = None) -> CompressionPlan:
     """The plan for tokens, and for groups where ``search`` is given, within the budget (if there is one).
 
     scored  the dense program with groups, token flow, and scores where groups take part
+    scores  of tokens, kept between decisions on the same program and data
 
     Tokens take a share of what the budget takes away, and the search over groups takes the rest on the reduced graph,
     so that its ledger has the true cost of every head and neuron with the tokens that are left. Which share: the one
@@ -57,6 +60,7 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
     assert tokens is not None
     check_sites(scored, tokens)
     one = Decision(work, wish, tokens, scored, [] if data is None else list(data.batches))
+    one._scores = one._scores if scores is None else scores
     if tokens.explicit:
         removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
         return one.planned(one.plan_of(removed), search)
@@ -85,14 +89,29 @@ class Decision:
 
         self.flow: TokenFlow = self.program.need("tokens")
         self.metric = self.wish.budget.metric if self.wish.budget is not None else "flops"
-        cost = CostModel(self.program)()
+        self.costs: TokenCosts
+        if self.timed and self.wish.table is not None:
+            from .passes.search.latency_model import LatencyModel, times_of
+
+            model = LatencyModel(self.program, self.wish.table)
+            none = TokenPlan(self.tokens.reducer, {}, self.tokens.unmerge)
+            self.costs = times_of(self.program, model, none).costs(self.wish.table.correction)
+            cost: Cost = model()
+        elif self.metric == "flops":
+            self.costs = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
+            cost = CostModel(self.program)()
+        else:
+            raise OptionError("fewer tokens save multiply-accumulates and time, and nothing else",
+                              where=f"--{self.metric}", why="weights stay as they are",
+                              cure="give --flops or --latency, or leave tokens alone")
         self.dense = cost.metric(self.metric)
-        if self.metric != "flops":
-            raise OptionError("fewer tokens save multiply-accumulates and nothing else", where=f"--{self.metric}",
-                              why="weights stay as they are", cure="give --flops, or leave tokens alone")
-        self.costs: TokenCosts = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
         self.reference = Reference(self.program)
         self.limit = float(self.dense) if self.wish.budget is None else self.wish.budget.limit(cost)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the ledger is one of measured time, in nanoseconds."""
+        return self.metric == "latency"
 
     def _overhead(self, index: int, left: int, r: int) -> int:
         """Multiply-accumulates of the ops that take r of ``left`` tokens away at a site."""
@@ -110,9 +129,15 @@ class Decision:
         return TokenPlan(self.tokens.reducer, counts, self.tokens.unmerge)
 
     def planned(self, plan: TokenPlan, search: SearchPlan | None, budget: Budget | None = None) -> CompressionPlan:
-        """The whole plan: the groups are searched on the reduced graph, to the absolute budget."""
+        """The whole plan: the groups are searched with the tokens that are left, to the absolute budget."""
         if search is None:
-            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}"}, plan)
+            table = {"latency_table": self.wish.table.hash} if self.timed and self.wish.table is not None else {}
+            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}, plan)
+        if self.timed:  # the table is of the dense graph: what tokens do to it is in the model
+            in_ms = Budget("latency", self.limit / NS, relative=False)
+            asked = self.program.but(plan=CompressionPlan({}, {}, plan))
+            found = replace(search, budget=in_ms).run(asked).need("plan")
+            return CompressionPlan(found.choices, found.about, plan)
         whole = budget or Budget(self.metric, self.limit, relative=False)
         reduced = self.work.reduced(self.program.but(plan=CompressionPlan({}, {}, plan)))
         found = replace(search, budget=whole).run(reduced).need("plan")
@@ -128,23 +153,37 @@ class Decision:
             removed = rounded(removed, self.costs, limit, self.tokens.made.cap, multiple)
         if self.costs.total(removed) <= limit:
             return self.plan_of(removed)
-        least = self.costs.total(self._all())
+        least = min(self.costs.total(r) for r in self._most())
         raise BudgetInfeasible(
             "tokens alone do not meet the budget", where=f"--tokens {self.tokens.text}",
             why=f"with as many gone as can go, {least / self.dense:.2f} of the dense {self.metric} stay; "
                 f"asked {limit / self.dense:.2f}", cure="prune heads and neurons as well: --prune heads,ffn,tokens")
 
-    def _all(self) -> list[int]:
-        return self.costs.fits([self.costs.whole] * len(self.costs.parts), self.tokens.made.cap)
+    def _most(self) -> list[list[int]]:
+        """As many tokens gone as can go, at the first site, at the first two, ..: an op may take more than it saves."""
+        most = self.costs.fits([self.costs.whole] * len(self.costs.parts), self.tokens.made.cap)
+        return [most[:sites] + [0] * (len(most) - sites) for sites in range(1, len(most) + 1)]
+
+    def _even(self, limit: float) -> list[list[int]]:
+        """The constant schedule; on a ledger of time also at every second, third, .. site alone, those within the limit
+        first: every op takes time of its own, however few tokens it takes away."""
+        from .passes.search.token_schedule import profile
+
+        count = len(self.flow.usable)
+        strides = [n for n in STRIDES if n == 1 or (self.timed and n < 2 * count)]
+        found = [profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap, n == 1)
+                 for n in strides]
+        return sorted(found, key=lambda r: self.costs.total(r) > limit)
 
     def _schedule(self, limit: float, improve: bool) -> list[int]:
         from .passes.search.token_schedule import decreasing, eliminate, profile
 
         cap, count, how = self.tokens.made.cap, len(self.flow.usable), self.tokens.deciding.schedule
+        even = self._even(limit)
         if how == "auto" and not self.batches:
             how = "constant"
             self.work.warn("no data was given: the same number of tokens goes at every attention")
-        constant = profile([1.0] * count, self.costs, limit, cap)
+        constant = even[0]
         if how == "constant":
             return constant
         falling = profile(decreasing(count), self.costs, limit, cap)
@@ -153,7 +192,7 @@ class Decision:
         found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap,
                           self.tokens.deciding.aware)
         if how == "auto":
-            several = [found, falling, constant]
+            several = [found, falling, *even]
             several = [r for r in several if self.costs.total(r) <= limit] or several
             found = min(several, key=self.damage)
             found = self._improved(found, limit) if improve else found

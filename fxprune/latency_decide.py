@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from . import ranks
 from .axis import Axis
 from .cost import Budget, CostModel
+from .decide_tokens import check_sites
 from .errors import OptionError
 from .events import Event
 from .latency_clock import Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
-from .latency_table import LatencyTable, cached_path, fingerprint, setting_of
+from .latency_table import LatencyTable, cached_path, fingerprint, reducer_key, setting_of
+from .latency_tokens import measure_tokens
 from .limits import Align, aligned_by_measure, per_pattern
-from .pipeline import Pass
+from .plan import TokenPlan
 from .program import Program
 
 if TYPE_CHECKING:
@@ -91,9 +93,12 @@ def timekeeping(batch: int, threads: int, table: Any, expect: bool, align: Align
 def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
     """The wish with the table it needs, and the program with its groups aligned as that likes, where that is asked.
 
-    Measures, unless a table is given or kept; without need it only takes the one that is kept.
+    Measures, unless a table is given or kept; without need it only takes the one that is kept. Where tokens take part,
+    the table has rows of their reducer as well.
     """
     keeping = work.timing
+    if wish.tokens is not None:
+        check_sites(program, wish.tokens)  # before anything is measured
     budgeted = wish.budget is not None and wish.budget.metric == "latency"
     asked = keeping.wish
     keeping.table = LatencyTable.read(asked.table) if asked.table else \
@@ -102,6 +107,8 @@ def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
         return wish, program
     if asked.table:
         keeping.table.check(program)
+        if wish.tokens is not None:
+            keeping.table.check_tokens(program, TokenPlan(wish.tokens.reducer, {}, wish.tokens.unmerge))
     if asked.align:
         from .passes.search.latency_model import liked
 
@@ -136,6 +143,10 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
             program, work.timing.clock, setting, sorted(kinds), old,
             lambda done, total: work.on_event(Event("progress", "measure latency", done, total)),
             lambda so_far: so_far.write(path))
+        if wish.tokens is not None:
+            table = measure_tokens(
+                program, table, work.timing.clock, wish.tokens,
+                lambda done, total: work.on_event(Event("progress", "measure latency with fewer tokens", done, total)))
     if table != old:
         table.write(path)
     return table
@@ -148,12 +159,14 @@ def _open(work: Work, program: Program) -> None:
         work.timing.clock = Clock(work.backend, lowerable(program), asked.batch, asked.threads)
 
 
-def settled(work: Work, wish: Wish, program: Program) -> Program:
+def settled(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], Program] | None = None) -> Program:
     """The program with a plan whose measured latency is within 5 % of the target, if three rounds reach that.
 
-    The plan is sliced, lowered and timed beside the dense program. Where it misses, what plans save is multiplied by
-    ``(dense - achieved) / (dense - predicted)`` from then on and the search is repeated on the same scores. The plan
-    that comes closest stays, with its table. With a given table nothing is measured.
+    decide   another plan of the same scores, for a wish with a corrected table; the search over groups by default
+
+    The plan is sliced, its tokens are reduced, and it is lowered and timed beside the dense program. Where it misses,
+    what plans save is multiplied by ``(dense - achieved) / (dense - predicted)`` from then on and the decision is
+    repeated. The plan that comes closest stays, with its table. With a given table nothing is measured.
     """
     from .passes.search.latency_model import LatencyModel
 
@@ -166,8 +179,8 @@ def settled(work: Work, wish: Wish, program: Program) -> Program:
     table, at = wish.table, program
     for number in range(1, ROUNDS + 1):
         work.stage(f"measure the plan's latency ({number})")
-        model = LatencyModel(at, table)
-        reading = clock.read(lowerable(at, at.need("plan")))
+        model, small = LatencyModel(at, table, at.need("plan").tokens), work.reduced(at)
+        reading = clock.read(lowerable(small, small.need("plan")))
         entry = _round(number, wish.budget, model, kept_of(at), reading)
         work.timing.rounds.append(entry)
         miss = entry["achieved_ms"] / entry["target_ms"] - 1.0
@@ -177,56 +190,14 @@ def settled(work: Work, wish: Wish, program: Program) -> Program:
             break
         factor = min(4.0, max(0.25, (table.dense_ms - entry["achieved_ms"]) / promised))
         table = table.corrected(round(factor, 6))
-        again = replace(_search(at, wish), table=table).run(at)
-        if again.need("plan").choices == at.need("plan").choices:
+        corrected = replace(wish, table=table)
+        again = replace(_search(at, wish), table=table).run(at) if decide is None else decide(corrected)
+        before, after = at.need("plan"), again.need("plan")
+        if (after.choices, after.tokens) == (before.choices, before.tokens):
             break
         at = again
     miss, at, table = min(tried, key=lambda t: t[0])
     work.timing.table = table
-    if miss > MISS:
-        _say_missed(work, miss)
-    return at
-
-
-def settled_tokens(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], Program]) -> Program:
-    """As :func:`settled`, where tokens become fewer too: their ledger stays one of MACs, at the share whose measured
-    latency is the target.
-
-    The first share is the one at which the table's work would take the target's time. Each plan is lowered, tokens and
-    all, and timed; what the next share takes away is that of this one times ``(dense - target) / (dense - achieved)``.
-    With a given table nothing is measured: the first share is the last.
-    """
-    from .passes.search.latency_model import LatencyModel
-
-    assert wish.table is not None
-    assert wish.budget is not None
-    model = LatencyModel(program, wish.table)
-    dense = model().latency_ns
-    target, fixed = wish.budget.limit(model()) / dense, max(0.0, min(0.9, model.fixed_ns / dense))
-    share = max(0.01, (target - fixed) / (1.0 - fixed))
-    tried: list[tuple[float, Program, list[Pass]]] = []
-    begun = len(work.passes)
-    for number in range(1, ROUNDS + 1):
-        del work.passes[begun:]  # the pipeline is that of the plan that stays
-        at = decide(replace(wish, budget=Budget("flops", min(1.0, share)), table=None))
-        at = at.but(plan=replace(at.need("plan"), about={**at.need("plan").about, "budget": str(wish.budget)}))
-        if work.timing.wish.table:
-            return at
-        _open(work, program)
-        assert work.timing.clock is not None
-        work.stage(f"measure the plan's latency ({number})")
-        small = work.reduced(at)
-        read = work.timing.clock.read(lowerable(small, small.need("plan")))
-        achieved = read.ratio * model.table.dense_ms if wish.budget.relative else read.ms
-        predicted = (fixed + (1.0 - fixed) * share) * model.table.dense_ms
-        work.timing.rounds.append(_entry(number, target * model.table.dense_ms, predicted, achieved, read, share))
-        miss = achieved / (target * model.table.dense_ms) - 1.0
-        tried.append((abs(miss), at, work.passes[begun:]))
-        left = achieved / model.table.dense_ms
-        if abs(miss) <= MISS or number == ROUNDS or left >= 1.0 or share >= 1.0:
-            break
-        share = max(0.01, 1.0 - (1.0 - share) * (1.0 - target) / (1.0 - left))
-    miss, at, work.passes[begun:] = min(tried, key=lambda t: t[0])
     if miss > MISS:
         _say_missed(work, miss)
     return at
@@ -249,16 +220,10 @@ def _round(number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis,
     """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
     for, are that ratio of the table's dense latency."""
     achieved = reading.ratio * model.table.dense_ms if budget.relative else reading.ms
-    return _entry(number, budget.limit(model()) / NS, model(kept).latency_ns / NS, achieved, reading,
-                  model.table.correction)
-
-
-def _entry(number: int, target: float, predicted: float, achieved: float, reading: Reading,
-           correction: float) -> dict[str, Any]:
-    """A round; with tokens the correction is the share of MACs that was tried."""
-    return {"round": number, "target_ms": target, "predicted_ms": predicted, "achieved_ms": achieved,
+    return {"round": number, "target_ms": budget.limit(model.dense()) / NS,
+            "predicted_ms": model(kept).latency_ns / NS, "achieved_ms": achieved,
             "ratio": reading.ratio, "error": reading.error, "measured_ms": reading.ms,
-            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": correction}
+            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": model.table.correction}
 
 
 def _search(program: Program, wish: Wish) -> Any:
@@ -280,30 +245,30 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
 
     target, dense_ms, predicted_ms, achieved_ms   milliseconds of one call; target and achieved are null where there was
                                                   none, and where nothing was measured of the plan itself
-    rounds   of search and measurement;  layers: predicted against dense per group
+    rounds   of search and measurement;  layers: predicted against dense per group;  tokens: what their ops take
     table    its file in the artefact, its SHA-256 and when and with what it was measured
     """
     from .passes.search.latency_model import LatencyModel, layers
 
-    table = work.timing.table
-    fewer = program.need("plan").tokens is not None  # the table holds no token counts: their rounds predict
-    if table is None or (fewer and not work.timing.rounds):
+    table, tokens = work.timing.table, program.need("plan").tokens
+    if table is None or (tokens is not None and reducer_key(tokens.reducer, tokens.unmerge) not in table.tokens):
         return None
-    model, kept = LatencyModel(program, table), kept_of(program)
+    model, kept = LatencyModel(program, table, tokens), kept_of(program)
     budget = work.budget if work.budget is not None and work.budget.metric == "latency" else None
     best = min(work.timing.rounds, key=_miss, default=None)
-    predicted = best["predicted_ms"] if fewer and best else model(kept).latency_ns / NS
     if budget is None:
         _warn(work, program, model, kept)
     setting = table.setting
     return {
         "budget": None if budget is None else str(budget),
-        "target": None if budget is None else budget.limit(model()) / NS,
+        "target": None if budget is None else budget.limit(model.dense()) / NS,
         "backend": setting.target, "device": setting.device, "batch": setting.batch, "threads": setting.threads,
-        "dense_ms": table.dense_ms, "predicted_ms": predicted, "achieved_ms": best and best["achieved_ms"],
+        "dense_ms": table.dense_ms, "predicted_ms": model(kept).latency_ns / NS,
+        "achieved_ms": best and best["achieved_ms"],
         "achieved_ratio": best and best["ratio"],
         "met": best and best["achieved_ms"] <= (1 + MISS) * best["target_ms"], "tolerance": MISS,
-        "rounds": work.timing.rounds, "layers": [] if fewer else layers(model, program.need("groups"), kept),
+        "rounds": work.timing.rounds, "layers": layers(model, program.need("groups"), kept),
+        "tokens": model.told_tokens(),
         "alignment": work.timing.alignment or None,
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
     }
@@ -314,11 +279,11 @@ def _warn(work: Work, program: Program, model: LatencyModel, kept: Mapping[Axis,
     from .passes.search.latency_model import liked
 
     counts: CostModel = model
-    dense, small = counts(), counts(kept)
+    dense, small = model.dense(), counts(kept)
     ratio, macs = small.metric("latency") / dense.metric("latency"), small.flops / max(dense.flops, 1)
     if macs >= 1 or (ratio <= NO_FASTER and (1 / ratio) * macs >= SLOWER):
         return
-    fixed, one = max(0, model.fixed_ns) / dense.metric("latency"), model.table.setting
+    fixed, one = max(0, model.dense.fixed_ns) / dense.metric("latency"), model.table.setting
     why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: --latency"]
     best, reason = liked(model.table)
     steps = {g.granularity for g in program.need("groups") if g.prunable and g.size >= 2 * 64}

@@ -75,7 +75,8 @@ def measure_table(program: Program, clock: Clock, setting: Setting, kinds: Seque
     dense = [old.dense_ms] if old is not None and old.dense_ms else []
     if not jobs and not dense:  # nothing is worth a measurement of its own, but for the whole
         dense = [clock.read(lowerable(program)).dense_ms]
-    table = LatencyTable(setting, fingerprint(program), dense[0] if dense else 1.0, curves, date=today())
+    table = LatencyTable(setting, fingerprint(program), dense[0] if dense else 1.0, curves, date=today(),
+                         tokens=old.tokens if old is not None else {})
     for name, counts in jobs.items():
         points = []
         for count, probe in counts.items():

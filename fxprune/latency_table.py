@@ -4,6 +4,9 @@ Groups whose products are alike are one *class* (the feed-forward parts of twelv
 the whole lowered program with every group of one class resized to the same count, beside the dense one lowered in the
 same way. So fusion, memory traffic and the caches of the whole are in the figure, twelve layers at once lift it above
 the noise, and the number of things to lower grows with the kinds of layers rather than with the layers.
+
+Tokens have rows of their own, by reducer: the whole lowered program with tokens gone by a schedule, so that what the
+reducing ops cost themselves (matching, sorting) is in the figure as well.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from .cost import CostModel, Expression
 from .errors import LoadError
 from .group import PruneGroup
 from .measure import versions
+from .plan import TokenPlan
 from .program import Program
 
-VERSION = 1
+VERSION = 2  # 1 had no token counts: it is read as a table of widths alone
 RUNTIMES = ("torch", "onnxruntime")  # versions that a latency depends on
 MAX_BYTES = 16 * 2**20
 CURE = "measure one: leave --latency-table away, or let `fxprune compile MODEL --latency 0.6 ...` write it"
@@ -63,6 +67,31 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class TokenPoint:
+    """The program's latency with all its widths and ``removed`` tokens gone behind each usable site.
+
+    ratio, error  as of :class:`Point`
+    """
+
+    removed: tuple[int, ...]
+    ratio: float
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenCurve:
+    """One reducer in the program, and what was measured of it.
+
+    tokens  that may go;  protected: those in front of them that may not;  sites: names of the usable ones, in order
+    """
+
+    tokens: int
+    protected: int
+    sites: tuple[str, ...]
+    points: tuple[TokenPoint, ...] = ()
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a latency depends on besides the program. batch: samples per call; threads: 0 is the runtime's choice."""
 
@@ -80,6 +109,7 @@ class LatencyTable:
     program     fingerprint of the graph, its shapes included and its weights not: checkpoints share a table
     dense_ms    latency of one call of the dense program, lowered in the same way, in milliseconds
     curves      class -> what was measured of it
+    tokens      reducer (:func:`reducer_key`) -> what was measured of it
     correction  what the time that a plan saves is multiplied with: learnt from whole plans that were measured
     """
 
@@ -89,6 +119,7 @@ class LatencyTable:
     curves: Mapping[str, Curve]
     correction: float = 1.0
     date: str = ""
+    tokens: Mapping[str, TokenCurve] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"LatencyTable({self.hash[:12]})"
@@ -138,9 +169,10 @@ class LatencyTable:
 
     @staticmethod
     def from_dict(raw: Any) -> LatencyTable:
-        """Checked for form; raises ValueError, KeyError or TypeError."""
-        if raw["fxprune_latency"] != VERSION:
-            raise ValueError(f"version {raw['fxprune_latency']!r}, this fxprune reads {VERSION}")
+        """Checked for form; raises ValueError, KeyError or TypeError. A table of version 1 holds widths alone."""
+        version = raw["fxprune_latency"]
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise ValueError(f"version {version!r}, this fxprune reads 1 to {VERSION}")
         curves = {}
         for name, c in raw["curves"].items():
             points = tuple(Point(**p) for p in c["points"])
@@ -155,7 +187,8 @@ class LatencyTable:
             curves[str(name)] = Curve(str(c["kind"]), int(c["size"]), int(c["groups"]), points, str(c["skipped"]))
         setting = Setting(**raw["setting"])
         table = LatencyTable(setting, str(raw["program"]), _number(raw["dense_ms"], "dense_ms"), curves,
-                             _number(raw["correction"], "correction"), str(raw["date"]))
+                             _number(raw["correction"], "correction"), str(raw["date"]),
+                             {str(k): _token_curve(str(k), c) for k, c in raw["tokens"].items()} if version > 1 else {})
         if not table.dense_ms or not table.correction:
             raise ValueError("a latency and a correction are positive")
         return table
@@ -168,6 +201,40 @@ class LatencyTable:
             raise LoadError("the table of latencies is of another program", where=str(self),
                             why=f"it knows nothing like {', '.join(missing[:3])}",
                             cure="use it with the architecture, input shapes and kinds that it was measured for")
+
+
+    def check_tokens(self, program: Program, plan: TokenPlan) -> None:
+        """Raise LoadError unless the table knows what the plan's reducer takes in the program."""
+        key, flow = reducer_key(plan.reducer, plan.unmerge), program.need("tokens")
+        if key not in self.tokens:
+            known = ", ".join(self.tokens)
+            raise LoadError(f"the table of latencies holds no token counts for '{key}'", where=str(self),
+                            why=f"it knows {known}" if known else "it was measured for widths alone",
+                            cure=f"{CURE}, with these --tokens")
+        curve, sites = self.tokens[key], flow.usable
+        if curve.sites != tuple(s.name for s in sites) or (sites and curve.tokens + curve.protected != sites[0].tokens):
+            raise LoadError("the table of latencies is of another program", where=str(self),
+                            why=f"its {curve.tokens + curve.protected} tokens become fewer behind other attentions",
+                            cure="use it with the architecture and input shapes that it was measured for")
+
+
+def reducer_key(reducer: str, unmerge: bool) -> str:
+    """What a table calls a reducer: its text with its options, and whether tokens are restored behind it."""
+    return f"{reducer}, unmerged" if unmerge else reducer
+
+
+def _token_curve(name: str, raw: Any) -> TokenCurve:
+    sites, tokens, protected = tuple(map(str, raw["sites"])), raw["tokens"], raw["protected"]
+    if type(tokens) is not int or type(protected) is not int or tokens < 1 or protected < 0:
+        raise ValueError(f"the tokens of {name} are no counts")
+    points = []
+    for p in raw["points"]:
+        removed = tuple(p["removed"])
+        if len(removed) != len(sites) or any(type(r) is not int or r < 0 for r in removed) or sum(removed) >= tokens:
+            raise ValueError(f"a schedule of {name} does not fit its {len(sites)} sites and {tokens} tokens")
+        points.append(TokenPoint(removed, _number(p["ratio"], f"a ratio of {name}"),
+                                 _number(p["error"], f"an error of {name}")))
+    return TokenCurve(tokens, protected, sites, tuple(points))
 
 
 def _number(value: Any, what: str) -> float:

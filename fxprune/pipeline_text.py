@@ -49,11 +49,11 @@ class StatedPipeline:
 
     @property
     def budget(self) -> Budget | None:
-        """The bound of the last search that has one."""
+        """The bound of the last search that has one; none where counts are stated behind it."""
         for passes in (self.before, self.tiles):
-            found = [p.budget for p in passes if isinstance(getattr(p, "budget", None), Budget)]  # type: ignore[attr-defined]
-            if found:
-                return found[-1]
+            bounds = [getattr(p, "budget", None) for p in passes if hasattr(p, "budget") or p.slug() == "keep-counts"]
+            if bounds and isinstance(bounds[-1], Budget):
+                return bounds[-1]
         return None
 
     @property

@@ -126,6 +126,10 @@ def foretold_section(report: Report) -> str:
     if last.get("met") is not None:
         rows.append(("the budget", verdict(last["met"], "met by the delivered file" if last["met"] else
                                            "missed by the delivered file")))
+    if tokens := told.get("tokens"):
+        ops = [ms for ms in tokens["ops_ms"].values() if _finite(ms)]
+        rows += [(f"of it, {len(ops)} ops that reduce tokens, predicted", f"{sum(ops):.3f} ms"),
+                 ("what goes with tokens between products, predicted against dense", f"{tokens['between_ms']:+.3f} ms")]
     layers = [one for one in told.get("layers") or () if isinstance(one, Mapping)]
     both = [one for one in layers if _finite(one.get("predicted_ms")) and _finite(one.get("achieved_ms"))]
     names = [str(one.get("name") or one.get("layer") or i) for i, one in enumerate(both)]

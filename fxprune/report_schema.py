@@ -62,7 +62,12 @@ _LATENCY = _object(
     delivered=_object(
         "the delivered file, after recovery", "achieved_ms ratio error rounds met", achieved_ms=_NUMBER, ratio=_NUMBER,
         error=_NUMBER, rounds=_COUNT, met=_one(["boolean", "null"], "within 5 % of the budget; null without one")),
-    layers=_list("per layer, with its own figures", {"type": "object"}))
+    layers=_list("per layer, with its own figures", {"type": "object"}),
+    tokens=_or_null(_object(
+        "what fewer tokens do beside the products that layers tell of", "ops_ms between_ms follow",
+        ops_ms=_object("site -> milliseconds that its reducing op takes", more=_NUMBER),
+        between_ms=_one("number", "what goes with tokens between products, against dense"),
+        follow=_one("number", "share of the products' time that goes with the rows"))))
 _MEASURED = _object(
     "latency of the target's file beside the dense model's, lowered in the same way and timed in turns",
     "target device versions date rows why", target=_TEXT, device=_TEXT, date=_TEXT,

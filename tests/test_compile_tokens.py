@@ -129,7 +129,7 @@ def test_dense_outputs_with_unmerge() -> None:
 
 def test_mistakes_are_told(trained: DigitsViT, digit_data: Digits) -> None:
     x = digit_data.test_images[:2]
-    with pytest.raises(OptionError, match="save multiply-accumulates and nothing else"):
+    with pytest.raises(OptionError, match="save multiply-accumulates and time, and nothing else"):
         fxprune.compile(trained, x, params=0.8, prune="tokens")
     with pytest.raises(BudgetInfeasible, match="tokens alone do not meet the budget"):
         fxprune.compile(trained, x, flops=0.05, prune="tokens")

@@ -31,6 +31,7 @@ FLOORS = {
     **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands", "decide",
                      "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
                      "explain", "export_step", "help", "latency_decide", "latency_delivered", "latency_measure",
+                     "latency_tokens",
                      "limits", "lower", "outcome", "pipeline_text", "report_compare", "report_facts", "sensitivity",
                      "show", "sparsify", "sweep", "sweep_page", "testing", "token_picture", "token_scores",
                      "token_wish", "toml_options", "tune", "work"], 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from blocks import GroupedQueries, WrittenAttention
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from timing import FakeClock, fixed_and_work
+from timing import FakeClock, fixed_and_work, made_up
 from torch import nn
 
 import fxprune
@@ -20,6 +21,7 @@ from fxprune import CompressionPlan, latency_decide
 from fxprune.cli import OK, main
 from fxprune.demo import DigitsViT
 from fxprune.errors import FxpruneError, NothingToPrune
+from fxprune.latency_table import TokenCurve, TokenPoint
 from fxprune.pipeline_text import read_pipeline
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None}
@@ -136,19 +138,66 @@ def test_measured_time_is_stated_as_the_counts_that_it_decided(importance: str) 
 
 @pytest.mark.usefixtures("_no_watch")
 def test_measured_time_with_tokens_states_the_round_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy once its table is measured: plans save less than the table says."""
+    busy, known = [1.0], []
+
     def tokens(program: Any) -> float:
         kept = [n.meta["val"].shape[1] for n in program.graph.nodes if "linear" in str(n.target)]
-        return 150.0 + sum(int(k) for k in kept if isinstance(k, int))
+        known.append(20.0 + sum(int(k) for k in kept if isinstance(k, int)))  # the dense program is read first
+        return known[0] - busy[0] * (known[0] - known[-1])
+
+    def listen(event: Any) -> None:
+        if "measure the plan" in event.text:
+            busy[0] = 0.6
 
     monkeypatch.setattr(FakeClock, "time", staticmethod(tokens))
     x = torch.randn(2, 1, 8, 8)
-    one = fxprune.compile(vit(), x, latency=0.85, prune="tokens", tokens="tome{schedule=constant}", **QUIET)
-    assert len(one.report["latency"]["rounds"]) > 1
+    one = fxprune.compile(vit(), x, latency=0.85, prune="tokens", tokens="tome{schedule=constant}", on_event=listen)
+    rounds = one.report["latency"]["rounds"]
+    assert len(rounds) > 1
+    assert rounds[0]["achieved_ms"] > 1.05 * rounds[0]["target_ms"]
     text = one.report["pipeline"]
     assert text.count("plan-tokens") == 1
     two = fxprune.compile(vit(), x, pipeline=text, **QUIET)
     assert_same(one.plan, two.plan)
     assert two.report["pipeline"] == text
+
+
+class Stopped(FakeClock):
+    """A clock that nobody may read."""
+
+    def read(self, program: Any) -> Any:
+        raise AssertionError("a given table is gone by; nothing is measured")
+
+
+@pytest.mark.parametrize("importance", ["l2", "trajectory"])
+def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Widths and tokens by one table, and again by what the pipeline states: without a clock, then without a table."""
+    monkeypatch.setattr(latency_decide, "Clock", Stopped)
+    data, x = batches((1, 8, 8)), torch.randn(2, 1, 8, 8)
+    asked: dict[str, Any] = {"prune": "heads,ffn,tokens", "tokens": "tome{schedule=constant,share=0.5}", "align": 1,
+                             "data": data, **QUIET}
+    program = fxprune.plan(vit(), x, flops=0.9, importance="l2", **asked)
+    sites = program.need("tokens").usable
+    whole = sites[0].tokens - sites[0].protected
+    points = tuple(TokenPoint(r, 1.0 - 0.02 * sum(r), 1e-6) for r in ((whole // 2, 0), (0, whole // 2), (4, 2)))
+    curve = TokenCurve(whole, sites[0].protected, tuple(s.name for s in sites), points)
+    table = made_up(program, lambda kind, n, size: 1.0 - 0.3 * (1.0 - n / size))
+    replace(table, tokens={"tome": curve}).write(tmp_path / "t.json")
+    one = fxprune.plan(vit(), x, latency=0.8, latency_table=tmp_path / "t.json", importance=importance, **asked)
+    plan = one.need("plan")
+    assert plan.choices
+    assert plan.tokens is not None
+    assert not plan.tokens.empty
+    assert plan.about["budget"] == "latency=0.8"
+    text = plan.about["pipeline"]
+    tail = text[text.index("plan-tokens"):]
+    assert "keep-counts{counts=[" in tail
+    assert "search-plan" not in tail
+    two = fxprune.plan(vit(), x, pipeline=text, data=data, **QUIET).need("plan")
+    assert_same(plan, two)
+    assert two.about["pipeline"] == text
+    assert read_pipeline(text).budget is None  # that of the scores' own search is none of the result
 
 
 # ------------------------------------------------------------ any model, any options: plan, and plan again by the text

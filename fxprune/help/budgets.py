@@ -36,6 +36,12 @@ predicted, what the plan took when it was searched, and what the delivered file 
 is the table: `--latency-table latency.json` makes the same plan on any machine. `--expect-latency` says what another
 budget brings in time, and warns where that is little; `--align auto` takes widths that the target likes.
 
+With tokens among what may go (`--prune heads,ffn,tokens --latency 0.6`) the table also has rows of the reducer: the
+whole lowered model with tokens gone early and at few attentions, and spread over all of them, so that matching and
+sorting are in the figures. Tokens and weights then share one ledger of milliseconds, and where the ops take longer than
+they save, tokens stay. A table from before (version 1) holds widths alone: it is read, and refused where tokens are
+asked for.
+
 The budget is an upper bound and is met; how closely depends on --align. Out of reach is an error that says what is
 reachable, and what stands in the way. What can be loosened then:
 

@@ -9,6 +9,21 @@ from dataclasses import dataclass
 from ...errors import OptionError
 
 
+def rising(values: Sequence[float]) -> list[float]:
+    """The closest sequence that never falls, by least squares (pool adjacent violators).
+
+    >>> rising([1.0, 3.0, 2.0, 4.0])
+    [1.0, 2.5, 2.5, 4.0]
+    """
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    return [value for value, many in pools for _ in range(many)]
+
+
 @dataclass(frozen=True)
 class LatencyFit:
     """``T(0) = 0;  T(n) = constant for 1 <= n <= threshold;  T(n) = constant + slope * (n - threshold)`` beyond.

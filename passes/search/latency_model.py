@@ -11,9 +11,12 @@ from ...axis import Axis
 from ...cost import Budget, Cost, CostModel, Expression, Kept
 from ...errors import BudgetInfeasible, OptionError
 from ...group import PruneGroup
-from ...latency_table import Curve, LatencyTable, Point, classes
+from ...latency_table import Curve, LatencyTable, Point, classes, reducer_key
+from ...plan import TokenPlan
 from ...program import Program
-from .latency_fit import fit_latency
+from ...tokens import TokenFlow
+from .latency_fit import fit_latency, rising
+from .token_latency import TokenTimes, token_times
 
 NS = 1e6  # nanoseconds in a millisecond: costs are whole numbers to every search
 GRAINS = 64  # counts of a wide class that the flat start and the line are fitted to
@@ -78,25 +81,71 @@ class LatencyModel(CostModel):
     says that the saving of a plan is the sum of the savings of its groups, as measured; where channels multiply, both
     factors shrink the product that they share. The table's correction multiplies what is saved.
 
+    With ``tokens`` it is the cost of what is left of groups while tokens are reduced like that, by the table's readings
+    of the reducer (:class:`TokenTimes`): products have fewer rows, and what the reducing ops take is fixed. ``dense``
+    is the model without.
+
     Law    the dense program takes ``dense_ms``; more elements never take less time
     """
 
-    def __init__(self, program: Program, table: LatencyTable) -> None:
+    def __init__(self, program: Program, table: LatencyTable, tokens: TokenPlan | None = None) -> None:
         super().__init__(program)
         table.check(program)
-        self.table = table
+        self.table, self.dense = table, self
         self.effects = effects = effects_of(program, table)
-        terms = [t for t in self.terms["flops"] if t.axes()]
-        dense_ns = table.dense_ms * NS
-        rates = _rates(terms, effects, dense_ns, sum(t({}) for t in self.terms["flops"]))
-        timed: list[Expression] = [TimedTerm(1, tuple(t.axes()), (), t, rate * table.correction, effects)
-                                   for t, rate in zip(terms, rates, strict=True)]
+        terms, dense_ns, factor = self.terms["flops"], table.dense_ms * NS, table.correction
+        free = [i for i, t in enumerate(terms) if t.axes()]
+        self.rates = [dense_ns / max(sum(t({}) for t in terms), 1)] * len(terms)
+        for i, rate in zip(free, _rates([terms[i] for i in free], effects, self.rates[0] if terms else 0.0, dense_ns),
+                           strict=True):
+            self.rates[i] = rate
+        timed: list[Expression] = [TimedTerm(1, tuple(terms[i].axes()), (), terms[i], self.rates[i] * factor, effects)
+                                   for i in free]
         self.fixed_ns = round(dense_ns) - sum(t({}) for t in timed)
+        self.times: TokenTimes | None = None
+        self.removed: list[int] | None = None
+        if tokens is not None and not tokens.empty:
+            self.dense = LatencyModel(program, table)
+            self.times = times_of(program, self.dense, tokens)
+            self.removed = self.times.removed(tokens)
+            timed = self._with_tokens(program, self.times, self.removed)
         self.terms["latency"] = [Expression(self.fixed_ns), *timed]
+
+    def _with_tokens(self, program: Program, times: TokenTimes, removed: Sequence[int]) -> list[Expression]:
+        """The timed terms with so many tokens gone; what goes with no group goes into ``fixed_ns``."""
+        flow: TokenFlow = program.need("tokens")
+        left, factor = dict(zip(times.axes, times.left(removed), strict=True)), self.table.correction
+        whole = CostModel(program, flow.axes, also=times.axes)
+        dense, less = self.terms["flops"], 0.0
+        timed: list[Expression] = []
+        self.terms = {metric: [t.at(left) for t in terms] for metric, terms in whole.terms.items()}
+        for old, new, rate in zip(dense, self.terms["flops"], self.rates, strict=True):
+            if not old.axes():
+                less += times.follow * rate * (old({}) - new({}))
+                continue
+            for product, share in ((new, times.follow), (old, 1.0 - times.follow)):
+                if share:
+                    timed.append(TimedTerm(1, tuple(product.axes()), (), product, rate * factor * share, self.effects))
+        self.fixed_ns += round(factor * (times.beside(removed) - less))
+        return timed
 
     def __call__(self, kept: Kept | None = None) -> TimedCost:
         found = {m: sum(t(kept or {}) for t in terms) for m, terms in self.terms.items()}
         return TimedCost(found["flops"], found["params"], found["bytes"], found["latency"])
+
+    def told_tokens(self) -> dict[str, object] | None:
+        """What tokens do to the latency beside the products, in milliseconds; None where none become fewer.
+
+        ops_ms      that the reducing ops take, by site;  between_ms: that everything between products takes less
+        follow      how much of the products' time goes with the rows
+        """
+        if self.times is None or self.removed is None:
+            return None
+        left = [self.times.whole, *self.times.left(self.removed)]
+        ops = {name: self.times.taking(n + self.times.protected) / NS
+               for name, n, r in zip(self.times.sites, left, self.removed, strict=False) if r}
+        return {"ops_ms": ops, "between_ms": self.times.beside(self.removed) / NS - sum(ops.values()),
+                "follow": self.times.follow}
 
     def of_group(self, axis: Axis, kept: Kept) -> int:
         """The time of all products that the axis is a factor of, in nanoseconds."""
@@ -142,21 +191,6 @@ def effect(curve: Curve) -> Effect:
     return Effect((0, *(c for c, _ in whole)), (start, *values), share / curve.groups)
 
 
-def rising(values: Sequence[float]) -> list[float]:
-    """The closest sequence that never falls, by least squares (pool adjacent violators).
-
-    >>> rising([1.0, 3.0, 2.0, 4.0])
-    [1.0, 2.5, 2.5, 4.0]
-    """
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m), (b, n) = pools[-2:]
-            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    return [value for value, many in pools for _ in range(many)]
-
-
 def _smooth(counts: Sequence[int], ratios: Sequence[float], errors: Sequence[float]) -> list[float]:
     """The ratios by a flat start and a line, where these are within two standard errors everywhere; else as given."""
     if counts[0] == 0 or len(counts) < 4:
@@ -180,12 +214,19 @@ def _between(counts: Sequence[int], values: Sequence[float], n: int) -> float:
     return values[i - 1] + (values[i] - values[i - 1]) * (n - low) / (high - low)
 
 
-def _rates(terms: Sequence[Expression], effects: Mapping[Axis, Effect], dense_ns: float, macs: int) -> list[float]:
+def times_of(program: Program, model: LatencyModel, plan: TokenPlan) -> TokenTimes:
+    """What the table of ``model`` knows about the plan's reducer. Raises LoadError where it knows nothing."""
+    model.table.check_tokens(program, plan)
+    curve = model.table.tokens[reducer_key(plan.reducer, plan.unmerge)]
+    return token_times(program, curve, model.rates, model.table.dense_ms * NS)
+
+
+def _rates(terms: Sequence[Expression], effects: Mapping[Axis, Effect], rate: float, dense_ns: float) -> list[float]:
     """Nanoseconds per multiply-accumulate of every product, so that each measured group takes what was measured.
 
     A group that takes nothing says nothing about products that another measured group is a factor of, too.
     """
-    rates = [dense_ns / max(macs, 1)] * len(terms)
+    rates = [rate] * len(terms)
     users = {axis: [i for i, t in enumerate(terms) if axis in t.axes()] for axis in effects}
     for axis in [a for a, one in effects.items() if not one.share]:
         users[axis] = [i for i in users[axis] if not any(effects[a].share for a in terms[i].axes() if a in effects)]
@@ -206,12 +247,12 @@ def _rates(terms: Sequence[Expression], effects: Mapping[Axis, Effect], dense_ns
 
 def layers(model: LatencyModel, groups: Sequence[PruneGroup], kept: Kept) -> list[dict[str, object]]:
     """Predicted against dense time per group that was measured, in milliseconds: of all products that the group is a
-    factor of, so that products of two groups stand in both."""
+    factor of, so that products of two groups stand in both. With tokens, at those that are left."""
     c = model.table.correction
     out: list[dict[str, object]] = []
     for g in groups:
         if g.axis in model.effects:
-            dense = model.of_group(g.axis, {})
+            dense = model.dense.of_group(g.axis, {})
             saved = dense - model.of_group(g.axis, kept)
             out.append({"group": g.name, "kind": str(g.kind), "kept": kept.get(g.axis, g.size), "size": g.size,
                         "dense_ms": dense / c / NS, "predicted_ms": (dense / c - saved) / NS})
@@ -260,8 +301,8 @@ def _alignment(count: int) -> int:
 def out_of_reach(program: Program, budget: Budget, model: LatencyModel, floor: TimedCost,
                  groups: Sequence[PruneGroup]) -> BudgetInfeasible:
     """``budget`` lies below the latency of the chosen ``groups`` at their floors: what is reachable, and what helps."""
-    dense, least = model().latency_ns, floor.latency_ns
-    limit = budget.limit(model())
+    dense, least = model.dense().latency_ns, floor.latency_ns
+    limit = budget.limit(model.dense())
     fixed = model({g.axis: 0 for g in groups}).latency_ns
     cures = []
     if any(g.floor for g in groups):
@@ -281,12 +322,13 @@ def out_of_reach(program: Program, budget: Budget, model: LatencyModel, floor: T
         cure=", or ".join(cures))
 
 
-def model_for(program: Program, budget: Budget, table: LatencyTable | None) -> CostModel:
+def model_for(program: Program, budget: Budget, table: LatencyTable | None,
+              tokens: TokenPlan | None = None) -> CostModel:
     """The cost model that knows the budget's metric. Raises OptionError for latency without a table."""
     if budget.metric != "latency":
         return CostModel(program)
     if table is None:
         raise OptionError("a budget of latency needs a table of the target", where=f"--{budget}",
                           cure="fxprune compile measures one, or give --latency-table")
-    return LatencyModel(program, table)
+    return LatencyModel(program, table, tokens)
 

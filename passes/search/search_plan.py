@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 from ... import registry
-from ...cost import COUNTED, Budget, Cost, Expression, Ledger
+from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
 from ...errors import InternalError, OptionError, nearest
 from ...group import DEFAULT_KINDS, Kind, PruneGroup
 from ...importance import ImportanceScores
@@ -43,9 +43,10 @@ class SearchPlan(Search):
                  are estimates with errors of their own, so that the best exchange rate between them is a matter of
                  trial (OPTIN weighs heads by 0.5, K-prune by 64). For comparable scores only: others rank elements
                  within their group, whose scale cancels
-    table        of measured latency, for a budget of it
-    reduced      where the plan reduces tokens already, the program with these tokens gone: its groups are searched, at
-                 what they cost there, and the plan's tokens are handed on
+    table        of measured latency, for a budget of it: of the dense program, which is searched with the tokens that
+                 the plan reduces already (the table says what these do)
+    reduced      for other budgets, where the plan reduces tokens already: the program with these tokens gone. Its
+                 groups are searched, at what they cost there, and the plan's tokens are handed on
 
     Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method, head scale)
     Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more (as
@@ -71,7 +72,7 @@ class SearchPlan(Search):
 
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
-        if tokens is None or tokens.empty:
+        if tokens is None or tokens.empty or self.budget.metric == "latency":
             return self._searched(program, program.whole or program, tokens)
         if self.reduced is None:
             raise InternalError("a plan that reduces tokens is searched on the reduced program")
@@ -80,9 +81,12 @@ class SearchPlan(Search):
 
     def _searched(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
         """``program`` with the plan; shares of the budget are of ``whole``, and ``tokens`` are handed on."""
-        model, metric = model_for(program, self.budget, self.table), self.budget.metric
+        model, metric = model_for(program, self.budget, self.table, tokens), self.budget.metric
         terms, dense = model.terms[metric], model()
-        limit = self.budget.limit(dense if whole is program else model_for(whole, self.budget, self.table)())
+        if isinstance(model, LatencyModel):
+            limit = self.budget.limit(model.dense())
+        else:
+            limit = self.budget.limit(dense if whole is program else CostModel(whole)())
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
             return program.but(plan=replace(self._plan([], [], scores, dense, dense, "none needed"), tokens=tokens))

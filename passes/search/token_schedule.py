@@ -22,18 +22,19 @@ class TokenCosts:
 
     ``total = base + sum over sites of a_i n_i^2 + b_i n_i``, n the unprotected tokens there: products over tokens are
     of degree one (linear layers) or two (attention), and no product mixes two regions. Exact, read off the cost
-    polynomial at three points per site.
+    polynomial at three points per site. Of a latency, in nanoseconds, see ``token_latency``.
     """
 
-    base: int
-    parts: tuple[tuple[int, int], ...]
+    base: float
+    parts: tuple[tuple[float, float], ...]
     whole: int  # unprotected tokens of the dense model
     protected: int
-    extra: Callable[[int, int, int], int] = lambda site, left, r: 0  # what the reduction itself costs there
+    extra: Callable[[int, int, int], float] = lambda site, left, r: 0  # what the reduction itself costs there
+    between: Callable[[int, int], float] = lambda site, n: 0  # what n tokens there cost outside products
 
     @staticmethod
     def of(program: Program, kept: Mapping[Axis, int], metric: str = "flops",
-           extra: Callable[[int, int, int], int] = lambda site, left, r: 0) -> TokenCosts:
+           extra: Callable[[int, int, int], float] = lambda site, left, r: 0) -> TokenCosts:
         """Of a program with its token flow, at ``kept`` elements of its groups.
 
         extra   (site, tokens there, how many go) -> what the ops that reduce them cost
@@ -54,14 +55,19 @@ class TokenCosts:
             parts.append((a, one - a))
         return TokenCosts(none, tuple(parts), axes[0].size, flow.usable[0].protected, extra)
 
-    def total(self, removed: Sequence[int]) -> int:
+    def total(self, removed: Sequence[int]) -> float:
         """The metric when so many tokens go behind each site."""
         left, cost = self.whole, self.base
-        for site, ((a, b), r) in enumerate(zip(self.parts, removed, strict=True)):
+        for site, r in enumerate(removed):
             cost += self.extra(site, left + self.protected, r) if r else 0
             left -= r
-            cost += a * left * left + b * left
+            cost += self.region(site, left)
         return cost
+
+    def region(self, site: int, n: int) -> float:
+        """What goes with n tokens behind a site."""
+        a, b = self.parts[site]
+        return a * n * n + b * n + self.between(site, n)
 
     def fits(self, removed: Sequence[int], cap: Cap, later: bool = True) -> Removed:
         """``removed`` within what may go at once; what is too much goes one site ``later``, or stays."""
@@ -74,11 +80,12 @@ class TokenCosts:
         return out
 
 
-def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap) -> Removed:
+def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap, later: bool = True) -> Removed:
     """Counts in proportion to ``weights``, as few as meet ``limit``; all that can go where that is not enough.
 
     ToMe's constant schedule has equal weights, its decreasing one falls from 2 to 0 (Bolya et al. 2023, section 3). The
-    amount is a real number, rounded where sums are taken, so that budgets are met closely.
+    amount is a real number, rounded where sums are taken, so that budgets are met closely. ``later``: what the cap
+    forbids goes one site later, whatever its weight; else it stays.
     """
 
     def at(amount: float) -> Removed:
@@ -87,7 +94,7 @@ def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap)
             sums += amount * weight
             out.append(round(sums) - done)
             done = round(sums)
-        return costs.fits(out, cap)
+        return costs.fits(out, cap, later)
 
     low, high = 0.0, float(costs.whole)
     if costs.total(at(high)) > limit:
@@ -141,12 +148,11 @@ def eliminate(scores: Sequence[Sequence[float]], costs: TokenCosts, limit: float
     def price(i: int, j: int) -> float:
         if not aware:
             return scores[i][j]
-        left, gain = costs.whole, 0
+        left, gain = costs.whole, 0.0
         for k in range(sites):
             left -= removed[k]
             if i <= k < first[j]:
-                a, b = costs.parts[k]
-                gain += a * (2 * left - 1) + b
+                gain += costs.region(k, left) - costs.region(k, left - 1)
         return scores[i][j] / gain if gain > 0 else float("inf")
 
     heap = [(price(i, j), i, j) for i in range(sites) for j in range(tokens)]
