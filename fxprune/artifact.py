@@ -144,7 +144,8 @@ class Artifact:
         report = read_report(path)
         check_files(path, report)
         program = Program(read_program(path / PROGRAM), name=str(report.get("name", "model")))
-        picture = (report.get("tokens") or {}).get("picture")
+        told = report.get("tokens")
+        picture = told.get("picture") if isinstance(told, dict) else None
         known = isinstance(picture, str) and picture in report["files"]
         extras = {str(picture): (path / str(picture)).read_bytes()} if known else {}
         return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras,

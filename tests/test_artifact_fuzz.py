@@ -129,6 +129,18 @@ def test_reports(seed: int, model: Path, tmp_path: Path) -> None:
             call()
 
 
+@pytest.mark.parametrize("odd", ODD)
+def test_a_report_whose_tokens_are_nonsense(odd: Any, model: Path, tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    shutil.copytree(model / "small", place)
+    report = json.loads((place / "report.json").read_text())
+    (place / "report.json").write_text(json.dumps({**report, "tokens": odd}))
+    with contextlib.suppress(FxpruneError):
+        assert not Artifact.read(place).extras
+    with contextlib.suppress(FxpruneError):
+        compare([place])
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_manifests(seed: int, model: Path, tmp_path: Path) -> None:
     place = tmp_path / "release"

@@ -21,7 +21,8 @@ How many go where: `tome:r=13` (everywhere), `ppt:r=50@3,6,9` (at these), or as 
 `tome{schedule=..}`: `constant`, `decreasing`, `optin` (rank elimination on measured merge curves, per cost saved),
 `removal` (on tokens taken out one by one), or `auto` (the first three are tried on the data, the best is improved).
 The last three give way to `constant` where they are not clearly better (`guard=false` lets them be). With `--prune
-heads,ffn,tokens` what tokens take of the budget is tried on the data as well.
+heads,ffn,tokens` what tokens take of the budget is tried on the data as well. `aware=false` eliminates by score alone,
+as the paper does, and `mean_first=true` compares features as its code does.
 
 Counts are constants of the graph and the batch stays open, so ONNX (no custom op, opset 18 to 20) and TensorRT take
 the result; an artefact holds a picture of which patches merged (tokens.png). Ties are decided by position on every
