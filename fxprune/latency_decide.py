@@ -11,7 +11,7 @@ from . import ranks
 from .axis import Axis
 from .cost import Budget, CostModel
 from .decide_tokens import check_sites
-from .errors import OptionError
+from .errors import BudgetInfeasible, OptionError
 from .events import Event
 from .latency_clock import Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
@@ -166,7 +166,8 @@ def settled(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], P
 
     The plan is sliced, its tokens are reduced, and it is lowered and timed beside the dense program. Where it misses,
     what plans save is multiplied by ``(dense - achieved) / (dense - predicted)`` from then on and the decision is
-    repeated. The plan that comes closest stays, with its table. With a given table nothing is measured.
+    repeated. The plan that comes closest stays, with its table, also where the correction shows that the target cannot
+    be reached. With a given table nothing is measured.
     """
     from .passes.search.latency_model import LatencyModel
 
@@ -191,7 +192,10 @@ def settled(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], P
         factor = min(4.0, max(0.25, (table.dense_ms - entry["achieved_ms"]) / promised))
         table = table.corrected(round(factor, 6))
         corrected = replace(wish, table=table)
-        again = replace(_search(at, wish), table=table).run(at) if decide is None else decide(corrected)
+        try:
+            again = replace(_search(at, wish), table=table).run(at) if decide is None else decide(corrected)
+        except BudgetInfeasible:  # as it turned out; what was measured closest is still the best there is
+            break
         before, after = at.need("plan"), again.need("plan")
         if (after.choices, after.tokens) == (before.choices, before.tokens):
             break

@@ -131,6 +131,21 @@ def test_what_no_round_meets_is_said(uneven: Feet, monkeypatch: pytest.MonkeyPat
     assert told["achieved_ms"] == best["achieved_ms"]
 
 
+def test_a_target_that_turns_out_to_be_out_of_reach_leaves_the_closest_plan(uneven: Feet,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def stubborn(program: Any) -> float:
+        return bent(program) if not mixed(program) else dense - 0.45 * (dense - fixed_and_work(4000.0)(program))
+
+    dense = (4000.0 + 4 * 2 * 16 * 128) / 1e3
+    monkeypatch.setattr(FakeClock, "time", staticmethod(stubborn))
+    said: list[str] = []
+    made = fxprune.compile(uneven, INPUT, latency=0.4, **{**QUIET, "on_event": lambda e: said.append(e.text)})
+    told = made.report["latency"]
+    assert (len(told["rounds"]), told["met"]) == (1, False)
+    assert told["achieved_ratio"] > 0.5
+    assert any("plans none came within 5%" in text for text in said)
+
+
 def test_the_same_table_gives_the_same_plan_and_nothing_is_measured(uneven: Feet, tmp_path: Path,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeClock, "time", staticmethod(bent))  # so that the table holds a correction
