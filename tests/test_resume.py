@@ -130,7 +130,7 @@ def test_a_plan_is_resumed_too_and_a_late_error_keeps_what_took_long(
     assert "resumed: 4 of 4" in capsys.readouterr().err
 
 
-def full_disk(*_: object) -> None:
+def full_disk(*_: object, **__: object) -> None:
     raise FxpruneError("the result cannot be written", why="no space left")
 
 

@@ -37,7 +37,7 @@ had before (parity, latency, versions) stays in the report. The dense model is i
 result timed beside it. Calibration data goes to targets that look at it: fp16 is checked on it, value by value,
 against 65504.
 
-  fxprune lower small --target 'trt{dtype=fp16}' --data images.npz --against model.pt --batch 8
+  fxprune lower engine --target 'trt{dtype=fp16}' --data images/ --against vit.pt --batch 8
 
 What a target likes (multiples of channels) is its `granularity`; --align overrides it. A target of your own is one
 file: see fxprune help plugins.
