@@ -19,6 +19,7 @@ from .tune import Tuner
 
 TOLERANCE = 0.002  # by how much the copies' agreement may fall below no recovery's and still count as equal
 FEW_HELD = 30  # held-out samples; below, every sample is judged once, by a fit to the others
+QUARTER = 4  # every fourth sample is judged, where that is not few
 FOLDS, FOLD = 5, 4  # at most so many folds, of at least so many samples
 JUDGED = 60  # samples and copies that the ranks should rest on: the fewer samples, the more copies of each
 MOST_COPIES = 8
@@ -61,8 +62,8 @@ class Guard:
     Rule      the largest ``mixed`` agreement, among those whose agreement on noisy copies is not more than 0.002 below
               that of no recovery and whose class probabilities (where the output is logits) are not farther from the
               dense ones; none if there is none. Never worse than none on that yardstick, by construction.
-    Few       with fewer than 30 held-out samples every sample is judged once: five folds, each judged by a fit to the
-              others, their pairs ranked together. Up to 8 noisy copies per sample steady the ranks, and a ridge of
+    Few       below 120 samples, of which 30 could be held out, every sample is judged once: five folds, each judged by
+              a fit to the others, their pairs ranked together. Up to 8 noisy copies per sample steady the ranks, and a ridge of
               strength 5 is tried beside the usual one (below 150 samples).
     After     the chosen form is fitted again to all samples: more rows, same form. The yardstick's figures are those
               of the fits that it judged.
@@ -170,6 +171,8 @@ def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fo
         count = min(FOLDS, len(batches))
         return [([b for i, b in enumerate(batches) if i % count != f], batches[f::count])
                 for f in range(count)] if count > 1 else []
+    if total // QUARTER >= FEW_HELD:  # the last batches are few samples by the size of batches alone
+        return [_fold(batches, 0, QUARTER)]
     count = min(FOLDS, total // FOLD)
     return [_fold(batches, f, count) for f in range(count)] if count > 1 else []
 

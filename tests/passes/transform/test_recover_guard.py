@@ -109,6 +109,13 @@ def test_few_samples_are_all_judged_once_by_fits_that_did_not_see_them() -> None
     assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
 
 
+@pytest.mark.parametrize(("batch", "held"), [(1, 32), (8, 32), (16, 32), (32, 32), (128, 32)])
+def test_samples_that_are_enough_are_split_once_whatever_their_batches(batch: int, held: int) -> None:
+    data = texts(128, batch=batch)
+    ((rest, judged),) = split_in_folds(analysed(Encoder(depth=1), texts(16)), data, 0.2)
+    assert (sum(b.size for b in rest), sum(b.size for b in judged)) == (128 - held, held)
+
+
 def test_a_fixed_batch_size_is_never_split() -> None:
     data = floats(4, 3, 16, 16, batches=3)
     exported = torch.export.export(ResidualConvolutions().eval(), data.batches[0].args)
