@@ -63,8 +63,8 @@ class Guard:
               that of no recovery and whose class probabilities (where the output is logits) are not farther from the
               dense ones; none if there is none. Never worse than none on that yardstick, by construction.
     Few       below 120 samples, of which 30 could be held out, every sample is judged once: five folds, each judged by
-              a fit to the others, their pairs ranked together. Up to 8 noisy copies per sample steady the ranks, and a ridge of
-              strength 5 is tried beside the usual one (below 150 samples).
+              a fit to the others, their pairs ranked together. Up to 8 noisy copies per sample steady the ranks; below
+              150 samples a ridge of strength 5 is tried beside the usual one.
     After     the chosen form is fitted again to all samples: more rows, same form. The yardstick's figures are those
               of the fits that it judged.
     Source    recovery.md section 4, its rule for few samples and for logits ours
