@@ -103,6 +103,17 @@ def test_tokens_of_the_help_page() -> None:
             assert float(kl) == pytest.approx(found["kl"], abs=6e-4)
 
 
+def test_latency_of_the_tokens_page() -> None:
+    by = {(m["row"], m["ratio"]): m["latency"]["32"] for m in results("tokens")["measured"]
+          if m["schedule"] == "constant" and "latency" in m}
+    _, rows = rows_of(page("tokens"), "faster, batch 32")
+    assert len(rows) == 9
+    for name, *cells in rows[1:]:
+        for ratio, cell in zip(rows[0][1:], cells, strict=True):
+            found = by[name.replace(", ", "-"), float(ratio)]
+            assert cell == f"{found['speedup']:.2f} ({found['realised']:.2f})", (name, ratio)
+
+
 def test_tiles_of_the_help_page() -> None:
     named = {"lsp, recovered (the default)": "lsp+recover", "lsp, the paper's allocation, recovered":
              "lsp-paper+recover", "the same without the power term": "lsp-no-power+recover",
