@@ -106,7 +106,10 @@ def _ledgers(panel: Any, records: Iterable[Record]) -> None:
 
 
 def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
-    here = (r for r in records if batch in r.get("latency", {}))
+    """OPTIN's schedule, and the constant one of reducers without it: a line per reducer is as much as a panel holds."""
+    timed = [r for r in records if batch in r.get("latency", {})]
+    ours = {r["row"] for r in timed if r["schedule"] == "optin"}
+    here = (r for r in timed if r["row"] in LEDGERS or r["schedule"] == ("optin" if r["row"] in ours else "constant"))
     for (row, schedule), cells in _lines(here, "row", "schedule").items():
         label = f"{row}, {schedule}" if row not in LEDGERS else row
         _draw(panel, [1 / c["latency"][batch]["speedup"] for c in cells], cells, row, DASHES.get(schedule, "-"), label)
