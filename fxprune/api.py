@@ -8,19 +8,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import ranks
+from .applied import PlanLike, applied, lines_of, read_plan
 from .artifact import Artifact, load
 from .block_wish import Request, divided, kinds_and_blocks
 from .budgets import Amount, budget_or_none, one_budget
 from .cost import METRICS
 from .decide import decide
-from .errors import OptionError, PlanError
-from .events import Event, OnEvent, resumable, warn_only
+from .errors import OptionError
+from .events import OnEvent, resumable, warn_only
 from .group import Kind
 from .latency_decide import LatencyWish, Timekeeping, timekeeping
 from .limits import FLOOR, Align, Floor, Limits
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
-_SITE = re.compile(r"site '(.+)'")
 Made = TypeVar("Made")
-PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 
 
 def compile(
@@ -70,7 +68,8 @@ def compile(
     flops, params, bytes  exactly one of them, or of the latencies, or ``plan``: a ratio of the dense cost (0.5) or an
                     amount ("2.3G"); none is needed where token counts are explicit. FLOPs are multiply-accumulates;
                     bytes are those of parameters and buffers
-    plan            a plan, or the path of one: apply it and search nothing
+    plan            a plan, or the path of one: apply it and search nothing; with ``pipeline``: what its ``read-plan``
+                    takes
     target          ``eager`` (a .pt2), ``onnx``, ``inductor`` (machine code), ``trt`` (an engine) or ``triton`` (a .pt2
                     whose block-sparse layers call a kernel), with options as ``trt{dtype=fp16}``. Where the machine
                     lacks what a target needs, what could be written is, and ``report["unfinished"]`` says the rest
@@ -121,18 +120,18 @@ def compile(
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
     asked = _asked("compile", locals())
-    if plan is not None:
+    if plan is not None and pipeline is None:
         if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover not in (None, "none"):
             raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
-                              why="applying a plan uses no data", cure="give a budget and data instead")
-        if pipeline is not None:
-            raise OptionError("give a plan or a pipeline, not both", cure="leave one away")
+                              why="applying a plan uses no data",
+                              cure="give a budget and data instead, or a pipeline: read-plan,recover (fxprune help "
+                                   "pipelines)")
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, batch=batch, threads=threads,
                      seconds=seconds, checkpoint=checkpoint, trust_pickle=trust_pickle, on_event=on_event)
     if pipeline is not None:
-        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds))
+        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds, latency_table))
         return _planned(model, example_inputs, asked, work, pipeline, data, samples,
                         lambda program, stated: work.finish(program, stated.after))
     if recover not in (None, "none") and data is None:
@@ -174,7 +173,7 @@ def plan(
     """
     asked = _asked("plan", locals())
     if pipeline is not None:
-        work = Work(target, None, seed, on_event, Limits())
+        work = Work(target, None, seed, on_event, Limits(), timing=_timed(batch, threads, None, latency_table))
         return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples,
                                  lambda program, stated: with_tiles(work, program)), out)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
@@ -225,27 +224,6 @@ def apply(
     return applied(work, chosen)
 
 
-def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
-    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
-
-    Raises PlanError naming the group where the plan does not fit.
-    """
-    merging = plan.tokens
-    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
-                          merging is not None and merging.unmerge)
-    wish = Wish(None, default_criterion(None), (), 1, recover)
-    try:
-        plan.check(program.group_by_name)
-        _tell_of_odd_counts(work, plan)
-        return work.finish(work.recover(program.but(plan=plan), wish))
-    except PlanError as error:  # of a token site, which knows nothing of the file
-        found = _SITE.fullmatch(error.where)
-        if found is None or plan.source is None:
-            raise
-        where = f"{plan.source.at('tokens', 'removed', found[1])}: {error.where}"
-        raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
-
-
 def inspect(
     model: Model, example_inputs: Inputs = None, *,
     freeze: Sequence[str] = (), align: Align = None, floor: Floor = FLOOR, allow_empty: bool = False,
@@ -266,9 +244,9 @@ def _asked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"command": command} | {names.get(k, k).replace("_", "-"): v for k, v in given.items() if k != "on_event"}
 
 
-def _timed(batch: int, threads: int, seconds: float | None) -> Timekeeping:
-    """For a run without a budget of time: how its result is timed."""
-    return Timekeeping(LatencyWish(batch, threads, seconds=seconds))
+def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> Timekeeping:
+    """For a run that does not search by time: how its result is timed, and the table to foretell it by."""
+    return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds))
 
 
 def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
@@ -278,32 +256,14 @@ def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], wor
 
     stated_alone(asked)
     given = [asked[m] for m in METRICS]
-    stated = read_pipeline(pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed)
+    stated = read_pipeline(pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed,
+                           asked.get("plan"))
     work.options = asked
-    with within(asked["memory"]), resumable(asked["out"], work.on_event):
+    with within(asked["memory"]), resumable(asked["out"], work.on_event), lines_of(stated.plan):
         work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
         return then(decided_by(work, stated, samples), stated)
-
-
-def _tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
-    """A plan may keep any count; what the target's kernels do not like is said."""
-    step = work.backend.granularity
-    odd = [f"{name} ({len(c.keep)} of {c.size})" for name, c in sorted(plan.choices.items())
-           if c.kind in (str(Kind.FFN), str(Kind.CHANNEL)) and len(c.keep) % step and len(c.keep) != c.size
-           and c.size >= 2 * step]
-    if odd:
-        more = f" and {len(odd) - 3} more" if odd[3:] else ""
-        text = (f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
-                f"{', '.join(odd[:3])}{more}")
-        work.notes.append(text)
-        work.on_event(Event("note", text))
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
     write_text(path, plan.to_json())
-
-
-def read_plan(plan: PlanLike) -> CompressionPlan:
-    """The plan itself, from wherever it lies."""
-    return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))

@@ -97,11 +97,11 @@ class Budget:
         return self.amount * dense.metric(self.metric) if self.relative else absolute
 
     def __str__(self) -> str:
-        """``flops=0.5``: the text that :meth:`parse` reads as this very budget."""
-        if self.metric == "latency" and not self.relative:
-            return f"latency={self.amount:g}ms"
+        """``flops=0.5``: the text that :meth:`parse` reads as this very budget, ``latency=12ms``."""
         short = f"{self.amount:g}"
         text = short if float(short) == self.amount else repr(self.amount)
+        if self.metric == "latency":
+            return f"latency={text}{'ms' * (not self.relative)}"
         if not self.relative and self.amount < 1000:  # a bare number below 1000 would be read as a ratio
             text = f"{self.amount / 1000!r}k"
         return f"{self.metric}={text}"

@@ -70,7 +70,7 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
         program = work.run(program, JoinRounds())
     after = settled(work, wish, program)
     if after is not program:
-        program = stated_counts(work, program, after.need("plan"))
+        program = stated_counts(work, program, after.need("plan"), wish.budget)
     plan = program.need("plan")
     return program.but(plan=replace(plan, about={**plan.about, **_about(work, wish, data), "rounds": len(steps)}))
 
@@ -113,11 +113,11 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
     found = settled(work, wish, decided(wish), decided).need("plan")
     assert found.tokens is not None
     counts = tuple(found.tokens.removed.get(site.name, 0) for site in program.need("tokens").usable)
-    scored = work.run(scored, PlanTokens(found.tokens.reducer, counts))
+    scored = work.run(scored, PlanTokens(found.tokens.reducer, counts, None if wish.by_groups else wish.budget))
     reduced = work.reduced(scored)
     if wish.by_groups:
         scored = work.run(scored, replace(_search(wish, scale), reduced=reduced)) if wish.table is None else \
-            stated_counts(work, scored, found)
+            stated_counts(work, scored, found, wish.budget)
     plan = scored.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
     kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
@@ -203,18 +203,18 @@ def _run(work: Work, program: Program, *passes: Pass) -> Program:
             work.stage("search plan")
             with silence():
                 found = one.run(program).need("plan")
-            program = stated_counts(work, program, found)
+            program = stated_counts(work, program, found, one.budget)
         else:
             program = work.run(program, one)
     return program
 
 
-def stated_counts(work: Work, program: Program, plan: CompressionPlan) -> Program:
+def stated_counts(work: Work, program: Program, plan: CompressionPlan, budget: Budget | None) -> Program:
     """The program with ``plan``, which a search by measured time made of its scores, said as counts in the pipeline:
-    neither a clock nor a table is at hand where it runs again."""
+    neither a clock nor a table is at hand where it runs again. ``budget``: of that search"""
     from .passes.search.keep_counts import KeepCounts, counts_of
 
-    program = work.run(program, KeepCounts(counts_of(plan)))
+    program = work.run(program, KeepCounts(counts_of(plan), budget))
     if program.need("plan").choices != plan.choices:
         raise InternalError("counts do not say what the search decided", pipeline=work.pipeline)
     return program.but(plan=plan)

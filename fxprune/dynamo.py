@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from .api import read_plan
+from .applied import read_plan, with_plan
 from .artifact import Artifact
 from .data import Batch, Calibration, load_data
 from .decide import decide
@@ -259,7 +259,7 @@ def _applied(work: Work, session: Session, options: Options, report: dict[str, A
     here.check(program.group_by_name)
     report["reused"] = options.plan is None
     program = with_tensors(program, session.weights)
-    artifact = work.finish(program.but(plan=here))
+    artifact = work.finish(with_plan(work, program, here))
     session.plan = replace(plan, choices={**session.plan.choices, **here.choices})
     return artifact
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from . import latency_delivered
-from .api import Inputs, Model, PlanLike, applied, read_plan
+from .api import Inputs, Model
+from .applied import PlanLike, applied, read_plan
 from .artifact import Artifact
 from .backend import Backend
 from .data import Calibration, load_data

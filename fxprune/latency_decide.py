@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import ranks
@@ -15,7 +16,7 @@ from .errors import BudgetInfeasible, OptionError
 from .events import Event
 from .latency_clock import Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
-from .latency_table import LatencyTable, cached_path, fingerprint, reducer_key, setting_of
+from .latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
 from .latency_tokens import measure_tokens
 from .limits import Align, aligned_by_measure, per_pattern
 from .plan import TokenPlan
@@ -121,11 +122,40 @@ def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
     return replace(wish, table=keeping.table if budgeted else None), program
 
 
-def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable | None:
-    asked, device = work.timing.wish, device_of(program)
-    setting = setting_of(work.target, device, asked.batch, asked.threads)
+def recalled(work: Work, program: Program, kept: bool = True) -> None:
+    """The table by which a pipeline that runs again foretells its latency: the one that is given, else (``kept``) the
+    one that is kept here, as the first run took it. Nothing is measured; where time was the budget, what is therefore
+    not known is said.
+
+    program   dense, with its groups and the plan. Raises LoadError for a table of another program.
+    """
+    keeping, tokens = work.timing, program.need("plan").tokens
+    if keeping.wish.table:
+        keeping.table = LatencyTable.read(keeping.wish.table)
+        keeping.table.check(program)
+        if tokens is not None and not tokens.empty:
+            keeping.table.check_tokens(program, tokens)
+    elif kept:
+        keeping.table = _kept(work, program)[2]
+    if work.budget is None or work.budget.metric != "latency":
+        return
+    known = "predicted latency is the table's; achieved latency is that of the delivered file alone" if keeping.table \
+        else "predicted and achieved latency are not known (--latency-table takes the latency.json of the first run)"
+    text = f"the pipeline states the counts that {work.budget} led to, and nothing was measured to choose them: {known}"
+    work.notes.append(text)
+    work.on_event(Event("note", text))
+
+
+def _kept(work: Work, program: Program) -> tuple[Setting, Path, LatencyTable | None]:
+    """What is measured, where its table is kept on this machine, and the table, if there is one."""
+    asked = work.timing.wish
+    setting = setting_of(work.target, device_of(program), asked.batch, asked.threads)
     path = cached_path(setting, fingerprint(program))
-    old = LatencyTable.read(path) if path.exists() else None
+    return setting, path, LatencyTable.read(path) if path.exists() else None
+
+
+def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable | None:
+    setting, path, old = _kept(work, program)
     kinds = {str(k) for k in wish.group_kinds}
     if not must:
         return old
@@ -135,7 +165,7 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
                           cure="compile on one process, or give --latency-table")
     _open(work, program)
     assert work.timing.clock is not None
-    work.stage(f"measure latency on {device}")
+    work.stage(f"measure latency on {setting.device}")
     from .work import silence
 
     with silence():

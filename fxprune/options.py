@@ -129,6 +129,8 @@ def _value(text: str, kind: Any, where: str) -> Any:
         metric, equals, amount = text.partition("=")
         if not equals:
             raise OptionError(f"'{text}' is not a budget", where=where, cure="write budget=flops=0.5")
+        if metric == "latency":
+            return Budget.of_latency(amount.removesuffix("ms"), ms=amount.endswith("ms"))
         return Budget.parse(metric, amount)
     words = {"true": True, "yes": True, "false": False, "no": False}
     for one in (bool, int, float, str):

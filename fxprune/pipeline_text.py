@@ -10,6 +10,10 @@ anywhere.
 What a run decides between passes is printed as passes that state the decision: ``plan-tokens{counts=[8 6]}``, rounds
 between ``start-round`` and ``join-rounds``, ``keep-counts`` for a search by measured time. Behind the last slicing
 stand the passes of tiles, from ``find-blocks`` on (with 2:4, from the ``find-groups`` of ``permute-channels``).
+
+A plan that somebody gave is printed as ``read-plan{digest=..}``: the plan itself is given beside the text, and the
+digest says whether it is the same one. Its tiles are carried out behind slicing, whether the text names the passes for
+that (``find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks``) or not.
 """
 
 from __future__ import annotations
@@ -21,40 +25,54 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import jobs, journal, registry
-from .cost import Budget
-from .errors import OptionError
+from .applied import PlanLike, read_plan, tell_of_odd_counts
+from .cost import METRICS, Budget, CostModel
+from .errors import BudgetInfeasible, OptionError
+from .latency_decide import recalled
 from .options import build, parse, split
 from .pipeline import Pass
 from .plan import CompressionPlan
 from .program import FACTS, Program
 from .sparsify import takes_data
-from .work import Work
+from .work import Work, kept_counts
 
 OPTION = "--pipeline"
 PREPARATION = ("clean", "inline", "drop-masks", "fold-weights")
 TAIL = ("fold-indices", "spell-out-tokens", "propagate-axes")
 CUT, MERGE, START, JOIN, ZERO = "slice-axes", "merge-tokens", "start-round", "join-rounds", "sparsify-blocks"
+READ, COUNTED = "read-plan", ("plan-tokens", "keep-counts")
 BEHIND_MERGING = ("propagate-axes", "find-groups")
 TILES = ("find-groups", "permute-channels", "find-blocks", "search-blocks", "recover-blocks", ZERO)
+PERMUTED = ("find-groups{align=1}", "permute-channels", "propagate-axes")  # as the plan that is read says
 
 
 @dataclass(frozen=True)
 class StatedPipeline:
-    """A pipeline as it was stated: passes without data, those before slicing, those behind it, and those of tiles."""
+    """A pipeline as it was stated: passes without data, those before slicing, those behind it, and those of tiles.
+
+    plan   what its ``read-plan`` takes
+    """
 
     text: str
     before: tuple[Pass, ...]
     after: tuple[Pass, ...] = ()
     tiles: tuple[Pass, ...] = ()
+    plan: CompressionPlan | None = None
 
     @property
     def budget(self) -> Budget | None:
-        """The bound of the last search that has one; none where counts are stated behind it."""
+        """The bound of the last search that may have one; none where counts without one are stated behind it."""
         for passes in (self.before, self.tiles):
-            bounds = [getattr(p, "budget", None) for p in passes if hasattr(p, "budget") or p.slug() == "keep-counts"]
+            bounds = [p.budget for p in passes if hasattr(p, "budget")]
             if bounds and isinstance(bounds[-1], Budget):
                 return bounds[-1]
         return None
+
+    @property
+    def read(self) -> bool:
+        """Whether the plan is one that was given, and no search behind it made another."""
+        searches = [p.slug() for p in self.before if p.kind == "search"]
+        return searches[-1:] == [READ] and not self.tiles
 
     @property
     def criterion(self) -> str | None:
@@ -63,13 +81,15 @@ class StatedPipeline:
         return found[-1] if found else None
 
 
-def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> StatedPipeline:
+def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0,
+                  plan: PlanLike | None = None) -> StatedPipeline:
     """The passes that ``text`` names, with their options.
 
-    budget   of a search that states none;  seed   of passes that state none
+    budget   of a search that states none;  seed   of passes that state none;  plan   for ``read-plan``, a path or one
 
     Raises OptionError naming the pass at fault: unknown names and options, a pass whose facts no pass before it finds,
-    a budget that is said twice or not at all, rounds that do not end, passes of tiles before slicing.
+    a budget that is said twice or not at all, rounds that do not end, passes of tiles before slicing, a plan that is
+    missing or not read. PlanError where the plan cannot be read.
     """
     try:
         parts = split(text)
@@ -78,8 +98,8 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     if not parts:
         raise OptionError("the pipeline is empty", where=OPTION, cure="for example propagate-axes,find-groups,"
                           "score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes")
-    known: dict[str, Any] = {}
-    passes = [_read(part, number, budget, seed, known) for number, part in enumerate(parts, 1)]
+    given, known = _plan_for(parts, plan), dict[str, Any]()
+    passes = [_read(part, number, budget, seed, known, given) for number, part in enumerate(parts, 1)]
     if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):  # to those that need none
         passes = [replace(p, budget=budget) if getattr(p, "budget", budget) is None else p  # type: ignore[call-arg]
                   for p in passes]
@@ -101,8 +121,25 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0) -> Sta
     if not any("plan" in p.gives for p in (*before, *tiles)):
         raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
                           cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
-                               "applied by `fxprune apply`")
-    return StatedPipeline(text, before, after, tiles)
+                               "taken by read-plan, or applied by `fxprune apply`")
+    return StatedPipeline(text, before, after, tiles, given)
+
+
+def _plan_for(parts: Sequence[str], plan: PlanLike | None) -> CompressionPlan | None:
+    """The plan that ``read-plan`` takes. Raises OptionError where there is one without the other."""
+    at = next((n for n, part in enumerate(parts, 1) if part.partition("{")[0].strip() == READ), None)
+    if at is None and plan is None:
+        return None
+    if at is None:
+        raise OptionError("give a plan or a pipeline, not both", where=f"{OPTION} .. --plan",
+                          why=f"no pass of the pipeline reads the plan: it has no {READ}",
+                          cure=f"leave one of them away, or put {READ} in place of the passes that score and search")
+    if plan is None:
+        raise OptionError("the pipeline reads a plan, and none is given", where=f"{OPTION}, pass {at}: {parts[at - 1]}",
+                          why="the text says which plan it was, not which elements it keeps",
+                          cure="give the plan.json that lies beside the report: fxprune compile MODEL --pipeline .. "
+                               "--plan small/plan.json")
+    return read_plan(plan)
 
 
 def _last_cut(passes: Sequence[Pass]) -> int:
@@ -151,7 +188,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     if MERGE not in names:
         return tuple(passes)
     at = names.index(MERGE)
-    if not any(p.kind == "search" and "tokens" in p.needs for p in passes[:at]):
+    if not any(p.kind == "search" and "tokens" in p.needs or p.slug() == READ for p in passes[:at]):
         raise OptionError(f"'{MERGE}' has nothing to merge", where=f"{OPTION} .. {MERGE}",
                           why="no pass before it plans tokens",
                           cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
@@ -175,6 +212,8 @@ def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
         raise OptionError(f"'{passes[names.index(ZERO) + 1].slug()}' stands behind {ZERO}", where=OPTION,
                           cure=f"put it before {', '.join(TILES[2:3])}")
     tiles = tuple(p for p in passes if p.slug() != ZERO)
+    if any(p.slug() == READ for p in stated) and tuple(map(str, tiles)) in ((), PERMUTED[:2], PERMUTED):
+        return ()  # those of the plan that is read
     if passes and not any("plan" in p.gives for p in tiles):
         raise OptionError("no pass of the pipeline plans tiles", where=f"{OPTION} .. {passes[0]}",
                           cure="end with find-blocks,score-groups{criterion=magnitude},search-blocks{budget=flops=0.5}")
@@ -187,7 +226,8 @@ def _check_order(passes: Sequence[Pass], stated: list[Pass], have: set[str]) -> 
         have |= set(p.gives)
 
 
-def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[str, Any]) -> Pass:
+def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[str, Any],
+          plan: CompressionPlan | None) -> Pass:
     """One pass; passes of one criterion share it, which remembers what it found. Raises OptionError."""
     where = f"{OPTION}, pass {number}: {part}"
     name, options = parse(part, where)
@@ -201,6 +241,9 @@ def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[
         given["budget"] = budget
     if "seed" in fields and "seed" not in options:
         given["seed"] = seed
+    if name == READ and plan is not None:
+        given["plan"] = plan
+        options.setdefault("digest", plan.digest)
     try:
         made: Pass = build(cls, options, f"the pass '{name}'", where, **given)
         if isinstance(criterion := getattr(made, "criterion", None), str):
@@ -209,6 +252,11 @@ def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[
             if criterion not in known:
                 known[criterion] = criterion_of(criterion)
             made = replace(made, criterion=known[criterion])  # type: ignore[call-arg]
+        bound = getattr(made, "budget", None)
+        if isinstance(bound, Budget) and bound.metric not in METRICS and name not in COUNTED:
+            raise OptionError(f"'{name}' cannot search by time in a pipeline", where=where,
+                              why="there is no table of the target to go by",
+                              cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}")
     except OptionError as error:  # of a pass's own checks, which name options of the command line
         at = error.where if error.where.startswith(OPTION) else where
         raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
@@ -236,7 +284,9 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     """The dense program with the plan that the stated passes make; what they did is in ``work``.
 
     Passes that score or recover get the calibration data; where none was given, it is made up for criteria that need
-    some, with a warning, and recovery is an error.
+    some, with a warning, and recovery is an error. A plan that is read stays as it is, with what it says about itself.
+
+    Raises BudgetInfeasible where counts are stated with a budget that they exceed.
     """
     from .decide import made_up, without_labels_of_others
     from .measure import versions
@@ -248,7 +298,7 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     dense = work.dense
     assert dense is not None
     program, data = dense, work.calibration
-    jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, [stated.text]))
+    jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, [stated.text, stated.plan.digest if stated.plan else ""]))
     work.tiles = stated.tiles
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
@@ -281,10 +331,33 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
                           why="a pass behind the search changed the graph, and facts about the old one were dropped",
                           cure="put passes that change the graph before propagate-axes")
     work.budget, plan = stated.budget, program.plan
+    if plan.blocks and stated.tiles:
+        raise OptionError("the plan holds tiles, and the pipeline plans others", where=f"{OPTION} .. {stated.tiles[0]}",
+                          cure="leave the passes of tiles away, or take them out of the plan")
+    if sliced:
+        _check_counts(work, program, stated.before)
+        recalled(work, program, kept=not stated.read)
+    if stated.read:
+        tell_of_odd_counts(work, plan)
+        return program
     rounds = {"rounds": 1} if sliced else {}
     about = {**rounds, **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
              "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
     return program.but(plan=replace(plan, about=about))
+
+
+def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
+    """Raise BudgetInfeasible where counts exceed the budget that is stated with them; time is not reckoned here."""
+    last = next((p for p in reversed(passes) if hasattr(p, "budget")), None)
+    bound = work.budget
+    if last is None or last.slug() not in COUNTED or bound is None or bound.metric not in METRICS:
+        return
+    small = work.reduced(program)
+    limit, now = bound.limit(CostModel(program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
+    if now > limit:
+        raise BudgetInfeasible("the counts exceed the budget that is stated with them", where=f"{OPTION} .. {last}",
+                               why=f"{bound.metric} {now:,}, at most {limit:,.0f}",
+                               cure="state fewer, or leave budget away")
 
 
 def _first(stated: StatedPipeline) -> int:
@@ -293,7 +366,7 @@ def _first(stated: StatedPipeline) -> int:
 
 
 _BESIDE = {"command", "model", "input", "batch", "threads", "seconds", "checkpoint", "trust-pickle", "data", "samples",
-           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes"}
+           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes", "plan", "latency-table"}
 
 
 def stated_alone(asked: Mapping[str, Any]) -> None:

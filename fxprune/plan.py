@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,18 @@ class CompressionPlan:
     def empty(self) -> bool:
         whole = all(len(c.keep) == c.size for c in self.choices.values()) and not self.blocks
         return whole and (self.tokens is None or self.tokens.empty)
+
+    @property
+    def digest(self) -> str:
+        """Of what is decided, whatever ``about`` says: 16 hexadecimal digits of a SHA-256. The same plan has the same
+        one, in memory and read back.
+
+        >>> one = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 0})
+        >>> one.digest == CompressionPlan.from_json(one.to_json()).digest == CompressionPlan(one.choices).digest
+        True
+        """
+        tokens = None if self.tokens is None else replace(self.tokens, removed=dict(sorted(self.tokens.removed.items())))
+        return hashlib.sha256(replace(self, about={}, tokens=tokens).to_json().encode()).hexdigest()[:16]
 
     def kept(self, group: PruneGroup) -> Tensor:
         """Indices of ``group`` that stay. [kept] int64"""

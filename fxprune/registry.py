@@ -52,6 +52,7 @@ PASSES: Table = {
     "join-rounds": "fxprune.passes.transform.join_rounds:JoinRounds",
     "plan-tokens": "fxprune.passes.search.plan_tokens:PlanTokens",
     "keep-counts": "fxprune.passes.search.keep_counts:KeepCounts",
+    "read-plan": "fxprune.passes.search.read_plan:ReadPlan",
     "search-blocks": "fxprune.passes.search.search_blocks:SearchBlocks",
     "permute-channels": "fxprune.passes.transform.permute_channels:PermuteChannels",
     "recover-blocks": "fxprune.passes.transform.recover_blocks:RecoverBlocks",

@@ -151,7 +151,7 @@ def _permuted(work: Work, program: Program,
     from .passes.analysis.propagate_axes import PropagateAxes
     from .passes.transform.permute_channels import PermuteChannels
 
-    one = PermuteChannels(seed=work.seed, orders=orders)
+    one = PermuteChannels(orders=orders)  # which needs no seed: nothing is searched
     program = work.run(program, FindGroups(align=1), one)
     if program.axes is None:
         program = work.run(program, PropagateAxes())

@@ -28,7 +28,7 @@ FLOORS = {
     **dict.fromkeys(["errors", "json_lines", "quiet"], 0),
     **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
     **dict.fromkeys(["passes", "backends"], 3),
-    **dict.fromkeys(["__init__", "__main__", "api", "bench", "block_wish", "budgets", "cli", "commands", "decide",
+    **dict.fromkeys(["__init__", "__main__", "api", "applied", "bench", "block_wish", "budgets", "cli", "commands", "decide",
                      "decide_tokens", "demo", "doctor", "draw", "dynamo", "dynamo_graph", "dynamo_session", "events",
                      "explain", "export_step", "help", "latency_decide", "latency_delivered", "latency_measure",
                      "latency_tokens",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...cost import COUNTED, CostModel
+from ...cost import COUNTED, Budget, CostModel
 from ...errors import OptionError, nearest
 from ...pipeline import Search
 from ...plan import Choice, CompressionPlan
@@ -20,6 +20,7 @@ class KeepCounts(Search):
     This is how a report states a search that went by measured time: a table of timings is no part of a pipeline.
 
     counts   ``GROUP=N``, e.g. ``blocks.0.mlp.fc1:ffn=96``; groups that are not named stay whole
+    budget   what they were decided under, for the report: nothing is reckoned with it here
 
     Errors   OptionError for an unknown, frozen or repeated group, and for a count below its floor, above its size or
              off its multiples
@@ -29,6 +30,7 @@ class KeepCounts(Search):
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 
     counts: tuple[str, ...] = ()
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         names = [self._read(one)[0] for one in self.counts]
@@ -69,7 +71,8 @@ class KeepCounts(Search):
         model = CostModel(program)
         kept = {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
         return {"criterion": first.criterion if first else None, "unit": first.unit if first else None,
-                "seed": first.seed if first else None, "budget": None, "method": "stated counts", "counted": COUNTED,
+                "seed": first.seed if first else None, "budget": None if self.budget is None else str(self.budget),
+                "method": "stated counts", "counted": COUNTED,
                 "dense": vars(model()), "predicted": vars(model(kept))}
 
 

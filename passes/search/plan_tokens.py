@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ... import options, registry
+from ...cost import Budget
 from ...errors import OptionError
 from ...pipeline import Search
 from ...plan import CompressionPlan, TokenPlan
@@ -21,6 +22,7 @@ class PlanTokens(Search):
     reducer   as in ``--tokens``, without what decides: ``tome``, ``ppt{threshold=2}``
     counts    tokens that go behind each attention where they may become fewer (``fxprune inspect`` lists them), in
               graph order
+    budget    what they were decided under where nothing else was cut, for the report: nothing is reckoned with it here
 
     Needs ``tokens``. Errors: OptionError for an unknown reducer, too few or too many counts, or more tokens than can
     go at once.
@@ -31,6 +33,7 @@ class PlanTokens(Search):
 
     reducer: str = "tome"
     counts: tuple[int, ...] = ()
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         self._made()
