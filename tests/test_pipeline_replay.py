@@ -10,60 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import GroupedQueries, WrittenAttention
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from replaying import EVERY, MODELS, QUIET, assert_same, assert_same_weights, batches, blocks_of, feet, vit
 from timing import FakeClock, fixed_and_work, made_up
-from torch import nn
 
 import fxprune
 from fxprune import CompressionPlan, latency_decide
 from fxprune.cli import OK, main
-from fxprune.demo import DigitsViT
 from fxprune.errors import FxpruneError, NothingToPrune
 from fxprune.latency_table import TokenCurve, TokenPoint
 from fxprune.pipeline_text import read_pipeline
-
-QUIET: dict[str, Any] = {"on_event": lambda event: None}
-
-
-def batches(shape: tuple[int, ...], count: int = 2) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randn(8, *shape, generator=generator) for _ in range(count)]
-
-
-def feet() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 16)).eval()
-
-
-def vit() -> nn.Module:
-    torch.manual_seed(1)
-    return DigitsViT(dim=16, depth=2, heads=2, hidden=32).eval()
-
-
-def queries() -> nn.Module:
-    torch.manual_seed(1)
-    return GroupedQueries("repeat").eval()
-
-
-def written() -> nn.Module:
-    torch.manual_seed(1)
-    return WrittenAttention("transpose").eval()
-
-
-MODELS = {"feet": (feet, (16,)), "vit": (vit, (1, 8, 8))}
-
-
-def blocks_of(plan: CompressionPlan) -> dict[str, Any]:
-    return {name: one.to_dict() for name, one in plan.blocks.items()}
-
-
-def assert_same(one: CompressionPlan, two: CompressionPlan) -> None:
-    assert one.choices == two.choices
-    assert one.tokens == two.tokens
-    assert blocks_of(one) == blocks_of(two)
-
 
 # ------------------------------------------------------------ compile, and compile again by the text
 
@@ -78,6 +35,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
                       "importance": "l2", "data": True},
               ("find-token-sites", "plan-tokens{counts=[", "search-plan{budget=flops=0.6,kinds=[head kv ffn]},recover",
                "recover,merge-tokens,propagate-axes,find-groups,slice-axes")),
+    "tokens alone": ("vit", {"flops": 0.8, "prune": "tokens", "tokens": "tome{schedule=constant}", "data": True},
+                     ("plan-tokens{counts=[4 4],budget=flops=0.8},recover,merge-tokens",)),
+    "tokens without a budget": ("vit", {"tokens": "tome:r=2", "prune": "tokens"}, ("plan-tokens{counts=[2 2]},merge",)),
     "tiles": ("vit", {"flops": 0.6, "blocks": "8x8{slice=0.8,allocation=lsp}", "data": True, "importance": "wanda"},
               ("search-plan{budget=flops=0.8}", "score-groups{criterion=wanda},search-blocks{budget=flops=0.6,"
                "allocation=lsp},recover-blocks,sparsify-blocks")),
@@ -104,9 +64,7 @@ def test_a_run_replays(name: str) -> None:
         assert one.report.get(key) == two.report.get(key), key
     for key in ("recovery", "sparsity"):
         assert (key in one.report) == (key in two.report)
-    a, b = one.module.state_dict(), two.module.state_dict()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert_same_weights(one, two)
 
 
 @pytest.fixture
@@ -114,6 +72,32 @@ def _no_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency_decide, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(fixed_and_work(500.0)))
+
+
+@pytest.mark.usefixtures("_no_watch")
+def test_the_report_of_a_replay_says_of_time_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budget, target and dense latency always; what was predicted by the same table; no time that nobody measured."""
+    x = torch.randn(3, 16)
+    one = fxprune.compile(feet(), x, latency_ms=0.8 * 4.864, align=1, **QUIET)
+    first, text = one.report["latency"], one.report["pipeline"]
+    assert first["achieved_ms"]
+    assert f"budget=latency={0.8 * 4.864!r}ms" in text
+    (tmp_path / "latency.json").write_bytes(one.extras["latency.json"])
+    given = fxprune.compile(feet(), x, pipeline=text, latency_table=tmp_path / "latency.json", **QUIET)
+    kept = fxprune.compile(feet(), x, pipeline=text, **QUIET)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    none = fxprune.compile(feet(), x, pipeline=text, **QUIET)
+    assert given.report["latency"] == {**first, "rounds": [], "achieved_ms": None, "achieved_ratio": None, "met": None}
+    for key in ("budget", "target", "dense_ms", "device", "batch", "threads"):
+        assert kept.report["latency"][key] == first[key]
+    assert kept.report["latency"]["achieved_ms"] is None
+    assert "latency" not in none.report
+    for made, known in ((given, "is the table's"), (kept, "is the table's"), (none, "are not known (--latency-table")):
+        assert made.report["budget"] == one.report["budget"] == {"metric": "latency", "amount": 0.8 * 4.864,
+                                                                 "relative": False}
+        assert any("nothing was measured to choose them" in note and known in note for note in made.report["notes"])
+    with pytest.raises(FxpruneError, match="of another program"):
+        fxprune.compile(vit(), X, pipeline=TOKEN, latency_table=tmp_path / "latency.json", **QUIET)
 
 
 @pytest.mark.usefixtures("_no_watch")
@@ -129,6 +113,7 @@ def test_measured_time_is_stated_as_the_counts_that_it_decided(importance: str) 
     assert FakeClock.read_so_far == read
     assert_same(one.plan, two.plan)
     assert two.report["pipeline"] == text
+    assert two.report["budget"] == one.report["budget"]
     last = text.rindex("keep-counts")
     name, _, count = text[last:].partition("[")[2].partition("]")[0].split(" ")[0].partition("=")
     other = text[:last] + text[last:].replace(f"{name}={count}", f"{name}={int(count) - 1}", 1)
@@ -161,6 +146,8 @@ def test_measured_time_with_tokens_states_the_round_that_stays(monkeypatch: pyte
     two = fxprune.compile(vit(), x, pipeline=text, **QUIET)
     assert_same(one.plan, two.plan)
     assert two.report["pipeline"] == text
+    assert two.report["budget"] == one.report["budget"] == {"metric": "latency", "amount": 0.85, "relative": True}
+    assert two.report["latency"]["target"] == one.report["latency"]["target"]
 
 
 class Stopped(FakeClock):
@@ -197,7 +184,10 @@ def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.
     two = fxprune.plan(vit(), x, pipeline=text, data=data, **QUIET).need("plan")
     assert_same(plan, two)
     assert two.about["pipeline"] == text
-    assert read_pipeline(text).budget is None  # that of the scores' own search is none of the result
+    assert read_pipeline(text).budget == fxprune.Budget("latency", 0.8)  # not that of the scores' own search
+    assert read_pipeline(text.replace(",budget=latency=0.8", "")).budget is None
+    three = fxprune.plan(vit(), x, pipeline=text, latency_table=tmp_path / "t.json", **QUIET).need("plan")
+    assert three.about["budget"] == two.about["budget"] == "latency=0.8"
 
 
 # ------------------------------------------------------------ any model, any options: plan, and plan again by the text
@@ -224,8 +214,6 @@ PAIRED = st.builds(lambda how, cut: {**cut, "sparse": how}, st.sampled_from(["2:
 ANY = st.one_of(
     st.tuples(st.sampled_from(["feet", "queries", "written"]), st.one_of(CUT, ROUNDS, TILED, PAIRED)),
     st.tuples(st.just("vit"), st.one_of(ROUNDS, TOKENS, TILED)))
-EVERY = {**MODELS, "queries": (queries, (8, 24)), "written": (written, (8, 24))}
-
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY)
@@ -275,6 +263,10 @@ def test_a_changed_option_changes_the_result(text: str, old: str, new: str) -> N
     (TOKEN, "[4 2]", "[4]", r"'plan-tokens' needs one count per attention(.|\n)*1 counts, 2"),
     (TOKEN, "[4 2]", "[9 0]", "'plan-tokens' removes more tokens than can go"),
     (TOKEN, "[4 2]", "[4 x]", "pass 4: plan-tokens(.|\n)*"), (TOKEN, "counts", "reducer=tomme,counts", "did you mean"),
+    (TOKEN, "[4 2]", "[4 2],budget=flops=0.5", "the counts exceed the budget that is stated(.|\n)*plan-tokens"),
+    (TOKEN, "[4 2]", "[4 2],budget=speed=0.5", "unknown budget"),
+    (ROUND, "flops=0.6", "latency=0.6", "'search-plan' cannot search by time"),
+    (COUNT, "=8]", "=8],budget=flops=0.5", "the counts exceed the budget"),
     (TOKEN, "[4 2]", "[4 -2]", "cannot be negative"), (TOKEN, "find-token-sites,", "", "put find-token-sites before"),
     (TOKEN, "plan-tokens{counts=[4 2]}", HEAD + "score-groups,search-plan{budget=flops=0.5}", "'merge-tokens' has"),
     (TOKEN, "propagate-axes,find-groups{align=1},slice", "find-groups{align=8},slice", "find-groups{align=1}"),
