@@ -212,8 +212,9 @@ def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
         raise OptionError(f"'{passes[names.index(ZERO) + 1].slug()}' stands behind {ZERO}", where=OPTION,
                           cure=f"put it before {', '.join(TILES[2:3])}")
     tiles = tuple(p for p in passes if p.slug() != ZERO)
-    if any(p.slug() == READ for p in stated) and tuple(map(str, tiles)) in ((), PERMUTED[:2], PERMUTED):
-        return ()  # those of the plan that is read
+    unseeded = tuple(str(replace(p, seed=0) if p.slug() == PERMUTED[1] else p) for p in tiles)  # type: ignore[call-arg]
+    if any(p.slug() == READ for p in stated) and unseeded in ((), PERMUTED[:2], PERMUTED):
+        return ()  # those of the plan that is read, its order of channels included
     if passes and not any("plan" in p.gives for p in tiles):
         raise OptionError("no pass of the pipeline plans tiles", where=f"{OPTION} .. {passes[0]}",
                           cure="end with find-blocks,score-groups{criterion=magnitude},search-blocks{budget=flops=0.5}")
@@ -373,8 +374,11 @@ def stated_alone(asked: Mapping[str, Any]) -> None:
     """Raise OptionError where an option is given that the passes' own options say. asked: values by option"""
     from .api import compile
 
+    def told(value: Any) -> str:  # as a report's options say it again: floor=0.1 comes as ("0.1",)
+        return str(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
+
     usual = {name.replace("_", "-"): p.default for name, p in inspect.signature(compile).parameters.items()}
     for name in sorted(asked.keys() - _BESIDE):
-        if asked[name] != usual[name] and asked[name] not in (None, [], (), "1"):
+        if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
             raise OptionError(f"--pipeline and --{name} say the same thing", where=OPTION,
                               why="the pipeline states every pass with its own options", cure="leave one of them away")
