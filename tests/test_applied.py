@@ -112,18 +112,23 @@ def test_no_cut_at_all_replays() -> None:
     assert one.report["cost"]["ratio"]["flops"] == 1
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(name=st.sampled_from(["feet", "vit", "queries", "written"]), share=st.floats(0.2, 1.0), seed=st.integers(0, 9),
-       tokens=st.sampled_from([None, (3, 0), (2, 5), (0, 0)]), recover=st.sampled_from(["none", "none", "ridge", "tune"]))
-def test_any_plan_that_is_given_replays(name: str, share: float, seed: int, tokens: tuple[int, int] | None,
+CUT = st.tuples(st.sampled_from(["feet", "queries", "written"]), st.just(()))
+MERGED = st.tuples(st.just("vit"), st.sampled_from([(3, 0), (2, 5), (0, 4), (0, 0), ()]))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.one_of(CUT, MERGED), st.sampled_from([1.0, 0.3, 0.5, 0.75]), st.integers(0, 9),
+       st.sampled_from(["tome", "ppt{threshold=2}", "random"]), st.sampled_from(["none", "ridge", "auto", "scale"]))
+def test_any_plan_that_is_given_replays(drawn: tuple[str, tuple[int, ...]], share: float, seed: int, reducer: str,
                                         recover: str) -> None:
+    name, counts = drawn
     program = known(name)
     plan = random_plan(program, [Kind.HEAD, Kind.KV, Kind.FFN], share, seed)
-    sites = program.need("tokens").usable
-    if tokens is not None and sites:
-        removed = {site.name: r for site, r in zip(reversed(sites), reversed(tokens), strict=True)}
-        plan = CompressionPlan(plan.choices, {"seed": seed}, TokenPlan("tome", removed))
-    assert_replays(name, plan, "tune{steps=2}" if recover == "tune" else recover, seed)
+    if counts:
+        sites = program.need("tokens").usable
+        removed = {site.name: r for site, r in reversed(list(zip(sites, counts, strict=True)))}
+        plan = CompressionPlan(plan.choices, {"seed": seed}, TokenPlan(reducer, removed))
+    assert_replays(name, plan, recover, seed)
 
 
 def test_the_digest_is_of_what_is_decided() -> None:
