@@ -63,7 +63,7 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
     one._scores = one._scores if scores is None else scores
     if tokens.explicit:
         removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
-        if search is None and one.costs.total(removed) > one.limit:
+        if search is None and wish.budget is not None and one.costs.total(removed) > one.limit:
             raise BudgetInfeasible(
                 "the token counts do not meet the budget", where=f"--tokens {tokens.text}",
                 why=f"{one.costs.total(removed) / one.dense:.3f} of the dense {one.metric} stay; "
