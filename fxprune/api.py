@@ -25,6 +25,7 @@ from .group import Kind
 from .latency_decide import LatencyWish, Timekeeping, timekeeping
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
+from .options import by_option
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
@@ -57,7 +58,8 @@ def compile(
     sparse: str | None = None, search: str = "auto", pipeline: str | None = None, latency: Amount = None,
     latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
     expect_latency: bool = False, seconds: float | None = None, memory: float | str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    held_out: float = 0.0, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
 
@@ -115,11 +117,13 @@ def compile(
                     ``measured`` (see :mod:`fxprune.latency_delivered`): about 2 by default, 0 leaves it out
     memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
                     not fit. Where memory runs out all the same, batches are halved and the work goes on
+    held_out        a share of ``data`` on which nothing is decided or fitted, as ``fxprune sweep`` holds it back; the
+                    report then compares outputs on it
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
-    asked = _asked("compile", locals())
+    asked = by_option("compile", locals())
     if plan is not None and pipeline is None:
         if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
@@ -131,7 +135,8 @@ def compile(
         return apply(model, plan, example_inputs, target=target, out=out, seed=seed, batch=batch, threads=threads,
                      seconds=seconds, checkpoint=checkpoint, trust_pickle=trust_pickle, on_event=on_event)
     if pipeline is not None:
-        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds, latency_table))
+        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds, latency_table),
+                    held_back=held_out)
         return _planned(model, example_inputs, asked, work, pipeline, data, samples,
                         lambda program, stated: work.finish(program, stated.after))
     if recover not in (None, "none") and data is None:
@@ -142,7 +147,7 @@ def compile(
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
     timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
     work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
-                options=asked)
+                options=asked, held_back=held_out)
     wish = None
     if zeros is None or rest.slices or wished is not None:
         budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
@@ -164,16 +169,17 @@ def plan(
     unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, search: str = "auto",
     pipeline: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
     latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
-    memory: float | str | None = None,
+    memory: float | str | None = None, held_out: float = 0.0,
     checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    asked = _asked("plan", locals())
+    asked = by_option("plan", locals())
     if pipeline is not None:
-        work = Work(target, None, seed, on_event, Limits(), timing=_timed(batch, threads, None, latency_table))
+        work = Work(target, None, seed, on_event, Limits(), timing=_timed(batch, threads, None, latency_table),
+                    held_back=held_out)
         return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples,
                                  lambda program, stated: with_tiles(work, program)), out)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
@@ -181,7 +187,8 @@ def plan(
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
                           plain=True)
     timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing)
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
+                held_back=held_out)
     wish = None
     if zeros is None or rest.slices or wished is not None:
         wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
@@ -215,7 +222,7 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    asked = _asked("apply", locals())
+    asked = by_option("apply", locals())
     chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
     work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked,
@@ -236,12 +243,6 @@ def inspect(
     work = Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     return work.groups(tokens=True)
-
-
-def _asked(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call asked for, by the names of the command line: the report's ``options``."""
-    names = {"example_inputs": "input"}
-    return {"command": command} | {names.get(k, k).replace("_", "-"): v for k, v in given.items() if k != "on_event"}
 
 
 def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> Timekeeping:

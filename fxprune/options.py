@@ -91,6 +91,16 @@ def build(cls: type[Any], options: Mapping[str, str], what: str, where: str, **g
     return cls(**values, **given)
 
 
+def by_option(command: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call asked for, by the names of the command line: the report's ``options``.
+
+    >>> by_option("compile", {"example_inputs": "1x3", "allow_empty": True, "on_event": print})
+    {'command': 'compile', 'input': '1x3', 'allow-empty': True}
+    """
+    names = {"example_inputs": "input"}
+    return {"command": command} | {names.get(k, k).replace("_", "-"): v for k, v in given.items() if k != "on_event"}
+
+
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as plain data for a report: what JSON has no form for is named by its type, as ``<DataLoader>``.
 

@@ -367,7 +367,8 @@ def _first(stated: StatedPipeline) -> int:
 
 
 _BESIDE = {"command", "model", "input", "batch", "threads", "seconds", "checkpoint", "trust-pickle", "data", "samples",
-           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes", "plan", "latency-table"}
+           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes", "plan", "latency-table",
+           "held-out"}
 
 
 def stated_alone(asked: Mapping[str, Any]) -> None:

@@ -285,7 +285,8 @@ def _provenance(report: Report) -> str:
     data = report.get("data")
     facts: list[Sequence[object]] = [
         ("data", "none" if not data else f"{data['origin']}: {data['samples']} samples"
-         + (", labelled" if data["labelled"] else "") + (", made up" if data["generated"] else "")),
+         + (", labelled" if data["labelled"] else "") + (", made up" if data["generated"] else "")
+         + (f"; beside them {data['held_out']:g} of the data was held back" if data.get("held_out") else "")),
         ("inputs", "; ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in report["inputs"])),
         ("outputs", ", ".join(report["outputs"])),
         ("versions", ", ".join(f"{k} {v}" for k, v in report["versions"].items()))]

@@ -38,7 +38,7 @@ def described(
         importance=plan.about.get("criterion"),
         data=None if calibration is None else {
             "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
-            "generated": calibration.generated},
+            "generated": calibration.generated, **({"held_out": work.held_back} if work.held_back else {})},
     )
     kept = {name: len(choice.keep) for name, choice in plan.choices.items()}
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import jobs, journal
+from .applied import with_plan
 from .artifact import Artifact, check_destination, check_files, read_report
 from .cost import COUNTED, METRICS, Budget, CostModel
 from .data import Calibration, load_data
@@ -20,6 +21,7 @@ from .errors import BudgetInfeasible, LoadError, OptionError
 from .events import Event, OnEvent, resumable, warn_only
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
+from .options import by_option
 from .outcome import Judge
 from .plan import CompressionPlan
 from .program import Program
@@ -133,7 +135,8 @@ class Sweep:
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
         work = replace(self.work, out=None, passes=list(self.work.passes), results=list(self.work.results),
-                       notes=list(self.work.notes), recovery=None, decided=None)
+                       notes=list(self.work.notes), recovery=None, decided=None,
+                       options={**self.work.options, budget.metric: budget.amount})
         wish = self.wish.at(budget)
         program = work.recover(decide_on(work, wish, self.program, self.data), wish)
         artifact = work.finish(program)
@@ -199,14 +202,19 @@ def sweep(
     points are taken up where model, data and options are the same. Raises OptionError without data, and as
     ``compile`` does; a ratio out of reach is a point that says so.
     """
+    asked = by_option("compile", locals())  # a point is what compile makes of them; a sweep's own are left out
+    for own in ("ratios", "judging", "timing", "sensitive", "out"):
+        del asked[own]
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
+    asked["held-out"] = judging.held_out if judging.data is None else 0.0
     if data is None:
         raise OptionError("a sweep needs data", where="--data", why="every ratio is judged on samples of it",
                           cure="give --data, with labels if there are any")
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     wish = Wish(ratios[0], importance or default_criterion(data), kinds, samples, recover or "auto", 1, head_scale,
                 members, rearrange, wished, search)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze))
+    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), options=asked,
+                held_back=float(asked["held-out"]))
     with _owned(out), within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         made = _prepared(work, wish, judging, out)
@@ -252,21 +260,10 @@ def measured_sensitivity(
 
 
 def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
-    from .passes.transform.recovery.choose import split
-
-    assert work.calibration is not None
     if judging.data is not None:
         assert work.source is not None
         work.held = load_data(judging.data, work.source, samples=judging.samples, seed=work.seed)
-    else:
-        assert work.dense is not None
-        rest, held = split(work.dense, work.calibration, judging.held_out)
-        if not held or not rest:
-            raise OptionError("there is too little data to hold some back", where="--data",
-                              why=f"{work.calibration.samples} samples in batches that cannot be divided",
-                              cure="give more, or other data to judge on with --judge")
-        work.held = replace(work.calibration, batches=tuple(held))
-        work.calibration = replace(work.calibration, batches=tuple(rest))
+    assert work.held is not None
     program, data = ready(work, wish)
     about = [str(wish.made), repr(replace(wish, budget=None)), repr(judging.data), work.target, repr(work.limits)]
     jobs.identify(lambda: journal.fingerprint(program, data, work.seed, about))
@@ -308,9 +305,9 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     dense = made.out / DENSE
     if not _same(dense, made.key):
         work = replace(made.work, out=None, passes=list(made.work.passes), results=list(made.work.results),
-                       notes=[], recovery=None, decided=None, budget=None, calibration=None, held=None)
+                       notes=[], recovery=None, decided=None, budget=None, calibration=None, held=None, options={})
         with silence():
-            artifact = work.finish(made.program.but(plan=CompressionPlan(), tokens=None))
+            artifact = work.finish(with_plan(work, made.program.but(tokens=None), CompressionPlan()))
             artifact.report["sweep"] = {"key": made.key}
             artifact.save(dense)
     opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}

@@ -177,6 +177,7 @@ class Work:
     tiles: tuple[Pass, ...] = ()  # in place of ``blocks`` where the passes themselves are stated
     block_recovery: dict[str, Any] | None = None
     held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
+    held_back: float = 0.0  # the share of the data that these are, where it was asked for
     decided: Program | None = None  # dense weights, the plan and the scores: before recovery
     options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
     timing: Timekeeping = field(default_factory=lambda: Timekeeping(LatencyWish()))
@@ -186,6 +187,8 @@ class Work:
         table = self.blocks.tiling.table if self.blocks is not None else ""
         self.backend = registry.target(self.target, **({"table": table} if table else {}))
         self.find_groups = self.limits.find_groups(self.backend.granularity)
+        if not 0 <= self.held_back < 1:
+            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_back:g}")
         if self.out is not None:
             check_destination(Path(self.out))
 
@@ -226,6 +229,21 @@ class Work:
         self.stage("capture the graph")
         with silence():
             self.dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+        if self.held_back:
+            self._hold_back(self.dense)
+
+    def _hold_back(self, dense: Program) -> None:
+        """Keep a share of the calibration data from everything that decides or fits; the result is judged on it."""
+        from .passes.transform.recovery.choose import split
+
+        data = self.calibration
+        rest, held = ([], []) if data is None else split(dense, data, self.held_back)
+        if data is None or not held or not rest:
+            raise OptionError("there is too little data to hold some back", where=f"--held-out {self.held_back:g}",
+                              why="there is none" if data is None else
+                              f"{data.samples} samples in batches that cannot be divided",
+                              cure="give more; a sweep may --judge on other data")
+        self.calibration, self.held = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
 
     def run(self, program: Program, *passes: Pass) -> Program:
         """Run passes and remember what they did."""

@@ -120,6 +120,33 @@ def test_the_smallest_within_the_drop_is_picked(folder: Path) -> None:
     assert len(tried) <= 2
 
 
+def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) -> None:
+    """By the options of its report, and by its pipeline with the same data and the same share of it held back."""
+    x, common = torch.randn(5, 6), ["--data", "data.pt", "--samples", "160", "--held-out", "0.25", "--seconds", "0", "-q"]
+    for name, more in (("0.6", []), ("dense", ["--plan", "sw/dense/plan.json"])):
+        report = read_report(Path("sw", name))
+        assert main(["compile", "model.pt2", "--pipeline", report["pipeline"], *more, *common, "--out",
+                     str(tmp_path / name)]) == OK
+        again = read_report(tmp_path / name)
+        assert again["pipeline"] == report["pipeline"]
+        torch.testing.assert_close(load(tmp_path / name)(x), load(Path("sw", name))(x), rtol=0, atol=0)
+    report, again = read_report(Path("sw/0.6")), read_report(tmp_path / "0.6")
+    assert report["data"] == again["data"]
+    assert (report["data"]["samples"], report["data"]["held_out"]) == (128, 0.25)
+    assert report["agreement"] == again["agreement"]
+    assert report["agreement"]["held_out"]
+    assert main(["compile", "model.pt2", "--config", "sw/0.6", "--seconds", "0", "-q", "--out", str(tmp_path / "o")]) == OK
+    assert read_report(tmp_path / "o")["files"]["model.pt2"] == report["files"]["model.pt2"]
+
+
+def test_nothing_is_held_back_where_there_is_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in ((["--held-out", "1"], "lies between 0 and 1"), (["--held-out", "0.5"], "there is none"),
+                       (["--held-out", "0.5", "--data", "data.pt", "--samples", "1"], "1 samples in batches")):
+        assert main(["compile", "model.pt2", "--flops", "0.5", *more, "--out", "x"]) == USER_ERROR
+        assert said in capsys.readouterr().err
+    assert not Path("x").exists()
+
+
 def test_latency_is_of_all_points_and_dense(folder: Path) -> None:
     (row,) = told()["latency"]
     assert row["batch"] == 1

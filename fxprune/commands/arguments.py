@@ -113,6 +113,13 @@ def decision(p: Parser) -> None:
     limits(p)
 
 
+def held_out(p: Parser) -> None:
+    """What of the data nothing is decided on; for commands that do not judge by it themselves."""
+    p.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help=(
+        "share of --data that nothing is decided or fitted on, as a sweep holds it back: the report compares on it "
+        "(default: none)"))
+
+
 def target(p: Parser) -> None:
     """What is written, and where."""
     group = p.add_argument_group("artefact")

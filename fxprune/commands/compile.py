@@ -20,6 +20,7 @@ def options(p: Parser) -> None:
     arguments.model(p)
     arguments.budget(p)
     arguments.decision(p)
+    arguments.held_out(p)
     p.add_argument("--plan", metavar="FILE", help="apply this plan.json instead of searching one")
     p.add_argument("--recover", metavar="HOW", help=(
         "fit what stays to the dense model on the data: auto, ridge, refit, bias, scale, tune or none "
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from .. import api
 
     artifact = api.compile(args.model, target=args.target, out=arguments.out_dir(args), plan=args.plan,
-                           recover=args.recover, seconds=args.seconds, on_event=screen.tell,
+                           recover=args.recover, seconds=args.seconds, held_out=args.held_out, on_event=screen.tell,
                            **arguments.decisions(args), **arguments.source(args))
     screen.artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}

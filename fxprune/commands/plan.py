@@ -21,6 +21,7 @@ def options(p: Parser) -> None:
     arguments.model(p)
     arguments.budget(p)
     arguments.decision(p)
+    arguments.held_out(p)
     p.add_argument("--out", metavar="FILE", default="plan.json", help="where to write the plan (default: %(default)s)")
 
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from .. import api
 
-    program = api.plan(args.model, out=args.out, on_event=screen.tell, **arguments.decisions(args),
+    program = api.plan(args.model, out=args.out, held_out=args.held_out, on_event=screen.tell, **arguments.decisions(args),
                        **arguments.source(args))
     screen.plan(program, args.out)
     return {"plan_file": args.out, **json.loads(program.need("plan").to_json())}
