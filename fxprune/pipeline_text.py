@@ -188,7 +188,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     if MERGE not in names:
         return tuple(passes)
     at = names.index(MERGE)
-    if not any(p.kind == "search" and "tokens" in p.needs or p.slug() == READ for p in passes[:at]):
+    if not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in passes[:at]):
         raise OptionError(f"'{MERGE}' has nothing to merge", where=f"{OPTION} .. {MERGE}",
                           why="no pass before it plans tokens",
                           cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
@@ -299,7 +299,8 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     dense = work.dense
     assert dense is not None
     program, data = dense, work.calibration
-    jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, [stated.text, stated.plan.digest if stated.plan else ""]))
+    said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
+    jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, said))
     work.tiles = stated.tiles
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:

@@ -78,8 +78,10 @@ class CompressionPlan:
         >>> one.digest == CompressionPlan.from_json(one.to_json()).digest == CompressionPlan(one.choices).digest
         True
         """
-        tokens = None if self.tokens is None else replace(self.tokens, removed=dict(sorted(self.tokens.removed.items())))
-        return hashlib.sha256(replace(self, about={}, tokens=tokens).to_json().encode()).hexdigest()[:16]
+        bare = replace(self, about={})
+        if self.tokens is not None:
+            bare = replace(bare, tokens=replace(self.tokens, removed=dict(sorted(self.tokens.removed.items()))))
+        return hashlib.sha256(bare.to_json().encode()).hexdigest()[:16]
 
     def kept(self, group: PruneGroup) -> Tensor:
         """Indices of ``group`` that stay. [kept] int64"""

@@ -134,6 +134,12 @@ def _backend_class(name: str) -> type[Backend]:
     return found
 
 
+def reducer(text: str, where: str = "--tokens") -> Any:
+    """The token reducer that ``tome{option=value}`` names. Raises OptionError with the nearest name."""
+    name, given = parse(text, where)
+    return build(lookup("reducer", name), given, f"token reducer '{name}'", where)
+
+
 def target(text: str, **more: Any) -> Backend:
     """The backend of ``--target``: a name, with options as ``trt{dtype=fp16}``; ``more`` options are set on top.
 

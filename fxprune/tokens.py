@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .axis import Axis, Dim, atoms, find, leaves, total
+from .errors import PlanError, nearest
 from .plan import TokenPlan
 
 if TYPE_CHECKING:
@@ -155,3 +156,34 @@ class Swap:
             made.segments = [self(s) for s in axis.segments or ()]
             self._sums[axis] = made
         return self._sums[axis]
+
+
+class Capped(Protocol):
+    """What counts are held against: how many tokens a reducer can take at once."""
+
+    name: ClassVar[str]
+
+    def cap(self, tokens: int, protected: int) -> int:
+        """The most tokens that may go at once."""
+        ...
+
+
+def counts_behind(flow: TokenFlow, plan: TokenPlan, reducer: Capped) -> dict[str, int]:
+    """Tokens left behind every usable site, by name. Raises PlanError where the plan does not fit."""
+    known = {s.name: s for s in flow.sites}
+    for name in plan.removed:
+        if name not in known:
+            raise PlanError("the plan reduces tokens where this model has no attention", where=f"site '{name}'",
+                            why="it was made for another architecture, or edited", cure=nearest(name, known))
+        if known[name].frozen and plan.removed[name]:
+            raise PlanError("the plan reduces tokens at a frozen site", where=f"site '{name}'", why=known[name].frozen)
+    left, behind = 0, {}
+    for site in flow.usable:
+        left = left or site.tokens
+        r, most = plan.removed.get(site.name, 0), reducer.cap(left, site.protected)
+        if r > most:
+            raise PlanError("the plan removes more tokens than can go at once", where=f"site '{site.name}'",
+                            why=f"{r} of {left}, '{reducer.name}' takes at most {most} there")
+        left -= r
+        behind[site.name] = left
+    return behind

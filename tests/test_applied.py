@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,13 @@ def assert_replays(name: str, plan: CompressionPlan, recover: str = "none", seed
     return one
 
 
-@lru_cache(maxsize=None)
+@cache
 def known(name: str) -> Program:
     make, shape = EVERY[name]
     return fxprune.inspect(make(), torch.randn(2, *shape), align=1, floor=0.0, **QUIET)
 
 
-@lru_cache(maxsize=None)
+@cache
 def made(kind: str) -> tuple[str, CompressionPlan]:
     """Plans of compile: (model, plan)."""
     name, options = {
@@ -91,7 +91,8 @@ def made(kind: str) -> tuple[str, CompressionPlan]:
 
 @pytest.mark.parametrize(("kind", "recover", "parts"), [
     ("tiles", "none", ("slice-axes,fold-indices,spell-out-tokens,propagate-axes,sparsify-blocks",)),
-    ("2:4", "auto", ("recover{seed=1},slice-axes", "find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks")),
+    ("2:4", "auto", ("recover{seed=1},slice-axes",
+                     "find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks")),
     ("widths", "none", ("unfuse",)),
     ("tokens, tiles", "ridge", ("find-token-sites,read-plan", "recover{method=ridge,seed=1},merge-tokens",
                                 "sparsify-blocks")),
@@ -255,13 +256,14 @@ def test_the_command_line_replays_an_applied_plan_by_text_and_by_options(
     (r'"blocks\.1\.mlp', '"blocks.9.mlp', '"blocks.9', "did you mean 'blocks.1"),
     (r'("keep": \[[\d, ]+), \d+\]', r'\1, 99]', ", 99]", "kept index is out of range"),
     (r'(:token": )2', r'\g<1>70', "70", "removes more tokens than can go"),
+    (r'"blocks\.0(.*:token": 2)', r'"blocks.7\1', '"blocks.7', "where this model has no attention"),
     (r'(:token": )2', r'\g<1>1', "", "another plan than the pipeline's"),
     (r'("keep": \[)\d+, ', r'\1', "", "its digest is"),
     (r'"groups"', '"gruops"', "", "malformed"),
 ])
-def test_a_damaged_plan_is_an_error_at_its_line(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str,
-                                                new: str, line: str, says: str,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_plan_is_an_error_at_its_line(
+        release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        old: str, new: str, line: str, says: str) -> None:
     """Where the plan could be another model's; where it could be somebody's own, the file is named, and the digests."""
     monkeypatch.chdir(tmp_path)
     text = (release / "small/plan.json").read_text(encoding="utf-8")
@@ -269,14 +271,12 @@ def test_a_damaged_plan_is_an_error_at_its_line(release: Path, tmp_path: Path, m
     assert count
     Path("plan.json").write_text(text, encoding="utf-8")
     stated = report_of(release / "small")["pipeline"]
-    digest = CompressionPlan.read("plan.json").digest if line == "70" else ""
-    stated = re.sub(r"digest=\w+", f"digest={digest}", stated) if digest else stated  # the count is looked at later
     assert main(["compile", str(release / "m.pt2"), "--pipeline", stated, "--plan", "plan.json", "--out", "small"]) \
         == USER_ERROR
     told = capsys.readouterr().err
     assert says in told
-    where = next((n for n, one in enumerate(text.splitlines(), 1) if line in one), 0) if line else 0
-    assert (f"plan.json:{where}" if where else "plan.json") in told
+    where = [n for n, one in enumerate(text.splitlines(), 1) if line and line in one]
+    assert (f"at    plan.json:{where[-1]}: " if where else "at    plan.json") in told
     assert not Path("small").exists()
 
 
@@ -286,8 +286,8 @@ def test_a_delivery_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.export.save(torch.export.export(feet(), (torch.randn(2, 16),)), "m.pt2")
     Path("p.json").write_text(random_plan(known("feet"), KINDS, 0.5, 4).to_json(), encoding="utf-8")
     np.savez("data.npz", x=torch.cat(batches((16,))).numpy())
-    asked = ["--plan", "p.json", "--target", "eager", "--verify", "data.npz", "--data", "data.npz", "--data-samples", "12",
-             "--recover", "ridge", "--seconds", "0.05", "--seed", "3"]
+    asked = ["--plan", "p.json", "--target", "eager", "--verify", "data.npz", "--data", "data.npz",
+             "--data-samples", "12", "--recover", "ridge", "--seconds", "0.05", "--seed", "3"]
     assert main(["export", "m.pt2", *asked, "--out", "release", "-q"]) == OK
     text = report_of(Path("release/eager"))["pipeline"]
     assert "recover{method=ridge,seed=3}" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune import Budget, options
+from fxprune import Budget, CompressionPlan, options
 from fxprune.cli import build_parser
 from fxprune.pipeline_text import read_pipeline
 from fxprune.toml_options import with_file
@@ -93,7 +93,7 @@ def test_commands_of_the_pages_parse(command: str) -> None:
             options.parse(text, f"--{option}")
     if getattr(args, "pipeline", None):
         budget = None if args.flops is None else Budget.parse("flops", args.flops)
-        read_pipeline(args.pipeline, budget)
+        read_pipeline(args.pipeline, budget, plan=CompressionPlan() if args.plan else None)
 
 
 def test_there_are_commands_in_the_pages() -> None:

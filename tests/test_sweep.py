@@ -122,7 +122,8 @@ def test_the_smallest_within_the_drop_is_picked(folder: Path) -> None:
 
 def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) -> None:
     """By the options of its report, and by its pipeline with the same data and the same share of it held back."""
-    x, common = torch.randn(5, 6), ["--data", "data.pt", "--samples", "160", "--held-out", "0.25", "--seconds", "0", "-q"]
+    x, brief = torch.randn(5, 6), ["--seconds", "0", "-q"]
+    common = ["--data", "data.pt", "--samples", "160", "--held-out", "0.25", *brief]
     for name, more in (("0.6", []), ("dense", ["--plan", "sw/dense/plan.json"])):
         report = read_report(Path("sw", name))
         assert main(["compile", "model.pt2", "--pipeline", report["pipeline"], *more, *common, "--out",
@@ -135,7 +136,7 @@ def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) ->
     assert (report["data"]["samples"], report["data"]["held_out"]) == (128, 0.25)
     assert report["agreement"] == again["agreement"]
     assert report["agreement"]["held_out"]
-    assert main(["compile", "model.pt2", "--config", "sw/0.6", "--seconds", "0", "-q", "--out", str(tmp_path / "o")]) == OK
+    assert main(["compile", "model.pt2", "--config", "sw/0.6", *brief, "--out", str(tmp_path / "o")]) == OK
     assert read_report(tmp_path / "o")["files"]["model.pt2"] == report["files"]["model.pt2"]
 
 

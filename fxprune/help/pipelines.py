@@ -41,6 +41,12 @@ What a run decides between passes is printed as passes that state the decision, 
                                            model before slicing. Always at the end: sparsify-blocks
   find-groups{align=1}, permute-channels, propagate-axes, find-blocks{pattern=2:4}, score-groups, search-blocks
                                            two of every four, which need no budget
+  read-plan{digest=3f0c..}                 a plan that was given (fxprune apply, fxprune export). It is given again with
+                                           --plan; the digest says whether it is the same one, and without digest any
+                                           plan goes. Its tiles need no passes
+
+plan-tokens and keep-counts may name the budget that they come from, as budget=flops=0.5 or budget=latency=0.7: the
+report of the replay then has it. Counts that exceed the MACs, parameters or bytes stated with them are an error.
 
 So two rounds by hand:
 
@@ -53,9 +59,25 @@ So two rounds by hand:
 >>> one.plan.choices == two.plan.choices, "start-round" in two.report["pipeline"]
 (True, True)
 
-Not in the text: --samples, --seed and --data, which are given beside it, and the bound itself where a run cut tokens
-alone or went by time (the report of the replay has no budget then). A plan that was applied (fxprune apply) has no
-passes that make it: its plan.json is what repeats it. All runs are repeated by their options, too: --config
-report.json; a run by time is measured again then. Passes of plugins may stand anywhere before slicing, or behind it
-and before tiles.
+A plan from a file, and fitted to your data afterwards, which `fxprune apply` does not do:
+
+  fxprune plan model.pt --flops 0.5 --data data.npz --out plan.json
+  fxprune compile model.pt --plan plan.json --data data.npz \\
+    --pipeline "propagate-axes,find-groups{align=1},read-plan,recover,slice-axes"
+
+>>> given = fxprune.apply(model, one.plan, torch.randn(2, 16))
+>>> again = fxprune.compile(model, torch.randn(2, 16), plan=one.plan, pipeline=given.report["pipeline"])
+>>> again.plan == given.plan, again.report["pipeline"] == given.report["pipeline"]
+(True, True)
+
+Not in the text: --samples, --seed and --data, which are given beside it; --held-out, the share of the data that a sweep
+without --judge held back (0.25, under "data" in the report); and --plan, for read-plan. Nor is time: a replay goes by
+counts and reads no clock. It predicts with --latency-table (latency.json of the first artefact: the same prediction) or
+the table that this machine keeps, and what it achieves is told of the delivered file alone; a note says what is not
+known.
+
+Runs are repeated by their options, too, with --config report.json: a run by time is measured again then, and a point of
+a sweep is compiled alone. A delivery of `fxprune export` states its request in manifest.json instead.
+
+Passes of plugins may stand anywhere before slicing, or behind it and before tiles.
 """

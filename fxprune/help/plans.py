@@ -26,4 +26,7 @@ fxprune.errors.PlanError: a kept index is out of range
   why   indices must be 0..3, found 0..7
 
 "about" says where a plan comes from; nothing is read from it.
+
+The report of an applied plan has a pipeline that replays it like any other, with the plan given beside its text:
+--plan small/plan.json (fxprune help pipelines).
 """

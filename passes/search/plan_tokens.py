@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ... import options, registry
+from ... import registry
 from ...cost import Budget
 from ...errors import OptionError
 from ...pipeline import Search
@@ -59,5 +59,4 @@ class PlanTokens(Search):
 
     def _made(self) -> Any:
         """The reducer itself. Raises OptionError."""
-        name, given = options.parse(self.reducer, self.slug())
-        return options.build(registry.lookup("reducer", name), given, f"token reducer '{name}'", self.slug())
+        return registry.reducer(self.reducer, self.slug())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ... import registry
 from ...errors import InternalError, OptionError, PlanError
 from ...pipeline import Search
 from ...plan import CompressionPlan
 from ...program import Program
+from ...tokens import counts_behind
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class ReadPlan(Search):
         plan = self.plan
         if plan is None:
             raise InternalError(f"'{self.slug()}' was given no plan")
-        plan.check(program.group_by_name)  # first: what is wrong with a group has a line
+        plan.check(program.group_by_name)  # first: what is wrong with a group or a site has a line
+        self._check_tokens(program, plan)
         if self.digest not in ("", plan.digest):
             raise PlanError("this is another plan than the pipeline's", where=plan.source.name if plan.source else
                             "plan", why=f"it keeps other elements, tokens or tiles: its digest is {plan.digest}, the "
                             f"pipeline says {self.digest}",
                             cure=f"give the plan.json that lies beside the report, or write {self.slug()} without "
                                  "digest to take this one")
-        self._check_tokens(program, plan)
         return program.but(plan=plan)
 
     def _check_tokens(self, program: Program, plan: CompressionPlan) -> None:
@@ -56,3 +58,4 @@ class ReadPlan(Search):
             raise OptionError("the plan and find-token-sites differ about restoring tokens", where=str(self),
                               why=f"the plan says unmerge {str(plan.tokens.unmerge).lower()}",
                               cure=f"put {wanted} before it")
+        counts_behind(program.tokens, plan.tokens, registry.reducer(plan.tokens.reducer, "the plan's tokens"))

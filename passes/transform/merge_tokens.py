@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ... import options, registry
+from ... import registry
 from ...axis import Axis, Dim
-from ...errors import OptionError, PlanError, nearest
+from ...errors import OptionError
 from ...pipeline import Transform
 from ...plan import CompressionPlan, TokenPlan
 from ...program import Program
 from ...rebuild import copy_graph, rebuild
 from ...streams import bind, op_name
-from ...tokens import TokenFlow, TokenSite, patches_of
+from ...tokens import TokenFlow, TokenSite, counts_behind, patches_of
 from .reducers.reducer import Reducer, Taps
 from .resize import edit_literal, propagate
 
@@ -64,30 +64,8 @@ def trial(program: Program, plan: TokenPlan, reducer: Reducer | None = None) -> 
 
 def reducer_of(text: str) -> Reducer:
     """The reducer that ``tome{option=value}`` names. Raises OptionError with the nearest name."""
-    name, given = options.parse(text, "--tokens")
-    made: Reducer = options.build(registry.lookup("reducer", name), given, f"token reducer '{name}'", "--tokens")
+    made: Reducer = registry.reducer(text)
     return made
-
-
-def counts_behind(flow: TokenFlow, plan: TokenPlan, reducer: Reducer) -> dict[str, int]:
-    """Tokens left behind every usable site, by name. Raises PlanError where the plan does not fit."""
-    known = {s.name: s for s in flow.sites}
-    for name in plan.removed:
-        if name not in known:
-            raise PlanError("the plan reduces tokens where this model has no attention", where=f"site '{name}'",
-                            why="it was made for another architecture, or edited", cure=nearest(name, known))
-        if known[name].frozen and plan.removed[name]:
-            raise PlanError("the plan reduces tokens at a frozen site", where=f"site '{name}'", why=known[name].frozen)
-    left, behind = 0, {}
-    for site in flow.usable:
-        left = left or site.tokens
-        r, most = plan.removed.get(site.name, 0), reducer.cap(left, site.protected)
-        if r > most:
-            raise PlanError("the plan removes more tokens than can go at once", where=f"site '{site.name}'",
-                            why=f"{r} of {left}, '{reducer.name}' takes at most {most} there")
-        left -= r
-        behind[site.name] = left
-    return behind
 
 
 @dataclass
