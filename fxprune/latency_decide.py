@@ -139,8 +139,9 @@ def recalled(work: Work, program: Program, kept: bool = True) -> None:
         keeping.table = _kept(work, program)[2]
     if work.budget is None or work.budget.metric != "latency":
         return
-    known = "predicted latency is the table's; achieved latency is that of the delivered file alone" if keeping.table \
-        else "predicted and achieved latency are not known (--latency-table takes the latency.json of the first run)"
+    known = "predicted and achieved latency are not known (--latency-table takes the latency.json of the first run)"
+    if _tells(keeping.table, tokens):
+        known = "predicted latency is the table's; achieved latency is that of the delivered file alone"
     text = f"the pipeline states the counts that {work.budget} led to, and nothing was measured to choose them: {known}"
     work.notes.append(text)
     work.on_event(Event("note", text))
@@ -285,7 +286,7 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
     from .passes.search.latency_model import LatencyModel, layers
 
     table, tokens = work.timing.table, program.need("plan").tokens
-    if table is None or (tokens is not None and reducer_key(tokens.reducer, tokens.unmerge) not in table.tokens):
+    if table is None or not _tells(table, tokens):
         return None
     model, kept = LatencyModel(program, table, tokens), kept_of(program)
     budget = work.budget if work.budget is not None and work.budget.metric == "latency" else None
@@ -306,6 +307,11 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
         "alignment": work.timing.alignment or None,
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
     }
+
+
+def _tells(table: LatencyTable | None, tokens: TokenPlan | None) -> bool:
+    """Whether a table says what a plan with such tokens takes."""
+    return table is not None and (tokens is None or reducer_key(tokens.reducer, tokens.unmerge) in table.tokens)
 
 
 def _warn(work: Work, program: Program, model: LatencyModel, kept: Mapping[Axis, int]) -> None:

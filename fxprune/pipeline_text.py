@@ -61,8 +61,9 @@ class StatedPipeline:
 
     @property
     def budget(self) -> Budget | None:
-        """The bound of the last search that may have one; none where counts without one are stated behind it."""
-        for passes in (self.before, self.tiles):
+        """The bound of the last search that may have one, tiles first; none where counts without one are stated behind
+        it."""
+        for passes in (self.tiles, self.before):
             bounds = [p.budget for p in passes if hasattr(p, "budget")]
             if bounds and isinstance(bounds[-1], Budget):
                 return bounds[-1]
@@ -351,8 +352,8 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
 def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
     """Raise BudgetInfeasible where counts exceed the budget that is stated with them; time is not reckoned here."""
     last = next((p for p in reversed(passes) if hasattr(p, "budget")), None)
-    bound = work.budget
-    if last is None or last.slug() not in COUNTED or bound is None or bound.metric not in METRICS:
+    bound = getattr(last, "budget", None)
+    if last is None or last.slug() not in COUNTED or not isinstance(bound, Budget) or bound.metric not in METRICS:
         return
     small = work.reduced(program)
     limit, now = bound.limit(CostModel(program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)

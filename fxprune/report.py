@@ -276,7 +276,11 @@ def _frozen(report: Report) -> str:
 def _replay(report: Report) -> str:
     rows = [(p["name"], f"{p['seconds']:.3f}", p["added"], p["removed"], p["edited"], p["resized"])
             for p in report["passes"]]
-    return section("The pipeline that replays it", f"<pre>{text(report['pipeline'])}</pre>", folded(
+    beside = ["the same model, data, --samples", f"--seed {report['seed']}"]
+    beside += [f"--held-out {data['held_out']:g}" for data in [report.get("data") or {}] if data.get("held_out")]
+    beside += ["--plan with the plan.json that lies here"] * ("read-plan" in report["pipeline"])
+    return section("The pipeline that replays it", f"<pre>{text(report['pipeline'])}</pre>", paragraph(
+        f"fxprune compile --pipeline takes this text. Beside it give {', '.join(beside)}.", "soft"), folded(
         f"what each of {len(rows)} passes changed", table(
             ("pass", "seconds", "nodes added", "removed", "edited", "tensors resized"), rows, range(1, 6))))
 

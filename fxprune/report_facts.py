@@ -31,10 +31,11 @@ def described(
     masked    how exact slicing was;  sparsity: what is known of zeros in weights
     """
     calibration, decided = work.calibration, work.decided or whole
+    tiles = None if work.blocks is None else work.blocks.budget  # of the whole: slicing goes a part of the way
     report = build_report(
         small, name=work.name, target=work.backend.name, dense=CostModel(whole)(), compressed=counted, plan=plan,
-        groups=whole.need("groups"), budget=work.budget, pipeline=work.pipeline, passes=work.results, seed=work.seed,
-        notes=list(dict.fromkeys([*work.notes, *small.notes])), masked=dict(masked),
+        groups=whole.need("groups"), budget=tiles or work.budget, pipeline=work.pipeline, passes=work.results,
+        seed=work.seed, notes=list(dict.fromkeys([*work.notes, *small.notes])), masked=dict(masked),
         importance=plan.about.get("criterion"),
         data=None if calibration is None else {
             "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,

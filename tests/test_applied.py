@@ -239,7 +239,10 @@ def test_the_command_line_replays_an_applied_plan_by_text_and_by_options(
     monkeypatch.chdir(tmp_path)
     report = report_of(release / "small")
     text = report["pipeline"]
-    assert text in (release / "small/report.html").read_text(encoding="utf-8").replace("&#x27;", "'")
+    page = (release / "small/report.html").read_text(encoding="utf-8")
+    assert text in page
+    assert "--plan with the plan.json that lies here" in page
+    assert "--plan" not in (release / "first/report.html").read_text(encoding="utf-8")
     again = [str(release / "m.pt2"), "--seconds", "0", "-q"]
     assert main(["compile", *again, "--pipeline", text, "--plan", str(release / "small/plan.json"),
                  "--out", "by-text"]) == OK

@@ -43,6 +43,14 @@ def test_explicit_counts_need_no_budget(text: str, trained: DigitsViT, digit_dat
                                           "random:r=1": [16, 15]}[text]
 
 
+def test_explicit_counts_alone_meet_the_budget_that_is_given_with_them(trained: DigitsViT, digit_data: Digits) -> None:
+    x = digit_data.test_images[:2]
+    with pytest.raises(BudgetInfeasible, match="the token counts do not meet the budget"):
+        fxprune.compile(trained, x, tokens="tome:r=1", prune="tokens", flops=0.5)
+    found = fxprune.compile(trained, x, tokens="tome:r=3", prune="tokens", flops=0.9)
+    assert found.report["cost"]["ratio"]["flops"] <= 0.9
+
+
 @pytest.mark.parametrize("schedule", ["constant", "decreasing", "optin", "removal", "auto"])
 def test_token_budgets_are_met(schedule: str, trained: DigitsViT, digit_data: Digits) -> None:
     found = fxprune.compile(trained, digit_data.test_images[:2], flops=0.8, prune="tokens", recover="none",

@@ -41,6 +41,9 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "tiles": ("vit", {"flops": 0.6, "blocks": "8x8{slice=0.8,allocation=lsp}", "data": True, "importance": "wanda"},
               ("search-plan{budget=flops=0.8}", "score-groups{criterion=wanda},search-blocks{budget=flops=0.6,"
                "allocation=lsp},recover-blocks,sparsify-blocks")),
+    "tokens beside tiles": ("vit", {"flops": 0.6, "tokens": "ppt{threshold=2}:r=3,2", "blocks": "4x4",
+                                    "importance": "magnitude"},
+                            ("plan-tokens{reducer=ppt{threshold=2},counts=[3 2]},merge-tokens", "search-blocks{b")),
     "2:4 alone": ("feet", {"sparse": "2:4", "seed": 2},
                   ("find-groups{align=1},permute-channels{seed=2},propagate-axes,find-blocks{pattern=2:4}",)),
 }
@@ -62,6 +65,8 @@ def test_a_run_replays(name: str) -> None:
     assert two.report["pipeline"] == text
     for key in ("budget", "importance", "cost", "search", "groups", "agreement"):
         assert one.report.get(key) == two.report.get(key), key
+    if asked := options.get("flops", options.get("params")):
+        assert one.report["budget"]["amount"] == asked
     for key in ("recovery", "sparsity"):
         assert (key in one.report) == (key in two.report)
     assert_same_weights(one, two)

@@ -21,7 +21,8 @@ def options(p: Parser) -> None:
     arguments.budget(p)
     arguments.decision(p)
     arguments.held_out(p)
-    p.add_argument("--plan", metavar="FILE", help="apply this plan.json instead of searching one")
+    p.add_argument("--plan", metavar="FILE", help=(
+        "apply this plan.json instead of searching one; with --pipeline: what its read-plan takes"))
     p.add_argument("--recover", metavar="HOW", help=(
         "fit what stays to the dense model on the data: auto, ridge, refit, bias, scale, tune or none "
         "(default: auto with data, none without)"))
