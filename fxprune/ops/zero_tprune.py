@@ -68,7 +68,7 @@ def pagerank_tokens(
     r           how many tokens go: 0 to tokens - protected - 1
     similar     how many of them go in the S stage: 0 to the smaller of r and (tokens - protected) // 2
     protected   the first so many tokens stay; they vote all the same
-    iterations  steps of the I stage: 30 to 50 in the first layers, 5 to 10 in the middle, 1 in the last
+    iterations  steps of the I stage; the paper's: 30 to 50 in the first layers, 5 to 10 in the middle, 1 in the last
     returns     x' [batch, tokens - r, width] by position; their sizes; the place in x' of each token, -1 for those
                 that went [batch, tokens]
 
