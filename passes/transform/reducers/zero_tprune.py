@@ -17,9 +17,9 @@ class ZeroTprune(Reducer):
     similar      share of what goes that goes for similarity
     iterations   of the PageRank; 0: 5 while more than half of the tokens are left, then 1
 
-    The paper takes 30 to 50 in the first layers, 5 to 10 in the middle and 1 in the last. Each reads the whole attention
-    matrix, and 30 cost more time than the tokens save where few go. On a trained ViT (CIFAR-10, eight layers, held-out
-    train images) the 20 tokens that 5 iterations rank lowest are 93 to 98 % those of 30.
+    The paper takes 30 to 50 in the first layers, 5 to 10 in the middle and 1 in the last. Each reads the whole matrix,
+    and 30 cost more time than the tokens save where few go. On a trained ViT (CIFAR-10, eight layers, held-out train
+    images) the 20 tokens that 5 iterations rank lowest are 93 to 98 % those of 30.
 
     Source  Wang et al. 2024, arXiv:2305.17328, sections 3.2 to 3.4
     """

@@ -105,7 +105,8 @@ def test_few_samples_are_all_judged_once_by_fits_that_did_not_see_them() -> None
         assert sum(b.size for b in (*rest, *held)) == 48
         assert abs(sum(b.size for b in held) - 48 / 5) < 1
     _, report = recovered(planned(program), data, "auto")
-    assert (report.folds, report.held_out, report.samples) == (5, 48, 48)
+    assert (report.folds, report.held_out, report.samples) == (3, 30, 48)
+    assert list(report.guard) == ["none", "refit", "refit rel=5"]
     assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
 
 
