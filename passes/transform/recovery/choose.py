@@ -66,7 +66,10 @@ class Guard:
     Few       below 150 samples a ridge of strength 5 is tried beside the usual one, and up to 8 noisy copies per sample
               steady the ranks. Below 120 samples, of which 30 could be held out, these are cut into five folds, each
               judged by a fit to the others, their pairs ranked together; three are judged, and only refit is tried,
-              unless a strength is given: that bounds the cost.
+              unless a strength is given: that bounds the cost. So few copies may fall below no recovery's by one
+              standard error. Over 63 plans (three transformers and a CNN, 32 and 64 samples, 0.6 to 0.3 of the MACs)
+              the choices were as near to the best candidate as those of five candidates on all five folds: KL, or
+              1 - agreement, on 512 other samples 5 % above it against 8 %, geometric means.
     After     the chosen form is fitted again to all samples: more rows, same form. The yardstick's figures are those
               of the fits that it judged.
     Source    recovery.md section 4, its rule for few samples and for logits ours
@@ -89,6 +92,8 @@ class Guard:
             return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
         base = agreed(pooled([r.compare(pruned) for r in rulers]))
         guard["none"], best_value = base.record(), base.mixed
+        pairs = sum(r.samples * len(r.noisy) for r in rulers)
+        allowed = max(TOLERANCE, base.spread(pairs)) if several else TOLERANCE
         for name, form in self._candidates(sample_count(folds[0][0]), several).items():
             fitted, compared = best, []
             for i, (ruler, (rest, _)) in enumerate(zip(rulers, folds, strict=True)):
@@ -97,7 +102,7 @@ class Guard:
                 fitted = now if i == 0 else fitted
             value = agreed(pooled(compared))
             guard[name] = value.record()
-            why_not = value.veto(base, TOLERANCE)
+            why_not = value.veto(base, allowed)
             if why_not:
                 rejected[name] = why_not
             elif value.mixed > best_value:

@@ -167,6 +167,18 @@ def test_a_classifier_must_not_move_away_from_the_dense_probabilities(trained: D
     assert "noisy copy" in replace(ridge, copies=none.copies - 0.01).veto(none, 0.002)
 
 
+def test_the_standard_error_of_a_rank_correlation() -> None:
+    """Of normal pairs of correlation 0.9: what 400 draws of 100 pairs spread by, within the large-sample formula."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(400):
+        a = torch.randn(100, dtype=torch.float64)
+        found.append(spearman(a, 0.9 * a + 0.19**0.5 * torch.randn(100, dtype=torch.float64)))
+    mean, spread = float(torch.tensor(found).mean()), float(torch.tensor(found).std())
+    assert Agreement(1.0, mean, 1.0).spread(100) == pytest.approx(spread, rel=0.3)
+    assert Agreement(1.0, 1.0, 1.0).spread(0) == 0
+
+
 def test_what_no_longer_tells_samples_apart_protects_nothing() -> None:
     """Magnitude at 0.4 in 16x16 tiles, digits ViT: 13.8 % without recovery, 54.2 % with what copies would veto."""
     none, obs = Agreement(0.376, 0.812, 0.157, 2.644), Agreement(0.611, 0.778, 0.526, 1.422)
