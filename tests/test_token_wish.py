@@ -40,7 +40,8 @@ def test_options_go_to_whom_they_belong() -> None:
     ("tome{schedule=constnt}", "did you mean 'constant'"), ("tome{share=2}", "between 0 and 1"),
     ("ppt:r=1,2,3@0,1", "3 counts at 2 places"), ("prune{score=classvalue}", "did you mean 'class-value'"),
     ("tome{sparkle=1}", "sparkle"), ("transform{temperature=0}", "must be positive"),
-    ("zero-tprune{similar=3}", "similar is a share"), ("tome{improve=-1}", "improve is a count"),
+    ("zero-tprune{similar=3}", "similar is a share"), ("zero-tprune{lowest=1}", "between lowest and highest"),
+    ("tome{improve=-1}", "improve is a count"),
 ])
 def test_mistakes_are_told(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):

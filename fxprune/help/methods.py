@@ -40,8 +40,8 @@ What is repaired (--recover)
   tune         auto, then a bounded number of optimiser steps of distillation, without labels
   none
 
-  A closed form takes two to three forward passes of the data in all, auto 10 to 17; below 120 samples about 65, because
-  every sample is then judged by a fit to the others.
+  A closed form takes two to three forward passes of the data in all, auto 10 to 17; below 120 samples about 22, because
+  three folds are then judged, each by a fit to the others. Of so few samples auto tries refit only, at two strengths.
 
 What tokens do (--tokens): tome, prune, ppt, zero-tprune, transform, random; which does what, how many go where, and
 what was measured: fxprune help tokens. Tiles of zeros inside weights: fxprune help tiles.

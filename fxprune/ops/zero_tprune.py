@@ -52,6 +52,8 @@ def pagerank_tokens(
     similar: int,
     protected: int,
     iterations: int,
+    lowest: float = 0.0,
+    highest: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Drop ``similar`` tokens that resemble more important ones, then the least important up to ``r`` in all.
 
@@ -68,11 +70,13 @@ def pagerank_tokens(
     r           how many tokens go: 0 to tokens - protected - 1
     similar     how many of them go in the S stage: 0 to the smaller of r and (tokens - protected) // 2
     protected   the first so many tokens stay; they vote all the same
-    iterations  steps of the I stage: 30 to 50 in the first layers, 5 to 10 in the middle, 1 in the last
+    iterations  steps of the I stage; the paper's: 30 to 50 in the first layers, 5 to 10 in the middle, 1 in the last
+    lowest, highest   heads whose votes vary less or more between tokens do not count, unless none is left. The variance
+                is that of votes with a mean of one; the paper names 0.01 and 0.7 and no scale. highest 0: all count
     returns     x' [batch, tokens - r, width] by position; their sizes; the place in x' of each token, -1 for those
                 that went [batch, tokens]
 
-    There is no official code. The paper's filter of heads by variance is left out: its thresholds have no known scale.
+    There is no official code.
     """
     tokens = x.shape[1]
     check_counts(tokens, r, protected, tokens - protected - 1)
@@ -81,30 +85,40 @@ def pagerank_tokens(
         raise ValueError(f"Of {r} tokens to remove, 0 to {min(r, half)} can go for their similarity, not {similar}.")
     if iterations < 1:
         raise ValueError(f"PageRank takes at least one iteration, not {iterations}.")
+    if not 0 <= lowest <= max(highest, 0.0):
+        raise ValueError(f"The variance of a head's votes lies between 0 and a highest value, not {lowest}, {highest}.")
     if r == 0:
         return unchanged(x, size)
     attention = full(attention)
     present = None
     if similar:
         emphasis = math.sqrt(tokens) if protected else 1.0
-        importance = _over_heads(pagerank(attention, 1, emphasis=emphasis))
+        importance = _over_heads(pagerank(attention, 1, emphasis=emphasis), tokens, lowest, highest)
         present = with_protected(~_resembling(importance, unit(metric), similar, protected), protected)
     if r == similar:
         assert present is not None
         return prune_tokens(x, present.to(x.dtype), size, r, protected)
     emphasis = math.sqrt(tokens - similar) if protected else 1.0
-    importance = _over_heads(pagerank(attention, iterations, present, emphasis))
+    importance = _over_heads(pagerank(attention, iterations, present, emphasis), tokens - similar, lowest, highest)
     if present is not None:
         importance = torch.where(present, importance, -1.0)
     return prune_tokens(x, importance, size, r, protected)
 
 
-def _over_heads(score: Tensor) -> Tensor:
+def _over_heads(score: Tensor, present: int, lowest: float, highest: float) -> Tensor:
     """The root mean square over heads of ``score`` [batch, heads, tokens], in steps of 1/4096 of its mean over tokens.
 
     The steps make ties of tokens that only rounding tells apart, as all are where attention is doubly stochastic.
+
+    present   how many tokens have votes at all;  lowest, highest: see :func:`pagerank_tokens`
     """
-    return ((score * score).mean(1).sqrt() * (4096 * score.shape[-1])).round()
+    square = score * score
+    if highest <= 0:
+        return (square.mean(1).sqrt() * (4096 * score.shape[-1])).round()
+    variance = present * square.sum(-1, keepdim=True) - 1  # votes sum to one: the mean is 1 / present
+    counts = ((variance >= lowest) & (variance <= highest)).to(score.dtype)
+    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, 1.0)
+    return (((square * counts).sum(1) / counts.sum(1)).sqrt() * (4096 * score.shape[-1])).round()
 
 
 def _resembling(importance: Tensor, towards: Tensor, count: int, protected: int) -> Tensor:
@@ -132,6 +146,8 @@ def pagerank_macs(
     similar: int,
     protected: int,
     iterations: int,
+    lowest: float = 0.0,
+    highest: float = 0.0,
 ) -> int:
     """Votes of I' and I, the row sums of what is left, and the similarities of S. Of one sample."""
     n, step = x[1] - protected, attention[1] * x[1] * x[1]
@@ -145,7 +161,8 @@ def pagerank_macs(
 
 PAGERANK = define(
     "pagerank_tokens",
-    "(Tensor x, Tensor attention, Tensor metric, Tensor? size, int r, int similar, int protected, int iterations)"
+    "(Tensor x, Tensor attention, Tensor metric, Tensor? size, int r, int similar, int protected, int iterations,"
+    " float lowest=0.0, float highest=0.0)"
     " -> (Tensor, Tensor, Tensor)",
     pagerank_tokens,
     pagerank_macs,

@@ -77,8 +77,9 @@ class Recover(Transform):
     Cost    of a closed form: one run of each graph, whatever its depth, once more the layers it solves (2.2 to 2.9
             forward passes of the calibration set in all, counted), plus k^2 per row and k^3 / 3 per layer of k kept
             inputs; memory: 8 k^2 bytes, and of every batch the values alive at one point of both graphs. ``auto`` tries
-            three of them, five below 150 samples (9 to 17 passes with judging), and below 120 samples on five folds
-            (about 65).
+            three of them, five below 150 samples (9 to 17 passes with judging), and below 120 samples two of them on
+            three folds (about 22, more below 50 samples): two passes per layer that sums over a cut axis from 11 such
+            layers on, which are six transformer blocks.
             ``tune``: per step one dense run and one pruned run with its gradient, of one batch
     Source  recovery.md; the ridge to the original weights: Frantar and Alistarh 2022, arXiv:2208.11580; sequential
             with residual targets: K-prune, arXiv:2308.03449; bias: FLAP, arXiv:2312.11983; scales: arXiv:2204.09656

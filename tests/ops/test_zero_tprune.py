@@ -28,7 +28,9 @@ from torch import Tensor
 from fxprune.ops.zero_tprune import pagerank, pagerank_tokens
 
 
-def ranked_by_hand(attention: Tensor, kept: list[int], protected: int, iterations: int) -> dict[int, float]:
+def ranked_by_hand(
+    attention: Tensor, kept: list[int], protected: int, iterations: int, lowest: float = 0.0, highest: float = 0.0
+) -> dict[int, float]:
     """Importance of the ``kept`` tokens of one image, on the matrix cut down to them. attention [heads, T, T]"""
     weight = attention[:, kept][:, :, kept]
     weight = weight / weight.sum(-1, keepdim=True)
@@ -38,24 +40,29 @@ def ranked_by_hand(attention: Tensor, kept: list[int], protected: int, iteration
     score = score / score.sum(-1, keepdim=True)
     for _ in range(iterations):
         score = torch.einsum("hq,hqk->hk", score, weight)
+    if highest:
+        variance = (score * len(kept)).var(1, correction=0)
+        counts = (variance >= lowest) & (variance <= highest)
+        score = score[counts] if counts.any() else score
     importance = score.square().mean(0).sqrt() * 4096 * attention.shape[-1]
     return dict(zip(kept, importance.round().tolist(), strict=True))
 
 
 def pruned_by_hand(
-    x: Tensor, attention: Tensor, metric: Tensor, size: Tensor, r: int, similar: int, protected: int, iterations: int
+    x: Tensor, attention: Tensor, metric: Tensor, size: Tensor, r: int, similar: int, protected: int, iterations: int,
+    lowest: float = 0.0, highest: float = 0.0,
 ) -> Results:
     """One image, stage by stage."""
     kept = list(range(len(x)))
     if similar:
-        importance = ranked_by_hand(attention, kept, protected, 1)
+        importance = ranked_by_hand(attention, kept, protected, 1, lowest, highest)
         ranked = sorted(kept[protected:], key=lambda t: (-importance[t], t))
         cut = len(ranked) - len(ranked) // 2
         more, less = ranked[:cut], ranked[cut:]
         likeness = {a: max(float(unit(metric[a]) @ unit(metric[b])) for b in more) for a in less}
         for a in sorted(less, key=lambda t: (-likeness[t], t))[:similar]:
             kept.remove(a)
-    importance = ranked_by_hand(attention, kept, protected, iterations)
+    importance = ranked_by_hand(attention, kept, protected, iterations, lowest, highest)
     for t in sorted(kept[protected:], key=lambda t: (importance[t], -t))[: r - similar]:
         kept.remove(t)
     place = torch.tensor([kept.index(t) if t in kept else -1 for t in range(len(x))])
@@ -63,11 +70,13 @@ def pruned_by_hand(
 
 
 @settings(deadline=None, max_examples=60)
-@given(layouts(), st.integers(1, 4), st.data())
-def test_equals_the_stages_by_image(layout: Layout, iterations: int, data: st.DataObject) -> None:
+@given(layouts(), st.integers(1, 4), st.sampled_from([(0.0, 0.0), (0.0, 0.4), (0.1, 0.7), (5.0, 5.0)]), st.data())
+def test_equals_the_stages_by_image(
+    layout: Layout, iterations: int, varying: tuple[float, float], data: st.DataObject
+) -> None:
     r, p = data.draw(st.integers(0, most_dropped(layout))), layout.protected
     similar = data.draw(st.integers(0, min(r, (layout.tokens - p) // 2)))
-    others = (r, similar, p, iterations)
+    others = (r, similar, p, iterations, *varying)
     results = call("pagerank_tokens", layout.x, layout.attention, layout.metric, layout.size, *others)
     images = zip(layout.x, layout.attention, layout.metric, layout.counts, strict=True)
     assert_reduces(layout, r, results, [pruned_by_hand(*image, *others) for image in images])
@@ -113,6 +122,17 @@ def test_the_class_token_starts_at_the_root_of_the_tokens_left() -> None:
     assert place.tolist() == [[0, -1, 1, 2, -1]]
 
 
+def test_heads_whose_votes_vary_too_little_or_too_much_do_not_count() -> None:
+    flat, sharp = torch.full((4, 4), 0.25), torch.tensor([0.85, 0.05, 0.05, 0.05]).expand(4, 4)
+    mild = torch.tensor([0.1, 0.3, 0.2, 0.4]).expand(4, 4)
+    attention = torch.stack([flat, sharp, mild])[None]  # variances 0, 1.92 and 0.2
+    x, metric = torch.randn(1, 4, 2), torch.randn(1, 4, 2)
+    kept = {limits: pagerank_tokens(x, attention, metric, None, 2, 0, 0, 1, *limits)[2].tolist()[0]
+            for limits in ((0.0, 0.0), (0.1, 0.7), (0.1, 3.0), (0.5, 0.6))}
+    assert kept[0.1, 0.7] == [-1, 0, -1, 1], "the mild head alone"
+    assert kept[0.1, 3.0] == kept[0.0, 0.0] == kept[0.5, 0.6] == [0, -1, -1, 1], "where none is left all count"
+
+
 def test_a_row_that_looked_only_at_removed_tokens_is_harmless() -> None:
     attention = torch.eye(6).roll(1, 1).expand(2, 2, 6, 6)
     kept, _, _ = pagerank_tokens(torch.randn(2, 6, 3), attention, torch.randn(2, 6, 4), None, 3, 2, 1, 5)
@@ -126,6 +146,7 @@ def test_arguments_out_of_range_are_refused() -> None:
         ((6, 5, 1, 1), "0 to 4 can go for their similarity, not 5"),
         ((2, 3, 1, 1), "0 to 2 can go for their similarity, not 3"),
         ((2, 1, 1, 0), "at least one iteration"),
+        ((2, 1, 1, 3, 0.5, 0.4), "between 0 and a highest value, not 0.5, 0.4"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call("pagerank_tokens", x, attention, x, None, *others)
@@ -136,6 +157,7 @@ def test_sound(protected: int) -> None:
     x, metric, size = torch.randn(2, 20, 6), torch.randn(2, 20, 5), torch.randint(1, 40, (2, 20, 1)).float()
     attention = (3 * torch.randn(2, 3, 20, 20)).softmax(-1)
     assert_sound("pagerank_tokens", (x, attention, metric, size), (6, 2, protected, 3))
+    assert_sound("pagerank_tokens", (x, attention, metric, size), (6, 2, protected, 3, 0.1, 0.7))
 
 
 def test_registered() -> None:
@@ -155,6 +177,7 @@ def test_deploys_equal_tokens_included() -> None:
     size = torch.tensor([1.0, 2]).repeat(10)[None, :, None]
     attention = torch.randn(1, 2, 20, 20).softmax(-1)
     tensors = (torch.randn(1, 20, 6), attention, torch.randn(1, 20, 8), size)
+    Deployed("pagerank_tokens", tensors, (7, 3, 1, 3, 0.01, 0.7)).assert_deploys(other_batch)
     deployed = Deployed("pagerank_tokens", tensors, (7, 3, 1, 3))
     deployed.assert_deploys(other_batch)
     x, same = torch.randn(7, 20, 6), torch.ones(7, 20, 8)

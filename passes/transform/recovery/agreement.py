@@ -41,6 +41,10 @@ class Agreement:
         found = {"mixed": round(self.mixed, 5), "copies": round(self.copies, 5), "cosine": round(self.cosine, 5)}
         return found if self.kl is None else {**found, "kl": round(self.kl, 7)}
 
+    def spread(self, pairs: int) -> float:
+        """Standard error of the copies' rank correlation over so many pairs, for large samples: (1 - r^2) / sqrt(n)."""
+        return float((1 - self.copies**2) / max(pairs, 1) ** 0.5)
+
     def veto(self, none: Agreement, tolerance: float) -> str:
         """Why this must not be preferred to ``none``, or nothing.
 

@@ -78,6 +78,15 @@ def test_batch_1_and_7_and_a_second_call(reducer: str) -> None:
         torch.testing.assert_close(run_flat(small, [x[i : i + 1]])[0], whole[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("text", "expected"), [
+    ("zero-tprune", [(5, 0, 0), (5, 0, 0), (1, 0, 0)]),
+    ("zero-tprune{iterations=30,lowest=0.01,highest=0.7}", [(30, 0.01, 0.7)] * 3),
+])
+def test_pagerank_iterates_while_most_tokens_are_there(text: str, expected: list[tuple[float, ...]]) -> None:
+    ops = [n for n in merged(program(), text, [5, 4, 2]).graph.nodes if op_name(n) == "fxprune::pagerank_tokens"]
+    assert [n.args[-3:] for n in ops] == expected  # 17, 12 and 8 of 17 tokens
+
+
 def test_nothing_removed_is_the_program_itself() -> None:
     dense = planned(program(), "tome", [0, 0, 0])
     assert Pipeline((MergeTokens(),), start=FACTS).run(dense) is dense

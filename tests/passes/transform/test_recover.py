@@ -12,7 +12,7 @@ import torch
 import zoo
 from blocks import Encoder, Parallel, ResidualConvolutions
 from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
-from torch.fx import Node
+from torch.fx import Interpreter, Node
 
 from fxprune.data import Batch, Calibration
 from fxprune.demo import Digits, DigitsViT
@@ -285,3 +285,32 @@ def test_every_prefix_runs_once_however_deep_the_model(depth: int, monkeypatch: 
         assert max(runs.values()) <= 3
     assert passes["ridge"] <= passes["refit"] <= 3
     assert passes["auto"] <= 15  # five candidates on four fifths of the samples, and the winner on all
+
+
+@pytest.mark.parametrize("samples", [64, 96, 160])
+def test_all_of_auto_takes_at_most_two_passes_per_layer(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits, and the outputs of dense graph and candidates on held-out samples and their copies: whatever runs a graph.
+
+    One pass: each linear layer of the graph on each sample once. Layers: those that sum over a cut axis, two a block.
+    """
+    data = texts(samples)
+    program = planned(analysed(Encoder("pre", depth=6), data))
+    linear = torch.ops.aten.linear.default
+    nodes = [n for n in program.graph.nodes if n.target is linear]
+    rows = 0
+
+    run, interpret = Stream.run, Interpreter.run_node
+
+    def note(node: Node, value: Any) -> Any:
+        nonlocal rows
+        rows += len(value) if node.target is linear else 0
+        return value
+
+    def stream(self: Stream, node: Node, override: Mapping[str, Any] | None = None) -> Any:
+        return note(node, run(self, node, override))
+
+    monkeypatch.setattr(Stream, "run", stream)
+    monkeypatch.setattr(Interpreter, "run_node", lambda self, node: note(node, interpret(self, node)))
+    _, report = recovered(program, data, "auto")
+    assert report.method != "none", "the winner is fitted again"
+    assert 0 < rows / len(nodes) / samples <= 2 * len(sites_of(program)[0]) == 24

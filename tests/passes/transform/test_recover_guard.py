@@ -105,7 +105,8 @@ def test_few_samples_are_all_judged_once_by_fits_that_did_not_see_them() -> None
         assert sum(b.size for b in (*rest, *held)) == 48
         assert abs(sum(b.size for b in held) - 48 / 5) < 1
     _, report = recovered(planned(program), data, "auto")
-    assert (report.folds, report.held_out, report.samples) == (5, 48, 48)
+    assert (report.folds, report.held_out, report.samples) == (3, 30, 48)
+    assert list(report.guard) == ["none", "refit", "refit rel=5"]
     assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
 
 
@@ -164,6 +165,18 @@ def test_a_classifier_must_not_move_away_from_the_dense_probabilities(trained: D
     assert not ridge.veto(none, 0.002)
     assert "farther from the dense ones" in replace(ridge, kl=2 * none.kl).veto(none, 0.002)
     assert "noisy copy" in replace(ridge, copies=none.copies - 0.01).veto(none, 0.002)
+
+
+def test_the_standard_error_of_a_rank_correlation() -> None:
+    """Of normal pairs of correlation 0.9: what 400 draws of 100 pairs spread by, within the large-sample formula."""
+    torch.manual_seed(0)
+    found = []
+    for _ in range(400):
+        a = torch.randn(100, dtype=torch.float64)
+        found.append(spearman(a, 0.9 * a + 0.19**0.5 * torch.randn(100, dtype=torch.float64)))
+    mean, spread = float(torch.tensor(found).mean()), float(torch.tensor(found).std())
+    assert Agreement(1.0, mean, 1.0).spread(100) == pytest.approx(spread, rel=0.3)
+    assert Agreement(1.0, 1.0, 1.0).spread(0) == 0
 
 
 def test_what_no_longer_tells_samples_apart_protects_nothing() -> None:
