@@ -73,7 +73,8 @@ def sparse_weights(program: Program) -> list[SparseLayer]:
     found = []
     for matrix in matrices(program):
         weight = matrix.matrix(program.tensors[matrix.parameter].detach())
-        if bool((weight != 0).all()):
+        least = min(weight.numel() // 2, *(int(tile_areas(matrix.shape, tile).min()) for tile in TILES))
+        if weight.numel() - int(weight.count_nonzero()) < max(least, 1):
             continue
         layers = [SparseLayer(matrix, f"{n}x{k}", (n, k), live_tiles(weight, (n, k))) for n, k in TILES]
         best = min(one.density for one in layers)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from .errors import PlanError
 from .group import PruneGroup
 from .parity import sizes_to_try
 from .program import Program
-from .sparsity import Sparsity, Tile, tile_sums
+from .sparsity import Sparsity, Tile, grid
 from .streams import LINEAR, MOVES, bind, op_name
 
 ENDS = MOVES | {"getitem", "unbind", "select", "split", "chunk", "split_with_sizes", "softmax", "log_softmax",
@@ -122,7 +123,10 @@ def sparse_layers(program: Program, blocks: Mapping[str, Sparsity]) -> Iterator[
 
 def live_tiles(matrix: Tensor, tile: Tile) -> Tensor:
     """True where a tile holds anything but zeros: what a weight is, whatever a plan once said. [rows, columns]"""
-    return tile_sums((matrix.detach() != 0).to(torch.int32), tile) > 0
+    rows, columns = grid((matrix.shape[0], matrix.shape[1]), tile)
+    held = matrix.detach() != 0
+    held = functional.pad(held, (0, columns * tile[1] - held.shape[1], 0, rows * tile[0] - held.shape[0]))
+    return held.reshape(rows, tile[0], columns, tile[1]).any(3).any(1)
 
 
 def _end(node: Node, program: Program) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from ...pipeline import Pass, Pipeline
 from ...program import Program
 from ...quiet import quiet
 from .block_ell import UseBlockEll
+from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 from .runtime_forms import part_sums_from_norms, turn_gelus
 
@@ -65,6 +67,7 @@ class OnnxBackend(Backend):
         program = Pipeline((gate,)).run(program)
         about = report(gate.results, table), tuple(words(gate.results))
         files = self.write(program, directory)
+        gc.collect()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)
         try:
             return Lowered(payload, files, self.load(payload), *about, runtime="onnxruntime on CPU")
@@ -81,10 +84,7 @@ class OnnxBackend(Backend):
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
         try:
-            path = self.payload(aside)
-            with quiet():
-                model.save(path, external_data=weights >= INLINE_LIMIT)
-            _check(path)
+            write_checked(model.model, self.payload(aside), inline=weights < INLINE_LIMIT)
             written = sorted(aside.iterdir(), key=lambda p: p.suffix == self.suffix)  # the main file comes last
             files = tuple(directory / p.name for p in written)
             for source, target in zip(written, files, strict=True):
@@ -171,19 +171,6 @@ def _version() -> str:
     import fxprune
 
     return getattr(fxprune, "__version__", "0")
-
-
-def _check(path: Path) -> None:
-    import onnx
-
-    try:
-        with quiet():
-            onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise LoweringError("the exported file is not valid ONNX", where=path.name, why=first_line(error)) from error
-    except Exception as error:  # shape inference errors have no common type over onnx's versions
-        raise LoweringError("shapes in the exported file contradict each other", where=path.name,
-                            why=first_line(error)) from error
 
 
 _GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]+)\]")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxprune.artifact import Artifact, build_report, load
 from fxprune.backend import Lowered, lower_and_verify
 from fxprune.backends.onnx import backend as onnx_backend
+from fxprune.backends.onnx import file as onnx_file
 from fxprune.backends.onnx.backend import OnnxBackend
 from fxprune.backends.onnx.legalize import SpellOutAttention
 from fxprune.capture import capture
@@ -94,10 +95,10 @@ def test_weights_beyond_the_limit_go_beside_the_file(tmp_path: Path, monkeypatch
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(onnx_backend, "_check", interrupt)
+    monkeypatch.setattr(onnx_file, "_check", interrupt)
     with pytest.raises(KeyboardInterrupt):
         lower(encoder(), tmp_path)
     assert not list(tmp_path.iterdir())
