@@ -8,12 +8,15 @@ Model   as large as TinyLlama: 22 layers, 2048 wide, 32 heads in 4 groups, 5632 
 Run     ``fxprune compile FOLDER --flops 0.75`` in a fresh process; with --samples N also random sentences of 64 words
         as calibration data, scored by trajectory and recovered, caches within --memory
 Figures peak resident memory of the process, and as a multiple of the model's bytes; seconds, and those of every pass
-Targets at most 20 GiB, and at most three times the model plus --memory. Exit code 1 when one is missed
+Targets at most 20 GiB, and at most three times the model plus, with calibration data, --memory. Exit code 1 when one is
+        missed
+A run replaces what --out holds of the same layers, target and samples.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import resource
 import subprocess
@@ -23,9 +26,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import write
+from record import commit, write
 
 MOST, TIMES = 20 * 2**30, 3.0
+KEY = ("layers", "target", "samples")
 SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
          "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
 MAKE = """
@@ -90,12 +94,15 @@ def main() -> int:
     for one in report["passes"]:
         passes[one["name"]] = round(passes.get(one["name"], 0.0) + one["seconds"], 1)
     record: dict[str, Any] = {
+        "layers": args.layers, "commit": commit(), "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
         "parameters": parameters, "weights_bytes": weights, "flops": args.flops, "target": args.target,
         "samples": args.samples, "memory": args.memory, "threads": args.threads, "seconds": round(seconds, 1),
         "peak_bytes": peak, "times_the_model": round(peak / weights, 3),
         "times_without_caches": round((peak - (budget if args.samples else 0)) / weights, 3),
         "ratio": report["cost"]["ratio"]["flops"], "parity": report["parity"]["ok"], "passes": passes}
-    write(args.out, "memory", **record)
+    earlier = json.loads(args.out.read_text(encoding="utf-8"))["measured"] if args.out.exists() else []
+    others = [r for r in earlier if any(r[k] != record[k] for k in KEY)]
+    write(args.out, "memory", measured=[*others, record])
     print(json.dumps(record, indent=1))
     missed = [text for bad, text in (
         (peak > MOST, f"{peak / 2**30:.1f} GiB are more than {MOST / 2**30:.0f}"),
