@@ -140,7 +140,7 @@ class Bench:
         self.save(self.records)
 
     def _ours(self, row: Row, ratio: float, seed: int) -> Record:
-        planned = self._plan(row, ratio, seed)
+        planned = self.plan(row, ratio, seed)
         program = planned.program
         if row.rearrange:
             program = Pipeline((rearrange_pass(planned.scored.data, seed),), start=FACTS).run(program)
@@ -159,7 +159,7 @@ class Bench:
         return {**result, "macs": CostModel(program)(counts).flops,
                 "accuracy": round(self.task.accuracy(of_program(small)), 3)}
 
-    def _plan(self, row: Row, ratio: float, seed: int) -> _Planned:
+    def plan(self, row: Row, ratio: float, seed: int) -> _Planned:
         """As the product does it: before a recovery that fits weights, OBS chooses the members.
 
         Rows that differ in their recovery alone share plan and data, and what ``auto`` and ``tune`` have in common.
