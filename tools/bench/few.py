@@ -3,15 +3,15 @@
     python tools/bench/few.py [--tasks vit-digits,..] [--samples 32,64] [--ratios 0.6,0.45,0.3] [--seeds 0,1,2]
                               [--out build/few.json]
 
-Plans     those of ``accuracy.py``'s ``optin-recover`` (trajectory importance, members by OBS), scored on so many samples
+Plans     those of ``accuracy.py``'s ``optin-recover`` (trajectory importance, members by OBS), scored on the samples
 Choices   guard   what ``--recover auto`` takes: three of five folds, two strengths of refit, copies within one standard
                   error
           folds   every candidate (bias, ridge, refit, and the last two at a strong ridge) judged on all five folds,
                   copies within 0.002 (what the guard did before)
           refit, none   without looking
 Judged    each choice, fitted to all samples, on 512 train samples that no method saw: KL divergence from the dense
-          outputs, or one minus the agreement of similarities where outputs are embeddings. *Regret*: by how much that is
-          larger than the best candidate's, geometric mean. *Worse*: plans where it is larger than without recovery
+          outputs, or one minus the agreement of similarities where outputs are embeddings. *Regret*: by how much that
+          is larger than the best candidate's, geometric mean. *Worse*: plans where it is larger than without recovery
 Cells where the samples allow a single split are left out: there the guard judges that split alone.
 """
 
