@@ -16,16 +16,20 @@ from .errors import FxpruneError, OptionError
 from .jobs import unidentified
 from .pipeline import Pass
 from .program import Program
+from .streams import MOVES, op_name
 
 _budget: contextvars.ContextVar[int | None] = contextvars.ContextVar("memory", default=None)
 STREAMS = 0.5  # share of the budget for what is alive of every batch while two graphs run side by side
+FLOW = 0.5  # share of the budget for one batch on its way forwards and back
+WAYS = 3  # values stay for the way back, meet their gradients there, and outputs are compared in fp64
 LEAST = 2**20  # bytes, so that no cache is given nothing
 
 
 @contextlib.contextmanager
 def within(amount: int | float | str | None) -> Iterator[None]:
     """Caches of calibration take at most ``amount`` bytes together inside the block: "8GiB", a number, or None for
-    their usual sizes. Weights, and one batch on its way through the model, are not counted.
+    their usual sizes. Weights are not counted, and one batch on its way through the model only where :func:`in_flight`
+    was asked.
 
     Raises OptionError for what is no amount.
     """
@@ -81,6 +85,28 @@ def that_fit(program: Program, data: Calibration) -> Calibration:
     return replace(data, batches=tuple(batches))
 
 
+def in_flight(program: Program, data: Calibration) -> Calibration:
+    """The same samples in batches that fit the budget while one of them runs forwards and back through the model.
+
+    A graph that was captured at a fixed batch size takes its batches as they are. Scores that compare the samples of a
+    batch with each other (``trajectory``) see fewer at a time then.
+    """
+    budget = _budget.get()
+    if budget is None or program.fixed_batch:
+        return data
+    most = max(1, int(FLOW * budget / max(WAYS * through(program), 1)))
+    if all(b.size <= most for b in data.batches):
+        return data
+    parts = [b.pick(part) for b in data.batches for part in torch.arange(b.size).tensor_split(-(-b.size // most))]
+    return replace(data, batches=tuple(parts))
+
+
+def through(program: Program) -> int:
+    """Bytes of all values that one sample's run makes, views not counted."""
+    made = (n for n in program.graph.nodes if n.op == "call_function" and op_name(n) not in MOVES)
+    return -(-sum(_bytes(t) for n in made for t in _tensors(n.meta.get("val"))) // _example_size(program))
+
+
 def alive(program: Program) -> int:
     """Most bytes of values that are alive at one time while one sample runs through, parameters not counted."""
     nodes = list(program.graph.nodes)
@@ -94,9 +120,14 @@ def alive(program: Program) -> int:
             ends.setdefault(last[node], []).append(size)
         most = max(most, now)
         now -= sum(ends.pop(i, ()))
+    return -(-most // _example_size(program))
+
+
+def _example_size(program: Program) -> int:
+    """Samples of the example inputs."""
     args, kwargs = program.example_inputs
     first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), None)
-    return -(-most // max(1 if first is None else first.shape[0], 1))
+    return max(1 if first is None else first.shape[0], 1)
 
 
 def _tensors(value: object) -> Sequence[Tensor]:

@@ -231,6 +231,8 @@ class Work:
             self.dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
         if self.held_back:
             self._hold_back(self.dense)
+        if self.calibration is not None:
+            self.calibration = memory.in_flight(self.dense, self.calibration)
 
     def _hold_back(self, dense: Program) -> None:
         """Keep a share of the calibration data from everything that decides or fits; the result is judged on it."""

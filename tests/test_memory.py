@@ -21,6 +21,7 @@ from fxprune.events import Event
 from fxprune.jobs import run_jobs
 from fxprune.passes.analysis.importance.fisher import Fisher
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
+from fxprune.program import Program
 
 
 def calibration(digits: Digits, count: int = 64, batch: int = 32) -> Calibration:
@@ -67,6 +68,34 @@ def test_as_many_samples_as_fit_evenly_chosen(trained: DigitsViT, digit_data: Di
     assert torch.equal(images[-1], digit_data.train_images[63])
 
 
+def test_what_runs_through_one_sample_counts_values_and_no_views() -> None:
+    class Three(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp().view(2, 5, -1).transpose(1, 2).sum(1)  # 40 bytes a sample, two views of it, and 20
+
+    program = capture(Three(), (torch.randn(2, 10),))
+    assert memory.through(program) == 60
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(64, [20, 20, 20, 4]), (20, [20, 20, 20, 4]), (7, [7, 7, 6] * 3 + [4])])
+def test_a_batch_on_its_way_fits_the_budget(room: int, sizes: list[int], trained: DigitsViT,
+                                            digit_data: Digits) -> None:
+    program, data = capture(trained, (digit_data.test_images[:2],)), calibration(digit_data, 64, 20)
+    assert memory.in_flight(program, data) is data
+    with memory.within(2 * 3 * memory.through(program) * room):
+        less = memory.in_flight(program, data)
+    assert [b.size for b in less.batches] == sizes
+    assert torch.equal(torch.cat([b.args[0] for b in less.batches]), digit_data.train_images[:64])
+
+
+def test_a_fixed_batch_size_stays(digit_data: Digits) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10)).eval()
+    program = Program(torch.export.export(model, (digit_data.test_images[:32],)))
+    data = calibration(digit_data)
+    with memory.within(memory.LEAST):
+        assert memory.in_flight(program, data) is data
+
+
 def test_batches_in_halves_hold_the_same_samples(digit_data: Digits) -> None:
     data = Calibration((Batch((torch.arange(5),), labels=torch.arange(5) * 2), Batch((torch.arange(1),))), "x")
     less = memory.halved(data)
@@ -108,6 +137,20 @@ def test_a_batch_that_is_too_large_is_halved_and_the_scores_are_the_same(
     assert [w.rpartition("batches of ")[2] for w in warned if "memory ran out" in w] == ["16 samples", "8 samples"]
     assert {n: c.keep for n, c in got.plan.choices.items()} == {n: c.keep for n, c in want.plan.choices.items()}
     assert got.report["pipeline"].count("score-groups") == 1
+
+
+def test_a_command_within_a_budget_runs_small_batches(trained: DigitsViT, digit_data: Digits,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fisher's sums do not depend on the batching."""
+    sizes: list[int] = []
+    real = TappedRun.forward
+    monkeypatch.setattr(TappedRun, "forward", lambda self: (sizes.append(self.samples), real(self))[1])
+    options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher",
+                               "recover": "none", "on_event": lambda _: None}
+    room = 2 * 3 * memory.through(capture(trained, (digit_data.test_images[:2],))) * 8
+    want, got = (fxprune.compile(trained, digit_data.test_images[:2], memory=m, **options) for m in (None, room))
+    assert sizes == [32] * 2 + [8] * 8
+    assert {n: c.keep for n, c in got.plan.choices.items()} == {n: c.keep for n, c in want.plan.choices.items()}
 
 
 def test_where_one_sample_does_not_fit_it_says_so(trained: DigitsViT, digit_data: Digits,
