@@ -177,3 +177,12 @@ def test_latency() -> None:
         if one["part"] == "plans":
             ours, theirs = (100 * one[f"{by}_plan"]["accuracy"] for by in ("latency", "flops"))
             assert f"{ours:.1f} and {theirs:.1f} %" in text
+
+
+def test_choices_on_few_samples() -> None:
+    found = {s["how"]: s for s in results("few")["summary"] if s["task"] == "all"}
+    text = " ".join(page("methods").split())
+    guard, folds = (f"{100 * found[how]['regret']:.0f} %" for how in ("guard", "folds"))
+    assert f"over {found['guard']['plans']} plans at 32 and 64 samples what it took was {guard} farther" in text
+    assert f"best candidate, {folds} when five candidates" in text
+    assert round(found["folds"]["seconds"] / found["guard"]["seconds"]) == 3

@@ -69,7 +69,7 @@ class Guard:
               unless a strength is given: that bounds the cost. So few copies may fall below no recovery's by one
               standard error. Over 63 plans (three transformers and a CNN, 32 and 64 samples, 0.6 to 0.3 of the MACs)
               the choices were as near to the best candidate as those of five candidates on all five folds: KL, or
-              1 - agreement, on 512 other samples 5 % above it against 8 %, geometric means.
+              1 - agreement, on 512 other samples 5 % above it against 8 %, geometric means (tools/bench/few.py).
     After     the chosen form is fitted again to all samples: more rows, same form. The yardstick's figures are those
               of the fits that it judged.
     Source    recovery.md section 4, its rule for few samples and for logits ours
