@@ -134,6 +134,23 @@ def test_tiles_of_the_help_page() -> None:
             [by["lsp+recover", tile, r] for r in (0.75, 0.6, 0.5, 0.4, 0.3)], abs=0.0501)
 
 
+@pytest.mark.parametrize(("task", "samples", "title"), [("minilm-stsb", 256, "MiniLM on STS-B"),
+                                                        ("vit-cifar", 512, "ViT on CIFAR-10")])
+def test_tiles_of_larger_models(task: str, samples: int, title: str) -> None:
+    by = {(m["row"], m["tile"]): m["figure"] for m in results("blocks")["measured"]
+          if (m["task"], m["samples"], m["ratio"]) == (task, samples, 0.5)}
+    text = page("tiles")
+    head, *lines = text[text.index(f"    {title}"):].split("\n\n")[0].splitlines()
+    tiles = re.findall(r"\d+x\d+", head)
+    assert tiles == ["16x16", "16x32", "32x16", "32x32", "64x64"]
+    assert f"dense {results('blocks')['tasks'][task]['dense']:.1f}" in head
+    rows = ("lsp+recover", "lsp-paper+recover", "lsp-no-power+recover", "uniform+recover", "magnitude+recover", "lsp")
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines, strict=True):
+        figures = re.findall(r"\d+\.\d", line)
+        assert [float(f) for f in figures] == pytest.approx([by[row, tile] for tile in tiles], abs=0.0501), row
+
+
 def test_what_is_said_of_the_tool_itself() -> None:
     text = " ".join(page("results").split())
     zoo, whole, costs = results("zoo"), results("whole"), results("compile")
