@@ -115,8 +115,9 @@ def compile(
     expect_latency  with another budget: measure, and report what to expect
     seconds         to time the written file beside the dense model's, at ``batch`` and ``threads``, for the report's
                     ``measured`` (see :mod:`fxprune.latency_delivered`): about 2 by default, 0 leaves it out
-    memory          what caches of calibration may take together ("8GiB"); recovery sees fewer samples where more do
-                    not fit. Where memory runs out all the same, batches are halved and the work goes on
+    memory          what caches of calibration may take together ("8GiB"), and a batch on its way through the model:
+                    batches become smaller, and recovery sees fewer samples, where more do not fit. Where memory runs
+                    out all the same, batches are halved and the work goes on
     held_out        a share of ``data`` on which nothing is decided or fitted, as ``fxprune sweep`` holds it back; the
                     report then compares outputs on it
     on_event        called with every stage and warning; by default warnings become Python warnings
