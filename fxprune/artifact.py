@@ -1,7 +1,7 @@
 """``Artifact``: the result, in memory and as a directory that is whole or absent.
 
     model.pt2      the pruned program; ``torch.export.load`` reads it with torch alone: no model class, no fxprune
-    model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 1.9 GiB)
+    model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 1 GiB)
     plan.json      which elements of every group stayed
     report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
     report.html    the same for people: one page that needs nothing else

@@ -196,6 +196,15 @@ def test_latency() -> None:
             assert f"{ours:.1f} and {theirs:.1f} %" in text
 
 
+def test_memory_of_onnx_and_of_calibration() -> None:
+    text = " ".join(page("results").split())
+    for layers, said in ((6, "written and verified as ONNX: {gib:.1f} GiB, {times:.2f} times"),
+                         (4, "--memory 2GiB: {gib:.1f} GiB, {times:.2f} times beside that budget")):
+        one = next(r for r in results("memory")["measured"] if r["layers"] == layers)
+        assert said.format(gib=one["peak_bytes"] / 2**30, times=one["times_without_caches"]) in text
+        assert one["times_without_caches"] < 3
+
+
 def test_choices_on_few_samples() -> None:
     found = {s["how"]: s for s in results("few")["summary"] if s["task"] == "all"}
     text = " ".join(page("methods").split())

@@ -30,13 +30,14 @@ from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 from .runtime_forms import part_sums_from_norms, turn_gelus
 
-INLINE_LIMIT = int(1.9 * 2**30)  # a protobuf message ends at 2 GiB
+INLINE_LIMIT = 2**30  # a protobuf message ends at 2 GiB, and long before that onnxruntime maps what lies beside it
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
 
 
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
-    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1.9 GiB.
+    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1 GiB: onnxruntime maps that file
+    into memory, and copies what lies in the first.
 
     opset    18 to 20
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
