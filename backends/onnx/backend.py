@@ -36,8 +36,8 @@ OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fa
 
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
-    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1 GiB: onnxruntime maps that file
-    into memory, and copies what lies in the first.
+    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1 GiB: onnxruntime maps that
+    file into memory, and copies what lies in the first.
 
     opset    18 to 20
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
