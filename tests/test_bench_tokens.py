@@ -106,9 +106,9 @@ def test_the_table() -> None:
 def test_the_picture_compares_with_dense_on_the_same_images() -> None:
     from tokens_plot import against_dense
 
-    model = {"accuracy": 80.0, "accuracy_half": 78.0, "images": 60}
-    assert against_dense({"accuracy": 79.0, "images": 60}, model)["accuracy"] == -1
-    assert against_dense({"accuracy": 79.0, "images": 30}, model)["accuracy"] == 1
+    found = against_dense([{"accuracy": 79.0, "images": 60}, {"accuracy": 79.0, "images": 30}],
+                          {"accuracy": 80.0, "images": 60})
+    assert [r["accuracy"] for r in found] == [-1.0]
 
 
 def test_the_plot(tmp_path: Path) -> None:
@@ -162,7 +162,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         calls.append(removed)
         return SimpleNamespace(report={"cost": {"compressed": {"flops": 240}}})
 
+    def of_counts(_: Any, cell: Any, tokens: Any, macs: int) -> Any:
+        calls.append((cell, tokens, macs))
+        return lambda batch: model(*batch.args)
+
     monkeypatch.setattr(tokens_run.Sweep, "planned", planned)
+    monkeypatch.setattr(tokens_run.Sweep, "of_counts", of_counts)
     monkeypatch.setattr(tokens_run.Sweep, "removed", lambda *_: [5, 0])
     monkeypatch.setattr(tokens_run, "stated", stated)
     monkeypatch.setattr(tokens_run, "dense_onnx", lambda *_: Path("dense"))
@@ -207,7 +212,7 @@ def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
     bench.made.run([one, other, hopeless], {})
     first, second, failed = bench.made.records
     assert (first["accuracy"], first["macs"], first["share"], first["tokens_per_block"]) == (100, 240, 0.5, [17, 12])
-    assert (first["images"], second["images"]) == (60, 30)
+    assert (first["images"], second["images"]) == (60, 60)
     assert "the budget is too small" in failed["error"]
     bench.calls.clear()
     bench.made.run([one, other], {})
@@ -224,6 +229,20 @@ def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
     assert bench.made.records[-1]["latency"] == later["latency"]
 
 
+def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) -> None:
+    from tokens_cells import sweep
+
+    (cell,) = sweep(["random"], ["optin"], [0.5])
+    bench.made.run([cell], {})
+    (record,) = bench.made.records
+    record |= {"images": 30, "accuracy": 12.0}
+    bench.calls.clear()
+    bench.made.run([cell], {})
+    assert bench.calls == [(cell, [17, 12], 240)], "nothing is searched for"
+    (again,) = bench.made.records
+    assert (again["images"], again["accuracy"]) == (60, 100)
+
+
 def test_counts_are_found_again_from_what_a_record_holds() -> None:
     from tokens_cells import sweep
     from tokens_sweep import Sweep
@@ -234,9 +253,11 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
     model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)
     one = Sweep(model, images[:2], [Batch((images,))])
     for cell in sweep(["tome", "random"], ["constant", "decreasing", "optin"], [0.6]):
-        _, macs, tokens = one.planned(cell)
+        run, macs, tokens = one.planned(cell)
         removed = one.removed(cell, tokens, macs)
         assert [a - b for a, b in itertools.pairwise(tokens)] == removed[:-1]
+        batch = Batch((images,))
+        assert torch.equal(one.of_counts(cell, tokens, macs)(batch), run(batch))
         made = fxprune.compile(model, images[:2], tokens=f"{cell.row}:r={','.join(map(str, removed))}",
                                recover="none", on_event=lambda _: None)
         assert made.report["cost"]["compressed"]["flops"] == macs

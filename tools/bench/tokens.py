@@ -11,8 +11,7 @@ Sweep     every reducer of ``tokens_run.REDUCERS`` with every schedule, tokens a
 Schedules ToMe's constant and decreasing ones, OPTIN's, and the product's default, which tries all of them on its data
 Ledgers   one budget for weights (heads and neurons), for tokens (ToMe, default schedule), for both; recovery on and off
 Budget    share of the dense model's multiply-accumulates of one image, everything counted, the stem included
-Figures   accuracy on 2000 test images, of reducers beside ToMe on the first 1000 of them unless they were timed
-          (``images`` in each record): compare rows of equal ``images``; agreement with the dense model, KL divergence
+Figures   accuracy on 2000 test images (records of fewer are judged again, by their counts); agreement with the dense model, KL divergence
           from it on held-out train images that no method saw; MACs predicted, and counted where there is an artefact;
           tokens that each block's attention takes
 Latency   ONNX Runtime on the CPU, batch 1 and 32, dense and reduced interleaved, medians. Realised: the speed-up as a
@@ -122,8 +121,6 @@ def table(content: Mapping[str, Any]) -> str:
         return "nothing was measured"
     head = f"{'':28}" + "".join(f"{r:>16g}" for r in ratios)
     lines = [f"dense: {model['accuracy']:.2f} %, {model['macs'] / 1e6:.1f} M MACs, {model['tokens'][0]} tokens"]
-    if "accuracy_half" in model:
-        lines.append(f"dense: {model['accuracy_half']:.2f} % of the half that rows beside tome are judged on")
     for schedule in SCHEDULES:
         block = {row: [of_row(records, row, schedule, r) for r in ratios] for row in REDUCERS}
         lines += _block(f"tokens alone, schedule {schedule}", head, block)

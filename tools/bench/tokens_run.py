@@ -154,9 +154,8 @@ class Bench:
         run = _eager(self.model)
         self._judged = logits_of(run, self.judge.images)
         artifact = fxprune.apply(self.model, CompressionPlan(), self.example, on_event=lambda _: None)
-        answers, half = logits_of(run, self.test.images), len(self.test.labels) // 2
-        self.dense = {"accuracy": right(answers, self.test.labels),
-                      "images": len(self.test.labels), "accuracy_half": right(answers[:half], self.test.labels[:half]),
+        answers = logits_of(run, self.test.images)
+        self.dense = {"accuracy": right(answers, self.test.labels), "images": len(self.test.labels),
                       "macs": int(artifact.report["cost"]["dense"]["flops"]),
                       "counted": counted(artifact.program, self.test.images[:1]),
                       "tokens": tokens_of(artifact.program)}
@@ -175,15 +174,16 @@ class Bench:
         record = cell.record(self.samples, self.weights)
         held = next((r for r in self.records if key(r) == key(record)), None)
         todo = [b for b in batches if str(b) not in (held or {}).get("latency", {})]
-        if held is not None and "accuracy" in held and not todo:
+        judged = held is not None and held.get("images") == len(self.test.labels)
+        if judged and not todo:
             return
         if held is not None and "accuracy" in held:
             record = dict(held)
         started = time.perf_counter()
         try:
             if cell.tokens_alone:
-                if "accuracy" not in record:
-                    record |= self._swept(cell)
+                if not judged:
+                    record |= self._swept(cell, record)
                 if todo:
                     record["latency"] = {**record.get("latency", {}), **self._of_counts(cell, record, todo)}
                 self._keep(record, started)
@@ -200,12 +200,15 @@ class Bench:
             record["error"] = said(error)
         self._keep(record, started)
 
-    def _swept(self, cell: Cell) -> Record:
-        """Figures of tokens alone. Rows beside ToMe are judged on half the test images: these are many cells."""
-        run, macs, tokens = self._planner().planned(cell)
-        images = len(self.test.labels) if cell.row == "tome" else len(self.test.labels) // 2
+    def _swept(self, cell: Cell, held: Record) -> Record:
+        """Figures of tokens alone. A plan that ``held`` has from a run on fewer test images is not made again."""
+        if "tokens_per_block" in held:
+            macs, tokens = held["macs"], held["tokens_per_block"]
+            run = self._planner().of_counts(cell, tokens, macs)
+        else:
+            run, macs, tokens = self._planner().planned(cell)
         same = self._same(cell, tokens, macs)
-        figures = {name: same[name] for name in FIGURES} if same else self._answers(run, images)
+        figures = {name: same[name] for name in FIGURES} if same else self._answers(run)
         return {**figures, "macs": macs, "share": round(macs / self.dense["macs"], 4), "tokens_per_block": tokens}
 
     def _planner(self) -> Sweep:
@@ -217,7 +220,8 @@ class Bench:
         """A measurement of the same reducer with the same counts, by whichever schedule: it is the same model."""
         return next((r for r in self.records if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
                      and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))
-                     and (batch is None or str(batch) in r.get("latency", {}))), None)
+                     and (str(batch) in r.get("latency", {}) if batch is not None
+                          else r.get("images") == len(self.test.labels))), None)
 
     def _of_counts(self, cell: Cell, record: Record, batches: Sequence[int]) -> Record:
         """Latency per batch size. Time only looks at the counts, so the artefact is made by them."""
@@ -245,13 +249,12 @@ class Bench:
     def _figures(self, artifact: Artifact) -> Record:
         run = of_program(artifact.program)
         program, macs = artifact.program, int(artifact.report["cost"]["compressed"]["flops"])
-        return {**self._answers(run, len(self.test.labels)), "macs": macs, "share": round(macs / self.dense["macs"], 4),
+        return {**self._answers(run), "macs": macs, "share": round(macs / self.dense["macs"], 4),
                 "counted": counted(program, self.test.images[:1]), "tokens_per_block": tokens_of(program)}
 
-    def _answers(self, run: Callable[[Batch], Tensor], images: int) -> Record:
-        labels = self.test.labels[:images]
-        answers = logits_of(run, self.test.images[:images])
-        return {"accuracy": right(answers, labels), "images": images, "right": packed(answers.argmax(-1) == labels),
+    def _answers(self, run: Callable[[Batch], Tensor]) -> Record:
+        labels, answers = self.test.labels, logits_of(run, self.test.images)
+        return {"accuracy": right(answers, labels), "images": len(labels), "right": packed(answers.argmax(-1) == labels),
                 **closeness(self._judged, logits_of(run, self.judge.images))}
 
     def _timed(self, folder: Path, batch: int, macs: int) -> Record:

@@ -16,6 +16,7 @@ from fxprune.data import Batch
 from fxprune.decide_tokens import Decision
 from fxprune.group import Kind
 from fxprune.passes.transform.merge_tokens import trial
+from fxprune.plan import TokenPlan
 from fxprune.quiet import quiet
 from fxprune.token_wish import TokenWish
 from fxprune.work import Limits, Wish, Work
@@ -43,14 +44,12 @@ class Sweep:
         for r in removed:
             tokens.append(left)
             left -= r
-        program = one.program
-        graph = torch.fx.Interpreter(trial(program, plan))
+        return _running(one, plan), one.costs.total(removed), tokens
 
-        def run(batch: Batch) -> Tensor:
-            output: Tensor = graph.run(*program.arguments(program.flatten(batch.args)))[0]
-            return output
-
-        return run, one.costs.total(removed), tokens
+    def of_counts(self, cell: Cell, tokens: Sequence[int], macs: int) -> Callable[[Batch], Tensor]:
+        """The reduced model of a plan that was made before."""
+        one = self._decision(cell)
+        return _running(one, one.plan_of(self.removed(cell, tokens, macs)))
 
     def removed(self, cell: Cell, tokens: Sequence[int], macs: int) -> list[int]:
         """Tokens that go at each attention, of a plan that is known by what attentions take and by its
@@ -70,3 +69,14 @@ class Sweep:
         work, program, scores = self._made[wish.reducer]
         asked = Wish(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
         return Decision(work, asked, wish, program, list(self.data), _scores=scores)
+
+
+def _running(one: Decision, plan: TokenPlan) -> Callable[[Batch], Tensor]:
+    program = one.program
+    graph = torch.fx.Interpreter(trial(program, plan))
+
+    def run(batch: Batch) -> Tensor:
+        output: Tensor = graph.run(*program.arguments(program.flatten(batch.args)))[0]
+        return output
+
+    return run
