@@ -11,9 +11,9 @@ Sweep     every reducer of ``tokens_run.REDUCERS`` with every schedule, tokens a
 Schedules ToMe's constant and decreasing ones, OPTIN's, and the product's default, which tries all of them on its data
 Ledgers   one budget for weights (heads and neurons), for tokens (ToMe, default schedule), for both; recovery on and off
 Budget    share of the dense model's multiply-accumulates of one image, everything counted, the stem included
-Figures   accuracy on 2000 test images (records of fewer are judged again, by their counts); agreement with the dense model, KL divergence
-          from it on held-out train images that no method saw; MACs predicted, and counted where there is an artefact;
-          tokens that each block's attention takes
+Figures   accuracy on 2000 test images (a record of fewer is judged again, by its counts); agreement with the dense
+          model, KL divergence from it on held-out train images that no method saw; MACs predicted, and counted where
+          there is an artefact; tokens that each block's attention takes
 Latency   ONNX Runtime on the CPU, batch 1 and 32, dense and reduced interleaved, medians. Realised: the speed-up as a
           share of 1 / (MACs / dense MACs)
 Targets   OPTIN's schedule at or above the constant one at every ratio (ToMe's decide; other reducers, and the default
