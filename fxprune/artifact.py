@@ -1,7 +1,7 @@
 """``Artifact``: the result, in memory and as a directory that is whole or absent.
 
     model.pt2      the pruned program; ``torch.export.load`` reads it with torch alone: no model class, no fxprune
-    model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 1 GiB)
+    model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 512 MiB)
     plan.json      which elements of every group stayed
     report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
     report.html    the same for people: one page that needs nothing else
@@ -27,6 +27,7 @@ from .cost import COUNTED, Budget, Cost
 from .errors import LoadError, OptionError
 from .group import PruneGroup
 from .measure import versions
+from .memory import give_back
 from .module import ProgramModule, module_of
 from .parity import describe_inputs, output_names
 from .pipeline import PassResult, describe_results
@@ -93,6 +94,8 @@ class Artifact:
         untouched = program is self._read and self._module is None  # a module may have been trained in place
         with published(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
+            lowered = lowered.unloaded()  # its memory is wanted for what is written and timed next
+            give_back()
             if untouched and self.path is not None:  # byte for byte what was delivered
                 shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
             elif not (directory / PROGRAM).exists():

@@ -8,7 +8,7 @@ is ``backends/eager``: copy that folder, give the class a name, write ``lower`` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,6 +45,15 @@ class Lowered:
     about: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
     missing: tuple[str, ...] = ()
+
+    def unloaded(self) -> Lowered:
+        """The same without what ``run`` holds in memory: a runtime's own copy of the weights. ``Backend.load`` gives
+        another runner."""
+        return replace(self, run=_unloaded)
+
+
+def _unloaded(_: Sequence[Any]) -> list[Any]:
+    raise RuntimeError("the payload was unloaded after it was verified: Backend.load(payload) loads it")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import statistics
 import tempfile
@@ -15,15 +16,18 @@ from typing import Any
 
 import torch
 
-from .backend import Backend
+from .backend import Backend, Lowered
 from .errors import OptionError
 from .measure import Timing, cpu_name, latency, sampled
+from .memory import give_back
 from .parity import Runner, dim_names, sample_inputs
 from .pipeline import Pipeline
 from .program import Program
 
 SECONDS, ROUNDS = 2.0, 200  # of measuring, per program
 LEAST = 9  # rounds, however long one takes
+TOGETHER = 64 * 2**20  # bytes of dense weights up to which both programs stay loaded while they are timed
+TURNS = ("dense", "small", "small", "dense") * 2  # of larger ones, one of which is loaded at a time
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class Clock:
 
     With one CPU thread the clock is the process's own CPU time: the same as a watch on an idle machine, and not moved
     by whoever else wants the core. With more threads, or on a GPU, it is a watch.
+
+    Two programs are timed call by call, in turns. From ``TOGETHER`` on, where two loaded runtimes are what most of the
+    memory goes into, one is loaded at a time for a block of calls, in the order of ``TURNS``: a drift slows both alike.
     """
 
     def __init__(self, backend: Backend, dense: Program, batch: int = 1, threads: int = 0,
@@ -62,7 +69,9 @@ class Clock:
         self._folder = tempfile.TemporaryDirectory(prefix="fxprune-latency-")
         self._made = 0
         self._dense: Callable[[], Any] | None = None
+        self._payload: Path | None = None  # the dense program's
         self._program = dense
+        self._apart = sum(t.numel() * t.element_size() for t in dense.tensors.values()) > TOGETHER
         self._gpu = self.device == "cuda" or any(t.device.type == "cuda" for t in dense.tensors.values())
         self._clock = time.process_time if threads == 1 and not self._gpu else time.perf_counter
 
@@ -74,14 +83,21 @@ class Clock:
         self._folder.cleanup()
 
     def read(self, program: Program) -> Reading:
-        """``program`` lowered and timed, interleaved with the dense one. Raises LoweringError."""
-        with self._lowering(program) as call, torch_threads(self.threads):
-            calls = {"dense": self._of_dense(), "small": call}
-            samples, _ = sampled(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
-            while len(samples["dense"]) < LEAST:
-                more, _ = sampled(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
-                samples = {name: [*samples[name], *more[name]] for name in samples}
-        return reading(samples["dense"], samples["small"])
+        """``program`` lowered and timed beside the dense one. Raises LoweringError."""
+        with self._folder_of_its_own() as folder:
+            lowered = self._lowered(program, folder)
+            if self._apart:
+                payload = lowered.payload
+                del lowered
+                give_back()
+                return self._in_blocks(lambda: self.backend.load(payload), self.seconds)
+            with torch_threads(self.threads):
+                calls = {"dense": self._of_dense(), "small": self._calling(lowered.run)}
+                samples, _ = sampled(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
+                while len(samples["dense"]) < LEAST:
+                    more, _ = sampled(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
+                    samples = {name: [*samples[name], *more[name]] for name in samples}
+            return reading(samples["dense"], samples["small"])
 
     def dense_seconds(self) -> float:
         """Seconds of one call of the dense program, the better of two; of the first alone where that is short."""
@@ -95,12 +111,28 @@ class Clock:
                     break
         return best
 
-    def beside(self, run: Runner, seconds: float) -> Reading:
-        """A payload that lies somewhere already, interleaved with the dense program for about so many seconds."""
+    def beside(self, load: Callable[[], Runner], seconds: float) -> Reading:
+        """What ``load`` loads beside the dense program, for about so many seconds."""
+        if self._apart:
+            return self._in_blocks(load, seconds)
         with torch_threads(self.threads):
-            calls = {"dense": self._of_dense(), "small": self._calling(run)}
+            calls = {"dense": self._of_dense(), "small": self._calling(load())}
             samples, _ = sampled(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
         return reading(samples["dense"], samples["small"])
+
+    def _in_blocks(self, load: Callable[[], Runner], seconds: float) -> Reading:
+        """The same with one of them loaded at a time. A block counts as a round, its median as the round's time."""
+        medians: dict[str, list[float]] = {"dense": [], "small": []}
+        with torch_threads(self.threads):
+            for name, turns in itertools.groupby(TURNS):
+                call = self._of_dense() if name == "dense" else self._calling(load())
+                for turn, _ in enumerate(turns):
+                    samples, _ = sampled({name: call}, seconds=seconds / len(TURNS), warmup=0 if turn else 2,
+                                         rounds=ROUNDS, least=2, clock=self._clock)
+                    medians[name].append(statistics.median(samples[name]))
+                del call
+                give_back()
+        return reading(medians["dense"], medians["small"])
 
     def alone(self, run: Runner, seconds: float) -> Timing:
         """The same payload by itself, where there is no dense program to hold it against."""
@@ -109,25 +141,35 @@ class Clock:
             return latency(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)["small"]
 
     def _of_dense(self) -> Callable[[], Any]:
-        if self._dense is None:
-            self._dense = self._lowered(self._program)
-        return self._dense
+        """The dense program's call: lowered once, and kept where both are held at the same time."""
+        if self._dense is not None:
+            return self._dense
+        if self._payload is not None:
+            return self._calling(self.backend.load(self._payload))
+        folder = Path(self._folder.name) / "dense"
+        folder.mkdir()
+        lowered = self._lowered(self._program, folder)
+        call = self._calling(lowered.run)
+        if self._apart:
+            self._payload = lowered.payload
+        else:
+            self._dense = call
+        return call
 
     @contextlib.contextmanager
-    def _lowering(self, program: Program) -> Iterator[Callable[[], Any]]:
-        """The program's call, for as long as it is needed."""
+    def _folder_of_its_own(self) -> Iterator[Path]:
+        """An empty folder; its files go."""
         self._made += 1
         folder = Path(self._folder.name) / str(self._made)
-        yield self._lowered(program)
+        folder.mkdir()
+        yield folder
         for file in sorted(folder.rglob("*"), reverse=True):
             if file.is_file():
                 file.unlink()
 
-    def _lowered(self, program: Program) -> Callable[[], Any]:
-        folder = Path(self._folder.name) / (str(self._made) if program is not self._program else "dense")
-        folder.mkdir()
+    def _lowered(self, program: Program, folder: Path) -> Lowered:
         bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
-        return self._calling(self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder).run)
+        return self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder)
 
     def _calling(self, run: Runner) -> Callable[[], Any]:
         def call() -> None:

@@ -65,9 +65,12 @@ def latency(
 
 def sampled(
     functions: Mapping[str, Callable[[], Any]], *, seconds: float = 5.0, warmup: int = 3, rounds: int = 200,
-    clock: Callable[[], float] = time.perf_counter,
+    least: int = 5, clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """(milliseconds per call, round by round, calls per sample) of every function, in turns, see :func:`latency`."""
+    """(milliseconds per call, round by round, calls per sample) of every function, in turns, see :func:`latency`.
+
+    least   rounds, however long one takes
+    """
     if seconds <= 0 or rounds < 1 or warmup < 0:
         raise OptionError("the time to measure must be positive", where=f"seconds={seconds}, rounds={rounds}")
     names, calls = list(functions), {}
@@ -79,8 +82,8 @@ def sampled(
         calls[name] = min(1000, max(1, math.ceil(5e-4 / took))) if took > 0 else 1
     samples: dict[str, list[float]] = {name: [] for name in names}
     begun = clock()
-    for number in range(max(5, rounds)):
-        if number >= 5 and (clock() - begun >= seconds or number >= rounds):
+    for number in range(max(least, rounds)):
+        if number >= least and (clock() - begun >= seconds or number >= rounds):
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -141,6 +143,13 @@ def _bytes(value: Tensor) -> int:
     for n in value.shape:
         size *= int(n.node.hint or 1) if isinstance(n, SymInt) else int(n)
     return size
+
+
+def give_back() -> None:
+    """Hand what is no longer used back to the system: objects in cycles, and freed memory that the C library keeps."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -16,10 +16,8 @@ import fxprune
 from fxprune import latency_decide
 from fxprune.cli import USER_ERROR, main
 from fxprune.errors import BudgetInfeasible, LoadError, OptionError
-from fxprune.latency_clock import Clock, at_batch, reading
 from fxprune.latency_decide import FILE
 from fxprune.latency_table import LatencyTable
-from fxprune.registry import backend
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None, "importance": "l2", "floor": 0.0}
 
@@ -288,32 +286,3 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         assert "out of reach" in capsys.readouterr().err
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_real_clock_reads_both_and_leaves_no_files(model: Feet, monkeypatch: pytest.MonkeyPatch,
-                                                     tmp_path: Path) -> None:
-    from fxprune.latency_measure import lowerable
-    from fxprune.passes.analysis.find_groups import FindGroups
-    from fxprune.passes.analysis.propagate_axes import PropagateAxes
-    from fxprune.passes.transform.clean import Clean
-    from fxprune.pipeline import Pipeline
-
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    program = Pipeline((Clean(), PropagateAxes(), FindGroups())).run(fxprune.capture.capture(model, (INPUT,)))
-    with Clock(backend("eager"), lowerable(program), batch=7, threads=1, seconds=0.01) as clock:
-        assert [t.shape for t in clock.flat] == [(7, 16)]
-        one = clock.read(lowerable(program))
-        assert one.ratio > 0
-        assert one.ms > 0
-        assert one.rounds >= 9
-    assert list(tmp_path.glob("fxprune-latency-*")) == []
-    assert [t.shape for t in at_batch(program, 2)] == [(2, 16)]
-
-
-def test_ratios_are_of_the_same_round() -> None:
-    """A machine that is slow for a while is slow to both."""
-    slow = [1.0, 1.0, 5.0, 5.0, 5.0, 1.0]
-    one = reading([10.0 * s for s in slow], [4.0 * s for s in slow])
-    assert one.ratio == pytest.approx(0.4)
-    assert one.error == pytest.approx(0.0, abs=1e-12)

@@ -118,7 +118,7 @@ class Told(FakeClock):
     def dense_seconds(self) -> float:
         return self.beside_ms[0] / 1e3
 
-    def beside(self, run: Any, seconds: float) -> Reading:
+    def beside(self, load: Any, seconds: float) -> Reading:
         if self.fails is not None:
             raise self.fails
         a, b = self.beside_ms

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.measure import environment, latency, usable_cores, versions
+from fxprune.measure import environment, latency, sampled, usable_cores, versions
 
 
 class Clock:
@@ -85,3 +85,11 @@ def test_the_environment_is_plain_data() -> None:
     assert facts["usable_cores"] == usable_cores() >= 1
     assert facts["torch"] == versions()["torch"]
     assert facts["torch_threads"] >= 1
+
+
+def test_as_few_rounds_as_are_asked_for() -> None:
+    clock = Clock()
+    samples, _ = sampled({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, least=2, clock=clock)
+    assert samples == {"a": [2000.0, 2000.0]}
+    samples, _ = sampled({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, clock=clock)
+    assert len(samples["a"]) == 5

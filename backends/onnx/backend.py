@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from ...block_gate import report, words
 from ...block_table import table_for
 from ...errors import LoweringError, OptionError
 from ...measure import cpu_name, session
+from ...memory import give_back
 from ...origin import first_line, source_line
 from ...parity import dim_names, output_names
 from ...pipeline import Pass, Pipeline
@@ -30,13 +30,13 @@ from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 from .runtime_forms import part_sums_from_norms, turn_gelus
 
-INLINE_LIMIT = 2**30  # a protobuf message ends at 2 GiB, and long before that onnxruntime maps what lies beside it
+INLINE_LIMIT = 2**29  # a protobuf message ends at 2 GiB, and long before that onnxruntime maps what lies beside it
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
 
 
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
-    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 1 GiB: onnxruntime maps that
+    """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 512 MiB: onnxruntime maps that
     file into memory, and copies what lies in the first.
 
     opset    18 to 20
@@ -68,7 +68,7 @@ class OnnxBackend(Backend):
         program = Pipeline((gate,)).run(program)
         about = report(gate.results, table), tuple(words(gate.results))
         files = self.write(program, directory)
-        gc.collect()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
+        give_back()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)
         try:
             return Lowered(payload, files, self.load(payload), *about, runtime="onnxruntime on CPU")

@@ -102,10 +102,10 @@ def _write_inline(proto: Any, large: dict[str, Any], path: Path) -> None:
         file.write(_field(GRAPH, len(inner) + sum(len(head) + size for _, head, size in heads)))
         file.write(inner)
         for name, head, size in heads:
-            data = large[name].tobytes()
-            assert len(data) == size, f"{name} has {len(data)} bytes, not {size}"
             file.write(head)
-            file.write(data)
+            start = file.tell()
+            large[name].tofile(file)
+            assert file.tell() - start == size, f"{name} took {file.tell() - start} bytes, not {size}"
 
 
 def _field(number: int, length: int) -> bytes:

@@ -255,7 +255,8 @@ class Bench:
     def _answers(self, run: Callable[[Batch], Tensor]) -> Record:
         labels, answers = self.test.labels, logits_of(run, self.test.images)
         return {"accuracy": right(answers, labels), "images": len(labels),
-                "right": packed(answers.argmax(-1) == labels), **closeness(self._judged, logits_of(run, self.judge.images))}
+                "right": packed(answers.argmax(-1) == labels),
+                **closeness(self._judged, logits_of(run, self.judge.images))}
 
     def _timed(self, folder: Path, batch: int, macs: int) -> Record:
         found = timed(dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"), payload(folder),
