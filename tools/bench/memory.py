@@ -99,7 +99,8 @@ def main() -> int:
         "samples": args.samples, "memory": args.memory, "threads": args.threads, "seconds": round(seconds, 1),
         "peak_bytes": peak, "libraries_bytes": libraries, "times_the_model": round(peak / weights, 3),
         "times_without_caches": round((peak - caches) / weights, 3),
-        "times_beside_libraries": round((peak - caches - libraries) / weights, 3), "timed": bool(report["measured"]["rows"]),
+        "times_beside_libraries": round((peak - caches - libraries) / weights, 3),
+        "timed": bool(report["measured"]["rows"]),
         "ratio": report["cost"]["ratio"]["flops"], "parity": report["parity"]["ok"], "passes": passes}
     earlier = json.loads(args.out.read_text(encoding="utf-8"))["measured"] if args.out.exists() else []
     others = [r for r in earlier if any(r[k] != record[k] for k in KEY)]
