@@ -12,6 +12,8 @@ from torch.nn import functional
 from .features import Tap, feature_rows, wide
 from .objective import Target
 
+IN_CACHE = 2**18  # entries
+
 
 def map_change(changed: Tensor, dense: Tensor, gram: Tensor | None = None) -> Tensor:
     """``|| F' F'^T - F F^T ||_F^2`` of two [rows, width] in a difference form. Scalar, zero when they are equal.
@@ -57,9 +59,7 @@ def output_change(changed: Sequence[Target], dense: Sequence[Target], temperatur
     total: Tensor | None = None
     for now, was in zip(changed, dense, strict=True):
         if now.logits:
-            teacher, student = (functional.log_softmax(t.value.double() / temperature, -1) for t in (was, now))
-            each = temperature**2 * (teacher.exp() * (teacher - student)).sum(-1, keepdim=True)
-            each = torch.where(now.value.eq(was.value).all(-1, keepdim=True), 0.0, each).clamp_min(0)
+            each = _divergence(now.value, was.value, temperature)
         else:
             each = (now.value - was.value).square().double() / 2
         each, count = now.counted(each)
@@ -67,6 +67,16 @@ def output_change(changed: Sequence[Target], dense: Sequence[Target], temperatur
         total = moved if total is None else total + moved
     assert total is not None
     return total
+
+
+def _divergence(now: Tensor, was: Tensor, temperature: float) -> Tensor:
+    """[.., classes] -> [.., 1]: a few rows at a time, so that fp64 copies of large vocabularies stay in the cache."""
+    rows, parts = max(1, IN_CACHE // was.shape[-1]), list[Tensor]()
+    for some, dense in zip(now.flatten(0, -2).split(rows), was.flatten(0, -2).split(rows), strict=True):
+        student, teacher = (functional.log_softmax(t.double() / temperature, -1) for t in (some, dense))
+        each = temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)
+        parts.append(torch.where(some.eq(dense).all(-1), 0.0, each).clamp_min(0))
+    return torch.cat(parts).reshape(*was.shape[:-1], 1)
 
 
 @dataclass(frozen=True)
