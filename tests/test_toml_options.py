@@ -130,7 +130,8 @@ def test_a_report_may_not_run_code_either() -> None:
 
 
 def test_python_310_reads_it_with_tomli() -> None:
-    code = ("import sys, types, tomllib; sys.modules['tomli'] = tomllib; sys.version_info = (3, 10, 0);"
+    code = ("import sys\nif sys.version_info >= (3, 11):\n"
+            "    import tomllib; sys.modules['tomli'] = tomllib; sys.version_info = (3, 10, 0)\n"
             "from fxprune.cli import build_parser; from fxprune.toml_options import with_file;"
             "print(with_file(['compile', 'm'], 'compile', build_parser()[1])[0])")
     Path(NAME).write_text("seed = 3\n")
