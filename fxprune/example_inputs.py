@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .errors import LoadError
+from .origin import first_line
 from .quiet import quiet
 from .tensors import SUFFIXES, read_tensors
 
@@ -233,10 +235,8 @@ def accepts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """True if the model computes something from these inputs. Nothing is computed: the tensors are fake."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-    training = [m for m in model.modules() if m.training]
-    model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad(), quiet():
+        with _evaluating(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
             named = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
             model(*fake, **named)
@@ -244,7 +244,30 @@ def accepts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         return True  # it got as far as its own decisions; capture will say more
     except Exception:
         return False
+    return True
+
+
+def failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+    """What the model says when it is run on these inputs in earnest; None where it runs.
+
+    For what :func:`accepts` refuses: fake kernels know less than real ones (a grouped product in fp32, in torch 2.13).
+    """
+    try:
+        with _evaluating(model):
+            model(*args, **kwargs)
+    except Exception as error:
+        return first_line(error) or type(error).__name__
+    return None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients and without a word; modules are as before afterwards."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad(), quiet():
+            yield
     finally:
         for module in training:
             module.training = True
-    return True

@@ -17,6 +17,7 @@ from . import archive, huggingface, images
 from .errors import FxpruneError, LoadError
 from .example_inputs import (
     accepts,
+    failure,
     from_file,
     from_program,
     from_text,
@@ -262,9 +263,11 @@ def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
             why=f"its forward takes ({', '.join(forward)})",
             cure=_INPUT_CURE,
         )
-    if isinstance(model, nn.Module) and given is not None and not accepts(model, args, kwargs):
-        raise _not_accepted(loaded, args, kwargs)
     args, kwargs = _to_device(model, args, kwargs)
+    if isinstance(model, nn.Module) and given is not None and not accepts(model, args, kwargs):
+        said = failure(model, args, kwargs)
+        if said is not None:
+            raise _not_accepted(loaded, args, kwargs, said)
     names = (*_positional_names(forward, len(args)), *kwargs)
     return replace(loaded, args=args, kwargs=kwargs, input_names=names)
 
@@ -328,15 +331,16 @@ def _timm_cfg(model: Any) -> Mapping[str, Any]:
     return cfg if isinstance(cfg, Mapping) else {}
 
 
-def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> LoadError:
-    shapes = ", ".join(f"{list(t.shape)} {t.dtype}" for t in (*args, *kwargs.values()) if isinstance(t, Tensor))
+def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, Any], said: str) -> LoadError:
     own_args, own_kwargs = _own_inputs(loaded)
-    own = ", ".join(f"{list(t.shape)} {t.dtype}" for t in (*own_args, *own_kwargs.values()) if isinstance(t, Tensor))
+    given, own = (", ".join(f"{list(t.shape)} {t.dtype}" for t in (*a, *k.values()) if isinstance(t, Tensor))
+                  for a, k in ((args, kwargs), (own_args, own_kwargs)))
+    known = bool(own) and own != given
     return LoadError(
         "the model does not accept these inputs",
-        where=f"{loaded.name}: {shapes}",
-        why=f"it takes {own}" if own else "its forward fails on them",
-        cure="leave --input away, or give the shapes the model was built for" if own else _INPUT_CURE,
+        where=f"{loaded.name}: {given}",
+        why=f"it takes {own}; on these it says: {said}" if known else f"it says: {said}",
+        cure="leave --input away, or give the shapes the model was built for" if known else _INPUT_CURE,
     )
 
 

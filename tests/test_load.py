@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.errors import LoadError
 from fxprune.load import load, survive_torchvision
@@ -93,6 +94,24 @@ def test_bad_input_text_says_what_is_wrong(text: str, says: str) -> None:
 def test_wrong_shapes_name_what_the_model_takes() -> None:
     error = failure(tiny(), input="1x3x9x9")
     assert "[2, 3, 8, 8]" in error.why
+    assert "on these it says: " in error.why, "and what the model has to say"
+
+
+class Picky(nn.Module):
+    """What it runs on is real: a fake kernel that knows less than the real one, as of grouped products in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, FakeTensor):
+            raise RuntimeError("Expected inputs of BF16 type")
+        if len(x) > 4:
+            raise RuntimeError("too many samples")
+        return x + 1
+
+
+def test_a_model_that_runs_is_not_refused_for_what_fake_tensors_cannot() -> None:
+    assert load(Picky(), input="2x3").args[0].shape == (2, 3)
+    error = failure(Picky(), input="5x3")
+    assert (error.what, error.why) == ("the model does not accept these inputs", "it says: RuntimeError: too many samples")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])

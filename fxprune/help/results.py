@@ -101,8 +101,9 @@ The tool itself
     a language model of 1.1 billion parameters (random weights) at 0.75, two threads: 57 s; peak memory 10.7 GiB, 2.6
     times the model. With 6 of its 22 layers, written as ONNX, verified and timed beside the dense model: 4.3 GiB, 2.95
     times. With 2 of them: 2.5 GiB, 3.01 times, of which PyTorch, transformers and onnxruntime themselves take 0.6 GiB:
-    smaller models are mostly that. With 4 layers, 16 calibration sentences of 64 tokens and --memory 2GiB: 4.9 GiB,
-    2.51 times beside that budget. Rerun: python tools/bench/memory.py
+    smaller models are mostly that. With 4 calibration sentences of 64 tokens and --memory 2GiB all 22 layers take 12.0
+    GiB, 2.45 times beside that budget, and 54 minutes on one thread beside other work; 4 layers with 16 sentences 4.9
+    GiB, 2.51 times. Rerun: python tools/bench/memory.py
 
     realised share of the MACs' promise (speed-up times the share of the MACs) in onnxruntime, and in inductor's
     packages, one thread, plans by magnitude, random weights; not measured: TensorRT and GPUs
