@@ -40,6 +40,7 @@ class Parity:
     tried      the symbolic sizes of each run, e.g. ``({"batch": 2}, {"batch": 1})``; the example's come first
     skipped    (sizes, why) where the program itself refused to run, which says nothing about the backend
     unsteady   samples left out, because the program itself jumps there when its inputs move by a rounding error
+    constant   outputs that were the same for all inputs tried (a head of zeros): their comparison shows little
     """
 
     max_abs: float
@@ -48,6 +49,7 @@ class Parity:
     tried: tuple[Sizes, ...]
     skipped: tuple[tuple[Sizes, str], ...] = ()
     unsteady: int = 0
+    constant: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -58,6 +60,7 @@ class Parity:
             "max_abs": self.max_abs, "max_rel": self.max_rel, "tolerance": self.tolerance, "ok": self.ok,
             "tried": [dict(s) for s in self.tried],
             "skipped": [{"sizes": dict(s), "why": why} for s, why in self.skipped], "unsteady": self.unsteady,
+            "constant": list(self.constant),
         }
 
 
@@ -274,6 +277,7 @@ def check_parity(
     unsteady = 0
     tried: list[Sizes] = []
     skipped: list[tuple[Sizes, str]] = []
+    seen: dict[str, Tensor | None] = {}
     words = dim_names(program)
     random, remedy = why_random(program)
     cure = f"{remedy}: {random}" if random else cure
@@ -310,7 +314,17 @@ def check_parity(
             found, unsteady = errors, unsteady + left_out
         worst_abs, worst_rel = (max(worst, *(f[i] for f in found)) for i, worst in enumerate((worst_abs, worst_rel)))
         tried.append(sizes)
-    return Parity(worst_abs, worst_rel, limit, tuple(tried), tuple(skipped), unsteady)
+        seen = {name: _one_value(value, seen.get(name, value)) for name, value in zip(names, want, strict=True)}
+    constant = tuple(name for name, value in seen.items() if value is not None)
+    return Parity(worst_abs, worst_rel, limit, tuple(tried), tuple(skipped), unsteady, constant)
+
+
+def _one_value(output: Tensor, before: Tensor | None) -> Tensor | None:
+    """What an output is for every sample, as it was ``before``; None where samples or runs differ. [1, ..]"""
+    if before is None or not output.numel():
+        return None
+    rows, first = output[None] if not output.dim() else output, before[None] if not before.dim() else before[:1]
+    return rows[:1] if rows.shape[1:] == first.shape[1:] and bool((rows == first).all()) else None
 
 
 def steady(run: Runner, flat: Sequence[Any], want: Sequence[Any], limit: float, seed: int = 0) -> Tensor | None:

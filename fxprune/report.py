@@ -34,6 +34,7 @@ from .report_page import (
     text,
 )
 from .report_plots import SERIES, heat_map, kept_bars, pairs
+from .target_lines import constant_lines
 from .units import giga, mebi, mega
 
 Report = Mapping[str, Any]
@@ -254,6 +255,7 @@ def _exactness(report: Report) -> str:
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
+    more += constant_lines(parity)
     listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
     return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
 

@@ -34,6 +34,7 @@ _PARITY = _object(
     "the target's file against the pruned graph, run at several sizes", "max_abs max_rel tolerance ok tried",
     max_abs=_NUMBER, max_rel=_NUMBER, tolerance=_NUMBER, ok={"type": "boolean"}, tried={"type": "array"},
     skipped={"type": "array"}, unsteady=_COUNT, runtime=_one("string", "what ran the file"),
+    constant={"type": "array", "items": _TEXT, "description": "outputs that were the same for every input"},
     versions=_object("package -> version, when it was lowered", more=_TEXT))
 _FIGURES = _object(
     "the outputs after a step against the dense ones", "after", after=_TEXT,

@@ -19,7 +19,7 @@ from .progress import Progress
 from .ranks import speaks
 from .report import MEASURES, figures_of
 from .report_latency import speed_lines
-from .target_lines import target_lines
+from .target_lines import constant_lines, target_lines
 from .tokens import describe_tokens
 from .units import giga, mebi, mega
 
@@ -128,7 +128,8 @@ class Screen:
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
         lines += [*sparsity_lines(report), *latency_lines(report), *speed_lines(report)]
-        lines += [f"[yellow]note[/]      {_plain(note)}" for note in report.get("notes", ())]
+        notes = (*report.get("notes", ()), *constant_lines(parity))
+        lines += [f"[yellow]note[/]      {_plain(note)}" for note in notes]
         lines += target_lines(report)
         if artifact.path is not None:
             lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",

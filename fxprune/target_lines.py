@@ -22,3 +22,9 @@ def target_lines(report: Mapping[str, Any]) -> list[str]:
         by_hand = report.get("lowering", {}).get("trtexec")
         lines += [escape(f"   or     {by_hand}")] if by_hand else []
     return lines
+
+
+def constant_lines(parity: Mapping[str, Any] | None) -> list[str]:
+    """What the comparison could not show: outputs that were the same whatever went in, such as of a head of zeros."""
+    names = (parity or {}).get("constant", ())
+    return [f"output '{name}' was the same for every input tried: that it agrees shows little" for name in names]

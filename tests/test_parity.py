@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture import capture
+from fxprune.cli import main
 from fxprune.errors import VerifyError
 from fxprune.parity import (
     check_parity,
@@ -23,6 +26,7 @@ from fxprune.parity import (
     tolerance_of,
 )
 from fxprune.program import Program
+from fxprune.target_lines import constant_lines
 
 NAN, INF = float("nan"), float("inf")
 
@@ -185,3 +189,41 @@ def test_the_callers_generator_is_left_alone() -> None:
     with seeded(7):
         torch.rand(5)
     assert torch.equal(torch.rand(3), want)
+
+
+class Blind(nn.Module):
+    """A head of zeros, features, and how many features there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(x), "features": x * 2, "mean": x.mean(), "seen": torch.ones(()) * 3}
+
+
+def test_an_output_that_never_changes_is_named() -> None:
+    made = capture(Blind().eval(), (torch.randn(2, 4),))
+    found = check_parity(made, eager(made.exported))
+    assert found.ok
+    assert found.constant == ("logits", "seen")
+    assert found.to_dict()["constant"] == ["logits", "seen"]
+    (line, other) = constant_lines(found.to_dict())
+    assert line == "output 'logits' was the same for every input tried: that it agrees shows little"
+    assert "'seen'" in other
+    assert constant_lines(None) == constant_lines({"constant": []}) == []
+
+
+def test_artefacts_say_that_of_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4), Blind()).eval()
+    torch.save(model[:3], tmp_path / "model.pt")
+    torch.export.save(torch.export.export(model, (torch.randn(2, 4),)), tmp_path / "blind.pt2")
+    for name, said in (("model.pt", False), ("blind.pt2", True)):
+        out = tmp_path / f"small-{name}"
+        assert main(["compile", str(tmp_path / name), "--input", "2x4", "--flops", "0.6", "--align", "1", "--seconds",
+                     "0", "--out", str(out)]) == 0
+        words = "output 'logits' was the same for every input tried"
+        assert (words in " ".join(capsys.readouterr().err.split())) == said
+        assert (words in unescape((out / "report.html").read_text(encoding="utf-8"))) == said
