@@ -26,7 +26,8 @@ from .program import Program
 
 SECONDS, ROUNDS = 2.0, 200  # of measuring, per program
 LEAST = 9  # rounds, however long one takes
-TOGETHER = 64 * 2**20  # bytes of dense weights up to which both programs stay loaded while they are timed
+TOGETHER = 64 * 2**20  # bytes of dense weights up to which both programs stay loaded while a delivery is timed
+SURELY = 512 * 2**20  # the same where plans follow from what is read: call by call in turns is surer
 TURNS = ("dense", "small", "small", "dense") * 2  # of larger ones, one of which is loaded at a time
 
 
@@ -51,16 +52,16 @@ class Clock:
     """Lowers programs with a backend and times them beside the dense one. Use as a context manager: its files go.
 
     batch    samples per call;  threads: 0 leaves them to the runtime
+    together largest dense weights, in bytes, at which two programs are timed call by call in turns, both loaded. Two
+             runtimes of larger ones are what most of the memory goes into: there one is loaded at a time, for a block
+             of calls, in the order of ``TURNS``, so that a drift slows both alike
 
     With one CPU thread the clock is the process's own CPU time: the same as a watch on an idle machine, and not moved
     by whoever else wants the core. With more threads, or on a GPU, it is a watch.
-
-    Two programs are timed call by call, in turns. From ``TOGETHER`` on, where two loaded runtimes are what most of the
-    memory goes into, one is loaded at a time for a block of calls, in the order of ``TURNS``: a drift slows both alike.
     """
 
     def __init__(self, backend: Backend, dense: Program, batch: int = 1, threads: int = 0,
-                 seconds: float = SECONDS) -> None:
+                 seconds: float = SECONDS, together: int | None = None) -> None:
         if batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
         self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
@@ -71,7 +72,8 @@ class Clock:
         self._dense: Callable[[], Any] | None = None
         self._payload: Path | None = None  # the dense program's
         self._program = dense
-        self._apart = sum(t.numel() * t.element_size() for t in dense.tensors.values()) > TOGETHER
+        weights = sum(t.numel() * t.element_size() for t in dense.tensors.values())
+        self._apart = weights > (TOGETHER if together is None else together)
         self._gpu = self.device == "cuda" or any(t.device.type == "cuda" for t in dense.tensors.values())
         self._clock = time.process_time if threads == 1 and not self._gpu else time.perf_counter
 

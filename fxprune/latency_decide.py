@@ -14,7 +14,7 @@ from .cost import Budget, CostModel
 from .decide_tokens import check_sites
 from .errors import BudgetInfeasible, OptionError
 from .events import Event
-from .latency_clock import Clock, Reading, device_of
+from .latency_clock import SURELY, Clock, Reading, device_of
 from .latency_measure import lowerable, measure_table
 from .latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
 from .latency_tokens import measure_tokens
@@ -187,7 +187,7 @@ def _open(work: Work, program: Program) -> None:
     """The clock of this run, with the dense program as it is lowered."""
     if work.timing.clock is None:
         asked = work.timing.wish
-        work.timing.clock = Clock(work.backend, lowerable(program), asked.batch, asked.threads)
+        work.timing.clock = Clock(work.backend, lowerable(program), asked.batch, asked.threads, together=SURELY)
 
 
 def settled(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], Program] | None = None) -> Program:

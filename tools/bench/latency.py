@@ -36,7 +36,7 @@ from record import write
 import fxprune
 from fxprune import registry
 from fxprune.errors import FxpruneError
-from fxprune.latency_clock import Clock
+from fxprune.latency_clock import SURELY, Clock
 from fxprune.latency_measure import lowerable
 from fxprune.surroundings import survive_torchvision
 from fxprune.work import Limits, Work
@@ -100,7 +100,7 @@ def shares(records: Records, model: str, target: str, args: argparse.Namespace) 
     for ratio in sorted({r for _, r in cells}, reverse=True):
         small[ratio] = fxprune.compile(module, inputs, flops=ratio, importance="l2", on_event=lambda event: None)
     for batch in sorted({b for b, _ in cells}):
-        with Clock(registry.backend(target), dense, batch, args.threads, args.seconds) as clock:
+        with Clock(registry.backend(target), dense, batch, args.threads, args.seconds, SURELY) as clock:
             for ratio in [r for b, r in cells if b == batch]:
                 macs = small[ratio].report["cost"]["ratio"]["flops"]
                 read = clock.read(small[ratio].program)
@@ -161,7 +161,7 @@ def plans(records: Records, target: str, args: argparse.Namespace) -> None:
                 return float((made.module(test_images).argmax(1) == test_labels).float().mean())  # noqa: B023
 
         timed = fxprune.compile(module, inputs, latency=ratio, batch=AT_BATCH, threads=args.threads, **options)
-        with Clock(registry.backend(target), dense, AT_BATCH, args.threads, args.seconds) as clock:
+        with Clock(registry.backend(target), dense, AT_BATCH, args.threads, args.seconds, SURELY) as clock:
             wanted = clock.read(timed.program).ratio
             flops, at, made = wanted, 1.0, None
             for _ in range(6):
