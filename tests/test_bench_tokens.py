@@ -77,6 +77,24 @@ def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
     assert len(found[2]) == 7 * 6 + 8 * 6, "other reducers and the default schedule are reported beside"
 
 
+def test_schedules_are_counted_over_all_reducers() -> None:
+    from tokens import overall
+    from tokens_cells import sweep
+    from tokens_run import packed
+
+    bits = torch.arange(100) % 2 == 0
+    fewer, one_less = bits.clone(), bits.clone()
+    fewer[:40], one_less[0] = False, False
+    cells = [c for s in ("constant", "optin") for c in sweep(["tome", "ppt"], [s], [0.9, 0.5])]
+    right = {("tome", "optin", 0.9): one_less, ("ppt", "optin", 0.5): fewer, ("ppt", "constant", 0.9): one_less}
+    found = [{**c.record(32, "w"), "accuracy": 1.0, "images": 100,
+              "right": packed(right.get((c.row, c.schedule, c.ratio), bits))} for c in cells]
+    assert overall(found, "optin") == (
+        "optin in 4 cells: 1 as constant, 1 above, 2 below; by -6.67 points in the mean where they differ; below by "
+        "more than a standard error: ppt at 0.5 (-20.00, standard error 4.02)")
+    assert overall([], "optin").startswith("optin in 0 cells: 0 as constant")
+
+
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import tokens
 

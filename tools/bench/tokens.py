@@ -172,6 +172,21 @@ def _schedules(records: Sequence[Record], row: str, schedule: str, ratio: float)
                      f"(KL {theirs['kl']:.4f}){_apart(ours, theirs)}")
 
 
+def overall(records: Sequence[Record], schedule: str) -> str:
+    """Of all reducers and ratios: how often a schedule's accuracy is that of the constant one, above it, below it."""
+    pairs = [(row, ratio, of_row(records, row, schedule, ratio), of_row(records, row, "constant", ratio))
+             for row, ratio in itertools.product(REDUCERS, RATIOS)]
+    apart = {(row, ratio): difference(a, b) for row, ratio, a, b in pairs if a and b and "right" in a and "right" in b}
+    moved = {cell: d for cell, d in apart.items() if d[1]}
+    above, below = ([cell for cell, (by, _) in moved.items() if by * sign > 0] for sign in (1, -1))
+    far = [f"{row} at {ratio:g} ({by:+.2f}, standard error {error:.2f})" for (row, ratio), (by, error) in moved.items()
+           if by < -error]
+    mean = sum(by for by, _ in moved.values()) / max(len(moved), 1)
+    return (f"{schedule} in {len(apart)} cells: {len(apart) - len(moved)} as constant, {len(above)} above, "
+            f"{len(below)} below; by {mean:+.2f} points in the mean where they differ; below by more than a standard error: "
+            f"{', '.join(far) or 'none'}")
+
+
 def _apart(one: Record, two: Record) -> str:
     """By how much, with the standard error over the test images."""
     if "right" not in one or "right" not in two:
@@ -252,6 +267,7 @@ def report(results: Results, verdict: bool) -> int:
     if not verdict:
         return 0
     met, missed, beside = check(results.measured)
+    beside += [overall(results.measured, schedule) for schedule in OURS]
     for word, texts in (("beside", beside), ("met", met), ("missed", missed)):
         for text in texts:
             print(f"{word + ':':8}{text}")
