@@ -183,8 +183,8 @@ def overall(records: Sequence[Record], schedule: str) -> str:
            if by < -error]
     mean = sum(by for by, _ in moved.values()) / max(len(moved), 1)
     return (f"{schedule} in {len(apart)} cells: {len(apart) - len(moved)} as constant, {len(above)} above, "
-            f"{len(below)} below; by {mean:+.2f} points in the mean where they differ; below by more than a standard error: "
-            f"{', '.join(far) or 'none'}")
+            f"{len(below)} below; by {mean:+.2f} points in the mean where they differ; "
+            f"below by more than a standard error: {', '.join(far) or 'none'}")
 
 
 def _apart(one: Record, two: Record) -> str:
