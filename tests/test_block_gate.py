@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import sparse
+import tiled
 import torch
 from torch import nn
 
@@ -105,7 +105,7 @@ def test_targets_without_sparse_kernels_keep_everything_dense(program: Program) 
     said = [d.said for d in kept_dense(program, "so it is")]
     assert said[:2] == ["kept dense: so it is"] * 2
     assert said[2].startswith("kept dense: 2:4 stays in a dense weight, for the kernels take float16, bfloat16, int8, ")
-    assert not kept_dense(capture(sparse.model().eval(), (torch.randn(2, 5, 10),)), "nothing to say")
+    assert not kept_dense(capture(tiled.model().eval(), (torch.randn(2, 5, 10),)), "nothing to say")
 
 
 def test_a_table_is_kept_under_its_devices_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

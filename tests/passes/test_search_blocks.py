@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import sparse
+import tiled
 import torch
 
 from fxprune.cost import Budget, CostModel
@@ -14,13 +14,13 @@ from fxprune.passes.search.search_blocks import SearchBlocks
 @pytest.mark.parametrize("criterion", ["lsp", "magnitude"])
 @pytest.mark.parametrize("allocation", ["auto", "kkt", "lsp", "uniform"])
 def test_the_budget_is_met_within_one_tile(criterion: str, allocation: str) -> None:
-    given = sparse.data(2)
-    program = sparse.analysed(sparse.model(), given)
+    given = tiled.data(2)
+    program = tiled.analysed(tiled.model(), given)
     dense = CostModel(program)().flops
-    largest = max(g.macs for g in sparse.live(program).values())
+    largest = max(g.macs for g in tiled.live(program).values())
     for ratio in (0.9, 0.6, 0.45):
-        plan = sparse.planned(program, given, ratio, criterion, allocation=allocation).need("plan")
-        effective = dense - sum(g.matrix.macs * (1 - plan.blocks[n].density) for n, g in sparse.live(program).items()
+        plan = tiled.planned(program, given, ratio, criterion, allocation=allocation).need("plan")
+        effective = dense - sum(g.matrix.macs * (1 - plan.blocks[n].density) for n, g in tiled.live(program).items()
                                 if n in plan.blocks)
         assert ratio * dense - largest <= effective <= ratio * dense
         assert plan.about["predicted"]["flops"] == pytest.approx(effective)
@@ -29,9 +29,9 @@ def test_the_budget_is_met_within_one_tile(criterion: str, allocation: str) -> N
 
 
 def test_tiles_go_in_the_order_of_their_scores_and_floors_hold() -> None:
-    given = sparse.data(2)
-    program = sparse.planned(sparse.analysed(sparse.model(), given, floor=0.3), given, 0.5)
-    for name, g in sparse.live(program).items():
+    given = tiled.data(2)
+    program = tiled.planned(tiled.analysed(tiled.model(), given, floor=0.3), given, 0.5)
+    for name, g in tiled.live(program).items():
         blocks = program.need("plan").blocks.get(name)
         if blocks is None:
             continue
@@ -42,10 +42,10 @@ def test_tiles_go_in_the_order_of_their_scores_and_floors_hold() -> None:
 
 
 def test_budgets_that_tiles_cannot_meet_are_refused_with_the_reason() -> None:
-    given = sparse.data(1)
-    program = sparse.analysed(sparse.model(), given)
+    given = tiled.data(1)
+    program = tiled.analysed(tiled.model(), given)
     with pytest.raises(BudgetInfeasible, match="out of reach") as error:
-        sparse.planned(program, given, 0.05)
+        tiled.planned(program, given, 0.05)
     assert "a classifier" in error.value.why
     assert "reachable" in error.value.why
     with pytest.raises(OptionError, match="a budget of params"):
@@ -53,18 +53,18 @@ def test_budgets_that_tiles_cannot_meet_are_refused_with_the_reason() -> None:
     with pytest.raises(OptionError, match="unknown allocation 'ktk'"):
         SearchBlocks(Budget("flops", 0.5), allocation="ktk")
     with pytest.raises(NothingToPrune, match="tiles"):
-        sparse.planned(sparse.analysed(sparse.model(), given, freeze=("*",)), given)
+        tiled.planned(tiled.analysed(tiled.model(), given, freeze=("*",)), given)
 
 
 def test_a_budget_that_is_met_already_zeroes_nothing() -> None:
-    given = sparse.data(1)
-    assert sparse.planned(sparse.analysed(sparse.model(), given), given, 1.0).need("plan").empty
+    given = tiled.data(1)
+    assert tiled.planned(tiled.analysed(tiled.model(), given), given, 1.0).need("plan").empty
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "obert"])
 def test_two_of_four_keeps_two_of_every_four_inputs(criterion: str) -> None:
-    given = sparse.data(2)
-    plan = sparse.planned(sparse.analysed(sparse.model(), given, "2:4"), given, criterion=criterion).need("plan")
+    given = tiled.data(2)
+    plan = tiled.planned(tiled.analysed(tiled.model(), given, "2:4"), given, criterion=criterion).need("plan")
     assert set(plan.blocks) == {"qkv.weight", "proj.weight", "up.weight", "down.weight"}
     for blocks in plan.blocks.values():
         whole = blocks.kept[:, : blocks.kept.shape[1] // 4 * 4].unflatten(1, (-1, 4))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sparse
+import tiled
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -139,8 +139,8 @@ def test_the_kernel_runs_as_it_was_measured_to_be_fastest(tmp_path: Path, monkey
 
 
 def test_a_plan_of_tiles_of_another_size_is_found_in_the_zeros() -> None:
-    given = sparse.data(1)
-    zeroed = sparse.zeroed(sparse.planned(sparse.analysed(sparse.Classifier(48, 64), given, "16x16"), given, 0.6))
+    given = tiled.data(1)
+    zeroed = tiled.zeroed(tiled.planned(tiled.analysed(tiled.Classifier(48, 64), given, "16x16"), given, 0.6))
     gate = UseKernels(None, "X")
     Pipeline((gate,)).run(zeroed)
     assert gate.results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import blocks
 import pytest
-import sparse
+import tiled
 import torch
 import zoo
 from torch import nn
@@ -21,9 +21,9 @@ from fxprune.pipeline import Pipeline
 
 
 def test_every_inner_layer_has_tiles_and_the_ends_stay_dense() -> None:
-    program = sparse.analysed(sparse.model(), sparse.data())
+    program = tiled.analysed(tiled.model(), tiled.data())
     groups = {g.matrix.parameter: g for g in program.need("groups")}
-    assert list(sparse.live(program)) == ["qkv.weight", "proj.weight", "up.weight", "down.weight"]
+    assert list(tiled.live(program)) == ["qkv.weight", "proj.weight", "up.weight", "down.weight"]
     assert groups["embed.weight"].frozen.startswith("a patch embedding")
     assert groups["head.weight"].frozen.startswith("a classifier")
     assert groups["qkv.weight"].size == 5 * 3
@@ -35,8 +35,8 @@ def test_every_inner_layer_has_tiles_and_the_ends_stay_dense() -> None:
 
 
 def test_ends_floor_and_freeze_are_options() -> None:
-    program = sparse.analysed(sparse.model(), sparse.data(), ends=True, floor=0.5, freeze=("u*.weight",))
-    live = sparse.live(program)
+    program = tiled.analysed(tiled.model(), tiled.data(), ends=True, floor=0.5, freeze=("u*.weight",))
+    live = tiled.live(program)
     assert set(live) == {"embed.weight", "qkv.weight", "proj.weight", "down.weight", "head.weight"}
     assert live["qkv.weight"].floor == 8
     frozen = {g.matrix.parameter: g.frozen for g in program.need("groups")}
@@ -44,7 +44,7 @@ def test_ends_floor_and_freeze_are_options() -> None:
     for options, message in (({"freeze": ("nothing*",)}, "matches no parameter"), ({"floor": 1.0}, "below 1"),
                              ({"pattern": "big"}, "is no tile")):
         with pytest.raises(OptionError, match=message):
-            sparse.analysed(sparse.model(), sparse.data(), **{"pattern": "8x4", **options})
+            tiled.analysed(tiled.model(), tiled.data(), **{"pattern": "8x4", **options})
 
 
 @pytest.mark.parametrize(("name", "weights", "dense"), [

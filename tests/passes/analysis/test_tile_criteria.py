@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sparse
+import tiled
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,11 +49,11 @@ def gradients(model: nn.Module, given: Calibration, name: str) -> Tensor:
 
 @pytest.mark.parametrize("name", ["qkv.weight", "down.weight"])
 def test_tile_products_are_sums_of_weight_times_per_sample_gradient(name: str) -> None:
-    model, given = sparse.model(), labelled(sparse.data())
-    program = sparse.analysed(model, given)
-    group = sparse.live(program)[name]
-    found = tile_products(program, list(sparse.live(program).values()), given, 0, 3)[group.name]
-    g, w = gradients(model, given, name), sparse.weight(program, name)
+    model, given = tiled.model(), labelled(tiled.data())
+    program = tiled.analysed(model, given)
+    group = tiled.live(program)[name]
+    found = tile_products(program, list(tiled.live(program).values()), given, 0, 3)[group.name]
+    g, w = gradients(model, given, name), tiled.weight(program, name)
     torch.testing.assert_close(found.products, tile_sums(g * w, group.tile).flatten(1), rtol=1e-4, atol=1e-7)
     slope = (w * g.mean(0)).abs().double()
     taylor = tile_sums(slope, group.tile) / tile_areas(group.matrix.shape, group.tile)
@@ -78,10 +78,10 @@ def test_samples_are_told_apart_where_they_are_merged_with_tokens() -> None:
     torch.manual_seed(0)
     model = Merged()
     given = labelled(Calibration(tuple(Batch((torch.randn(4, 5, 6),)) for _ in range(2)), "normal"))
-    program = sparse.analysed(model, given, "4x4")
-    group = sparse.live(program)["mix.weight"]
+    program = tiled.analysed(model, given, "4x4")
+    group = tiled.live(program)["mix.weight"]
     found = tile_products(program, [group], given, 0, 1)[group.name].products
-    want = tile_sums(gradients(model, given, "mix.weight") * sparse.weight(program, "mix.weight"), (4, 4)).flatten(1)
+    want = tile_sums(gradients(model, given, "mix.weight") * tiled.weight(program, "mix.weight"), (4, 4)).flatten(1)
     torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-7)
 
 
@@ -120,10 +120,10 @@ def test_the_vectors_of_the_specification() -> None:
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_do_not_depend_on_the_batching(criterion: str) -> None:
-    given = labelled(sparse.data(2, 8)) if "taylor" in criterion else sparse.data(2, 8)
+    given = labelled(tiled.data(2, 8)) if "taylor" in criterion else tiled.data(2, 8)
     whole = Batch((torch.cat([b.args[0] for b in given.batches]),), labels=None if given.batches[0].labels is None
                   else torch.cat([b.labels for b in given.batches if b.labels is not None]))
-    program = sparse.analysed(sparse.model(), given)
+    program = tiled.analysed(tiled.model(), given)
     one, two = (scored(program, criterion, c) for c in (given, Calibration((whole,), "one batch")))
     for name, score in one.items():
         torch.testing.assert_close(score.values, two[name].values, rtol=1e-3, atol=1e-9)
@@ -131,8 +131,8 @@ def test_scores_do_not_depend_on_the_batching(criterion: str) -> None:
 
 
 def test_scoring_can_be_interrupted_and_goes_on(tmp_path: Path) -> None:
-    given = sparse.data(4)
-    program = sparse.analysed(sparse.model(), given)
+    given = tiled.data(4)
+    program = tiled.analysed(tiled.model(), given)
     want = scored(program, "lsp", given)
     seen: list[tuple[str, int, int]] = []
 
@@ -156,11 +156,11 @@ def test_scoring_can_be_interrupted_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_tile_of_zeros_is_worth_nothing(criterion: str) -> None:
-    model = sparse.model()
+    model = tiled.model()
     with torch.no_grad():
         model.get_parameter("up.weight")[:8, 4:8] = 0
-    given = labelled(sparse.data(2)) if "taylor" in criterion else sparse.data(2)
-    program = sparse.analysed(model, given)
+    given = labelled(tiled.data(2)) if "taylor" in criterion else tiled.data(2)
+    program = tiled.analysed(model, given)
     scores = scored(program, criterion, given)["up.weight:block"]
     assert float(scores.values[1]) <= 1e-12
     assert int(scores.values.argmin()) == 1
@@ -169,10 +169,10 @@ def test_a_tile_of_zeros_is_worth_nothing(criterion: str) -> None:
 
 
 def test_activation_aware_is_weight_times_root_mean_square_input() -> None:
-    model, given = sparse.model(), sparse.data()
-    program = sparse.analysed(model, given)
+    model, given = tiled.model(), tiled.data()
+    program = tiled.analysed(model, given)
     x = model.norm1(model.embed(torch.cat([b.args[0] for b in given.batches]))).detach()
-    driven = sparse.weight(program, "qkv.weight").abs() * x.square().mean((0, 1)).sqrt()
+    driven = tiled.weight(program, "qkv.weight").abs() * x.square().mean((0, 1)).sqrt()
     want = tile_sums(driven, (8, 4)) / tile_areas((36, 12), (8, 4))
     got = scored(program, "wanda", given)["qkv.weight:block"].values
     torch.testing.assert_close(got, want.flatten().double(), rtol=1e-4, atol=1e-7)
@@ -192,7 +192,7 @@ def test_obs_gives_nothing_for_one_of_two_inputs_that_say_the_same() -> None:
 
     torch.manual_seed(0)
     given = Calibration(tuple(Batch((torch.randn(16, 5, 6),)) for _ in range(2)), "normal")
-    program = sparse.analysed(Twins(), given, "8x4")
+    program = tiled.analysed(Twins(), given, "8x4")
     score = scored(program, "obert{damp=1e-6}", given)["mix.weight:block"]
     assert score.curve is not None
     first = int(score.order[-1])  # type: ignore[index]
@@ -236,8 +236,8 @@ def test_left_to_right_keeps_two_of_four_and_beats_magnitude_on_its_own_objectiv
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "obert"])
 def test_single_weights_can_be_scored_for_two_of_four(criterion: str) -> None:
-    given = sparse.data(2)
-    program = sparse.analysed(sparse.model(), given, "2:4")
+    given = tiled.data(2)
+    program = tiled.analysed(tiled.model(), given, "2:4")
     for name, score in scored(program, criterion, given).items():
         assert score.values.shape == (program.group_by_name[name].matrix.shape[0] *  # type: ignore[attr-defined]
                                       program.group_by_name[name].matrix.shape[1],)  # type: ignore[attr-defined]
@@ -246,14 +246,14 @@ def test_single_weights_can_be_scored_for_two_of_four(criterion: str) -> None:
 def test_criteria_of_tiles_refuse_heads_and_lsp_refuses_single_weights() -> None:
     from recovering import analysed
 
-    given = sparse.data(1)
+    given = tiled.data(1)
     with pytest.raises(OptionError, match="--blocks 32x32"):
-        scored(analysed(sparse.model(), given), "lsp", given)
+        scored(analysed(tiled.model(), given), "lsp", given)
     with pytest.raises(OptionError, match="single weights"):
-        scored(sparse.analysed(sparse.model(), given, "2:4"), "lsp", given)
+        scored(tiled.analysed(tiled.model(), given, "2:4"), "lsp", given)
     with pytest.raises(OptionError, match="unknown curve 'fischer'"):
-        scored(sparse.analysed(sparse.model(), given), "lsp{curve=fischer}", given)
+        scored(tiled.analysed(tiled.model(), given), "lsp{curve=fischer}", given)
     with pytest.raises(OptionError, match="damping"):
-        scored(sparse.analysed(sparse.model(), given), "obert{damp=0}", given)
+        scored(tiled.analysed(tiled.model(), given), "obert{damp=0}", given)
     with pytest.raises(InternalError, match="calibration data"):
-        tile_products(sparse.analysed(sparse.model(), given), [], None, 0, 1)
+        tile_products(tiled.analysed(tiled.model(), given), [], None, 0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import blocks
 import pytest
 import recovering
-import sparse
+import tiled
 import torch
 
 from fxprune.errors import OptionError
@@ -24,11 +24,11 @@ def permuted(program: Program, **options: int) -> Program:
     return Pipeline((PermuteChannels(**options),), start=("axes", "groups")).run(program)
 
 
-@pytest.mark.parametrize("model", [blocks.GatedFeedForward, lambda: sparse.Classifier(12, 32),
+@pytest.mark.parametrize("model", [blocks.GatedFeedForward, lambda: tiled.Classifier(12, 32),
                                    blocks.TransposedWeights])
 def test_outputs_stay_and_two_of_four_keeps_more(model) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    given = sparse.data(1) if "lambda" in repr(model) else recovering.floats(2, 5, 24, batches=1)
+    given = tiled.data(1) if "lambda" in repr(model) else recovering.floats(2, 5, 24, batches=1)
     program = recovering.analysed(model(), given)
     after = permuted(program)
     inputs = recovering.flat(program, given.batches[0])

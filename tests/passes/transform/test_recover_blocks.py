@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import recovering
-import sparse
+import tiled
 import torch
 from blocks import Encoder
 
@@ -23,7 +23,7 @@ from fxprune.testing import run_flat
 
 def recovered(program: Program, given: Any, method: str = "ridge", **options: Any) -> tuple[Program, Any]:
     one = RecoverBlocks(method, data=given, **options)
-    return Pipeline((one,), start=sparse.START).run(program), (one.results or [None])[0]
+    return Pipeline((one,), start=tiled.START).run(program), (one.results or [None])[0]
 
 
 @pytest.mark.parametrize("pattern", ["4x3", "2:4"])
@@ -68,7 +68,7 @@ def test_a_change_beyond_the_weights_own_size_makes_the_ridge_stronger() -> None
 def test_the_error_falls_at_every_layer_and_zeros_stay_zero(method: str, norm: str) -> None:
     torch.manual_seed(0)
     given = recovering.texts(64)
-    program = sparse.planned(sparse.analysed(Encoder(norm), given, "8x4"), given, 0.5)
+    program = tiled.planned(tiled.analysed(Encoder(norm), given, "8x4"), given, 0.5)
     after, record = recovered(program, given, method)
     assert {s.parameter for s in record.steps} == set(program.need("plan").blocks)
     assert all(s.after <= s.before * (1 + 1e-9) for s in record.steps)
@@ -76,16 +76,16 @@ def test_the_error_falls_at_every_layer_and_zeros_stay_zero(method: str, norm: s
     for name, kept in program.need("plan").blocks.items():
         gone = ~kept.mask()
         assert torch.equal(after.tensors[name][gone], program.tensors[name][gone]), "what will be zeroed stays"
-        assert torch.equal(sparse.zeroed(after).tensors[name] != 0, kept.mask())
+        assert torch.equal(tiled.zeroed(after).tensors[name] != 0, kept.mask())
     inputs = recovering.flat(program, given.batches[0])
-    dense, plain, better = (run_flat(p, inputs)[0] for p in (program, sparse.zeroed(program), sparse.zeroed(after)))
+    dense, plain, better = (run_flat(p, inputs)[0] for p in (program, tiled.zeroed(program), tiled.zeroed(after)))
     assert float((better - dense).norm()) < float((plain - dense).norm())
 
 
 def test_the_guard_keeps_what_agrees_best_and_never_less_than_nothing(trained: DigitsViT, digit_data: Digits) -> None:
     images = digit_data.train_images[:256]
     given = recovering.Calibration(tuple(recovering.Batch((x,)) for x in images.split(64)), "digits")
-    program = sparse.planned(sparse.analysed(trained, given, "8x8"), given, 0.35)
+    program = tiled.planned(tiled.analysed(trained, given, "8x8"), given, 0.35)
     after, record = recovered(program, given, "auto")
     assert set(record.guard) == {"none", "ridge", "obs"}
     assert record.guard[record.chosen]["mixed"] >= record.guard["none"]["mixed"]
@@ -93,7 +93,7 @@ def test_the_guard_keeps_what_agrees_best_and_never_less_than_nothing(trained: D
     assert record.samples == 256
 
     def accuracy(p: Program) -> float:
-        return float((run_flat(sparse.zeroed(p), [digit_data.test_images])[0].argmax(1)
+        return float((run_flat(tiled.zeroed(p), [digit_data.test_images])[0].argmax(1)
                       == digit_data.test_labels).float().mean())
 
     assert accuracy(after) > accuracy(program)
@@ -101,8 +101,8 @@ def test_the_guard_keeps_what_agrees_best_and_never_less_than_nothing(trained: D
 
 
 def test_too_few_samples_to_judge_recover_nothing() -> None:
-    given = sparse.data(1, 2)
-    program = sparse.planned(sparse.analysed(sparse.model(), given), given)
+    given = tiled.data(1, 2)
+    program = tiled.planned(tiled.analysed(tiled.model(), given), given)
     after, record = recovered(program, given, "auto")
     assert record.chosen == "none"
     assert "too few samples" in record.skipped[""]
@@ -111,10 +111,10 @@ def test_too_few_samples_to_judge_recover_nothing() -> None:
 
 def test_two_of_four_with_obs_and_its_update_loses_less_than_magnitude() -> None:
     """At the first sparse layer, whose inputs are the same in all of them: mean squared error of its output."""
-    given, model = sparse.data(8, 16), sparse.model()
+    given, model = tiled.data(8, 16), tiled.model()
     left = {}
     for criterion in ("magnitude", "obert"):
-        program = sparse.planned(sparse.analysed(model, given, "2:4"), given, criterion=criterion)
+        program = tiled.planned(tiled.analysed(model, given, "2:4"), given, criterion=criterion)
         _, record = recovered(program, given, "obs")
         assert record.steps[0].parameter == "qkv.weight"
         left[criterion] = record.steps[0]
@@ -122,8 +122,8 @@ def test_two_of_four_with_obs_and_its_update_loses_less_than_magnitude() -> None
 
 
 def test_mistakes_are_refused() -> None:
-    given = sparse.data(1)
-    program = sparse.planned(sparse.analysed(sparse.model(), given), given)
+    given = tiled.data(1)
+    program = tiled.planned(tiled.analysed(tiled.model(), given), given)
     with pytest.raises(OptionError, match="needs data"):
         recovered(program, None)
     with pytest.raises(OptionError, match="unknown recovery of tiles 'rigde'"):
