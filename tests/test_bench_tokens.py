@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import OptionError
+from fxprune.help import page
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DENSE = {"accuracy": 80.0, "macs": 1000, "counted": 1000, "tokens": [17, 17], "weights": "w"}
@@ -93,6 +95,21 @@ def test_schedules_are_counted_over_all_reducers() -> None:
         "optin in 4 cells: 1 as constant, 1 above, 2 below; by -6.67 points in the mean where they differ; below by "
         "more than a standard error: ppt at 0.5 (-20.00, standard error 4.02)")
     assert overall([], "optin").startswith("optin in 0 cells: 0 as constant")
+
+
+def test_the_page_says_what_is_counted() -> None:
+    from tokens import overall
+
+    measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
+    told = overall(measured, "optin")
+    equal, above, below, mean = re.match(  # type: ignore[union-attr]
+        r"optin in 48 cells: (\d+) as constant, (\d+) above, (\d+) below; by (\S+) points", told).groups()
+    text = " ".join(page("tokens").split())
+    assert f"is in {equal} of 48 cells, above it in {above} and below it in {below}, by {mean} points" in text
+    far = re.findall(r"([\w-]+) at (\S+) \(-(\S+),", told)
+    assert {name for name, *_ in far} == {"random"}
+    for _, ratio, points in far:
+        assert re.search(rf"{points} (points )?at {ratio}\b", text), (ratio, points)
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,8 +182,9 @@ def overall(records: Sequence[Record], schedule: str) -> str:
     far = [f"{row} at {ratio:g} ({by:+.2f}, standard error {error:.2f})" for (row, ratio), (by, error) in moved.items()
            if by < -error]
     mean = sum(by for by, _ in moved.values()) / max(len(moved), 1)
-    return (f"{schedule} in {len(apart)} cells: {len(apart) - len(moved)} as constant, {len(above)} above, "
-            f"{len(below)} below; by {mean:+.2f} points in the mean where they differ; "
+    equal = len(apart) - len(above) - len(below)
+    return (f"{schedule} in {len(apart)} cells: {equal} as constant, {len(above)} above, {len(below)} below; "
+            f"by {mean:+.2f} points in the mean where they differ; "
             f"below by more than a standard error: {', '.join(far) or 'none'}")
 
 
