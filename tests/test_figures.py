@@ -159,6 +159,9 @@ def test_what_is_said_of_the_tool_itself() -> None:
     worst = max(r[k] for r in ratios for k in ("error", "other") if r.get(k) is not None)
     assert f"{len(zoo['rows'])} models" in text
     assert f"to {worst:.1e} relative".replace("e-0", "e-") in text
+    onnx = f"{max(r['onnx'] for r in ratios if r.get('onnx') is not None):.1e}".replace("e-0", "e-")
+    assert f"ONNX agrees to {onnx}" in text
+    assert f"ONNX to {onnx}" in README
     missed = sum(not r.get("reached") for r in ratios)
     assert f"{missed} of the {len(ratios)} budgets" in text
     assert f"{memory['peak_bytes'] / 2**30:.1f} GiB, {memory['times_the_model']:.1f} times" in text
