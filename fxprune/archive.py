@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .errors import LoadError
+from .op_libraries import import_libraries
 from .quiet import quiet
 from .rebuild import copy_graph, rebuild
 
@@ -122,6 +123,7 @@ def read_program(path: str | Path, *, trust: bool = False) -> ExportedProgram:
         _open(path).close()
     else:
         check_archive(path)
+    import_libraries(path)
     try:
         with quiet():
             return torch.export.load(path)

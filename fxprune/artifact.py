@@ -29,6 +29,7 @@ from .group import PruneGroup
 from .measure import versions
 from .memory import give_back
 from .module import ProgramModule, module_of
+from .op_libraries import notes_on_ops
 from .parity import describe_inputs, output_names
 from .pipeline import PassResult, describe_results
 from .plan import CompressionPlan
@@ -208,7 +209,7 @@ def build_report(
         "pruned": [{"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
                    for g, c in sorted(plan.choices.items()) if len(c.keep) < c.size],
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "notes": list(notes), "parity": None, "payload": None, "files": {}, **more,
+        "notes": [*notes, *notes_on_ops(program.exported)], "parity": None, "payload": None, "files": {}, **more,
     }
 
 

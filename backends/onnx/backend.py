@@ -29,6 +29,7 @@ from .block_ell import UseBlockEll
 from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 from .runtime_forms import part_sums_from_norms, turn_gelus
+from .translations import translations
 
 INLINE_LIMIT = 2**29  # a protobuf message ends at 2 GiB, and long before that onnxruntime maps what lies beside it
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -108,7 +109,8 @@ class OnnxBackend(Backend):
         """The program as a ``torch.onnx.ONNXProgram``."""
         try:
             with quiet():
-                return torch.onnx.export(program.exported, dynamo=True, opset_version=self.opset, verbose=False)
+                return torch.onnx.export(program.exported, dynamo=True, opset_version=self.opset, verbose=False,
+                                         custom_translation_table=translations())
         except Exception as error:  # the exporter wraps what its translations raise, several levels deep
             raise _lowering_error(program, error) from error
 
