@@ -15,7 +15,8 @@ What people meet when they prune, in the order of how often they complain about 
    come from. If a graph is refused, the message names the node; please report it with the model's name.
 
 3. The pruned model cannot be saved or loaded.
-   `fxprune.load("small")` needs neither the class nor pickle; model.pt2 also loads with torch.export.load alone.
+   `fxprune.load("small")` needs neither the class nor pickle; model.pt2 also loads with torch.export.load alone. Where
+   it calls an op of transformers or torchvision, that library must be installed; the report names the import.
 
 4. It is only masked: nothing is smaller.
    Parameters are sliced; report.json counts them before and after, and so does the size of the file. Only --blocks
