@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +234,10 @@ def accepts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """True if the model computes something from these inputs. Nothing is computed: the tensors are fake."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+    from .capture import evaluation_form
+
     try:
-        with _evaluating(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with evaluation_form(model), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
             named = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
             model(*fake, **named)
@@ -252,22 +253,11 @@ def failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
     For what :func:`accepts` refuses: fake kernels know less than real ones (a grouped product in fp32, in torch 2.13).
     """
+    from .capture import evaluation_form
+
     try:
-        with _evaluating(model):
+        with evaluation_form(model), quiet():
             model(*args, **kwargs)
     except Exception as error:
         return first_line(error) or type(error).__name__
     return None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, without gradients and without a word; modules are as before afterwards."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.no_grad(), quiet():
-            yield
-    finally:
-        for module in training:
-            module.training = True
