@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import OptionError
-from fxprune.help import page
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DENSE = {"accuracy": 80.0, "macs": 1000, "counted": 1000, "tokens": [17, 17], "weights": "w"}
@@ -31,13 +29,15 @@ def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, realised: float = 0.9) -> list[Any]:
     """All that the targets ask for."""
-    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, SCHEDULES, ledgers, sweep
+    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, ledgers, sweep
+    from tokens_compare import packed
 
     figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
     found = [{**cell.record(64, "w"), "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
               "agreement": 90.0, "kl": 0.1, "macs": int(1000 * cell.ratio), "share": cell.ratio, "seconds": 1.0}
-             for cell in (*sweep(["tome", "random"], SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))]
+             for cell in (*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))]
     for record in found:
+        record |= {"images": 1000, "right": packed(torch.arange(1000) < round(10 * record["accuracy"]))}
         if record["row"] == "joint" and record["recover"] == "auto":
             record["latency"] = {b: {"dense_ms": 10.0, "reduced_ms": 5.5, "speedup": 1.8, "realised": realised}
                                  for b in ("1", "32")}
@@ -62,54 +62,24 @@ def test_cells_have_keys_of_their_own() -> None:
 
 
 def test_schedules_go_into_the_braces() -> None:
-    from tokens_cells import scheduled
+    from tokens_cells import scheduled, sweep
 
     assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
     assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
     assert scheduled("tome", "elimination") == "tome{schedule=optin,guard=false}"
+    (drawn,) = sweep(["random"], ["constant"], [0.5], seed=2)
+    assert (drawn.tokens, drawn.seed) == ("random{seed=2,schedule=constant}", 2), "another seed is another draw"
 
 
 @pytest.mark.parametrize(("changed", "met", "missed"), [
-    ({}, 8, 0), ({"optin": 77.0}, 8, 0), ({"optin": 76.9}, 2, 6), ({"joint": 77.9}, 7, 1), ({"realised": 0.84}, 7, 1)])
+    ({}, 15, 0), ({"optin": 77.0}, 15, 0), ({"optin": 76.9}, 3, 12), ({"optin": 76.0}, 2, 13), ({"joint": 77.9}, 14, 1),
+    ({"realised": 0.84}, 14, 1)])
 def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
     from tokens import check
 
     found = check(records(**changed))
     assert tuple(map(len, found[:2])) == (met, missed), found
-    assert len(found[2]) == 7 * 6 + 8 * 6, "other reducers and the default schedule are reported beside"
-
-
-def test_schedules_are_counted_over_all_reducers() -> None:
-    from tokens import overall
-    from tokens_cells import sweep
-    from tokens_run import packed
-
-    bits = torch.arange(100) % 2 == 0
-    fewer, one_less = bits.clone(), bits.clone()
-    fewer[:40], one_less[0] = False, False
-    cells = [c for s in ("constant", "optin") for c in sweep(["tome", "ppt"], [s], [0.9, 0.5])]
-    right = {("tome", "optin", 0.9): one_less, ("ppt", "optin", 0.5): fewer, ("ppt", "constant", 0.9): one_less}
-    found = [{**c.record(32, "w"), "accuracy": 1.0, "images": 100,
-              "right": packed(right.get((c.row, c.schedule, c.ratio), bits))} for c in cells]
-    assert overall(found, "optin") == (
-        "optin in 4 cells: 1 as constant, 1 above, 2 below; by -6.67 points in the mean where they differ; below by "
-        "more than a standard error: ppt at 0.5 (-20.00, standard error 4.02)")
-    assert overall([], "optin").startswith("optin in 0 cells: 0 as constant")
-
-
-def test_the_page_says_what_is_counted() -> None:
-    from tokens import overall
-
-    measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
-    told = overall(measured, "optin")
-    equal, above, below, mean = re.match(  # type: ignore[union-attr]
-        r"optin in 48 cells: (\d+) as constant, (\d+) above, (\d+) below; by (\S+) points", told).groups()
-    text = " ".join(page("tokens").split())
-    assert f"is in {equal} of 48 cells, above it in {above} and below it in {below}, by {mean} points" in text
-    far = re.findall(r"([\w-]+) at (\S+) \(-(\S+),", told)
-    assert {name for name, *_ in far} == {"random"}
-    for _, ratio, points in far:
-        assert re.search(rf"{points} (points )?at {ratio}\b", text), (ratio, points)
+    assert len(found[2]) == 7 * 6 + 8 * 6 + 6 + 1, "other reducers and the default schedule are reported beside"
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +98,8 @@ def test_the_table() -> None:
     failed = {**records()[0], "ratio": 0.1}
     del failed["accuracy"]
     failed["error"] = "the budget is too small"
-    text = table({"model": DENSE, "ratios": [0.9, 0.5], "measured": [*records(), failed]})
+    text = table({"model": DENSE, "ratios": [0.9, 0.5], "measured": [
+        *(r for r in records() if r["row"] != "zero-tprune"), failed]})
     assert "dense: 80.00 %, 0.0 M MACs, 17 tokens" in text
     assert "tokens alone, schedule optin" in text
     assert "78.00 (0.1000)" in text
@@ -278,6 +249,26 @@ def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) ->
     assert (again["images"], again["accuracy"]) == (60, 100)
 
 
+def test_further_images_are_judged_where_they_are_missing(bench: Any) -> None:
+    from tokens_cells import ledgers, sweep
+
+    one, twin, joint = (*sweep(["tome"], ["optin", "constant"], [0.5]), *ledgers(["joint"], ["none"], [0.5]))
+    bench.made.run([one], {})
+    assert "further" not in bench.made.records[0]
+    bench.made.further = dataclasses.replace(bench.made.test, labels=(bench.made.test.labels + 1) % 10)
+    bench.calls.clear()
+    bench.made.run([one, twin, joint], {})
+    assert bench.calls == [(one, [17, 12], 240), twin, joint], "by its counts; its twin is the same model"
+    first, second, third = bench.made.records
+    assert first["accuracy"] == 100
+    assert first["further"] == second["further"]
+    assert (first["further"]["accuracy"], first["further"]["images"]) == (0, 60)
+    assert "further" not in third
+    bench.calls.clear()
+    bench.made.run([one, twin, joint], {})
+    assert not bench.calls
+
+
 def test_counts_are_found_again_from_what_a_record_holds() -> None:
     from tokens_cells import sweep
     from tokens_sweep import Sweep
@@ -307,17 +298,6 @@ def test_closeness() -> None:
     found = closeness(one, two)
     assert found["agreement"] == 50
     assert found["kl"] == pytest.approx(float((p * (p / q).log()).sum()) / 2, abs=1e-5)
-
-
-def test_differences_are_paired() -> None:
-    from tokens_run import difference, packed
-
-    one = torch.arange(2000) % 4 > 0
-    two = one.clone()
-    two[:8] = False
-    apart, error = difference({"right": packed(one)}, {"right": packed(two)})
-    assert apart == pytest.approx(0.3)
-    assert error == pytest.approx(100 * (6 / 2000 * (1 - 6 / 2000) / 1999) ** 0.5)
 
 
 def recipe(**changes: Any) -> Any:

@@ -18,6 +18,8 @@ REDUCERS = {
     "random": "random",
 }
 """Row -> the reducer as ``--tokens`` takes it, without its schedule."""
+DRAWN = ("random",)
+"""Rows whose reducer draws: one draw says little, so figures are means over several seeds of the draw."""
 SCHEDULES = {"constant": "schedule=constant", "decreasing": "schedule=decreasing",
              "elimination": "schedule=optin,guard=false", "optin": "schedule=optin", "auto": "schedule=auto"}
 """Name -> options. ``elimination`` is OPTIN's schedule whatever it does; ``optin`` gives way to the constant one where
@@ -74,12 +76,21 @@ def scheduled(reducer: str, schedule: str) -> str:
     return f"{name}{{{','.join(filter(None, (options, SCHEDULES[schedule])))}}}"
 
 
+def reducer(row: str, seed: int = 0) -> str:
+    """A row's reducer as ``--tokens`` takes it: one that draws, with the seed of its draw.
+
+    >>> reducer("random"), reducer("random", 2), reducer("tome", 2)
+    ('random', 'random{seed=2}', 'tome')
+    """
+    return f"{REDUCERS[row]}{{seed={seed}}}" if row in DRAWN and seed else REDUCERS[row]
+
+
 def sweep(rows: Sequence[str], schedules: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
     """Tokens alone, as the methods are: without recovery."""
     for ratio in ratios:
         for row in rows:
             for schedule in schedules:
-                yield Cell(row, schedule, "tokens", scheduled(REDUCERS[row], schedule), "none", ratio, seed)
+                yield Cell(row, schedule, "tokens", scheduled(reducer(row, seed), schedule), "none", ratio, seed)
 
 
 def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokens_compare import averaged
+
 STYLES = {  # row -> (colour, line, marker)
     "tome": ("#c0392b", "-", "o"),
     "prune-class-value": ("#2471a3", "-", "^"),
@@ -45,7 +47,7 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    records = [r for r in results["measured"] if "accuracy" in r]
+    records = averaged([r for r in results["measured"] if "accuracy" in r])
     dense = results["model"]["accuracy"]
     figure, grid = plt.subplots(2, 4, figsize=(18, 8.6), sharey="row")
     for panel, schedule in zip(grid[0], PANELS, strict=True):

@@ -6,7 +6,6 @@ holds. A reducer's plans of equal counts are one model, whichever schedule found
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accuracy_tasks import of_program
 from record import commit, said
-from tokens_cells import FIGURES, REDUCERS, Cell, Record, key
+from tokens_cells import FIGURES, Cell, Record, key, reducer
+from tokens_compare import packed
 from tokens_model import Split
 from tokens_sweep import Sweep
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch]
 def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int], out: Path) -> Artifact:
     """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
     with quiet():
-        return fxprune.compile(model, example, tokens=f"{REDUCERS[cell.row]}:r={','.join(map(str, removed))}",
+        return fxprune.compile(model, example, tokens=f"{reducer(cell.row, cell.seed)}:r={','.join(map(str, removed))}",
                                recover="none", out=out, target="onnx", seconds=0, on_event=lambda _: None)
 
 
@@ -129,6 +128,7 @@ class Bench:
 
     fit, judge   held-out images that methods see, and others on which closeness to dense is measured
     test         images that only accuracy sees
+    further      others that no method saw; tokens alone are judged on them too, so that less is chance
     folder       for ONNX files
     save         called with all records after every measurement
     """
@@ -142,6 +142,7 @@ class Bench:
     folder: Path
     save: Callable[[Sequence[Record]], None]
     say: Callable[[str], None] = print
+    further: Split | None = None
     records: list[Record] = field(default_factory=list)
     threads: int = 1
     seconds: float = 20.0
@@ -175,7 +176,8 @@ class Bench:
         held = next((r for r in self.records if key(r) == key(record)), None)
         todo = [b for b in batches if str(b) not in (held or {}).get("latency", {})]
         judged = held is not None and held.get("images") == len(self.test.labels)
-        if judged and not todo:
+        more = cell.tokens_alone and self.further is not None and "further" not in (held or {})
+        if judged and not todo and not more:
             return
         if held is not None and "accuracy" in held:
             record = dict(held)
@@ -184,6 +186,8 @@ class Bench:
             if cell.tokens_alone:
                 if not judged:
                     record |= self._swept(cell, record)
+                if more:
+                    record["further"] = self._further(cell, record)
                 if todo:
                     record["latency"] = {**record.get("latency", {}), **self._of_counts(cell, record, todo)}
                 self._keep(record, started)
@@ -211,17 +215,32 @@ class Bench:
         figures = {name: same[name] for name in FIGURES} if same else self._answers(run)
         return {**figures, "macs": macs, "share": round(macs / self.dense["macs"], 4), "tokens_per_block": tokens}
 
+    def _further(self, cell: Cell, record: Record) -> Record:
+        """Accuracy on the further images."""
+        assert self.further is not None
+        macs, tokens = record["macs"], record["tokens_per_block"]
+        same = next((r for r in self._twins(cell, tokens, macs) if "further" in r), None)
+        if same is not None:
+            return dict(same["further"])
+        run, labels = self._planner().of_counts(cell, tokens, macs), self.further.labels
+        logits = logits_of(run, self.further.images)
+        return {"accuracy": right(logits, labels), "images": len(labels), "right": packed(logits.argmax(-1) == labels)}
+
     def _planner(self) -> Sweep:
         if self._sweep is None:
             self._sweep = Sweep(self.model, self.example, self._data())
         return self._sweep
 
+    def _twins(self, cell: Cell, tokens: Sequence[int], macs: int) -> list[Record]:
+        """Measurements of the same reducer with the same counts, by whichever schedule: they are the same model."""
+        return [r for r in self.records if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
+                and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))]
+
     def _same(self, cell: Cell, tokens: Sequence[int], macs: int, batch: int | None = None) -> Record | None:
-        """A measurement of the same reducer with the same counts, by whichever schedule: it is the same model."""
-        return next((r for r in self.records if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
-                     and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))
-                     and (str(batch) in r.get("latency", {}) if batch is not None
-                          else r.get("images") == len(self.test.labels))), None)
+        """A twin that was judged on all test images, or timed at a batch size."""
+        return next((r for r in self._twins(cell, tokens, macs)
+                     if (str(batch) in r.get("latency", {}) if batch is not None
+                         else r.get("images") == len(self.test.labels))), None)
 
     def _of_counts(self, cell: Cell, record: Record, batches: Sequence[int]) -> Record:
         """Latency per batch size. Time only looks at the counts, so the artefact is made by them."""
@@ -267,20 +286,6 @@ class Bench:
 def right(logits: Tensor, labels: Tensor) -> float:
     """Accuracy in percent."""
     return round(100 * float((logits.argmax(-1) == labels).double().mean()), 3)
-
-
-def packed(bits: Tensor) -> str:
-    """Which test images were right, as text: two measurements can be compared image by image. [n] of bool"""
-    return base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()
-
-
-def difference(one: Record, two: Record) -> tuple[float, float]:
-    """(accuracy of ``one`` minus that of ``two``, its standard error), both in points, over the same images."""
-    images = min(one.get("images", 2000), two.get("images", 2000))
-    bits = [np.unpackbits(np.frombuffer(base64.b64decode(r["right"]), np.uint8))[:images].astype(float)
-            for r in (one, two)]
-    apart = bits[0] - bits[1]
-    return 100 * float(apart.mean()), 100 * float(apart.std(ddof=1)) / images**0.5
 
 
 def name_of(record: Record) -> str:

@@ -1,0 +1,117 @@
+"""Comparing what tools/bench/tokens.py measured: image by image, draw by draw, over all reducers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fxprune.help import page
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+@pytest.fixture(autouse=True)
+def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
+
+
+def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,)) -> list[Any]:
+    """Records of a few cells: which images they have right, by (row, schedule, ratio, seed), else ``bits``."""
+    from tokens_cells import DRAWN, sweep
+    from tokens_compare import packed
+
+    cells = [c for seed in seeds for s in ("constant", "optin")
+             for c in sweep([r for r in ("tome", "random") if r in DRAWN or seed == 0], [s], [0.9, 0.5], seed)]
+    return [{**c.record(32, "w"), "accuracy": 1.0, "agreement": 1.0, "kl": 1.0, "images": len(bits),
+             "right": packed(right.get((c.row, c.schedule, c.ratio, c.seed), bits))} for c in cells]
+
+
+def test_schedules_are_counted_over_all_reducers() -> None:
+    from tokens_compare import overall
+
+    bits = torch.arange(100) % 2 == 0
+    fewer, one_less = bits.clone(), bits.clone()
+    fewer[:40], one_less[0] = False, False
+    found = counted({("tome", "optin", 0.9, 0): one_less, ("random", "optin", 0.5, 0): fewer,
+                     ("random", "constant", 0.9, 0): one_less}, bits)
+    reached, told = overall(found, "optin")
+    assert not reached
+    assert told == (
+        "optin in 4 cells, 100 images: 1 as constant, 1 above, 2 below; by -6.67 points in the mean where they differ; "
+        "below by more than a standard error: random at 0.5 (-20.00, standard error 4.02); by more than two: 1")
+    reached, told = overall([], "optin")
+    assert not reached, "nothing was measured"
+    assert told.startswith("optin in 0 cells, 0 images: 0 as constant")
+    assert overall(counted({("tome", "optin", 0.9, 0): one_less}, bits), "optin")[0], "one image is chance"
+
+
+def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
+    from tokens_compare import compared, mean_of, of_row, over_reducers, pairs
+
+    bits = torch.arange(100) % 2 == 0
+    fewer, more = bits.clone(), bits.clone()
+    fewer[:40], more[1:21] = False, True
+    found = counted({("random", "optin", 0.5, 0): fewer, ("random", "optin", 0.5, 1): more}, bits, (0, 1, 2))
+    found = [r for r in found if (r["schedule"], r["seed"]) != ("constant", 2)]
+    ones, twos = pairs(found, "random", "optin", "constant", 0.5)
+    assert [r["seed"] for r in ones] == [r["seed"] for r in twos] == [0, 1], "seed 2 has no other side"
+    assert compared(found, "optin")["random", 0.5].mean() == pytest.approx((-0.2 + 0.1) / 2)
+    assert over_reducers(found, "optin")[0.5][0] == pytest.approx(-2.5), "of two reducers, one of which is equal"
+    assert over_reducers(found, "optin")[0.5][2] == 2
+    found[0]["kl"] = 4.0
+    whole = of_row(found, found[0]["row"], "constant", 0.9)
+    assert whole is not None
+    assert whole["kl"] == 4.0, "what does not draw is measured once"
+    assert mean_of([{"accuracy": 1.0, "kl": 1.0, "seed": 0}, {"accuracy": 2.0, "kl": 2.0, "seed": 1}]) == {
+        "accuracy": 1.5, "kl": 1.5, "seed": 0, "draws": 2}
+    assert mean_of([]) is None
+
+
+def test_draws_are_one_line_of_the_picture() -> None:
+    from tokens_compare import averaged
+
+    bits = torch.arange(8) % 2 == 0
+    found = averaged(counted({}, bits, (0, 1, 2)))
+    assert sorted((r["row"], r["schedule"], r["ratio"], r.get("draws")) for r in found) == sorted(
+        (row, schedule, ratio, 3 if row == "random" else None) for row in ("tome", "random")
+        for schedule in ("constant", "optin") for ratio in (0.9, 0.5))
+
+
+def test_the_page_says_what_is_counted() -> None:
+    from tokens_compare import overall
+
+    measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
+    _, told = overall(measured, "optin")
+    equal, above, below, mean = re.match(  # type: ignore[union-attr]
+        r"optin in 48 cells, 2000 images: (\d+) as constant, (\d+) above, (\d+) below; by (\S+) points", told).groups()
+    text = " ".join(page("tokens").split())
+    assert f"is in {equal} of 48 cells, above it in {above} and below it in {below}, by {mean} points" in text
+    far = re.findall(r"([\w-]+) at (\S+) \(-(\S+),", told)
+    assert {name for name, *_ in far} == {"random"}
+    for _, ratio, points in far:
+        assert re.search(rf"{points} (points )?at {ratio}\b", text), (ratio, points)
+
+
+def test_differences_are_paired() -> None:
+    from tokens_compare import difference, packed
+
+    one = torch.arange(2000) % 4 > 0
+    two = one.clone()
+    two[:8] = False
+    apart, error = difference({"right": packed(one), "images": 2000}, {"right": packed(two), "images": 2000})
+    assert apart == pytest.approx(0.3)
+    assert error == pytest.approx(100 * (6 / 2000 * (1 - 6 / 2000) / 1999) ** 0.5)
+    more = {"right": packed(one[:1000]), "images": 1000}
+    apart, _ = difference({"right": packed(one), "images": 2000, "further": more},
+                          {"right": packed(two), "images": 2000, "further": more})
+    assert apart == pytest.approx(0.2), "further images count"
+    apart, _ = difference({"right": packed(one), "images": 2000, "further": more},
+                          {"right": packed(two), "images": 2000})
+    assert apart == pytest.approx(0.3), "but those that one of them was not judged on do not"
