@@ -53,7 +53,7 @@ def test_schedules_are_counted_over_all_reducers() -> None:
 
 
 def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
-    from tokens_compare import compared, mean_of, of_row, over_reducers, pairs
+    from tokens_compare import compared, mean_of, of_row, over_reducers, pairs, points
 
     bits = torch.arange(100) % 2 == 0
     fewer, more = bits.clone(), bits.clone()
@@ -63,6 +63,10 @@ def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
     ones, twos = pairs(found, "random", "optin", "constant", 0.5)
     assert [r["seed"] for r in ones] == [r["seed"] for r in twos] == [0, 1], "seed 2 has no other side"
     assert compared(found, "optin")["random", 0.5].mean() == pytest.approx((-0.2 + 0.1) / 2)
+    rows = compared(found, "optin")["random", 0.5]
+    of_images = rows.mean(axis=0).std(ddof=1) / 10
+    assert points(rows)[1] == pytest.approx(100 * (of_images**2 + 0.3**2 / 4) ** 0.5), "both are chance"
+    assert points(rows[:1])[1] == pytest.approx(100 * rows[0].std(ddof=1) / 10)
     assert over_reducers(found, "optin")[0.5][0] == pytest.approx(-2.5), "of two reducers, one of which is equal"
     assert over_reducers(found, "optin")[0.5][2] == 2
     found[0]["kl"] = 4.0
@@ -84,19 +88,40 @@ def test_draws_are_one_line_of_the_picture() -> None:
         for schedule in ("constant", "optin") for ratio in (0.9, 0.5))
 
 
+def counts(told: str) -> tuple[str, ...]:
+    found = re.match(r"\w+ in 48 cells, 3744 images: (\d+) as constant, (\d+) above, (\d+) below; by (\S+) points",
+                     told)
+    assert found is not None, told
+    return found.groups()
+
+
 def test_the_page_says_what_is_counted() -> None:
-    from tokens_compare import overall
+    from tokens_cells import RATIOS, REDUCERS
+    from tokens_compare import of_row, over_reducers, overall, pairs
 
     measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
+    text = page("tokens")
+    said = " ".join(text.split())
     _, told = overall(measured, "optin")
-    equal, above, below, mean = re.match(  # type: ignore[union-attr]
-        r"optin in 48 cells, 2000 images: (\d+) as constant, (\d+) above, (\d+) below; by (\S+) points", told).groups()
-    text = " ".join(page("tokens").split())
-    assert f"is in {equal} of 48 cells, above it in {above} and below it in {below}, by {mean} points" in text
-    far = re.findall(r"([\w-]+) at (\S+) \(-(\S+),", told)
-    assert {name for name, *_ in far} == {"random"}
-    for _, ratio, points in far:
-        assert re.search(rf"{points} (points )?at {ratio}\b", text), (ratio, points)
+    equal, above, below, mean = counts(told)
+    assert (f"is in {equal} of 48 cells, above it in {above} and below it in {below}, by {mean} points in the mean of "
+            "those that differ; below by more than a standard error in none") in said
+    assert "below by more than a standard error: none" in told
+    _, told = overall(measured, "auto")
+    equal, above, below, mean = counts(told)
+    assert f"`auto` (one draw): {equal}, {above} and {below}, by {mean} points" in said
+    assert re.findall(r"([\w-]+ at \S+) \(-", told) == ["random at 0.7"]
+    table = text[text.index("    over reducers"):].split("\n\n")[0].splitlines()
+    assert [float(r) for r in table[0].split()[2:]] == list(RATIOS)
+    for line in table[1:]:
+        name, *cells = line.split()
+        assert cells == [f"{by:+.2f}" for by, _, reducers in over_reducers(measured, name).values()], name
+    errors = [error for name in ("optin", "auto") for _, error, _ in over_reducers(measured, name).values()]
+    low, high = map(float, re.search(r"Standard errors are (\S+) to (\S+):", said).groups())  # type: ignore[union-attr]
+    assert (round(min(errors), 2), round(max(errors), 2)) == (low, high)
+    assert not any(of_row(measured, row, "optin", ratio)["kl"] > of_row(measured, row, "constant", ratio)["kl"]
+                   for row in REDUCERS for ratio in RATIOS)
+    assert {len(pairs(measured, row, "optin", "constant", ratio)[0]) for row in REDUCERS for ratio in RATIOS} == {1, 5}
 
 
 def test_differences_are_paired() -> None:

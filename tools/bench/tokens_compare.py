@@ -28,7 +28,7 @@ def answers(record: Mapping[str, Any]) -> np.ndarray:
 
 
 def apart(ones: Sequence[Record], twos: Sequence[Record]) -> np.ndarray | None:
-    """By how much ``ones`` are more often right than ``twos``, image by image, averaged over the pairs. [images]
+    """By how much ``ones`` are more often right than ``twos``, image by image, a row per pair. [pairs, images]
 
     On the images that all of them were judged on, the first ones of each; None where answers are not recorded.
     """
@@ -36,12 +36,17 @@ def apart(ones: Sequence[Record], twos: Sequence[Record]) -> np.ndarray | None:
         return None
     found = [answers(r) for r in (*ones, *twos)]
     images = min(map(len, found))
-    return np.mean([a[:images] - b[:images] for a, b in zip(found, found[len(ones) :], strict=False)], axis=0)
+    return np.stack([a[:images] - b[:images] for a, b in zip(found, found[len(ones) :], strict=False)])
 
 
 def points(apart: np.ndarray) -> tuple[float, float]:
-    """(mean, standard error) in points, of what :func:`apart` gives."""
-    return 100 * float(apart.mean()), 100 * float(apart.std(ddof=1)) / len(apart) ** 0.5
+    """(mean, standard error) in points, of what :func:`apart` gives. Other images would give another mean, and so would
+    other draws: the variance of the mean is the sum of both."""
+    draws, images = apart.shape
+    variance = apart.mean(axis=0).var(ddof=1) / images
+    if draws > 1:
+        variance += apart.mean(axis=1).var(ddof=1) / draws
+    return 100 * float(apart.mean()), 100 * float(variance) ** 0.5
 
 
 def difference(one: Record, two: Record) -> tuple[float, float]:
@@ -102,7 +107,8 @@ def of_ledger(records: Iterable[Record], row: str, recover: str, ratio: float) -
 
 
 def compared(records: Sequence[Record], schedule: str, other: str = "constant") -> dict[tuple[str, float], np.ndarray]:
-    """(row, ratio) -> by how much ``schedule`` is more often right than ``other``, per image, where both are there."""
+    """(row, ratio) -> by how much ``schedule`` is more often right than ``other``, [draws, images] each, where both are
+    there."""
     found = {(row, ratio): apart(*pairs(records, row, schedule, other, ratio)) for row in REDUCERS for ratio in RATIOS}
     return {cell: each for cell, each in found.items() if each is not None}
 
@@ -112,15 +118,16 @@ def over_reducers(records: Sequence[Record], schedule: str) -> dict[float, tuple
     error, reducers), on the images that all of them were judged on."""
     found = compared(records, schedule)
     by = {ratio: [each for (_, r), each in found.items() if r == ratio] for ratio in RATIOS}
-    return {ratio: (*points(np.mean([e[: min(map(len, each))] for e in each], axis=0)), len(each))
-            for ratio, each in by.items() if each}
+    return {ratio: (*points(np.mean([e.mean(axis=0)[: min(p.shape[1] for p in each)] for e in each], axis=0)[None]),
+                    len(each)) for ratio, each in by.items() if each}
 
 
 def overall(records: Sequence[Record], schedule: str) -> tuple[bool, str]:
     """Of all reducers and ratios: how often a schedule's accuracy is that of the constant one, above it, below it;
     and whether none is below it by more than two standard errors."""
-    found = {cell: points(each) for cell, each in compared(records, schedule).items()}
-    images = sorted({len(each) for each in compared(records, schedule).values()}) or [0]
+    pairwise = compared(records, schedule)
+    found = {cell: points(each) for cell, each in pairwise.items()}
+    images = sorted({each.shape[1] for each in pairwise.values()}) or [0]
     moved = {cell: d for cell, d in found.items() if d[1]}
     above, below = ([cell for cell, (by, _) in moved.items() if by * sign > 0] for sign in (1, -1))
     far = [f"{row} at {ratio:g} ({by:+.2f}, standard error {error:.2f})" for (row, ratio), (by, error) in moved.items()

@@ -30,6 +30,8 @@ STYLES = {  # row -> (colour, line, marker)
     "tokens": ("#c0392b", "-", "o"),
     "joint": ("#117a65", "-", "D"),
 }
+COLOURS = {"constant": "#2471a3", "decreasing": "#e59866", "elimination": "#1e8449", "optin": "#c0392b",
+           "auto": "#6c3483"}  # of ToMe's schedules
 DASHES = {"constant": ":", "decreasing": "--", "elimination": (0, (1, 3)), "optin": "-", "auto": "-."}
 PANELS = ("constant", "decreasing", "elimination", "optin")
 BATCHES = ("1", "32")
@@ -91,10 +93,13 @@ def _sweep(panel: Any, records: Iterable[Record], schedule: str) -> None:
 
 
 def _schedules(panel: Any, records: Iterable[Record]) -> None:
-    here = (r for r in records if r["row"] == "tome")
-    for number, ((schedule,), cells) in enumerate(_lines(here, "schedule").items()):
-        _draw(panel, [c["share"] for c in cells], cells, "tome", DASHES[schedule], schedule,
-              colour=("#c0392b", "#2471a3", "#1e8449", "#6c3483")[number % 4])
+    """Tokens alone without recovery, as a row of the ledgers, is ToMe's default as well."""
+    alone = [{**r, "row": "tome"} if r["row"] == "tokens" and r["recover"] == "none" else r for r in records]
+    here = (r for r in alone if r["row"] == "tome")
+    lines = {schedule: cells for (schedule,), cells in _lines(here, "schedule").items()}
+    for schedule in filter(lines.__contains__, COLOURS):
+        cells = lines[schedule]
+        _draw(panel, [c["share"] for c in cells], cells, "tome", DASHES[schedule], schedule, COLOURS[schedule])
 
 
 def _ledgers(panel: Any, records: Iterable[Record]) -> None:
