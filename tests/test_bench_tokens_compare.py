@@ -97,7 +97,7 @@ def counts(told: str) -> tuple[str, ...]:
 
 def test_the_page_says_what_is_counted() -> None:
     from tokens_cells import RATIOS, REDUCERS
-    from tokens_compare import of_row, over_reducers, overall, pairs
+    from tokens_compare import difference, of_ledger, of_row, over_reducers, overall, pairs
 
     measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
     text = page("tokens")
@@ -121,6 +121,11 @@ def test_the_page_says_what_is_counted() -> None:
     assert (round(min(errors), 2), round(max(errors), 2)) == (low, high)
     assert not any(of_row(measured, row, "optin", ratio)["kl"] > of_row(measured, row, "constant", ratio)["kl"]
                    for row in REDUCERS for ratio in RATIOS)
+    joint, alone = (of_ledger(measured, row, "auto", 0.5) for row in ("joint", "tokens"))
+    assert joint is not None
+    assert alone is not None
+    by, error = difference(joint, alone)
+    assert f"both are above tokens alone by {by:.2f} points, standard error {error:.2f}:" in said
     assert {len(pairs(measured, row, "optin", "constant", ratio)[0]) for row in REDUCERS for ratio in RATIOS} == {1, 5}
 
 

@@ -107,6 +107,19 @@ def test_tokens_of_the_help_page() -> None:
             assert float(kl) == pytest.approx(found["kl"], abs=6e-4)
 
 
+def test_one_budget_of_the_tokens_page_and_the_readme() -> None:
+    rows = ("weights", "tokens", "joint")
+    by = {m["row"]: m for m in results("tokens")["measured"] if m["row"] in rows and m["recover"] == "auto"}
+    test, kl = [f"{by[r]['accuracy']:.2f}" for r in rows], [f"{by[r]['kl']:.4f}".lstrip("0") for r in rows]
+    more = [f"{by[r]['further']['accuracy']:.2f}" for r in rows]
+    assert {by[r]["further"]["images"] for r in rows} == {1744}
+    text = " ".join(page("tokens").split())
+    assert (f"weights alone {test[0]} ({kl[0]}), tokens alone {test[1]} ({kl[1]}), both on one ledger {test[2]} "
+            f"({kl[2]}); on the 1744 held-out images {more[0]}, {more[1]} and {more[2]}.") in text
+    assert (f"weights {test[0]}, tokens {test[1]}, both on one ledger {test[2]}; on 1744 more images "
+            f"{', '.join(more)} |") in README
+
+
 def test_latency_of_the_tokens_page() -> None:
     by = {(m["row"], m["ratio"]): m["latency"]["32"] for m in results("tokens")["measured"]
           if m["schedule"] == "constant" and "latency" in m}
