@@ -14,6 +14,7 @@ Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
+APART = 0.1  # share by which the ratio of the medians may be off the median of the rounds' ratios
 BUSY = 0.05  # standard error over ratio: beyond it the machine did other things meanwhile
 
 
@@ -29,14 +30,22 @@ def compared(report: Report) -> list[Row]:
 
 
 def doubt(row: Row) -> str:
-    """What to say of a row whose rounds do not agree; "" where they do.
+    """What to say of a row whose rounds do not agree, or whose medians tell another story; "" where they do.
 
     >>> doubt({"ratio": 0.5, "error": 0.001}), doubt({"ratio": 0.5, "error": 0.1})
     ('', 'the machine was busy: the ratio is known to 20 % only')
+    >>> doubt({"ratio": 0.8, "error": 0.001, "dense_ms": 9.0, "compressed_ms": 6.0})
+    'the machine was busy: the two medians alone would say 1.50x'
     """
-    if not _finite(row.get("ratio")) or row["error"] <= BUSY * row["ratio"]:
+    if not _finite(row.get("ratio")):
         return ""
-    return f"the machine was busy: the ratio is known to {100 * row['error'] / row['ratio']:.0f} % only"
+    if row["error"] > BUSY * row["ratio"]:
+        return f"the machine was busy: the ratio is known to {100 * row['error'] / row['ratio']:.0f} % only"
+    if not _finite(row.get("dense_ms")) or not row["compressed_ms"]:
+        return ""
+    medians = row["dense_ms"] / row["compressed_ms"]
+    return "" if abs(medians * row["ratio"] - 1) <= APART else \
+        f"the machine was busy: the two medians alone would say {medians:.2f}x"
 
 
 def setting(row: Row) -> str:

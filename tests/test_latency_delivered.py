@@ -201,6 +201,20 @@ def test_a_busy_machine_is_named(error: float, said: bool, made: Path) -> None:
         assert "2.00x" in text
 
 
+@pytest.mark.parametrize(("dense_ms", "said"), [(10.5, False), (16.0, True), (6.0, True)])
+def test_medians_that_tell_another_story_are_named(dense_ms: float, said: bool, made: Path) -> None:
+    """Slow spells that hit only some rounds move a median of times, and not the median of the rounds' ratios."""
+    from fxprune.report_latency import speed_lines
+
+    found = read_valid(made)
+    found["measured"]["rows"][0].update(ratio=0.5, error=0.001, speedup=2.0, dense_ms=dense_ms, compressed_ms=5.0)
+    page = words(parsed(report.render(found, Artifact.read(made).plan, {})))
+    for text in (page, "\n".join(speed_lines(found))):
+        assert (f"the two medians alone would say {dense_ms / 5:.2f}x" in text) == said
+        assert ("the machine was busy" in text) == said
+        assert "2.00x" in text
+
+
 def test_export_times_every_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from fxprune.export_step import export, verify
 
