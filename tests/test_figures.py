@@ -116,6 +116,11 @@ def test_one_budget_of_the_tokens_page_and_the_readme() -> None:
     text = " ".join(page("tokens").split())
     assert (f"weights alone {test[0]} ({kl[0]}), tokens alone {test[1]} ({kl[1]}), both on one ledger {test[2]} "
             f"({kl[2]}); on the 1744 held-out images {more[0]}, {more[1]} and {more[2]}.") in text
+    without = {m["row"]: m for m in results("tokens")["measured"]
+               if m["row"] in rows and m["recover"] == "none" and m["ratio"] == 0.5}
+    plain = [f"{without[r]['accuracy']:.2f} ({without[r]['kl']:.4f})".replace("(0.", "(.") for r in rows]
+    assert f"Without recovery: {plain[0]}, {plain[1]} and {plain[2]}, so it helps" in text
+    assert all(without[r]["kl"] > by[r]["kl"] and without[r]["accuracy"] < by[r]["accuracy"] for r in rows)
     assert (f"weights {test[0]}, tokens {test[1]}, both on one ledger {test[2]}; on 1744 more images "
             f"{', '.join(more)} |") in README
 
