@@ -145,3 +145,6 @@ def test_differences_are_paired() -> None:
     apart, _ = difference({"right": packed(one), "images": 2000, "further": more},
                           {"right": packed(two), "images": 2000})
     assert apart == pytest.approx(0.3), "but those that one of them was not judged on do not"
+    apart, _ = difference({"right": packed(one[:1000]), "images": 1000, "further": more},
+                          {"right": packed(two), "images": 2000, "further": more})
+    assert apart == pytest.approx(0.6), "and no image is compared with another one"

@@ -11,10 +11,10 @@ Sweep     every reducer of ``tokens_run.REDUCERS`` with every schedule, tokens a
 Schedules ToMe's constant and decreasing ones, OPTIN's, and the product's default, which tries all of them on its data
 Ledgers   one budget for weights (heads and neurons), for tokens (ToMe, default schedule), for both; recovery on and off
 Budget    share of the dense model's multiply-accumulates of one image, everything counted, the stem included
-Figures   accuracy on 2000 test images (a record of fewer is judged again, by its counts); also on the held-out
-          train images that no method saw; agreement with the dense model and KL divergence from it on
-          some of these; MACs predicted, and counted where there is an artefact; tokens that each block's attention
-          takes. A reducer that draws at random is the mean of ``--draws`` seeds
+Figures   accuracy on 2000 test images (a record of fewer is judged again, by its counts); also on the held-out train
+          images that no method saw; agreement with the dense model and KL divergence from it on some of these; MACs
+          predicted, and counted where there is an artefact; tokens that each block's attention takes. A reducer that
+          draws at random is the mean of ``--draws`` seeds
 Latency   ONNX Runtime on the CPU, batch 1 and 32, dense and reduced interleaved, medians. Realised: the speed-up as a
           share of 1 / (MACs / dense MACs)
 Targets   OPTIN's schedule at or above the constant one at every ratio, on test and held-out images: ToMe's, and all
@@ -197,7 +197,7 @@ def _joint(records: Sequence[Record]) -> tuple[bool, str]:
     said = ", ".join(f"{row} {cell['accuracy']:.2f} %" for row, cell in found.items())
     reached = _reached([joint], [best])
     return reached, (f"{at}: joint {joint['accuracy']:.2f} % is {'at or above' if reached else 'not above'} both "
-                           f"({said}){_apart([joint], [best])}")
+                     f"({said}){_apart([joint], [best])}")
 
 
 def _realised(records: Sequence[Record]) -> list[tuple[bool, str]]:

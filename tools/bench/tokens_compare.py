@@ -20,9 +20,9 @@ def packed(bits: Tensor) -> str:
     return base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()
 
 
-def answers(record: Mapping[str, Any]) -> np.ndarray:
-    """Which images were right: those of the test split, then the further ones if they were judged. [images] of 0, 1"""
-    parts = [record, *([record["further"]] if "further" in record else [])]
+def answers(record: Mapping[str, Any], further: bool) -> np.ndarray:
+    """Which images were right: those of the test split, then the ``further`` ones. [images] of 0, 1"""
+    parts = [record, *([record["further"]] if further else [])]
     return np.concatenate([np.unpackbits(np.frombuffer(base64.b64decode(p["right"]), np.uint8))[: p["images"]]
                            for p in parts]).astype(float)
 
@@ -30,13 +30,15 @@ def answers(record: Mapping[str, Any]) -> np.ndarray:
 def apart(ones: Sequence[Record], twos: Sequence[Record]) -> np.ndarray | None:
     """By how much ``ones`` are more often right than ``twos``, image by image, a row per pair. [pairs, images]
 
-    On the images that all of them were judged on, the first ones of each; None where answers are not recorded.
+    On the images that all of them were judged on; None where answers are not recorded.
     """
-    if not ones or len(ones) != len(twos) or any("right" not in r for r in (*ones, *twos)):
+    both = [*ones, *twos]
+    if not ones or len(ones) != len(twos) or any("right" not in r for r in both):
         return None
-    found = [answers(r) for r in (*ones, *twos)]
-    images = min(map(len, found))
-    return np.stack([a[:images] - b[:images] for a, b in zip(found, found[len(ones) :], strict=False)])
+    images = min(r["images"] for r in both)  # of the test split, the first ones of each
+    further = all("further" in r and r["images"] == images for r in both)
+    found = [answers(r, further)[: None if further else images] for r in both]
+    return np.stack([a - b for a, b in zip(found, found[len(ones) :], strict=False)])
 
 
 def points(apart: np.ndarray) -> tuple[float, float]:

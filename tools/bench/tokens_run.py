@@ -176,8 +176,8 @@ class Bench:
         held = next((r for r in self.records if key(r) == key(record)), None)
         todo = [b for b in batches if str(b) not in (held or {}).get("latency", {})]
         judged = held is not None and held.get("images") == len(self.test.labels)
-        more = self.further is not None and "further" not in (held or {})
-        if judged and not todo and not more:
+        more = self.further if "further" not in (held or {}) else None
+        if judged and not todo and more is None:
             return
         if held is not None and "accuracy" in held:
             record = dict(held)
@@ -186,8 +186,8 @@ class Bench:
             if cell.tokens_alone:
                 if not judged:
                     record |= self._swept(cell, record)
-                if more:
-                    record["further"] = self._further(cell, record)
+                if more is not None:
+                    record["further"] = self._further(cell, record, more)
                 if todo:
                     record["latency"] = {**record.get("latency", {}), **self._of_counts(cell, record, todo)}
                 self._keep(record, started)
@@ -197,8 +197,8 @@ class Bench:
             took = time.perf_counter() - started
             if "accuracy" not in record:
                 record |= {**self._figures(artifact), "notes": notes, "compile_seconds": round(took, 1)}
-            if more:
-                record["further"] = self._right_of(of_program(artifact.program))
+            if more is not None:
+                record["further"] = answered(of_program(artifact.program), more)
             if folder is not None:
                 record["latency"] = {**record.get("latency", {}),
                                      **{str(b): self._timed(folder, b, record["macs"]) for b in todo}}
@@ -217,18 +217,13 @@ class Bench:
         figures = {name: same[name] for name in FIGURES} if same else self._answers(run)
         return {**figures, "macs": macs, "share": round(macs / self.dense["macs"], 4), "tokens_per_block": tokens}
 
-    def _further(self, cell: Cell, record: Record) -> Record:
+    def _further(self, cell: Cell, record: Record, further: Split) -> Record:
         """Accuracy of tokens alone on the further images."""
         macs, tokens = record["macs"], record["tokens_per_block"]
         same = next((r for r in self._twins(cell, tokens, macs) if "further" in r), None)
         if same is not None:
             return dict(same["further"])
-        return self._right_of(self._planner().of_counts(cell, tokens, macs))
-
-    def _right_of(self, run: Callable[[Batch], Tensor]) -> Record:
-        assert self.further is not None
-        labels, logits = self.further.labels, logits_of(run, self.further.images)
-        return {"accuracy": right(logits, labels), "images": len(labels), "right": packed(logits.argmax(-1) == labels)}
+        return answered(self._planner().of_counts(cell, tokens, macs), further)
 
     def _planner(self) -> Sweep:
         if self._sweep is None:
@@ -276,15 +271,19 @@ class Bench:
                 "counted": counted(program, self.test.images[:1]), "tokens_per_block": tokens_of(program)}
 
     def _answers(self, run: Callable[[Batch], Tensor]) -> Record:
-        labels, answers = self.test.labels, logits_of(run, self.test.images)
-        return {"accuracy": right(answers, labels), "images": len(labels),
-                "right": packed(answers.argmax(-1) == labels),
-                **closeness(self._judged, logits_of(run, self.judge.images))}
+        return {**answered(run, self.test), **closeness(self._judged, logits_of(run, self.judge.images))}
 
     def _timed(self, folder: Path, batch: int, macs: int) -> Record:
         found = timed(dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"), payload(folder),
                       self.judge.images, batch, self.threads, self.seconds)
         return {**found, "realised": round(found["speedup"] * macs / self.dense["macs"], 4)}
+
+
+def answered(run: Callable[[Batch], Tensor], split: Split) -> Record:
+    """Accuracy on images, how many there are, and which were right."""
+    logits = logits_of(run, split.images)
+    return {"accuracy": right(logits, split.labels), "images": len(split.labels),
+            "right": packed(logits.argmax(-1) == split.labels)}
 
 
 def right(logits: Tensor, labels: Tensor) -> float:
