@@ -1,8 +1,8 @@
 """The whole tool as five functions: ``compile``, ``plan``, ``apply``, ``inspect`` and ``load``.
 
-    MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -> lower -> verify -> artefact
-             `------------- inspect -----------'                   |
-             `----------------------- plan ------------------------'`------------ apply -------------'
+MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -> lower -> verify -> artefact
+         `------------- inspect -----------'                   |
+         `----------------------- plan ------------------------'`------------ apply -------------'
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
 from .sparsify import uncut, with_tiles
-from .work import (
-    Inputs,
-    Model,
-    Wish,
-    Work,
-    default_criterion,
-    kinds_and_tokens,
-)
+from .work import Inputs, Model, Wish, Work, default_criterion, kinds_and_tokens
 
 if TYPE_CHECKING:
     from .pipeline_text import StatedPipeline
@@ -48,17 +41,46 @@ Made = TypeVar("Made")
 
 
 def compile(
-    model: Model, example_inputs: Inputs = None, *,
-    flops: Amount = None, params: Amount = None, bytes: Amount = None, plan: PlanLike | None = None,
-    target: str = "eager", data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: Align = None,
-    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0,
-    recover: str | None = None, rounds: int = 1, head_scale: float | str = 1.0, members: str = "auto",
-    rearrange: int = 0, tokens: str | None = None, unmerge: bool = False, blocks: str | None = None,
-    sparse: str | None = None, search: str = "auto", pipeline: str | None = None, latency: Amount = None,
-    latency_ms: Amount = None, batch: int = 1, threads: int = 0, latency_table: str | os.PathLike[str] | None = None,
-    expect_latency: bool = False, seconds: float | None = None, memory: float | str | None = None,
-    held_out: float = 0.0, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    flops: Amount = None,
+    params: Amount = None,
+    bytes: Amount = None,
+    plan: PlanLike | None = None,
+    target: str = "eager",
+    data: Any = None,
+    importance: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    prune: str | Sequence[str | Kind] | None = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    samples: int = 128,
+    seed: int = 0,
+    recover: str | None = None,
+    rounds: int = 1,
+    head_scale: float | str = 1.0,
+    members: str = "auto",
+    rearrange: int = 0,
+    tokens: str | None = None,
+    unmerge: bool = False,
+    blocks: str | None = None,
+    sparse: str | None = None,
+    search: str = "auto",
+    pipeline: str | None = None,
+    latency: Amount = None,
+    latency_ms: Amount = None,
+    batch: int = 1,
+    threads: int = 0,
+    latency_table: str | os.PathLike[str] | None = None,
+    expect_latency: bool = False,
+    seconds: float | None = None,
+    memory: float | str | None = None,
+    held_out: float = 0.0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -129,49 +151,129 @@ def compile(
         if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
         if recover not in (None, "none"):
-            raise OptionError("a plan is applied without recovery", where=f"--recover {recover}",
-                              why="applying a plan uses no data",
-                              cure="give a budget and data instead, or a pipeline: read-plan,recover (fxprune help "
-                                   "pipelines)")
-        return apply(model, plan, example_inputs, target=target, out=out, seed=seed, batch=batch, threads=threads,
-                     seconds=seconds, checkpoint=checkpoint, trust_pickle=trust_pickle, on_event=on_event)
+            raise OptionError(
+                "a plan is applied without recovery",
+                where=f"--recover {recover}",
+                why="applying a plan uses no data",
+                cure="give a budget and data instead, or a pipeline: read-plan,recover (fxprune help pipelines)",
+            )
+        return apply(
+            model,
+            plan,
+            example_inputs,
+            target=target,
+            out=out,
+            seed=seed,
+            batch=batch,
+            threads=threads,
+            seconds=seconds,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            on_event=on_event,
+        )
     if pipeline is not None:
-        work = Work(target, out, seed, on_event, Limits(), timing=_timed(batch, threads, seconds, latency_table),
-                    held_back=held_out)
-        return _planned(model, example_inputs, asked, work, pipeline, data, samples,
-                        lambda program, stated: work.finish(program, stated.after))
+        work = Work(
+            target,
+            out,
+            seed,
+            on_event,
+            Limits(),
+            timing=_timed(batch, threads, seconds, latency_table),
+            held_back=held_out,
+        )
+        return _planned(
+            model,
+            example_inputs,
+            asked,
+            work,
+            pipeline,
+            data,
+            samples,
+            lambda program, stated: work.finish(program, stated.after),
+        )
     if recover not in (None, "none") and data is None:
-        raise OptionError("recovery needs data", where=f"--recover {recover}",
-                          why="it fits what stays to what the dense model does on it", cure="give --data")
+        raise OptionError(
+            "recovery needs data",
+            where=f"--recover {recover}",
+            why="it fits what stays to what the dense model does on it",
+            cure="give --data",
+        )
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
     zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
     timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
-    work = Work(target, out, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
-                options=asked, held_back=held_out)
+    work = Work(
+        target,
+        out,
+        seed,
+        on_event,
+        Limits(align, floor, allow_empty, freeze),
+        blocks=zeros,
+        timing=timing,
+        options=asked,
+        held_back=held_out,
+    )
     wish = None
     if zeros is None or rest.slices or wished is not None:
         budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
         how = rest.recover or ("none" if data is None else "auto")
-        wish = Wish(budget, rest.importance or default_criterion(data), kinds, samples, how, rounds, head_scale,
-                    members, rearrange, wished, search)
+        wish = Wish(
+            budget,
+            rest.importance or default_criterion(data),
+            kinds,
+            samples,
+            how,
+            rounds,
+            head_scale,
+            members,
+            rearrange,
+            wished,
+            search,
+        )
     with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
 
 def plan(
-    model: Model, example_inputs: Inputs = None, *,
-    flops: Amount = None, params: Amount = None, bytes: Amount = None, target: str = "eager",
-    data: Any = None, importance: str | None = None, out: str | os.PathLike[str] | None = None,
-    prune: str | Sequence[str | Kind] | None = None, freeze: Sequence[str] = (), align: Align = None,
-    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, rounds: int = 1,
-    head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, blocks: str | None = None, sparse: str | None = None, search: str = "auto",
-    pipeline: str | None = None, latency: Amount = None, latency_ms: Amount = None, batch: int = 1, threads: int = 0,
-    latency_table: str | os.PathLike[str] | None = None, expect_latency: bool = False,
-    memory: float | str | None = None, held_out: float = 0.0,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    flops: Amount = None,
+    params: Amount = None,
+    bytes: Amount = None,
+    target: str = "eager",
+    data: Any = None,
+    importance: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    prune: str | Sequence[str | Kind] | None = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    samples: int = 128,
+    seed: int = 0,
+    rounds: int = 1,
+    head_scale: float | str = 1.0,
+    members: str = "auto",
+    rearrange: int = 0,
+    tokens: str | None = None,
+    unmerge: bool = False,
+    blocks: str | None = None,
+    sparse: str | None = None,
+    search: str = "auto",
+    pipeline: str | None = None,
+    latency: Amount = None,
+    latency_ms: Amount = None,
+    batch: int = 1,
+    threads: int = 0,
+    latency_table: str | os.PathLike[str] | None = None,
+    expect_latency: bool = False,
+    memory: float | str | None = None,
+    held_out: float = 0.0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
 
@@ -179,22 +281,59 @@ def plan(
     """
     asked = by_option("plan", locals())
     if pipeline is not None:
-        work = Work(target, None, seed, on_event, Limits(), timing=_timed(batch, threads, None, latency_table),
-                    held_back=held_out)
-        return _written(_planned(model, example_inputs, asked, work, pipeline, data, samples,
-                                 lambda program, stated: with_tiles(work, program)), out)
+        work = Work(
+            target,
+            None,
+            seed,
+            on_event,
+            Limits(),
+            timing=_timed(batch, threads, None, latency_table),
+            held_back=held_out,
+        )
+        return _written(
+            _planned(
+                model,
+                example_inputs,
+                asked,
+                work,
+                pipeline,
+                data,
+                samples,
+                lambda program, stated: with_tiles(work, program),
+            ),
+            out,
+        )
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze,
-                          plain=True)
+    zeros, rest = divided(
+        blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze, plain=True
+    )
     timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), blocks=zeros, timing=timing,
-                held_back=held_out)
+    work = Work(
+        target,
+        None,
+        seed,
+        on_event,
+        Limits(align, floor, allow_empty, freeze),
+        blocks=zeros,
+        timing=timing,
+        held_back=held_out,
+    )
     wish = None
     if zeros is None or rest.slices or wished is not None:
-        wish = Wish(budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
-                    rest.importance or default_criterion(data), kinds, samples, "none" if data is None else "auto",
-                    rounds, head_scale, members, rearrange, wished, search)
+        wish = Wish(
+            budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
+            rest.importance or default_criterion(data),
+            kinds,
+            samples,
+            "none" if data is None else "auto",
+            rounds,
+            head_scale,
+            members,
+            rearrange,
+            wished,
+            search,
+        )
     with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
@@ -209,10 +348,20 @@ def _written(program: Program, out: str | os.PathLike[str] | None) -> Program:
 
 
 def apply(
-    model: Model, plan: PlanLike, example_inputs: Inputs = None, *,
-    target: str = "eager", out: str | os.PathLike[str] | None = None, seed: int = 0, align: Align = 1,
-    batch: int = 1, threads: int = 0, seconds: float | None = None,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    model: Model,
+    plan: PlanLike,
+    example_inputs: Inputs = None,
+    *,
+    target: str = "eager",
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    align: Align = 1,
+    batch: int = 1,
+    threads: int = 0,
+    seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Slice ``model`` as ``plan`` says: no data, no search, deterministic. An empty plan only lowers and verifies.
 
@@ -226,16 +375,30 @@ def apply(
     asked = by_option("apply", locals())
     chosen = read_plan(plan)
     # The plan was made under limits of its own: here only what would break the model stands in its way.
-    work = Work(target, out, seed, on_event, Limits(align=align, floor=0.0, allow_empty=True), options=asked,
-                timing=_timed(batch, threads, seconds))
+    work = Work(
+        target,
+        out,
+        seed,
+        on_event,
+        Limits(align=align, floor=0.0, allow_empty=True),
+        options=asked,
+        timing=_timed(batch, threads, seconds),
+    )
     work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
     return applied(work, chosen)
 
 
 def inspect(
-    model: Model, example_inputs: Inputs = None, *,
-    freeze: Sequence[str] = (), align: Align = None, floor: Floor = FLOOR, allow_empty: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Program:
     """Find what can be pruned: the program with its ``axes``, ``groups`` and ``tokens``, frozen ones with the reason.
 
@@ -251,15 +414,24 @@ def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -
     return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds))
 
 
-def _planned(model: Model, example_inputs: Inputs, asked: Mapping[str, Any], work: Work, pipeline: str, data: Any,
-             samples: int, then: Callable[[Program, StatedPipeline], Made]) -> Made:
+def _planned(
+    model: Model,
+    example_inputs: Inputs,
+    asked: Mapping[str, Any],
+    work: Work,
+    pipeline: str,
+    data: Any,
+    samples: int,
+    then: Callable[[Program, StatedPipeline], Made],
+) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
     from .pipeline_text import decided_by, read_pipeline, stated_alone
 
     stated_alone(asked)
     given = [asked[m] for m in METRICS]
-    stated = read_pipeline(pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed,
-                           asked.get("plan"))
+    stated = read_pipeline(
+        pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed, asked.get("plan")
+    )
     work.options = asked
     with within(asked["memory"]), resumable(asked["out"], work.on_event), lines_of(stated.plan):
         work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)

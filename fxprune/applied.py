@@ -29,8 +29,9 @@ def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifac
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    program = work.groups([c.kind for c in plan.choices.values()], merging is not None,
-                          merging is not None and merging.unmerge)
+    program = work.groups(
+        [c.kind for c in plan.choices.values()], merging is not None, merging is not None and merging.unmerge
+    )
     wish = Wish(None, default_criterion(None), (), 1, recover)
     with lines_of(plan):
         return work.finish(work.recover(with_plan(work, program, plan), wish))
@@ -61,13 +62,20 @@ def lines_of(plan: CompressionPlan | None) -> Iterator[None]:
 def tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
     """A plan may keep any count; what the target's kernels do not like is said."""
     step = work.backend.granularity
-    odd = [f"{name} ({len(c.keep)} of {c.size})" for name, c in sorted(plan.choices.items())
-           if c.kind in (str(Kind.FFN), str(Kind.CHANNEL)) and len(c.keep) % step and len(c.keep) != c.size
-           and c.size >= 2 * step]
+    odd = [
+        f"{name} ({len(c.keep)} of {c.size})"
+        for name, c in sorted(plan.choices.items())
+        if c.kind in (str(Kind.FFN), str(Kind.CHANNEL))
+        and len(c.keep) % step
+        and len(c.keep) != c.size
+        and c.size >= 2 * step
+    ]
     if odd:
         more = f" and {len(odd) - 3} more" if odd[3:] else ""
-        text = (f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
-                f"{', '.join(odd[:3])}{more}")
+        text = (
+            f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
+            f"{', '.join(odd[:3])}{more}"
+        )
         work.notes.append(text)
         work.on_event(Event("note", text))
 

@@ -30,30 +30,119 @@ MAX_JSON = 512 * 2**20  # bytes of one description inside the archive; a graph o
 
 _OPS = re.compile(r"torch\.ops\.(?!load_library\b|import_module\b)[A-Za-z]\w*\.[A-Za-z_]\w*(\.[A-Za-z]\w*)?")
 _SYMBOLIC = re.compile(r"torch\.(sym_|_sym_)\w+|torch\._check(_is_size)?|math\.(ceil|floor|trunc|sqrt|log|exp)")
-_OPERATOR = frozenset({
-    "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le",
-    "gt", "ge", "and_", "or_", "xor", "not_",
-})
+_OPERATOR = frozenset(
+    {
+        "getitem",
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "truediv",
+        "mod",
+        "pow",
+        "neg",
+        "pos",
+        "abs",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and_",
+        "or_",
+        "xor",
+        "not_",
+    }
+)
 _FORBIDDEN_OPS = frozenset({"torch.ops.aten.from_file.default", "torch.ops.aten.from_file.out"})
 _SYMBOL = re.compile(r"[A-Za-z]+\d*")
 _NAME = re.compile(r"[\w.:/@<>\[\]-]*")  # what torch writes for nodes, inputs and parameters; no quotes, no calls
 _SPEC = re.compile(r"[\w\s.:/@<>|\[\]{}\",\\-]*")
 _NAME_KEYS = frozenset({"name", "as_name", "fqn", "parameter_name", "buffer_name", "tensor_constant_name", "path_name"})
-_SYMPY = frozenset({
-    "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "FloorDiv", "CeilDiv", "CleanDiv",
-    "ModularIndexing", "PythonMod", "Max", "Min", "Abs", "CeilToInt", "FloorToInt", "TruncToInt", "TruncToFloat",
-    "RoundToInt", "IntTrueDiv", "FloatTrueDiv", "FloatPow", "PowByNatural", "ToFloat", "Where", "Eq", "Equality", "Ne",
-    "Unequality", "Lt", "StrictLessThan", "Le", "LessThan", "Gt", "StrictGreaterThan", "Ge", "GreaterThanEqual",
-    "GreaterThan", "And", "Or", "Not", "Xor", "true", "false", "oo", "int_oo", "True", "False", "LShift", "RShift",
-    "IsNonOverlappingAndDenseIndicator", "OpaqueUnaryFn_sqrt", "OpaqueUnaryFn_log", "BitwiseFn_bitwise_and",
-    "BitwiseFn_bitwise_or",
-})
+_SYMPY = frozenset(
+    {
+        "Symbol",
+        "Integer",
+        "Float",
+        "Rational",
+        "Add",
+        "Mul",
+        "Pow",
+        "Mod",
+        "FloorDiv",
+        "CeilDiv",
+        "CleanDiv",
+        "ModularIndexing",
+        "PythonMod",
+        "Max",
+        "Min",
+        "Abs",
+        "CeilToInt",
+        "FloorToInt",
+        "TruncToInt",
+        "TruncToFloat",
+        "RoundToInt",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "FloatPow",
+        "PowByNatural",
+        "ToFloat",
+        "Where",
+        "Eq",
+        "Equality",
+        "Ne",
+        "Unequality",
+        "Lt",
+        "StrictLessThan",
+        "Le",
+        "LessThan",
+        "Gt",
+        "StrictGreaterThan",
+        "Ge",
+        "GreaterThanEqual",
+        "GreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "Xor",
+        "true",
+        "false",
+        "oo",
+        "int_oo",
+        "True",
+        "False",
+        "LShift",
+        "RShift",
+        "IsNonOverlappingAndDenseIndicator",
+        "OpaqueUnaryFn_sqrt",
+        "OpaqueUnaryFn_log",
+        "BitwiseFn_bitwise_and",
+        "BitwiseFn_bitwise_or",
+    }
+)
 _GUARD_NAMES = frozenset({"L", "max", "min", "math", "len", "isinstance", "int", "float", "bool", "str"}) | _SYMPY
 _GUARD_METHODS = frozenset({"size", "stride", "storage_offset", "dim", "floor", "ceil", "trunc", "sqrt"})
 
-_ARITHMETIC = (ast.Expression, ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.Call, ast.Constant, ast.Subscript,
-               ast.Tuple, ast.List, ast.keyword, ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
-               ast.IfExp)
+_ARITHMETIC = (
+    ast.Expression,
+    ast.BoolOp,
+    ast.UnaryOp,
+    ast.BinOp,
+    ast.Compare,
+    ast.Call,
+    ast.Constant,
+    ast.Subscript,
+    ast.Tuple,
+    ast.List,
+    ast.keyword,
+    ast.expr_context,
+    ast.operator,
+    ast.unaryop,
+    ast.boolop,
+    ast.cmpop,
+    ast.IfExp,
+)
 _END = struct.Struct("<4s4H2LH")  # the records that end a zip file, and a large one
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -128,9 +217,13 @@ def read_program(path: str | Path, *, trust: bool = False) -> ExportedProgram:
         with quiet():
             return torch.export.load(path)
     except Exception as error:  # torch raises about ten types for a damaged or foreign archive
-        raise LoadError("the exported program cannot be read", where=str(path), why=_first_line(error),
-                        cure="it may come from another torch version, need an op library that is not imported, or be "
-                             "damaged: export it again") from error
+        raise LoadError(
+            "the exported program cannot be read",
+            where=str(path),
+            why=_first_line(error),
+            cure="it may come from another torch version, need an op library that is not imported, or be "
+            "damaged: export it again",
+        ) from error
 
 
 def check_archive(path: str | Path) -> None:
@@ -142,14 +235,21 @@ def check_archive(path: str | Path) -> None:
         except (OSError, OverflowError, struct.error):  # an offset that points nowhere
             sound = False
         if not sound:
-            raise LoadError("the archive is malformed", where=str(path), why="its directory is not where it says",
-                            cure="write it again with torch.export.save")
+            raise LoadError(
+                "the archive is malformed",
+                where=str(path),
+                why="its directory is not where it says",
+                cure="write it again with torch.export.save",
+            )
         names = archive.namelist()
         inner = [name.partition("/")[2] for name in names]
         if "archive_format" not in inner:
-            raise LoadError("this file is not a .pt2 program", where=str(path),
-                            why="it has no 'archive_format' entry: another kind of zip, or written before torch 2.8",
-                            cure="write it with torch.export.save")
+            raise LoadError(
+                "this file is not a .pt2 program",
+                where=str(path),
+                why="it has no 'archive_format' entry: another kind of zip, or written before torch 2.8",
+                cure="write it with torch.export.save",
+            )
         if len(set(inner)) != len(inner):
             raise LoadError("the archive is malformed", where=str(path), why="two entries have the same name")
         for name, entry in zip(names, inner, strict=True):
@@ -159,8 +259,12 @@ def check_archive(path: str | Path) -> None:
             if not reason and entry.startswith("data/sample_inputs/"):
                 reason = _code_in_inputs(archive, name)
             if reason:
-                raise LoadError("the file could run code when loaded, so it is refused", where=f"{path}: {entry}",
-                                why=reason, cure="if you trust its author: --trust-pickle")
+                raise LoadError(
+                    "the file could run code when loaded, so it is refused",
+                    where=f"{path}: {entry}",
+                    why=reason,
+                    cure="if you trust its author: --trust-pickle",
+                )
 
 
 def _open(path: Path) -> zipfile.ZipFile:
@@ -171,8 +275,12 @@ def _open(path: Path) -> zipfile.ZipFile:
     except IsADirectoryError:
         raise LoadError("this is a directory, not a .pt2 file", where=str(path)) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise LoadError("the file is damaged or not a .pt2 program", where=str(path), why=str(error),
-                        cure="copy or write it again; a download that stopped half way looks like this") from None
+        raise LoadError(
+            "the file is damaged or not a .pt2 program",
+            where=str(path),
+            why=str(error),
+            cure="copy or write it again; a download that stopped half way looks like this",
+        ) from None
     except OSError as error:
         raise LoadError("the file cannot be read", where=str(path), why=error.strerror or str(error)) from None
 
@@ -187,12 +295,12 @@ def _one_directory(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(max(0, size - _END.size - _LOCATOR.size))
         tail = file.read()
-        end = _END.unpack(tail[-_END.size:])
+        end = _END.unpack(tail[-_END.size :])
         length, offset, stop = end[5], end[6], size - _END.size
         if end[0] != b"PK\5\6":
             return False  # a comment follows; torch writes none
         if tail[:4] == b"PK\6\7":
-            stop = _LOCATOR.unpack(tail[:_LOCATOR.size])[2]
+            stop = _LOCATOR.unpack(tail[: _LOCATOR.size])[2]
             file.seek(stop)
             record = file.read(_END64.size)
             if len(record) < _END64.size or stop + _END64.size + len(tail) != size:
@@ -204,8 +312,11 @@ def _one_directory(path: Path) -> bool:
 def _read_json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
     size = archive.getinfo(name).file_size
     if size > MAX_JSON:
-        raise LoadError("the archive is malformed", where=f"{path}: {name}",
-                        why=f"a description of {size} bytes, the limit is {MAX_JSON}")
+        raise LoadError(
+            "the archive is malformed",
+            where=f"{path}: {name}",
+            why=f"a description of {size} bytes, the limit is {MAX_JSON}",
+        )
     try:
         return json.loads(archive.read(name) or b"null")
     except Exception as error:  # zipfile, zlib and json raise about ten types for damage

@@ -1,10 +1,10 @@
 """``Artifact``: the result, in memory and as a directory that is whole or absent.
 
-    model.pt2      the pruned program; ``torch.export.load`` reads it with torch alone: no model class, no fxprune
-    model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 512 MiB)
-    plan.json      which elements of every group stayed
-    report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
-    report.html    the same for people: one page that needs nothing else
+model.pt2      the pruned program; ``torch.export.load`` reads it with torch alone: no model class, no fxprune
+model.onnx     the target's payload, where the target is not eager (model.onnx.data beside it above 512 MiB)
+plan.json      which elements of every group stayed
+report.json    what was done, what it costs, what stayed unpruned and why, how exact it is (see ``build_report``)
+report.html    the same for people: one page that needs nothing else
 """
 
 from __future__ import annotations
@@ -105,10 +105,13 @@ class Artifact:
             for name, content in self.extras.items():
                 (directory / name).write_bytes(content)
             report = {
-                **self.report, **_target(self.backend), "payload": lowered.payload.name,
+                **self.report,
+                **_target(self.backend),
+                "payload": lowered.payload.name,
                 "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
                 "earlier": self.report.get("earlier", []) if untouched else [],
-                "lowering": dict(lowered.about), "unfinished": unfinished(self.backend, path, lowered.missing),
+                "lowering": dict(lowered.about),
+                "unfinished": unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: _fingerprint(p) for p in sorted(directory.iterdir())},
                 **executed(self.report, lowered.sparsity, lowered.notes),
                 **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
@@ -134,8 +137,11 @@ class Artifact:
             return self.program
         devices = {t.device for t in state.values()} - {t.device for t in exported.state_dict.values()}
         if devices:
-            raise OptionError("the module was moved to another device", where=str(next(iter(devices))),
-                              cure="move it back before saving: artifact.module.to('cpu')")
+            raise OptionError(
+                "the module was moved to another device",
+                where=str(next(iter(devices))),
+                cure="move it back before saving: artifact.module.to('cpu')",
+            )
         from .rebuild import copy_graph, rebuild
 
         kept = {k: state.get(k, v) for k, v in exported.state_dict.items()}
@@ -152,8 +158,9 @@ class Artifact:
         picture = told.get("picture") if isinstance(told, dict) else None
         known = isinstance(picture, str) and picture in report["files"]
         extras = {str(picture): (path / str(picture)).read_bytes()} if known else {}
-        return Artifact(program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras,
-                        _read=program)
+        return Artifact(
+            program, CompressionPlan.read(path / PLAN), report, _backend(path, report), path, extras, _read=program
+        )
 
 
 def load(path: str | Path) -> ProgramModule:
@@ -170,9 +177,20 @@ def load(path: str | Path) -> ProgramModule:
 
 
 def build_report(
-    program: Program, *, name: str, target: str, dense: Cost, compressed: Cost, plan: CompressionPlan,
-    groups: Sequence[PruneGroup] = (), budget: Budget | None = None, pipeline: str = "",
-    passes: Sequence[PassResult] = (), seed: int = 0, notes: Iterable[str] = (), **more: Any,
+    program: Program,
+    *,
+    name: str,
+    target: str,
+    dense: Cost,
+    compressed: Cost,
+    plan: CompressionPlan,
+    groups: Sequence[PruneGroup] = (),
+    budget: Budget | None = None,
+    pipeline: str = "",
+    passes: Sequence[PassResult] = (),
+    seed: int = 0,
+    notes: Iterable[str] = (),
+    **more: Any,
 ) -> dict[str, Any]:
     """Everything that is known about a result, as plain data for ``report.json``.
 
@@ -200,16 +218,33 @@ def build_report(
     """
     before, after = (vars(c) for c in (dense, compressed))
     return {
-        "fxprune_report": VERSION, "name": name, "target": target, "versions": versions(), "seed": seed,
-        "budget": None if budget is None else dict(vars(budget)), "pipeline": pipeline,
+        "fxprune_report": VERSION,
+        "name": name,
+        "target": target,
+        "versions": versions(),
+        "seed": seed,
+        "budget": None if budget is None else dict(vars(budget)),
+        "pipeline": pipeline,
         "passes": describe_results(passes),
-        "cost": {"dense": dict(before), "compressed": dict(after),
-                 "ratio": {k: after[k] / before[k] if before[k] else 1.0 for k in before}, "counted": COUNTED},
-        "inputs": describe_inputs(program), "outputs": output_names(program.exported),
-        "pruned": [{"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
-                   for g, c in sorted(plan.choices.items()) if len(c.keep) < c.size],
+        "cost": {
+            "dense": dict(before),
+            "compressed": dict(after),
+            "ratio": {k: after[k] / before[k] if before[k] else 1.0 for k in before},
+            "counted": COUNTED,
+        },
+        "inputs": describe_inputs(program),
+        "outputs": output_names(program.exported),
+        "pruned": [
+            {"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
+            for g, c in sorted(plan.choices.items())
+            if len(c.keep) < c.size
+        ],
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "notes": [*notes, *notes_on_ops(program.exported)], "parity": None, "payload": None, "files": {}, **more,
+        "notes": [*notes, *notes_on_ops(program.exported)],
+        "parity": None,
+        "payload": None,
+        "files": {},
+        **more,
     }
 
 
@@ -232,8 +267,12 @@ def _backend(path: Path, report: Mapping[str, Any]) -> Backend:
         return registry.backend(report["target"], **options)
     except (OptionError, TypeError, ValueError) as error:
         why = error.what if isinstance(error, OptionError) else str(error)
-        raise LoadError("the report names a target that this fxprune does not know", where=str(path / REPORT),
-                        why=why, cure="update fxprune, or install the plugin that made the artefact") from None
+        raise LoadError(
+            "the report names a target that this fxprune does not know",
+            where=str(path / REPORT),
+            why=why,
+            cure="update fxprune, or install the plugin that made the artefact",
+        ) from None
 
 
 def check_destination(path: Path, overwrite: bool = True) -> None:
@@ -242,8 +281,9 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
         return
     where = str(path)
     if not path.is_dir():
-        raise OptionError("the output is a directory, but a file lies there", where=where,
-                          cure="remove it or choose another --out")
+        raise OptionError(
+            "the output is a directory, but a file lies there", where=where, cure="remove it or choose another --out"
+        )
     found = {p.name for p in path.iterdir()}
     if not found:
         return
@@ -252,28 +292,44 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
     try:
         report = read_report(path)
     except LoadError as error:
-        raise OptionError("the output directory is not empty and holds no artefact, so it is left alone", where=where,
-                          why=error.what, cure="choose another --out") from None
+        raise OptionError(
+            "the output directory is not empty and holds no artefact, so it is left alone",
+            where=where,
+            why=error.what,
+            cure="choose another --out",
+        ) from None
     foreign = sorted(found - {REPORT, *report["files"]})
     if foreign:
-        raise OptionError("the output directory holds files that fxprune did not write, so it is left alone",
-                          where=where, why=", ".join(foreign[:5]), cure="move them, or choose another --out")
+        raise OptionError(
+            "the output directory holds files that fxprune did not write, so it is left alone",
+            where=where,
+            why=", ".join(foreign[:5]),
+            cure="move them, or choose another --out",
+        )
 
 
 def read_report(path: Path) -> dict[str, Any]:
     """The report of the artefact in ``path``, checked for form. Raises LoadError."""
     file = path / REPORT
     if not path.is_dir():
-        raise LoadError("there is no such artefact", where=str(path), why="an artefact is a directory",
-                        cure="give the --out of fxprune compile")
+        raise LoadError(
+            "there is no such artefact",
+            where=str(path),
+            why="an artefact is a directory",
+            cure="give the --out of fxprune compile",
+        )
     try:
         size = file.stat().st_size
         if size > MAX_REPORT:
             raise LoadError("the report is too large", where=str(file), why=f"{size} bytes, the limit is {MAX_REPORT}")
         report = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LoadError("this directory is not an artefact", where=str(path), why=f"it has no {REPORT}",
-                        cure="give the --out of fxprune compile") from None
+        raise LoadError(
+            "this directory is not an artefact",
+            where=str(path),
+            why=f"it has no {REPORT}",
+            cure="give the --out of fxprune compile",
+        ) from None
     except OSError as error:
         raise LoadError("the report cannot be read", where=str(file), why=error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:
@@ -281,16 +337,22 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or "fxprune_report" not in report:
         raise LoadError("this directory is not an artefact", where=str(file), why="it has no 'fxprune_report' version")
     if report["fxprune_report"] != VERSION:
-        raise LoadError("the artefact has another version", where=str(file),
-                        why=f"found {report['fxprune_report']!r}, this fxprune reads {VERSION}")
+        raise LoadError(
+            "the artefact has another version",
+            where=str(file),
+            why=f"found {report['fxprune_report']!r}, this fxprune reads {VERSION}",
+        )
     files = report.get("files")
     if not isinstance(files, dict) or not isinstance(report.get("target"), str):
         raise LoadError("the report is malformed", where=str(file), why="'files' must be an object, 'target' a string")
     for name, entry in files.items():
         if not _FILE_NAME.fullmatch(name):  # no separators, no leading dot: a name can never lead out of the directory
             raise LoadError("the report is malformed", where=str(file), why=f"'{name[:80]}' is not a plain file name")
-        if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str) \
-                or type(entry.get("size_bytes")) is not int:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("sha256"), str)
+            or type(entry.get("size_bytes")) is not int
+        ):
             raise LoadError("the report is malformed", where=f"{file}: {name}", why="needs sha256 and size_bytes")
     return report
 
@@ -305,14 +367,26 @@ def check_files(path: Path, report: Mapping[str, Any], only: Iterable[str] | Non
         try:
             size = file.stat().st_size
             if size != entry["size_bytes"]:
-                raise LoadError("the file has another size than its report says", where=str(file),
-                                why=f"{size} bytes, expected {entry['size_bytes']}: truncated or replaced", cure=cure)
+                raise LoadError(
+                    "the file has another size than its report says",
+                    where=str(file),
+                    why=f"{size} bytes, expected {entry['size_bytes']}: truncated or replaced",
+                    cure=cure,
+                )
             if _sha256(file) != entry["sha256"]:
-                raise LoadError("the file is not the one its report describes", where=str(file),
-                                why="its SHA-256 differs: damaged or changed", cure=cure)
+                raise LoadError(
+                    "the file is not the one its report describes",
+                    where=str(file),
+                    why="its SHA-256 differs: damaged or changed",
+                    cure=cure,
+                )
         except OSError as error:
-            raise LoadError("a file of the artefact is missing or cannot be read", where=str(file),
-                            why=error.strerror or str(error), cure=cure) from None
+            raise LoadError(
+                "a file of the artefact is missing or cannot be read",
+                where=str(file),
+                why=error.strerror or str(error),
+                cure=cure,
+            ) from None
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -126,6 +126,12 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
     if not lowered.sparsity:
         decisions = kept_dense(program, f"the target '{backend.name}' multiplies dense weights")
         lowered = replace(lowered, sparsity=report(decisions), notes=(*lowered.notes, *words(decisions)))
-    parity = check_parity(program, lowered.run, what=lowered.payload.name, tolerance=backend.tolerances(), seed=seed,
-                          cure="please report it with the model's name; --target eager works meanwhile")
+    parity = check_parity(
+        program,
+        lowered.run,
+        what=lowered.payload.name,
+        tolerance=backend.tolerances(),
+        seed=seed,
+        cure="please report it with the model's name; --target eager works meanwhile",
+    )
     return lowered, parity

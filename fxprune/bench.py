@@ -24,9 +24,17 @@ from .program import Program
 
 
 def bench(
-    artifact: str | os.PathLike[str], *, against: api.Model | None = None, batches: Sequence[int] = (1, 32),
-    seconds: float = 5.0, threads: int = 0, checkpoint: str | None = None, example_inputs: api.Inputs = None,
-    trust_pickle: bool = False, recorded: bool = False, on_event: OnEvent = warn_only,
+    artifact: str | os.PathLike[str],
+    *,
+    against: api.Model | None = None,
+    batches: Sequence[int] = (1, 32),
+    seconds: float = 5.0,
+    threads: int = 0,
+    checkpoint: str | None = None,
+    example_inputs: api.Inputs = None,
+    trust_pickle: bool = False,
+    recorded: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Median latency and throughput per batch size, of the payload as it would be deployed.
 
@@ -46,8 +54,12 @@ def bench(
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(threads)
         if recorded and against is None:
-            raise OptionError("there is nothing to record", where="--record",
-                              why="a report holds latency beside the dense model's", cure="name it with --against")
+            raise OptionError(
+                "there is nothing to record",
+                where="--record",
+                why="a report holds latency beside the dense model's",
+                cure="name it with --against",
+            )
         on_event(Event("stage", f"load {artifact}"))
         one = Artifact.read(Path(artifact))
         runners = {_label(artifact): (one.program, runner_of(one, threads))}
@@ -67,8 +79,9 @@ def bench(
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
             if recorded:
                 small, dense = samples.values()
-                readings.append(row_of(reading(dense, small), batch, threads, one.report["cost"]["ratio"]["flops"],
-                                       "bench"))
+                readings.append(
+                    row_of(reading(dense, small), batch, threads, one.report["cost"]["ratio"]["flops"], "bench")
+                )
         if recorded:
             record(Path(artifact), readings, one.backend, one.program)
         return {"rows": rows, "environment": environment(), "threads": threads, "target": one.backend.text}
@@ -83,8 +96,17 @@ def _other(
         return
     with tempfile.TemporaryDirectory(prefix="fxprune-bench-") as folder:
         inputs = inputs_like(one.program) if inputs is None else inputs
-        yield api.apply(against, CompressionPlan(), inputs, target=one.backend.text, out=Path(folder) / "dense",
-                        seconds=0, checkpoint=checkpoint, trust_pickle=trust, on_event=on_event)
+        yield api.apply(
+            against,
+            CompressionPlan(),
+            inputs,
+            target=one.backend.text,
+            out=Path(folder) / "dense",
+            seconds=0,
+            checkpoint=checkpoint,
+            trust_pickle=trust,
+            on_event=on_event,
+        )
 
 
 def inputs_like(program: Program) -> api.Inputs:
@@ -98,8 +120,12 @@ def inputs_like(program: Program) -> api.Inputs:
 def _check_recordable(one: Artifact, other: Artifact, where: str) -> None:
     check_dense(other.report["cost"]["compressed"], one.report, where)
     if other.backend.text != one.backend.text:
-        raise OptionError("the two were lowered to different targets", where=where,
-                          why=f"{other.backend.text}, not {one.backend.text}", cure="name the dense model itself")
+        raise OptionError(
+            "the two were lowered to different targets",
+            where=where,
+            why=f"{other.backend.text}, not {one.backend.text}",
+            cure="name the dense model itself",
+        )
 
 
 def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
@@ -107,8 +133,12 @@ def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
     assert artifact.path is not None
     backend, unfinished = artifact.backend, artifact.report.get("unfinished")
     if unfinished:
-        raise MissingDevice("the artefact is not finished, so there is nothing to time", where=str(artifact.path),
-                            why="; ".join(unfinished["missing"]), cure=unfinished["finish"])
+        raise MissingDevice(
+            "the artefact is not finished, so there is nothing to time",
+            where=str(artifact.path),
+            why="; ".join(unfinished["missing"]),
+            cure=unfinished["finish"],
+        )
     if hasattr(backend, "threads"):
         backend = registry.backend(backend.name, **{**backend.options, "threads": threads})
     run, device = backend.load(artifact.path / str(artifact.report["payload"])), backend.runs_on()

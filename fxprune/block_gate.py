@@ -62,10 +62,16 @@ class Decision:
 
     def record(self) -> dict[str, Any]:
         """As plain data for the report."""
-        return {"parameter": self.layer.matrix.parameter, "pattern": self.layer.pattern,
-                "density": round(self.layer.density, 4), "m": self.m, "sparse": self.sparse, "ratio": self.ratio,
-                "said": self.said,
-                "macs": {"dense": self.dense, "effective": self.effective, "executed": self.executed}}
+        return {
+            "parameter": self.layer.matrix.parameter,
+            "pattern": self.layer.pattern,
+            "density": round(self.layer.density, 4),
+            "m": self.m,
+            "sparse": self.sparse,
+            "ratio": self.ratio,
+            "said": self.said,
+            "macs": {"dense": self.dense, "effective": self.effective, "executed": self.executed},
+        }
 
 
 def sparse_weights(program: Program) -> list[SparseLayer]:
@@ -85,8 +91,12 @@ def sparse_weights(program: Program) -> list[SparseLayer]:
     return found
 
 
-def decide(program: Program, table: BlockTable | None, device: str,
-           multiplied: Callable[[SparseLayer], int] = lambda layer: int(layer.live.sum())) -> list[Decision]:
+def decide(
+    program: Program,
+    table: BlockTable | None,
+    device: str,
+    multiplied: Callable[[SparseLayer], int] = lambda layer: int(layer.live.sum()),
+) -> list[Decision]:
     """One decision per sparse layer, by the rows of the program's example inputs.
 
     device      where it will run, for the words when there is no table
@@ -97,8 +107,10 @@ def decide(program: Program, table: BlockTable | None, device: str,
 
 def kept_dense(program: Program, why: str) -> list[Decision]:
     """Decisions of a target that only knows dense weights."""
-    return [_decision(layer, False, _pairs(program, layer) if layer.pattern == TWO_OF_FOUR else f"kept dense: {why}",
-                      None) for layer in sparse_weights(program)]
+    return [
+        _decision(layer, False, _pairs(program, layer) if layer.pattern == TWO_OF_FOUR else f"kept dense: {why}", None)
+        for layer in sparse_weights(program)
+    ]
 
 
 def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> dict[str, Any]:
@@ -106,8 +118,11 @@ def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> di
     if not decisions:
         return {}
     sums = {k: sum(getattr(d, k) for d in decisions) for k in ("dense", "effective", "executed")}
-    return {"layers": [d.record() for d in decisions], "macs": sums,
-            "table": None if table is None else {"device": table.device, "form": table.form, "date": table.date}}
+    return {
+        "layers": [d.record() for d in decisions],
+        "macs": sums,
+        "table": None if table is None else {"device": table.device, "form": table.form, "date": table.date},
+    }
 
 
 def executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +135,9 @@ def executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[s
     before = {k: v for k, v in told.get("sparsity", {}).items() if k != "gate"}
     whole = told["cost"]["compressed"]["flops"]
     sums = gate["macs"]
-    flops = before.get("flops", {"dense": told["cost"]["dense"]["flops"],
-                                 "effective": whole - sums["dense"] + sums["effective"]})
+    flops = before.get(
+        "flops", {"dense": told["cost"]["dense"]["flops"], "effective": whole - sums["dense"] + sums["effective"]}
+    )
     flops = {**flops, "executed": whole - sums["dense"] + sums["executed"]}
     earlier = [n for n in told.get("notes", ()) if not n.startswith(("kept dense: ", "block-sparse: "))]
     return {"sparsity": {**before, "flops": flops, "gate": dict(gate)}, "notes": [*earlier, *notes]}
@@ -132,8 +148,9 @@ def words(decisions: Iterable[Decision]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for d in decisions:
         by_reason.setdefault(d.said, []).append(d.layer.matrix.parameter)
-    return [f"{said} ({len(names)} layer{'s' * (len(names) > 1)}, such as {names[0]})"
-            for said, names in by_reason.items()]
+    return [
+        f"{said} ({len(names)} layer{'s' * (len(names) > 1)}, such as {names[0]})" for said, names in by_reason.items()
+    ]
 
 
 def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str, tiles: int) -> Decision:
@@ -146,8 +163,12 @@ def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, dev
     (n, k), m = matrix.shape, matrix.rows * matrix.batch
     timing = table.find(n, k, layer.pattern, dtype, m, tiles / layer.live.numel())
     if timing is None:
-        return _decision(layer, False, f"kept dense: {n}x{k} in tiles of {layer.pattern} at M={m} in {dtype} is not in "
-                                       f"the table of {table}", None)
+        return _decision(
+            layer,
+            False,
+            f"kept dense: {n}x{k} in tiles of {layer.pattern} at M={m} in {dtype} is not in the table of {table}",
+            None,
+        )
     ratio, at = round(timing.ratio, 2), f"at M={m} (table of {table})"
     if timing.ratio < WIN:
         return _decision(layer, False, f"kept dense: {ratio:.2f}x {at}", ratio)
@@ -157,8 +178,11 @@ def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, dev
 def _pairs(program: Program, layer: SparseLayer) -> str:
     """2:4: no artefact holds torch's sparse form; what keeps this weight from it, or how it gets there."""
     why = why_not(layer.matrix.matrix(program.tensors[layer.matrix.parameter].detach()))
-    return f"kept dense: 2:4 stays in a dense weight, for {why}" if why else \
-        "kept dense: 2:4 stays in a dense weight until fxprune.semi_structured.to_semi_structured(module)"
+    return (
+        f"kept dense: 2:4 stays in a dense weight, for {why}"
+        if why
+        else "kept dense: 2:4 stays in a dense weight until fxprune.semi_structured.to_semi_structured(module)"
+    )
 
 
 def _decision(layer: SparseLayer, sparse: bool, said: str, ratio: float | None, tiles: int = 0) -> Decision:

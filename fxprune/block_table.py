@@ -94,11 +94,19 @@ class BlockTable:
             rows = tuple(Timing(**row) for row in raw["rows"])
             return BlockTable(str(raw["device"]), str(raw["form"]), rows, str(raw["date"]), dict(raw["versions"]))
         except OSError as error:
-            raise LoadError("the table of block timings cannot be read", where=str(path),
-                            why=error.strerror or str(error), cure="measure one with `fxprune tune`") from None
+            raise LoadError(
+                "the table of block timings cannot be read",
+                where=str(path),
+                why=error.strerror or str(error),
+                cure="measure one with `fxprune tune`",
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise LoadError("this file is no table of block timings", where=str(path), why=str(error)[:300],
-                            cure="measure one with `fxprune tune`") from None
+            raise LoadError(
+                "this file is no table of block timings",
+                where=str(path),
+                why=str(error)[:300],
+                cure="measure one with `fxprune tune`",
+            ) from None
 
 
 def made(device: str, form: str, rows: Sequence[Timing]) -> BlockTable:

@@ -47,8 +47,9 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if not 0 < self.slice <= 1:
-            raise OptionError("slice is a share of the FLOPs", where=f"slice={self.slice:g}",
-                              cure="write 0.7, or leave it away")
+            raise OptionError(
+                "slice is a share of the FLOPs", where=f"slice={self.slice:g}", cure="write 0.7, or leave it away"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ class BlockWish:
         self.search  # noqa: B018  reads allocation and budget
         self.recovery  # noqa: B018
         if not self.made.scores_tiles:
-            raise OptionError(f"'{self.made.name}' does not score tiles", where=f"--importance {self.criterion}",
-                              cure="use lsp, magnitude, wanda or obert")
+            raise OptionError(
+                f"'{self.made.name}' does not score tiles",
+                where=f"--importance {self.criterion}",
+                cure="use lsp, magnitude, wanda or obert",
+            )
 
     @property
     def where(self) -> str:
@@ -108,8 +112,11 @@ class BlockWish:
         from .passes.transform.recover_blocks import METHODS, RecoverBlocks
 
         name, options = parse(self.recover, "--recover")
-        return build(RecoverBlocks, {"method": name, **options}, f"recovery '{name}'", "--recover") \
-            if name in METHODS else RecoverBlocks()
+        return (
+            build(RecoverBlocks, {"method": name, **options}, f"recovery '{name}'", "--recover")
+            if name in METHODS
+            else RecoverBlocks()
+        )
 
     @property
     def needs_data(self) -> bool:
@@ -131,8 +138,9 @@ class Request:
         return (self.flops, self.params, self.bytes) != (None, None, None)
 
 
-def kinds_and_blocks(kinds: Sequence[Any], blocks: str | None, sparse: str | None,
-                     flops: Any) -> tuple[tuple[Any, ...], str | None]:
+def kinds_and_blocks(
+    kinds: Sequence[Any], blocks: str | None, sparse: str | None, flops: Any
+) -> tuple[tuple[Any, ...], str | None]:
     """(kinds of groups, ``--blocks``) where ``--prune`` names blocks beside other kinds.
 
     Blocks alone take the whole budget. Beside other kinds slicing and tiles leave the same share, unless ``blocks``
@@ -148,14 +156,18 @@ def kinds_and_blocks(kinds: Sequence[Any], blocks: str | None, sparse: str | Non
         return rest, TILE
     budget = None if flops is None else Budget.parse("flops", flops)
     if budget is None or not budget.relative:
-        raise OptionError("how much slicing takes before tiles is not known", where="--prune ..,blocks",
-                          why="the budget is no share of the FLOPs",
-                          cure=f"give --flops 0.5, or --blocks '{TILE}{{slice=0.7}}'")
+        raise OptionError(
+            "how much slicing takes before tiles is not known",
+            where="--prune ..,blocks",
+            why="the budget is no share of the FLOPs",
+            cure=f"give --flops 0.5, or --blocks '{TILE}{{slice=0.7}}'",
+        )
     return rest, f"{TILE}{{slice={math.sqrt(budget.amount):.6g}}}"
 
 
-def divided(blocks: str | None, sparse: str | None, request: Request, data: bool, freeze: Any,
-            plain: bool = False) -> tuple[BlockWish | None, Request]:
+def divided(
+    blocks: str | None, sparse: str | None, request: Request, data: bool, freeze: Any, plain: bool = False
+) -> tuple[BlockWish | None, Request]:
     """What ``--blocks`` or ``--sparse`` asks for, and what slicing is asked for before it.
 
     With ``--blocks`` the budget is that of both; ``slice=0.7`` says how much of it slicing takes. With ``--sparse`` the
@@ -165,13 +177,17 @@ def divided(blocks: str | None, sparse: str | None, request: Request, data: bool
     if blocks is None and sparse is None:
         return None, request
     if blocks is not None and sparse is not None:
-        raise OptionError("tiles and 2:4 do not go together", where=f"--blocks {blocks} --sparse {sparse}",
-                          cure="give one of them")
+        raise OptionError(
+            "tiles and 2:4 do not go together", where=f"--blocks {blocks} --sparse {sparse}", cure="give one of them"
+        )
     text = str(blocks if blocks is not None else sparse)
     pattern, _ = parse(text, "--blocks" if sparse is None else "--sparse")
     if (pattern == TWO_OF_FOUR) != (sparse is not None):
-        raise OptionError(f"'{text}' cannot be read", where="--sparse" if sparse is not None else "--blocks",
-                          cure="write --sparse 2:4, or --blocks 32x32")
+        raise OptionError(
+            f"'{text}' cannot be read",
+            where="--sparse" if sparse is not None else "--blocks",
+            cure="write --sparse 2:4, or --blocks 32x32",
+        )
     budget = None
     if sparse is None:
         if request.flops is None or (request.params, request.bytes) != (None, None):
@@ -180,8 +196,13 @@ def divided(blocks: str | None, sparse: str | None, request: Request, data: bool
     of_tiles = request.importance is not None and _scores_tiles(request.importance)
     usual = ("lsp" if sparse is None else "obert") if data else "magnitude"
     recover = "none" if plain or not data else request.recover or "auto"
-    wish = BlockWish(text, budget, request.importance if of_tiles and request.importance else usual, recover,
-                     (freeze,) if isinstance(freeze, str) else tuple(freeze))
+    wish = BlockWish(
+        text,
+        budget,
+        request.importance if of_tiles and request.importance else usual,
+        recover,
+        (freeze,) if isinstance(freeze, str) else tuple(freeze),
+    )
     rest = replace(request, importance=None if of_tiles else request.importance)
     if parse(recover, "--recover")[0] == "obs":  # slicing has no recovery of this name
         rest = replace(rest, recover="auto")
@@ -189,8 +210,9 @@ def divided(blocks: str | None, sparse: str | None, request: Request, data: bool
         cut = wish.tiling.slice
         rest = replace(rest, flops=None if cut == 1 else cut)
     elif wish.tiling.slice != 1:
-        raise OptionError("2:4 takes its share whatever slicing leaves", where=wish.where,
-                          cure="give slicing's budget as --flops 0.7")
+        raise OptionError(
+            "2:4 takes its share whatever slicing leaves", where=wish.where, cure="give slicing's budget as --flops 0.7"
+        )
     return wish, rest
 
 

@@ -45,9 +45,12 @@ def capture(
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(f"a {type(model).__name__} cannot be captured", where=name,
-                           why="torch.export traces the Python code of an nn.Module",
-                           cure="pass the nn.Module itself, or a torch.export.ExportedProgram")
+        raise CaptureError(
+            f"a {type(model).__name__} cannot be captured",
+            where=name,
+            why="torch.export traces the Python code of an nn.Module",
+            cure="pass the nn.Module itself, or a torch.export.ExportedProgram",
+        )
     args, kwargs = _example(args, kwargs or {}, name)
     with evaluation_form(model), _plain_outputs(model, notes), quiet():  # what torch and the model say meanwhile
         exported = _export(model, args, kwargs, notes, name)
@@ -92,14 +95,20 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> tuple
     strange: list[str] = []
     leaves, spec = pytree.tree_flatten(plain(got, strange, "input"))
     if strange:
-        raise CaptureError("an input is neither a tensor nor a plain container", where=name,
-                           why=strange[0].split(" left out: ")[-1],
-                           cure="convert it to tensors, or wrap the model in a module that takes tensors")
+        raise CaptureError(
+            "an input is neither a tensor nor a plain container",
+            where=name,
+            why=strange[0].split(" left out: ")[-1],
+            cure="convert it to tensors, or wrap the model in a module that takes tensors",
+        )
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors:
-        raise CaptureError("there is no tensor among the example inputs", where=name,
-                           why=f"got {len(args)} positional and {len(kwargs)} keyword inputs",
-                           cure="pass example inputs: capture(model, (tensor,)), or --input 1x3x224x224")
+        raise CaptureError(
+            "there is no tensor among the example inputs",
+            where=name,
+            why=f"got {len(args)} positional and {len(kwargs)} keyword inputs",
+            cure="pass example inputs: capture(model, (tensor,)), or --input 1x3x224x224",
+        )
     batched = [t for t in tensors if t.dim()]
     single = bool(batched) and batched[0].shape[0] == 1
 
@@ -175,8 +184,13 @@ def _export(
 
 
 def _export_once(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor], lengths: set[int],
-    batches: list[Any], sequence: Any,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tensors: list[Tensor],
+    lengths: set[int],
+    batches: list[Any],
+    sequence: Any,
 ) -> ExportedProgram:
     shapes = ShapesCollection()
     for tensor, batch in zip(tensors, batches, strict=True):

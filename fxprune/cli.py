@@ -24,8 +24,11 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser of every command, by name, and the one above them."""
     from . import __version__
 
-    top = Parser(prog="fxprune", epilog=EPILOG, description=(
-        "Make a pretrained model smaller and faster: fxprune compile model.pt --target onnx --flops 0.5"))
+    top = Parser(
+        prog="fxprune",
+        epilog=EPILOG,
+        description=("Make a pretrained model smaller and faster: fxprune compile model.pt --target onnx --flops 0.5"),
+    )
     top.add_argument("--version", action="version", version=f"fxprune {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     made: dict[str, Parser] = {}
@@ -113,8 +116,11 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     one = command(args.command)
     if ranks.launched() is not None and not getattr(one, "SHARED", False):
-        raise OptionError(f"'{args.command}' is not shared over processes", where="torchrun",
-                          cure=f"start it without: fxprune {args.command} ...")
+        raise OptionError(
+            f"'{args.command}' is not shared over processes",
+            where="torchrun",
+            cure=f"start it without: fxprune {args.command} ...",
+        )
     with ranks.together(), Screen(quiet=args.quiet) as screen:
         result = one.run(args, screen)
     if args.json and ranks.speaks():

@@ -16,7 +16,17 @@ from torch.utils import _pytree as pytree
 from .rebuild import copy_graph, rebuild
 
 LEAVES = (
-    Tensor, int, float, bool, str, complex, type(None), torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype,
+    Tensor,
+    int,
+    float,
+    bool,
+    str,
+    complex,
+    type(None),
+    torch.SymInt,
+    torch.SymFloat,
+    torch.SymBool,
+    torch.dtype,
     torch.device,
 )
 
@@ -63,8 +73,12 @@ def plain_signature(exported: ExportedProgram, notes: list[str]) -> ExportedProg
     out_spec, kept = _plain_spec(call.out_spec, notes)
     if in_spec == call.in_spec and out_spec == call.out_spec:
         return exported
-    root = replace(root, signature=replace(call, in_spec=in_spec, out_spec=out_spec,
-                                           outputs=[o for i, o in enumerate(call.outputs) if i in kept]))
+    root = replace(
+        root,
+        signature=replace(
+            call, in_spec=in_spec, out_spec=out_spec, outputs=[o for i, o in enumerate(call.outputs) if i in kept]
+        ),
+    )
     module, old = copy_graph(exported), exported.graph_signature
     specs = old.output_specs
     first = sum(s.kind is not OutputKind.USER_OUTPUT for s in specs)  # mutations come before what the user sees
@@ -77,8 +91,9 @@ def plain_signature(exported: ExportedProgram, notes: list[str]) -> ExportedProg
         leaves = pytree.tree_leaves(inputs)
         args, kwargs = pytree.tree_unflatten(leaves, in_spec)
         inputs = (args, kwargs)
-    return rebuild(exported, module, signature=signature, example_inputs=inputs,
-                   calls=[root, *exported.module_call_graph[1:]])
+    return rebuild(
+        exported, module, signature=signature, example_inputs=inputs, calls=[root, *exported.module_call_graph[1:]]
+    )
 
 
 def _plain_spec(spec: pytree.TreeSpec, notes: list[str]) -> tuple[pytree.TreeSpec, list[int]]:

@@ -56,8 +56,9 @@ class Budget:
         if not (math.isfinite(number) and number > 0):
             raise OptionError(f"'{value}' is no latency", where=where, cure="write --latency 0.6 or --latency-ms 12")
         if number > 1 and not ms:
-            raise OptionError("a budget ratio is at most 1", where=where,
-                              cure=f"for milliseconds: --latency-ms {value}")
+            raise OptionError(
+                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: --latency-ms {value}"
+            )
         return Budget("latency", number, relative=not ms)
 
     @staticmethod
@@ -67,28 +68,44 @@ class Budget:
             from .errors import nearest
 
             raise OptionError(f"unknown budget '{metric}'", cure=nearest(metric, METRICS))
-        units = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30,
-                 "kb": 1e3, "mb": 1e6, "gb": 1e9}
+        units = {
+            "": 1,
+            "k": 1e3,
+            "m": 1e6,
+            "g": 1e9,
+            "t": 1e12,
+            "kib": 2**10,
+            "mib": 2**20,
+            "gib": 2**30,
+            "kb": 1e3,
+            "mb": 1e6,
+            "gb": 1e9,
+        }
         text = str(value).strip().lower().replace("_", "")
         digits = text.rstrip("abcdfghijklmnopqrstuvwxyz")  # no e: 1.5e9 is a number
-        unit = text[len(digits):]
+        unit = text[len(digits) :]
         where = f"--{metric} {value}"
         try:
             number = float(digits)
         except ValueError:
-            raise OptionError(f"'{value}' is not a budget", where=where,
-                              cure="write a ratio such as 0.5, or an amount such as 2.3G") from None
+            raise OptionError(
+                f"'{value}' is not a budget", where=where, cure="write a ratio such as 0.5, or an amount such as 2.3G"
+            ) from None
         if unit not in units or not math.isfinite(number):
-            raise OptionError(f"'{value}' is not a budget", where=where,
-                              cure=f"units: {', '.join(filter(None, units))}")
+            raise OptionError(
+                f"'{value}' is not a budget", where=where, cure=f"units: {', '.join(filter(None, units))}"
+            )
         if number <= 0:
             raise OptionError("a budget must be positive", where=where, cure="write a ratio such as 0.5")
         if unit or number >= 1000:
             return Budget(metric, number * units[unit], relative=False)
         if number > 1:
-            raise OptionError("a budget ratio is at most 1", where=where,
-                              why="a ratio is the share of the dense cost that stays",
-                              cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. --{metric} 2.3G")
+            raise OptionError(
+                "a budget ratio is at most 1",
+                where=where,
+                why="a ratio is the share of the dense cost that stays",
+                cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. --{metric} 2.3G",
+            )
         return Budget(metric, number)
 
     def limit(self, dense: Cost) -> float:

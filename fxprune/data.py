@@ -207,9 +207,7 @@ def _from_path(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibrati
     )
 
 
-def _from_tensors(
-    found: dict[str, Tensor], loaded: Loaded, origin: str, draw: _Draw, batch: int
-) -> Calibration:
+def _from_tensors(found: dict[str, Tensor], loaded: Loaded, origin: str, draw: _Draw, batch: int) -> Calibration:
     label_name = next((n for n in LABEL_NAMES if n in found and n not in loaded.input_names), None)
     tensors = {k: v for k, v in found.items() if k != label_name}
     labels = found[label_name] if label_name else None

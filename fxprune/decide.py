@@ -77,8 +77,14 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
 
 def _about(work: Work, wish: Wish, data: Calibration | None) -> dict[str, Any]:
     """Where a plan comes from."""
-    return {"model": work.name, "pipeline": work.pipeline, "importance": str(wish.made),
-            "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
+    return {
+        "model": work.name,
+        "pipeline": work.pipeline,
+        "importance": str(wish.made),
+        "data": data.origin if data else None,
+        "samples": data.samples if data else 0,
+        "versions": versions(),
+    }
 
 
 def _scored_beside_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
@@ -116,14 +122,25 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
     scored = work.run(scored, PlanTokens(found.tokens.reducer, counts, None if wish.by_groups else wish.budget))
     reduced = work.reduced(scored)
     if wish.by_groups:
-        scored = work.run(scored, replace(_search(wish, scale), reduced=reduced)) if wish.table is None else \
-            stated_counts(work, scored, found, wish.budget)
+        scored = (
+            work.run(scored, replace(_search(wish, scale), reduced=reduced))
+            if wish.table is None
+            else stated_counts(work, scored, found, wish.budget)
+        )
     plan = scored.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
     kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
-    about = {**plan.about, **table, **_about(work, wish, data), "rounds": 1, "tokens": wish.tokens.text,
-             "seed": work.seed, "budget": None if wish.budget is None else str(wish.budget),
-             "dense": vars(CostModel(program)()), "predicted": vars(CostModel(reduced)(kept))}
+    about = {
+        **plan.about,
+        **table,
+        **_about(work, wish, data),
+        "rounds": 1,
+        "tokens": wish.tokens.text,
+        "seed": work.seed,
+        "budget": None if wish.budget is None else str(wish.budget),
+        "dense": vars(CostModel(program)()),
+        "predicted": vars(CostModel(reduced)(kept)),
+    }
     return scored.but(plan=CompressionPlan(plan.choices, about, plan.tokens))
 
 
@@ -152,8 +169,10 @@ def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
 def made_up(work: Work, criterion: str, samples: int) -> Calibration:
     """Generated inputs, with a warning."""
     assert work.source is not None
-    work.warn(f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
-              "will see; give --data (data=...) for a better choice")
+    work.warn(
+        f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
+        "will see; give --data (data=...) for a better choice"
+    )
     return generate(work.source, samples=samples, seed=work.seed)
 
 
@@ -175,8 +194,9 @@ def amounts(wish: Wish, program: Program) -> list[Budget]:
         return [wish.budget]
     dense = CostModel(program)()
     share = min(1.0, wish.budget.limit(dense) / dense.metric(wish.budget.metric))
-    return [Budget(wish.budget.metric, round(share ** (i / wish.rounds), 6)) for i in range(1, wish.rounds)] + \
-        [wish.budget]
+    return [Budget(wish.budget.metric, round(share ** (i / wish.rounds), 6)) for i in range(1, wish.rounds)] + [
+        wish.budget
+    ]
 
 
 def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
@@ -224,12 +244,12 @@ def _search(wish: Wish, head_scale: float) -> SearchPlan:
     from .passes.search.search_plan import SearchPlan
 
     assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale,
-                      table=wish.table)
+    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale, table=wish.table)
 
 
-def searching(search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int,
-              members: RankWithin | None) -> list[Pass]:
+def searching(
+    search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int, members: RankWithin | None
+) -> list[Pass]:
     """The passes from scores to a plan: search, score what that left in doubt again, choose members, search again."""
     from .passes.analysis.importance.criterion import Criterion
     from .passes.analysis.refine_scores import RefineScores
@@ -268,7 +288,10 @@ def _next_round(work: Work, wish: Wish, program: Program) -> Program:
     from .passes.transform.recover import Recover
     from .passes.transform.slice_axes import SliceAxes
 
-    how = [] if wish.recovery.method == "none" or work.calibration is None else \
-        [Recover(method="ridge", data=work.calibration, seed=work.seed)]
+    how = (
+        []
+        if wish.recovery.method == "none" or work.calibration is None
+        else [Recover(method="ridge", data=work.calibration, seed=work.seed)]
+    )
     small = work.run(program, StartRound(), *how, SliceAxes())
     return work.run(small.without_facts(), PropagateAxes(), FindGroups(freeze=work.find_groups.freeze, inherit=True))

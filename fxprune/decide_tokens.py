@@ -39,14 +39,23 @@ def check_sites(program: Program, wish: TokenWish) -> TokenFlow:
     flow: TokenFlow = program.need("tokens")
     if not flow.usable:
         reasons = list(dict.fromkeys(s.frozen for s in flow.sites))
-        raise NothingToPrune("tokens cannot be reduced in this model", where=f"--tokens {wish.text}",
-                             why="; ".join(reasons[:3]) or "it has no self-attention over a fixed number of tokens",
-                             cure="`fxprune inspect MODEL` lists the attentions; prune heads, ffn or channels")
+        raise NothingToPrune(
+            "tokens cannot be reduced in this model",
+            where=f"--tokens {wish.text}",
+            why="; ".join(reasons[:3]) or "it has no self-attention over a fixed number of tokens",
+            cure="`fxprune inspect MODEL` lists the attentions; prune heads, ffn or channels",
+        )
     return flow
 
 
-def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | None, search: SearchPlan | None,
-                  scores: dict[str, list[list[float]]] | None = None) -> CompressionPlan:
+def decide_tokens(
+    work: Work,
+    wish: Wish,
+    scored: Program,
+    data: Calibration | None,
+    search: SearchPlan | None,
+    scores: dict[str, list[list[float]]] | None = None,
+) -> CompressionPlan:
     """The plan for tokens, and for groups where ``search`` is given, within the budget (if there is one).
 
     scored  the dense program with groups, token flow, and scores where groups take part
@@ -65,11 +74,13 @@ def decide_tokens(work: Work, wish: Wish, scored: Program, data: Calibration | N
         removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
         if search is None and wish.budget is not None and one.costs.total(removed) > one.limit:
             raise BudgetInfeasible(
-                "the token counts do not meet the budget", where=f"--tokens {tokens.text}",
+                "the token counts do not meet the budget",
+                where=f"--tokens {tokens.text}",
                 why=f"{one.costs.total(removed) / one.dense:.3f} of the dense {one.metric} stay; "
-                    f"asked {one.limit / one.dense:.3f}",
+                f"asked {one.limit / one.dense:.3f}",
                 cure="leave the counts or the budget away, or prune heads and neurons as well: --prune "
-                     "heads,ffn,tokens")
+                "heads,ffn,tokens",
+            )
         return one.planned(one.plan_of(removed), search)
     if search is None:
         return one.planned(one.within(one.limit), None)
@@ -108,9 +119,12 @@ class Decision:
             self.costs = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
             cost = CostModel(self.program)()
         else:
-            raise OptionError("fewer tokens save multiply-accumulates and time, and nothing else",
-                              where=f"--{self.metric}", why="weights stay as they are",
-                              cure="give --flops or --latency, or leave tokens alone")
+            raise OptionError(
+                "fewer tokens save multiply-accumulates and time, and nothing else",
+                where=f"--{self.metric}",
+                why="weights stay as they are",
+                cure="give --flops or --latency, or leave tokens alone",
+            )
         self.dense = cost.metric(self.metric)
         self.reference = Reference(self.program)
         self.limit = float(self.dense) if self.wish.budget is None else self.wish.budget.limit(cost)
@@ -162,9 +176,12 @@ class Decision:
             return self.plan_of(removed)
         least = min(self.costs.total(r) for r in self._most())
         raise BudgetInfeasible(
-            "tokens alone do not meet the budget", where=f"--tokens {self.tokens.text}",
+            "tokens alone do not meet the budget",
+            where=f"--tokens {self.tokens.text}",
             why=f"with as many gone as can go, {least / self.dense:.2f} of the dense {self.metric} stay; "
-                f"asked {limit / self.dense:.2f}", cure="prune heads and neurons as well: --prune heads,ffn,tokens")
+            f"asked {limit / self.dense:.2f}",
+            cure="prune heads and neurons as well: --prune heads,ffn,tokens",
+        )
 
     def _most(self) -> list[list[int]]:
         """As many tokens gone as can go, at the first site, at the first two, ..: an op may take more than it saves."""
@@ -178,8 +195,10 @@ class Decision:
 
         count = len(self.flow.usable)
         strides = [n for n in STRIDES if n == 1 or (self.timed and n < 2 * count)]
-        found = [profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap, n == 1)
-                 for n in strides]
+        found = [
+            profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap, n == 1)
+            for n in strides
+        ]
         return sorted(found, key=lambda r: self.costs.total(r) > limit)
 
     def _schedule(self, limit: float, improve: bool) -> list[int]:
@@ -196,8 +215,9 @@ class Decision:
         falling = profile(decreasing(count), self.costs, limit, cap)
         if how == "decreasing":
             return falling
-        found = eliminate(self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap,
-                          self.tokens.deciding.aware)
+        found = eliminate(
+            self.scores("removal" if how == "removal" else "optin"), self.costs, limit, cap, self.tokens.deciding.aware
+        )
         if how == "auto":
             several = [found, falling, *even]
             several = [r for r in several if self.costs.total(r) <= limit] or several
@@ -214,8 +234,7 @@ class Decision:
         if how not in self._scores:
             self.work.stage("score tokens")
             made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
-            self._scores[how] = made.removals(REMOVALS) if how == "removal" else \
-                made.curves(self.tokens.made)
+            self._scores[how] = made.removals(REMOVALS) if how == "removal" else made.curves(self.tokens.made)
         return self._scores[how]
 
     def _seen(self, samples: int) -> list[Batch]:
@@ -274,8 +293,9 @@ class Decision:
                 step /= 2
         return best
 
-    def _moved(self, removed: Sequence[int], a: int, b: int, amount: int, limit: float,
-               cap: object) -> list[int] | None:
+    def _moved(
+        self, removed: Sequence[int], a: int, b: int, amount: int, limit: float, cap: object
+    ) -> list[int] | None:
         """``amount`` fewer at site a, and as many more at b as meets the limit again; None where that cannot be."""
         trial = list(removed)
         trial[a] -= amount
@@ -307,8 +327,9 @@ class Decision:
         value, share, plan = min(found, key=lambda f: f[:2])
         if len(found) > 1:
             told = ", ".join(f"{s:g}: {v:.3g}" for v, s, _ in found)
-            self.work.notes.append(f"tokens take {share:g} of what the budget takes away (divergence of the outputs by "
-                                   f"share: {told})")
+            self.work.notes.append(
+                f"tokens take {share:g} of what the budget takes away (divergence of the outputs by share: {told})"
+            )
             if self.tokens.deciding.schedule == "auto" and self.tokens.deciding.improve and share:
                 better = self.planned(self._taking(share, improve=True), search)
                 return better if self._kept(better) < value else plan

@@ -63,6 +63,7 @@ class Evidence:
 
     def tensors(self, limit: int) -> dict[str, Tensor]:
         """What ``evidence.safetensors`` holds: outputs, and whole batches of data until ``limit`` bytes are reached."""
+
         def size(tensors: Mapping[str, Tensor]) -> int:
             return sum(t.numel() * t.element_size() for t in tensors.values())
 
@@ -94,15 +95,23 @@ def batches_for(program: Program, data: Calibration) -> tuple[tuple[tuple[Any, .
     labels = [b.labels for b in data.batches]
     if program.fixed_batch:
         size = samples_in(pytree.tree_leaves(program.example_inputs))
-        whole = Batch(tuple(torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
-                            for column in zip(*flats, strict=True)),
-                      labels=torch.cat(labels) if data.labelled else None)  # type: ignore[arg-type]
+        whole = Batch(
+            tuple(
+                torch.cat(list(column)) if isinstance(column[0], Tensor) and column[0].dim() else column[0]
+                for column in zip(*flats, strict=True)
+            ),
+            labels=torch.cat(labels) if data.labelled else None,
+        )  # type: ignore[arg-type]
         count = whole.size
         parts = [whole.pick(torch.arange(s, s + size)) for s in range(0, count - size + 1, size)]
         flats, labels = [tuple(p.args) for p in parts], [p.labels for p in parts]
     if not flats:
-        raise OptionError("the data is smaller than the model's batch", where=data.origin,
-                          why="the model was captured with a fixed batch size", cure="give more samples")
+        raise OptionError(
+            "the data is smaller than the model's batch",
+            where=data.origin,
+            why="the model was captured with a fixed batch size",
+            cure="give more samples",
+        )
     return tuple(flats), tuple(t for t in labels if t is not None) if data.labelled else None
 
 
@@ -128,8 +137,12 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
         try:
             return graph(flat)
         except Exception as error:  # whatever torch raises for sizes that the graph was not captured for
-            raise LoadError("the model does not run on the data", where=data.origin, why=first_line(error),
-                            cure="give --input of the data's sizes, or data of the model's") from error
+            raise LoadError(
+                "the model does not run on the data",
+                where=data.origin,
+                why=first_line(error),
+                cure="give --input of the data's sizes, or data of the model's",
+            ) from error
 
     first = run(inputs[0])
     metric, output = choose(dict(zip(names, first, strict=True)), None if labels is None else labels[0], wanted)
@@ -137,8 +150,17 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
     said = tuple(run(flat)[place].detach().cpu() for flat in inputs)
     value = score(metric, said, said if labels is None else labels)
     reference = tuple(t.detach().cpu() for t in eager(small.exported)(inputs[0]))
-    return Evidence(inputs, labels, said if labels is None else None, reference, metric, output, value,
-                    sum(map(samples_in, inputs)), digest_of(inputs, labels))
+    return Evidence(
+        inputs,
+        labels,
+        said if labels is None else None,
+        reference,
+        metric,
+        output,
+        value,
+        sum(map(samples_in, inputs)),
+        digest_of(inputs, labels),
+    )
 
 
 def read_evidence(file: Path, about: Mapping[str, Any], program: Program) -> Evidence | None:
@@ -167,9 +189,17 @@ def read_evidence(file: Path, about: Mapping[str, Any], program: Program) -> Evi
     columns = {word: tuple(found[i] for i in sorted(found)) for word, found in others.items()}
     if len(columns["labels"]) not in (0, len(flats)) or (columns["dense"] and len(columns["dense"]) < len(flats)):
         raise LoadError("the evidence is malformed", where=str(file), why="labels and batches differ in number")
-    return Evidence(tuple(flats), columns["labels"] or None, columns["dense"] or None, columns["reference"],
-                    str(about["name"]), str(about["output"]), float(about["dense"]), int(about["samples"]),
-                    str(about["sha256"]))
+    return Evidence(
+        tuple(flats),
+        columns["labels"] or None,
+        columns["dense"] or None,
+        columns["reference"],
+        str(about["name"]),
+        str(about["output"]),
+        float(about["dense"]),
+        int(about["samples"]),
+        str(about["sha256"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -196,8 +226,9 @@ class Payload:
         return tolerance_of(self.program, self.tolerances)
 
 
-def gates_of(payload: Payload, evidence: Evidence | None, limits: Limits, seconds: float, missing: str = "",
-             timed: bool = True) -> tuple[list[Gate], Timing | None]:
+def gates_of(
+    payload: Payload, evidence: Evidence | None, limits: Limits, seconds: float, missing: str = "", timed: bool = True
+) -> tuple[list[Gate], Timing | None]:
     """Every gate on a payload but those of its files: on the data, by the metric, by the clock.
 
     missing  why there is no evidence, or not all of it
@@ -230,9 +261,16 @@ def gates_of(payload: Payload, evidence: Evidence | None, limits: Limits, second
             found.append(Gate("latency", UNFINISHED, limit=limits.max_latency_ms, unit="ms", why="it was not measured"))
         else:
             clock = time_of(payload, limits, seconds)
-            found.append(gate("latency", clock.median_ms, limits.max_latency_ms, "ms",
-                              f"median {clock.median_ms:.3f} ms at batch {limits.batch}, the limit is "
-                              f"{limits.max_latency_ms:g} ms"))
+            found.append(
+                gate(
+                    "latency",
+                    clock.median_ms,
+                    limits.max_latency_ms,
+                    "ms",
+                    f"median {clock.median_ms:.3f} ms at batch {limits.batch}, the limit is "
+                    f"{limits.max_latency_ms:g} ms",
+                )
+            )
     return found, clock
 
 
@@ -246,13 +284,23 @@ def failed(name: str, error: FxpruneError, limit: float | None = None) -> Gate:
 def _metric_gate(name: str, limit: float, evidence: Evidence, outputs: Sequence[Tensor]) -> Gate:
     if name == "kl":
         if evidence.metric != "agreement" or evidence.dense is None:
-            return Gate(name, FAILED, limit=limit, unit="nats",
-                        why="there is no divergence to measure: the data has labels, or the output no classes")
+            return Gate(
+                name,
+                FAILED,
+                limit=limit,
+                unit="nats",
+                why="there is no divergence to measure: the data has labels, or the output no classes",
+            )
         return gate(name, divergence(outputs, evidence.dense), limit, "nats")
     value = score(evidence.metric, outputs, evidence.dense or evidence.labels or ())
     words = "labels" if evidence.dense is None else "the dense model"
-    return gate(name, evidence.value - value, limit, evidence.metric,
-                f"{evidence.metric} against {words} falls from {evidence.value:.4f} to {value:.4f}")
+    return gate(
+        name,
+        evidence.value - value,
+        limit,
+        evidence.metric,
+        f"{evidence.metric} against {words} falls from {evidence.value:.4f} to {value:.4f}",
+    )
 
 
 def _on_data(payload: Payload, evidence: Evidence, place: int) -> tuple[float, list[Tensor]]:
@@ -270,11 +318,20 @@ def _on_data(payload: Payload, evidence: Evidence, place: int) -> tuple[float, l
     return worst, outputs
 
 
-def _difference(reference: Runner, flat: Sequence[Any], got: Sequence[Tensor], want: Sequence[Tensor],
-                names: Sequence[str], limit: float, number: int) -> float:
+def _difference(
+    reference: Runner,
+    flat: Sequence[Any],
+    got: Sequence[Tensor],
+    want: Sequence[Tensor],
+    names: Sequence[str],
+    limit: float,
+    number: int,
+) -> float:
     def largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
-        return max(compare(a, b, limit, what="the payload", where=f"output '{n}'", label=f"batch {number} of the data"
-                           )[1] for n, a, b in zip(names, one, two, strict=True))
+        return max(
+            compare(a, b, limit, what="the payload", where=f"output '{n}'", label=f"batch {number} of the data")[1]
+            for n, a, b in zip(names, one, two, strict=True)
+        )
 
     try:
         return largest(got, want)
@@ -291,8 +348,12 @@ def time_of(payload: Payload, limits: Limits, seconds: float) -> Timing:
     flat = sample_inputs(payload.program, {s: limits.batch for s, w in words.items() if w.endswith("batch")})
     fixed = next((len(t) for t in flat if isinstance(t, Tensor) and t.dim() and len(t) != limits.batch), None)
     if fixed is not None:
-        raise OptionError("the program runs at one batch size only", where=f"--batch {limits.batch}",
-                          why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
+        raise OptionError(
+            "the program runs at one batch size only",
+            where=f"--batch {limits.batch}",
+            why=f"it was captured with a fixed batch of {fixed}",
+            cure=f"--batch {fixed}",
+        )
     flat = [t.to(payload.device) if isinstance(t, Tensor) else t for t in flat]
     with threads_of(limits.threads):
         call: Callable[[], Any] = lambda: payload.run(flat)  # noqa: E731
@@ -309,4 +370,3 @@ def threads_of(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-

@@ -115,7 +115,8 @@ def train(model: nn.Module, data: Digits, *, epochs: int, seed: int = 0, lr: flo
     count, batch = len(data.train_labels), 32
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, total_steps=epochs * math.ceil(count / batch), pct_start=0.15)
+        optimiser, lr, total_steps=epochs * math.ceil(count / batch), pct_start=0.15
+    )
     model.train()
     for _ in range(epochs):
         for index in torch.randperm(count, generator=shuffle).split(batch):
@@ -137,8 +138,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
 
 def run(
-    out: str | Path = "fxprune-out/demo", *, flops: float | str = 0.5, epochs: int = 15, seed: int = 0,
-    threads: int | None = None, on_event: OnEvent = warn_only,
+    out: str | Path = "fxprune-out/demo",
+    *,
+    flops: float | str = 0.5,
+    epochs: int = 15,
+    seed: int = 0,
+    threads: int | None = None,
+    on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Train, compress to ONNX, and compare what would be deployed: both models as ONNX files in onnxruntime.
 
@@ -173,10 +179,22 @@ def run(
     np.savez(out / "calibration.npz", images=images, labels=labels)
 
     # DigitsViT is a class of this package and not of torch, so loading its pickle needs the user's word.
-    common: dict[str, Any] = {"example_inputs": "1x1x8x8", "target": "onnx", "trust_pickle": True, "seed": seed,
-                              "on_event": on_event}
-    small = api.compile(out / "model.pt", flops=flops, data=out / "calibration.npz", samples=CALIBRATION_SAMPLES,
-                        out=out / "compressed", threads=threads, **common)
+    common: dict[str, Any] = {
+        "example_inputs": "1x1x8x8",
+        "target": "onnx",
+        "trust_pickle": True,
+        "seed": seed,
+        "on_event": on_event,
+    }
+    small = api.compile(
+        out / "model.pt",
+        flops=flops,
+        data=out / "calibration.npz",
+        samples=CALIBRATION_SAMPLES,
+        out=out / "compressed",
+        threads=threads,
+        **common,
+    )
     dense = api.apply(out / "model.pt", CompressionPlan(), out=out / "dense", seconds=0, **common)
     on_event(Event("stage", "measure accuracy and latency of both ONNX files"))
     sides: dict[str, dict[str, Any]] = {}
@@ -188,8 +206,10 @@ def run(
         with torch.no_grad():
             eager = artifact.module(data.test_images)
         sides[name] = {
-            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels), **artifact.report["cost"]["compressed"],
-            "file_bytes": file.stat().st_size, "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
+            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels),
+            **artifact.report["cost"]["compressed"],
+            "file_bytes": file.stat().st_size,
+            "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
         }
     for batch in BATCHES:
         feed = data.test_images[:batch].numpy()
@@ -197,13 +217,20 @@ def run(
         for name, timing in latency(calls, seconds=LATENCY_SECONDS, items=batch).items():
             sides[name][f"latency_ms_{batch}"] = timing.median_ms
     result = {
-        **sides, "budget": str(budget), "importance": small.report["importance"], "batches": list(BATCHES),
-        "seed": seed, "test_samples": len(data.test_labels), "calibration_samples": len(chosen), "epochs": epochs,
+        **sides,
+        "budget": str(budget),
+        "importance": small.report["importance"],
+        "batches": list(BATCHES),
+        "seed": seed,
+        "test_samples": len(data.test_labels),
+        "calibration_samples": len(chosen),
+        "epochs": epochs,
         "threads": threads,
-        "artifact": str(out / "compressed"), "training_seconds": trained - started,
+        "artifact": str(out / "compressed"),
+        "training_seconds": trained - started,
         "seconds": time.perf_counter() - started,
         "command": f"fxprune compile {out / 'model.pt'} --target onnx --flops {flops} --input 1x1x8x8 "
-                   f"--data {out / 'calibration.npz'} --samples {CALIBRATION_SAMPLES} --trust-pickle",
+        f"--data {out / 'calibration.npz'} --samples {CALIBRATION_SAMPLES} --trust-pickle",
     }
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
@@ -227,11 +254,15 @@ def _call(running: Any, feed: Any) -> Callable[[], Any]:
 def _own_folder(out: Path) -> Path:
     """``out``, made if it is absent. Refuses a folder of somebody else's: a model.pt of theirs may lie there."""
     if out.exists() and not out.is_dir():
-        raise OptionError("the output is a directory, but a file lies there", where=str(out),
-                          cure="choose another --out")
+        raise OptionError(
+            "the output is a directory, but a file lies there", where=str(out), cure="choose another --out"
+        )
     if out.exists() and any(out.iterdir()) and not (out / RESULT).exists():
-        raise OptionError("the directory is not empty and no demo wrote it, so it is left alone", where=str(out),
-                          cure="choose another --out")
+        raise OptionError(
+            "the directory is not empty and no demo wrote it, so it is left alone",
+            where=str(out),
+            cure="choose another --out",
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULT).write_text("{}\n", encoding="utf-8")

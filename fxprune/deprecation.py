@@ -75,16 +75,21 @@ def renamed(*, since: str, removed: str, **names: str) -> Callable[[F], F]:
     """A function that takes old keyword names, with a warning. names: old = new. Both at once is an OptionError."""
 
     def mark(function: F) -> F:
-        known = {old: Deprecation(f"{function.__name__}({old}=..)", since, removed, f"{new}=..")
-                 for old, new in names.items()}
+        known = {
+            old: Deprecation(f"{function.__name__}({old}=..)", since, removed, f"{new}=..")
+            for old, new in names.items()
+        }
         DEPRECATED.extend(known.values())
 
         @functools.wraps(function)
         def translated(*args: Any, **kwargs: Any) -> Any:
             for old in known.keys() & kwargs.keys():
                 if names[old] in kwargs:
-                    raise OptionError(f"'{old}' and '{names[old]}' are the same option", where=function.__name__,
-                                      cure=f"give {names[old]} alone")
+                    raise OptionError(
+                        f"'{old}' and '{names[old]}' are the same option",
+                        where=function.__name__,
+                        cure=f"give {names[old]} alone",
+                    )
                 known[old].warn(stacklevel=2)
                 kwargs[names[old]] = kwargs.pop(old)
             return function(*args, **kwargs)

@@ -38,8 +38,12 @@ def why_capture_failed(
     """The error for the user where constant sizes would not help either; else None."""
     missing = _missing_package(error)
     if missing:
-        return CaptureError(f"the model needs the package '{missing}'", where=source_line(error) or name,
-                            why=first_line(error), cure=f"pip install {missing}")
+        return CaptureError(
+            f"the model needs the package '{missing}'",
+            where=source_line(error) or name,
+            why=first_line(error),
+            cure=f"pip install {missing}",
+        )
     try:
         model(*args, **kwargs)
     except Exception as broken:  # the model's own failure is what we want to tell
@@ -47,8 +51,9 @@ def why_capture_failed(
         cure = "pass inputs of the shape and type the model takes (--input, or args and kwargs)"
         if "custom C++ ops" in str(broken):  # torchvision's words where its wheel was built for another torch
             cure = f"install the torchvision built for torch {torch.__version__}, or export without that op"
-        return CaptureError("the model fails on the example inputs", where=source_line(broken) or name,
-                            why=why, cure=cure)
+        return CaptureError(
+            "the model fails on the example inputs", where=source_line(broken) or name, why=why, cure=cure
+        )
     return None
 
 

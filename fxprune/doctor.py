@@ -20,15 +20,31 @@ from .errors import OptionError, nearest
 from .measure import cpu_name, usable_cores
 
 TESTED = ("2.11", "2.14")  # torch: from, and below
-PACKAGES = ("torch", "torchvision", "timm", "transformers", "safetensors", "numpy", "onnx", "onnxscript",
-            "onnxruntime", "onnxruntime-gpu", "triton", "tensorrt", "tensorrt-rtx", "torch-tensorrt",
-            "torch-tensorrt-rtx")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "triton",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch-tensorrt",
+    "torch-tensorrt-rtx",
+)
 NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
     "eager": (),
     "onnx": (("onnx", ""), ("onnxscript", ""), ("onnxruntime", "")),
     "triton": (("triton", "pip install 'fxprune[triton]'"), ("a CUDA GPU", "files are written without one, not run")),
-    "trt": (("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
-            ("a CUDA GPU", "an engine runs on the kind of GPU it was built for")),
+    "trt": (
+        ("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
+        ("a CUDA GPU", "an engine runs on the kind of GPU it was built for"),
+    ),
     "inductor": (("a C++ compiler", "install gcc or clang"),),
 }
 """Target -> (module or thing, cure). What is not listed (a plugin's target) may say ``requires`` itself."""
@@ -54,11 +70,21 @@ def examine(target: str | None = None) -> dict[str, Any]:
     found += plugins.problems([(kind, name) for kind, table in registry.TABLES.items() for name in table])
     targets = {name: _target(name) for name in names if target in (None, name)}
     return {
-        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", "cpu": cpu_name(),
-        "cores": usable_cores(), "torch_threads": torch.get_num_threads(), "memory_gib": _memory_gib(),
-        "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1), "packages": packages,
-        "torch_cuda": torch.version.cuda, "gpus": gpus(), "providers": providers(), "compiler": _compiler(),
-        "targets": targets, "plugins": [str(p) for p in plugins.installed()[0]], "problems": found,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "disk_free_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
+        "packages": packages,
+        "torch_cuda": torch.version.cuda,
+        "gpus": gpus(),
+        "providers": providers(),
+        "compiler": _compiler(),
+        "targets": targets,
+        "plugins": [str(p) for p in plugins.installed()[0]],
+        "problems": found,
     }
 
 
@@ -69,8 +95,9 @@ def gpus() -> list[dict[str, Any]]:
     made = []
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
-        made.append({"name": p.name, "capability": f"sm_{p.major}{p.minor}",
-                     "memory_gib": round(p.total_memory / 2**30, 1)})
+        made.append(
+            {"name": p.name, "capability": f"sm_{p.major}{p.minor}", "memory_gib": round(p.total_memory / 2**30, 1)}
+        )
     return made
 
 
@@ -111,8 +138,10 @@ def _torch_problems(packages: dict[str, str]) -> list[str]:
     if not number(TESTED[0]) <= number(version) < number(TESTED[1]):
         said.append(f"torch {version} is outside the tested range ({TESTED[0]} to below {TESTED[1]})")
     if torch.version.cuda and not torch.cuda.is_available():
-        said.append(f"torch was built for CUDA {torch.version.cuda}, but sees no GPU: a driver is missing or too old, "
-                    "or this machine has none")
+        said.append(
+            f"torch was built for CUDA {torch.version.cuda}, but sees no GPU: a driver is missing or too old, "
+            "or this machine has none"
+        )
     return said
 
 
@@ -132,8 +161,10 @@ def _torchvision(packages: dict[str, str]) -> str:
         survive_torchvision()  # whoever imports it next in this process finds one that works
     if works:
         return ""
-    return (f"torchvision {packages['torchvision']} was built for another torch than {packages.get('torch')}{why}. "
-            "fxprune lives with it; cure: install the torchvision of your torch")
+    return (
+        f"torchvision {packages['torchvision']} was built for another torch than {packages.get('torch')}{why}. "
+        "fxprune lives with it; cure: install the torchvision of your torch"
+    )
 
 
 def _quietly() -> Any:
@@ -143,8 +174,10 @@ def _quietly() -> Any:
 
 
 def _compiler() -> str | None:
-    return next((path for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name
-                 and (path := shutil.which(name))), None)
+    return next(
+        (path for name in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if name and (path := shutil.which(name))),
+        None,
+    )
 
 
 def _version(package: str) -> str | None:
@@ -163,13 +196,16 @@ def _memory_gib() -> float | None:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The result in words, one fact per line."""
-    said = [f"python    {result['python']}, {result['system']}, {result['cpu']}",
-            f"machine   {result['cores']} usable cores, {result['torch_threads']} torch threads, "
-            f"{result['memory_gib']} GiB of memory, {result['disk_free_gib']} GiB free here",
-            "packages  " + ", ".join(f"{k} {v}" for k, v in result["packages"].items())]
+    said = [
+        f"python    {result['python']}, {result['system']}, {result['cpu']}",
+        f"machine   {result['cores']} usable cores, {result['torch_threads']} torch threads, "
+        f"{result['memory_gib']} GiB of memory, {result['disk_free_gib']} GiB free here",
+        "packages  " + ", ".join(f"{k} {v}" for k, v in result["packages"].items()),
+    ]
     built = f"CUDA {result['torch_cuda']}" if result["torch_cuda"] else "the CPU"
-    said += [f"gpu       {g['name']}, {g['capability']}, {g['memory_gib']} GiB" for g in result["gpus"]] or \
-        [f"gpu       none that torch sees (torch is built for {built})"]
+    said += [f"gpu       {g['name']}, {g['capability']}, {g['memory_gib']} GiB" for g in result["gpus"]] or [
+        f"gpu       none that torch sees (torch is built for {built})"
+    ]
     said.append("onnx      " + (", ".join(result["providers"]) or "no onnxruntime"))
     for name, one in result["targets"].items():
         missing = [f"{n['what']} is missing ({n['cure']})" for n in one["needs"] if not n["there"]]

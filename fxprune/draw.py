@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     import networkx as nx
 
 COLOURS = {
-    Kind.HEAD: "#4c78a8", Kind.KV: "#4c78a8", Kind.QUERY: "#4c78a8", Kind.QK: "#72b7b2", Kind.V: "#72b7b2",
-    Kind.QKV: "#72b7b2", Kind.FFN: "#f58518", Kind.CHANNEL: "#54a24b", Kind.WIDTH: "#b279a2", Kind.EXPERT: "#e45756",
+    Kind.HEAD: "#4c78a8",
+    Kind.KV: "#4c78a8",
+    Kind.QUERY: "#4c78a8",
+    Kind.QK: "#72b7b2",
+    Kind.V: "#72b7b2",
+    Kind.QKV: "#72b7b2",
+    Kind.FFN: "#f58518",
+    Kind.CHANNEL: "#54a24b",
+    Kind.WIDTH: "#b279a2",
+    Kind.EXPERT: "#e45756",
 }
 OTHER, FROZEN = "#9d9d9d", "#d0d0d0"
 ROW, LETTER = 18.0, 6.6  # pixels: one line of text, one letter of 11 px monospace
@@ -65,12 +73,15 @@ def to_dot(graph: nx.Graph, title: str) -> str:
         if group is None:
             lines.append(f"  {_quoted('/'.join(node))} [label={_quoted(node[1])}];")
         else:
-            lines.append(f"  {_quoted('/'.join(node))} [label={_quoted(_label(group))}, style=filled, "
-                         f"fillcolor={_quoted(_colour(group))}, tooltip={_quoted(group.frozen or 'prunable')}];")
+            lines.append(
+                f"  {_quoted('/'.join(node))} [label={_quoted(_label(group))}, style=filled, "
+                f"fillcolor={_quoted(_colour(group))}, tooltip={_quoted(group.frozen or 'prunable')}];"
+            )
     for one, two, facts in graph.edges(data=True):
         group, parameter = (one, two) if one[0] == "group" else (two, one)
-        lines.append(f"  {_quoted('/'.join(group))} -- {_quoted('/'.join(parameter))} "
-                     f"[label={_quoted(_dimensions(facts))}];")
+        lines.append(
+            f"  {_quoted('/'.join(group))} -- {_quoted('/'.join(parameter))} [label={_quoted(_dimensions(facts))}];"
+        )
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -90,8 +101,10 @@ def to_svg(graph: nx.Graph, title: str) -> str:
         group = graph.nodes[one if one[0] == "group" else two]["group"]
         x0 += width[0] if x0 == left[0] else width[1]
         middle, dash = (x0 + x1) / 2, ' stroke-dasharray="3 3"' if group.frozen else ""
-        edges.append(f'<path d="M{x0:.0f} {y0:.0f} C{middle:.0f} {y0:.0f} {middle:.0f} {y1:.0f} {x1:.0f} {y1:.0f}" '
-                     f'stroke="{_colour(group)}"{dash}><title>{escape(_dimensions(facts))}</title></path>')
+        edges.append(
+            f'<path d="M{x0:.0f} {y0:.0f} C{middle:.0f} {y0:.0f} {middle:.0f} {y1:.0f} {x1:.0f} {y1:.0f}" '
+            f'stroke="{_colour(group)}"{dash}><title>{escape(_dimensions(facts))}</title></path>'
+        )
     for c, column in enumerate(columns):
         for node in column:
             x, y = place[node]
@@ -99,16 +112,25 @@ def to_svg(graph: nx.Graph, title: str) -> str:
             fill = "#f6f6f6" if group is None else _colour(group)
             ink = "#fff" if group is not None and not group.frozen else "#222"
             tip = node[1] if group is None else f"{_label(group)}: {group.frozen or 'prunable'}"
-            boxes.append(f'<g><title>{escape(tip)}</title><rect x="{x:.0f}" y="{y - 7.5:.0f}" width="{width[c]:.0f}" '
-                         f'height="15" rx="4" fill="{fill}" stroke="#bbb"/><text x="{x + 8:.0f}" y="{y + 3.5:.1f}" '
-                         f'fill="{ink}">{escape(_text(graph, node))}</text></g>')
-    heads = "".join(f'<text x="{x:.0f}" y="40" font-weight="bold">{word}</text>'
-                    for x, word in zip(left, ("prunable groups", "parameters", "frozen groups"), strict=True))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{right:.0f}" height="{bottom:.0f}" '
-            f'viewBox="0 0 {right:.0f} {bottom:.0f}" font-family="monospace" font-size="11">\n'
-            f'<rect width="100%" height="100%" fill="#fff"/><text x="12" y="18" font-size="13">{escape(title)}: '
-            f'what is pruned together</text>{heads}\n<g fill="none" stroke-opacity="0.6">\n'
-            + "\n".join(edges) + "\n</g>\n" + "\n".join(boxes) + "\n</svg>\n")
+            boxes.append(
+                f'<g><title>{escape(tip)}</title><rect x="{x:.0f}" y="{y - 7.5:.0f}" width="{width[c]:.0f}" '
+                f'height="15" rx="4" fill="{fill}" stroke="#bbb"/><text x="{x + 8:.0f}" y="{y + 3.5:.1f}" '
+                f'fill="{ink}">{escape(_text(graph, node))}</text></g>'
+            )
+    heads = "".join(
+        f'<text x="{x:.0f}" y="40" font-weight="bold">{word}</text>'
+        for x, word in zip(left, ("prunable groups", "parameters", "frozen groups"), strict=True)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{right:.0f}" height="{bottom:.0f}" '
+        f'viewBox="0 0 {right:.0f} {bottom:.0f}" font-family="monospace" font-size="11">\n'
+        f'<rect width="100%" height="100%" fill="#fff"/><text x="12" y="18" font-size="13">{escape(title)}: '
+        f'what is pruned together</text>{heads}\n<g fill="none" stroke-opacity="0.6">\n'
+        + "\n".join(edges)
+        + "\n</g>\n"
+        + "\n".join(boxes)
+        + "\n</svg>\n"
+    )
 
 
 def _columns(graph: nx.Graph) -> tuple[list[Any], list[Any], list[Any]]:

@@ -53,8 +53,9 @@ __all__ = ["INNER", "Options", "backend", "plan_of", "report_of"]
 _building = threading.RLock()
 
 
-def backend(gm: GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None,
-            mode: str | None = None) -> Callable[..., Any]:
+def backend(
+    gm: GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> Callable[..., Any]:
     """The backend as dynamo calls it; users name it: ``torch.compile(model, backend="fxprune", options={...})``.
 
     options   see :class:`Options`
@@ -127,8 +128,11 @@ class Part:
 
     def _options(self) -> Options:
         if self.mode is not None:
-            raise OptionError(f"the backend 'fxprune' has no mode '{self.mode}'", where="torch.compile(mode=...)",
-                              cure="leave it away; options={'inner': 'inductor'} says what compiles the pruned graph")
+            raise OptionError(
+                f"the backend 'fxprune' has no mode '{self.mode}'",
+                where="torch.compile(mode=...)",
+                cure="leave it away; options={'inner': 'inductor'} says what compiles the pruned graph",
+            )
         return Options.of(self.given)
 
     def _whole(self, options: Options, values: Sequence[Any]) -> Any:
@@ -139,28 +143,42 @@ class Part:
 
     def _refuse(self, call: Call, values: Sequence[Any]) -> None:
         """Raise OptionError for a call that asks for gradients: what was pruned cannot give them to the model."""
-        cure = "options={'fallback': True} runs the dense model then; to fine-tune what is left, use " \
-               "fxprune.compile(...).module"
+        cure = (
+            "options={'fallback': True} runs the dense model then; to fine-tune what is left, use "
+            "fxprune.compile(...).module"
+        )
         if self.trains or (call.root is not None and call.root.training):
-            raise OptionError("the backend 'fxprune' does not compile a model in training mode",
-                              where=call.name + (f", node {self.trains}" if self.trains else ""),
-                              why="it prunes what the model computes in evaluation", cure=f"model.eval() first; {cure}")
-        passed = call.leaves if call.root is not None else [
-            v for v, s in zip(values, self.slots, strict=True) if s.kind == "user"]
+            raise OptionError(
+                "the backend 'fxprune' does not compile a model in training mode",
+                where=call.name + (f", node {self.trains}" if self.trains else ""),
+                why="it prunes what the model computes in evaluation",
+                cure=f"model.eval() first; {cure}",
+            )
+        passed = (
+            call.leaves
+            if call.root is not None
+            else [v for v, s in zip(values, self.slots, strict=True) if s.kind == "user"]
+        )
         asked = next((t for t in passed if isinstance(t, Tensor) and t.requires_grad), None)
         if asked is not None and torch.is_grad_enabled():
-            raise OptionError("the backend 'fxprune' computes no gradients", where=f"{call.name}, an input "
-                              f"{list(asked.shape)}", why="it was passed with requires_grad=True",
-                              cure=f"call it under torch.no_grad(), or pass x.detach(); {cure}")
+            raise OptionError(
+                "the backend 'fxprune' computes no gradients",
+                where=f"{call.name}, an input {list(asked.shape)}",
+                why="it was passed with requires_grad=True",
+                cure=f"call it under torch.no_grad(), or pass x.detach(); {cure}",
+            )
 
     def _ready(self, options: Options, call: Call, values: Sequence[Any]) -> Built:
         bound = [values[i] for i in self.bound]
         for built in self.built:
             if built.serves(bound):
                 if built.versions != _versions(bound):
-                    raise OptionError("the weights of the model changed after it was pruned", where=call.name,
-                                      why="the pruned graph holds copies of what they were",
-                                      cure="torch._dynamo.reset(), and torch.compile again with a new options dict")
+                    raise OptionError(
+                        "the weights of the model changed after it was pruned",
+                        where=call.name,
+                        why="the pruned graph holds copies of what they were",
+                        cure="torch._dynamo.reset(), and torch.compile again with a new options dict",
+                    )
                 return built
         with _building:
             built = self._build(options, call, values)
@@ -176,8 +194,13 @@ class Part:
         bound = [values[i] for i in self.bound]
         built = Built(tuple(map(weakref.ref, bound)), _versions(bound), user)
         report: dict[str, Any] = {
-            "status": "whole", "why": "", "reused": bool(session.plan.choices), "notes": [],
-            "sizes": [list(values[i].shape) for i in user], "open": [list(s.dims) for s in mine]}
+            "status": "whole",
+            "why": "",
+            "reused": bool(session.plan.choices),
+            "notes": [],
+            "sizes": [list(values[i].shape) for i in user],
+            "open": [list(s.dims) for s in mine],
+        }
         whole = frozenset(tensors)
         try:
             if whole in session.whole:  # as it was found at other sizes
@@ -192,18 +215,34 @@ class Part:
             if not known and any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
                 _warn(f"a graph of {call.name}, which is more than one, stays whole: {report['why']}")
         else:
-            report |= {"status": "pruned", "cost": artifact.report["cost"],
-                       "notes": [*report["notes"], *artifact.report["notes"]]}
+            report |= {
+                "status": "pruned",
+                "cost": artifact.report["cost"],
+                "notes": [*report["notes"], *artifact.report["notes"]],
+            }
             built.run = _compiled(artifact.module.requires_grad_(False), options.inner, any(s.dims for s in mine))
         session.reports.append(report)
         return built
 
-    def _pruned(self, options: Options, session: Session, report: dict[str, Any], names: Mapping[str, str],
-                values: Sequence[Any], inputs: Sequence[Tensor], call: Call) -> Artifact:
+    def _pruned(
+        self,
+        options: Options,
+        session: Session,
+        report: dict[str, Any],
+        names: Mapping[str, str],
+        values: Sequence[Any],
+        inputs: Sequence[Tensor],
+        call: Call,
+    ) -> Artifact:
         number = self.number or next((s.source for s in self.slots if s.kind == "number"), "")
         if number or not inputs or not names:
-            why = f"'{number}' is a number and no tensor" if number else \
-                "it takes no tensor of the call" if not inputs else "it reads no tensor of the model"
+            why = (
+                f"'{number}' is a number and no tensor"
+                if number
+                else "it takes no tensor of the call"
+                if not inputs
+                else "it reads no tensor of the model"
+            )
             raise NothingToPrune("this graph cannot be pruned", where=call.name, why=why)
         with _plainly():
             copies = [t.detach().clone() for t in inputs]
@@ -234,28 +273,34 @@ def _searched(work: Work, session: Session, options: Options) -> Artifact:
     return artifact
 
 
-def _applied(work: Work, session: Session, options: Options, report: dict[str, Any],
-             root: nn.Module | None) -> Artifact | None:
+def _applied(
+    work: Work, session: Session, options: Options, report: dict[str, Any], root: nn.Module | None
+) -> Artifact | None:
     """The plan that is there already, on this graph; None where it says nothing about it and is still to be made."""
     plan = session.plan
     if options.plan is not None:
         plan = read_plan(options.plan)
         if plan.tokens is not None or plan.blocks:
-            raise OptionError("the backend 'fxprune' applies plans of heads, neurons and channels",
-                              where="options['plan']", why="this one also merges tokens or zeroes tiles",
-                              cure="use fxprune.apply, and run its module")
+            raise OptionError(
+                "the backend 'fxprune' applies plans of heads, neurons and channels",
+                where="options['plan']",
+                why="this one also merges tokens or zeroes tiles",
+                cure="use fxprune.apply, and run its module",
+            )
     elif not plan.choices:
         return None
     program = replace(work).groups(session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
     here = _part_of(plan, program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
-            raise NothingToPrune("nothing that the plan cuts can be cut in this graph", where=work.name,
-                                 why=report["notes"][0])
+            raise NothingToPrune(
+                "nothing that the plan cuts can be cut in this graph", where=work.name, why=report["notes"][0]
+            )
         if options.plan is None:
             return None
-        raise NothingToPrune("the plan says nothing about this graph", where=work.name,
-                             why="its groups lie in other graphs of the model")
+        raise NothingToPrune(
+            "the plan says nothing about this graph", where=work.name, why="its groups lie in other graphs of the model"
+        )
     here.check(program.group_by_name)
     report["reused"] = options.plan is None
     program = with_tensors(program, session.weights)
@@ -264,8 +309,9 @@ def _applied(work: Work, session: Session, options: Options, report: dict[str, A
     return artifact
 
 
-def _part_of(plan: CompressionPlan, program: Program, recovered: bool, report: dict[str, Any],
-             root: nn.Module | None) -> CompressionPlan:
+def _part_of(
+    plan: CompressionPlan, program: Program, recovered: bool, report: dict[str, Any], root: nn.Module | None
+) -> CompressionPlan:
     """What ``plan`` says about the groups of this graph. What it cuts and this graph cannot is told, or an error.
 
     recovered  the weights were fitted to what the plan removes: a group that it cuts must then be cut here as well
@@ -284,8 +330,12 @@ def _part_of(plan: CompressionPlan, program: Program, recovered: bool, report: d
         why = group.frozen if group is not None else "it is no group of this graph"
         if why and cut:
             if recovered:
-                raise PlanError("this graph needs whole what the plan cuts", where=f"group '{name}'", why=why,
-                                cure="freeze it: options={'freeze': [...]}")
+                raise PlanError(
+                    "this graph needs whole what the plan cuts",
+                    where=f"group '{name}'",
+                    why=why,
+                    cure="freeze it: options={'freeze': [...]}",
+                )
             report["notes"].append(f"'{name}' stays whole in this graph: {why}")
             _warn(report["notes"][-1])
         if why:
@@ -294,34 +344,44 @@ def _part_of(plan: CompressionPlan, program: Program, recovered: bool, report: d
     return replace(plan, choices=here)
 
 
-def _calibration(options: Options, part: Loaded, mine: Sequence[Slot], inputs: Sequence[Tensor],
-                 call: Call) -> Calibration:
+def _calibration(
+    options: Options, part: Loaded, mine: Sequence[Slot], inputs: Sequence[Tensor], call: Call
+) -> Calibration:
     """The data that was given, as this graph takes it; else the tensors that reach the graph in this call."""
     own = Calibration((Batch(part.args),), "the inputs of the first call")
     if options.data is None:
-        _warn(f"no data was given: scored on the {own.samples} samples of the first call; give "
-              "options={'data': ...} for a better choice")
+        _warn(
+            f"no data was given: scored on the {own.samples} samples of the first call; give "
+            "options={'data': ...} for a better choice"
+        )
         return own
     leaves = call.leaves
     places = [next((i for i, leaf in enumerate(leaves) if leaf is t), -1) for t in inputs]
     loaded = part
     if call.root is not None:
         if -1 in places:
-            _warn(f"the data are inputs of {call.name}, and this graph lies behind a graph break: scored on the "
-                  f"{own.samples} samples that reach it in the first call")
+            _warn(
+                f"the data are inputs of {call.name}, and this graph lies behind a graph break: scored on the "
+                f"{own.samples} samples that reach it in the first call"
+            )
             return own
         forward = parameter_names(call.root)
-        words = (*forward[:len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
+        words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
     data = load_data(options.data, loaded, samples=options.samples, seed=options.seed)
     batches = data.batches
     if call.root is not None:
-        batches = tuple(Batch(tuple(flat[i] for i in places), labels=b.labels)
-                        for b in batches for flat in [pytree.tree_leaves((b.args, dict(b.kwargs)))])
+        batches = tuple(
+            Batch(tuple(flat[i] for i in places), labels=b.labels)
+            for b in batches
+            for flat in [pytree.tree_leaves((b.args, dict(b.kwargs)))]
+        )
     fitted = fit_sizes(batches, inputs, [s.dims for s in mine])
     if not fitted:
-        _warn(f"no samples of the data have the sizes that this graph was made for, {[list(t.shape) for t in inputs]}: "
-              "scored on the inputs of the first call; torch.compile(..., dynamic=True) makes a graph that takes all")
+        _warn(
+            f"no samples of the data have the sizes that this graph was made for, {[list(t.shape) for t in inputs]}: "
+            "scored on the inputs of the first call; torch.compile(..., dynamic=True) makes a graph that takes all"
+        )
         return own
     return Calibration(fitted, data.origin)
 

@@ -62,10 +62,12 @@ def slots_of(gm: GraphModule, inputs: Sequence[Any]) -> tuple[Slot, ...]:
             found.append(Slot(node.name, "bound" if owned else "user", source, open_dims))
             continue
         symbol = str(node.meta.get("example_value"))
-        origin = next(((name, i) for name, shape in shapes.items() for i, size in enumerate(shape)
-                       if str(size) == symbol), None)
-        found.append(Slot(node.name, "number", source) if origin is None else
-                     Slot(node.name, "size", source, origin=origin))
+        origin = next(
+            ((name, i) for name, shape in shapes.items() for i, size in enumerate(shape) if str(size) == symbol), None
+        )
+        found.append(
+            Slot(node.name, "number", source) if origin is None else Slot(node.name, "size", source, origin=origin)
+        )
     return tuple(found)
 
 
@@ -88,7 +90,7 @@ def qualified_name(source: str) -> str:
     >>> qualified_name("G['model'].scale")
     'scale'
     """
-    steps = ["".join(step) for step in _STEP.findall(source[source.find("]") + 1:])]
+    steps = ["".join(step) for step in _STEP.findall(source[source.find("]") + 1 :])]
     return ".".join(steps) or re.sub(r"\W+", "_", source).strip("_")
 
 
@@ -96,8 +98,12 @@ def names_of(slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | Non
     """Placeholder -> qualified name of the tensor it stands for, as ``root.named_parameters()`` would say it."""
     known: dict[int, str] = {}
     if root is not None:
-        plain = ((f"{path}.{name}".lstrip("."), value) for path, module in root.named_modules()
-                 for name, value in vars(module).items() if isinstance(value, Tensor))
+        plain = (
+            (f"{path}.{name}".lstrip("."), value)
+            for path, module in root.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        )
         for name, tensor in [*root.named_parameters(), *root.named_buffers(), *plain]:
             known.setdefault(id(tensor), name)
     result = {}
@@ -217,35 +223,49 @@ def program_of(module: nn.Module, user: Sequence[Slot], inputs: Sequence[Tensor]
     for slot, node in zip(user, order, strict=True):
         closed = [d for d in slot.dims if isinstance(placed[str(node)].shape[d], int)]
         if closed:
-            raise CaptureError("torch.export closes a size that dynamo left open", where=f"{slot.source}, dimension "
-                               f"{closed[0]}", why=f"it became {placed[str(node)].shape[closed[0]]}",
-                               cure="torch.compile(..., dynamic=False)")
+            raise CaptureError(
+                "torch.export closes a size that dynamo left open",
+                where=f"{slot.source}, dimension {closed[0]}",
+                why=f"it became {placed[str(node)].shape[closed[0]]}",
+                cure="torch.compile(..., dynamic=False)",
+            )
     return Program(plain_signature(exported, notes), name=name, notes=tuple(notes))
 
 
-
-def fit_sizes(batches: Sequence[Batch], inputs: Sequence[Tensor], open_dims: Sequence[tuple[int, ...]]) -> \
-        tuple[Batch, ...]:
+def fit_sizes(
+    batches: Sequence[Batch], inputs: Sequence[Tensor], open_dims: Sequence[tuple[int, ...]]
+) -> tuple[Batch, ...]:
     """The batches whose sizes the graph takes, cut again to its own batch size where that is fixed.
 
     batches    positional inputs alone
     inputs     what the graph was made for;  open_dims: which of their dimensions may vary
     """
+
     def fits(value: Any, like: Tensor, dims: tuple[int, ...]) -> bool:
-        return isinstance(value, Tensor) and value.dim() == like.dim() and value.dtype == like.dtype and all(
-            a == b for i, (a, b) in enumerate(zip(value.shape, like.shape, strict=True)) if i and i not in dims)
+        return (
+            isinstance(value, Tensor)
+            and value.dim() == like.dim()
+            and value.dtype == like.dtype
+            and all(a == b for i, (a, b) in enumerate(zip(value.shape, like.shape, strict=True)) if i and i not in dims)
+        )
 
     fitting = [b for b in batches if all(map(fits, b.args, inputs, open_dims))]
     if not fitting or any(0 in dims for dims in open_dims):
         return tuple(fitting)
     size = inputs[0].shape[0]
     shared = [i for i, t in enumerate(inputs) if t.dim() and t.shape[0] == size]
-    values = [torch.cat([b.args[i] for b in fitting]) if i in shared else fitting[0].args[i]
-              for i in range(len(inputs))]
+    values = [
+        torch.cat([b.args[i] for b in fitting]) if i in shared else fitting[0].args[i] for i in range(len(inputs))
+    ]
     labels = torch.cat([b.labels for b in fitting]) if all(b.labels is not None for b in fitting) else None  # type: ignore[misc]
     rows = range(0, len(values[0]) - size + 1, size)
-    return tuple(Batch(tuple(v[r:r + size] if i in shared else v for i, v in enumerate(values)),
-                       labels=None if labels is None else labels[r:r + size]) for r in rows)
+    return tuple(
+        Batch(
+            tuple(v[r : r + size] if i in shared else v for i, v in enumerate(values)),
+            labels=None if labels is None else labels[r : r + size],
+        )
+        for r in rows
+    )
 
 
 def refuse_writes(program: Program) -> None:
@@ -259,9 +279,12 @@ def refuse_writes(program: Program) -> None:
         schema = node.target._schema
         sources = [a for a in node.args if isinstance(a, Node)]
         if schema.is_mutable and sources and aliases.get(sources[0].name) in held:
-            raise NothingToPrune("the graph writes to a tensor that is not its own", where=f"node {node.name}",
-                                 why=f"{aliases[sources[0].name]} is changed in place",
-                                 cure="compute a new tensor in its place")
+            raise NothingToPrune(
+                "the graph writes to a tensor that is not its own",
+                where=f"node {node.name}",
+                why=f"{aliases[sources[0].name]} is changed in place",
+                cure="compute a new tensor in its place",
+            )
         if sources and any(r.alias_info is not None for r in schema.returns) and sources[0].name in aliases:
             aliases[node.name] = aliases[sources[0].name]
 

@@ -61,17 +61,25 @@ class Options:
         known = [f.name for f in dataclasses.fields(Options)]
         for name in options or {}:
             if name not in known:
-                raise OptionError(f"the backend 'fxprune' has no option '{name}'", where="torch.compile(options=...)",
-                                  cure=nearest(str(name), known))
+                raise OptionError(
+                    f"the backend 'fxprune' has no option '{name}'",
+                    where="torch.compile(options=...)",
+                    cure=nearest(str(name), known),
+                )
         made = Options(**(options or {}))
         if made.inner not in INNER:
-            raise OptionError(f"unknown inner backend '{made.inner}'", where="options['inner']",
-                              cure=nearest(made.inner, INNER))
+            raise OptionError(
+                f"unknown inner backend '{made.inner}'", where="options['inner']", cure=nearest(made.inner, INNER)
+            )
         if made.plan is None:
             made.wish  # noqa: B018  reads every name in it
         elif (made.flops, made.params, made.bytes) != (None, None, None):
-            raise OptionError("give a plan or a budget, not both", where="torch.compile(options=...)",
-                              why="a plan decides already", cure="leave one away")
+            raise OptionError(
+                "give a plan or a budget, not both",
+                where="torch.compile(options=...)",
+                why="a plan decides already",
+                cure="leave one away",
+            )
         return made
 
     @property
@@ -85,8 +93,17 @@ class Options:
     def wish(self) -> Wish:
         """What is searched for. Raises OptionError for anything that fxprune does not know."""
         how = self.recover or ("none" if self.data is None else "auto")
-        return Wish(budget_or_none(self.flops, self.params, self.bytes, None), self.importance or "trajectory",
-                    kinds_of(self.prune), self.samples, how, self.rounds, self.head_scale, self.members, self.rearrange)
+        return Wish(
+            budget_or_none(self.flops, self.params, self.bytes, None),
+            self.importance or "trajectory",
+            kinds_of(self.prune),
+            self.samples,
+            how,
+            self.rounds,
+            self.head_scale,
+            self.members,
+            self.rearrange,
+        )
 
 
 @dataclass
@@ -142,8 +159,11 @@ def session_of(model: Any) -> Session:
     for session in reversed(_sessions):
         if session.root() is root:
             return session
-    raise OptionError("this model was not compiled by the backend 'fxprune', or was not called yet",
-                      where=type(root).__name__, cure="torch.compile(model, backend='fxprune', options={...}), call it")
+    raise OptionError(
+        "this model was not compiled by the backend 'fxprune', or was not called yet",
+        where=type(root).__name__,
+        cure="torch.compile(model, backend='fxprune', options={...}), call it",
+    )
 
 
 @dataclass(frozen=True)

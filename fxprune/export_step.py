@@ -58,11 +58,26 @@ CARRIED = 256  # MiB of data
 
 
 def export(
-    model: Model, plan: PlanLike, example_inputs: Inputs = None, *,
-    targets: Sequence[str], verify: Any, out: str | os.PathLike[str], limits: Limits | None = None,
-    metric: str = "auto", samples: int = 256, carry: float = CARRIED, junit_file: str | os.PathLike[str] | None = None,
-    recover: str | None = None, data: Any = None, data_samples: int = 128, force: bool = False, seconds: float = 2.0,
-    seed: int = 0, checkpoint: str | os.PathLike[str] | None = None, trust_pickle: bool = False,
+    model: Model,
+    plan: PlanLike,
+    example_inputs: Inputs = None,
+    *,
+    targets: Sequence[str],
+    verify: Any,
+    out: str | os.PathLike[str],
+    limits: Limits | None = None,
+    metric: str = "auto",
+    samples: int = 256,
+    carry: float = CARRIED,
+    junit_file: str | os.PathLike[str] | None = None,
+    recover: str | None = None,
+    data: Any = None,
+    data_samples: int = 128,
+    force: bool = False,
+    seconds: float = 2.0,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
 ) -> Manifest:
     """Apply ``plan``, lower to every target, measure every gate, and write all of it into ``out``; the manifest.
@@ -89,8 +104,12 @@ def export(
     check_delivery(out)
     how = recover or ("none" if data is None else "auto")
     if (how == "none") != (data is None):
-        raise OptionError("recovery and calibration data go together", where=f"--recover {how}",
-                          why="what stays is fitted to what the dense model does on data", cure="give both, or neither")
+        raise OptionError(
+            "recovery and calibration data go together",
+            where=f"--recover {how}",
+            why="what stays is fitted to what the dense model does on data",
+            cure="give both, or neither",
+        )
     work = Work("eager", None, seed, on_event, SearchLimits(align=1, floor=0.0, allow_empty=True))
     work.open(model, example_inputs, checkpoint, trust_pickle, verify, samples)
     judge, work.calibration = work.calibration, None  # it judges the result, it is no part of it
@@ -99,11 +118,22 @@ def export(
     assert work.source is not None
     if data is not None:
         work.calibration = load_data(data, work.source, samples=data_samples, seed=seed)
-    asked = {"targets": list(targets), "limits": dataclasses.asdict(limits), "metric": metric, "samples": samples,
-             "seed": seed, "carry_mib": carry, "recover": how}
+    asked = {
+        "targets": list(targets),
+        "limits": dataclasses.asdict(limits),
+        "metric": metric,
+        "samples": samples,
+        "seed": seed,
+        "carry_mib": carry,
+        "recover": how,
+    }
     plan_hash = hashlib.sha256(chosen.to_json().encode()).hexdigest()
-    said = [repr(sorted(asked.items())), plan_hash, repr(sorted(versions().items())),
-            fingerprint(work.dense, work.calibration, seed)]
+    said = [
+        repr(sorted(asked.items())),
+        plan_hash,
+        repr(sorted(versions().items())),
+        fingerprint(work.dense, work.calibration, seed),
+    ]
     key = fingerprint(work.dense, judge, seed, said)
     kept = None if force else _unchanged(out, key)
     if kept is not None:
@@ -113,39 +143,66 @@ def export(
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
         evidence = gather(work.dense, small.program, judge, metric)
-    watch = Stopwatch(LatencyWish(limits.batch, limits.threads, seconds=min(seconds, latency_delivered.SECONDS)),
-                      "export", None if work.decided is None else lowerable(work.decided))
+    watch = Stopwatch(
+        LatencyWish(limits.batch, limits.threads, seconds=min(seconds, latency_delivered.SECONDS)),
+        "export",
+        None if work.decided is None else lowerable(work.decided),
+    )
     with published(out) as directory:
-        entries = {folder: _deliver(small, backend, text, directory / folder, evidence, limits, seconds,
-                                    work.calibration, watch, on_event)
-                   for folder, (text, backend) in backends.items()}
+        entries = {
+            folder: _deliver(
+                small, backend, text, directory / folder, evidence, limits, seconds, work.calibration, watch, on_event
+            )
+            for folder, (text, backend) in backends.items()
+        }
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
             from safetensors.torch import save_file
 
             save_file(carried, directory / EVIDENCE)
-        manifest = sealed({
-            "name": work.name, "status": worst(e["status"] for e in entries.values()),
-            "request": {"sha256": key, **asked},
-            "inputs": {"model": {**_origin(model), "program_sha256": fingerprint(work.dense, None, 0)},
-                       "plan": {"sha256": plan_hash},
-                       "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
-                       "calibration": None if work.calibration is None else {
-                           **_origin(work.calibration.origin), "samples": work.calibration.samples}},
-            "metric": {"name": evidence.metric, "output": evidence.output, "dense": evidence.value,
-                       "samples": evidence.samples, "sha256": evidence.digest},
-            "carried": {"batches": sum(k.startswith("input.") and k.endswith(".0") for k in carried),
-                        "of": len(evidence.inputs)},
-            "cost": small.report["cost"], "targets": entries, "versions": versions(), "environment": environment(),
-            "files": fingerprints(directory),
-        })
+        manifest = sealed(
+            {
+                "name": work.name,
+                "status": worst(e["status"] for e in entries.values()),
+                "request": {"sha256": key, **asked},
+                "inputs": {
+                    "model": {**_origin(model), "program_sha256": fingerprint(work.dense, None, 0)},
+                    "plan": {"sha256": plan_hash},
+                    "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
+                    "calibration": None
+                    if work.calibration is None
+                    else {**_origin(work.calibration.origin), "samples": work.calibration.samples},
+                },
+                "metric": {
+                    "name": evidence.metric,
+                    "output": evidence.output,
+                    "dense": evidence.value,
+                    "samples": evidence.samples,
+                    "sha256": evidence.digest,
+                },
+                "carried": {
+                    "batches": sum(k.startswith("input.") and k.endswith(".0") for k in carried),
+                    "of": len(evidence.inputs),
+                },
+                "cost": small.report["cost"],
+                "targets": entries,
+                "versions": versions(),
+                "environment": environment(),
+                "files": fingerprints(directory),
+            }
+        )
         write_manifest(manifest, directory)
     return _told(manifest, junit_file)
 
 
 def verify(
-    directory: str | os.PathLike[str], *, data: Any = None, latency: bool = True, seconds: float = 2.0,
-    junit_file: str | os.PathLike[str] | None = None, on_event: OnEvent = warn_only,
+    directory: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    latency: bool = True,
+    seconds: float = 2.0,
+    junit_file: str | os.PathLike[str] | None = None,
+    on_event: OnEvent = warn_only,
 ) -> Manifest:
     """Check a delivery again, from its files alone: hashes, parity, and every gate that it was made under.
 
@@ -172,8 +229,13 @@ def verify(
         with silence():
             gates = [files, *_again(directory, manifest, folder, data, latency, seconds)]
         entries[folder] = {**entry, "status": worst(g.status for g in gates), "gates": [g.to_dict() for g in gates]}
-    found = {**manifest, "status": worst(e["status"] for e in entries.values()), "targets": entries,
-             "environment": environment(), "versions": versions()}
+    found = {
+        **manifest,
+        "status": worst(e["status"] for e in entries.values()),
+        "targets": entries,
+        "environment": environment(),
+        "versions": versions(),
+    }
     return _told(found, junit_file)
 
 
@@ -200,10 +262,14 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
         again = gate("parity", parity.max_rel, parity.tolerance, "relative")
     except FxpruneError as error:
         again = failed("parity", error)
-    missing = "" if evidence is not None and evidence.complete else \
-        "the delivery does not carry all of its data, and none was given (--data)"
-    gates, _ = gates_of(payload, evidence if evidence is not None and evidence.inputs else None, limits, seconds,
-                        missing, timed)
+    missing = (
+        ""
+        if evidence is not None and evidence.complete
+        else "the delivery does not carry all of its data, and none was given (--data)"
+    )
+    gates, _ = gates_of(
+        payload, evidence if evidence is not None and evidence.inputs else None, limits, seconds, missing, timed
+    )
     if not timed:
         gates = [g for g in gates if g.name != "latency"]
     return [signed, again, *gates]
@@ -219,13 +285,27 @@ def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manif
     found = load_data(data, loaded, samples=int(request["samples"]), seed=int(request["seed"]))
     inputs, labels = batches_for(artifact.program, found)
     if digest_of(inputs, labels) != evidence.digest:
-        raise LoadError("the data is not what the delivery was measured on", where=str(data),
-                        why="its SHA-256 differs", cure="give the file that fxprune export was given")
+        raise LoadError(
+            "the data is not what the delivery was measured on",
+            where=str(data),
+            why="its SHA-256 differs",
+            cure="give the file that fxprune export was given",
+        )
     return replace(evidence, inputs=inputs, labels=labels)
 
 
-def _deliver(small: Artifact, backend: Backend, text: str, folder: Path, evidence: Evidence, limits: Limits,
-             seconds: float, calibration: Calibration | None, watch: Stopwatch, on_event: OnEvent) -> dict[str, Any]:
+def _deliver(
+    small: Artifact,
+    backend: Backend,
+    text: str,
+    folder: Path,
+    evidence: Evidence,
+    limits: Limits,
+    seconds: float,
+    calibration: Calibration | None,
+    watch: Stopwatch,
+    on_event: OnEvent,
+) -> dict[str, Any]:
     """Lower to one target and measure it: its entry in the manifest."""
     on_event(Event("stage", f"lower to {text}, verify and measure"))
     entry: dict[str, Any] = {"target": text, "status": UNFINISHED, "payload": "", "latency": None}
@@ -246,8 +326,9 @@ def _deliver(small: Artifact, backend: Backend, text: str, folder: Path, evidenc
             gates += more
             entry["latency"] = None if clock is None else {**clock.to_dict(), "batch": limits.batch}
     except (MissingDevice, VerifyError, LoweringError) as error:
-        name = "target" if isinstance(error, MissingDevice) else \
-            "parity" if isinstance(error, VerifyError) else "lowering"
+        name = (
+            "target" if isinstance(error, MissingDevice) else "parity" if isinstance(error, VerifyError) else "lowering"
+        )
         gates.append(failed(name, error))
         if name != "target":
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,8 +13,10 @@ from .parity import dim_names, sizes_to_try
 from .program import Program
 from .streams import op_name
 
-COUNTED = ("bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
-           "each held from its op to its last reader; views share, nothing is fused, scratch space is not counted")
+COUNTED = (
+    "bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
+    "each held from its op to its last reader; views share, nothing is fused, scratch space is not counted"
+)
 _VIEWS = ("reshape", "flatten", "contiguous", "expand_as", "view", "getitem")
 
 
@@ -63,8 +65,11 @@ def _shares(node: Node) -> bool:
 
 
 def _bytes(node: Node, sizes: dict[str, int]) -> int:
-    return sum(_elements(t, sizes) * t.element_size() for t in pytree.tree_leaves(node.meta.get("val"))
-               if isinstance(t, Tensor))
+    return sum(
+        _elements(t, sizes) * t.element_size()
+        for t in pytree.tree_leaves(node.meta.get("val"))
+        if isinstance(t, Tensor)
+    )
 
 
 def _elements(value: Tensor, sizes: dict[str, int]) -> int:

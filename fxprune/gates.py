@@ -34,8 +34,9 @@ class Limits:
         for name, least in (("max_drop", 0.0), ("max_kl", 0.0), ("max_latency_ms", 0.0)):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise OptionError("a limit is a number that is not negative",
-                                  where=f"--{name.replace('_', '-')} {value}")
+                raise OptionError(
+                    "a limit is a number that is not negative", where=f"--{name.replace('_', '-')} {value}"
+                )
         if self.batch < 1:
             raise OptionError("a batch size is at least 1", where=f"--batch {self.batch}")
         if self.threads < 0:
@@ -70,8 +71,14 @@ def gate(name: str, measured: float, limit: float, unit: str = "", why: str = ""
     ('passed', 'failed')
     """
     good = measured <= limit
-    return Gate(name, PASSED if good else FAILED, measured if math.isfinite(measured) else None, limit, unit,
-                "" if good else why or f"{measured:.4g} {unit} is above {limit:.4g}".replace("  ", " "))
+    return Gate(
+        name,
+        PASSED if good else FAILED,
+        measured if math.isfinite(measured) else None,
+        limit,
+        unit,
+        "" if good else why or f"{measured:.4g} {unit} is above {limit:.4g}".replace("  ", " "),
+    )
 
 
 def worst(statuses: Iterable[str]) -> str:
@@ -91,8 +98,15 @@ def junit(name: str, targets: Mapping[str, Sequence[Gate]]) -> bytes:
     top = ET.Element("testsuites", name=f"fxprune {name}")
     for target, gates in targets.items():
         counts = {word: str(sum(g.status == word for g in gates)) for word in (FAILED, UNFINISHED)}
-        suite = ET.SubElement(top, "testsuite", name=target, tests=str(len(gates)), failures=counts[FAILED],
-                              errors="0", skipped=counts[UNFINISHED])
+        suite = ET.SubElement(
+            top,
+            "testsuite",
+            name=target,
+            tests=str(len(gates)),
+            failures=counts[FAILED],
+            errors="0",
+            skipped=counts[UNFINISHED],
+        )
         for one in gates:
             case = ET.SubElement(suite, "testcase", classname=f"fxprune.{target}", name=one.name)
             if one.status == FAILED:

@@ -67,8 +67,9 @@ def session(journal: Journal | None = None, progress: OnProgress | None = None) 
             kept = here.journal.close(keep=True) if here.journal is not None else None
         if kept is None:
             raise
-        raise KeyboardInterrupt(f"interrupted; finished scoring is kept in {kept}, the same command goes on from "
-                                "there") from None
+        raise KeyboardInterrupt(
+            f"interrupted; finished scoring is kept in {kept}, the same command goes on from there"
+        ) from None
     except BaseException as error:
         if here.journal is not None:
             here.journal.close(keep=isinstance(error, ranks.LostRank) or here.journal.worth_keeping)

@@ -66,8 +66,10 @@ class Journal:
             if self.folder.exists() and self._hold():
                 if self._stored_key() != key:
                     if self._clear():
-                        self.note(f"finished scoring in {self.folder} belongs to another model, data or options: "
-                                  "it is discarded")
+                        self.note(
+                            f"finished scoring in {self.folder} belongs to another model, data or options: "
+                            "it is discarded"
+                        )
                     self._write_key()
                 self._bytes = sum(p.stat().st_size for p in self._parts())
 
@@ -221,8 +223,10 @@ class Journal:
         packet = pack(tensors, {"name": name, "count": count, "jobs": list(jobs), "seconds": seconds})
         if self._bytes + len(packet) > MAX_BYTES:
             self._usable = False
-            self.note(f"finished scoring fills {MAX_BYTES / 2**30:.3g} GiB in {self.folder}: what comes now is not "
-                      "kept, and an interrupted run repeats it")
+            self.note(
+                f"finished scoring fills {MAX_BYTES / 2**30:.3g} GiB in {self.folder}: what comes now is not "
+                "kept, and an interrupted run repeats it"
+            )
             return
         self._put(f"{_plain(name)}.{count}.{min(jobs):06d}.part", packet)
         self._bytes += len(packet)

@@ -60,8 +60,15 @@ class Clock:
     by whoever else wants the core. With more threads, or on a GPU, it is a watch.
     """
 
-    def __init__(self, backend: Backend, dense: Program, batch: int = 1, threads: int = 0,
-                 seconds: float = SECONDS, together: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        dense: Program,
+        batch: int = 1,
+        threads: int = 0,
+        seconds: float = SECONDS,
+        together: int | None = None,
+    ) -> None:
         if batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
         self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
@@ -129,8 +136,14 @@ class Clock:
             for name, turns in itertools.groupby(TURNS):
                 call = self._of_dense() if name == "dense" else self._calling(load())
                 for turn, _ in enumerate(turns):
-                    samples, _ = sampled({name: call}, seconds=seconds / len(TURNS), warmup=0 if turn else 2,
-                                         rounds=ROUNDS, least=2, clock=self._clock)
+                    samples, _ = sampled(
+                        {name: call},
+                        seconds=seconds / len(TURNS),
+                        warmup=0 if turn else 2,
+                        rounds=ROUNDS,
+                        least=2,
+                        clock=self._clock,
+                    )
                     medians[name].append(statistics.median(samples[name]))
                 del call
                 give_back()
@@ -203,8 +216,12 @@ def at_batch(program: Program, batch: int) -> list[Any]:
     flat = sample_inputs(program, sizes)
     fixed = next((t.shape[0] for t in flat if isinstance(t, torch.Tensor) and t.dim() and t.shape[0] != batch), None)
     if fixed is not None:
-        raise OptionError("the program runs at one batch size only", where=f"--batch {batch}",
-                          why=f"it was captured with a fixed batch of {fixed}", cure=f"--batch {fixed}")
+        raise OptionError(
+            "the program runs at one batch size only",
+            where=f"--batch {batch}",
+            why=f"it was captured with a fixed batch of {fixed}",
+            cure=f"--batch {fixed}",
+        )
     return flat
 
 

@@ -57,8 +57,9 @@ class LatencyWish:
         if self.threads < 0:
             raise OptionError("threads cannot be negative", where=f"--threads {self.threads}")
         if self.seconds is not None and not 0 <= self.seconds < math.inf:
-            raise OptionError("time to measure cannot be negative", where=f"--seconds {self.seconds:g}",
-                              cure="0 measures nothing")
+            raise OptionError(
+                "time to measure cannot be negative", where=f"--seconds {self.seconds:g}", cure="0 measures nothing"
+            )
 
 
 @dataclass
@@ -80,15 +81,29 @@ class Timekeeping:
             self.clock = None
 
 
-def timekeeping(batch: int, threads: int, table: Any, expect: bool, align: Align, latency: Any,
-                latency_ms: Any, blocks: Any, seconds: float | None = None) -> Timekeeping:
+def timekeeping(
+    batch: int,
+    threads: int,
+    table: Any,
+    expect: bool,
+    align: Align,
+    latency: Any,
+    latency_ms: Any,
+    blocks: Any,
+    seconds: float | None = None,
+) -> Timekeeping:
     """From the options of the API. Raises OptionError where they do not go together."""
     timed = latency is not None or latency_ms is not None
     if blocks is not None and (timed or expect):
-        raise OptionError("zeros inside weights have no latency that can be foretold", where="--latency, --blocks",
-                          why="the table holds dense layers of fewer rows and columns", cure="give --flops")
-    return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), expect,
-                                   aligned_by_measure(align), seconds))
+        raise OptionError(
+            "zeros inside weights have no latency that can be foretold",
+            where="--latency, --blocks",
+            why="the table holds dense layers of fewer rows and columns",
+            cure="give --flops",
+        )
+    return Timekeeping(
+        LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
+    )
 
 
 def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
@@ -102,8 +117,11 @@ def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
         check_sites(program, wish.tokens)  # before anything is measured
     budgeted = wish.budget is not None and wish.budget.metric == "latency"
     asked = keeping.wish
-    keeping.table = LatencyTable.read(asked.table) if asked.table else \
-        _table(work, wish, program, must=budgeted or asked.expect or asked.align)
+    keeping.table = (
+        LatencyTable.read(asked.table)
+        if asked.table
+        else _table(work, wish, program, must=budgeted or asked.expect or asked.align)
+    )
     if keeping.table is None:
         return wish, program
     if asked.table:
@@ -161,9 +179,12 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
     if not must:
         return old
     if ranks.world() > 1:
-        raise OptionError("latency is not measured by several processes at once", where="torchrun",
-                          why="they would be in each other's way",
-                          cure="compile on one process, or give --latency-table")
+        raise OptionError(
+            "latency is not measured by several processes at once",
+            where="torchrun",
+            why="they would be in each other's way",
+            cure="compile on one process, or give --latency-table",
+        )
     _open(work, program)
     assert work.timing.clock is not None
     work.stage(f"measure latency on {setting.device}")
@@ -171,13 +192,22 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
 
     with silence():
         table = measure_table(
-            program, work.timing.clock, setting, sorted(kinds), old,
+            program,
+            work.timing.clock,
+            setting,
+            sorted(kinds),
+            old,
             lambda done, total: work.on_event(Event("progress", "measure latency", done, total)),
-            lambda so_far: so_far.write(path))
+            lambda so_far: so_far.write(path),
+        )
         if wish.tokens is not None:
             table = measure_tokens(
-                program, table, work.timing.clock, wish.tokens,
-                lambda done, total: work.on_event(Event("progress", "measure latency with fewer tokens", done, total)))
+                program,
+                table,
+                work.timing.clock,
+                wish.tokens,
+                lambda done, total: work.on_event(Event("progress", "measure latency with fewer tokens", done, total)),
+            )
     if table != old:
         table.write(path)
     return table
@@ -242,23 +272,34 @@ def _say_missed(work: Work, miss: float) -> None:
     """The warning where no round came close enough."""
     rounds = work.timing.rounds
     last = min(rounds, key=_miss)
-    work.warn(f"the latency is {last['achieved_ms']:.3g} ms, {last['target_ms']:.3g} ms were asked for: of "
-              f"{len(rounds)} plans none came within {MISS:.0%} ({miss:.0%} is the closest)")
+    work.warn(
+        f"the latency is {last['achieved_ms']:.3g} ms, {last['target_ms']:.3g} ms were asked for: of "
+        f"{len(rounds)} plans none came within {MISS:.0%} ({miss:.0%} is the closest)"
+    )
 
 
 def _miss(entry: Mapping[str, Any]) -> float:
     return abs(float(entry["achieved_ms"]) / float(entry["target_ms"]) - 1.0)
 
 
-def _round(number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int],
-           reading: Reading) -> dict[str, Any]:
+def _round(
+    number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: Reading
+) -> dict[str, Any]:
     """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
     for, are that ratio of the table's dense latency."""
     achieved = reading.ratio * model.table.dense_ms if budget.relative else reading.ms
-    return {"round": number, "target_ms": budget.limit(model.dense()) / NS,
-            "predicted_ms": model(kept).latency_ns / NS, "achieved_ms": achieved,
-            "ratio": reading.ratio, "error": reading.error, "measured_ms": reading.ms,
-            "measured_dense_ms": reading.dense_ms, "timed": reading.rounds, "correction": model.table.correction}
+    return {
+        "round": number,
+        "target_ms": budget.limit(model.dense()) / NS,
+        "predicted_ms": model(kept).latency_ns / NS,
+        "achieved_ms": achieved,
+        "ratio": reading.ratio,
+        "error": reading.error,
+        "measured_ms": reading.ms,
+        "measured_dense_ms": reading.dense_ms,
+        "timed": reading.rounds,
+        "correction": model.table.correction,
+    }
 
 
 def _search(program: Program, wish: Wish) -> Any:
@@ -297,12 +338,18 @@ def told(work: Work, program: Program) -> dict[str, Any] | None:
     return {
         "budget": None if budget is None else str(budget),
         "target": None if budget is None else budget.limit(model.dense()) / NS,
-        "backend": setting.target, "device": setting.device, "batch": setting.batch, "threads": setting.threads,
-        "dense_ms": table.dense_ms, "predicted_ms": model(kept).latency_ns / NS,
+        "backend": setting.target,
+        "device": setting.device,
+        "batch": setting.batch,
+        "threads": setting.threads,
+        "dense_ms": table.dense_ms,
+        "predicted_ms": model(kept).latency_ns / NS,
         "achieved_ms": best and best["achieved_ms"],
         "achieved_ratio": best and best["ratio"],
-        "met": best and best["achieved_ms"] <= (1 + MISS) * best["target_ms"], "tolerance": MISS,
-        "rounds": work.timing.rounds, "layers": layers(model, program.need("groups"), kept),
+        "met": best and best["achieved_ms"] <= (1 + MISS) * best["target_ms"],
+        "tolerance": MISS,
+        "rounds": work.timing.rounds,
+        "layers": layers(model, program.need("groups"), kept),
         "tokens": model.told_tokens(),
         "alignment": work.timing.alignment or None,
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},

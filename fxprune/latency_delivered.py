@@ -82,8 +82,11 @@ class Stopwatch:
             with quiet():
                 row, why = self._row(backend, lowered, program, report)
         except Exception as error:  # of any runtime, and none of it makes the artefact worse
-            said = error.what + (f": {error.why}" if error.why else "") if isinstance(error, FxpruneError) \
+            said = (
+                error.what + (f": {error.why}" if error.why else "")
+                if isinstance(error, FxpruneError)
                 else first_line(error) or type(error).__name__
+            )
             return {"measured": _told(backend, program, [], said[:400])}
         found: Additions = {"measured": _told(backend, program, [] if row is None else [row], why)}
         foretold = report.get("latency")
@@ -91,19 +94,24 @@ class Stopwatch:
             found["latency"] = {**foretold, "delivered": delivered(foretold, report.get("budget"), row)}
         return found
 
-    def _row(self, backend: Backend, lowered: Lowered, program: Program,
-             report: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    def _row(
+        self, backend: Backend, lowered: Lowered, program: Program, report: Mapping[str, Any]
+    ) -> tuple[dict[str, Any] | None, str]:
         """The measured row, and why there is none or no dense figure in it."""
         batch = batch_for(self.dense or program, self.asked.batch)
         macs = report["cost"]["ratio"]["flops"]
         with self._clock(backend, program, batch) as clock:
+
             def load() -> Runner:
                 return clock.backend.load(lowered.payload)
 
             if self.dense is None:
                 timing = clock.alone(load(), self.seconds)
-                row = {**_row_at(batch, self.asked.threads, self.by), "compressed_ms": timing.median_ms,
-                       "rounds": timing.samples}
+                row = {
+                    **_row_at(batch, self.asked.threads, self.by),
+                    "compressed_ms": timing.median_ms,
+                    "rounds": timing.samples,
+                }
                 return row, "the dense model was not at hand: name it with --against"
             took = clock.dense_seconds()
             if took > LONGEST:
@@ -133,9 +141,16 @@ def row_of(reading: Reading, batch: int, threads: int, macs: float, by: str) -> 
     (1.6, 0.8)
     """
     speedup = 1.0 / reading.ratio
-    return {**_row_at(batch, threads, by), "dense_ms": reading.dense_ms, "compressed_ms": reading.ms,
-            "ratio": reading.ratio, "error": reading.error, "speedup": speedup, "realised": speedup * macs,
-            "rounds": reading.rounds}
+    return {
+        **_row_at(batch, threads, by),
+        "dense_ms": reading.dense_ms,
+        "compressed_ms": reading.ms,
+        "ratio": reading.ratio,
+        "error": reading.error,
+        "speedup": speedup,
+        "realised": speedup * macs,
+        "rounds": reading.rounds,
+    }
 
 
 def _row_at(batch: int, threads: int, by: str) -> dict[str, Any]:
@@ -153,12 +168,18 @@ def delivered(latency: Mapping[str, Any], budget: Mapping[str, Any] | None, row:
     target = latency.get("target")
     absolute = target is not None and budget is not None and not budget["relative"]
     achieved = row["compressed_ms"] if absolute else row["ratio"] * latency["dense_ms"]
-    return {"achieved_ms": achieved, "ratio": row["ratio"], "error": row["error"], "rounds": row["rounds"],
-            "met": None if target is None else achieved <= (1 + MISS) * target}
+    return {
+        "achieved_ms": achieved,
+        "ratio": row["ratio"],
+        "error": row["error"],
+        "rounds": row["rounds"],
+        "met": None if target is None else achieved <= (1 + MISS) * target,
+    }
 
 
-def _same_setting(latency: Mapping[str, Any], row: Mapping[str, Any], backend: Backend,
-                  report: Mapping[str, Any]) -> bool:
+def _same_setting(
+    latency: Mapping[str, Any], row: Mapping[str, Any], backend: Backend, report: Mapping[str, Any]
+) -> bool:
     """Whether a row is of what the latency was foretold for: this target, this batch, these threads."""
     same = report["target"] == backend.name and report.get("target_options", backend.options) == backend.options
     return same and row["dense_ms"] is not None and all(latency[k] == row[k] for k in ("batch", "threads"))
@@ -169,9 +190,12 @@ def check_dense(cost: Mapping[str, Any], report: Mapping[str, Any], where: str) 
     mine = report["cost"]["dense"]
     for key, words in (("flops", "MACs"), ("params", "parameters")):
         if cost[key] != mine[key]:
-            raise OptionError("this is not the dense model of the artefact", where=where,
-                              why=f"it has {cost[key]} {words}, the artefact came from {mine[key]}",
-                              cure="name the model that was compressed; --input gives the shapes it had then")
+            raise OptionError(
+                "this is not the dense model of the artefact",
+                where=where,
+                why=f"it has {cost[key]} {words}, the artefact came from {mine[key]}",
+                cure="name the model that was compressed; --input gives the shapes it had then",
+            )
 
 
 def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, program: Program) -> dict[str, Any]:
@@ -187,9 +211,12 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, prog
 
     path = Path(os.path.realpath(path))
     if (path.parent / MANIFEST).is_file():
-        raise OptionError("the artefact is part of a delivery that was signed off", where=str(path),
-                          why=f"its {MANIFEST} states the hash of every file", cure="record into the artefact that "
-                          "fxprune compile wrote, or export again")
+        raise OptionError(
+            "the artefact is part of a delivery that was signed off",
+            where=str(path),
+            why=f"its {MANIFEST} states the hash of every file",
+            cure="record into the artefact that fxprune compile wrote, or export again",
+        )
     check_destination(path)
     report = read_report(path)
     told, old = _told(backend, program, [], ""), report.get("measured") or {}
@@ -218,9 +245,14 @@ def _linked(source: Path, destination: Path) -> None:
 
 def _told(backend: Backend, program: Program, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
     gpu = backend.runs_on() == "cuda" and torch.cuda.is_available()
-    return {"target": backend.text, "device": torch.cuda.get_device_name() if gpu else device_of(program),
-            "versions": {k: v for k, v in versions().items() if k in _RUNTIMES}, "date": today(), "rows": rows,
-            "why": why or None}
+    return {
+        "target": backend.text,
+        "device": torch.cuda.get_device_name() if gpu else device_of(program),
+        "versions": {k: v for k, v in versions().items() if k in _RUNTIMES},
+        "date": today(),
+        "rows": rows,
+        "why": why or None,
+    }
 
 
 def _too_large(dense: Program) -> str:

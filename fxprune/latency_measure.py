@@ -52,10 +52,15 @@ def probes_of(group: PruneGroup) -> list[int]:
     return [base - PERIOD + a for a in (8, 16, 32)] + [base]
 
 
-def measure_table(program: Program, clock: Clock, setting: Setting, kinds: Sequence[str],
-                  old: LatencyTable | None = None,
-                  on_point: Callable[[int, int], None] = lambda done, total: None,
-                  on_curve: Callable[[LatencyTable], None] = lambda table: None) -> LatencyTable:
+def measure_table(
+    program: Program,
+    clock: Clock,
+    setting: Setting,
+    kinds: Sequence[str],
+    old: LatencyTable | None = None,
+    on_point: Callable[[int, int], None] = lambda done, total: None,
+    on_curve: Callable[[LatencyTable], None] = lambda table: None,
+) -> LatencyTable:
     """The table of a program with groups.
 
     kinds     of groups that may be cut: others are listed and not measured
@@ -65,18 +70,32 @@ def measure_table(program: Program, clock: Clock, setting: Setting, kinds: Seque
     found = classes(program)
     curves = {name: _skipped(program, groups, kinds) for name, groups in found.items()}
     if old is not None:
-        curves.update({name: c for name, c in old.curves.items() if name in curves and
-                       (c.points or (curves[name].skipped and curves[name].skipped == c.skipped))})
+        curves.update(
+            {
+                name: c
+                for name, c in old.curves.items()
+                if name in curves and (c.points or (curves[name].skipped and curves[name].skipped == c.skipped))
+            }
+        )
     wanted = [name for name, curve in curves.items() if not curve.points and not curve.skipped]
     probed = _widest(program, found) if wanted else ""
-    jobs = {name: {n: n in probes for n in sorted({*counts_of(found[name][0]), *probes})}
-            for name in wanted for probes in [probes_of(found[name][0]) if name == probed else []]}
+    jobs = {
+        name: {n: n in probes for n in sorted({*counts_of(found[name][0]), *probes})}
+        for name in wanted
+        for probes in [probes_of(found[name][0]) if name == probed else []]
+    }
     total, done = sum(map(len, jobs.values())), 0
     dense = [old.dense_ms] if old is not None and old.dense_ms else []
     if not jobs and not dense:  # nothing is worth a measurement of its own, but for the whole
         dense = [clock.read(lowerable(program)).dense_ms]
-    table = LatencyTable(setting, fingerprint(program), dense[0] if dense else 1.0, curves, date=today(),
-                         tokens=old.tokens if old is not None else {})
+    table = LatencyTable(
+        setting,
+        fingerprint(program),
+        dense[0] if dense else 1.0,
+        curves,
+        date=today(),
+        tokens=old.tokens if old is not None else {},
+    )
     for name, counts in jobs.items():
         points = []
         for count, probe in counts.items():
@@ -107,6 +126,9 @@ def _share(program: Program, groups: Sequence[PruneGroup]) -> float:
 
 def _widest(program: Program, found: Mapping[str, Sequence[PruneGroup]]) -> str:
     """The class to probe alignments on."""
-    wide = {name: _share(program, groups) for name, groups in found.items()
-            if groups[0].size >= PROBED and groups[0].kind not in ONE_BY_ONE}
+    wide = {
+        name: _share(program, groups)
+        for name, groups in found.items()
+        if groups[0].size >= PROBED and groups[0].kind not in ONE_BY_ONE
+    }
     return max(wide, key=lambda name: wide[name], default="")

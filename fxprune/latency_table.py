@@ -161,11 +161,13 @@ class LatencyTable:
                 raise ValueError(f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}")
             return LatencyTable.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise LoadError("the table of latencies cannot be read", where=str(path),
-                            why=error.strerror or str(error), cure=CURE) from None
+            raise LoadError(
+                "the table of latencies cannot be read", where=str(path), why=error.strerror or str(error), cure=CURE
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise LoadError("this file is no table of latencies", where=str(path), why=str(error)[:300],
-                            cure=CURE) from None
+            raise LoadError(
+                "this file is no table of latencies", where=str(path), why=str(error)[:300], cure=CURE
+            ) from None
 
     @staticmethod
     def from_dict(raw: Any) -> LatencyTable:
@@ -186,36 +188,54 @@ class LatencyTable:
                 raise ValueError(f"the counts of {name} are not ascending")
             curves[str(name)] = Curve(str(c["kind"]), int(c["size"]), int(c["groups"]), points, str(c["skipped"]))
         setting = Setting(**raw["setting"])
-        table = LatencyTable(setting, str(raw["program"]), _number(raw["dense_ms"], "dense_ms"), curves,
-                             _number(raw["correction"], "correction"), str(raw["date"]),
-                             {str(k): _token_curve(str(k), c) for k, c in raw["tokens"].items()} if version > 1 else {})
+        table = LatencyTable(
+            setting,
+            str(raw["program"]),
+            _number(raw["dense_ms"], "dense_ms"),
+            curves,
+            _number(raw["correction"], "correction"),
+            str(raw["date"]),
+            {str(k): _token_curve(str(k), c) for k, c in raw["tokens"].items()} if version > 1 else {},
+        )
         if not table.dense_ms or not table.correction:
             raise ValueError("a latency and a correction are positive")
         return table
 
     def check(self, program: Program) -> None:
         """Raise LoadError unless the table knows every prunable group of the program."""
-        missing = [g.name for name, groups in classes(program).items() for g in groups
-                   if name not in self.curves or self.curves[name].size != g.size]
+        missing = [
+            g.name
+            for name, groups in classes(program).items()
+            for g in groups
+            if name not in self.curves or self.curves[name].size != g.size
+        ]
         if missing:
-            raise LoadError("the table of latencies is of another program", where=str(self),
-                            why=f"it knows nothing like {', '.join(missing[:3])}",
-                            cure="use it with the architecture, input shapes and kinds that it was measured for")
-
+            raise LoadError(
+                "the table of latencies is of another program",
+                where=str(self),
+                why=f"it knows nothing like {', '.join(missing[:3])}",
+                cure="use it with the architecture, input shapes and kinds that it was measured for",
+            )
 
     def check_tokens(self, program: Program, plan: TokenPlan) -> None:
         """Raise LoadError unless the table knows what the plan's reducer takes in the program."""
         key, flow = reducer_key(plan.reducer, plan.unmerge), program.need("tokens")
         if key not in self.tokens:
             known = ", ".join(self.tokens)
-            raise LoadError(f"the table of latencies holds no token counts for '{key}'", where=str(self),
-                            why=f"it knows {known}" if known else "it was measured for widths alone",
-                            cure=f"{CURE}, with these --tokens")
+            raise LoadError(
+                f"the table of latencies holds no token counts for '{key}'",
+                where=str(self),
+                why=f"it knows {known}" if known else "it was measured for widths alone",
+                cure=f"{CURE}, with these --tokens",
+            )
         curve, sites = self.tokens[key], flow.usable
         if curve.sites != tuple(s.name for s in sites) or (sites and curve.tokens + curve.protected != sites[0].tokens):
-            raise LoadError("the table of latencies is of another program", where=str(self),
-                            why=f"its {curve.tokens + curve.protected} tokens become fewer behind other attentions",
-                            cure="use it with the architecture and input shapes that it was measured for")
+            raise LoadError(
+                "the table of latencies is of another program",
+                where=str(self),
+                why=f"its {curve.tokens + curve.protected} tokens become fewer behind other attentions",
+                cure="use it with the architecture and input shapes that it was measured for",
+            )
 
 
 def reducer_key(reducer: str, unmerge: bool) -> str:
@@ -232,8 +252,9 @@ def _token_curve(name: str, raw: Any) -> TokenCurve:
         removed = tuple(p["removed"])
         if len(removed) != len(sites) or any(type(r) is not int or r < 0 for r in removed) or sum(removed) >= tokens:
             raise ValueError(f"a schedule of {name} does not fit its {len(sites)} sites and {tokens} tokens")
-        points.append(TokenPoint(removed, _number(p["ratio"], f"a ratio of {name}"),
-                                 _number(p["error"], f"an error of {name}")))
+        points.append(
+            TokenPoint(removed, _number(p["ratio"], f"a ratio of {name}"), _number(p["error"], f"an error of {name}"))
+        )
     return TokenCurve(tokens, protected, sites, tuple(points))
 
 

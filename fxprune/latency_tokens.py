@@ -42,8 +42,13 @@ def schedules(flow: TokenFlow, reducer: Reducer) -> list[tuple[int, ...]]:
     return [s for s in dict.fromkeys(found) if any(s)]
 
 
-def measure_tokens(program: Program, table: LatencyTable, clock: Clock, wish: TokenWish,
-                   on_point: Callable[[int, int], None] = lambda done, total: None) -> LatencyTable:
+def measure_tokens(
+    program: Program,
+    table: LatencyTable,
+    clock: Clock,
+    wish: TokenWish,
+    on_point: Callable[[int, int], None] = lambda done, total: None,
+) -> LatencyTable:
     """``table`` with the rows of the wish's reducer; as it is where it has them.
 
     program   dense, with its token flow; raises PlanError or OptionError where the reducer does not fit it

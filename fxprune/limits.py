@@ -40,9 +40,13 @@ class Limits:
         align, aligns = per_pattern(self.align, "--align")
         floor, floors = per_pattern(self.floor, "--floor")
         return FindGroups(
-            align=granularity if align is None else whole(align, "--align"), floor=FLOOR if floor is None else floor,
-            allow_empty=self.allow_empty, freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
-            aligns=aligns, floors=floors)
+            align=granularity if align is None else whole(align, "--align"),
+            floor=FLOOR if floor is None else floor,
+            allow_empty=self.allow_empty,
+            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
+            aligns=aligns,
+            floors=floors,
+        )
 
 
 def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[str, ...]]:
@@ -62,9 +66,11 @@ def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[
         try:
             value = float(number)
         except ValueError:
-            raise OptionError(f"'{part}' cannot be read", where=f"{option} {part}",
-                              cure=f"write a number, or PATTERN=NUMBER such as 'blocks.*.mlp={_EXAMPLES[option]}'",
-                              ) from None
+            raise OptionError(
+                f"'{part}' cannot be read",
+                where=f"{option} {part}",
+                cure=f"write a number, or PATTERN=NUMBER such as 'blocks.*.mlp={_EXAMPLES[option]}'",
+            ) from None
         if equals:
             patterns.append(part)
         else:

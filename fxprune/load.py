@@ -333,8 +333,10 @@ def _timm_cfg(model: Any) -> Mapping[str, Any]:
 
 def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, Any], said: str) -> LoadError:
     own_args, own_kwargs = _own_inputs(loaded)
-    given, own = (", ".join(f"{list(t.shape)} {t.dtype}" for t in (*a, *k.values()) if isinstance(t, Tensor))
-                  for a, k in ((args, kwargs), (own_args, own_kwargs)))
+    given, own = (
+        ", ".join(f"{list(t.shape)} {t.dtype}" for t in (*a, *k.values()) if isinstance(t, Tensor))
+        for a, k in ((args, kwargs), (own_args, own_kwargs))
+    )
     known = bool(own) and own != given
     return LoadError(
         "the model does not accept these inputs",

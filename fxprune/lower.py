@@ -24,11 +24,22 @@ from .work import Work, silence
 
 MOST_EARLIER = 32
 
+
 def lower(
-    artifact: str | os.PathLike[str], *, target: str | None = None, out: str | os.PathLike[str] | None = None,
-    data: Any = None, samples: int = 128, against: Any = None, batch: int = 1, threads: int = 0,
-    seconds: float | None = None, checkpoint: str | os.PathLike[str] | None = None, example_inputs: Any = None,
-    trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    artifact: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    samples: int = 128,
+    against: Any = None,
+    batch: int = 1,
+    threads: int = 0,
+    seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Lower and verify the pruned program that ``artifact`` holds; nothing is searched and no weight changes.
 
@@ -51,8 +62,9 @@ def lower(
     backend = made.backend if target is None else registry.target(target)
     destination = Path(artifact) if out is None else Path(out)
     if out is not None and destination.exists() and Path(artifact).exists() and destination.samefile(artifact):
-        raise OptionError("the output is the artefact itself", where=f"--out {destination}",
-                          cure="leave --out away to replace it")
+        raise OptionError(
+            "the output is the artefact itself", where=f"--out {destination}", cure="leave --out away to replace it"
+        )
     check_destination(destination)
     wish = LatencyWish(batch, threads, seconds=seconds)
     work = None
@@ -90,8 +102,12 @@ def _dense(work: Work, made: Artifact, where: str) -> Program:
 def _earlier(made: Artifact, target: str) -> list[dict[str, Any]]:
     """What the report knows of other targets: the newest of each, the one that is left now among them."""
     report, left = made.report, made.backend.text
-    mine = {"target": left, "payload": report.get("payload"), "parity": report.get("parity"),
-            "measured": report.get("measured")}
+    mine = {
+        "target": left,
+        "payload": report.get("payload"),
+        "parity": report.get("parity"),
+        "measured": report.get("measured"),
+    }
     finished = not report.get("unfinished") and mine["parity"] is not None
     found = [one for one in report.get("earlier", ()) if one["target"] not in (left, target)]
     return [*found, mine][-MOST_EARLIER:] if finished and left != target else found

@@ -38,8 +38,18 @@ _PATH = re.compile(rf"{_SEGMENT}(/{_SEGMENT}){{0,2}}")  # no leading dot, no "..
 _FOLDER = re.compile(_SEGMENT)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SHAPE: Mapping[str, type | tuple[type, ...]] = {
-    "name": str, "status": str, "request": dict, "inputs": dict, "metric": dict, "carried": dict, "cost": dict,
-    "versions": dict, "environment": dict, "targets": dict, "files": dict, "seal": str,
+    "name": str,
+    "status": str,
+    "request": dict,
+    "inputs": dict,
+    "metric": dict,
+    "carried": dict,
+    "cost": dict,
+    "versions": dict,
+    "environment": dict,
+    "targets": dict,
+    "files": dict,
+    "seal": str,
 }
 Manifest = dict[str, Any]
 
@@ -66,8 +76,12 @@ def read_manifest(directory: Path) -> Manifest:
     file = directory / MANIFEST
     try:
         if not directory.is_dir() or not file.exists():
-            raise LoadError("this directory is no delivery", where=str(directory), why=f"it has no {MANIFEST}",
-                            cure="give the --out of fxprune export")
+            raise LoadError(
+                "this directory is no delivery",
+                where=str(directory),
+                why=f"it has no {MANIFEST}",
+                cure="give the --out of fxprune export",
+            )
         if file.is_symlink() or not file.is_file():
             raise _malformed(file, "it is no plain file")
         size = file.stat().st_size
@@ -81,12 +95,19 @@ def read_manifest(directory: Path) -> Manifest:
     if not isinstance(manifest, dict) or "fxprune_manifest" not in manifest:
         raise _malformed(file, "it has no 'fxprune_manifest' version")
     if manifest["fxprune_manifest"] != VERSION:
-        raise LoadError("the manifest has another version", where=str(file),
-                        why=f"found {str(manifest['fxprune_manifest'])[:40]}, this fxprune reads {VERSION}")
+        raise LoadError(
+            "the manifest has another version",
+            where=str(file),
+            why=f"found {str(manifest['fxprune_manifest'])[:40]}, this fxprune reads {VERSION}",
+        )
     _check_form(file, manifest)
     if seal_of(manifest) != manifest["seal"]:
-        raise LoadError("the manifest was changed after it was sealed", where=str(file),
-                        why="its seal is the SHA-256 of something else", cure="copy it again, or export again")
+        raise LoadError(
+            "the manifest was changed after it was sealed",
+            where=str(file),
+            why="its seal is the SHA-256 of something else",
+            cure="copy it again, or export again",
+        )
     return manifest
 
 
@@ -101,14 +122,22 @@ def _check_form(file: Path, manifest: Mapping[str, Any]) -> None:
     for path, entry in manifest["files"].items():
         if not _PATH.fullmatch(path) or path == MANIFEST:
             raise _malformed(file, f"'{path[:80]}' is no path inside the delivery")
-        if not isinstance(entry, dict) or not _HASH.fullmatch(str(entry.get("sha256"))) \
-                or type(entry.get("size_bytes")) is not int or entry["size_bytes"] < 0:
+        if (
+            not isinstance(entry, dict)
+            or not _HASH.fullmatch(str(entry.get("sha256")))
+            or type(entry.get("size_bytes")) is not int
+            or entry["size_bytes"] < 0
+        ):
             raise _malformed(file, f"'{path}' needs sha256 and size_bytes")
     for folder, target in manifest["targets"].items():
         if not _FOLDER.fullmatch(folder):
             raise _malformed(file, f"'{folder[:80]}' is no folder inside the delivery")
-        if not isinstance(target, dict) or target.get("status") not in STATUSES \
-                or not isinstance(target.get("target"), str) or not isinstance(target.get("gates"), list):
+        if (
+            not isinstance(target, dict)
+            or target.get("status") not in STATUSES
+            or not isinstance(target.get("target"), str)
+            or not isinstance(target.get("gates"), list)
+        ):
             raise _malformed(file, f"target '{folder}' needs target, status and gates")
         payload = target.get("payload")
         if payload != "" and f"{folder}/{payload}" not in manifest["files"]:
@@ -128,9 +157,13 @@ def _check_form(file: Path, manifest: Mapping[str, Any]) -> None:
 def _is_gate(gate: Any) -> bool:
     number = (type(None), int, float)
     return (
-        isinstance(gate, dict) and gate.keys() == {"name", "status", "measured", "limit", "unit", "why"}
-        and gate["status"] in STATUSES and isinstance(gate["measured"], number) and isinstance(gate["limit"], number)
-        and all(isinstance(gate[k], str) and len(gate[k]) <= MAX_TEXT for k in ("name", "unit", "why")))
+        isinstance(gate, dict)
+        and gate.keys() == {"name", "status", "measured", "limit", "unit", "why"}
+        and gate["status"] in STATUSES
+        and isinstance(gate["measured"], number)
+        and isinstance(gate["limit"], number)
+        and all(isinstance(gate[k], str) and len(gate[k]) <= MAX_TEXT for k in ("name", "unit", "why"))
+    )
 
 
 def _malformed(file: Path, why: str) -> LoadError:
@@ -140,8 +173,9 @@ def _malformed(file: Path, why: str) -> LoadError:
 def fingerprints(directory: Path) -> dict[str, dict[str, Any]]:
     """Path -> SHA-256 and size of every file below ``directory`` but the manifest, in order."""
     found = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
-    return {p.relative_to(directory).as_posix(): {"sha256": sha256_of(p), "size_bytes": p.stat().st_size}
-            for p in found}
+    return {
+        p.relative_to(directory).as_posix(): {"sha256": sha256_of(p), "size_bytes": p.stat().st_size} for p in found
+    }
 
 
 def wrong_files(directory: Path, manifest: Mapping[str, Any]) -> str:
@@ -177,18 +211,29 @@ def check_delivery(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise OptionError("the output is a directory, but a file lies there", where=str(path),
-                          cure="remove it or choose another --out")
+        raise OptionError(
+            "the output is a directory, but a file lies there",
+            where=str(path),
+            cure="remove it or choose another --out",
+        )
     if not any(path.iterdir()):
         return
     try:
         manifest = read_manifest(path)
     except LoadError as error:
-        raise OptionError("the output directory is not empty and holds no delivery, so it is left alone",
-                          where=str(path), why=error.why or error.what, cure="choose another --out") from None
+        raise OptionError(
+            "the output directory is not empty and holds no delivery, so it is left alone",
+            where=str(path),
+            why=error.why or error.what,
+            cure="choose another --out",
+        ) from None
     known = set(manifest["files"]) | {MANIFEST}
     foreign = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir() or p.is_symlink())
     foreign = [p for p in foreign if p not in known]
     if foreign:
-        raise OptionError("the output directory holds files that fxprune did not write, so it is left alone",
-                          where=str(path), why=", ".join(foreign[:5]), cure="move them, or choose another --out")
+        raise OptionError(
+            "the output directory holds files that fxprune did not write, so it is left alone",
+            where=str(path),
+            why=", ".join(foreign[:5]),
+            cure="move them, or choose another --out",
+        )

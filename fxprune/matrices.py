@@ -19,8 +19,19 @@ from .program import Program
 from .sparsity import Sparsity, Tile, grid
 from .streams import LINEAR, MOVES, bind, op_name
 
-ENDS = MOVES | {"getitem", "unbind", "select", "split", "chunk", "split_with_sizes", "softmax", "log_softmax",
-                "sigmoid", "tanh", "expand"}
+ENDS = MOVES | {
+    "getitem",
+    "unbind",
+    "select",
+    "split",
+    "chunk",
+    "split_with_sizes",
+    "softmax",
+    "log_softmax",
+    "sigmoid",
+    "tanh",
+    "expand",
+}
 """Between a classifier and what the graph returns nothing but these stands."""
 
 
@@ -99,9 +110,21 @@ def matrices(program: Program) -> list[Matrix]:
         batch = max(1, _batch(program))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
         movable = isinstance(bias, Node) and bias.name in bound
-        found.append(Matrix(node.name, source.name, operand, bound[weight.name], weight.name,
-                            bias.name if movable else "", transposed, shape,  # type: ignore[union-attr]
-                            -(-total // batch), batch, "its weight is shared" if shared else _end(node, program)))
+        found.append(
+            Matrix(
+                node.name,
+                source.name,
+                operand,
+                bound[weight.name],
+                weight.name,
+                bias.name if movable else "",
+                transposed,
+                shape,  # type: ignore[union-attr]
+                -(-total // batch),
+                batch,
+                "its weight is shared" if shared else _end(node, program),
+            )
+        )
     return found
 
 
@@ -111,13 +134,19 @@ def sparse_layers(program: Program, blocks: Mapping[str, Sparsity]) -> Iterator[
     for name, sparsity in blocks.items():
         where, layer = f"blocks of '{name}'", known.get(name)
         if layer is None:
-            raise PlanError("the plan names a weight that is no linear layer's here", where=where,
-                            why="it was made for another architecture, or edited",
-                            cure="make a new plan with `fxprune plan`")
+            raise PlanError(
+                "the plan names a weight that is no linear layer's here",
+                where=where,
+                why="it was made for another architecture, or edited",
+                cure="make a new plan with `fxprune plan`",
+            )
         if layer.shape != sparsity.shape:
-            raise PlanError("the plan was made for another architecture", where=where,
-                            why=f"the weight is {list(layer.shape)} here (after slicing) and {list(sparsity.shape)} in "
-                                "the plan", cure="make a new plan with `fxprune plan`")
+            raise PlanError(
+                "the plan was made for another architecture",
+                where=where,
+                why=f"the weight is {list(layer.shape)} here (after slicing) and {list(sparsity.shape)} in the plan",
+                cure="make a new plan with `fxprune plan`",
+            )
     yield from ((m, blocks[m.parameter]) for m in known.values() if m.parameter in blocks)
 
 

@@ -49,8 +49,13 @@ class Timing:
 
 
 def latency(
-    functions: Mapping[str, Callable[[], Any]], *, seconds: float = 5.0, warmup: int = 3, rounds: int = 200,
-    items: int = 1, clock: Callable[[], float] = time.perf_counter,
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 5.0,
+    warmup: int = 3,
+    rounds: int = 200,
+    items: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time every function in turns until ``seconds`` have gone or ``rounds`` are done; at least 5 rounds.
 
@@ -65,8 +70,13 @@ def latency(
 
 
 def sampled(
-    functions: Mapping[str, Callable[[], Any]], *, seconds: float = 5.0, warmup: int = 3, rounds: int = 200,
-    least: int = 5, clock: Callable[[], float] = time.perf_counter,
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float = 5.0,
+    warmup: int = 3,
+    rounds: int = 200,
+    least: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """(milliseconds per call, round by round, calls per sample) of every function, in turns, see :func:`latency`.
 
@@ -120,10 +130,14 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "usable_cores": usable_cores(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), **versions(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions(),
     }
 
 
@@ -132,8 +146,21 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for package in ("fxprune", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "timm", "transformers", "triton",
-                    "torch-tensorrt", "tensorrt", "torch-tensorrt-rtx", "tensorrt_rtx"):
+    for package in (
+        "fxprune",
+        "torch",
+        "numpy",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "timm",
+        "transformers",
+        "triton",
+        "torch-tensorrt",
+        "tensorrt",
+        "torch-tensorrt-rtx",
+        "tensorrt_rtx",
+    ):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -156,15 +156,18 @@ def ran_out(error: BaseException | None) -> bool:
     """Whether ``error``, or what caused it, is a lack of memory: Python's, the CPU allocator's or the GPU's."""
     while error is not None:
         words = str(error).lower()
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and (
-                "not enough memory" in words or "can't allocate memory" in words or "out of memory" in words)):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError)
+            and ("not enough memory" in words or "can't allocate memory" in words or "out of memory" in words)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def with_smaller_batches(passes: Sequence[Pass], calibration: Calibration | None, error: Exception,
-                         warn: Callable[[str], None]) -> tuple[list[Pass], Calibration | None]:
+def with_smaller_batches(
+    passes: Sequence[Pass], calibration: Calibration | None, error: Exception, warn: Callable[[str], None]
+) -> tuple[list[Pass], Calibration | None]:
     """(``passes``, ``calibration``) on batches of half the size, to be run again after memory ran out.
 
     Raises FxpruneError where no pass reads data, or every batch holds one sample.
@@ -173,14 +176,21 @@ def with_smaller_batches(passes: Sequence[Pass], calibration: Calibration | None
     given = next((data for data in reads if isinstance(data, Calibration)), None)
     less = None if given is None else halved(given)
     if given is None or less is None:
-        raise FxpruneError("memory ran out", where=", ".join(p.slug() for p in passes),
-                           why=(str(error).splitlines() or [type(error).__name__])[0][:200],
-                           cure="give --memory less than is free, fewer --samples, or a larger machine") from error
-    warn(f"memory ran out in {', '.join(p.slug() for p in passes)}: it goes on with batches of "
-         f"{max(b.size for b in less.batches)} samples")
+        raise FxpruneError(
+            "memory ran out",
+            where=", ".join(p.slug() for p in passes),
+            why=(str(error).splitlines() or [type(error).__name__])[0][:200],
+            cure="give --memory less than is free, fewer --samples, or a larger machine",
+        ) from error
+    warn(
+        f"memory ran out in {', '.join(p.slug() for p in passes)}: it goes on with batches of "
+        f"{max(b.size for b in less.batches)} samples"
+    )
     unidentified()  # what was kept of this run belongs to the old batches
-    again = [replace(p, data=less) if data is given else p  # type: ignore[call-arg]
-             for p, data in zip(passes, reads, strict=True)]
+    again = [
+        replace(p, data=less) if data is given else p  # type: ignore[call-arg]
+        for p, data in zip(passes, reads, strict=True)
+    ]
     return again, less if calibration is given else calibration
 
 

@@ -34,18 +34,31 @@ def choose(outputs: Mapping[str, Tensor], labels: Tensor | None, wanted: str = "
     ordered = sorted(floats, key=lambda name: name != "logits")
     known = UNLABELLED if labels is None else LABELLED
     if wanted not in ("auto", *known):
-        why = "the data has no labels" if labels is None and wanted in LABELLED else "the data has labels" \
-            if labels is not None and wanted in UNLABELLED else ""
-        raise OptionError(f"the metric '{wanted}' cannot be computed", where="--metric", why=why,
-                          cure=nearest(wanted, ("auto", *known)))
+        why = (
+            "the data has no labels"
+            if labels is None and wanted in LABELLED
+            else "the data has labels"
+            if labels is not None and wanted in UNLABELLED
+            else ""
+        )
+        raise OptionError(
+            f"the metric '{wanted}' cannot be computed",
+            where="--metric",
+            why=why,
+            cure=nearest(wanted, ("auto", *known)),
+        )
     for name in ordered:
         found = _fitting(floats[name], labels)
         if found and (wanted == "auto" or wanted == found or (wanted, found) in (("f1", "top1"), ("cosine", found))):
             return (found if wanted == "auto" else wanted), name
     shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in outputs.items())
     told = "no labels" if labels is None else f"labels {list(labels.shape)} {labels.dtype}"
-    raise OptionError("no metric fits these outputs", where=f"--metric {wanted}", why=f"outputs {shapes}; {told}",
-                      cure="give data whose labels the model predicts, or data without labels")
+    raise OptionError(
+        "no metric fits these outputs",
+        where=f"--metric {wanted}",
+        why=f"outputs {shapes}; {told}",
+        cure="give data whose labels the model predicts, or data without labels",
+    )
 
 
 def _fitting(output: Tensor, labels: Tensor | None) -> str:
@@ -75,8 +88,10 @@ def score(metric: str, outputs: Sequence[Tensor], references: Sequence[Tensor]) 
     if metric == "spearman":
         return spearman(torch.cat([o.reshape(-1) for o in outputs]), torch.cat([r.reshape(-1) for r in references]))
     if metric == "cosine":
-        pairs = [functional.cosine_similarity(o.flatten(1).double(), r.flatten(1).double())
-                 for o, r in zip(outputs, references, strict=True)]
+        pairs = [
+            functional.cosine_similarity(o.flatten(1).double(), r.flatten(1).double())
+            for o, r in zip(outputs, references, strict=True)
+        ]
         return float(torch.cat(pairs).mean())
     said = torch.cat([o.argmax(-1).reshape(-1) for o in outputs])
     if metric == "agreement":

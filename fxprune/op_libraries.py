@@ -30,8 +30,12 @@ def notes_on_ops(exported: ExportedProgram) -> list[str]:
     by_library: dict[str, list[str]] = {}
     for name in foreign_ops(exported):
         by_library.setdefault(LIBRARIES.get(name.partition("::")[0], ""), []).append(name)
-    return [f"model.pt2 calls {', '.join(names)}: before torch.export.load it needs 'import {module}' (fxprune.load "
-            "does that)" for module, names in by_library.items() if module]
+    return [
+        f"model.pt2 calls {', '.join(names)}: before torch.export.load it needs 'import {module}' (fxprune.load "
+        "does that)"
+        for module, names in by_library.items()
+        if module
+    ]
 
 
 def import_libraries(path: Path) -> None:
@@ -49,5 +53,9 @@ def import_libraries(path: Path) -> None:
         try:
             importlib.import_module(LIBRARIES[namespace])
         except ImportError as error:
-            raise LoadError(f"the program calls ops of {namespace}", where=str(path), why=str(error),
-                            cure=f"pip install {namespace}") from error
+            raise LoadError(
+                f"the program calls ops of {namespace}",
+                where=str(path),
+                why=str(error),
+                cure=f"pip install {namespace}",
+            ) from error

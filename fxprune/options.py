@@ -53,11 +53,16 @@ def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
     try:
         parts = split(inside)
     except ValueError as error:
-        raise OptionError(f"'{text}' cannot be read", where=where, why=str(error),
-                          cure="write name{option=value,option=value}") from None
+        raise OptionError(
+            f"'{text}' cannot be read", where=where, why=str(error), cure="write name{option=value,option=value}"
+        ) from None
     if not closed or after.strip():
-        raise OptionError(f"'{text}' cannot be read", where=where, why="a brace is not closed at the end",
-                          cure="write name{option=value,option=value}")
+        raise OptionError(
+            f"'{text}' cannot be read",
+            where=where,
+            why="a brace is not closed at the end",
+            cure="write name{option=value,option=value}",
+        )
     options: dict[str, str] = {}
     for part in parts:
         key, equals, value = (p.strip() for p in part.partition("="))
@@ -81,8 +86,11 @@ def build(cls: type[Any], options: Mapping[str, str], what: str, where: str, **g
     values = {}
     for name, text in options.items():
         if name not in known:
-            raise OptionError(f"{what} has no option '{name}'", where=where,
-                              cure=nearest(name, known) if known else "it has no options")
+            raise OptionError(
+                f"{what} has no option '{name}'",
+                where=where,
+                cure=nearest(name, known) if known else "it has no options",
+            )
         values[name] = _value(text, known[name], f"{where} {{{name}={text}}}")
     for f in fields:
         needed = f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -28,8 +28,9 @@ class Judge:
         self.dense, self.batches = dense, list(batches)
         self.samples = sum(b.size for b in self.batches)
         self._seen = [self._run(dense, batch) for batch in self.batches]
-        self._labels = [_class_labels(batch, logits)
-                        for batch, (_, logits) in zip(self.batches, self._seen, strict=True)]
+        self._labels = [
+            _class_labels(batch, logits) for batch, (_, logits) in zip(self.batches, self._seen, strict=True)
+        ]
 
     @property
     def accuracy(self) -> float | None:
@@ -54,8 +55,11 @@ class Judge:
         if pairs:
             weights = [float(len(a)) for a, _ in pairs]
             found["top1"] = sum(float((a.argmax(1) == b.argmax(1)).sum()) for a, b in pairs) / sum(weights)
-            found["kl"] = max(0.0, sum(w * float(divergence(a.double(), b.double()))
-                                       for w, (a, b) in zip(weights, pairs, strict=True)) / sum(weights))
+            found["kl"] = max(
+                0.0,
+                sum(w * float(divergence(a.double(), b.double())) for w, (a, b) in zip(weights, pairs, strict=True))
+                / sum(weights),
+            )
         if self._seen and self._seen[0][0] is not None:
             one, two = (torch.cat([rows for rows, _ in side if rows is not None]) for side in (self._seen, now))
             found["cosine"] = float((one * two).sum(1).mean())
@@ -70,8 +74,11 @@ class Judge:
     def _accuracy(self, logits: Sequence[Tensor | None]) -> float | None:
         if not self.batches or any(labels is None for labels in self._labels):
             return None
-        right = sum(float((z.argmax(1) == labels).sum()) for z, labels in zip(logits, self._labels, strict=True)
-                    if z is not None and labels is not None)
+        right = sum(
+            float((z.argmax(1) == labels).sum())
+            for z, labels in zip(logits, self._labels, strict=True)
+            if z is not None and labels is not None
+        )
         return right / self.samples
 
     @torch.no_grad()

@@ -20,7 +20,10 @@ Runner = Callable[[Sequence[Any]], list[Any]]
 """User inputs flat and in graph order (tensors, numbers, None) -> output tensors flat and in order."""
 
 TOLERANCE: Mapping[torch.dtype, float] = {
-    torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2,
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
 }
 """Largest accepted difference, relative to the largest magnitude of the reference output."""
 
@@ -57,9 +60,13 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "max_abs": self.max_abs, "max_rel": self.max_rel, "tolerance": self.tolerance, "ok": self.ok,
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "tolerance": self.tolerance,
+            "ok": self.ok,
             "tried": [dict(s) for s in self.tried],
-            "skipped": [{"sizes": dict(s), "why": why} for s, why in self.skipped], "unsteady": self.unsteady,
+            "skipped": [{"sizes": dict(s), "why": why} for s, why in self.skipped],
+            "unsteady": self.unsteady,
             "constant": list(self.constant),
         }
 
@@ -145,8 +152,9 @@ def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:
     """
     hints, _, upper = _symbols(program)
     bounds = {str(k): v for k, v in program.exported.range_constraints.items()}
-    lower = {s: int(bounds[s].lower) if s in bounds and getattr(bounds[s].lower, "is_Integer", False) else 1
-             for s in hints}
+    lower = {
+        s: int(bounds[s].lower) if s in bounds and getattr(bounds[s].lower, "is_Integer", False) else 1 for s in hints
+    }
     return {s: (1 if lower[s] <= 2 else lower[s], hint, upper[s]) for s, hint in hints.items()}
 
 
@@ -182,9 +190,13 @@ def describe_inputs(program: Program) -> list[dict[str, Any]]:
     """Name, dtype and shape (open sizes as words) of every user input tensor, for reports."""
     words = dim_names(program)
     return [
-        {"name": name, "dtype": str(value.dtype).removeprefix("torch."),
-         "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape]}
-        for name, value in zip(program.user_inputs, _input_values(program), strict=True) if isinstance(value, Tensor)
+        {
+            "name": name,
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape],
+        }
+        for name, value in zip(program.user_inputs, _input_values(program), strict=True)
+        if isinstance(value, Tensor)
     ]
 
 
@@ -206,7 +218,8 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
             wide = source.double()
             deviation = float(wide.std(correction=0)) if wide.numel() else 0.0
             drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + (
-                float(wide.mean()) if wide.numel() else 0.0)
+                float(wide.mean()) if wide.numel() else 0.0
+            )
         elif source.numel():
             drawn = source.flatten()[torch.randint(source.numel(), shape, generator=generator)]
         else:
@@ -252,8 +265,10 @@ def why_random(program: Program) -> tuple[str, str]:
     drawn = random_ops(program)
     if not drawn:
         return "", ""
-    return (f"the model draws random numbers in evaluation ({', '.join(drawn[:3])}{', ...' if drawn[3:] else ''})",
-            "make the model deterministic, or pass what it draws as an input")
+    return (
+        f"the model draws random numbers in evaluation ({', '.join(drawn[:3])}{', ...' if drawn[3:] else ''})",
+        "make the model deterministic, or pass what it draws as an input",
+    )
 
 
 @contextmanager
@@ -265,8 +280,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def check_parity(
-    program: Program, run: Runner, *, what: str = "the lowered program",
-    tolerance: Mapping[torch.dtype, float] = TOLERANCE, seed: int = 0, cure: str = "",
+    program: Program,
+    run: Runner,
+    *,
+    what: str = "the lowered program",
+    tolerance: Mapping[torch.dtype, float] = TOLERANCE,
+    seed: int = 0,
+    cure: str = "",
 ) -> Parity:
     """Compare ``run`` with the program itself at several sizes.
 
@@ -290,8 +310,9 @@ def check_parity(
                 want = reference(flat)
         except Exception as error:
             if number == 0:
-                raise VerifyError("the pruned program does not run on its own example sizes", where=program.name,
-                                  why=_short(error)) from error
+                raise VerifyError(
+                    "the pruned program does not run on its own example sizes", where=program.name, why=_short(error)
+                ) from error
             skipped.append((sizes, _short(error)))
             continue
         try:
@@ -302,8 +323,10 @@ def check_parity(
         if len(got) != len(want):
             raise VerifyError(f"{what} returns another number of outputs", why=f"{len(got)}, expected {len(want)}")
         try:
-            found = [compare(one, two, limit, what=what, where=f"output '{name}'", label=label, cure=cure)
-                     for name, one, two in zip(names, got, want, strict=True)]
+            found = [
+                compare(one, two, limit, what=what, where=f"output '{name}'", label=label, cure=cure)
+                for name, one, two in zip(names, got, want, strict=True)
+            ]
         except VerifyError as error:
             redone = _where_steady(program, reference, run, symbols, limit, seed + number)
             if redone is None:
@@ -340,20 +363,28 @@ def steady(run: Runner, flat: Sequence[Any], want: Sequence[Any], limit: float, 
     generator = torch.Generator().manual_seed(seed)
     kept = torch.ones(len(first), dtype=torch.bool)
     for _ in range(NUDGES):
-        moved = [t * (1 + NUDGE * torch.randn(t.shape, generator=generator).to(t)) if isinstance(t, Tensor)
-                 and t.is_floating_point() else t for t in flat]
+        moved = [
+            t * (1 + NUDGE * torch.randn(t.shape, generator=generator).to(t))
+            if isinstance(t, Tensor) and t.is_floating_point()
+            else t
+            for t in flat
+        ]
         for one, two in zip(run(moved), want, strict=True):
             if two.is_floating_point():
-                gap = (one.double() - two.double()).abs().flatten(1).amax(1) if two.dim() > 1 else \
-                    (one.double() - two.double()).abs()
+                gap = (
+                    (one.double() - two.double()).abs().flatten(1).amax(1)
+                    if two.dim() > 1
+                    else (one.double() - two.double()).abs()
+                )
                 kept &= ~(gap.cpu() > limit * float(two.double().abs().max()))
             else:
                 kept &= (one == two).reshape(len(two), -1).all(1).cpu()
     return kept if not bool(kept.all()) and 2 * int(kept.sum()) >= len(kept) else None
 
 
-def _where_steady(program: Program, reference: Runner, run: Runner, symbols: Sizes, limit: float,
-                  seed: int) -> tuple[list[tuple[float, float]], int] | None:
+def _where_steady(
+    program: Program, reference: Runner, run: Runner, symbols: Sizes, limit: float, seed: int
+) -> tuple[list[tuple[float, float]], int] | None:
     """((max abs, max rel) per output over steady samples, samples left out), from the first of a few draws of inputs
     at which half the samples or more are steady; None where the program is steady, so that a difference is one."""
     left_out = 0
@@ -370,8 +401,9 @@ def _where_steady(program: Program, reference: Runner, run: Runner, symbols: Siz
             kept = torch.ones(len(want[0]), dtype=torch.bool)
         left_out += int((~kept).sum())
         pairs = [(g.double()[kept], w.double()[kept]) for g, w in zip(got, want, strict=True)]
-        errors = [(float((g - w).abs().max()), float((g - w).abs().max() / w.abs().max().clamp_min(1e-12)))
-                  for g, w in pairs]
+        errors = [
+            (float((g - w).abs().max()), float((g - w).abs().max() / w.abs().max().clamp_min(1e-12))) for g, w in pairs
+        ]
         if max(rel for _, rel in errors) <= limit or attempt + 1 == ATTEMPTS:
             return errors, left_out
     return None
@@ -393,32 +425,46 @@ def compare(
     if not want.is_floating_point() and not want.is_complex():
         if got.dtype != want.dtype or not torch.equal(got, want):
             differ = int((got.to(want.dtype) != want).sum())
-            raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
-                              why=f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}",
-                              cure=cure)
+            raise VerifyError(
+                f"{what} does not compute what the pruned graph computes",
+                where=at,
+                why=f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}",
+                cure=cure,
+            )
         return 0.0, 0.0
     finite = want.isfinite()
     if not bool(finite.any()) and bool(want.isnan().all()):
-        raise VerifyError("the pruned program itself returns only NaN, so nothing can be verified", where=at,
-                          why="its weights or inputs hold NaN or overflow", cure="check the weights of the model")
+        raise VerifyError(
+            "the pruned program itself returns only NaN, so nothing can be verified",
+            where=at,
+            why="its weights or inputs hold NaN or overflow",
+            cure="check the weights of the model",
+        )
     got, want = got.double(), want.double()
     same_odd = torch.equal(got.nan_to_num(0, 1, -1)[~finite], want.nan_to_num(0, 1, -1)[~finite]) and torch.equal(
-        got.isnan(), want.isnan())
+        got.isnan(), want.isnan()
+    )
     error = torch.where(finite & got.isfinite(), (got - want).abs(), 0.0)
     largest, scale = float(error.max()), float(want[finite].abs().max()) if bool(finite.any()) else 0.0
     relative = largest / scale if scale else largest
     if not same_odd or not bool(got[finite].isfinite().all()):
         count = int((got.isfinite() != finite).sum())
-        raise VerifyError(f"{what} does not compute what the pruned graph computes", where=at,
-                          why=f"NaN or infinity at {max(count, 1)} places where the graph has something else",
-                          cure=cure)
+        raise VerifyError(
+            f"{what} does not compute what the pruned graph computes",
+            where=at,
+            why=f"NaN or infinity at {max(count, 1)} places where the graph has something else",
+            cure=cure,
+        )
     if relative > tolerance:
         index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
         raise VerifyError(
-            f"{what} does not compute what the pruned graph computes", where=at,
+            f"{what} does not compute what the pruned graph computes",
+            where=at,
             why=f"relative error {relative:.2e} is above the tolerance {tolerance:.0e}: max |difference| {largest:.2e} "
-                f"at index {index} (got {float(got[tuple(index)]):.6g}, expected {float(want[tuple(index)]):.6g}), "
-                f"mean {float(error.mean()):.2e}, max |reference| {scale:.2e}", cure=cure)
+            f"at index {index} (got {float(got[tuple(index)]):.6g}, expected {float(want[tuple(index)]):.6g}), "
+            f"mean {float(error.mean()):.2e}, max |reference| {scale:.2e}",
+            cure=cure,
+        )
     return largest, relative
 
 

@@ -67,12 +67,7 @@ _FUNCTIONS = (
         ]
     )
     | {f"torch._C._nn.{name}" for name in ("gelu", "silu", "elu_", "softplus", "hardtanh", "hardswish", "mish")}
-    | {
-        "torch.relu",
-        "torch.tanh",
-        "torch.sigmoid",
-        "torch.flatten",
-    }
+    | {"torch.relu", "torch.tanh", "torch.sigmoid", "torch.flatten"}
 )
 # What a file may call beside torch's tensor rebuilders; none of them runs foreign code when called.
 _CALLABLE = frozenset({"functools.partial"})

@@ -150,8 +150,11 @@ def measure(p: Pass, before: Any, after: Any, seconds: float) -> PassResult:
     """What ``p`` did, from the snapshots before and after it."""
     (nodes0, shapes0), (nodes1, shapes1) = before, after
     return PassResult(
-        name=p.slug(), text=str(p), seconds=seconds,
-        added=len(nodes1.keys() - nodes0.keys()), removed=len(nodes0.keys() - nodes1.keys()),
+        name=p.slug(),
+        text=str(p),
+        seconds=seconds,
+        added=len(nodes1.keys() - nodes0.keys()),
+        removed=len(nodes0.keys() - nodes1.keys()),
         edited=sum(nodes0[n] != nodes1[n] for n in nodes0.keys() & nodes1.keys()),
         resized=sum(shapes0.get(n) != s for n, s in shapes1.items()) + len(shapes0.keys() - shapes1.keys()),
     )

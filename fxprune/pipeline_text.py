@@ -82,8 +82,9 @@ class StatedPipeline:
         return found[-1] if found else None
 
 
-def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0,
-                  plan: PlanLike | None = None) -> StatedPipeline:
+def read_pipeline(
+    text: str, budget: Budget | None = None, seed: int = 0, plan: PlanLike | None = None
+) -> StatedPipeline:
     """The passes that ``text`` names, with their options.
 
     budget   of a search that states none;  seed   of passes that state none;  plan   for ``read-plan``, a path or one
@@ -97,16 +98,26 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0,
     except ValueError as error:
         raise OptionError("the pipeline cannot be read", where=f"{OPTION} {text}", why=str(error)) from None
     if not parts:
-        raise OptionError("the pipeline is empty", where=OPTION, cure="for example propagate-axes,find-groups,"
-                          "score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes")
+        raise OptionError(
+            "the pipeline is empty",
+            where=OPTION,
+            cure="for example propagate-axes,find-groups,"
+            "score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes",
+        )
     given, known = _plan_for(parts, plan), dict[str, Any]()
     passes = [_read(part, number, budget, seed, known, given) for number, part in enumerate(parts, 1)]
     if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):  # to those that need none
-        passes = [replace(p, budget=budget) if getattr(p, "budget", budget) is None else p  # type: ignore[call-arg]
-                  for p in passes]
+        passes = [
+            replace(p, budget=budget) if getattr(p, "budget", budget) is None else p  # type: ignore[call-arg]
+            for p in passes
+        ]
     if budget is not None and not any(getattr(p, "budget", None) is budget for p in passes):
-        raise OptionError("the budget is given twice, or not used", where=f"{OPTION} .. --{budget.metric}",
-                          why="every search of the pipeline states its own", cure="leave one of them away")
+        raise OptionError(
+            "the budget is given twice, or not used",
+            where=f"{OPTION} .. --{budget.metric}",
+            why="every search of the pipeline states its own",
+            cure="leave one of them away",
+        )
     names = [p.slug() for p in passes]
     if not set(names) & set(PREPARATION):
         passes[:0] = [registry.lookup("pass", name)() for name in PREPARATION]
@@ -120,9 +131,12 @@ def read_pipeline(text: str, budget: Budget | None = None, seed: int = 0,
     _check_order(before, passes, set())
     _check_order(tiles, list(tiles), {"axes"})
     if not any("plan" in p.gives for p in (*before, *tiles)):
-        raise OptionError("no pass of the pipeline makes a plan", where=f"{OPTION} {text}",
-                          cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
-                               "taken by read-plan, or applied by `fxprune apply`")
+        raise OptionError(
+            "no pass of the pipeline makes a plan",
+            where=f"{OPTION} {text}",
+            cure="put search-plan{budget=flops=0.5} before slice-axes; a plan that is there already is "
+            "taken by read-plan, or applied by `fxprune apply`",
+        )
     return StatedPipeline(text, before, after, tiles, given)
 
 
@@ -132,14 +146,20 @@ def _plan_for(parts: Sequence[str], plan: PlanLike | None) -> CompressionPlan | 
     if at is None and plan is None:
         return None
     if at is None:
-        raise OptionError("give a plan or a pipeline, not both", where=f"{OPTION} .. --plan",
-                          why=f"no pass of the pipeline reads the plan: it has no {READ}",
-                          cure=f"leave one of them away, or put {READ} in place of the passes that score and search")
+        raise OptionError(
+            "give a plan or a pipeline, not both",
+            where=f"{OPTION} .. --plan",
+            why=f"no pass of the pipeline reads the plan: it has no {READ}",
+            cure=f"leave one of them away, or put {READ} in place of the passes that score and search",
+        )
     if plan is None:
-        raise OptionError("the pipeline reads a plan, and none is given", where=f"{OPTION}, pass {at}: {parts[at - 1]}",
-                          why="the text says which plan it was, not which elements it keeps",
-                          cure="give the plan.json that lies beside the report: fxprune compile MODEL --pipeline .. "
-                               "--plan small/plan.json")
+        raise OptionError(
+            "the pipeline reads a plan, and none is given",
+            where=f"{OPTION}, pass {at}: {parts[at - 1]}",
+            why="the text says which plan it was, not which elements it keeps",
+            cure="give the plan.json that lies beside the report: fxprune compile MODEL --pipeline .. "
+            "--plan small/plan.json",
+        )
     return read_plan(plan)
 
 
@@ -149,8 +169,12 @@ def _last_cut(passes: Sequence[Pass]) -> int:
     at, within, cut = len(passes), False, False
     for number, name in enumerate(p.slug() for p in passes):
         if name == CUT and at < number:
-            raise OptionError("the pipeline slices twice", where=OPTION, why="a plan is of the whole model",
-                              cure=f"say {START} before the first {CUT}, and {JOIN} before the last recover and {CUT}")
+            raise OptionError(
+                "the pipeline slices twice",
+                where=OPTION,
+                why="a plan is of the whole model",
+                cure=f"say {START} before the first {CUT}, and {JOIN} before the last recover and {CUT}",
+            )
         if at < number:
             continue
         if name == JOIN and not within:
@@ -162,15 +186,22 @@ def _last_cut(passes: Sequence[Pass]) -> int:
         within = name == START or (within and name != JOIN)
         cut = name == CUT or (cut and name != START)
     if within:
-        raise OptionError("the rounds of the pipeline are not joined", where=f"{OPTION} .. {START}",
-                          cure=f"put {JOIN} behind the last search")
-    late = [p for p in passes[at:] if p.slug() in (START, JOIN, MERGE, "recover")
-            or (p.kind == "search" and p.slug() not in TILES)]
+        raise OptionError(
+            "the rounds of the pipeline are not joined",
+            where=f"{OPTION} .. {START}",
+            cure=f"put {JOIN} behind the last search",
+        )
+    late = [
+        p
+        for p in passes[at:]
+        if p.slug() in (START, JOIN, MERGE, "recover") or (p.kind == "search" and p.slug() not in TILES)
+    ]
     early = [p for p in passes[:at] if p.slug() in TILES[1:]]
     if late or early:
         odd, here, there = (late[0], "behind", "before") if late else (early[0], "before", "behind")
-        raise OptionError(f"'{odd.slug()}' stands {here} {CUT}", where=f"{OPTION} .. {odd}",
-                          cure=f"put it {there} {CUT}")
+        raise OptionError(
+            f"'{odd.slug()}' stands {here} {CUT}", where=f"{OPTION} .. {odd}", cure=f"put it {there} {CUT}"
+        )
     return at
 
 
@@ -190,19 +221,30 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
         return tuple(passes)
     at = names.index(MERGE)
     if not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in passes[:at]):
-        raise OptionError(f"'{MERGE}' has nothing to merge", where=f"{OPTION} .. {MERGE}",
-                          why="no pass before it plans tokens",
-                          cure="put plan-tokens{reducer=tome,counts=[8 6]} before it")
+        raise OptionError(
+            f"'{MERGE}' has nothing to merge",
+            where=f"{OPTION} .. {MERGE}",
+            why="no pass before it plans tokens",
+            cure="put plan-tokens{reducer=tome,counts=[8 6]} before it",
+        )
     rest = _without(BEHIND_MERGING, passes[at + 1 :])
     if rest:
-        raise OptionError(f"'{rest[0].slug()}' stands between {MERGE} and {CUT}", where=f"{OPTION} .. {rest[0]}",
-                          why="merging and slicing carry out one plan", cure=f"put it before {MERGE}")
-    stated, again = (next((str(p) for p in part if p.slug() == "find-groups"), "") for part in
-                     (passes[:at][::-1], passes[at:]))
+        raise OptionError(
+            f"'{rest[0].slug()}' stands between {MERGE} and {CUT}",
+            where=f"{OPTION} .. {rest[0]}",
+            why="merging and slicing carry out one plan",
+            cure=f"put it before {MERGE}",
+        )
+    stated, again = (
+        next((str(p) for p in part if p.slug() == "find-groups"), "") for part in (passes[:at][::-1], passes[at:])
+    )
     if again not in ("", stated):
-        raise OptionError(f"the groups behind {MERGE} are those that the plan was made for",
-                          where=f"{OPTION} .. {again}", why=f"before it stands {stated or 'none'}",
-                          cure="state the same limits in both places")
+        raise OptionError(
+            f"the groups behind {MERGE} are those that the plan was made for",
+            where=f"{OPTION} .. {again}",
+            why=f"before it stands {stated or 'none'}",
+            cure="state the same limits in both places",
+        )
     return tuple(passes[:at])
 
 
@@ -210,15 +252,21 @@ def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
     """The passes of tiles without the last, which always runs. Raises OptionError where they plan nothing."""
     names = [p.slug() for p in passes]
     if ZERO in names[:-1]:
-        raise OptionError(f"'{passes[names.index(ZERO) + 1].slug()}' stands behind {ZERO}", where=OPTION,
-                          cure=f"put it before {', '.join(TILES[2:3])}")
+        raise OptionError(
+            f"'{passes[names.index(ZERO) + 1].slug()}' stands behind {ZERO}",
+            where=OPTION,
+            cure=f"put it before {', '.join(TILES[2:3])}",
+        )
     tiles = tuple(p for p in passes if p.slug() != ZERO)
     unseeded = tuple(str(replace(p, seed=0) if p.slug() == PERMUTED[1] else p) for p in tiles)  # type: ignore[call-arg]
     if any(p.slug() == READ for p in stated) and unseeded in ((), PERMUTED[:2], PERMUTED):
         return ()  # those of the plan that is read, its order of channels included
     if passes and not any("plan" in p.gives for p in tiles):
-        raise OptionError("no pass of the pipeline plans tiles", where=f"{OPTION} .. {passes[0]}",
-                          cure="end with find-blocks,score-groups{criterion=magnitude},search-blocks{budget=flops=0.5}")
+        raise OptionError(
+            "no pass of the pipeline plans tiles",
+            where=f"{OPTION} .. {passes[0]}",
+            cure="end with find-blocks,score-groups{criterion=magnitude},search-blocks{budget=flops=0.5}",
+        )
     return tiles
 
 
@@ -228,8 +276,9 @@ def _check_order(passes: Sequence[Pass], stated: list[Pass], have: set[str]) -> 
         have |= set(p.gives)
 
 
-def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[str, Any],
-          plan: CompressionPlan | None) -> Pass:
+def _read(
+    part: str, number: int, budget: Budget | None, seed: int, known: dict[str, Any], plan: CompressionPlan | None
+) -> Pass:
     """One pass; passes of one criterion share it, which remembers what it found. Raises OptionError."""
     where = f"{OPTION}, pass {number}: {part}"
     name, options = parse(part, where)
@@ -256,9 +305,12 @@ def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[
             made = replace(made, criterion=known[criterion])  # type: ignore[call-arg]
         bound = getattr(made, "budget", None)
         if isinstance(bound, Budget) and bound.metric not in METRICS and name not in COUNTED:
-            raise OptionError(f"'{name}' cannot search by time in a pipeline", where=where,
-                              why="there is no table of the target to go by",
-                              cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}")
+            raise OptionError(
+                f"'{name}' cannot search by time in a pipeline",
+                where=where,
+                why="there is no table of the target to go by",
+                cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}",
+            )
     except OptionError as error:  # of a pass's own checks, which name options of the command line
         at = error.where if error.where.startswith(OPTION) else where
         raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
@@ -268,14 +320,18 @@ def _read(part: str, number: int, budget: Budget | None, seed: int, known: dict[
 def _check_needs(p: Pass, have: set[str], passes: Sequence[Pass]) -> None:
     missing = [fact for fact in p.needs if fact not in have]
     if missing:
+
         def makes(one: Any) -> bool:
             handed_on = one.kind == "transform"  # what it gives was found before
             return not handed_on and bool(set(missing) & set(one.gives) - set(one.needs))
 
         makers = sorted({q.slug() for q in passes if makes(q)} or {n for n, cls in _built_in() if makes(cls)})
-        raise OptionError(f"the pass '{p.slug()}' needs {', '.join(missing)}", where=f"{OPTION} .. {p}",
-                          why="no pass before it finds them, or a pass in between changed the graph",
-                          cure=f"put {' or '.join(makers)} before it")
+        raise OptionError(
+            f"the pass '{p.slug()}' needs {', '.join(missing)}",
+            where=f"{OPTION} .. {p}",
+            why="no pass before it finds them, or a pass in between changed the graph",
+            cure=f"put {' or '.join(makers)} before it",
+        )
 
 
 def _built_in() -> list[tuple[str, Any]]:
@@ -330,13 +386,19 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
             program = work.run(program, PropagateAxes(), work.find_groups)
         program = program.but(plan=CompressionPlan())
     if program.plan is None:
-        raise OptionError("the plan is gone when it is time to slice", where=f"{OPTION} {stated.text}",
-                          why="a pass behind the search changed the graph, and facts about the old one were dropped",
-                          cure="put passes that change the graph before propagate-axes")
+        raise OptionError(
+            "the plan is gone when it is time to slice",
+            where=f"{OPTION} {stated.text}",
+            why="a pass behind the search changed the graph, and facts about the old one were dropped",
+            cure="put passes that change the graph before propagate-axes",
+        )
     work.budget, plan = stated.budget, program.plan
     if plan.blocks and stated.tiles:
-        raise OptionError("the plan holds tiles, and the pipeline plans others", where=f"{OPTION} .. {stated.tiles[0]}",
-                          cure="leave the passes of tiles away, or take them out of the plan")
+        raise OptionError(
+            "the plan holds tiles, and the pipeline plans others",
+            where=f"{OPTION} .. {stated.tiles[0]}",
+            cure="leave the passes of tiles away, or take them out of the plan",
+        )
     if sliced:
         _check_counts(work, program, stated.before)
         recalled(work, program, kept=not stated.read)
@@ -344,8 +406,16 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
         tell_of_odd_counts(work, plan)
         return program
     rounds = {"rounds": 1} if sliced else {}
-    about = {**rounds, **plan.about, "model": work.name, "pipeline": work.pipeline, "importance": stated.criterion,
-             "data": data.origin if data else None, "samples": data.samples if data else 0, "versions": versions()}
+    about = {
+        **rounds,
+        **plan.about,
+        "model": work.name,
+        "pipeline": work.pipeline,
+        "importance": stated.criterion,
+        "data": data.origin if data else None,
+        "samples": data.samples if data else 0,
+        "versions": versions(),
+    }
     return program.but(plan=replace(plan, about=about))
 
 
@@ -358,9 +428,12 @@ def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
     small = work.reduced(program)
     limit, now = bound.limit(CostModel(program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
     if now > limit:
-        raise BudgetInfeasible("the counts exceed the budget that is stated with them", where=f"{OPTION} .. {last}",
-                               why=f"{bound.metric} {now:,}, at most {limit:,.0f}",
-                               cure="state fewer, or leave budget away")
+        raise BudgetInfeasible(
+            "the counts exceed the budget that is stated with them",
+            where=f"{OPTION} .. {last}",
+            why=f"{bound.metric} {now:,}, at most {limit:,.0f}",
+            cure="state fewer, or leave budget away",
+        )
 
 
 def _first(stated: StatedPipeline) -> int:
@@ -368,9 +441,29 @@ def _first(stated: StatedPipeline) -> int:
     return next((i for i, p in enumerate(stated.before) if takes_data(p)), -1)
 
 
-_BESIDE = {"command", "model", "input", "batch", "threads", "seconds", "checkpoint", "trust-pickle", "data", "samples",
-           "seed", "target", "out", "pipeline", "memory", "flops", "params", "bytes", "plan", "latency-table",
-           "held-out"}
+_BESIDE = {
+    "command",
+    "model",
+    "input",
+    "batch",
+    "threads",
+    "seconds",
+    "checkpoint",
+    "trust-pickle",
+    "data",
+    "samples",
+    "seed",
+    "target",
+    "out",
+    "pipeline",
+    "memory",
+    "flops",
+    "params",
+    "bytes",
+    "plan",
+    "latency-table",
+    "held-out",
+}
 
 
 def stated_alone(asked: Mapping[str, Any]) -> None:
@@ -383,5 +476,9 @@ def stated_alone(asked: Mapping[str, Any]) -> None:
     usual = {name.replace("_", "-"): p.default for name, p in inspect.signature(compile).parameters.items()}
     for name in sorted(asked.keys() - _BESIDE):
         if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
-            raise OptionError(f"--pipeline and --{name} say the same thing", where=OPTION,
-                              why="the pipeline states every pass with its own options", cure="leave one of them away")
+            raise OptionError(
+                f"--pipeline and --{name} say the same thing",
+                where=OPTION,
+                why="the pipeline states every pass with its own options",
+                cure="leave one of them away",
+            )

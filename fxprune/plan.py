@@ -93,30 +93,47 @@ class CompressionPlan:
         for name, choice in self.choices.items():
             where, group = self.place(name), groups.get(name)
             if group is None:
-                raise PlanError("the plan names a group that this model does not have", where=where,
-                                why="it was made for another architecture, or edited", cure=nearest(name, groups))
+                raise PlanError(
+                    "the plan names a group that this model does not have",
+                    where=where,
+                    why="it was made for another architecture, or edited",
+                    cure=nearest(name, groups),
+                )
             if choice.size != group.size:
-                raise PlanError("the plan was made for another architecture", where=self.place(name, "size"),
-                                why=f"the group has {group.size} elements here and {choice.size} in the plan",
-                                cure="make a new plan with `fxprune plan`")
+                raise PlanError(
+                    "the plan was made for another architecture",
+                    where=self.place(name, "size"),
+                    why=f"the group has {group.size} elements here and {choice.size} in the plan",
+                    cure="make a new plan with `fxprune plan`",
+                )
             if self.source is not None and choice.kind != str(group.kind):
-                raise PlanError(f"the plan says '{choice.kind}' of a group of kind '{group.kind}'",
-                                where=self.place(name, "kind"), why="it was made for another architecture, or edited",
-                                cure=f'write "kind": "{group.kind}"')
+                raise PlanError(
+                    f"the plan says '{choice.kind}' of a group of kind '{group.kind}'",
+                    where=self.place(name, "kind"),
+                    why="it was made for another architecture, or edited",
+                    cure=f'write "kind": "{group.kind}"',
+                )
             _check_indices(choice, where)
             if not choice.keep and group.floor > 0:
-                raise PlanError("the plan drops a whole branch", where=where, why="the group keeps nothing",
-                                cure="keep at least one, or pass --allow-empty")
+                raise PlanError(
+                    "the plan drops a whole branch",
+                    where=where,
+                    why="the group keeps nothing",
+                    cure="keep at least one, or pass --allow-empty",
+                )
             if group.frozen and len(choice.keep) != group.size:
-                raise PlanError("the plan cuts a frozen group", where=where, why=group.frozen,
-                                cure="remove the group from the plan")
+                raise PlanError(
+                    "the plan cuts a frozen group", where=where, why=group.frozen, cure="remove the group from the plan"
+                )
             odd = len(choice.keep) % group.granularity and len(choice.keep) != group.size
             if odd and self.source is not None:  # an edited one; a plan that was made here knows its own multiples
-                raise PlanError("a kept count is not a multiple", where=self.place(name, "keep"),
-                                why=f"{len(choice.keep)} of {group.size} stay, asked are multiples of "
-                                    f"{group.granularity}",
-                                cure=f"keep {len(choice.keep) // group.granularity * group.granularity} or "
-                                     f"{-(-len(choice.keep) // group.granularity) * group.granularity}, or align less")
+                raise PlanError(
+                    "a kept count is not a multiple",
+                    where=self.place(name, "keep"),
+                    why=f"{len(choice.keep)} of {group.size} stay, asked are multiples of {group.granularity}",
+                    cure=f"keep {len(choice.keep) // group.granularity * group.granularity} or "
+                    f"{-(-len(choice.keep) // group.granularity) * group.granularity}, or align less",
+                )
 
     def place(self, name: str, *more: str | int) -> str:
         """Where the choice of a group, or something in it, stands: with the line where the plan is a file's."""
@@ -129,9 +146,15 @@ class CompressionPlan:
             for name, c in sorted(self.choices.items())
         )
         about = json.dumps(dict(self.about), indent=2, sort_keys=True).replace("\n", "\n  ")
-        tokens = "" if self.tokens is None else ',\n  "tokens": ' + json.dumps(
-            {"reducer": self.tokens.reducer, "unmerge": self.tokens.unmerge, "removed": dict(self.tokens.removed)},
-            indent=2).replace("\n", "\n  ")
+        tokens = (
+            ""
+            if self.tokens is None
+            else ',\n  "tokens": '
+            + json.dumps(
+                {"reducer": self.tokens.reducer, "unmerge": self.tokens.unmerge, "removed": dict(self.tokens.removed)},
+                indent=2,
+            ).replace("\n", "\n  ")
+        )
         blocks = ",\n".join(f"    {json.dumps(n)}: {json.dumps(s.to_dict())}" for n, s in sorted(self.blocks.items()))
         tail = tokens + (f',\n  "blocks": {{\n{blocks}\n  }}' if blocks else "")
         return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}{tail}\n}}\n'
@@ -146,15 +169,26 @@ class CompressionPlan:
             line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise PlanError("the plan is not valid JSON", where=f"{where}{line}", why=str(error)) from None
         if not isinstance(raw, dict) or "fxprune_plan" not in raw:
-            raise PlanError("this file is not a plan", where=where, why="it has no 'fxprune_plan' version",
-                            cure="make one with `fxprune plan MODEL --flops 0.5`")
+            raise PlanError(
+                "this file is not a plan",
+                where=where,
+                why="it has no 'fxprune_plan' version",
+                cure="make one with `fxprune plan MODEL --flops 0.5`",
+            )
         if raw["fxprune_plan"] != VERSION:
-            raise PlanError("the plan has another version", where=source.at("fxprune_plan"),
-                            why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}")
+            raise PlanError(
+                "the plan has another version",
+                where=source.at("fxprune_plan"),
+                why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}",
+            )
         repeated = source.repeated(depth=3) if twice else None
         if repeated is not None and repeated[0][0] != "about":
-            raise PlanError(f"'{repeated[0][-1]}' is there twice", where=f"{where}:{repeated[1]}",
-                            why="which of the two counts cannot be told", cure="remove one of them")
+            raise PlanError(
+                f"'{repeated[0][-1]}' is there twice",
+                where=f"{where}:{repeated[1]}",
+                why="which of the two counts cannot be told",
+                cure="remove one of them",
+            )
         groups, about, blocks = raw.get("groups"), raw.get("about", {}), raw.get("blocks", {})
         for key, value in (("groups", groups), ("about", about), ("blocks", blocks)):
             if not isinstance(value, dict):
@@ -169,8 +203,11 @@ class CompressionPlan:
         path = Path(path)
         try:
             if path.stat().st_size > MAX_BYTES:
-                raise PlanError("this file is too large to be a plan", where=str(path),
-                                why=f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}")
+                raise PlanError(
+                    "this file is too large to be a plan",
+                    where=str(path),
+                    why=f"{path.stat().st_size} bytes, the limit is {MAX_BYTES}",
+                )
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise PlanError("the plan cannot be read", where=str(path), why=error.strerror or str(error)) from None
@@ -196,6 +233,7 @@ def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
 
 def _choice(entry: Any, name: str, source: Source) -> Choice:
     """One group's entry. Raises PlanError at its line."""
+
     def at(*more: str | int) -> str:
         return f"{source.at('groups', name, *more)}: group '{name}'"
 
@@ -204,14 +242,20 @@ def _choice(entry: Any, name: str, source: Source) -> Choice:
     unknown = entry.keys() - {"kind", "size", "keep"}
     if unknown:
         key = min(unknown)
-        raise PlanError(f"the plan has a key that means nothing: '{key}'", where=at(key),
-                        cure=nearest(key, ["kind", "size", "keep"]))
+        raise PlanError(
+            f"the plan has a key that means nothing: '{key}'",
+            where=at(key),
+            cure=nearest(key, ["kind", "size", "keep"]),
+        )
     kind, size, keep = entry["kind"], entry["size"], entry["keep"]
     integers = isinstance(keep, list) and all(type(i) is int for i in keep)
     if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
         key = "kind" if not isinstance(kind, str) else "keep" if type(size) is int and size > 0 else "size"
-        raise PlanError("the plan is malformed", where=at(key),
-                        why="kind must be a string, size a positive integer, keep a list of integers")
+        raise PlanError(
+            "the plan is malformed",
+            where=at(key),
+            why="kind must be a string, size a positive integer, keep a list of integers",
+        )
     if kind not in {str(k) for k in Kind}:
         raise PlanError(f"unknown kind of group '{kind}'", where=at("kind"), cure=nearest(kind, [str(k) for k in Kind]))
     choice = Choice(kind, size, tuple(keep))
@@ -226,8 +270,9 @@ def _sparsity(entry: Any, name: str, source: Source) -> Sparsity:
     try:
         return Sparsity.from_dict(entry, "")
     except PlanError as error:
-        raise PlanError(error.what, where=f"{source.at('blocks', name)}: blocks of '{name}'", why=error.why,
-                        cure=error.cure) from None
+        raise PlanError(
+            error.what, where=f"{source.at('blocks', name)}: blocks of '{name}'", why=error.why, cure=error.cure
+        ) from None
 
 
 def _tokens(raw: Any, source: Source) -> TokenPlan | None:
@@ -239,8 +284,11 @@ def _tokens(raw: Any, source: Source) -> TokenPlan | None:
     reducer, removed, unmerge = raw["reducer"], raw["removed"], raw.get("unmerge", False)
     counts = isinstance(removed, dict) and all(type(r) is int and r >= 0 for r in removed.values())
     if not isinstance(reducer, str) or not counts or not isinstance(unmerge, bool):
-        raise PlanError("the plan is malformed", where=where, why="reducer must be a string, removed an object of site "
-                        "names and counts, unmerge true or false")
+        raise PlanError(
+            "the plan is malformed",
+            where=where,
+            why="reducer must be a string, removed an object of site names and counts, unmerge true or false",
+        )
     return TokenPlan(reducer, dict(removed), unmerge)
 
 
@@ -248,8 +296,14 @@ def _check_indices(choice: Choice, where: str) -> None:
     keep = choice.keep
     double = next((b for a, b in itertools.pairwise(keep) if b <= a), None)
     if double is not None:
-        raise PlanError("kept indices must be sorted and unique", where=where,
-                        why=f"{double} comes twice" if keep.count(double) > 1 else f"{double} comes too late")
+        raise PlanError(
+            "kept indices must be sorted and unique",
+            where=where,
+            why=f"{double} comes twice" if keep.count(double) > 1 else f"{double} comes too late",
+        )
     if keep and (keep[0] < 0 or keep[-1] >= choice.size):
-        raise PlanError("a kept index is out of range", where=where,
-                        why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}")
+        raise PlanError(
+            "a kept index is out of range",
+            where=where,
+            why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}",
+        )

@@ -45,8 +45,11 @@ def installed() -> tuple[list[Plugin], list[str]]:
         if kind in KINDS and name:
             found.append(Plugin(kind, name, point.value, package))
         else:
-            wrong.append(f"{point.name} = {point.value}" + (f" (of {package})" if package else "")
-                         + f": the name must be kind.name, with kind one of {', '.join(KINDS)}")
+            wrong.append(
+                f"{point.name} = {point.value}"
+                + (f" (of {package})" if package else "")
+                + f": the name must be kind.name, with kind one of {', '.join(KINDS)}"
+            )
     return list(dict.fromkeys(found)), wrong
 
 
@@ -54,8 +57,12 @@ def find(kind: str, name: str) -> Plugin | None:
     """The plugin of that name. Raises OptionError where two packages offer it."""
     hits = {p.value: p for p in installed()[0] if (p.kind, p.name) == (kind, name)}
     if len(hits) > 1:
-        raise OptionError(f"two packages offer the {kind} '{name}'", where=f"entry points of {GROUP}",
-                          why=" and ".join(map(str, hits.values())), cure="uninstall one of them")
+        raise OptionError(
+            f"two packages offer the {kind} '{name}'",
+            where=f"entry points of {GROUP}",
+            why=" and ".join(map(str, hits.values())),
+            cure="uninstall one of them",
+        )
     return next(iter(hits.values()), None)
 
 

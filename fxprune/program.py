@@ -194,8 +194,12 @@ class Program:
             kwargs = {k: kwargs[k] for k in names}
         flat, got = pytree.tree_flatten((tuple(args), kwargs))
         if got != spec:
-            raise FxpruneError("the inputs do not match the captured signature", where=self.name,
-                               why=f"expected {spec}, got {got}", cure="pass the inputs the model was captured with")
+            raise FxpruneError(
+                "the inputs do not match the captured signature",
+                where=self.name,
+                why=f"expected {spec}, got {got}",
+                cure="pass the inputs the model was captured with",
+            )
         return flat
 
     def arguments(self, flat: Sequence[Any]) -> list[Any]:

@@ -40,16 +40,19 @@ class Progress:
             self._draw(work, name, done, total, words)
         elif now - work.told >= EVERY and done < total:
             work.told = now
-            self.console.print(f"  {name}  {done} of {total}{', ' + words if words else ''}", markup=False,
-                               soft_wrap=True)
+            self.console.print(
+                f"  {name}  {done} of {total}{', ' + words if words else ''}", markup=False, soft_wrap=True
+            )
 
     def _draw(self, work: _Work, name: str, done: int, total: int, words: str) -> None:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
 
         if self.bars is None:
-            plain = [TextColumn(t, markup=False) for t in ("{task.description}", "{task.fields[count]}",
-                                                           "{task.fields[words]}")]
+            plain = [
+                TextColumn(t, markup=False)
+                for t in ("{task.description}", "{task.fields[count]}", "{task.fields[words]}")
+            ]
             self.bars = Bars(plain[0], BarColumn(), *plain[1:], console=self.console, transient=True)
             self.bars.start()
         if work.task is None:

@@ -71,8 +71,12 @@ def write_error(error: OSError, destination: Path) -> FxpruneError:
         with suppress(OSError):
             free = shutil.disk_usage(destination.parent).free
             why += f" ({free / 2**20:.0f} MiB free)"
-    return FxpruneError("the result cannot be written; nothing was changed there", where=str(destination), why=why,
-                        cure=cures.get(error.errno or 0, "write elsewhere with --out"))
+    return FxpruneError(
+        "the result cannot be written; nothing was changed there",
+        where=str(destination),
+        why=why,
+        cure=cures.get(error.errno or 0, "write elsewhere with --out"),
+    )
 
 
 def _put_in_place(staging: Path, destination: Path) -> None:

@@ -89,8 +89,11 @@ def start_ranks() -> bool:
     if not there and launched() is None:
         return False
     if not dist.is_available():
-        raise OptionError("this torch cannot share work over processes", where="torch.distributed",
-                          cure="start fxprune without torchrun")
+        raise OptionError(
+            "this torch cannot share work over processes",
+            where="torch.distributed",
+            cure="start fxprune without torchrun",
+        )
     local = int(os.environ.get("LOCAL_RANK", "0"))
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     gpu = torch.cuda.is_available() and dist.is_nccl_available() and beside <= torch.cuda.device_count()
@@ -102,8 +105,12 @@ def start_ranks() -> bool:
             dist.init_process_group(backend, timeout=MEET)
         group = dist.new_group(backend=backend, timeout=WAIT)  # not the caller's group: their messages never mix
     except (RuntimeError, ValueError) as error:
-        raise FxpruneError("the ranks did not find each other", why=_first_line(error), where="torch.distributed",
-                           cure="start all of them with torchrun, on hosts that reach MASTER_ADDR") from error
+        raise FxpruneError(
+            "the ranks did not find each other",
+            why=_first_line(error),
+            where="torch.distributed",
+            cure="start all of them with torchrun, on hosts that reach MASTER_ADDR",
+        ) from error
     if dist.get_world_size() > 1:
         _ranks = _Ranks(dist.get_rank(), dist.get_world_size(), group, gpu, own=not there)
     return _ranks is not None
@@ -155,8 +162,12 @@ class LostRank(FxpruneError):
     """Another rank of the same run ended or cannot be reached."""
 
 
-def exchange(step: str, tensors: Mapping[str, Tensor] | None = None, about: Mapping[str, Any] | None = None,
-             failure: Exception | None = None) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+def exchange(
+    step: str,
+    tensors: Mapping[str, Tensor] | None = None,
+    about: Mapping[str, Any] | None = None,
+    failure: Exception | None = None,
+) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
     """What every rank said at this step, in rank order: (tensors, about). A barrier.
 
     step     names the place in the program. Ranks that meet at different steps are a bug, and raise InternalError
@@ -199,8 +210,7 @@ def add_up(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     total = {}
     for name, t in tensors.items():
         wide = torch.float64 if t.is_floating_point() else t.dtype if t.is_complex() else torch.int64
-        held = t.detach().to(t.device if _ranks.gpu else "cpu", wide, copy=True,
-                             memory_format=torch.contiguous_format)
+        held = t.detach().to(t.device if _ranks.gpu else "cpu", wide, copy=True, memory_format=torch.contiguous_format)
         with _reachable():
             dist.all_reduce(held, group=_ranks.group)
         total[name] = held.to(t.device, t.dtype)
@@ -240,8 +250,11 @@ def _reachable() -> Iterator[None]:
     except RuntimeError as error:
         if _ranks is not None:
             _ranks.left = True
-        raise LostRank("another rank ended, or cannot be reached", why=_first_line(error),
-                       cure="see what it said; finished scoring is kept, the same command goes on") from error
+        raise LostRank(
+            "another rank ended, or cannot be reached",
+            why=_first_line(error),
+            cure="see what it said; finished scoring is kept, the same command goes on",
+        ) from error
 
 
 def _told(failure: Exception) -> dict[str, str]:

@@ -25,8 +25,19 @@ BACKENDS: Table = {
 }
 CRITERIA: Table = {
     name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in ("l1", "l2", "activation", "taylor", "fisher", "trajectory", "obs", "random",
-                 "lsp", "wanda", "obert")  # these three and magnitude score tiles
+    for name in (
+        "l1",
+        "l2",
+        "activation",
+        "taylor",
+        "fisher",
+        "trajectory",
+        "obs",
+        "random",
+        "lsp",
+        "wanda",
+        "obert",
+    )  # these three and magnitude score tiles
 } | {"magnitude": "fxprune.passes.analysis.importance.tile_magnitude:TileMagnitude"}
 REDUCERS: Table = {
     "tome": "fxprune.passes.transform.reducers.tome:Tome",
@@ -74,8 +85,11 @@ PASSES: Table = {
 }
 TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "reducer": REDUCERS, "search": SEARCHES, "pass": PASSES}
 _WORDS = {
-    "backend": ("target", "--target"), "criterion": ("criterion", "--importance"), "pass": ("pass", "--pipeline"),
-    "reducer": ("token reducer", "--tokens"), "search": ("search", "--search"),
+    "backend": ("target", "--target"),
+    "criterion": ("criterion", "--importance"),
+    "pass": ("pass", "--pipeline"),
+    "reducer": ("token reducer", "--tokens"),
+    "search": ("search", "--search"),
 }
 
 
@@ -94,14 +108,22 @@ def lookup(kind: str, name: str) -> Any:
         except (ImportError, AttributeError) as error:
             if (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
                 raise InternalError(f"{kind} '{name}' should be at {TABLES[kind][name]}: {error}") from error
-            raise OptionError(f"the {kind} '{name}' cannot be imported", where=TABLES[kind][name], why=str(error),
-                              cure="install what it needs (`fxprune doctor` lists it)") from error
+            raise OptionError(
+                f"the {kind} '{name}' cannot be imported",
+                where=TABLES[kind][name],
+                why=str(error),
+                cure="install what it needs (`fxprune doctor` lists it)",
+            ) from error
     plugin = plugins.find(kind, name)
     if plugin is None:
         noun, option = _WORDS[kind]
         wrong = plugins.installed()[1]
-        raise OptionError(f"unknown {noun} '{name}'", where=option, cure=nearest(name, names(kind)),
-                          why=f"and a plugin cannot be understood: {wrong[0]}" if wrong else "")
+        raise OptionError(
+            f"unknown {noun} '{name}'",
+            where=option,
+            cure=nearest(name, names(kind)),
+            why=f"and a plugin cannot be understood: {wrong[0]}" if wrong else "",
+        )
     module, _, attribute = plugin.value.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -109,9 +131,12 @@ def lookup(kind: str, name: str) -> Any:
             found = getattr(found, part)
         return found
     except Exception as error:  # whatever the plugin's own code raises when it is imported
-        raise OptionError(f"the {kind} '{name}' cannot be imported", where=str(plugin),
-                          why=f"{type(error).__name__}: {error}", cure="install what it needs, or remove the plugin",
-                          ) from error
+        raise OptionError(
+            f"the {kind} '{name}' cannot be imported",
+            where=str(plugin),
+            why=f"{type(error).__name__}: {error}",
+            cure="install what it needs, or remove the plugin",
+        ) from error
 
 
 def backend(name: str, **options: Any) -> Backend:
@@ -120,16 +145,21 @@ def backend(name: str, **options: Any) -> Backend:
     known = [f.name for f in dataclasses.fields(cls)]
     for option in options:
         if option not in known:
-            raise OptionError(f"the target '{name}' has no option '{option}'",
-                              cure=nearest(option, known) if known else "it has no options")
+            raise OptionError(
+                f"the target '{name}' has no option '{option}'",
+                cure=nearest(option, known) if known else "it has no options",
+            )
     return cls(**options)
 
 
 def _backend_class(name: str) -> type[Backend]:
     cls: Any = lookup("backend", name)
     if not (isinstance(cls, type) and issubclass(cls, Backend) and dataclasses.is_dataclass(cls)):
-        raise OptionError(f"'{name}' is not a backend", where=f"--target {name}",
-                          why=f"{cls!r} is not a dataclass derived from fxprune.Backend")
+        raise OptionError(
+            f"'{name}' is not a backend",
+            where=f"--target {name}",
+            why=f"{cls!r} is not a dataclass derived from fxprune.Backend",
+        )
     found: type[Backend] = cls
     return found
 

@@ -28,8 +28,7 @@ class Replacing:
         self.module = copy_graph(program.exported)
         self.graph: Graph = self.module.graph
         self.nodes = {n.name: n for n in self.graph.nodes}
-        self.mode = next(n.meta["val"].fake_mode for n in self.graph.nodes
-                         if hasattr(n.meta.get("val"), "fake_mode"))
+        self.mode = next(n.meta["val"].fake_mode for n in self.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
         self.state = dict(program.exported.state_dict)
         self.specs = list(program.exported.graph_signature.input_specs)
 
@@ -66,8 +65,11 @@ class Replacing:
         have, want = new.meta["val"].shape, old.meta["val"].shape
         # asked of the solver, not with !=, which would tie open sizes to the example's
         if len(have) != len(want) or not all(statically_known_true(a == b) for a, b in zip(have, want, strict=True)):
-            raise InternalError(f"{new.name} has shape {list(new.meta['val'].shape)}, it stands for {old.name} of "
-                                f"{list(old.meta['val'].shape)}", pipeline=self.by)
+            raise InternalError(
+                f"{new.name} has shape {list(new.meta['val'].shape)}, it stands for {old.name} of "
+                f"{list(old.meta['val'].shape)}",
+                pipeline=self.by,
+            )
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
 
@@ -82,8 +84,9 @@ class Replacing:
                 self.state.pop(bound[node.name], None)
         specs = [s for s in self.specs if s.arg.name in left]
         outputs = list(self.program.exported.graph_signature.output_specs)
-        return rebuild(self.program.exported, self.module, state_dict=self.state,
-                       signature=ExportGraphSignature(specs, outputs))
+        return rebuild(
+            self.program.exported, self.module, state_dict=self.state, signature=ExportGraphSignature(specs, outputs)
+        )
 
     def _was_read(self, placeholder: str) -> bool:
         """Whether the program that was given read this tensor."""

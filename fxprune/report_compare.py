@@ -27,8 +27,12 @@ def read_valid(path: str | Path) -> dict[str, Any]:
     report = read_report(Path(path))
     found = problems(report, SCHEMA)
     if found:
-        raise LoadError("the report does not fit its schema", where=str(path), why="; ".join(found),
-                        cure="compile again; `fxprune report --schema` prints the schema")
+        raise LoadError(
+            "the report does not fit its schema",
+            where=str(path),
+            why="; ".join(found),
+            cure="compile again; `fxprune report --schema` prints the schema",
+        )
     return report
 
 
@@ -75,18 +79,32 @@ def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
             kept = kinds.setdefault(entry["kind"], [0, 0])
             kept[0] += entry["kept"]
             kept[1] += entry["size"]
-        found.append({
-            "name": name, "path": str(path), "model": report["name"], "target": report["target"],
-            "budget": budget_words(report), "importance": report.get("importance"),
-            "recovery": (report.get("recovery") or {}).get("method", "none"), "cost": report["cost"],
-            "memory": report.get("memory"), "measure": measure, "dense_value": dense, "value": value,
-            "held_out": (report.get("agreement") or {}).get("held_out"), "latency": report.get("latency"),
-            "measured": report.get("measured"),
-            "file_bytes": payload.get("size_bytes"), "max_rel": (report["parity"] or {}).get("max_rel"),
-            "tolerance": (report["parity"] or {}).get("tolerance"), "kept": kinds, "pipeline": report["pipeline"],
-            "plan_sha256": report["files"].get(PLAN, {}).get("sha256"),
-            "groups": [{k: g[k] for k in ("group", "kind", "size", "kept")} for g in report.get("groups", ())],
-        })
+        found.append(
+            {
+                "name": name,
+                "path": str(path),
+                "model": report["name"],
+                "target": report["target"],
+                "budget": budget_words(report),
+                "importance": report.get("importance"),
+                "recovery": (report.get("recovery") or {}).get("method", "none"),
+                "cost": report["cost"],
+                "memory": report.get("memory"),
+                "measure": measure,
+                "dense_value": dense,
+                "value": value,
+                "held_out": (report.get("agreement") or {}).get("held_out"),
+                "latency": report.get("latency"),
+                "measured": report.get("measured"),
+                "file_bytes": payload.get("size_bytes"),
+                "max_rel": (report["parity"] or {}).get("max_rel"),
+                "tolerance": (report["parity"] or {}).get("tolerance"),
+                "kept": kinds,
+                "pipeline": report["pipeline"],
+                "plan_sha256": report["files"].get(PLAN, {}).get("sha256"),
+                "groups": [{k: g[k] for k in ("group", "kind", "size", "kept")} for g in report.get("groups", ())],
+            }
+        )
     return {"artifacts": found}
 
 
@@ -97,33 +115,61 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     def row(words: str, cell: Any) -> list[str]:
         return [words, *(str(cell(a)) for a in artifacts)]
 
-    rows = [row("model", lambda a: a["model"]), row("target", lambda a: a["target"]),
-            row("budget", lambda a: a["budget"]),
-            row("criterion, recovery", lambda a: f"{a['importance'] or 'none'}, {a['recovery']}")]
+    rows = [
+        row("model", lambda a: a["model"]),
+        row("target", lambda a: a["target"]),
+        row("budget", lambda a: a["budget"]),
+        row("criterion, recovery", lambda a: f"{a['importance'] or 'none'}, {a['recovery']}"),
+    ]
     for measure in dict.fromkeys(a["measure"] for a in artifacts if a["value"] is not None):
-        rows.append(row(MEASURES[measure], lambda a, m=measure: "" if a["measure"] != m else
-                        f"{a['value']:.4f}" + ("" if a["held_out"] else " (on seen samples)")))
+        rows.append(
+            row(
+                MEASURES[measure],
+                lambda a, m=measure: (
+                    "" if a["measure"] != m else f"{a['value']:.4f}" + ("" if a["held_out"] else " (on seen samples)")
+                ),
+            )
+        )
     for label, key, show in COSTS:
-        rows.append(row(label, lambda a, k=key, s=show:
-                        f"{s(a['cost']['compressed'][k])} ({a['cost']['ratio'][k]:.3f})"))
+        rows.append(
+            row(label, lambda a, k=key, s=show: f"{s(a['cost']['compressed'][k])} ({a['cost']['ratio'][k]:.3f})")
+        )
     if any(a["memory"] for a in artifacts):
-        rows.append(row("largest activations", lambda a: mebi(a["memory"]["compressed"]["activations"])
-                        if a["memory"] else ""))
+        rows.append(
+            row("largest activations", lambda a: mebi(a["memory"]["compressed"]["activations"]) if a["memory"] else "")
+        )
     if any((a["latency"] or {}).get("achieved_ms") for a in artifacts):
-        rows.append(row("latency, measured, ms", lambda a: f"{a['latency']['achieved_ms']:.3f}"
-                        if (a["latency"] or {}).get("achieved_ms") else ""))
+        rows.append(
+            row(
+                "latency, measured, ms",
+                lambda a: f"{a['latency']['achieved_ms']:.3f}" if (a["latency"] or {}).get("achieved_ms") else "",
+            )
+        )
     settings = {setting(r): (r["batch"], r["threads"]) for a in artifacts for r in measured_rows(a)}
     for words, at in sorted(settings.items(), key=lambda one: one[1]):
-        rows.append(row(f"{words}, ms (speed-up)", lambda a, at=at: next(
-            (timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), "")))
+        rows.append(
+            row(
+                f"{words}, ms (speed-up)",
+                lambda a, at=at: next(
+                    (timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), ""
+                ),
+            )
+        )
     if settings:
-        rows.append(row("measured on", lambda a: a["measured"]["device"] if measured_rows(a) else
-                        (a["measured"] or {}).get("why") or "not measured"))
+        rows.append(
+            row(
+                "measured on",
+                lambda a: (
+                    a["measured"]["device"] if measured_rows(a) else (a["measured"] or {}).get("why") or "not measured"
+                ),
+            )
+        )
     rows.append(row("file", lambda a: mebi(a["file_bytes"]) if a["file_bytes"] else ""))
     rows.append(row("differs from its graph by", lambda a: "" if a["max_rel"] is None else f"{a['max_rel']:.1e}"))
     for kind in dict.fromkeys(k for a in artifacts for k, (kept, size) in a["kept"].items() if kept < size):
-        rows.append(row(PLURAL.get(kind, kind), lambda a, k=kind:
-                        "{} of {}".format(*a["kept"][k]) if k in a["kept"] else ""))
+        rows.append(
+            row(PLURAL.get(kind, kind), lambda a, k=kind: "{} of {}".format(*a["kept"][k]) if k in a["kept"] else "")
+        )
     return rows
 
 
@@ -132,25 +178,41 @@ def render(result: Mapping[str, Any]) -> str:
     artifacts = result["artifacts"]
     names = [a["name"] for a in artifacts]
     rows = [[words, *cells] for words, *cells in rows_of(result)]
-    return page("fxprune: " + ", ".join(names), [
-        f"<h1>{len(artifacts)} artefacts</h1>", paragraph(", ".join(names), "soft"),
-        section("Side by side", table(("", *names), rows, range(1, len(names) + 1)),
-                paragraph("In brackets: share of the artefact's own dense model. Figures on seen samples are upper "
-                          "bounds.", "soft")),
-        _front(artifacts), _layers(artifacts),
-        section("Pipelines", *(folded(a["name"], f"<pre>{text(a['pipeline'])}</pre>") for a in artifacts)),
-        section("Plans", table(("artefact", "SHA-256 of plan.json"),
-                               [(a["name"], code(a["plan_sha256"])) for a in artifacts]))])
+    return page(
+        "fxprune: " + ", ".join(names),
+        [
+            f"<h1>{len(artifacts)} artefacts</h1>",
+            paragraph(", ".join(names), "soft"),
+            section(
+                "Side by side",
+                table(("", *names), rows, range(1, len(names) + 1)),
+                paragraph(
+                    "In brackets: share of the artefact's own dense model. Figures on seen samples are upper bounds.",
+                    "soft",
+                ),
+            ),
+            _front(artifacts),
+            _layers(artifacts),
+            section("Pipelines", *(folded(a["name"], f"<pre>{text(a['pipeline'])}</pre>") for a in artifacts)),
+            section(
+                "Plans",
+                table(("artefact", "SHA-256 of plan.json"), [(a["name"], code(a["plan_sha256"])) for a in artifacts]),
+            ),
+        ],
+    )
 
 
 def _front(artifacts: Sequence[Mapping[str, Any]]) -> str:
     """Measure against cost, a line per measure."""
     parts = []
     for i, measure in enumerate(dict.fromkeys(a["measure"] for a in artifacts if a["value"] is not None)):
-        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"]) for a in artifacts
-                  if a["measure"] == measure]
-        parts.append(figure(scatter(f"front-{i}", [(MEASURES[measure], points)], "share of GMACs", MEASURES[measure]),
-                            f"{MEASURES[measure]} against GMACs"))
+        points = [(a["cost"]["ratio"]["flops"], a["value"], a["name"]) for a in artifacts if a["measure"] == measure]
+        parts.append(
+            figure(
+                scatter(f"front-{i}", [(MEASURES[measure], points)], "share of GMACs", MEASURES[measure]),
+                f"{MEASURES[measure]} against GMACs",
+            )
+        )
     return section("What it costs, what it does", *parts)
 
 
@@ -169,8 +231,14 @@ def _layers(artifacts: Sequence[Mapping[str, Any]]) -> str:
             places = range(len(words))
             axes.plot(places, [1.0] * len(words), color=EMPTY)
             for j, (side, artifact) in enumerate(zip(sides, artifacts, strict=True)):
-                axes.plot(places, [g["kept"] / g["size"] for g in side], marker="o", markersize=4,
-                          color=SERIES[j % len(SERIES)], label=short(artifact["name"]))
+                axes.plot(
+                    places,
+                    [g["kept"] / g["size"] for g in side],
+                    marker="o",
+                    markersize=4,
+                    color=SERIES[j % len(SERIES)],
+                    label=short(artifact["name"]),
+                )
             step = max(1, -(-len(words) // 24))
             axes.set_xticks(range(0, len(words), step), [short(w, 12) for w in words[::step]])
             axes.set_ylim(0, 1.05)

@@ -21,8 +21,15 @@ PICTURE = "tokens.png"
 
 
 def described(
-    work: Work, whole: Program, reduced: Program, sliced: Program, small: Program, plan: CompressionPlan,
-    counted: Cost, masked: Mapping[str, float], sparsity: dict[str, Any] | None,
+    work: Work,
+    whole: Program,
+    reduced: Program,
+    sliced: Program,
+    small: Program,
+    plan: CompressionPlan,
+    counted: Cost,
+    masked: Mapping[str, float],
+    sparsity: dict[str, Any] | None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(the report as far as it is known before lowering, more files for the artefact by name).
 
@@ -33,20 +40,35 @@ def described(
     calibration, decided = work.calibration, work.decided or whole
     tiles = None if work.blocks is None else work.blocks.budget  # of the whole: slicing goes a part of the way
     report = build_report(
-        small, name=work.name, target=work.backend.name, dense=CostModel(whole)(), compressed=counted, plan=plan,
-        groups=whole.need("groups"), budget=tiles or work.budget, pipeline=work.pipeline, passes=work.results,
-        seed=work.seed, notes=list(dict.fromkeys([*work.notes, *small.notes])), masked=dict(masked),
+        small,
+        name=work.name,
+        target=work.backend.name,
+        dense=CostModel(whole)(),
+        compressed=counted,
+        plan=plan,
+        groups=whole.need("groups"),
+        budget=tiles or work.budget,
+        pipeline=work.pipeline,
+        passes=work.results,
+        seed=work.seed,
+        notes=list(dict.fromkeys([*work.notes, *small.notes])),
+        masked=dict(masked),
         importance=plan.about.get("criterion"),
-        data=None if calibration is None else {
-            "origin": calibration.origin, "samples": calibration.samples, "labelled": calibration.labelled,
-            "generated": calibration.generated, **({"held_out": work.held_back} if work.held_back else {})},
+        data=None
+        if calibration is None
+        else {
+            "origin": calibration.origin,
+            "samples": calibration.samples,
+            "labelled": calibration.labelled,
+            "generated": calibration.generated,
+            **({"held_out": work.held_back} if work.held_back else {}),
+        },
     )
     kept = {name: len(choice.keep) for name, choice in plan.choices.items()}
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
     kinds = {str(k) for k in plan.about.get("kinds") or [c.kind for c in plan.choices.values()]}
     report["groups"] = group_entries(whole, kept, decided.scores, kinds)
-    report["memory"] = {"dense": footprint(whole), "compressed": footprint(small),
-                        "counted": COUNTED}
+    report["memory"] = {"dense": footprint(whole), "compressed": footprint(small), "counted": COUNTED}
     agreement = _agreement(work, decided, sliced, small, zeros=sparsity is not None)
     if agreement is not None:
         report["agreement"] = agreement
@@ -92,8 +114,13 @@ def _agreement(work: Work, decided: Program, sliced: Program, small: Program, ze
         else:
             steps.append((fitted, small))
         found = [{"after": name, **judge.of(program)} for name, program in steps]
-    return {"samples": judge.samples, "held_out": work.held is not None, "origin": data.origin,
-            "dense_accuracy": judge.accuracy, "steps": found}
+    return {
+        "samples": judge.samples,
+        "held_out": work.held is not None,
+        "origin": data.origin,
+        "dense_accuracy": judge.accuracy,
+        "steps": found,
+    }
 
 
 def _picture(work: Work, flow: TokenFlow, reduced: Program) -> bytes | None:

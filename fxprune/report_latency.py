@@ -44,8 +44,11 @@ def doubt(row: Row) -> str:
     if not _finite(row.get("dense_ms")) or not row["compressed_ms"]:
         return ""
     medians = row["dense_ms"] / row["compressed_ms"]
-    return "" if abs(medians * row["ratio"] - 1) <= APART else \
-        f"the machine was busy: the two medians alone would say {medians:.2f}x"
+    return (
+        ""
+        if abs(medians * row["ratio"] - 1) <= APART
+        else f"the machine was busy: the two medians alone would say {medians:.2f}x"
+    )
 
 
 def setting(row: Row) -> str:
@@ -72,15 +75,19 @@ def why_none(report: Report) -> str:
     if rows_of(report) or (report.get("latency") or {}).get("achieved_ms"):
         return ""
     why = (report.get("measured") or {}).get("why")
-    return f"Latency was not measured: {why}; fxprune bench measures it." if why else \
-        "Latency was not part of this run: fxprune bench measures it."
+    return (
+        f"Latency was not measured: {why}; fxprune bench measures it."
+        if why
+        else "Latency was not part of this run: fxprune bench measures it."
+    )
 
 
 def summary_rows(report: Report) -> list[Sequence[object]]:
     """(what, dense, compressed, ratio) for the table of dense against compressed."""
     found: list[Sequence[object]] = [
         (f"latency, {setting(r)}", f"{r['dense_ms']:.3f} ms", f"{r['compressed_ms']:.3f} ms", f"{r['ratio']:.3f}")
-        for r in compared(report)]
+        for r in compared(report)
+    ]
     latency = report.get("latency") or {}
     if not found and latency.get("dense_ms") and latency.get("achieved_ms"):
         a, b = latency["dense_ms"], latency["achieved_ms"]
@@ -92,9 +99,14 @@ def summary_card(report: Report) -> list[tuple[str, str, str]]:
     """The speed-up, large: of the setting that was asked for, else of the first row."""
     rows = compared(report)
     for row in [*(r for r in rows if r["by"] != "bench"), *rows][:1]:
-        return [("speed-up, measured", f"{row['speedup']:.2f}x",
-                 f"{row['dense_ms']:.3f} to {row['compressed_ms']:.3f} ms, {setting(row)}"
-                 + f"; {doubt(row)}" * bool(doubt(row)))]
+        return [
+            (
+                "speed-up, measured",
+                f"{row['speedup']:.2f}x",
+                f"{row['dense_ms']:.3f} to {row['compressed_ms']:.3f} ms, {setting(row)}"
+                + f"; {doubt(row)}" * bool(doubt(row)),
+            )
+        ]
     return []
 
 
@@ -103,20 +115,47 @@ def measured_section(report: Report) -> str:
     told, rows = report.get("measured") or {}, rows_of(report)
     if not rows:
         return ""
-    head = ("batch", "threads", "dense ms", "compressed ms", "ratio", "standard error", "speed-up",
-            "of 1 / MACs", "rounds", "by")
-    cells = [(r["batch"], r["threads"] or "runtime's own", _number(r["dense_ms"], 3), _number(r["compressed_ms"], 3),
-              _number(r["ratio"], 3), _number(r["error"], 4), _number(r["speedup"], 2, "x"),
-              _number(r["realised"], 2), r["rounds"], r["by"]) for r in rows]
+    head = (
+        "batch",
+        "threads",
+        "dense ms",
+        "compressed ms",
+        "ratio",
+        "standard error",
+        "speed-up",
+        "of 1 / MACs",
+        "rounds",
+        "by",
+    )
+    cells = [
+        (
+            r["batch"],
+            r["threads"] or "runtime's own",
+            _number(r["dense_ms"], 3),
+            _number(r["compressed_ms"], 3),
+            _number(r["ratio"], 3),
+            _number(r["error"], 4),
+            _number(r["speedup"], 2, "x"),
+            _number(r["realised"], 2),
+            r["rounds"],
+            r["by"],
+        )
+        for r in rows
+    ]
     what = ", ".join(f"{k} {v}" for k, v in (told.get("versions") or {}).items())
     return section(
-        "Measured latency", table(head, cells, range(9)),
-        paragraph(f"{told.get('target')} on {told.get('device')}, {told.get('date')}, {what}. Both files were lowered "
-                  "in the same way and timed in turns; the ratio is the median of the rounds' own ratios. The speed-up "
-                  "over what the MACs promise (dense over compressed) is in the column 'of 1 / MACs': 1 means that "
-                  "all of it became real.", "soft"),
+        "Measured latency",
+        table(head, cells, range(9)),
+        paragraph(
+            f"{told.get('target')} on {told.get('device')}, {told.get('date')}, {what}. Both files were lowered "
+            "in the same way and timed in turns; the ratio is the median of the rounds' own ratios. The speed-up "
+            "over what the MACs promise (dense over compressed) is in the column 'of 1 / MACs': 1 means that "
+            "all of it became real.",
+            "soft",
+        ),
         *(paragraph(f"At {setting(r)} {doubt(r)}. fxprune bench --record measures again.") for r in rows if doubt(r)),
-        paragraph(f"No dense figure: {told['why']}.", "soft") if told.get("why") else "")
+        paragraph(f"No dense figure: {told['why']}.", "soft") if told.get("why") else "",
+    )
 
 
 def foretold_section(report: Report) -> str:
@@ -125,28 +164,53 @@ def foretold_section(report: Report) -> str:
     if not told:
         return ""
     last = told.get("delivered") or {}
-    rows: list[Sequence[object]] = [(words, f"{value:.3f} ms") for words, value in (
-        ("asked for", told.get("target")), ("dense, measured", told.get("dense_ms")),
-        ("predicted", told.get("predicted_ms")), ("achieved by the plan, before recovery", told.get("achieved_ms")),
-        ("achieved by the delivered file", last.get("achieved_ms"))) if _finite(value)]
+    rows: list[Sequence[object]] = [
+        (words, f"{value:.3f} ms")
+        for words, value in (
+            ("asked for", told.get("target")),
+            ("dense, measured", told.get("dense_ms")),
+            ("predicted", told.get("predicted_ms")),
+            ("achieved by the plan, before recovery", told.get("achieved_ms")),
+            ("achieved by the delivered file", last.get("achieved_ms")),
+        )
+        if _finite(value)
+    ]
     best = last.get("achieved_ms") or told.get("achieved_ms")
     if _finite(told.get("predicted_ms")) and _finite(best) and best:
         rows.append(("predicted over achieved", f"{told['predicted_ms'] / best:.3f}"))
     if last.get("met") is not None:
-        rows.append(("the budget", verdict(last["met"], "met by the delivered file" if last["met"] else
-                                           "missed by the delivered file")))
+        rows.append(
+            (
+                "the budget",
+                verdict(last["met"], "met by the delivered file" if last["met"] else "missed by the delivered file"),
+            )
+        )
     if tokens := told.get("tokens"):
         ops = [ms for ms in tokens["ops_ms"].values() if _finite(ms)]
-        rows += [(f"of it, {len(ops)} ops that reduce tokens, predicted", f"{sum(ops):.3f} ms"),
-                 ("what goes with tokens between products, predicted against dense", f"{tokens['between_ms']:+.3f} ms")]
+        rows += [
+            (f"of it, {len(ops)} ops that reduce tokens, predicted", f"{sum(ops):.3f} ms"),
+            ("what goes with tokens between products, predicted against dense", f"{tokens['between_ms']:+.3f} ms"),
+        ]
     layers = [one for one in told.get("layers") or () if isinstance(one, Mapping)]
     both = [one for one in layers if _finite(one.get("predicted_ms")) and _finite(one.get("achieved_ms"))]
     names = [str(one.get("name") or one.get("layer") or i) for i, one in enumerate(both)]
     columns = list(dict.fromkeys(k for one in layers for k in one))
-    return section("Predicted and achieved latency", table(("", ""), rows, (1,)), figure(pairs(
-        "latency", names, [one["predicted_ms"] for one in both], [one["achieved_ms"] for one in both], "ms",
-        ("predicted", "achieved")), "Per layer"), folded("per layer", table(
-            columns, [[one.get(k, "") for k in columns] for one in layers])))
+    return section(
+        "Predicted and achieved latency",
+        table(("", ""), rows, (1,)),
+        figure(
+            pairs(
+                "latency",
+                names,
+                [one["predicted_ms"] for one in both],
+                [one["achieved_ms"] for one in both],
+                "ms",
+                ("predicted", "achieved"),
+            ),
+            "Per layer",
+        ),
+        folded("per layer", table(columns, [[one.get(k, "") for k in columns] for one in layers])),
+    )
 
 
 def parity_rows(report: Report) -> list[Sequence[object]]:
@@ -157,13 +221,22 @@ def parity_rows(report: Report) -> list[Sequence[object]]:
         parity = one.get("parity")
         if not parity:
             continue
-        tried = "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes"
-                          for sizes in parity["tried"])
+        tried = "; ".join(
+            ", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes" for sizes in parity["tried"]
+        )
         words = f"{one['target']}: {one.get('payload')} against the sliced graph"
         if one is not mine:
             words += " (an earlier target, its file is not here)"
-        found.append((words, f"{parity['max_abs']:.1e}", f"{parity['max_rel']:.1e}", f"{parity['tolerance']:.0e}",
-                      passed(parity["ok"]), tried))
+        found.append(
+            (
+                words,
+                f"{parity['max_abs']:.1e}",
+                f"{parity['max_rel']:.1e}",
+                f"{parity['tolerance']:.0e}",
+                passed(parity["ok"]),
+                tried,
+            )
+        )
     return found
 
 
@@ -173,10 +246,18 @@ def earlier_section(report: Report) -> str:
     for one in report.get("earlier", ()):
         parity = one.get("parity") or {}
         speeds = "; ".join(f"{r['speedup']:.2f}x at {setting(r)}" for r in compared(one))
-        rows.append((code(one["target"]), parity.get("runtime", ""), _number(parity.get("max_rel"), 1, form="e"),
-                     speeds, ", ".join(f"{k} {v}" for k, v in (parity.get("versions") or {}).items())))
-    return section("Earlier targets", table(("target", "checked with", "differs by", "measured", "versions"), rows,
-                                            (2,)))
+        rows.append(
+            (
+                code(one["target"]),
+                parity.get("runtime", ""),
+                _number(parity.get("max_rel"), 1, form="e"),
+                speeds,
+                ", ".join(f"{k} {v}" for k, v in (parity.get("versions") or {}).items()),
+            )
+        )
+    return section(
+        "Earlier targets", table(("target", "checked with", "differs by", "measured", "versions"), rows, (2,))
+    )
 
 
 def passed(ok: bool) -> Markup:
@@ -196,9 +277,11 @@ def speed_lines(report: Report) -> list[str]:
         if r not in compared(report):
             lines.append(f"speed     {r['compressed_ms']:.3g} ms  ({told['target']}, {setting(r)})")
             continue
-        lines.append(f"speed     {r['speedup']:.2f}x, {r['dense_ms']:.3g} to {r['compressed_ms']:.3g} ms, measured: "
-                     f"{r['realised']:.2f} of what the MACs promise  ({told['target']} on {told['device']}, "
-                     f"{setting(r)}, standard error {r['error'] / r['ratio']:.1%})")
+        lines.append(
+            f"speed     {r['speedup']:.2f}x, {r['dense_ms']:.3g} to {r['compressed_ms']:.3g} ms, measured: "
+            f"{r['realised']:.2f} of what the MACs promise  ({told['target']} on {told['device']}, "
+            f"{setting(r)}, standard error {r['error'] / r['ratio']:.1%})"
+        )
         if doubt(r):
             lines.append(f"          {doubt(r)}; fxprune bench --record measures again")
     if told.get("why"):

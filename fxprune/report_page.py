@@ -61,11 +61,14 @@ def printable(value: object, also: str = "") -> str:
 
 def page(title: str, sections: Iterable[str]) -> str:
     """A whole document from finished sections. Well-formed XML as well, so that any parser reads it."""
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
-            f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-            + "\n".join(s for s in sections if s) + "\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(s for s in sections if s)
+        + "\n</body>\n</html>\n"
+    )
 
 
 def section(title: str, *parts: str) -> str:
@@ -81,13 +84,20 @@ def paragraph(words: object, style: str = "") -> str:
 
 def cards(items: Iterable[tuple[str, str, str]]) -> str:
     """(label, large figure, small words) side by side."""
-    return '<div class="cards">' + "".join(
-        f'<div class="card"><span class="soft">{text(label)}</span><b>{text(figure)}</b>'
-        f'<span class="soft">{text(words)}</span></div>' for label, figure, words in items) + "</div>"
+    return (
+        '<div class="cards">'
+        + "".join(
+            f'<div class="card"><span class="soft">{text(label)}</span><b>{text(figure)}</b>'
+            f'<span class="soft">{text(words)}</span></div>'
+            for label, figure, words in items
+        )
+        + "</div>"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[int] = ()) -> str:
     """Cells are escaped unless they are :class:`Markup`. ``numbers``: columns that are aligned to the right."""
+
     def cell(tag: str, i: int, value: object) -> str:
         inner = value if isinstance(value, Markup) else text(value)
         return f'<{tag} class="n">{inner}</{tag}>' if i in numbers else f"<{tag}>{inner}</{tag}>"
@@ -135,5 +145,7 @@ def figure(svg: str, caption: str) -> str:
 def picture(png: bytes, caption: str) -> str:
     """A PNG inside the page."""
     data = base64.b64encode(png).decode("ascii")
-    return (f'<figure><img src="data:image/png;base64,{data}" alt="{text(caption)}"/>'
-            f"<figcaption>{text(caption)}</figcaption></figure>")
+    return (
+        f'<figure><img src="data:image/png;base64,{data}" alt="{text(caption)}"/>'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+    )

@@ -27,8 +27,9 @@ EACH = 32  # elements up to which a heat map shows every one at its place
 LABELS = 40  # names along an axis
 
 
-def drawn(name: str, height: float, draw: Callable[[Axes], None], below: float = 0.28, left: float = 0.62,
-          right: float = 0.1) -> str:
+def drawn(
+    name: str, height: float, draw: Callable[[Axes], None], below: float = 0.28, left: float = 0.62, right: float = 0.1
+) -> str:
     """What ``draw`` makes of one pair of axes, as an ``<svg>``.
 
     name                 of the drawing, unique within a page: the ids in it begin so
@@ -63,12 +64,31 @@ def _style(name: str) -> Iterator[Callable[[float, float], Any]]:
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore")  # a name in a script that no font here knows: the browser has one
         mpl.rcdefaults()  # whatever style the user's own files ask for
-        mpl.rcParams.update({
-            "svg.fonttype": "none", "svg.hashsalt": f"fxprune {name}", "text.parse_math": False, "text.usetex": False,
-            "font.size": 9.0, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": LINE, "xtick.color": SOFT,
-            "ytick.color": SOFT, "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
-            "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.linewidth": 0.8,
-            "grid.color": LINE, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.fontsize": 9.0})
+        mpl.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": f"fxprune {name}",
+                "text.parse_math": False,
+                "text.usetex": False,
+                "font.size": 9.0,
+                "text.color": INK,
+                "axes.labelcolor": SOFT,
+                "axes.edgecolor": LINE,
+                "xtick.color": SOFT,
+                "ytick.color": SOFT,
+                "axes.facecolor": "none",
+                "figure.facecolor": "none",
+                "savefig.facecolor": "none",
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "legend.frameon": False,
+                "axes.linewidth": 0.8,
+                "grid.color": LINE,
+                "grid.linewidth": 0.6,
+                "axes.axisbelow": True,
+                "legend.fontsize": 9.0,
+            }
+        )
         yield made
 
 
@@ -113,28 +133,36 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
             rows[i, : len(values)] = values
         else:
             edges = np.linspace(0, len(values), columns + 1)
-            rows[i] = [values[order][int(a) : max(int(a) + 1, int(b))].mean()
-                       for a, b in itertools.pairwise(edges)]
+            rows[i] = [values[order][int(a) : max(int(a) + 1, int(b))].mean() for a, b in itertools.pairwise(edges)]
     top = float(np.nanmax(rows)) or 1.0
     rows = np.log10(np.clip(rows / top, 1e-4, None))
     low = min(-0.1, float(np.nanmin(rows)))
 
     def draw(axes: Axes) -> None:
-        shown = axes.imshow(np.ma.masked_invalid(rows), aspect="auto", cmap="viridis", vmin=low, vmax=0,
-                            interpolation="nearest", extent=(0, columns, len(entries), 0))
+        shown = axes.imshow(
+            np.ma.masked_invalid(rows),
+            aspect="auto",
+            cmap="viridis",
+            vmin=low,
+            vmax=0,
+            interpolation="nearest",
+            extent=(0, columns, len(entries), 0),
+        )
         for i, entry in enumerate(entries):
             gone = sorted(ranked(entry)[entry["kept"] :]) if "gone" not in entry else entry["gone"]
             if single:
-                axes.scatter([g + 0.5 for g in gone], [i + 0.5] * len(gone), marker="x", s=26, color="#ff3b30",
-                             linewidths=1.6)
+                axes.scatter(
+                    [g + 0.5 for g in gone], [i + 0.5] * len(gone), marker="x", s=26, color="#ff3b30", linewidths=1.6
+                )
             elif 0 < entry["kept"] < entry["size"]:
                 at = columns * entry["kept"] / entry["size"]
                 axes.plot([at, at], [i, i + 1], color="#ff3b30", linewidth=1.8)
         axes.set_xlabel("element" if single else "elements, the last to go first (share)")
         axes.set_xticks([0, columns], ["0", str(columns) if single else "1"])
         step = max(1, math.ceil(len(entries) / LABELS))
-        axes.set_yticks([i + 0.5 for i in range(0, len(entries), step)],
-                        [short(str(e["label"])) for e in entries[::step]])
+        axes.set_yticks(
+            [i + 0.5 for i in range(0, len(entries), step)], [short(str(e["label"])) for e in entries[::step]]
+        )
         axes.tick_params(length=0)
         bar = axes.figure.colorbar(shown, ax=axes, pad=0.01, fraction=0.03, aspect=12)
         bar.outline.set_visible(False)
@@ -144,8 +172,14 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
     return drawn(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest, 0.45)
 
 
-def pairs(name: str, labels: Sequence[str], before: Sequence[float], after: Sequence[float], unit: str,
-          words: tuple[str, str] = ("before", "after")) -> str:
+def pairs(
+    name: str,
+    labels: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    unit: str,
+    words: tuple[str, str] = ("before", "after"),
+) -> str:
     """Two bars per label, on a logarithmic scale where they differ much."""
     if not labels:
         return ""
@@ -167,26 +201,49 @@ def pairs(name: str, labels: Sequence[str], before: Sequence[float], after: Sequ
     return drawn(name, 1.8 + _room(labels), draw, _room(labels))
 
 
-def scatter(name: str, series: Sequence[tuple[str, Sequence[tuple[float, float, str]]]], across: str, up: str, *,
-            line: float | None = None, chosen: tuple[float, float] | None = None) -> str:
+def scatter(
+    name: str,
+    series: Sequence[tuple[str, Sequence[tuple[float, float, str]]]],
+    across: str,
+    up: str,
+    *,
+    line: float | None = None,
+    chosen: tuple[float, float] | None = None,
+) -> str:
     """Points (x, y, label) per series, and a line through those that no other beats: less x, more y (the Pareto front).
 
     line    a level that is drawn;  chosen: a point that is ringed
     """
+
     def draw(axes: Axes) -> None:
         for i, (label, points) in enumerate(series):
             colour = SERIES[i % len(SERIES)]
             best = front(points)
             axes.plot([p[0] for p in best], [p[1] for p in best], color=colour, linewidth=1.2)
-            axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=5, linestyle="none",
-                      color=colour, label=short(label, 40))
+            axes.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                marker="o",
+                markersize=5,
+                linestyle="none",
+                color=colour,
+                label=short(label, 40),
+            )
             for x, y, words in points:
                 axes.annotate(short(words), (x, y), xytext=(4, 5), textcoords="offset points", color=SOFT, fontsize=8)
         if line is not None:
             axes.axhline(line, color=SERIES[4], linewidth=1.0, linestyle="--", label="least accepted")
         if chosen is not None:
-            axes.scatter([chosen[0]], [chosen[1]], s=150, facecolors="none", edgecolors=SERIES[2], linewidths=2,
-                         label="chosen", zorder=3)
+            axes.scatter(
+                [chosen[0]],
+                [chosen[1]],
+                s=150,
+                facecolors="none",
+                edgecolors=SERIES[2],
+                linewidths=2,
+                label="chosen",
+                zorder=3,
+            )
         axes.set_xlabel(short(across))
         axes.set_ylabel(short(up, 40))
         axes.grid()
@@ -213,8 +270,12 @@ def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float
 def _names(axes: Axes, labels: Sequence[str]) -> None:
     """Labels along x: all of them where there is room, else every n-th; long ones stand upright."""
     step, upright = max(1, math.ceil(len(labels) / LABELS)), _upright(labels)
-    axes.set_xticks(range(0, len(labels), step), [short(label) for label in labels[::step]],
-                    rotation=90 if upright else 0, fontsize=7.5 if upright else 9)
+    axes.set_xticks(
+        range(0, len(labels), step),
+        [short(label) for label in labels[::step]],
+        rotation=90 if upright else 0,
+        fontsize=7.5 if upright else 9,
+    )
     axes.tick_params(length=0)
     axes.set_xlim(-0.6, len(labels) - 0.4)
 

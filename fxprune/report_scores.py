@@ -18,8 +18,9 @@ from .program import Program
 ENCODING = "base64 of little-endian float32"
 
 
-def group_entries(program: Program, kept: Mapping[str, int],
-                  scores: Mapping[str, ImportanceScores] | None, kinds: Collection[str]) -> list[dict[str, Any]]:
+def group_entries(
+    program: Program, kept: Mapping[str, int], scores: Mapping[str, ImportanceScores] | None, kinds: Collection[str]
+) -> list[dict[str, Any]]:
     """Every prunable group as plain data, in graph order.
 
     program   dense, with its groups;  kept: group -> how many elements stay, all where it is not named;  kinds: those
@@ -34,17 +35,26 @@ def group_entries(program: Program, kept: Mapping[str, int],
         if not group.prunable:
             continue
         one = None if scores is None else scores.get(group.name)
-        found.append({
-            "group": group.name, "kind": str(group.kind), "searched": str(group.kind) in kinds, "size": group.size,
-            "kept": kept.get(group.name, group.size), "granularity": group.granularity, "floor": group.floor,
-            "exact": group.exact, "macs": int(group.macs),
-            "params": -params.change(group.axis, group.size - 1),
-            "parameters": sorted({s.parameter for s in group.slots}),
-            "criterion": None if one is None else one.criterion, "unit": None if one is None else one.unit,
-            "comparable": one is not None and one.comparable,
-            "scores": None if one is None else encode(one.values),
-            "order": None if one is None or one.order is None else encode(one.order),
-        })
+        found.append(
+            {
+                "group": group.name,
+                "kind": str(group.kind),
+                "searched": str(group.kind) in kinds,
+                "size": group.size,
+                "kept": kept.get(group.name, group.size),
+                "granularity": group.granularity,
+                "floor": group.floor,
+                "exact": group.exact,
+                "macs": int(group.macs),
+                "params": -params.change(group.axis, group.size - 1),
+                "parameters": sorted({s.parameter for s in group.slots}),
+                "criterion": None if one is None else one.criterion,
+                "unit": None if one is None else one.unit,
+                "comparable": one is not None and one.comparable,
+                "scores": None if one is None else encode(one.values),
+                "order": None if one is None or one.order is None else encode(one.order),
+            }
+        )
     return found
 
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from .sparsity import is_two_of_four
 
 SHAPES: Mapping[torch.dtype, tuple[int, int]] = {
-    torch.float16: (32, 64), torch.bfloat16: (32, 64), torch.int8: (32, 128),
+    torch.float16: (32, 64),
+    torch.bfloat16: (32, 64),
+    torch.int8: (32, 128),
 }
 """dtype -> multiples of (out, in) that the kernels take."""
 CAPABILITY = (8, 0)
@@ -24,8 +26,10 @@ def why_not(weight: Tensor) -> str:
     if weight.dim() != 2 or not is_two_of_four(weight):
         return "it does not hold two zeros in every four inputs"
     if weight.dtype not in SHAPES:
-        return f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in SHAPES)}, not " \
-               f"{str(weight.dtype).removeprefix('torch.')}"
+        return (
+            f"the kernels take {', '.join(str(d).removeprefix('torch.') for d in SHAPES)}, not "
+            f"{str(weight.dtype).removeprefix('torch.')}"
+        )
     rows, columns = SHAPES[weight.dtype]
     if weight.shape[0] % rows or weight.shape[1] % columns:
         return f"its shape {list(weight.shape)} is no multiple of {rows}x{columns}"
@@ -54,6 +58,9 @@ def to_semi_structured(module: nn.Module) -> dict[str, str]:
             left[name] = why
             continue
         owner = module.get_submodule(name.rpartition(".")[0])
-        setattr(owner, name.rpartition(".")[2],
-                nn.Parameter(to_sparse_semi_structured(weight.detach().contiguous()), requires_grad=False))
+        setattr(
+            owner,
+            name.rpartition(".")[2],
+            nn.Parameter(to_sparse_semi_structured(weight.detach().contiguous()), requires_grad=False),
+        )
     return left

@@ -17,12 +17,15 @@ from .plan import Choice, CompressionPlan
 from .program import Program
 
 SHARES = (0.75, 0.5, 0.25)
-UNIT = ("mean KL to the dense class probabilities, nats; without logits, half the mean squared change of each sample's "
-        "standardised output")
+UNIT = (
+    "mean KL to the dense class probabilities, nats; without logits, half the mean squared change of each sample's "
+    "standardised output"
+)
 
 
-def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind | str],
-                shares: Sequence[float] = SHARES) -> dict[str, Any]:
+def sensitivity(
+    program: Program, batches: Sequence[Batch], kinds: Sequence[Kind | str], shares: Sequence[float] = SHARES
+) -> dict[str, Any]:
     """The damage of keeping a share of each group of the wanted kinds, one at a time, and of all groups of a kind.
 
     program   dense, with its groups and scores;  shares: between 0 and 1
@@ -44,8 +47,12 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
     wanted = kinds_named(tuple(kinds))
     live = [g for g in program.need("groups") if g.prunable and g.kind in wanted]
     if not live:
-        raise NothingToPrune("no group of the wanted kinds can be cut", where=program.name,
-                             why=f"wanted {', '.join(map(str, wanted))}", cure="fxprune inspect says what can")
+        raise NothingToPrune(
+            "no group of the wanted kinds can be cut",
+            where=program.name,
+            why=f"wanted {', '.join(map(str, wanted))}",
+            cure="fxprune inspect says what can",
+        )
     orders = {g.name: _order(program, g) for g in live}
     model, whole = CostModel(program), CostModel(program)().flops
     damage, dense = Damage(program, batches), Reference(program)
@@ -72,10 +79,11 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
 
     groups = []
     for group, result in zip(live, run_jobs("sensitivity.groups", len(live), one), strict=True):
-        levels = [{"share": share, "kept": count, "damage": value,
-                   "flops_saved": whole - model({group.axis: count}).flops}
-                  for share, value in zip(shares, result["damage"].tolist(), strict=True)
-                  for count in (_count(group, share),)]
+        levels = [
+            {"share": share, "kept": count, "damage": value, "flops_saved": whole - model({group.axis: count}).flops}
+            for share, value in zip(shares, result["damage"].tolist(), strict=True)
+            for count in (_count(group, share),)
+        ]
         groups.append({"group": group.name, "kind": str(group.kind), "size": group.size, "levels": levels})
     present = [k for k in dict.fromkeys(g.kind for g in live)]
     jobs = [(kind, share) for kind in present for share in shares]
@@ -91,12 +99,23 @@ def sensitivity(program: Program, batches: Sequence[Batch], kinds: Sequence[Kind
         members = [g for g in live if g.kind == kind]
         saved = whole - model({g.axis: _count(g, share) for g in members}).flops
         entry = by_kind.setdefault(str(kind), {"kind": str(kind), "groups": len(members), "levels": []})
-        entry["levels"].append({"share": share, "kept": sum(_count(g, share) for g in members), "damage": value,
-                                "flops_saved": saved})
-    frozen = [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
-              for g in program.need("groups") if g.frozen and g.kind in wanted]
-    return {"groups": groups, "kinds": list(by_kind.values()), "frozen": frozen, "unit": UNIT, "flops": whole,
-            "samples": sum(b.size for b in batches), "shares": list(shares)}
+        entry["levels"].append(
+            {"share": share, "kept": sum(_count(g, share) for g in members), "damage": value, "flops_saved": saved}
+        )
+    frozen = [
+        {"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
+        for g in program.need("groups")
+        if g.frozen and g.kind in wanted
+    ]
+    return {
+        "groups": groups,
+        "kinds": list(by_kind.values()),
+        "frozen": frozen,
+        "unit": UNIT,
+        "flops": whole,
+        "samples": sum(b.size for b in batches),
+        "shares": list(shares),
+    }
 
 
 def _count(group: PruneGroup, share: float) -> int:

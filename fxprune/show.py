@@ -56,8 +56,9 @@ class Screen:
     def __enter__(self) -> Screen:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _value: BaseException | None,
-                 _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self._finish(failed=kind is not None)
 
     def tell(self, event: Event) -> None:
@@ -83,8 +84,9 @@ class Screen:
         self._stop_spinning()
         if self.stage and (failed or time.perf_counter() - self.started >= WORTH_TELLING):
             mark = "[red]x[/]" if failed else "[green]·[/]"
-            self.console.print(f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]",
-                               soft_wrap=True)
+            self.console.print(
+                f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]", soft_wrap=True
+            )
         self.stage = ""
 
     def _stop_spinning(self) -> None:
@@ -123,8 +125,10 @@ class Screen:
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         self._print("", table, *frozen_lines(report.get("frozen", ()), short=True), *token_lines(report.get("tokens")))
         parity = report["parity"]
-        lines = [f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
-                 f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"]
+        lines = [
+            f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
+            f"{parity['max_rel']:.1e} (tolerance {parity['tolerance']:.0e})"
+        ]
         if "masked" in report:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
         lines += [*sparsity_lines(report), *latency_lines(report), *speed_lines(report)]
@@ -132,9 +136,11 @@ class Screen:
         lines += [f"[yellow]note[/]      {_plain(note)}" for note in notes]
         lines += target_lines(report)
         if artifact.path is not None:
-            lines += [f"[bold]artefact  {_plain(str(artifact.path))}[/]",
-                      f"report    {_plain(str(artifact.path / PAGE))}",
-                      f"load it   fxprune.load({str(artifact.path)!r})"]
+            lines += [
+                f"[bold]artefact  {_plain(str(artifact.path))}[/]",
+                f"report    {_plain(str(artifact.path / PAGE))}",
+                f"load it   fxprune.load({str(artifact.path)!r})",
+            ]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
 
     def plan(self, program: Program, path: str | None) -> None:
@@ -154,8 +160,11 @@ class Screen:
         where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
         if plan.blocks:
             effective = plan.about["tiles"]["predicted"]["flops"]
-            where.insert(0, f"zeros     {plan.about['tiles']['pattern']} in {len(plan.blocks)} weights: "
-                            f"{giga(effective)} GMACs are effective ({effective / max(dense.flops, 1):.3f})")
+            where.insert(
+                0,
+                f"zeros     {plan.about['tiles']['pattern']} in {len(plan.blocks)} weights: "
+                f"{giga(effective)} GMACs are effective ({effective / max(dense.flops, 1):.3f})",
+            )
         told = None if program.tokens is None else describe_tokens(program.tokens, plan.tokens)
         self._print("", table, *frozen_lines(_frozen(program), short=True), *token_lines(told), *where)
 
@@ -165,16 +174,28 @@ class Screen:
         table = _table("group", "kind", "size", "kMACs each", "share", "exact", "where", numbers=(2, 3, 4))
         for g in groups:
             if g.prunable:
-                table.add_row(_plain(g.name), str(g.kind), str(g.size), f"{g.macs / 1e3:,.1f}",
-                              f"{g.macs * g.size / max(dense, 1):.1%}", "yes" if g.exact else "no",
-                              _plain(places(g)))
+                table.add_row(
+                    _plain(g.name),
+                    str(g.kind),
+                    str(g.size),
+                    f"{g.macs / 1e3:,.1f}",
+                    f"{g.macs * g.size / max(dense, 1):.1%}",
+                    "yes" if g.exact else "no",
+                    _plain(places(g)),
+                )
         notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
         drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
         told = None if program.tokens is None else describe_tokens(program.tokens, None)
-        self._print(f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
-                    table, *frozen_lines(_frozen(program)), *token_lines(told), *notes,
-                    "[dim]share: of all MACs; groups overlap, so shares add up to more than 1. exact: cutting equals "
-                    f"masking. MACs are {COUNTED}[/]", *drawn)
+        self._print(
+            f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
+            table,
+            *frozen_lines(_frozen(program)),
+            *token_lines(told),
+            *notes,
+            "[dim]share: of all MACs; groups overlap, so shares add up to more than 1. exact: cutting equals "
+            f"masking. MACs are {COUNTED}[/]",
+            *drawn,
+        )
 
     def bench(self, result: Mapping[str, Any]) -> None:
         """Latency per batch size, interleaved, with spread."""
@@ -183,11 +204,21 @@ class Screen:
             for number, (name, t) in enumerate(row["timings"].items()):
                 first = next(iter(row["timings"].values()))
                 ratio = f"{t['median_ms'] / first['median_ms']:.2f}x" if number else ""
-                table.add_row(_plain(name), str(row["batch"]), f"{t['median_ms']:.3f}",
-                              f"{t['q1_ms']:.3f} .. {t['q3_ms']:.3f}", f"{t['per_second']:,.0f}", ratio)
+                table.add_row(
+                    _plain(name),
+                    str(row["batch"]),
+                    f"{t['median_ms']:.3f}",
+                    f"{t['q1_ms']:.3f} .. {t['q3_ms']:.3f}",
+                    f"{t['per_second']:,.0f}",
+                    ratio,
+                )
         env = result["environment"]
-        self._print("", table, f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
-                               "of interleaved rounds; speed-up of the first over the other[/]")
+        self._print(
+            "",
+            table,
+            f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
+            "of interleaved rounds; speed-up of the first over the other[/]",
+        )
 
     def delivery(self, manifest: Mapping[str, Any], path: str) -> None:
         """Every gate of every target, and what that makes of the delivery."""
@@ -197,19 +228,31 @@ class Screen:
             for g in entry["gates"]:
                 shown = ["" if g[k] is None else f"{g[k]:.4g}" for k in ("measured", "limit")]
                 shown[0] += f" {g['unit']}" if shown[0] and g["unit"] else ""
-                table.add_row(_plain(entry["target"]), g["name"], f"[{colours[g['status']]}]{g['status']}[/]", *shown,
-                              _plain(g["why"]))
+                table.add_row(
+                    _plain(entry["target"]),
+                    g["name"],
+                    f"[{colours[g['status']]}]{g['status']}[/]",
+                    *shown,
+                    _plain(g["why"]),
+                )
         metric, status = manifest["metric"], manifest["status"]
-        self._print("", table, f"dense     {metric['name']} {metric['dense']:.4f} on {metric['samples']} samples",
-                    f"[bold {colours[status]}]{status}[/]  [bold]{_plain(str(path))}[/]")
+        self._print(
+            "",
+            table,
+            f"dense     {metric['name']} {metric['dense']:.4f} on {metric['samples']} samples",
+            f"[bold {colours[status]}]{status}[/]  [bold]{_plain(str(path))}[/]",
+        )
 
     def tuned(self, result: Mapping[str, Any]) -> None:
         """What a table of block timings says."""
         best = result["best"]
-        self._print(f"{_plain(result['device'])}: tiles are faster than dense in {result['faster']} of "
-                    f"{result['cases']} cases; {result['geometric_mean']:.2f}x on average, at best "
-                    f"{best['ratio']:.2f}x ({best['n']}x{best['k']}, M={best['m']}, tiles {best['pattern']}, density "
-                    f"{best['density']:g})", f"[bold]table  {_plain(result['table'])}[/]")
+        self._print(
+            f"{_plain(result['device'])}: tiles are faster than dense in {result['faster']} of "
+            f"{result['cases']} cases; {result['geometric_mean']:.2f}x on average, at best "
+            f"{best['ratio']:.2f}x ({best['n']}x{best['k']}, M={best['m']}, tiles {best['pattern']}, density "
+            f"{best['density']:g})",
+            f"[bold]table  {_plain(result['table'])}[/]",
+        )
 
     def compared(self, names: Sequence[str], rows: Sequence[Sequence[str]], path: str | None) -> None:
         """Artefacts side by side."""
@@ -224,37 +267,62 @@ class Screen:
         cut = next((i for i, e in enumerate(scored) if not e["kept"]), len(scored))
         table = _table("element", "score", "rank", "by score", "", numbers=(0, 1, 2, 3))
         for e in scored[max(0, cut - top) : cut + top]:
-            table.add_row(str(e["element"]), f"{e['score']:.4g}", str(e["rank"]), str(e["rank_by_score"]),
-                          "stays" if e["kept"] else "[red]went[/]")
+            table.add_row(
+                str(e["element"]),
+                f"{e['score']:.4g}",
+                str(e["rank"]),
+                str(e["rank_by_score"]),
+                "stays" if e["kept"] else "[red]went[/]",
+            )
         lines = [f"  {_plain(line)}" for line in result["because"]]
-        self._print(f"[bold]{_plain(result['group'])}[/]  {result['kept']} of {result['size']} stay", *lines,
-                    *([table] if scored and top else []))
+        self._print(
+            f"[bold]{_plain(result['group'])}[/]  {result['kept']} of {result['size']} stay",
+            *lines,
+            *([table] if scored and top else []),
+        )
 
     def swept(self, result: Mapping[str, Any], out: str) -> None:
         """Every point of a sweep, and the one that was chosen."""
         times = result["latency"][0]["timings"] if result["latency"] else {}
         measure = result["measure"] or "measure"
         table = _table("ratio", "GMACs", "parameters", measure, "drop", "median ms", "speed-up", "")
-        table.add_row("dense", giga(result["dense"]["cost"]["flops"]), mega(result["dense"]["cost"]["params"]),
-                      f"{result['dense']['value']:.4f}", "", f"{times['dense']['median_ms']:.3f}" if times else "",
-                      "", "")
+        table.add_row(
+            "dense",
+            giga(result["dense"]["cost"]["flops"]),
+            mega(result["dense"]["cost"]["params"]),
+            f"{result['dense']['value']:.4f}",
+            "",
+            f"{times['dense']['median_ms']:.3f}" if times else "",
+            "",
+            "",
+        )
         for p in result["points"]:
             if "infeasible" in p:
                 table.add_row(f"{p['ratio']:g}", "out of reach", "", "", "", "", "", "")
                 continue
             t = times.get(p["artifact"])
-            table.add_row(f"{p['ratio']:g}", giga(p["cost"]["flops"]), mega(p["cost"]["params"]),
-                          f"{result['dense']['value'] - p['drop']:.4f}", f"{p['drop']:.4f}",
-                          f"{t['median_ms']:.3f}" if t else "",
-                          f"{times['dense']['median_ms'] / t['median_ms']:.2f}x" if t else "",
-                          "[green]chosen[/]" if p["artifact"] == result["chosen"] else "")
+            table.add_row(
+                f"{p['ratio']:g}",
+                giga(p["cost"]["flops"]),
+                mega(p["cost"]["params"]),
+                f"{result['dense']['value'] - p['drop']:.4f}",
+                f"{p['drop']:.4f}",
+                f"{t['median_ms']:.3f}" if t else "",
+                f"{times['dense']['median_ms'] / t['median_ms']:.2f}x" if t else "",
+                "[green]chosen[/]" if p["artifact"] == result["chosen"] else "",
+            )
         told = []
         if result["max_drop"] is not None and result["chosen"] is None:
             told = [f"[yellow]no ratio stays within a drop of {result['max_drop']:g}[/]"]
         judged = result["judged"]
-        self._print("", table, *told, f"[bold]page  {_plain(out)}/sweep.html[/]",
-                    f"[dim]judged on {judged['samples']} samples that nothing was decided or fitted on; one of them is "
-                    f"{judged['resolution']:.4f}. MACs are {COUNTED}[/]")
+        self._print(
+            "",
+            table,
+            *told,
+            f"[bold]page  {_plain(out)}/sweep.html[/]",
+            f"[dim]judged on {judged['samples']} samples that nothing was decided or fitted on; one of them is "
+            f"{judged['resolution']:.4f}. MACs are {COUNTED}[/]",
+        )
 
     def sensitivity(self, result: Mapping[str, Any]) -> None:
         """Damage per group and per kind, the most sensitive first."""
@@ -263,10 +331,17 @@ class Screen:
         rows = sorted(result["groups"], key=lambda g: -g["levels"][-1]["damage"])
         together = [{"group": f"all {k['groups']} of kind {k['kind']}", **k} for k in result["kinds"]]
         for g in [*rows, *together]:
-            table.add_row(_plain(g["group"]), *(f"{level['damage']:.4g} ({level['kept']})" for level in g["levels"]),
-                          f"-{g['levels'][-1]['flops_saved'] / max(result['flops'], 1):.3f}")
-        self._print("", table, *frozen_lines(result["frozen"]), f"[dim]damage (elements kept): {result['unit']}; "
-                    f"{result['samples']} samples, nothing recovered[/]")
+            table.add_row(
+                _plain(g["group"]),
+                *(f"{level['damage']:.4g} ({level['kept']})" for level in g["levels"]),
+                f"-{g['levels'][-1]['flops_saved'] / max(result['flops'], 1):.3f}",
+            )
+        self._print(
+            "",
+            table,
+            *frozen_lines(result["frozen"]),
+            f"[dim]damage (elements kept): {result['unit']}; {result['samples']} samples, nothing recovered[/]",
+        )
 
     def demo(self, result: Mapping[str, Any]) -> None:
         """Dense against compressed on the digits' test split."""
@@ -284,13 +359,17 @@ class Screen:
         for batch in result["batches"]:
             row(f"onnxruntime, batch {batch}, median ms", f"latency_ms_{batch}", "{:.3f}".format)
         row("largest |eager - ONNX|", "onnx_max_abs", "{:.1e}".format, ratio=False)
-        self._print("", table, f"criterion {result['importance']}, calibrated on {result['calibration_samples']} "
-                    "images of the train split; no retraining after pruning",
-                    f"[bold]artefact  {_plain(result['artifact'])}[/]",
-                    f"load it   fxprune.load({result['artifact']!r})",
-                    f"by hand   {_plain(result['command'])}",
-                    f"[dim]MACs are {COUNTED}; {result['threads']} thread(s); {result['seconds']:.0f} s in all, "
-                    f"{result['training_seconds']:.0f} s of it training[/]")
+        self._print(
+            "",
+            table,
+            f"criterion {result['importance']}, calibrated on {result['calibration_samples']} "
+            "images of the train split; no retraining after pruning",
+            f"[bold]artefact  {_plain(result['artifact'])}[/]",
+            f"load it   fxprune.load({result['artifact']!r})",
+            f"by hand   {_plain(result['command'])}",
+            f"[dim]MACs are {COUNTED}; {result['threads']} thread(s); {result['seconds']:.0f} s in all, "
+            f"{result['training_seconds']:.0f} s of it training[/]",
+        )
 
 
 def inspection(program: Program) -> dict[str, Any]:
@@ -299,16 +378,27 @@ def inspection(program: Program) -> dict[str, Any]:
 
     def one(g: PruneGroup) -> dict[str, Any]:
         return {
-            "name": g.name, "kind": str(g.kind), "size": g.size, "prunable": g.prunable, "frozen": g.frozen,
-            "exact": g.exact, "macs_per_element": g.macs, "share_of_macs": g.macs * g.size / max(dense.flops, 1),
-            "granularity": g.granularity, "floor": g.floor, "nodes": list(g.nodes),
+            "name": g.name,
+            "kind": str(g.kind),
+            "size": g.size,
+            "prunable": g.prunable,
+            "frozen": g.frozen,
+            "exact": g.exact,
+            "macs_per_element": g.macs,
+            "share_of_macs": g.macs * g.size / max(dense.flops, 1),
+            "granularity": g.granularity,
+            "floor": g.floor,
+            "nodes": list(g.nodes),
             "slots": [{"parameter": s.parameter, "dimension": s.position} for s in g.slots],
         }
 
     axes = program.need("axes")
     return {
-        "name": program.name, "cost": {"flops": dense.flops, "params": dense.params, "bytes": dense.bytes},
-        "counted": COUNTED, "groups": [one(g) for g in program.need("groups")], "notes": list(program.notes),
+        "name": program.name,
+        "cost": {"flops": dense.flops, "params": dense.params, "bytes": dense.bytes},
+        "counted": COUNTED,
+        "groups": [one(g) for g in program.need("groups")],
+        "notes": list(program.notes),
         "ops_without_a_rule": dict(axes.unknown),
         "tokens": None if program.tokens is None else describe_tokens(program.tokens, None),
     }
@@ -325,15 +415,19 @@ def token_lines(told: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"tokens    {_plain(told['reducer'])}: {usable[0]['tokens']} in front, then {left}")
     elif usable:
         first = usable[0]
-        lines.append(f"tokens    {first['tokens']} ({first['protected']} protected) may be reduced behind "
-                     f"{len(usable)} attentions  [dim]({_plain(some([s['site'] for s in usable]))})[/]")
+        lines.append(
+            f"tokens    {first['tokens']} ({first['protected']} protected) may be reduced behind "
+            f"{len(usable)} attentions  [dim]({_plain(some([s['site'] for s in usable]))})[/]"
+        )
     by_reason: dict[str, list[str]] = collections.defaultdict(list)
     for site in sites:
         if site["frozen"]:
             by_reason[site["frozen"].partition(" at ")[0]].append(site["site"])
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    lines += [f"frozen    {len(names)} token sites: {_plain(why)}  [dim]({_plain(some(names))})[/]"
-              for why, names in reasons[:4]]
+    lines += [
+        f"frozen    {len(names)} token sites: {_plain(why)}  [dim]({_plain(some(names))})[/]"
+        for why, names in reasons[:4]
+    ]
     more = [f"[dim]          and {len(reasons) - 4} more reasons (--json lists them)[/]"] if reasons[4:] else []
     return [*lines, *more]
 
@@ -346,8 +440,10 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
     flops = told["flops"]
     share = {k: flops[k] / max(flops["dense"], 1) for k in ("effective", "executed")}
     count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
-    return [f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
-            f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"]
+    return [
+        f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
+        f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"
+    ]
 
 
 def latency_lines(report: Mapping[str, Any]) -> list[str]:
@@ -357,12 +453,17 @@ def latency_lines(report: Mapping[str, Any]) -> list[str]:
         return []
     dense, count = told["dense_ms"], told["threads"]
     threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-    figures = [f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})" for name, key in (
-        ("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms")) if told[key] is not None]
+    figures = [
+        f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})"
+        for name, key in (("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms"))
+        if told[key] is not None
+    ]
     if last := told.get("delivered"):
         figures.append(f"delivered {last['achieved_ms']:.3g} ms ({last['achieved_ms'] / dense:.3f})")
-    return [f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
-            f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"]
+    return [
+        f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
+        f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"
+    ]
 
 
 def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:
@@ -380,16 +481,20 @@ def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> li
             trivial.append(f"{why} {len(entries)}")
             continue
         kinds = "/".join(sorted({e["kind"] for e in entries}))
-        lines.append(f"frozen    {len(entries)} {kinds}: {_plain(why)}  "
-                     f"[dim]({_plain(some([e['group'] for e in entries]))})[/]")
+        lines.append(
+            f"frozen    {len(entries)} {kinds}: {_plain(why)}  [dim]({_plain(some([e['group'] for e in entries]))})[/]"
+        )
     if trivial:
         lines.append(f"[dim]fixed     {_plain(', '.join(trivial))} (`fxprune inspect` lists them)[/]")
     return lines
 
 
 def _frozen(program: Program) -> list[dict[str, Any]]:
-    return [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
-            for g in program.need("groups") if g.frozen]
+    return [
+        {"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
+        for g in program.need("groups")
+        if g.frozen
+    ]
 
 
 def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:

@@ -78,9 +78,13 @@ def _of_wish(work: Work, program: Program) -> tuple[Pass, ...]:
     assert wish is not None
     permute = wish.pattern == TWO_OF_FOUR and wish.tiling.permute
     recover = [] if wish.recovery.method == "none" else [replace(wish.recovery, seed=seed)]
-    return (*([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
-            FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(program, wish)),
-            ScoreGroups(criterion=wish.made, seed=seed), wish.search, *recover)
+    return (
+        *([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
+        FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(program, wish)),
+        ScoreGroups(criterion=wish.made, seed=seed),
+        wish.search,
+        *recover,
+    )
 
 
 def with_tiles(work: Work, program: Program) -> Program:
@@ -93,8 +97,12 @@ def with_tiles(work: Work, program: Program) -> Program:
         return program
     if plan.tokens is not None and not plan.tokens.empty:
         where = work.blocks.where if work.blocks is not None else f"--pipeline .. {work.tiles[0]}"
-        raise OptionError("tiles cannot be planned beside tokens", where=where,
-                          why="they are chosen on the graph that merging tokens leaves", cure="use compile")
+        raise OptionError(
+            "tiles cannot be planned beside tokens",
+            where=where,
+            why="they are chosen on the graph that merging tokens leaves",
+            cure="use compile",
+        )
     dense = CostModel(program)()
     sliced = work.run(program, SliceAxes())
     _, tiles = decided(work, work.run(sliced.without_facts(), FoldIndices()), dense)
@@ -102,8 +110,9 @@ def with_tiles(work: Work, program: Program) -> Program:
     return program.but(plan=CompressionPlan(plan.choices, about, plan.tokens, tiles.blocks))
 
 
-def sparsified(work: Work, program: Program, plan: CompressionPlan, dense: Cost,
-               now: Cost) -> tuple[Program, CompressionPlan, dict[str, Any]]:
+def sparsified(
+    work: Work, program: Program, plan: CompressionPlan, dense: Cost, now: Cost
+) -> tuple[Program, CompressionPlan, dict[str, Any]]:
     """(the sliced ``program`` with zeros in its weights, the whole plan, what the report says of it).
 
     Tiles are chosen and weights fitted where the run asks for it; else those of ``plan`` are zeroed, and nothing is
@@ -126,8 +135,9 @@ def sparsified(work: Work, program: Program, plan: CompressionPlan, dense: Cost,
     return work.run(program.without_facts().but(plan=only), SparsifyBlocks()), plan, told
 
 
-def _described(program: Program, plan: CompressionPlan, dense: Cost, now: Cost,
-               recovery: dict[str, Any] | None) -> dict[str, Any]:
+def _described(
+    program: Program, plan: CompressionPlan, dense: Cost, now: Cost, recovery: dict[str, Any] | None
+) -> dict[str, Any]:
     """What is zero, as plain data for the report: per weight, and in multiply-accumulates of the whole model.
 
     flops   ``dense``: before anything; ``effective``: of what is not zero; ``executed``: what would run if nothing knew
@@ -138,15 +148,27 @@ def _described(program: Program, plan: CompressionPlan, dense: Cost, now: Cost,
     about = plan.about.get("tiles", {})
     return {
         "pattern": layers[0][1].pattern if layers else about.get("pattern"),
-        "criterion": about.get("criterion"), "allocation": about.get("method"), "power": about.get("power"),
-        "weights": [{"parameter": m.parameter, "shape": list(m.shape), "tiles": s.tiles, "kept": int(s.kept.sum()),
-                     "density": round(s.density, 4)} for m, s in layers],
-        "flops": {"dense": dense.flops, "effective": now.flops - gone, "executed": now.flops}, "recovery": recovery,
+        "criterion": about.get("criterion"),
+        "allocation": about.get("method"),
+        "power": about.get("power"),
+        "weights": [
+            {
+                "parameter": m.parameter,
+                "shape": list(m.shape),
+                "tiles": s.tiles,
+                "kept": int(s.kept.sum()),
+                "density": round(s.density, 4),
+            }
+            for m, s in layers
+        ],
+        "flops": {"dense": dense.flops, "effective": now.flops - gone, "executed": now.flops},
+        "recovery": recovery,
     }
 
 
-def _permuted(work: Work, program: Program,
-              orders: dict[str, tuple[int, ...]] | None) -> tuple[Program, dict[str, tuple[int, ...]]]:
+def _permuted(
+    work: Work, program: Program, orders: dict[str, tuple[int, ...]] | None
+) -> tuple[Program, dict[str, tuple[int, ...]]]:
     from .passes.analysis.find_groups import FindGroups
     from .passes.analysis.propagate_axes import PropagateAxes
     from .passes.transform.permute_channels import PermuteChannels
@@ -168,8 +190,10 @@ def _data(work: Work, passes: Sequence[Pass], program: Program) -> Calibration |
         return None
     if work.calibration is None:
         assert work.source is not None
-        work.warn(f"no data was given: '{asking[0]}' scores tiles on generated inputs, which are not what the "
-                  "model will see; give --data (data=...) for a better choice")
+        work.warn(
+            f"no data was given: '{asking[0]}' scores tiles on generated inputs, which are not what the "
+            "model will see; give --data (data=...) for a better choice"
+        )
         work.calibration = generate(work.source, samples=128, seed=work.seed)
     work.calibration = without_foreign_labels(program, work.calibration)
     return work.calibration

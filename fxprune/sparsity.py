@@ -37,12 +37,18 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         if self.order and sorted(self.order) != list(range(self.shape[1])):
-            raise PlanError("the order of the inputs is none", where=f"{self.pattern} of {list(self.shape)}",
-                            why=f"it must name each of {self.shape[1]} inputs once")
+            raise PlanError(
+                "the order of the inputs is none",
+                where=f"{self.pattern} of {list(self.shape)}",
+                why=f"it must name each of {self.shape[1]} inputs once",
+            )
         want = grid(self.shape, self.tile)
         if tuple(self.kept.shape) != want or self.kept.dtype != torch.bool:
-            raise PlanError("the tiles do not fit the weight", where=f"{self.pattern} of {list(self.shape)}",
-                            why=f"{list(self.kept.shape)} tiles, expected {list(want)}")
+            raise PlanError(
+                "the tiles do not fit the weight",
+                where=f"{self.pattern} of {list(self.shape)}",
+                why=f"{list(self.kept.shape)} tiles, expected {list(want)}",
+            )
 
     @property
     def tile(self) -> Tile:
@@ -63,8 +69,11 @@ class Sparsity:
         return spread(self.kept, self.shape, self.tile)
 
     def __eq__(self, other: object) -> bool:
-        return (isinstance(other, Sparsity) and torch.equal(self.kept, other.kept)
-                and (self.pattern, self.shape, self.order) == (other.pattern, other.shape, other.order))
+        return (
+            isinstance(other, Sparsity)
+            and torch.equal(self.kept, other.kept)
+            and (self.pattern, self.shape, self.order) == (other.pattern, other.shape, other.order)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a plan: kept tiles by number, row by row; single weights as bits in base64."""
@@ -80,14 +89,18 @@ class Sparsity:
         pattern, shape, keep = entry["pattern"], entry["shape"], entry["keep"]
         sizes = isinstance(shape, list) and len(shape) == 2 and all(type(s) is int and s > 0 for s in shape)
         if not isinstance(pattern, str) or not sizes:
-            raise PlanError("the plan is malformed", where=where,
-                            why="pattern must be a string, shape two positive integers")
+            raise PlanError(
+                "the plan is malformed", where=where, why="pattern must be a string, shape two positive integers"
+            )
         try:
             rows, columns = grid((shape[0], shape[1]), tile_of(pattern))
         except OptionError as error:
             raise PlanError("the plan is malformed", where=where, why=error.what) from None
-        kept = _from_bits(keep, rows * columns, where) if pattern == TWO_OF_FOUR else \
-            _from_indices(keep, rows * columns, where)
+        kept = (
+            _from_bits(keep, rows * columns, where)
+            if pattern == TWO_OF_FOUR
+            else _from_indices(keep, rows * columns, where)
+        )
         order = entry.get("order", [])
         if not isinstance(order, list) or not all(type(i) is int for i in order):
             raise PlanError("the plan is malformed", where=where, why="order must be a list of integers")
@@ -107,8 +120,9 @@ def tile_of(pattern: str) -> Tile:
         return 1, 1
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", pattern)
     if found is None or "0" in found.groups():
-        raise OptionError(f"'{pattern}' is no tile", where=f"--blocks {pattern}",
-                          cure="write outputs x inputs, for example 32x32")
+        raise OptionError(
+            f"'{pattern}' is no tile", where=f"--blocks {pattern}", cure="write outputs x inputs, for example 32x32"
+        )
     return int(found[1]), int(found[2])
 
 
@@ -185,8 +199,9 @@ def _from_indices(keep: Any, count: int, where: str) -> Tensor:
     if any(b <= a for a, b in itertools.pairwise(keep)):
         raise PlanError("kept tiles must be sorted and unique", where=where)
     if keep and (keep[0] < 0 or keep[-1] >= count):
-        raise PlanError("a kept tile is out of range", where=where,
-                        why=f"tiles must be 0..{count - 1}, found {keep[0]}..{keep[-1]}")
+        raise PlanError(
+            "a kept tile is out of range", where=where, why=f"tiles must be 0..{count - 1}, found {keep[0]}..{keep[-1]}"
+        )
     kept = torch.zeros(count, dtype=torch.bool)
     kept[torch.tensor(keep, dtype=torch.long)] = True
     return kept

@@ -10,12 +10,37 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-LINEAR = {"linear": ("input", "weight", "bias"), "addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2", ""),
-          "matmul": ("self", "other", "")}
+LINEAR = {
+    "linear": ("input", "weight", "bias"),
+    "addmm": ("mat1", "mat2", "self"),
+    "mm": ("self", "mat2", ""),
+    "matmul": ("self", "other", ""),
+}
 """Ops that multiply by a weight -> argument names of input, weight and bias."""
 CONVOLUTION = ("conv1d", "conv2d", "convolution", "_convolution")
-MOVES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
-         "contiguous", "clone", "alias", "detach", "dropout", "roll", "slice", "narrow", "to", "_to_copy", "type_as"}
+MOVES = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "t",
+    "squeeze",
+    "unsqueeze",
+    "contiguous",
+    "clone",
+    "alias",
+    "detach",
+    "dropout",
+    "roll",
+    "slice",
+    "narrow",
+    "to",
+    "_to_copy",
+    "type_as",
+}
 """Ops that only move, drop or copy elements (dropout in evaluation form)."""
 
 
@@ -54,8 +79,9 @@ def row_weight(norm: str, eps: float, z: Tensor) -> Tensor:
 def unfolded(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
     """What a convolution with this kernel reads of its input x, one row per output position. [n, c * kernel]"""
     args, size = bind(node), list(kernel)
-    stride, pad, dilation = (_list(args.get(k, d), len(size)) for k, d in
-                             (("stride", 1), ("padding", 0), ("dilation", 1)))
+    stride, pad, dilation = (
+        _list(args.get(k, d), len(size)) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
     if len(size) == 1:
         x, size = x[:, :, None], [1, *size]
         stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]

@@ -55,8 +55,11 @@ class Judging:
         if not 0 < self.held_out < 1:
             raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise OptionError("a drop is a share between 0 and 1", where=f"--max-drop {self.max_drop:g}",
-                              cure="0.01 allows one point of a hundred")
+            raise OptionError(
+                "a drop is a share between 0 and 1",
+                where=f"--max-drop {self.max_drop:g}",
+                cure="0.01 allows one point of a hundred",
+            )
         if self.bisect < 0 or self.samples < 1:
             raise OptionError("counts cannot be negative", where=f"--bisect {self.bisect}, samples {self.samples}")
 
@@ -76,15 +79,19 @@ def budgets(text: dict[str, Any]) -> list[Budget]:
     """The one metric with its ratios, largest first. Raises OptionError for none, several, or amounts."""
     given = {name: value for name, value in text.items() if value is not None}
     if len(given) != 1:
-        raise OptionError("give the ratios of exactly one budget",
-                          where=", ".join(f"--{n} {v}" for n, v in given.items()),
-                          why=f"found {len(given)} of {', '.join(METRICS)}", cure="for example --flops 0.9,0.75,0.5")
+        raise OptionError(
+            "give the ratios of exactly one budget",
+            where=", ".join(f"--{n} {v}" for n, v in given.items()),
+            why=f"found {len(given)} of {', '.join(METRICS)}",
+            cure="for example --flops 0.9,0.75,0.5",
+        )
     metric, value = next(iter(given.items()))
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
     made = [Budget.parse(metric, word) for word in words if str(word).strip()]
     if not made or not all(b.relative for b in made):
-        raise OptionError("a sweep takes ratios", where=f"--{metric} {value}",
-                          cure=f"for example --{metric} 0.9,0.75,0.5")
+        raise OptionError(
+            "a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example --{metric} 0.9,0.75,0.5"
+        )
     return sorted(dict.fromkeys(made), key=lambda b: -b.amount)
 
 
@@ -134,9 +141,16 @@ class Sweep:
 
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
-        work = replace(self.work, out=None, passes=list(self.work.passes), results=list(self.work.results),
-                       notes=list(self.work.notes), recovery=None, decided=None,
-                       options={**self.work.options, budget.metric: budget.amount})
+        work = replace(
+            self.work,
+            out=None,
+            passes=list(self.work.passes),
+            results=list(self.work.results),
+            notes=list(self.work.notes),
+            recovery=None,
+            decided=None,
+            options={**self.work.options, budget.metric: budget.amount},
+        )
         wish = self.wish.at(budget)
         program = work.recover(decide_on(work, wish, self.program, self.data), wish)
         artifact = work.finish(program)
@@ -150,9 +164,15 @@ class Sweep:
 
     def _point(self, place: Path, budget: Budget, report: dict[str, Any]) -> dict[str, Any]:
         figures = report["sweep"]["figures"]
-        return {"ratio": budget.amount, "artifact": place.name, "cost": report["cost"]["compressed"],
-                "share": report["cost"]["ratio"], "figures": figures, "drop": self.drop(figures),
-                "recovery": (report.get("recovery") or {}).get("method", "none")}
+        return {
+            "ratio": budget.amount,
+            "artifact": place.name,
+            "cost": report["cost"]["compressed"],
+            "share": report["cost"]["ratio"],
+            "figures": figures,
+            "drop": self.drop(figures),
+            "recovery": (report.get("recovery") or {}).get("method", "none"),
+        }
 
     @property
     def dense_value(self) -> float:
@@ -185,13 +205,35 @@ class Sweep:
 
 
 def sweep(
-    model: Model, example_inputs: Inputs = None, *, ratios: Sequence[Budget], data: Any, out: str | os.PathLike[str],
-    judging: Judging | None = None, timing: Timing | None = None, sensitive: bool = False, target: str = "eager",
-    importance: str | None = None, prune: Any = None, freeze: Sequence[str] = (), align: Align = None,
-    floor: Floor = FLOOR, allow_empty: bool = False, samples: int = 128, seed: int = 0, recover: str | None = None,
-    head_scale: float | str = 1.0, members: str = "auto", rearrange: int = 0, tokens: str | None = None,
-    unmerge: bool = False, search: str = "auto", memory: float | str | None = None, checkpoint: Any = None,
-    trust_pickle: bool = False, on_event: OnEvent = warn_only,
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    ratios: Sequence[Budget],
+    data: Any,
+    out: str | os.PathLike[str],
+    judging: Judging | None = None,
+    timing: Timing | None = None,
+    sensitive: bool = False,
+    target: str = "eager",
+    importance: str | None = None,
+    prune: Any = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    samples: int = 128,
+    seed: int = 0,
+    recover: str | None = None,
+    head_scale: float | str = 1.0,
+    members: str = "auto",
+    rearrange: int = 0,
+    tokens: str | None = None,
+    unmerge: bool = False,
+    search: str = "auto",
+    memory: float | str | None = None,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
 
@@ -208,13 +250,35 @@ def sweep(
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
     asked["held-out"] = judging.held_out if judging.data is None else 0.0
     if data is None:
-        raise OptionError("a sweep needs data", where="--data", why="every ratio is judged on samples of it",
-                          cure="give --data, with labels if there are any")
+        raise OptionError(
+            "a sweep needs data",
+            where="--data",
+            why="every ratio is judged on samples of it",
+            cure="give --data, with labels if there are any",
+        )
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    wish = Wish(ratios[0], importance or default_criterion(data), kinds, samples, recover or "auto", 1, head_scale,
-                members, rearrange, wished, search)
-    work = Work(target, None, seed, on_event, Limits(align, floor, allow_empty, freeze), options=asked,
-                held_back=float(asked["held-out"]))
+    wish = Wish(
+        ratios[0],
+        importance or default_criterion(data),
+        kinds,
+        samples,
+        recover or "auto",
+        1,
+        head_scale,
+        members,
+        rearrange,
+        wished,
+        search,
+    )
+    work = Work(
+        target,
+        None,
+        seed,
+        on_event,
+        Limits(align, floor, allow_empty, freeze),
+        options=asked,
+        held_back=float(asked["held-out"]),
+    )
     with _owned(out), within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         made = _prepared(work, wish, judging, out)
@@ -237,10 +301,21 @@ def sweep(
 
 
 def measured_sensitivity(
-    model: Model, example_inputs: Inputs = None, *, data: Any, samples: int = 64,
-    shares: Sequence[float] = (0.75, 0.5, 0.25), importance: str = "trajectory",
-    prune: Any = None, freeze: Sequence[str] = (), align: Align = None,
-    floor: Floor = FLOOR, allow_empty: bool = False, seed: int = 0, checkpoint: Any = None, trust_pickle: bool = False,
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    data: Any,
+    samples: int = 64,
+    shares: Sequence[float] = (0.75, 0.5, 0.25),
+    importance: str = "trajectory",
+    prune: Any = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    seed: int = 0,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """:func:`fxprune.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
@@ -272,8 +347,10 @@ def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
     with silence():
         judge = Judge(scored, work.held.batches)
     if judge.samples < 100:
-        work.warn(f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
-                  "measure; give more --samples, or --judge")
+        work.warn(
+            f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
+            "measure; give more --samples, or --judge"
+        )
     return Sweep(work, wish, scored, data, judge, out, key)
 
 
@@ -304,8 +381,19 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     made.work.stage("measure latency of all")
     dense = made.out / DENSE
     if not _same(dense, made.key):
-        work = replace(made.work, out=None, passes=list(made.work.passes), results=list(made.work.results),
-                       notes=[], recovery=None, decided=None, budget=None, calibration=None, held=None, options={})
+        work = replace(
+            made.work,
+            out=None,
+            passes=list(made.work.passes),
+            results=list(made.work.results),
+            notes=[],
+            recovery=None,
+            decided=None,
+            budget=None,
+            calibration=None,
+            held=None,
+            options={},
+        )
         with silence():
             artifact = work.finish(with_plan(work, made.program.but(tokens=None), CompressionPlan()))
             artifact.report["sweep"] = {"key": made.key}
@@ -319,10 +407,18 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
         for name in folders:
             macs = opened[name].report["cost"]["ratio"]["flops"]
             told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
-        rows.append({"batch": batch, "timings": {
-            name: {**timing_of(values, counts[name], batch).to_dict(),
-                   **({} if name == DENSE else {k: told[name][-1][k] for k in ("ratio", "error", "realised")})}
-            for name, values in samples.items()}})
+        rows.append(
+            {
+                "batch": batch,
+                "timings": {
+                    name: {
+                        **timing_of(values, counts[name], batch).to_dict(),
+                        **({} if name == DENSE else {k: told[name][-1][k] for k in ("ratio", "error", "realised")}),
+                    }
+                    for name, values in samples.items()
+                },
+            }
+        )
     for name in folders:
         record(made.out / name, told[name], opened[name].backend, opened[name].program)
     return rows
@@ -345,13 +441,27 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
     judged = made.work.held
     assert judged is not None
     return {
-        "fxprune_sweep": VERSION, "name": made.work.name, "target": made.work.target, "metric": made.metric,
-        "measure": measure_of(figures), "dense": {"cost": vars(dense), "value": made.dense_value},
-        "judged": {"origin": judged.origin, "samples": made.judge.samples,
-                   "resolution": 1 / max(made.judge.samples, 1)},
-        "max_drop": judging.max_drop, "chosen": None if chosen is None else chosen["artifact"],
-        "points": made.points, "latency": timings, "environment": environment(), "sensitivity": measured,
-        "importance": str(made.wish.made), "recover": made.wish.recover, "seed": made.work.seed, "counted": COUNTED,
+        "fxprune_sweep": VERSION,
+        "name": made.work.name,
+        "target": made.work.target,
+        "metric": made.metric,
+        "measure": measure_of(figures),
+        "dense": {"cost": vars(dense), "value": made.dense_value},
+        "judged": {
+            "origin": judged.origin,
+            "samples": made.judge.samples,
+            "resolution": 1 / max(made.judge.samples, 1),
+        },
+        "max_drop": judging.max_drop,
+        "chosen": None if chosen is None else chosen["artifact"],
+        "points": made.points,
+        "latency": timings,
+        "environment": environment(),
+        "sensitivity": measured,
+        "importance": str(made.wish.made),
+        "recover": made.wish.recover,
+        "seed": made.work.seed,
+        "counted": COUNTED,
         "notes": list(dict.fromkeys(made.work.notes)),
     }
 
@@ -363,8 +473,9 @@ def _owned(out: Path) -> Iterator[None]:
     Raises OptionError for somebody else's.
     """
     if out.exists() and not out.is_dir():
-        raise OptionError("the output is a directory, but a file lies there", where=str(out),
-                          cure="choose another --out")
+        raise OptionError(
+            "the output is a directory, but a file lies there", where=str(out), cure="choose another --out"
+        )
     there = out.exists()
     if there and any(out.iterdir()):
         try:
@@ -372,8 +483,11 @@ def _owned(out: Path) -> Iterator[None]:
         except (OSError, ValueError, RecursionError):
             told = None
         if not isinstance(told, dict) or told.get("fxprune_sweep") != VERSION:
-            raise OptionError("the directory is not empty and no sweep wrote it, so it is left alone", where=str(out),
-                              cure="choose another --out")
+            raise OptionError(
+                "the directory is not empty and no sweep wrote it, so it is left alone",
+                where=str(out),
+                cure="choose another --out",
+            )
         yield
         return
     write_text(out / RESULT, json.dumps({"fxprune_sweep": VERSION, "points": []}) + "\n")

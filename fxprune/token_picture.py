@@ -35,7 +35,7 @@ def token_picture(flow: TokenFlow, reduced: Program, flat: Sequence[Any]) -> byt
         return None
     front = next(s.protected for s in flow.usable)
     parts = [_pair(x, p[front:].reshape(rows, columns)) for x, p in zip(image[:IMAGES], place[:IMAGES], strict=True)]
-    return _png(torch.cat(parts, 2)[:, :, : -GAP])
+    return _png(torch.cat(parts, 2)[:, :, :-GAP])
 
 
 def places(reduced: Program, flat: Sequence[Any]) -> Tensor | None:
@@ -64,8 +64,11 @@ def _pair(image: Tensor, group: Tensor) -> Tensor:
     x = image.detach().float().cpu()
     x = (x - x.amin()) / (x.amax() - x.amin()).clamp_min(1e-6)
     x = x.expand(3, -1, -1)
-    patch = x.unfold(1, x.shape[1] // group.shape[0], x.shape[1] // group.shape[0]).unfold(
-        2, x.shape[2] // group.shape[1], x.shape[2] // group.shape[1]).mean((3, 4))  # [3, rows, columns]
+    patch = (
+        x.unfold(1, x.shape[1] // group.shape[0], x.shape[1] // group.shape[0])
+        .unfold(2, x.shape[2] // group.shape[1], x.shape[2] // group.shape[1])
+        .mean((3, 4))
+    )  # [3, rows, columns]
     shown = patch.clone()
     for g in group.unique():
         mine = group == g

@@ -89,8 +89,12 @@ class TokenScores:
         for site, tokens in zip(self.sites, chosen, strict=True):
             near = losses[at : at + len(tokens)]
             at += len(tokens)
-            out.append([near[min(range(len(tokens)), key=lambda i, j=j: abs(tokens[i] - j))]  # type: ignore[misc]
-                        for j in range(site.tokens - site.protected)])
+            out.append(
+                [
+                    near[min(range(len(tokens)), key=lambda i, j=j: abs(tokens[i] - j))]  # type: ignore[misc]
+                    for j in range(site.tokens - site.protected)
+                ]
+            )
         return out
 
     def _job(self, site: TokenSite, reducer: Reducer, r: int) -> dict[str, Tensor]:
@@ -169,8 +173,9 @@ def increments(grid: Sequence[int], losses: Sequence[float], tokens: int) -> lis
         points.append((r, max(loss, points[-1][1])))
     hull: list[tuple[int, float]] = []
     for point in points:  # lower convex hull: slopes rise
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= \
-                (point[1] - hull[-1][1]) * (hull[-1][0] - hull[-2][0]):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (point[1] - hull[-1][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
             hull.pop()
         hull.append(point)
     out: list[float] = []

@@ -49,14 +49,19 @@ class Deciding:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise OptionError(f"unknown schedule '{self.schedule}'", where="--tokens {schedule=}",
-                              cure=nearest(self.schedule, SCHEDULES))
+            raise OptionError(
+                f"unknown schedule '{self.schedule}'",
+                where="--tokens {schedule=}",
+                cure=nearest(self.schedule, SCHEDULES),
+            )
         if self.share is not None and not 0 <= self.share <= 1:
             raise OptionError("share is between 0 and 1", where=f"--tokens {{share={self.share}}}")
         if self.improve < 0 or min(self.seen, self.multiple) < 1:
-            raise OptionError("improve is a count, multiple at least 1, and at least one sample must be seen",
-                              where="--tokens", why=f"improve={self.improve}, multiple={self.multiple}, "
-                                                    f"seen={self.seen}")
+            raise OptionError(
+                "improve is a count, multiple at least 1, and at least one sample must be seen",
+                where="--tokens",
+                why=f"improve={self.improve}, multiple={self.multiple}, seen={self.seen}",
+            )
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,19 @@ class TokenWish:
         if colon:
             match = _EXPLICIT.fullmatch(tail.strip())
             if not match:
-                raise OptionError(f"'{tail}' does not say how many tokens go", where=where,
-                                  cure="write r=13, r=16,12,8 (per attention) or r=50@3,6,9 (at these alone)")
+                raise OptionError(
+                    f"'{tail}' does not say how many tokens go",
+                    where=where,
+                    cure="write r=13, r=16,12,8 (per attention) or r=50@3,6,9 (at these alone)",
+                )
             object.__setattr__(self, "counts", tuple(map(int, match["counts"].split(","))))
             object.__setattr__(self, "sites", tuple(map(int, match["sites"].split(","))) if match["sites"] else ())
             if self.sites and len(self.counts) not in (1, len(self.sites)):
-                raise OptionError("the counts and the places do not go together", where=where,
-                                  why=f"{len(self.counts)} counts at {len(self.sites)} places")
+                raise OptionError(
+                    "the counts and the places do not go together",
+                    where=where,
+                    why=f"{len(self.counts)} counts at {len(self.sites)} places",
+                )
         self.made  # noqa: B018  reads the reducer's name and options
 
     @cached_property
@@ -122,14 +133,20 @@ class TokenWish:
         A list that is shorter than the sites ends in zeros. Raises OptionError for a site that is not there.
         """
         if self.sites and max(self.sites) >= known:
-            raise OptionError("there is no such attention", where=f"--tokens {self.text}",
-                              why=f"the model has {known} where tokens can be reduced, numbered from 0")
+            raise OptionError(
+                "there is no such attention",
+                where=f"--tokens {self.text}",
+                why=f"the model has {known} where tokens can be reduced, numbered from 0",
+            )
         counts = [0] * known
         where = self.sites or tuple(range(known))
         each = self.counts * len(where) if len(self.counts) == 1 else self.counts
         if len(each) > len(where):
-            raise OptionError("there are more counts than attentions", where=f"--tokens {self.text}",
-                              why=f"{len(each)} counts, {known} attentions where tokens can be reduced")
+            raise OptionError(
+                "there are more counts than attentions",
+                where=f"--tokens {self.text}",
+                why=f"{len(each)} counts, {known} attentions where tokens can be reduced",
+            )
         for site, r in zip(where, each, strict=False):
             counts[site] = r
         return fits(counts)
@@ -142,10 +159,16 @@ def token_wish(tokens: Any, kinds: Sequence[Any], unmerge: bool) -> TokenWish | 
         tokens = DEFAULT
     if tokens in (None, "off"):
         if wanted:
-            raise OptionError("tokens cannot be pruned and left alone", where="--tokens off --prune tokens",
-                              cure="leave one of them away")
+            raise OptionError(
+                "tokens cannot be pruned and left alone",
+                where="--tokens off --prune tokens",
+                cure="leave one of them away",
+            )
         if unmerge:
-            raise OptionError("nothing is merged, so nothing can be unmerged", where="--unmerge",
-                              cure="give --tokens tome, or --prune tokens")
+            raise OptionError(
+                "nothing is merged, so nothing can be unmerged",
+                where="--unmerge",
+                cure="give --tokens tome, or --prune tokens",
+            )
         return None
     return TokenWish(str(tokens), unmerge)

@@ -82,8 +82,13 @@ class TokenFlow:
         if node not in self.region or self.axes is None:
             return False
         dims, axis = self.axes.dims.get(node), self.sites[self.region[node]].axis
-        return isinstance(dims, list) and len(dims) == 3 and axis is not None and axis in set(leaves(dims[1])) \
+        return (
+            isinstance(dims, list)
+            and len(dims) == 3
+            and axis is not None
+            and axis in set(leaves(dims[1]))
             and not any(axis in set(leaves(d)) for d in (dims[0], dims[2]))
+        )
 
 
 def describe_tokens(flow: TokenFlow, plan: TokenPlan | None) -> dict[str, Any]:
@@ -93,11 +98,22 @@ def describe_tokens(flow: TokenFlow, plan: TokenPlan | None) -> dict[str, Any]:
     for site in flow.sites:
         left = left or site.tokens
         left -= removed.get(site.name, 0) if site.usable else 0
-        sites.append({"site": site.name, "tokens": site.tokens, "protected": site.protected,
-                      "removed": removed.get(site.name, 0), "left": left if site.usable else site.tokens,
-                      "frozen": site.frozen})
-    return {"reducer": None if plan is None else plan.reducer, "unmerge": plan is not None and plan.unmerge,
-            "restored": [list(edge) for edge in flow.restored], "sites": sites}
+        sites.append(
+            {
+                "site": site.name,
+                "tokens": site.tokens,
+                "protected": site.protected,
+                "removed": removed.get(site.name, 0),
+                "left": left if site.usable else site.tokens,
+                "frozen": site.frozen,
+            }
+        )
+    return {
+        "reducer": None if plan is None else plan.reducer,
+        "unmerge": plan is not None and plan.unmerge,
+        "restored": [list(edge) for edge in flow.restored],
+        "sites": sites,
+    }
 
 
 class Positional(Exception):
@@ -173,8 +189,12 @@ def counts_behind(flow: TokenFlow, plan: TokenPlan, reducer: Capped) -> dict[str
     known = {s.name: s for s in flow.sites}
     for name in plan.removed:
         if name not in known:
-            raise PlanError("the plan reduces tokens where this model has no attention", where=f"site '{name}'",
-                            why="it was made for another architecture, or edited", cure=nearest(name, known))
+            raise PlanError(
+                "the plan reduces tokens where this model has no attention",
+                where=f"site '{name}'",
+                why="it was made for another architecture, or edited",
+                cure=nearest(name, known),
+            )
         if known[name].frozen and plan.removed[name]:
             raise PlanError("the plan reduces tokens at a frozen site", where=f"site '{name}'", why=known[name].frozen)
     left, behind = 0, {}
@@ -182,8 +202,11 @@ def counts_behind(flow: TokenFlow, plan: TokenPlan, reducer: Capped) -> dict[str
         left = left or site.tokens
         r, most = plan.removed.get(site.name, 0), reducer.cap(left, site.protected)
         if r > most:
-            raise PlanError("the plan removes more tokens than can go at once", where=f"site '{site.name}'",
-                            why=f"{r} of {left}, '{reducer.name}' takes at most {most} there")
+            raise PlanError(
+                "the plan removes more tokens than can go at once",
+                where=f"site '{site.name}'",
+                why=f"{r} of {left}, '{reducer.name}' takes at most {most} there",
+            )
         left -= r
         behind[site.name] = left
     return behind

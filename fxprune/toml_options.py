@@ -44,8 +44,9 @@ class Stated:
     where: str
 
 
-def with_file(argv: Sequence[str], command: str, parsers: Mapping[str, argparse.ArgumentParser],
-              ) -> tuple[list[str], list[str]]:
+def with_file(
+    argv: Sequence[str], command: str, parsers: Mapping[str, argparse.ArgumentParser]
+) -> tuple[list[str], list[str]]:
     """(the arguments with those of the file in front of them, what the file said, in words).
 
     Nothing changes for commands without ``--config``, and where there is no file. Raises OptionError at the line.
@@ -61,15 +62,23 @@ def with_file(argv: Sequence[str], command: str, parsers: Mapping[str, argparse.
     budget = _budgets(parser)
     if said & {*budget, "--plan"} or any("budget=" in word for word in argv):
         said |= set(budget)
-    found = [one for one in read(path, command, parsers, implicit, frozenset(said)) if one.option not in said
-             or isinstance(parser._option_string_actions[one.option], argparse._AppendAction)]
+    found = [
+        one
+        for one in read(path, command, parsers, implicit, frozenset(said))
+        if one.option not in said or isinstance(parser._option_string_actions[one.option], argparse._AppendAction)
+    ]
     at = list(argv).index(command) + 1
     words = [word for one in found for word in one.words]
     return [*argv[:at], *words, *argv[at:]], [f"options of {path}: {' '.join(words)}"] if words else []
 
 
-def read(path: Path, command: str, parsers: Mapping[str, argparse.ArgumentParser], implicit: bool = False,
-         said: frozenset[str] = frozenset()) -> list[Stated]:
+def read(
+    path: Path,
+    command: str,
+    parsers: Mapping[str, argparse.ArgumentParser],
+    implicit: bool = False,
+    said: frozenset[str] = frozenset(),
+) -> list[Stated]:
     """What the file states for ``command``; a command's table after the top, so that it wins.
 
     said   options that the command line gives: theirs are not read
@@ -81,8 +90,9 @@ def read(path: Path, command: str, parsers: Mapping[str, argparse.ArgumentParser
             raise OptionError("this file is too large to hold options", where=str(path))
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise OptionError("the options cannot be read", where=f"{OPTION} {path}",
-                          why=error.strerror or str(error)) from None
+        raise OptionError(
+            "the options cannot be read", where=f"{OPTION} {path}", why=error.strerror or str(error)
+        ) from None
     except UnicodeDecodeError as error:
         raise OptionError("the options are not a text file", where=f"{OPTION} {path}", why=str(error)) from None
     entries = _of_report(text, path) if path.suffix == ".json" else _of_toml(text, path, command, parsers)
@@ -100,9 +110,12 @@ def read(path: Path, command: str, parsers: Mapping[str, argparse.ArgumentParser
         if option in said and not isinstance(action, argparse._AppendAction):
             continue
         if distrusted and (option == "--trust-pickle" or "python:" in str(value)) and value:
-            raise OptionError(f"'{key}' would run code, which this file may not ask for", where=where.text,
-                              why="a file in the working directory, or a report, may have come with the model",
-                              cure=f"say {option} on the command line")
+            raise OptionError(
+                f"'{key}' would run code, which this file may not ask for",
+                where=where.text,
+                why="a file in the working directory, or a report, may have come with the model",
+                cure=f"say {option} on the command line",
+            )
         stated.append(Stated(option, tuple(_words(option, action, value, where.text)), where.text))
     return stated
 
@@ -115,8 +128,9 @@ class _Place:
     of_all: bool
 
 
-def _of_toml(text: str, path: Path, command: str,
-             parsers: Mapping[str, argparse.ArgumentParser]) -> Iterator[tuple[str, Any, _Place]]:
+def _of_toml(
+    text: str, path: Path, command: str, parsers: Mapping[str, argparse.ArgumentParser]
+) -> Iterator[tuple[str, Any, _Place]]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -125,14 +139,16 @@ def _of_toml(text: str, path: Path, command: str,
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         line = re.search(r"line (\d+)", str(error))
-        raise OptionError("the file is not valid TOML", where=f"{path}:{line[1]}" if line else str(path),
-                          why=str(error)) from None
+        raise OptionError(
+            "the file is not valid TOML", where=f"{path}:{line[1]}" if line else str(path), why=str(error)
+        ) from None
     for key, value in table.items():
         where = f"{path}:{_line(text, '', key)}"
         if isinstance(value, dict) and key in parsers:
             continue
         if isinstance(value, dict) and not any(
-                f"--{key.replace('_', '-')}" in one._option_string_actions for one in parsers.values()):
+            f"--{key.replace('_', '-')}" in one._option_string_actions for one in parsers.values()
+        ):
             raise OptionError(f"'{key}' is neither a command nor an option", where=where, cure=nearest(key, parsers))
         if not any(f"--{key.replace('_', '-')}" in one._option_string_actions for one in parsers.values()):
             known = [o[2:] for o in parsers[command]._option_string_actions if o.startswith("--")]
@@ -140,8 +156,11 @@ def _of_toml(text: str, path: Path, command: str,
         yield key, value, _Place(where, True)
     mine = table.get(command, {})
     if not isinstance(mine, dict):
-        raise OptionError(f"'{command}' is a command", where=f"{path}:{_line(text, '', command)}",
-                          cure=f"write its options under [{command}]")
+        raise OptionError(
+            f"'{command}' is a command",
+            where=f"{path}:{_line(text, '', command)}",
+            cure=f"write its options under [{command}]",
+        )
     for key, value in mine.items():
         yield key, value, _Place(f"{path}:{_line(text, command, key)}", False)
 
@@ -154,8 +173,12 @@ def _of_report(text: str, path: Path) -> Iterator[tuple[str, Any, _Place]]:
         raise OptionError("the report is not valid JSON", where=str(path), why=str(error)[:200]) from None
     options = report.get("options") if isinstance(report, dict) else None
     if not isinstance(options, dict):
-        raise OptionError("this file states no options", where=str(path),
-                          why="a report has them under 'options'", cure=f"give a report.json, or a {NAME}")
+        raise OptionError(
+            "this file states no options",
+            where=str(path),
+            why="a report has them under 'options'",
+            cure=f"give a report.json, or a {NAME}",
+        )
     for key, value in options.items():
         if value is not None and key not in _PLACES and (key, value) != ("threads", 0):  # 0: torch's own choice
             yield key, value, _Place(source.at("options", key), True)
@@ -170,22 +193,34 @@ def _words(option: str, action: argparse.Action, value: Any, where: str) -> Iter
             yield option
         return
     if isinstance(action, argparse._AppendAction):
-        parts = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else \
-            value if isinstance(value, list) else [value]
+        parts = (
+            [f"{k}={v}" for k, v in value.items()]
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, list)
+            else [value]
+        )
     else:
         parts = [",".join(map(str, value))] if isinstance(value, list) else [value]
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
             raise OptionError(f"'{option[2:]}' is text or a number", where=where, why=f"found {part!r}")
         if isinstance(part, str) and re.fullmatch(r"<\w+>", part):
-            raise OptionError(f"'{option[2:]}' was given from Python and is not in the report", where=where,
-                              why=f"it was a {part[1:-1]}", cure=f"give {option} on the command line")
+            raise OptionError(
+                f"'{option[2:]}' was given from Python and is not in the report",
+                where=where,
+                why=f"it was a {part[1:-1]}",
+                cure=f"give {option} on the command line",
+            )
         if action.type is not None and callable(action.type):
             try:
                 action.type(str(part))
             except (TypeError, ValueError):
-                raise OptionError(f"'{part}' is no value for '{option[2:]}'", where=where,
-                                  why=f"expected {getattr(action.type, '__name__', 'another type')}") from None
+                raise OptionError(
+                    f"'{part}' is no value for '{option[2:]}'",
+                    where=where,
+                    why=f"expected {getattr(action.type, '__name__', 'another type')}",
+                ) from None
         yield f"{option}={part}"
 
 

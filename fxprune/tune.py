@@ -14,17 +14,32 @@ from .events import Event, OnEvent, warn_only
 from .sparsity import tile_of
 
 TARGETS = {"triton": "fxprune.backends.triton.tune", "onnx": "fxprune.backends.onnx.tune"}
-SHAPES = ((1152, 384), (384, 384), (1536, 384), (384, 1536),  # DeiT-S
-          (2304, 768), (768, 768), (3072, 768), (768, 3072))  # DeiT-B and BERT-base
+SHAPES = (
+    (1152, 384),
+    (384, 384),
+    (1536, 384),
+    (384, 1536),  # DeiT-S
+    (2304, 768),
+    (768, 768),
+    (3072, 768),
+    (768, 3072),
+)  # DeiT-B and BERT-base
 ROWS = (197, 197 * 8, 197 * 64)
 PATTERNS = ("16x16", "16x32", "32x16", "32x32", "64x64", "128x64")
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 DTYPES = {"triton": "bfloat16", "onnx": "float32"}
 
 
-def tune(target: str = "triton", shapes: Sequence[tuple[int, int]] = SHAPES, rows: Sequence[int] = ROWS,
-         patterns: Sequence[str] = PATTERNS, densities: Sequence[float] = DENSITIES, dtype: str = "",
-         out: str | Path | None = None, on_event: OnEvent = warn_only) -> tuple[BlockTable, Path]:
+def tune(
+    target: str = "triton",
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    rows: Sequence[int] = ROWS,
+    patterns: Sequence[str] = PATTERNS,
+    densities: Sequence[float] = DENSITIES,
+    dtype: str = "",
+    out: str | Path | None = None,
+    on_event: OnEvent = warn_only,
+) -> tuple[BlockTable, Path]:
     """The table that was measured, and where it lies: by default under the device's name, where the target finds it.
 
     shapes    (out, in) of layers;  rows: how many rows they are applied to
@@ -42,14 +57,22 @@ def tune(target: str = "triton", shapes: Sequence[tuple[int, int]] = SHAPES, row
         raise OptionError("shapes and rows are positive numbers", where="--shapes, --rows")
     module = importlib.import_module(TARGETS[target])
     found: BlockTable = module.measure(
-        shapes, rows, patterns, densities, dtype or DTYPES[target],
-        lambda text, done, total: on_event(Event("progress", f"tune {target}", done, total)))
+        shapes,
+        rows,
+        patterns,
+        densities,
+        dtype or DTYPES[target],
+        lambda text, done, total: on_event(Event("progress", f"tune {target}", done, total)),
+    )
     path = cached_path(found.device, found.form) if out is None else Path(out)
     if path.exists():
         old = BlockTable.read(path)
         measured = {_key(t) for t in found.rows}
-        rows_ = (*(t for t in old.rows if _key(t) not in measured), *found.rows) if old.device == found.device else \
-            found.rows
+        rows_ = (
+            (*(t for t in old.rows if _key(t) not in measured), *found.rows)
+            if old.device == found.device
+            else found.rows
+        )
         found = BlockTable(found.device, found.form, rows_, found.date, found.versions)
     found.write(path)
     return found, path
@@ -60,9 +83,21 @@ def summary(table: BlockTable) -> dict[str, Any]:
     wins = [t for t in table.rows if t.ratio > 1]
     best = max(table.rows, key=lambda t: t.ratio)
     mean = math.exp(sum(math.log(t.ratio) for t in table.rows) / len(table.rows))
-    return {"device": table.device, "form": table.form, "cases": len(table.rows), "faster": len(wins),
-            "geometric_mean": round(mean, 3), "best": {"ratio": round(best.ratio, 3), "n": best.n, "k": best.k,
-                                                       "m": best.m, "pattern": best.pattern, "density": best.density}}
+    return {
+        "device": table.device,
+        "form": table.form,
+        "cases": len(table.rows),
+        "faster": len(wins),
+        "geometric_mean": round(mean, 3),
+        "best": {
+            "ratio": round(best.ratio, 3),
+            "n": best.n,
+            "k": best.k,
+            "m": best.m,
+            "pattern": best.pattern,
+            "density": best.density,
+        },
+    }
 
 
 def given(**texts: str | None) -> dict[str, Any]:
@@ -78,8 +113,9 @@ def given(**texts: str | None) -> dict[str, Any]:
             if text is not None:
                 found[name] = [read[name](part.strip()) for part in text.split(",") if part.strip()]
         except ValueError:
-            raise OptionError(f"'{text}' is no list of numbers", where=f"--{name}",
-                              cure="write them with commas") from None
+            raise OptionError(
+                f"'{text}' is no list of numbers", where=f"--{name}", cure="write them with commas"
+            ) from None
     return found
 
 

@@ -57,8 +57,10 @@ def _verify_groups(program: Program) -> None:
             if tensor is None or slot.position >= tensor.dim():
                 raise InternalError(f"group {group.name} reaches {slot.parameter}[{slot.position}], which is not there")
             if total(slot.dim) != tensor.shape[slot.position]:
-                raise InternalError(f"{slot.parameter}[{slot.position}] has {tensor.shape[slot.position]} elements, "
-                                    f"its axes say {total(slot.dim)}")
+                raise InternalError(
+                    f"{slot.parameter}[{slot.position}] has {tensor.shape[slot.position]} elements, "
+                    f"its axes say {total(slot.dim)}"
+                )
     for name, score in (program.scores or {}).items():
         group = program.group_by_name.get(name)
         if group is None or score.values.shape != (group.size,):

@@ -70,28 +70,45 @@ class Wish:
 
         kinds_named(self.kinds)
         if self.tokens is not None and self.rounds > 1:
-            raise OptionError("rounds and tokens do not go together", where=f"--rounds {self.rounds}",
-                              why="tokens are decided once, on the dense model", cure="leave one of them away")
+            raise OptionError(
+                "rounds and tokens do not go together",
+                where=f"--rounds {self.rounds}",
+                why="tokens are decided once, on the dense model",
+                cure="leave one of them away",
+            )
         if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
-            raise OptionError("rounds and latency do not go together", where=f"--rounds {self.rounds}",
-                              why="what is measured is the dense model, not what a round leaves", cure="leave one away")
+            raise OptionError(
+                "rounds and latency do not go together",
+                where=f"--rounds {self.rounds}",
+                why="what is measured is the dense model, not what a round leaves",
+                cure="leave one away",
+            )
         self.recovery  # noqa: B018  reads its name and options
         if self.samples < 1:
             raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
         if self.members not in MEMBERS:
-            raise OptionError(f"unknown way to choose members '{self.members}'", where="--members",
-                              cure=nearest(self.members, MEMBERS))
+            raise OptionError(
+                f"unknown way to choose members '{self.members}'",
+                where="--members",
+                cure=nearest(self.members, MEMBERS),
+            )
         if self.rearrange < 0:
             raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
         self.made  # noqa: B018  reads the criterion's name and options
-        SearchPlan(self.budget or Budget("flops", 1.0), method=self.search,
-                   head_scale=1.0 if self.head_scale == "auto" else self.scale)
+        SearchPlan(
+            self.budget or Budget("flops", 1.0),
+            method=self.search,
+            head_scale=1.0 if self.head_scale == "auto" else self.scale,
+        )
         if self.members == "obs" and not self.made.comparable:
-            raise OptionError(f"the scores of '{self.made.name}' cannot say how many stay per group",
-                              where="--members obs", why="they only rank elements within a group",
-                              cure="use trajectory or fisher, or leave --members away")
+            raise OptionError(
+                f"the scores of '{self.made.name}' cannot say how many stay per group",
+                where="--members obs",
+                why="they only rank elements within a group",
+                cure="use trajectory or fisher, or leave --members away",
+            )
 
     @cached_property
     def made(self) -> Criterion:
@@ -143,8 +160,9 @@ class Wish:
         try:
             return float(self.head_scale)
         except ValueError:
-            raise OptionError(f"'{self.head_scale}' is no head scale", where="--head-scale",
-                              cure="write a number, or auto") from None
+            raise OptionError(
+                f"'{self.head_scale}' is no head scale", where="--head-scale", cure="write a number, or auto"
+            ) from None
 
     @property
     def by_obs(self) -> bool:
@@ -215,8 +233,9 @@ class Work:
         self.stage(f"load {type(model).__name__ if self.given else model}")
         with silence():
             source: Any = model if self.given or str(model).startswith("timm:") else Path(str(model))
-            loaded = load_model(source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle,
-                                need_inputs=data is None)
+            loaded = load_model(
+                source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
+            )
             if data is not None:
                 self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
                 self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
@@ -241,10 +260,12 @@ class Work:
         data = self.calibration
         rest, held = ([], []) if data is None else split(dense, data, self.held_back)
         if data is None or not held or not rest:
-            raise OptionError("there is too little data to hold some back", where=f"--held-out {self.held_back:g}",
-                              why="there is none" if data is None else
-                              f"{data.samples} samples in batches that cannot be divided",
-                              cure="give more; a sweep may --judge on other data")
+            raise OptionError(
+                "there is too little data to hold some back",
+                where=f"--held-out {self.held_back:g}",
+                why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
+                cure="give more; a sweep may --judge on other data",
+            )
         self.calibration, self.held = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
 
     def run(self, program: Program, *passes: Pass) -> Program:
@@ -259,7 +280,7 @@ class Work:
             raise InternalError(error.what, pipeline=self.pipeline) from error
         except Exception as error:
             if memory.ran_out(error):
-                del self.passes[-len(passes):]
+                del self.passes[-len(passes) :]
                 less, self.calibration = memory.with_smaller_batches(passes, self.calibration, error, self.warn)
                 return self.run(program, *less)
             if isinstance(error, FxpruneError):
@@ -346,8 +367,7 @@ class Work:
         small = self.run(sliced.without_facts(), FoldIndices(), SpellOutTokens())
         counted = CostModel(self.run(small, PropagateAxes()))()
         if (counted.flops, counted.params) != (predicted.flops, predicted.params):
-            raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}",
-                                pipeline=self.pipeline)
+            raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=self.pipeline)
         for one in after:
             small = self.run(small, one)
             counted = CostModel(self.run(small, PropagateAxes()))()
@@ -394,8 +414,9 @@ class Work:
             why, cure = why_random(program)
             if why:
                 raise VerifyError("slicing cannot be compared with masking", where=self.name, why=why, cure=cure)
-            raise InternalError(f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})",
-                                pipeline=self.pipeline)
+            raise InternalError(
+                f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})", pipeline=self.pipeline
+            )
         return {"max_rel": error, "tolerance": limit}
 
 
@@ -420,8 +441,9 @@ def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]
     return tuple(dict.fromkeys(kinds))
 
 
-def kinds_and_tokens(prune: str | Sequence[str | Kind] | None, tokens: str | None,
-                     unmerge: bool) -> tuple[tuple[Kind | str, ...], TokenWish | None]:
+def kinds_and_tokens(
+    prune: str | Sequence[str | Kind] | None, tokens: str | None, unmerge: bool
+) -> tuple[tuple[Kind | str, ...], TokenWish | None]:
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
     return kinds, token_wish(tokens, kinds, unmerge)

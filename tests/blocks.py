@@ -64,8 +64,9 @@ class WrittenAttention(nn.Module):
         super().__init__()
         self.how, self.heads, self.size = how, heads, size
         inner = heads * size
-        self.qkv = nn.ModuleList([nn.Linear(width, 3 * inner)] if how == "matmul" else
-                                 [nn.Linear(width, inner) for _ in range(3)])
+        self.qkv = nn.ModuleList(
+            [nn.Linear(width, 3 * inner)] if how == "matmul" else [nn.Linear(width, inner) for _ in range(3)]
+        )
         self.o = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,8 +258,9 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Token ids and a padding mask -> mean hidden state."""
 
-    def __init__(self, norm: str = "pre", width: int = 24, heads: int = 3, hidden: int = 32, depth: int = 2,
-                 bias: bool = True) -> None:
+    def __init__(
+        self, norm: str = "pre", width: int = 24, heads: int = 3, hidden: int = 32, depth: int = 2, bias: bool = True
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(50, width)
         self.layers = nn.ModuleList(Layer(norm, width, heads, hidden, bias) for _ in range(depth))

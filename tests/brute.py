@@ -39,8 +39,9 @@ class Watching(_Masked):
         return masked
 
 
-def watch(program: Program, batch: Batch, taps: Sequence[Tap], group: PruneGroup | None = None,
-          element: int = 0) -> Watched:
+def watch(
+    program: Program, batch: Batch, taps: Sequence[Tap], group: PruneGroup | None = None, element: int = 0
+) -> Watched:
     """Values of the taps (``masked`` for the last masked operand) and outputs, without one element."""
     keep = {} if group is None else {group.axis: torch.tensor([i for i in range(group.size) if i != element])}
     flat = program.flatten(batch.args, batch.kwargs)
@@ -49,8 +50,14 @@ def watch(program: Program, batch: Batch, taps: Sequence[Tap], group: PruneGroup
     return run.seen, outputs
 
 
-def features_moved(taps: Sequence[Tap], view: View, now: dict[str, Tensor], was: dict[str, Tensor],
-                   mask: Tensor | None = None, normalised: bool = True) -> float:
+def features_moved(
+    taps: Sequence[Tap],
+    view: View,
+    now: dict[str, Tensor],
+    was: dict[str, Tensor],
+    mask: Tensor | None = None,
+    normalised: bool = True,
+) -> float:
     """Sum over the taps of a view of the mean squared entry of the change, by the definition."""
     total = 0.0
     for z in view.wanted:

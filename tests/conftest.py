@@ -43,8 +43,9 @@ def trained(trained_weights: dict[str, torch.Tensor]) -> DigitsViT:
 
 
 @pytest.fixture(scope="session")
-def reported(trained_weights: dict[str, torch.Tensor], digit_data: Digits,
-             tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reported(
+    trained_weights: dict[str, torch.Tensor], digit_data: Digits, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """An artefact with heads, neurons and tokens cut and recovered, for tests that leave it as it is."""
     from reports import compiled
 

@@ -51,8 +51,9 @@ def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     return analysed_of(module, args, kwargs, unfuse, name)
 
 
-def analysed_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, unfuse: bool = False,
-                name: str = "") -> Program:
+def analysed_of(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, unfuse: bool = False, name: str = ""
+) -> Program:
     """The same for any module."""
     prepare = (Clean(), Inline(), FoldWeights(), *([Unfuse()] if unfuse else []))
     before = (*prepare, PropagateAxes(), FindGroups(), Unshare())

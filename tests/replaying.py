@@ -71,5 +71,6 @@ def assert_same_report(one: Artifact, two: Artifact) -> None:
     assert a.keys() == b.keys()
     for key in a:
         assert a[key] == b[key], key
-    assert [(p["text"], p["added"], p["removed"], p["edited"], p["resized"]) for p in one.report["passes"]] == \
-        [(p["text"], p["added"], p["removed"], p["edited"], p["resized"]) for p in two.report["passes"]]
+    assert [(p["text"], p["added"], p["removed"], p["edited"], p["resized"]) for p in one.report["passes"]] == [
+        (p["text"], p["added"], p["removed"], p["edited"], p["resized"]) for p in two.report["passes"]
+    ]

@@ -22,21 +22,25 @@ WORDS = 40
 class Attention(nn.Module):
     """Fused or separate projections, grouped queries, fused or written out, causal or not."""
 
-    def __init__(self, width: int, heads: int, groups: int, size: int, how: str, fused: bool, bias: bool,
-                 causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, groups: int, size: int, how: str, fused: bool, bias: bool, causal: bool
+    ) -> None:
         super().__init__()
         self.heads, self.groups, self.size, self.how, self.causal = heads, groups, size, how, causal
         sizes = [heads * size, groups * size, groups * size]
         self.parts = sizes
-        self.qkv = nn.ModuleList([nn.Linear(width, sum(sizes), bias=bias)] if fused else
-                                 [nn.Linear(width, s, bias=bias) for s in sizes])
+        self.qkv = nn.ModuleList(
+            [nn.Linear(width, sum(sizes), bias=bias)] if fused else [nn.Linear(width, s, bias=bias) for s in sizes]
+        )
         self.out = nn.Linear(heads * size, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
         flat = self.qkv[0](x).split(self.parts, -1) if len(self.qkv) == 1 else [p(x) for p in self.qkv]
-        q, k, v = (z.view(b, t, n, self.size).transpose(1, 2)
-                   for z, n in zip(flat, (self.heads, self.groups, self.groups), strict=True))
+        q, k, v = (
+            z.view(b, t, n, self.size).transpose(1, 2)
+            for z, n in zip(flat, (self.heads, self.groups, self.groups), strict=True)
+        )
         if self.heads != self.groups:
             k, v = (z.repeat_interleave(self.heads // self.groups, 1) for z in (k, v))
         if self.how == "fused":
@@ -66,8 +70,16 @@ class Layer(nn.Module):
         super().__init__()
         groups, bias = draw.choice([1, 2, 3, 4]), draw.random() < 0.7
         heads, norm = groups * draw.choice([1, 1, 2, 3]), draw.choice([nn.LayerNorm, nn.RMSNorm])
-        self.attention = Attention(width, heads, groups, draw.choice([4, 6, 8]), draw.choice(["fused", "written"]),
-                                   draw.random() < 0.5, bias, causal)
+        self.attention = Attention(
+            width,
+            heads,
+            groups,
+            draw.choice([4, 6, 8]),
+            draw.choice(["fused", "written"]),
+            draw.random() < 0.5,
+            bias,
+            causal,
+        )
         self.mlp = FeedForward(width, draw.randrange(9, 70), draw.random() < 0.4, bias)
         self.norms, self.first = nn.ModuleList([norm(width), norm(width)]), draw.random() < 0.6
 
@@ -88,8 +100,9 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(WORDS, width) if words else nn.Conv2d(3, width, 4, 4)
         self.token = nn.Parameter(torch.randn(1, 1, width)) if not words and draw.random() < 0.6 else None
         self.position = nn.Parameter(torch.randn(1, count + (self.token is not None), width) * 0.2)
-        self.layers = nn.ModuleList(Layer(draw, width, words and draw.random() < 0.5)
-                                    for _ in range(draw.randrange(1, 5)))
+        self.layers = nn.ModuleList(
+            Layer(draw, width, words and draw.random() < 0.5) for _ in range(draw.randrange(1, 5))
+        )
         self.head = nn.Linear(width, draw.choice([WORDS if words else 7, 5]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,8 +129,11 @@ class Convolutions(nn.Module):
             depthwise = draw.random() < 0.3
             norm = nn.BatchNorm2d(inner) if draw.random() < 0.7 else nn.Identity()
             middle = nn.Conv2d(inner, inner, 3, 1, 1, groups=inner if depthwise else groups, bias=draw.random() < 0.5)
-            self.stages.append(nn.Sequential(nn.Conv2d(width, inner, 1), norm, nn.ReLU(), middle, nn.SiLU(),
-                                             nn.Conv2d(inner, width, 1)))
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(width, inner, 1), norm, nn.ReLU(), middle, nn.SiLU(), nn.Conv2d(inner, width, 1)
+                )
+            )
             self.residual.append(draw.random() < 0.6)
         self.head = nn.Linear(width, 6)
 
@@ -153,16 +169,25 @@ def case(seed: int) -> Case:
             return torch.randint(0, WORDS, (batch, length))
         return torch.randn(batch, 3, model.side, model.side)
 
-    options: dict[str, Any] = {draw.choice(["flops", "flops", "params"]): round(draw.uniform(0.3, 0.95), 2),
-                               "align": draw.choice([1, 1, 2, 4, 8]), "floor": draw.choice([0.0, 0.1, 0.3]),
-                               "seed": seed, "importance": draw.choice(["random", "l1", "l2"])}
+    options: dict[str, Any] = {
+        draw.choice(["flops", "flops", "params"]): round(draw.uniform(0.3, 0.95), 2),
+        "align": draw.choice([1, 1, 2, 4, 8]),
+        "floor": draw.choice([0.0, 0.1, 0.3]),
+        "seed": seed,
+        "importance": draw.choice(["random", "l1", "l2"]),
+    }
     if draw.random() < 0.35:
-        options |= {"data": [inputs(6) for _ in range(4)], "recover": draw.choice(["none", "ridge", "auto", "bias"]),
-                    "importance": draw.choice(["fisher", "trajectory{probes=2,samples=8}", "activation", "obs"])}
+        options |= {
+            "data": [inputs(6) for _ in range(4)],
+            "recover": draw.choice(["none", "ridge", "auto", "bias"]),
+            "importance": draw.choice(["fisher", "trajectory{probes=2,samples=8}", "activation", "obs"]),
+        }
     if kind == "image" and "flops" in options and draw.random() < 0.3:
-        options |= {"prune": draw.choice(["tokens", "heads,ffn,tokens"]),
-                    "tokens": draw.choice(["tome{", "prune{score=received-value,", "transform{"])
-                    + "schedule=constant,share=0.5}"}
+        options |= {
+            "prune": draw.choice(["tokens", "heads,ffn,tokens"]),
+            "tokens": draw.choice(["tome{", "prune{score=received-value,", "transform{"])
+            + "schedule=constant,share=0.5}",
+        }
     elif kind != "conv" and draw.random() < 0.2:
         options["prune"] = draw.choice(["ffn", "heads", "heads,ffn,qk,v"])
     return Case(model.eval(), inputs, options)
@@ -201,11 +226,14 @@ def check(seed: int, folder: Path) -> str:
         assert got.shape == one.model(x).shape
         assert relative_error([got], [want]) <= 1e-6, "saving changed the outputs"
     if not (made.plan.tokens and not made.plan.tokens.empty):
-        assert abs(counted_macs(made.program) - report["cost"]["compressed"]["flops"]) <= \
-            1e-6 * report["cost"]["dense"]["flops"]
+        assert (
+            abs(counted_macs(made.program) - report["cost"]["compressed"]["flops"])
+            <= 1e-6 * report["cost"]["dense"]["flops"]
+        )
     again = fxprune.apply(one.model, made.plan, example, on_event=lambda _: None)
-    assert {k: v.shape for k, v in again.program.tensors.items()} == \
-        {k: v.shape for k, v in made.program.tensors.items()}
+    assert {k: v.shape for k, v in again.program.tensors.items()} == {
+        k: v.shape for k, v in made.program.tensors.items()
+    }
     if seed % 5 == 0:
         program = analysed_of(one.model, (example,))
         shapes_are_predicted(program)

@@ -136,8 +136,9 @@ def test_a_model_that_draws_random_numbers_is_told_so() -> None:
 
 def test_labels_that_do_not_fit_a_classifier_are_a_mistake(trained: DigitsViT, digit_data: Digits) -> None:
     with pytest.raises(FxpruneError, match="out of range"):
-        fxprune.plan(trained, SHAPE, flops=0.5, importance="fisher",
-                     data=[(digit_data.train_images[:4], torch.full((4,), 77))])
+        fxprune.plan(
+            trained, SHAPE, flops=0.5, importance="fisher", data=[(digit_data.train_images[:4], torch.full((4,), 77))]
+        )
 
 
 # ------------------------------------------------------------ plan and apply
@@ -159,8 +160,9 @@ def test_a_plan_fits_another_checkpoint_of_the_same_architecture(trained: Digits
     artifact = fxprune.compile(other, SHAPE, plan=plan)
     assert artifact.report["masked"]["max_rel"] < 1e-4
     kept = plan.choices["blocks.0.mlp.0:ffn"].keep
-    torch.testing.assert_close(artifact.module.state_dict()["blocks.0.mlp.0.weight"],
-                               other.state_dict()["blocks.0.mlp.0.weight"][list(kept)])
+    torch.testing.assert_close(
+        artifact.module.state_dict()["blocks.0.mlp.0.weight"], other.state_dict()["blocks.0.mlp.0.weight"][list(kept)]
+    )
 
 
 def test_a_plan_does_not_fit_another_architecture(trained: DigitsViT) -> None:
@@ -209,12 +211,15 @@ def test_neurons_come_in_aligned_counts(trained: DigitsViT) -> None:
     assert all(n % 16 == 0 for n in counts(16))
 
 
-@pytest.mark.parametrize(("words", "kinds"), [
-    ("heads,ffn", ["head", "kv", "ffn"]),
-    ("channel", ["channel"]),
-    (["ffn", fxprune.Kind.QK], ["ffn", "qk"]),
-    ("neuronz", ["neuronz"]),  # SearchPlan names the nearest kind
-])
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        ("heads,ffn", ["head", "kv", "ffn"]),
+        ("channel", ["channel"]),
+        (["ffn", fxprune.Kind.QK], ["ffn", "qk"]),
+        ("neuronz", ["neuronz"]),  # SearchPlan names the nearest kind
+    ],
+)
 def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
     assert [str(k) for k in work.kinds_of(words)] == kinds
 
@@ -222,25 +227,28 @@ def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
 # ------------------------------------------------------------ what goes wrong
 
 
-@pytest.mark.parametrize(("options", "kind", "text"), [
-    ({}, OptionError, "exactly one budget"),
-    ({"flops": 0.5, "params": 0.5}, OptionError, "exactly one budget"),
-    ({"flops": 0}, OptionError, "must be positive"),
-    ({"flops": -1}, OptionError, "must be positive"),
-    ({"flops": 1.5}, OptionError, "at most 1"),
-    ({"flops": "half"}, OptionError, "not a budget"),
-    ({"flops": float("nan")}, OptionError, "not a budget"),
-    ({"flops": 0.5, "plan": fxprune.CompressionPlan()}, OptionError, "not both"),
-    ({"flops": 0.5, "target": "onx"}, OptionError, "did you mean 'onnx'"),
-    ({"flops": 0.5, "importance": "fischer"}, OptionError, "did you mean 'fisher'"),
-    ({"flops": 0.5, "prune": "neuronz"}, OptionError, "unknown kind"),
-    ({"flops": 0.5, "align": 0}, OptionError, "align must be"),
-    ({"flops": 0.5, "floor": 2.0}, OptionError, "share between 0 and 1"),
-    ({"flops": 0.5, "data": []}, FxpruneError, "empty|no data|no batch"),
-    ({"flops": 0.01}, BudgetInfeasible, "reachable"),
-    ({"flops": 0.5, "freeze": ["*"]}, NothingToPrune, "nothing in this model"),
-    ({"flops": 0.5, "example_inputs": "2x3x8x8"}, FxpruneError, "does not accept"),
-])
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({}, OptionError, "exactly one budget"),
+        ({"flops": 0.5, "params": 0.5}, OptionError, "exactly one budget"),
+        ({"flops": 0}, OptionError, "must be positive"),
+        ({"flops": -1}, OptionError, "must be positive"),
+        ({"flops": 1.5}, OptionError, "at most 1"),
+        ({"flops": "half"}, OptionError, "not a budget"),
+        ({"flops": float("nan")}, OptionError, "not a budget"),
+        ({"flops": 0.5, "plan": fxprune.CompressionPlan()}, OptionError, "not both"),
+        ({"flops": 0.5, "target": "onx"}, OptionError, "did you mean 'onnx'"),
+        ({"flops": 0.5, "importance": "fischer"}, OptionError, "did you mean 'fisher'"),
+        ({"flops": 0.5, "prune": "neuronz"}, OptionError, "unknown kind"),
+        ({"flops": 0.5, "align": 0}, OptionError, "align must be"),
+        ({"flops": 0.5, "floor": 2.0}, OptionError, "share between 0 and 1"),
+        ({"flops": 0.5, "data": []}, FxpruneError, "empty|no data|no batch"),
+        ({"flops": 0.01}, BudgetInfeasible, "reachable"),
+        ({"flops": 0.5, "freeze": ["*"]}, NothingToPrune, "nothing in this model"),
+        ({"flops": 0.5, "example_inputs": "2x3x8x8"}, FxpruneError, "does not accept"),
+    ],
+)
 def test_requests_that_cannot_be_met(options: dict[str, Any], kind: type[Exception], text: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=f"(?s){text}"):
         fxprune.compile(tiny_vit(), **{"example_inputs": SHAPE, "out": tmp_path / "out", **options})

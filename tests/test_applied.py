@@ -15,16 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import random_plan
-from replaying import (
-    EVERY,
-    QUIET,
-    assert_same,
-    assert_same_report,
-    assert_same_weights,
-    batches,
-    feet,
-    vit,
-)
+from replaying import EVERY, QUIET, assert_same, assert_same_report, assert_same_weights, batches, feet, vit
 
 import fxprune
 from fxprune import Artifact, CompressionPlan, FxpruneError, Kind, OptionError, PlanError, Program
@@ -51,8 +42,9 @@ def carried_out(name: str, plan: CompressionPlan, recover: str = "none", seed: i
 def replayed(name: str, one: Artifact, plan: CompressionPlan, recover: str = "none", seed: int = 0) -> Artifact:
     make, shape = EVERY[name]
     data = None if recover == "none" else batches(shape)
-    return fxprune.compile(make(), batches(shape)[0][:2], plan=plan, pipeline=one.report["pipeline"], data=data,
-                           seed=seed, **QUIET)
+    return fxprune.compile(
+        make(), batches(shape)[0][:2], plan=plan, pipeline=one.report["pipeline"], data=data, seed=seed, **QUIET
+    )
 
 
 def assert_replays(name: str, plan: CompressionPlan, recover: str = "none", seed: int = 0) -> Artifact:
@@ -79,8 +71,10 @@ def made(kind: str) -> tuple[str, CompressionPlan]:
         "tiles": ("vit", {"flops": 0.6, "blocks": "8x8{slice=0.8}", "importance": "magnitude"}),
         "2:4": ("feet", {"flops": 0.6, "sparse": "2:4", "seed": 2, "importance": "random"}),
         "widths": ("queries", {"flops": 0.8, "prune": "qk,v,heads", "importance": "l2"}),
-        "tokens, tiles": ("vit", {"flops": 0.6, "tokens": "ppt{threshold=2}:r=3,2", "blocks": "4x4",
-                                  "importance": "magnitude"}),
+        "tokens, tiles": (
+            "vit",
+            {"flops": 0.6, "tokens": "ppt{threshold=2}:r=3,2", "blocks": "4x4", "importance": "magnitude"},
+        ),
     }[kind]
     make, shape = EVERY[name]
     return name, fxprune.compile(make(), torch.randn(2, *shape), **options, **QUIET).plan  # type: ignore[arg-type]
@@ -89,14 +83,23 @@ def made(kind: str) -> tuple[str, CompressionPlan]:
 # ------------------------------------------------------------ the law
 
 
-@pytest.mark.parametrize(("kind", "recover", "parts"), [
-    ("tiles", "none", ("slice-axes,fold-indices,spell-out-tokens,propagate-axes,sparsify-blocks",)),
-    ("2:4", "auto", ("recover{seed=1},slice-axes",
-                     "find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks")),
-    ("widths", "none", ("unfuse",)),
-    ("tokens, tiles", "ridge", ("find-token-sites,read-plan", "recover{method=ridge,seed=1},merge-tokens",
-                                "sparsify-blocks")),
-])
+@pytest.mark.parametrize(
+    ("kind", "recover", "parts"),
+    [
+        ("tiles", "none", ("slice-axes,fold-indices,spell-out-tokens,propagate-axes,sparsify-blocks",)),
+        (
+            "2:4",
+            "auto",
+            ("recover{seed=1},slice-axes", "find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks"),
+        ),
+        ("widths", "none", ("unfuse",)),
+        (
+            "tokens, tiles",
+            "ridge",
+            ("find-token-sites,read-plan", "recover{method=ridge,seed=1},merge-tokens", "sparsify-blocks"),
+        ),
+    ],
+)
 def test_what_compile_decided_replays_where_it_is_applied(kind: str, recover: str, parts: tuple[str, ...]) -> None:
     name, plan = made(kind)
     one = assert_replays(name, plan, recover, seed=1)
@@ -118,10 +121,16 @@ MERGED = st.tuples(st.just("vit"), st.sampled_from([(3, 0), (2, 5), (0, 4), (0, 
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.one_of(CUT, MERGED), st.sampled_from([1.0, 0.3, 0.5, 0.75]), st.integers(0, 9),
-       st.sampled_from(["tome", "ppt{threshold=2}", "random"]), st.sampled_from(["none", "ridge", "bias", "scale"]))
-def test_any_plan_that_is_given_replays(drawn: tuple[str, tuple[int, ...]], share: float, seed: int, reducer: str,
-                                        recover: str) -> None:
+@given(
+    st.one_of(CUT, MERGED),
+    st.sampled_from([1.0, 0.3, 0.5, 0.75]),
+    st.integers(0, 9),
+    st.sampled_from(["tome", "ppt{threshold=2}", "random"]),
+    st.sampled_from(["none", "ridge", "bias", "scale"]),
+)
+def test_any_plan_that_is_given_replays(
+    drawn: tuple[str, tuple[int, ...]], share: float, seed: int, reducer: str, recover: str
+) -> None:
     name, counts = drawn
     program = known(name)
     plan = random_plan(program, [Kind.HEAD, Kind.KV, Kind.FFN], share, seed)
@@ -142,9 +151,12 @@ def test_the_digest_is_of_what_is_decided() -> None:
     turned = TokenPlan(tokens.reducer, dict(reversed(tokens.removed.items())))
     assert CompressionPlan(groups, {"other": 1}, turned, plan.blocks).digest == plan.digest
     less = TokenPlan(tokens.reducer, {next(iter(tokens.removed)): 1})
-    others = [CompressionPlan(dict(list(groups.items())[1:]), {}, tokens, plan.blocks),
-              CompressionPlan(groups, {}, less, plan.blocks), CompressionPlan(groups, {}, None, plan.blocks),
-              CompressionPlan(groups, {}, tokens)]
+    others = [
+        CompressionPlan(dict(list(groups.items())[1:]), {}, tokens, plan.blocks),
+        CompressionPlan(groups, {}, less, plan.blocks),
+        CompressionPlan(groups, {}, None, plan.blocks),
+        CompressionPlan(groups, {}, tokens),
+    ]
     assert len({plan.digest, *(o.digest for o in others)}) == 5
 
 
@@ -177,14 +189,17 @@ def test_tiles_behind_a_given_plan_are_planned_by_the_pipeline() -> None:
         fxprune.compile(feet(), "2x16", plan=one.plan, pipeline=READ + tiles, **QUIET)
 
 
-@pytest.mark.parametrize(("text", "given", "says"), [
-    (READ, False, r"reads a plan, and none is given(.|\n)*pass 3: read-plan(.|\n)*--plan small/plan.json"),
-    (READ.replace("read-plan", "score-groups,search-plan{budget=flops=0.5}"), True, "it has no read-plan"),
-    ("read-plan", True, "put find-blocks or find-groups before it"),
-    (READ.replace("read-plan", "read-plan{digets=1}"), True, "did you mean 'digest'"),
-    (READ.replace("read-plan,slice-axes", "slice-axes,read-plan"), True, "'read-plan' stands behind slice-axes"),
-    (READ + ",find-groups{align=8},permute-channels", True, "no pass of the pipeline plans tiles"),
-])
+@pytest.mark.parametrize(
+    ("text", "given", "says"),
+    [
+        (READ, False, r"reads a plan, and none is given(.|\n)*pass 3: read-plan(.|\n)*--plan small/plan.json"),
+        (READ.replace("read-plan", "score-groups,search-plan{budget=flops=0.5}"), True, "it has no read-plan"),
+        ("read-plan", True, "put find-blocks or find-groups before it"),
+        (READ.replace("read-plan", "read-plan{digets=1}"), True, "did you mean 'digest'"),
+        (READ.replace("read-plan,slice-axes", "slice-axes,read-plan"), True, "'read-plan' stands behind slice-axes"),
+        (READ + ",find-groups{align=8},permute-channels", True, "no pass of the pipeline plans tiles"),
+    ],
+)
 def test_what_cannot_run_is_refused_before_the_model_is_loaded(text: str, given: bool, says: str) -> None:
     plan = random_plan(known("feet"), KINDS, 0.5, 4) if given else None
     with pytest.raises(OptionError, match=says):
@@ -217,10 +232,36 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("applied")
     torch.export.save(torch.export.export(vit(), (torch.randn(2, 1, 8, 8),)), folder / "m.pt2")
     common = ["--seconds", "0", "-q"]
-    assert main(["compile", str(folder / "m.pt2"), "--flops", "0.6", "--tokens", "tome:r=2", "--out",
-                 str(folder / "first"), *common]) == OK
-    assert main(["apply", str(folder / "m.pt2"), "--plan", str(folder / "first/plan.json"), "--out",
-                 str(folder / "small"), *common]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                str(folder / "m.pt2"),
+                "--flops",
+                "0.6",
+                "--tokens",
+                "tome:r=2",
+                "--out",
+                str(folder / "first"),
+                *common,
+            ]
+        )
+        == OK
+    )
+    assert (
+        main(
+            [
+                "apply",
+                str(folder / "m.pt2"),
+                "--plan",
+                str(folder / "first/plan.json"),
+                "--out",
+                str(folder / "small"),
+                *common,
+            ]
+        )
+        == OK
+    )
     return folder
 
 
@@ -230,12 +271,14 @@ def report_of(path: Path) -> dict[str, Any]:
 
 
 def weights(path: Path) -> dict[str, str]:
-    return {n: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest()
-            for n, t in fxprune.load(path).state_dict().items()}
+    return {
+        n: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for n, t in fxprune.load(path).state_dict().items()
+    }
 
 
 def test_the_command_line_replays_an_applied_plan_by_text_and_by_options(
-        release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     report = report_of(release / "small")
     text = report["pipeline"]
@@ -244,8 +287,10 @@ def test_the_command_line_replays_an_applied_plan_by_text_and_by_options(
     assert "--plan with the plan.json that lies here" in page
     assert "--plan" not in (release / "first/report.html").read_text(encoding="utf-8")
     again = [str(release / "m.pt2"), "--seconds", "0", "-q"]
-    assert main(["compile", *again, "--pipeline", text, "--plan", str(release / "small/plan.json"),
-                 "--out", "by-text"]) == OK
+    assert (
+        main(["compile", *again, "--pipeline", text, "--plan", str(release / "small/plan.json"), "--out", "by-text"])
+        == OK
+    )
     assert main(["compile", *again, "--config", "by-text", "--out", "by-its-options"]) == OK
     assert main(["apply", *again, "--config", str(release / "small/report.json"), "--out", "by-options"]) == OK
     for name in ("by-text", "by-its-options", "by-options"):
@@ -254,19 +299,29 @@ def test_the_command_line_replays_an_applied_plan_by_text_and_by_options(
         assert Path(name, "plan.json").read_bytes() == (release / "small/plan.json").read_bytes()
 
 
-@pytest.mark.parametrize(("old", "new", "line", "says"), [
-    (r'"size": 32', '"size": 33', '"size": 33', "made for another architecture"),
-    (r'"blocks\.1\.mlp', '"blocks.9.mlp', '"blocks.9', "did you mean 'blocks.1"),
-    (r'("keep": \[[\d, ]+), \d+\]', r'\1, 99]', ", 99]", "kept index is out of range"),
-    (r'(:token": )2', r'\g<1>70', "70", "removes more tokens than can go"),
-    (r'"blocks\.0(.*:token": 2)', r'"blocks.7\1', '"blocks.7', "where this model has no attention"),
-    (r'(:token": )2', r'\g<1>1', "", "another plan than the pipeline's"),
-    (r'("keep": \[)\d+, ', r'\1', "", "its digest is"),
-    (r'"groups"', '"gruops"', "", "malformed"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        (r'"size": 32', '"size": 33', '"size": 33', "made for another architecture"),
+        (r'"blocks\.1\.mlp', '"blocks.9.mlp', '"blocks.9', "did you mean 'blocks.1"),
+        (r'("keep": \[[\d, ]+), \d+\]', r"\1, 99]", ", 99]", "kept index is out of range"),
+        (r'(:token": )2', r"\g<1>70", "70", "removes more tokens than can go"),
+        (r'"blocks\.0(.*:token": 2)', r'"blocks.7\1', '"blocks.7', "where this model has no attention"),
+        (r'(:token": )2', r"\g<1>1", "", "another plan than the pipeline's"),
+        (r'("keep": \[)\d+, ', r"\1", "", "its digest is"),
+        (r'"groups"', '"gruops"', "", "malformed"),
+    ],
+)
 def test_a_damaged_plan_is_an_error_at_its_line(
-        release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-        old: str, new: str, line: str, says: str) -> None:
+    release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    line: str,
+    says: str,
+) -> None:
     """Where the plan could be another model's; where it could be somebody's own, the file is named, and the digests."""
     monkeypatch.chdir(tmp_path)
     text = (release / "small/plan.json").read_text(encoding="utf-8")
@@ -274,8 +329,10 @@ def test_a_damaged_plan_is_an_error_at_its_line(
     assert count
     Path("plan.json").write_text(text, encoding="utf-8")
     stated = report_of(release / "small")["pipeline"]
-    assert main(["compile", str(release / "m.pt2"), "--pipeline", stated, "--plan", "plan.json", "--out", "small"]) \
+    assert (
+        main(["compile", str(release / "m.pt2"), "--pipeline", stated, "--plan", "plan.json", "--out", "small"])
         == USER_ERROR
+    )
     told = capsys.readouterr().err
     assert says in told
     where = [n for n, one in enumerate(text.splitlines(), 1) if line and line in one]
@@ -289,13 +346,51 @@ def test_a_delivery_replays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     torch.export.save(torch.export.export(feet(), (torch.randn(2, 16),)), "m.pt2")
     Path("p.json").write_text(random_plan(known("feet"), KINDS, 0.5, 4).to_json(), encoding="utf-8")
     np.savez("data.npz", x=torch.cat(batches((16,))).numpy())
-    asked = ["--plan", "p.json", "--target", "eager", "--verify", "data.npz", "--data", "data.npz",
-             "--data-samples", "12", "--recover", "ridge", "--seconds", "0.05", "--seed", "3"]
+    asked = [
+        "--plan",
+        "p.json",
+        "--target",
+        "eager",
+        "--verify",
+        "data.npz",
+        "--data",
+        "data.npz",
+        "--data-samples",
+        "12",
+        "--recover",
+        "ridge",
+        "--seconds",
+        "0.05",
+        "--seed",
+        "3",
+    ]
     assert main(["export", "m.pt2", *asked, "--out", "release", "-q"]) == OK
     text = report_of(Path("release/eager"))["pipeline"]
     assert "recover{method=ridge,seed=3}" in text
-    assert main(["compile", "m.pt2", "--pipeline", text, "--plan", "release/eager/plan.json", "--data", "data.npz",
-                 "--samples", "12", "--seed", "3", "--seconds", "0", "--out", "again", "-q"]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                "m.pt2",
+                "--pipeline",
+                text,
+                "--plan",
+                "release/eager/plan.json",
+                "--data",
+                "data.npz",
+                "--samples",
+                "12",
+                "--seed",
+                "3",
+                "--seconds",
+                "0",
+                "--out",
+                "again",
+                "-q",
+            ]
+        )
+        == OK
+    )
     assert weights(Path("again")) == weights(Path("release/eager"))
     assert report_of(Path("again"))["pipeline"] == text
 

@@ -121,17 +121,28 @@ def _argument(model: Any) -> None:
 MODEL, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 
 
-@pytest.mark.parametrize(("entry", "change"), [
-    (MODEL, _call("torch.os.system")), (MODEL, _call("torch.hub.load")), (MODEL, _call("_operator.methodcaller")),
-    (MODEL, _call("torch.ops.load_library.x")), (MODEL, _call("torch.ops.aten.add.__globals__")),
-    (MODEL, _call("torch.ops.aten.from_file.default")), (MODEL, _call("math.__loader__.load_module")),
-    (MODEL, _size), (MODEL, _quiet_size), (MODEL, _argument),
-    (MODEL, lambda m: m.update(guards_code=["__import__('os').system('true')"])),
-    (MODEL, lambda m: m.update(guards_code=["exec(L['x'])"])),
-    (WEIGHTS, lambda m: next(iter(m["config"].values())).update(use_pickle=True)),
-    ("data/aotinductor/model/lib.so", None), ("data/constants/opaque_obj_0", None),
-    ("data/constants/custom_obj_0", None), ("data/weights/model.pt", None),
-])
+@pytest.mark.parametrize(
+    ("entry", "change"),
+    [
+        (MODEL, _call("torch.os.system")),
+        (MODEL, _call("torch.hub.load")),
+        (MODEL, _call("_operator.methodcaller")),
+        (MODEL, _call("torch.ops.load_library.x")),
+        (MODEL, _call("torch.ops.aten.add.__globals__")),
+        (MODEL, _call("torch.ops.aten.from_file.default")),
+        (MODEL, _call("math.__loader__.load_module")),
+        (MODEL, _size),
+        (MODEL, _quiet_size),
+        (MODEL, _argument),
+        (MODEL, lambda m: m.update(guards_code=["__import__('os').system('true')"])),
+        (MODEL, lambda m: m.update(guards_code=["exec(L['x'])"])),
+        (WEIGHTS, lambda m: next(iter(m["config"].values())).update(use_pickle=True)),
+        ("data/aotinductor/model/lib.so", None),
+        ("data/constants/opaque_obj_0", None),
+        ("data/constants/custom_obj_0", None),
+        ("data/weights/model.pt", None),
+    ],
+)
 def test_a_program_that_would_run_code_is_refused(saved: Path, tmp_path: Path, entry: str, change: Any) -> None:
     forged = forge(saved, tmp_path / "forged.pt2", entry, change)
     with pytest.raises(LoadError, match="could run code"):

@@ -57,8 +57,16 @@ def program() -> Program:
 
 def make(program: Program, **more: Any) -> Artifact:
     plan = CompressionPlan({"conv.weight[0]:channel": Choice("channel", 10, tuple(range(8)))})
-    report = build_report(program, name="net", target="eager", dense=Cost(200, 100, 400), compressed=Cost(100, 80, 320),
-                          plan=plan, notes=["a note"], **more)
+    report = build_report(
+        program,
+        name="net",
+        target="eager",
+        dense=Cost(200, 100, 400),
+        compressed=Cost(100, 80, 320),
+        plan=plan,
+        notes=["a note"],
+        **more,
+    )
     return Artifact(program, plan, report)
 
 
@@ -76,8 +84,7 @@ def want(program: Program, x: Tensor) -> Tensor:
 
 
 def test_saved_and_loaded_equal_bit_for_bit_at_any_batch(program: Program, saved: Path) -> None:
-    assert sorted(p.name for p in saved.iterdir()) == ["model.pt2", "plan.json", "report.html",
-                                                               "report.json"]
+    assert sorted(p.name for p in saved.iterdir()) == ["model.pt2", "plan.json", "report.html", "report.json"]
     for module in (load(saved), load(saved / "model.pt2"), Artifact.read(saved).module):
         for batch in (1, 2, 4):
             torch.testing.assert_close(module(X[:batch])["logits"], want(program, X[:batch]), rtol=0, atol=0)
@@ -116,8 +123,12 @@ torch.save(torch.export.load(sys.argv[1]).module()(x)['logits'].detach(), sys.ar
 """
     exchange = saved.parent / "x.pt"
     torch.save(X, exchange)
-    subprocess.run([sys.executable, "-c", code, str(saved / "model.pt2"), str(exchange)], check=True, timeout=120,
-                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", code, str(saved / "model.pt2"), str(exchange)],
+        check=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     torch.testing.assert_close(torch.load(exchange, weights_only=True), want(program, X))
 
 
@@ -236,8 +247,7 @@ def test_ctrl_c_inside_torch_leaves_the_old_one(
     program: Program, saved: Path, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = archive._Writer
-    monkeypatch.setattr(
-        archive, "_Writer", lambda file: writer(_FullDisk(file, 800, KeyboardInterrupt())))  # type: ignore[arg-type]
+    monkeypatch.setattr(archive, "_Writer", lambda file: writer(_FullDisk(file, 800, KeyboardInterrupt())))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         make(program).save(saved)
     assert unchanged(saved, old)
@@ -266,8 +276,9 @@ one = Artifact.read(sys.argv[1])
 artifact._fingerprint = lambda path: os._exit(9)
 one.save(sys.argv[1])
 """
-    done = subprocess.run([sys.executable, "-c", code, str(saved)], timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(saved)], timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 9
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == old
     assert load(saved)(X)["logits"].shape == (4, 5)
@@ -371,14 +382,21 @@ def test_a_truncated_file_is_refused(saved: Path, keep: float) -> None:
         load(saved / "model.pt2")
 
 
-@pytest.mark.parametrize(("report", "said"), [
-    ("", "damaged"), ("[" * 100_000, "damaged"), ("{}", "not an artefact"), ("[1]", "not an artefact"),
-    ('{"fxprune_report": 99}', "another version"), ('{"fxprune_report": 1, "files": 3}', "malformed"),
-    ('{"fxprune_report": 1, "target": "eager", "files": {"../../etc/passwd": {}}}', "not a plain file name"),
-    ('{"fxprune_report": 1, "target": "eager", "files": {"/etc/passwd": {}}}', "not a plain file name"),
-    ('{"fxprune_report": 1, "target": "eager", "files": {"model.pt2": {"sha256": 1}}}', "malformed"),
-    ('{"fxprune_report": 1, "target": "eager", "files": {}}', "does not know this file"),
-])
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ("", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("{}", "not an artefact"),
+        ("[1]", "not an artefact"),
+        ('{"fxprune_report": 99}', "another version"),
+        ('{"fxprune_report": 1, "files": 3}', "malformed"),
+        ('{"fxprune_report": 1, "target": "eager", "files": {"../../etc/passwd": {}}}', "not a plain file name"),
+        ('{"fxprune_report": 1, "target": "eager", "files": {"/etc/passwd": {}}}', "not a plain file name"),
+        ('{"fxprune_report": 1, "target": "eager", "files": {"model.pt2": {"sha256": 1}}}', "malformed"),
+        ('{"fxprune_report": 1, "target": "eager", "files": {}}', "does not know this file"),
+    ],
+)
 def test_a_bad_report_is_refused(saved: Path, report: str, said: str) -> None:
     (saved / "report.json").write_text(report)
     with pytest.raises(LoadError, match=said):

@@ -39,8 +39,26 @@ from fxprune.report_compare import again, compare
 from fxprune.toml_options import read as read_options
 
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 3.5, 1e308, float("nan"), 10**30, "", "x" * 5000, "../../etc/passwd", "/etc/passwd", "\0", [],
-    {}, [[]], {"a": {}}, [1, "a", None], "Infinity", "python:os:getcwd",
+    None,
+    True,
+    -1,
+    0,
+    3.5,
+    1e308,
+    float("nan"),
+    10**30,
+    "",
+    "x" * 5000,
+    "../../etc/passwd",
+    "/etc/passwd",
+    "\0",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    [1, "a", None],
+    "Infinity",
+    "python:os:getcwd",
 )
 
 
@@ -113,12 +131,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
     torch.save(net, folder / "model.pt")
-    fxprune.compile(net, torch.randn(2, 8), data=[torch.randn(16, 8) for _ in range(4)], flops=0.6,
-                    out=folder / "small", on_event=lambda _: None)
+    fxprune.compile(
+        net,
+        torch.randn(2, 8),
+        data=[torch.randn(16, 8) for _ in range(4)],
+        flops=0.6,
+        out=folder / "small",
+        on_event=lambda _: None,
+    )
     fxprune.plan(net, torch.randn(4, 8), flops=0.7, importance="l2", out=folder / "plan.json")
     np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((20, 8), dtype="f4"))
-    export_step.export(folder / "model.pt", folder / "plan.json", targets=["eager"], verify=folder / "x.npz",
-                       out=folder / "release", seconds=0.02)
+    export_step.export(
+        folder / "model.pt",
+        folder / "plan.json",
+        targets=["eager"],
+        verify=folder / "x.npz",
+        out=folder / "release",
+        seconds=0.02,
+    )
     return folder
 
 
@@ -129,8 +159,12 @@ def test_reports(seed: int, model: Path, tmp_path: Path) -> None:
     (place / "report.json").write_bytes(damaged((model / "small" / "report.json").read_text(), seed))
     group = json.loads((model / "small" / "report.json").read_text())["groups"][0]["group"]
     calls: list[Callable[[], object]] = [
-        lambda: Artifact.read(place), lambda: fxprune.load(place), lambda: explain(place, group),
-        lambda: compare([place]), lambda: read_options(place, "compile", build_parser()[1])]
+        lambda: Artifact.read(place),
+        lambda: fxprune.load(place),
+        lambda: explain(place, group),
+        lambda: compare([place]),
+        lambda: read_options(place, "compile", build_parser()[1]),
+    ]
     if seed % 16 == 1:  # drawing takes a second
         calls.append(lambda: str(again(place)))
     for call in calls:

@@ -67,8 +67,9 @@ def arguments(out: Path, *more: str) -> list[str]:
     return ["--out", str(out), "--tasks", NAME, "--ratios", str(RATIO), "--samples", "64", *more]
 
 
-def test_it_writes_what_it_measured_and_measures_nothing_twice(opened: Any, tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_writes_what_it_measured_and_measures_nothing_twice(
+    opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import accuracy
 
     out = tmp_path / "accuracy.json"
@@ -96,8 +97,9 @@ def test_it_writes_what_it_measured_and_measures_nothing_twice(opened: Any, tmp_
         accuracy.main(arguments(out, "--rows", "l2,ptf", "--again", "l2", "--seeds", "0"))
 
 
-def test_rows_without_their_parts_are_named(opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_their_parts_are_named(
+    opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import accuracy
     import accuracy_rows
 
@@ -121,12 +123,18 @@ def cells(best: float, other: float) -> dict[str, Any]:
     from accuracy_targets import DROPS
 
     ratios = [f"{ratio:g}" for ratio in DROPS["minilm-stsb"]]
-    return {"minilm-stsb": {"optin-recover": {r: {"mean": best} for r in ratios},
-                            "l2": {r: {"mean": other} for r in ratios}}}
+    return {
+        "minilm-stsb": {
+            "optin-recover": {r: {"mean": best} for r in ratios},
+            "l2": {r: {"mean": other} for r in ratios},
+        }
+    }
 
 
-@pytest.mark.parametrize(("best", "other", "met", "missed"), [
-    (86.70, 80.0, 14, 0), (86.50, 80.0, 10, 4), (86.70, 86.70, 7, 7), (86.70, 86.71, 7, 7)])
+@pytest.mark.parametrize(
+    ("best", "other", "met", "missed"),
+    [(86.70, 80.0, 14, 0), (86.50, 80.0, 10, 4), (86.70, 86.70, 7, 7), (86.70, 86.71, 7, 7)],
+)
 def test_targets(best: float, other: float, met: int, missed: int) -> None:
     from accuracy_targets import check
 
@@ -157,9 +165,11 @@ def test_the_plot(tmp_path: Path) -> None:
     from accuracy_plot import plot
 
     cell = {"mean": 90.0, "min": 89.0, "max": 91.0}
-    results = {"tasks": {"a": {"metric": "accuracy", "dense": 95.0}, "b": {"metric": "Spearman", "dense": 80.0}},
-               "rows": [{"name": "l2", "title": "L2"}],
-               "summary": {"a": {"l2": {"0.5": cell, "0.75": cell}}}}
+    results = {
+        "tasks": {"a": {"metric": "accuracy", "dense": 95.0}, "b": {"metric": "Spearman", "dense": 80.0}},
+        "rows": [{"name": "l2", "title": "L2"}],
+        "summary": {"a": {"l2": {"0.5": cell, "0.75": cell}}},
+    }
     paths = plot(results, tmp_path / "picture")
     assert [p.suffix for p in paths] == [".png", ".svg"]
     assert all(p.stat().st_size > 1000 for p in paths)
@@ -171,10 +181,12 @@ def test_an_edited_recipe_is_another_checkpoint(tmp_path: Path) -> None:
 
     from accuracy_models import Images, Recipe, trained
 
-    images = Images(torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,)), torch.randn(8, 1, 8, 8),
-                    torch.randint(0, 10, (8,)))
-    recipe = Recipe("tiny", "digits", "resnet", {"channels": 1, "widths": [4, 8], "blocks": 1}, epochs=1, batch=16,
-                    bf16=False)
+    images = Images(
+        torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,)), torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,))
+    )
+    recipe = Recipe(
+        "tiny", "digits", "resnet", {"channels": 1, "widths": [4, 8], "blocks": 1}, epochs=1, batch=16, bf16=False
+    )
     first, about = trained(recipe, images, tmp_path, say=lambda _: None)
     again, _ = trained(recipe, images, tmp_path, say=lambda _: pytest.fail("trained again"))
     assert about["hash"] == recipe.hash

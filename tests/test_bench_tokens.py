@@ -33,14 +33,24 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
     from tokens_compare import packed
 
     figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
-    found = [{**cell.record(64, "w"), "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
-              "agreement": 90.0, "kl": 0.1, "macs": int(1000 * cell.ratio), "share": cell.ratio, "seconds": 1.0}
-             for cell in (*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))]
+    found = [
+        {
+            **cell.record(64, "w"),
+            "accuracy": joint if cell.row == "joint" else figures.get(cell.schedule, 75.0),
+            "agreement": 90.0,
+            "kl": 0.1,
+            "macs": int(1000 * cell.ratio),
+            "share": cell.ratio,
+            "seconds": 1.0,
+        }
+        for cell in (*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))
+    ]
     for record in found:
         record |= {"images": 1000, "right": packed(torch.arange(1000) < round(10 * record["accuracy"]))}
         if record["row"] == "joint" and record["recover"] == "auto":
-            record["latency"] = {b: {"dense_ms": 10.0, "reduced_ms": 5.5, "speedup": 1.8, "realised": realised}
-                                 for b in ("1", "32")}
+            record["latency"] = {
+                b: {"dense_ms": 10.0, "reduced_ms": 5.5, "speedup": 1.8, "realised": realised} for b in ("1", "32")
+            }
     return found
 
 
@@ -71,9 +81,17 @@ def test_schedules_go_into_the_braces() -> None:
     assert (drawn.tokens, drawn.seed) == ("random{seed=2,schedule=constant}", 2), "another seed is another draw"
 
 
-@pytest.mark.parametrize(("changed", "met", "missed"), [
-    ({}, 15, 0), ({"optin": 77.0}, 15, 0), ({"optin": 76.9}, 3, 12), ({"optin": 76.0}, 2, 13), ({"joint": 77.9}, 14, 1),
-    ({"realised": 0.84}, 14, 1)])
+@pytest.mark.parametrize(
+    ("changed", "met", "missed"),
+    [
+        ({}, 15, 0),
+        ({"optin": 77.0}, 15, 0),
+        ({"optin": 76.9}, 3, 12),
+        ({"optin": 76.0}, 2, 13),
+        ({"joint": 77.9}, 14, 1),
+        ({"realised": 0.84}, 14, 1),
+    ],
+)
 def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
     from tokens import check
 
@@ -98,8 +116,13 @@ def test_the_table() -> None:
     failed = {**records()[0], "ratio": 0.1}
     del failed["accuracy"]
     failed["error"] = "the budget is too small"
-    text = table({"model": DENSE, "ratios": [0.9, 0.5], "measured": [
-        *(r for r in records() if r["row"] != "zero-tprune"), failed]})
+    text = table(
+        {
+            "model": DENSE,
+            "ratios": [0.9, 0.5],
+            "measured": [*(r for r in records() if r["row"] != "zero-tprune"), failed],
+        }
+    )
     assert "dense: 80.00 %, 0.0 M MACs, 17 tokens" in text
     assert "tokens alone, schedule optin" in text
     assert "78.00 (0.1000)" in text
@@ -112,8 +135,9 @@ def test_the_table() -> None:
 def test_the_picture_compares_with_dense_on_the_same_images() -> None:
     from tokens_plot import against_dense
 
-    found = against_dense([{"accuracy": 79.0, "images": 60}, {"accuracy": 79.0, "images": 30}],
-                          {"accuracy": 80.0, "images": 60})
+    found = against_dense(
+        [{"accuracy": 79.0, "images": 60}, {"accuracy": 79.0, "images": 30}], {"accuracy": 80.0, "images": 60}
+    )
     assert [r["accuracy"] for r in found] == [-1.0]
 
 
@@ -158,6 +182,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return artifact, ["a warning"]
 
     monkeypatch.setattr(tokens_run, "reduced", reduced)
+
     def planned(_: Any, cell: Any) -> Any:
         calls.append(cell)
         if cell.ratio < 0.2:
@@ -284,8 +309,13 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
         assert [a - b for a, b in itertools.pairwise(tokens)] == removed[:-1]
         batch = Batch((images,))
         assert torch.equal(one.of_counts(cell, tokens, macs)(batch), run(batch))
-        made = fxprune.compile(model, images[:2], tokens=f"{cell.row}:r={','.join(map(str, removed))}",
-                               recover="none", on_event=lambda _: None)
+        made = fxprune.compile(
+            model,
+            images[:2],
+            tokens=f"{cell.row}:r={','.join(map(str, removed))}",
+            recover="none",
+            on_event=lambda _: None,
+        )
         assert made.report["cost"]["compressed"]["flops"] == macs
 
 
@@ -307,8 +337,14 @@ def recipe(**changes: Any) -> Any:
 
     survive_torchvision()
     pytest.importorskip("timm")
-    made = Recipe("tiny", sizes={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}, batch=8, held=8,
-                  stages=(Stage(8, 2, 1e-3, 0.7, mix=0.5), Stage(16, 1, 1e-3, 0.8, fused=True)), bf16=False)
+    made = Recipe(
+        "tiny",
+        sizes={"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        batch=8,
+        held=8,
+        stages=(Stage(8, 2, 1e-3, 0.7, mix=0.5), Stage(16, 1, 1e-3, 0.8, fused=True)),
+        bf16=False,
+    )
     return dataclasses.replace(made, **changes)
 
 
@@ -316,8 +352,12 @@ def pictures() -> Any:
     from accuracy_models import Images
 
     generator = torch.Generator().manual_seed(0)
-    return Images(torch.randn(40, 3, 32, 32, generator=generator), torch.arange(40) % 10,
-                  torch.randn(10, 3, 32, 32, generator=generator), torch.arange(10))
+    return Images(
+        torch.randn(40, 3, 32, 32, generator=generator),
+        torch.arange(40) % 10,
+        torch.randn(10, 3, 32, 32, generator=generator),
+        torch.arange(10),
+    )
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:

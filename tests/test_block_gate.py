@@ -40,15 +40,27 @@ def program() -> Program:
 
 
 def timing(density: float = 0.5, ratio: float = 2.0, m: int = 10, **changes: object) -> Timing:
-    given = {"n": 64, "k": 64, "pattern": "32x32", "dtype": "float32", "m": m, "density": density, "dense_ms": ratio,
-             "sparse_ms": 1.0, "configuration": "rows=64,warps=4,stages=8"}
+    given = {
+        "n": 64,
+        "k": 64,
+        "pattern": "32x32",
+        "dtype": "float32",
+        "m": m,
+        "density": density,
+        "dense_ms": ratio,
+        "sparse_ms": 1.0,
+        "configuration": "rows=64,warps=4,stages=8",
+    }
     return Timing(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def test_layers_are_found_by_their_zeros(program: Program) -> None:
     found = {s.matrix.parameter: s for s in sparse_weights(program)}
     assert {n: (s.pattern, s.density) for n, s in found.items()} == {
-        "fifty.weight": ("32x32", 0.5), "quarter.weight": ("32x32", 0.25), "pairs.weight": ("2:4", 0.5)}
+        "fifty.weight": ("32x32", 0.5),
+        "quarter.weight": ("32x32", 0.25),
+        "pairs.weight": ("2:4", 0.5),
+    }
     assert not is_two_of_four(torch.ones(2, 8))
     assert not is_two_of_four(torch.zeros(2, 3)), "nothing is asked of less than four"
 
@@ -119,10 +131,15 @@ def test_a_table_is_kept_under_its_devices_name(tmp_path: Path, monkeypatch: pyt
     assert table_for("other", "kernel", str(cached_path(table.device, "kernel"))) == table
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "no table"), ("[]", "no table"), ('{"fxprune_blocks": 9}', "no table"),
-    ('{"fxprune_blocks": 1, "rows": [{"n": 1}]}', "no table"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no table"),
+        ("[]", "no table"),
+        ('{"fxprune_blocks": 9}', "no table"),
+        ('{"fxprune_blocks": 1, "rows": [{"n": 1}]}', "no table"),
+    ],
+)
 def test_files_that_are_no_tables_are_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(text)

@@ -21,8 +21,22 @@ from fxprune.passes.transform.clean import Clean
 from fxprune.pipeline import Pipeline
 from fxprune.program import Program
 
-SEQUENCES = ("tied", "bert", "roberta", "distilbert", "electra", "deberta_v2", "gpt2", "opt", "llama", "qwen2",
-             "mistral", "modernbert", "t5_encoder", "clip")
+SEQUENCES = (
+    "tied",
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta_v2",
+    "gpt2",
+    "opt",
+    "llama",
+    "qwen2",
+    "mistral",
+    "modernbert",
+    "t5_encoder",
+    "clip",
+)
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -61,7 +75,7 @@ def test_every_model_computes_the_same_at_another_size_before_and_after_clean(na
             expected = tensors(pytree.tree_leaves(dict(module(*args, **kwargs)) if kwargs else module(*args, **kwargs)))
             for result in (run(program, *args, **kwargs), run(cleaned, *args, **kwargs)):
                 assert all(t.isfinite().all() for t in result)
-                assert [t.shape for t in result] == [t.shape for t in expected[:len(result)]]
+                assert [t.shape for t in result] == [t.shape for t in expected[: len(result)]]
                 assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=False))
 
 
@@ -277,12 +291,15 @@ def test_an_op_without_a_fake_implementation_is_named() -> None:
     assert "register_fake" in str(error)
 
 
-@pytest.mark.parametrize(("model", "args", "what"), [
-    (torch.nn.functional.relu, (torch.randn(2, 3),), "a function cannot be captured"),
-    (Memory(), (torch.randn(2, 3),), "a Memory cannot be captured"),
-    (nn.Linear(3, 3), (), "there is no tensor among the example inputs"),
-    (nn.Linear(3, 3), (Memory(),), "an input is neither a tensor nor a plain container"),
-])
+@pytest.mark.parametrize(
+    ("model", "args", "what"),
+    [
+        (torch.nn.functional.relu, (torch.randn(2, 3),), "a function cannot be captured"),
+        (Memory(), (torch.randn(2, 3),), "a Memory cannot be captured"),
+        (nn.Linear(3, 3), (), "there is no tensor among the example inputs"),
+        (nn.Linear(3, 3), (Memory(),), "an input is neither a tensor nor a plain container"),
+    ],
+)
 def test_what_is_no_model_or_no_input(model: Any, args: tuple[Any, ...], what: str) -> None:
     error = refuse(model, *args)
     assert error.what == what

@@ -48,10 +48,18 @@ def test_compile_writes_an_artefact_and_says_where(folder: Path, capsys: pytest.
     assert code == OK, err
     assert out == ""
     made = Path("fxprune-out/model-onnx")
-    assert {p.name for p in made.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.html",
-                                                 "report.json"}
-    for word in ("GMACs", "parameters", "ratio", "head in", "ffn in", "graph output 1", "tolerance", str(made),
-                 "fxprune.load("):
+    assert {p.name for p in made.iterdir()} == {"model.onnx", "model.pt2", "plan.json", "report.html", "report.json"}
+    for word in (
+        "GMACs",
+        "parameters",
+        "ratio",
+        "head in",
+        "ffn in",
+        "graph output 1",
+        "tolerance",
+        str(made),
+        "fxprune.load(",
+    ):
         assert word in err
     assert fxprune.load(made)(torch.randn(3, 1, 8, 8)).shape == (3, 10)
 
@@ -82,8 +90,19 @@ def test_calibration_data_and_its_labels_are_used(
     folder: Path, capsys: pytest.CaptureFixture[str], digit_data: Any
 ) -> None:
     np.savez("data.npz", images=digit_data.train_images[:32].numpy(), labels=digit_data.train_labels[:32].numpy())
-    code, out, err = run(capsys, "compile", "model.pt", "--trust-pickle", "--data", "data.npz", "--flops", "0.5",
-                         "--out", "small", "--json")
+    code, out, err = run(
+        capsys,
+        "compile",
+        "model.pt",
+        "--trust-pickle",
+        "--data",
+        "data.npz",
+        "--flops",
+        "0.5",
+        "--out",
+        "small",
+        "--json",
+    )
     assert code == OK, err
     report = json.loads(out)["report"]
     assert report["importance"] == "trajectory"
@@ -96,8 +115,19 @@ def test_calibration_data_and_its_labels_are_used(
 def test_a_criterion_without_data_warns_on_stderr_even_when_quiet(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = run(capsys, "compile", "model.pt", *LOADING, "--flops", "0.6", "--importance", "activation",
-                       "--out", "small", "--quiet")
+    code, _, err = run(
+        capsys,
+        "compile",
+        "model.pt",
+        *LOADING,
+        "--flops",
+        "0.6",
+        "--importance",
+        "activation",
+        "--out",
+        "small",
+        "--quiet",
+    )
     assert code == OK
     assert "warning" in err
     assert "generated inputs" in err
@@ -133,8 +163,21 @@ def test_the_coupling_graph_is_drawn(folder: Path, capsys: pytest.CaptureFixture
 
 def test_bench_measures_both_sides_in_one_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "compile", "model.pt", *LOADING, "--flops", "0.5", "--target", "onnx", "--out", "small")[0] == OK
-    code, out, err = run(capsys, "bench", "small", "--against", "model.pt", *LOADING, "--batch", "1,4",
-                         "--seconds", "0.2", "--threads", "1", "--json")
+    code, out, err = run(
+        capsys,
+        "bench",
+        "small",
+        "--against",
+        "model.pt",
+        *LOADING,
+        "--batch",
+        "1,4",
+        "--seconds",
+        "0.2",
+        "--threads",
+        "1",
+        "--json",
+    )
     assert code == OK, err
     result = json.loads(out)
     assert [row["batch"] for row in result["rows"]] == [1, 4]
@@ -230,8 +273,11 @@ def test_bad_input_is_an_error_with_a_cure_and_leaves_nothing(
     assert text in err
     assert "Traceback" not in err
     lines = err.splitlines()
-    first = next(i for i, line in enumerate(lines) if ": " in line and line.split(":")[0].endswith(
-        ("Error", "Infeasible", "ToPrune")))
+    first = next(
+        i
+        for i, line in enumerate(lines)
+        if ": " in line and line.split(":")[0].endswith(("Error", "Infeasible", "ToPrune"))
+    )
     labels = {line.split()[0] for line in lines[first + 1 :] if line.startswith("  ") and line.strip()}
     assert labels & {"at", "why"}, err
     assert {p.name for p in folder.iterdir()} == before
@@ -281,8 +327,15 @@ def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
 
 def command(*argv: str, **options: Any) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "fxprune", *argv], text=True, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=_hear_interrupts, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fxprune", *argv],
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=_hear_interrupts,
+        **options,
+    )
 
 
 def _hear_interrupts() -> None:
@@ -308,8 +361,19 @@ def batches():
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM,)])
 def test_an_interrupted_run_exits_130_and_leaves_nothing(folder: Path, signals: Sequence[signal.Signals]) -> None:
     Path("slow.py").write_text(SLOW)
-    process = command("compile", "model.pt", *LOADING, "--flops", "0.5", "--data", "python:slow:batches",
-                      "--out", "small", "-q", cwd=folder)
+    process = command(
+        "compile",
+        "model.pt",
+        *LOADING,
+        "--flops",
+        "0.5",
+        "--data",
+        "python:slow:batches",
+        "--out",
+        "small",
+        "-q",
+        cwd=folder,
+    )
     try:
         deadline = time.monotonic() + 60
         assert process.stdout is not None

@@ -27,8 +27,9 @@ def accuracy(model: Any, data: Digits) -> float:
         return float((model(data.test_images).argmax(1) == data.test_labels).float().mean())
 
 
-@pytest.mark.parametrize("text", ["tome:r=3", "ppt:r=4@0,1", "transform:r=3", "prune:r=2", "zero-tprune:r=2",
-                                  "random:r=1"])
+@pytest.mark.parametrize(
+    "text", ["tome:r=3", "ppt:r=4@0,1", "transform:r=3", "prune:r=2", "zero-tprune:r=2", "random:r=1"]
+)
 def test_explicit_counts_need_no_budget(text: str, trained: DigitsViT, digit_data: Digits) -> None:
     found = fxprune.compile(trained, digit_data.test_images[:2], tokens=text)
     assert found.report["budget"] is None
@@ -38,9 +39,14 @@ def test_explicit_counts_need_no_budget(text: str, trained: DigitsViT, digit_dat
     assert accuracy(found.module, digit_data) > 0.5
     assert found.module(digit_data.test_images[:7]).shape == (7, 10)
     sites = found.report["tokens"]["sites"]
-    assert [s["left"] for s in sites] == {"tome:r=3": [14, 11], "ppt:r=4@0,1": [13, 9], "transform:r=3": [14, 11],
-                                          "prune:r=2": [15, 13], "zero-tprune:r=2": [15, 13],
-                                          "random:r=1": [16, 15]}[text]
+    assert [s["left"] for s in sites] == {
+        "tome:r=3": [14, 11],
+        "ppt:r=4@0,1": [13, 9],
+        "transform:r=3": [14, 11],
+        "prune:r=2": [15, 13],
+        "zero-tprune:r=2": [15, 13],
+        "random:r=1": [16, 15],
+    }[text]
 
 
 def test_explicit_counts_alone_meet_the_budget_that_is_given_with_them(trained: DigitsViT, digit_data: Digits) -> None:
@@ -53,8 +59,15 @@ def test_explicit_counts_alone_meet_the_budget_that_is_given_with_them(trained: 
 
 @pytest.mark.parametrize("schedule", ["constant", "decreasing", "optin", "removal", "auto"])
 def test_token_budgets_are_met(schedule: str, trained: DigitsViT, digit_data: Digits) -> None:
-    found = fxprune.compile(trained, digit_data.test_images[:2], flops=0.8, prune="tokens", recover="none",
-                            tokens=f"tome{{schedule={schedule},improve=2}}", data=calibration(digit_data, 1))
+    found = fxprune.compile(
+        trained,
+        digit_data.test_images[:2],
+        flops=0.8,
+        prune="tokens",
+        recover="none",
+        tokens=f"tome{{schedule={schedule},improve=2}}",
+        data=calibration(digit_data, 1),
+    )
     assert 0.6 < found.report["cost"]["ratio"]["flops"] <= 0.8
     assert accuracy(found.module, digit_data) > 0.8
 
@@ -83,8 +96,14 @@ def test_recovery_makes_up_for_merged_tokens(trained: DigitsViT, digit_data: Dig
         want = trained(digit_data.test_images)
 
     def kl(recover: str) -> float:
-        found = fxprune.compile(trained, digit_data.test_images[:2], tokens="tome:r=6", recover=recover,
-                                data=calibration(digit_data, 8), samples=256)
+        found = fxprune.compile(
+            trained,
+            digit_data.test_images[:2],
+            tokens="tome:r=6",
+            recover=recover,
+            data=calibration(digit_data, 8),
+            samples=256,
+        )
         assert found.report.get("recovery", {"method": "none"})["method"] == recover
         with torch.no_grad():
             got = found.module(digit_data.test_images)
@@ -94,14 +113,21 @@ def test_recovery_makes_up_for_merged_tokens(trained: DigitsViT, digit_data: Dig
 
 
 def test_plans_go_round(tmp_path: Path, trained: DigitsViT, digit_data: Digits) -> None:
-    program = fxprune.plan(trained, digit_data.test_images[:2], flops=0.6, prune="heads,ffn,tokens",
-                           tokens="tome{share=0.5,schedule=constant}", data=calibration(digit_data, 1),
-                           out=tmp_path / "plan.json")
+    program = fxprune.plan(
+        trained,
+        digit_data.test_images[:2],
+        flops=0.6,
+        prune="heads,ffn,tokens",
+        tokens="tome{share=0.5,schedule=constant}",
+        data=calibration(digit_data, 1),
+        out=tmp_path / "plan.json",
+    )
     plan = CompressionPlan.read(tmp_path / "plan.json")
     assert plan.tokens == program.need("plan").tokens
     assert plan.to_json() == program.need("plan").to_json()
-    found = fxprune.apply(trained, tmp_path / "plan.json", digit_data.test_images[:2], target="onnx",
-                          out=tmp_path / "x")
+    found = fxprune.apply(
+        trained, tmp_path / "plan.json", digit_data.test_images[:2], target="onnx", out=tmp_path / "x"
+    )
     assert found.report["cost"]["compressed"] == plan.about["predicted"]
     assert found.report["parity"]["ok"]
     back = fxprune.load(tmp_path / "x")
@@ -111,15 +137,22 @@ def test_plans_go_round(tmp_path: Path, trained: DigitsViT, digit_data: Digits) 
     assert found.report["tokens"]["picture"] == "tokens.png"
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    ({"tokens": {"reducer": "tome"}}, "tokens need reducer and removed"),
-    ({"tokens": {"reducer": "tome", "removed": {"blocks.0.attn.proj:token": -1}}}, "site names and counts"),
-    ({"tokens": {"reducer": "tome", "removed": {"blocks.9.attn.proj:token": 1}}}, "no attention"),
-    ({"tokens": {"reducer": "tome", "removed": {"blocks.0.attn.proj:token": 12}}}, "more tokens than can go at once"),
-    ({"tokens": {"reducer": "tone", "removed": {"blocks.0.attn.proj:token": 1}}}, "did you mean 'tome'"),
-])
-def test_edited_plans_are_checked(edit: dict[str, Any], message: str, tmp_path: Path, trained: DigitsViT,
-                                  digit_data: Digits) -> None:
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"tokens": {"reducer": "tome"}}, "tokens need reducer and removed"),
+        ({"tokens": {"reducer": "tome", "removed": {"blocks.0.attn.proj:token": -1}}}, "site names and counts"),
+        ({"tokens": {"reducer": "tome", "removed": {"blocks.9.attn.proj:token": 1}}}, "no attention"),
+        (
+            {"tokens": {"reducer": "tome", "removed": {"blocks.0.attn.proj:token": 12}}},
+            "more tokens than can go at once",
+        ),
+        ({"tokens": {"reducer": "tone", "removed": {"blocks.0.attn.proj:token": 1}}}, "did you mean 'tome'"),
+    ],
+)
+def test_edited_plans_are_checked(
+    edit: dict[str, Any], message: str, tmp_path: Path, trained: DigitsViT, digit_data: Digits
+) -> None:
     text = json.dumps({"fxprune_plan": 1, "about": {}, "groups": {}, **edit})
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises((PlanError, OptionError), match=message):
@@ -144,18 +177,37 @@ def test_mistakes_are_told(trained: DigitsViT, digit_data: Digits) -> None:
     with pytest.raises(OptionError, match="rounds and tokens"):
         fxprune.compile(trained, x, flops=0.5, prune="heads,tokens", rounds=2, data=[x])
     with pytest.raises(NothingToPrune, match="cannot be reduced"):
-        fxprune.compile(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)), torch.randn(2, 8),
-                        tokens="tome:r=1")
+        fxprune.compile(
+            torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)), torch.randn(2, 8), tokens="tome:r=1"
+        )
     with pytest.raises(OptionError, match="give exactly one budget"):
         fxprune.compile(trained, x, tokens="tome")
 
 
-def test_the_command_line(tmp_path: Path, trained: DigitsViT, digit_data: Digits,
-                          capsys: pytest.CaptureFixture[str]) -> None:
-    torch.export.save(torch.export.export(trained, (digit_data.test_images[:2],), dynamic_shapes=(
-        {0: torch.export.Dim.AUTO},), strict=False), tmp_path / "vit.pt2")
-    assert main(["compile", str(tmp_path / "vit.pt2"), "--tokens", "tome:r=2", "--out", str(tmp_path / "a"), "--json",
-                 "--quiet"]) == 0
+def test_the_command_line(
+    tmp_path: Path, trained: DigitsViT, digit_data: Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.export.save(
+        torch.export.export(
+            trained, (digit_data.test_images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False
+        ),
+        tmp_path / "vit.pt2",
+    )
+    assert (
+        main(
+            [
+                "compile",
+                str(tmp_path / "vit.pt2"),
+                "--tokens",
+                "tome:r=2",
+                "--out",
+                str(tmp_path / "a"),
+                "--json",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     report = json.loads(capsys.readouterr().out)["report"]
     assert [s["left"] for s in report["tokens"]["sites"]] == [15, 13]
     assert main(["inspect", str(tmp_path / "vit.pt2"), "--json", "--quiet"]) == 0

@@ -56,8 +56,11 @@ def test_params_and_bytes_are_those_of_the_module() -> None:
 
 def test_tied_weights_count_once() -> None:
     program = analysed("tied")
-    distinct = {t.data_ptr(): t.numel() for n, t in program.tensors.items()
-                if n in program.exported.graph_signature.inputs_to_parameters.values()}
+    distinct = {
+        t.data_ptr(): t.numel()
+        for n, t in program.tensors.items()
+        if n in program.exported.graph_signature.inputs_to_parameters.values()
+    }
     assert CostModel(program)().params == sum(distinct.values())
 
 
@@ -104,20 +107,41 @@ def test_separable_means_no_products_between_groups() -> None:
     assert not separable(resnet, {"channel"})
 
 
-@pytest.mark.parametrize(("value", "limit"), [
-    (0.5, 50), ("0.5", 50), (1, 100), (1.0, 100), ("2.3G", 2.3e9), ("800M", 8e8), ("64KiB", 65536), (4000, 4000),
-    ("1e9", 1e9), ("1_000_000", 1e6),
-])
+@pytest.mark.parametrize(
+    ("value", "limit"),
+    [
+        (0.5, 50),
+        ("0.5", 50),
+        (1, 100),
+        (1.0, 100),
+        ("2.3G", 2.3e9),
+        ("800M", 8e8),
+        ("64KiB", 65536),
+        (4000, 4000),
+        ("1e9", 1e9),
+        ("1_000_000", 1e6),
+    ],
+)
 def test_budgets_as_people_write_them(value: object, limit: float) -> None:
     assert Budget.parse("flops", value).limit(Cost(100, 10, 40)) == pytest.approx(limit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("value", "says"), [
-    (0, "positive"), ("0", "positive"), (-0.5, "positive"), (1.5, "at most 1"), ("2", "at most 1"),
-    ("half", "not a budget"), ("", "not a budget"), ("5Q", "not a budget"), ("nan", "not a budget"),
-    ("inf", "not a budget"),
-    ("0.5.5", "not a budget"),
-])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (0, "positive"),
+        ("0", "positive"),
+        (-0.5, "positive"),
+        (1.5, "at most 1"),
+        ("2", "at most 1"),
+        ("half", "not a budget"),
+        ("", "not a budget"),
+        ("5Q", "not a budget"),
+        ("nan", "not a budget"),
+        ("inf", "not a budget"),
+        ("0.5.5", "not a budget"),
+    ],
+)
 def test_budgets_that_make_no_sense(value: object, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         Budget.parse("flops", value)  # type: ignore[arg-type]

@@ -70,8 +70,9 @@ def test_rounds_meet_the_budget_and_apply(chain: Chain, batches: list[torch.Tens
 
 def test_rounds_score_the_model_as_it_then_is(chain: Chain, batches: list[torch.Tensor]) -> None:
     """An element whose only partner went is worthless in the next round, which one round cannot see."""
-    once, thrice = (fxprune.plan(chain, "2x6", flops=0.4, data=batches, importance="fisher", rounds=n, align=1)
-                    for n in (1, 3))
+    once, thrice = (
+        fxprune.plan(chain, "2x6", flops=0.4, data=batches, importance="fisher", rounds=n, align=1) for n in (1, 3)
+    )
     assert once.need("plan").choices != thrice.need("plan").choices
     assert CostModel(thrice)() == CostModel(once)(), "the program that comes back is the dense one"
 
@@ -128,36 +129,58 @@ def test_members_are_chosen_by_obs_when_there_is_recovery(attention: Attention, 
     auto, scores, obs, bare = (made(), made(members="scores"), made(members="obs"), made(recover="none"))
     assert auto.plan.choices == obs.plan.choices
     assert scores.plan.choices == bare.plan.choices
-    assert {k: len(c.keep) for k, c in auto.plan.choices.items()} == \
-        {k: len(c.keep) for k, c in scores.plan.choices.items()}
+    assert {k: len(c.keep) for k, c in auto.plan.choices.items()} == {
+        k: len(c.keep) for k, c in scores.plan.choices.items()
+    }
     assert "rank-within" in auto.report["pipeline"]
     assert "rank-within" not in scores.report["pipeline"]
 
 
 def test_rearranged_masks_keep_the_counts(attention: Attention, tokens: list[torch.Tensor]) -> None:
-    plain, other = (fxprune.compile(attention, "2x6x16", flops=0.5, data=tokens, align=1, importance="fisher",
-                                    recover="scale{solver=lsmr}", rearrange=n) for n in (0, 2))
-    assert {k: len(c.keep) for k, c in plain.plan.choices.items()} == \
-        {k: len(c.keep) for k, c in other.plan.choices.items()}
+    plain, other = (
+        fxprune.compile(
+            attention,
+            "2x6x16",
+            flops=0.5,
+            data=tokens,
+            align=1,
+            importance="fisher",
+            recover="scale{solver=lsmr}",
+            rearrange=n,
+        )
+        for n in (0, 2)
+    )
+    assert {k: len(c.keep) for k, c in plain.plan.choices.items()} == {
+        k: len(c.keep) for k, c in other.plan.choices.items()
+    }
     assert "rearrange{rounds=2}" in other.report["pipeline"]
     assert "recover{method=scale,solver=lsmr}" in other.report["pipeline"]
 
 
-def test_what_recovery_changed_is_what_onnx_computes(attention: Attention, tokens: list[torch.Tensor],
-                                                     tmp_path: Path) -> None:
+def test_what_recovery_changed_is_what_onnx_computes(
+    attention: Attention, tokens: list[torch.Tensor], tmp_path: Path
+) -> None:
     artifact = fxprune.compile(attention, "2x6x16", flops=0.6, data=tokens, target="onnx", out=tmp_path / "small")
     assert artifact.report["recovery"]["method"] != "none"
     assert artifact.report["parity"]["ok"]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"recover": "ridgy"}, "did you mean 'ridge'"), ({"recover": "scale{solver=qr}"}, "unknown solver"),
-    ({"recover": "ridge{steps=two}"}, "expected int"), ({"members": "best"}, "unknown way to choose members"),
-    ({"members": "obs", "importance": "l2"}, "cannot say how many"), ({"head_scale": "big"}, "no head scale"),
-    ({"head_scale": -1.0}, "must be positive"), ({"rearrange": -1}, "cannot be negative"),
-    ({"rearrange": 1, "importance": "l2"}, "gradients"),
-])
-def test_options_that_make_no_sense_are_refused(attention: Attention, tokens: list[torch.Tensor],
-                                                options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recover": "ridgy"}, "did you mean 'ridge'"),
+        ({"recover": "scale{solver=qr}"}, "unknown solver"),
+        ({"recover": "ridge{steps=two}"}, "expected int"),
+        ({"members": "best"}, "unknown way to choose members"),
+        ({"members": "obs", "importance": "l2"}, "cannot say how many"),
+        ({"head_scale": "big"}, "no head scale"),
+        ({"head_scale": -1.0}, "must be positive"),
+        ({"rearrange": -1}, "cannot be negative"),
+        ({"rearrange": 1, "importance": "l2"}, "gradients"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    attention: Attention, tokens: list[torch.Tensor], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(OptionError, match=message):
         fxprune.compile(attention, "2x6x16", flops=0.6, data=tokens, **options)

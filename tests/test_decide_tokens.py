@@ -39,7 +39,8 @@ def removed(one: Decision) -> list[int]:
 
 
 def test_a_schedule_takes_the_constant_ones_place_only_where_it_is_clearly_better(
-        trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = decision(trained, digit_data, "tome{schedule=optin,guard=false}")
     raw, same = removed(free), constant(free)
     assert raw != same
@@ -51,23 +52,24 @@ def test_a_schedule_takes_the_constant_ones_place_only_where_it_is_clearly_bette
         assert removed(decision(trained, digit_data, "tome{schedule=optin}")) == kept
 
 
-def test_the_schedule_is_never_farther_from_dense_than_the_constant_one(trained: DigitsViT,
-                                                                       digit_data: Digits) -> None:
+def test_the_schedule_is_never_farther_from_dense_than_the_constant_one(trained: DigitsViT, digit_data: Digits) -> None:
     for schedule in ("optin", "removal", "auto"):
         one = decision(trained, digit_data, f"tome{{schedule={schedule},improve=2}}", 0.7)
         assert one.damage(removed(one)) <= one.damage(constant(one))
 
 
-def test_few_samples_decide_by_the_mean_alone(trained: DigitsViT, digit_data: Digits,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_samples_decide_by_the_mean_alone(
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one: Any = decision(trained, digit_data, "tome")
     monkeypatch.setattr(Decision, "damages", lambda self, r: torch.tensor([float(r[0])]))
     assert one.surely([0, 0], [1, 0])
     assert not one.surely([1, 0], [1, 0])
 
 
-def test_divergences_are_per_sample_and_their_mean_does_not_depend_on_the_batching(trained: DigitsViT,
-                                                                                 digit_data: Digits) -> None:
+def test_divergences_are_per_sample_and_their_mean_does_not_depend_on_the_batching(
+    trained: DigitsViT, digit_data: Digits
+) -> None:
     one = decision(trained, digit_data, "tome")
     module, images = trial(one.program, one.plan_of(constant(one))), digit_data.train_images[:12]
     whole = divergences(one.program, module, [Batch((images,))])
@@ -84,7 +86,8 @@ def batched(one: Decision, digits: Digits) -> list[Batch]:
 
 
 def test_the_dense_model_runs_once_per_batch_and_the_plan_is_the_same_where_nothing_fits(
-        trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs: list[int] = []
 
     class Counted(damage.Interpreter):
@@ -108,8 +111,9 @@ def test_the_dense_model_runs_once_per_batch_and_the_plan_is_the_same_where_noth
     assert of_others[0] == of_others[1] > 3 * 3  # three schedules and some moves, three batches each
 
 
-def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(trained: DigitsViT,
-                                                                         digit_data: Digits) -> None:
+def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(
+    trained: DigitsViT, digit_data: Digits
+) -> None:
     one = decision(trained, digit_data, "tome")
     batches = batched(one, digit_data)
     each = 32 * 10 * 4  # logits of a batch, fp32

@@ -45,8 +45,9 @@ def test_an_old_keyword_is_the_new_one() -> None:
         compress(ration=0.5)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize(("version", "over"), [("0.3.9", False), ("0.4.0rc1", True), ("0.4", True), ("0.10", True),
-                                               ("1.0", True)])
+@pytest.mark.parametrize(
+    ("version", "over"), [("0.3.9", False), ("0.4.0rc1", True), ("0.4", True), ("0.10", True), ("1.0", True)]
+)
 def test_time_is_over_with_the_release_that_was_announced(version: str, over: bool) -> None:
     assert Deprecation("x", "0.2", "0.4", "y").over(version) is over
 

@@ -75,8 +75,10 @@ def pages() -> dict[str, list[str]]:
         """Lines two spaces in; prose is not indented, or more."""
         return "\n".join(re.findall(r"^  (\S.*)$", re.sub(r"\\\n\s*", "", text), re.MULTILINE))
 
-    return {"README": shell(README.read_text(encoding="utf-8")),
-            **{name: commands_of(shown(page(name))) for name in TOPICS if name != "changelog"}}
+    return {
+        "README": shell(README.read_text(encoding="utf-8")),
+        **{name: commands_of(shown(page(name))) for name in TOPICS if name != "changelog"},
+    }
 
 
 COMMANDS = sorted({command for commands in pages().values() for command in commands})

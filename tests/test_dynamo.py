@@ -133,8 +133,7 @@ def test_tied_parameters_stay_tied_and_sequences_stay_open() -> None:
 def test_each_part_of_a_broken_model_is_pruned_or_reported() -> None:
     model, x = Broken().eval(), torch.randn(4, 8)
     data = [torch.randn(16, 8) for _ in range(2)]
-    compiled = torch.compile(model, backend="fxprune", options={"flops": 0.6, "data": data, "recover": "none",
-                                                                **EAGER})
+    compiled = torch.compile(model, backend="fxprune", options={"flops": 0.6, "data": data, "recover": "none", **EAGER})
     with torch.no_grad(), pytest.warns(FxpruneWarning) as told:
         got = compiled(x)
     text = "\n".join(str(w.message) for w in told)
@@ -224,7 +223,11 @@ def test_data_of_other_sizes_than_a_fixed_graph_are_refused_or_told() -> None:
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(model, torch.randint(0, 20, (3, 6)), dynamic=True,
-            options={"flops": 0.5, "data": data, "recover": "none", **EAGER})
+        run(
+            model,
+            torch.randint(0, 20, (3, 6)),
+            dynamic=True,
+            options={"flops": 0.5, "data": data, "recover": "none", **EAGER},
+        )
     with pytest.raises(LoadError, match="wrong shape"):
         run(Mlp().eval(), torch.randn(3, 8), options={"flops": 0.5, "data": [torch.randn(4, 9)], **EAGER})

@@ -92,7 +92,10 @@ def test_another_branch_keeps_the_plan_and_decides_nothing_again() -> None:
             close(compiled(x, features=True), model(x, features=True))
     assert dynamo.plan_of(compiled).choices == plan.choices
     assert [(r["status"], r["reused"]) for r in dynamo.report_of(compiled)] == [
-        ("pruned", False), ("pruned", True), ("whole", True)]
+        ("pruned", False),
+        ("pruned", True),
+        ("whole", True),
+    ]
 
 
 def test_a_branch_that_needs_whole_what_recovery_presumed_cut_stays_dense() -> None:
@@ -133,8 +136,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "unknown inner": ({"flops": 0.5, "inner": "inducto"}, OptionError, "did you mean 'inductor'"),
     "unknown criterion": ({"flops": 0.5, "importance": "l3"}, OptionError, "unknown criterion"),
     "out of reach": ({"flops": 1e-6, "importance": "l2"}, BudgetInfeasible, "reach"),
-    "another architecture": ({"plan": fxprune.CompressionPlan(
-        {"elsewhere.0:ffn": fxprune.Choice("ffn", 8, (1, 2))})}, PlanError, "does not have"),
+    "another architecture": (
+        {"plan": fxprune.CompressionPlan({"elsewhere.0:ffn": fxprune.Choice("ffn", 8, (1, 2))})},
+        PlanError,
+        "does not have",
+    ),
 }
 
 

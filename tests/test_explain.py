@@ -24,8 +24,17 @@ def made(trained_weights: dict[str, torch.Tensor], digit_data: Any, tmp_path_fac
     model = tiny_vit()
     model.load_state_dict(trained_weights)
     out = tmp_path_factory.mktemp("explain") / "small"
-    fxprune.compile(model.eval(), torch.randn(2, 1, 8, 8), flops=0.4, data=digit_data.train_images[:64], samples=64,
-                    importance="fisher", recover="ridge", out=out, on_event=lambda _: None)
+    fxprune.compile(
+        model.eval(),
+        torch.randn(2, 1, 8, 8),
+        flops=0.4,
+        data=digit_data.train_images[:64],
+        samples=64,
+        importance="fisher",
+        recover="ridge",
+        out=out,
+        on_event=lambda _: None,
+    )
     return out
 
 
@@ -57,8 +66,13 @@ def test_the_threshold_is_that_of_the_search(made: Path) -> None:
     assert told["edge"]["kept"] == pytest.approx(sum(best[kept - step : kept]) / (step * entry["macs"]))
     assert told["edge"]["removed"] <= told["edge"]["kept"]
     other = told["edge"]["elsewhere"]
-    assert other["kept"] == worth(next(g for g in report["groups"] if g["group"] == other["group"]),
-                                  next(g for g in report["groups"] if g["group"] == other["group"])["kept"])[0]
+    assert (
+        other["kept"]
+        == worth(
+            next(g for g in report["groups"] if g["group"] == other["group"]),
+            next(g for g in report["groups"] if g["group"] == other["group"])["kept"],
+        )[0]
+    )
 
 
 def test_words(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,8 +80,15 @@ def test_words(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert told == json.loads(json.dumps(explain(made, FFN)))
-    for wanted in (f"{96 - told['kept']} of 96 went", "kMACs", "multiples of 8, and at least 16", "fisher",
-                   "stays elsewhere", "recovery: blocks.0.mlp.2.weight had a weighted error of", "structured OBS"):
+    for wanted in (
+        f"{96 - told['kept']} of 96 went",
+        "kMACs",
+        "multiples of 8, and at least 16",
+        "fisher",
+        "stays elsewhere",
+        "recovery: blocks.0.mlp.2.weight had a weighted error of",
+        "structured OBS",
+    ):
         assert wanted in " ".join(err.split()), wanted
     assert err.count("stays\n") + err.count("stays ") >= 3
     assert [s["parameter"] for s in told["recovery"]]
@@ -98,7 +119,8 @@ def test_norms_have_no_threshold_across_groups(made: Path, tmp_path: Path, train
     assert told["edge"]["elsewhere"] is None
     assert any("no common unit" in line for line in told["because"])
     assert any("changed no weight" in line for line in told["because"])
-    plan = fxprune.apply(trained, tmp_path / "l2" / "plan.json", torch.randn(2, 1, 8, 8), out=tmp_path / "again",
-                         on_event=lambda _: None)
+    plan = fxprune.apply(
+        trained, tmp_path / "l2" / "plan.json", torch.randn(2, 1, 8, 8), out=tmp_path / "again", on_event=lambda _: None
+    )
     assert plan.path is not None
     assert any("the plan was given" in line for line in explain(plan.path, FFN)["because"])

@@ -50,9 +50,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def delivered(made: Path) -> Path:
     """A delivery that passed, to be copied."""
-    result = export_step.export(made / "model.pt", made / "plan.json", targets=["eager"], out=made / "delivered",
-                                verify=made / "labelled.npz", limits=Limits(max_drop=0.5, max_latency_ms=1e4),
-                                seconds=0.05)
+    result = export_step.export(
+        made / "model.pt",
+        made / "plan.json",
+        targets=["eager"],
+        out=made / "delivered",
+        verify=made / "labelled.npz",
+        limits=Limits(max_drop=0.5, max_latency_ms=1e4),
+        seconds=0.05,
+    )
     assert result["status"] == "passed"
     return made / "delivered"
 
@@ -63,8 +69,24 @@ def delivery(delivered: Path, tmp_path: Path) -> Path:
 
 
 def run(made: Path, out: Path, *argv: str, target: str = "eager", data: str = "labelled.npz") -> int:
-    return main(["export", str(made / "model.pt"), "--plan", str(made / "plan.json"), "--target", target, "--verify",
-                 str(made / data), "--out", str(out), "--seconds", "0.05", "-q", *argv])
+    return main(
+        [
+            "export",
+            str(made / "model.pt"),
+            "--plan",
+            str(made / "plan.json"),
+            "--target",
+            target,
+            "--verify",
+            str(made / data),
+            "--out",
+            str(out),
+            "--seconds",
+            "0.05",
+            "-q",
+            *argv,
+        ]
+    )
 
 
 def gates(manifest: dict[str, Any], folder: str = "eager") -> dict[str, dict[str, Any]]:
@@ -78,8 +100,13 @@ def test_the_manifest_says_what_was_measured_and_of_what(delivered: Path, made: 
     manifest = read_manifest(delivered)
     found = gates(manifest)
     assert set(found) == {"parity", "data-parity", "drop", "latency"}
-    assert manifest["metric"] | {"sha256": ""} == {"name": "top1", "output": "output", "dense": 1.0, "samples": 70,
-                                                   "sha256": ""}
+    assert manifest["metric"] | {"sha256": ""} == {
+        "name": "top1",
+        "output": "output",
+        "dense": 1.0,
+        "samples": 70,
+        "sha256": "",
+    }
     small = fxprune.load(delivered / "eager")
     with torch.no_grad():
         agree = (small(X).argmax(-1) == model()(X).argmax(-1)).double().mean()
@@ -198,13 +225,15 @@ def test_a_payload_that_computes_something_else_is_not_delivered(made: Path, tmp
     assert run(made, tmp_path / "b", "--max-drop", "0.5", target="wrong{from-batch=20}") == 3  # only on the data
     found = gates(read_manifest(tmp_path / "b"), "wrong-from-batch-20")
     assert (found["parity"]["status"], found["data-parity"]["status"], found["drop"]["status"]) == (
-        "passed", "failed", "unfinished")
+        "passed",
+        "failed",
+        "unfinished",
+    )
 
 
 def test_recovery_on_calibration_data_is_part_of_the_request(made: Path, tmp_path: Path) -> None:
     plain = gates(read_manifest(made / "delivered"))["drop"]["measured"]
-    assert run(made, tmp_path / "out", "--max-drop", "0.5", "--recover", "ridge", "--data",
-               str(made / "bare.npz")) == 0
+    assert run(made, tmp_path / "out", "--max-drop", "0.5", "--recover", "ridge", "--data", str(made / "bare.npz")) == 0
     manifest = read_manifest(tmp_path / "out")
     assert gates(manifest)["drop"]["measured"] < plain
     assert manifest["inputs"]["calibration"]["origin"] == "bare.npz"
@@ -217,10 +246,12 @@ def test_what_is_wrong_with_the_request_leaves_nothing(made: Path, tmp_path: Pat
     out, common = tmp_path / "out", {"targets": ["eager"], "verify": made / "labelled.npz"}
     other = fxprune.CompressionPlan({"7:ffn": fxprune.Choice("ffn", 8, (1, 2))})
     for plan, options, kind in (
-        (other, {}, PlanError), (made / "nowhere.json", {}, PlanError),
+        (other, {}, PlanError),
+        (made / "nowhere.json", {}, PlanError),
         (made / "plan.json", {"targets": ["eager", "onyx"]}, OptionError),
         (made / "plan.json", {"targets": ["eager", "eager"]}, OptionError),
-        (made / "plan.json", {"targets": []}, OptionError), (made / "plan.json", {"metric": "miou"}, OptionError),
+        (made / "plan.json", {"targets": []}, OptionError),
+        (made / "plan.json", {"metric": "miou"}, OptionError),
         (made / "plan.json", {"verify": made / "nowhere.npz"}, LoadError),
     ):
         with pytest.raises(kind):
@@ -241,8 +272,14 @@ def test_a_delivery_proves_itself_without_the_model(
 ) -> None:
     assert main(["verify", str(delivery), "--json", "-q", "--seconds", "0.05", "--junit", str(tmp_path / "j.xml")]) == 0
     found = gates(json.loads(capsys.readouterr().out))
-    assert {n for n, g in found.items() if g["status"] == "passed"} == {"files", "sign-off", "parity", "data-parity",
-                                                                      "drop", "latency"}
+    assert {n for n, g in found.items() if g["status"] == "passed"} == {
+        "files",
+        "sign-off",
+        "parity",
+        "data-parity",
+        "drop",
+        "latency",
+    }
     assert found["drop"]["measured"] == gates(read_manifest(delivery))["drop"]["measured"]
     assert ET.parse(tmp_path / "j.xml").getroot()[0].get("tests") == "6"
     assert main(["verify", str(delivery), "-q", "--skip-latency"]) == 0
@@ -255,8 +292,13 @@ def _swap_payload(folder: Path) -> None:
     shutil.rmtree(folder / "eager")
     fxprune.apply(other, fxprune.CompressionPlan(), X[:4], out=folder / "eager")
     manifest = read_manifest(folder)
-    write_manifest(sealed({k: v for k, v in manifest.items() if k not in ("fxprune_manifest", "seal")}
-                          | {"files": fingerprints(folder)}), folder)
+    write_manifest(
+        sealed(
+            {k: v for k, v in manifest.items() if k not in ("fxprune_manifest", "seal")}
+            | {"files": fingerprints(folder)}
+        ),
+        folder,
+    )
 
 
 TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -366,12 +408,27 @@ def test_a_model_of_one_batch_size_is_judged_on_whole_batches(made: Path, tmp_pa
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.body(x.reshape(16, 8))
 
-    result = export_step.export(Fixed(), fxprune.CompressionPlan(), X[:16], targets=["eager"], out=tmp_path / "out",
-                                verify=made / "labelled.npz", limits=Limits(max_drop=0.0, max_latency_ms=1e4, batch=16),
-                                seconds=0.05)
+    result = export_step.export(
+        Fixed(),
+        fxprune.CompressionPlan(),
+        X[:16],
+        targets=["eager"],
+        out=tmp_path / "out",
+        verify=made / "labelled.npz",
+        limits=Limits(max_drop=0.0, max_latency_ms=1e4, batch=16),
+        seconds=0.05,
+    )
     assert (result["status"], result["metric"]["samples"]) == ("passed", 64)
     assert export_step.verify(tmp_path / "out", seconds=0.05)["status"] == "passed"
     with pytest.raises(OptionError, match="fixed batch of 16"):
-        export_step.export(Fixed(), fxprune.CompressionPlan(), X[:16], targets=["eager"], out=tmp_path / "two",
-                           verify=made / "labelled.npz", limits=Limits(max_latency_ms=1e4), seconds=0.05)
+        export_step.export(
+            Fixed(),
+            fxprune.CompressionPlan(),
+            X[:16],
+            targets=["eager"],
+            out=tmp_path / "two",
+            verify=made / "labelled.npz",
+            limits=Limits(max_latency_ms=1e4),
+            seconds=0.05,
+        )
     assert not (tmp_path / "two").exists()

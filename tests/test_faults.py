@@ -41,28 +41,46 @@ class Overflowing(nn.Module):
 
 @pytest.mark.parametrize("importance", ["fisher", "taylor", "trajectory{probes=1,samples=8}", "obs", "activation"])
 def test_values_that_are_not_finite_are_named_and_nothing_is_written(
-        importance: str, trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]) -> None:
+    importance: str, trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]
+) -> None:
     images = digit_data.train_images[:16].clone()
     images[5] = torch.nan
     with pytest.raises(FxpruneError, match=r"finite|NaN|nan") as caught:
-        fxprune.compile(trained, digit_data.test_images[:2], flops=0.6, data=list(images.split(8)), recover="ridge",
-                        importance=importance, out=tmp_path / "out", on_event=lambda _: None)
+        fxprune.compile(
+            trained,
+            digit_data.test_images[:2],
+            flops=0.6,
+            data=list(images.split(8)),
+            recover="ridge",
+            importance=importance,
+            out=tmp_path / "out",
+            on_event=lambda _: None,
+        )
     assert caught.value.cure
     assert files(tmp_path) == old
 
 
 def test_a_model_that_overflows_on_the_data_is_not_recovered_to_nonsense(
-        trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]) -> None:
+    trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]
+) -> None:
     images = digit_data.train_images[:16].clone()
     images[5] = 100.0
     with pytest.raises(FxpruneError, match="an activation is not a number"):
-        fxprune.compile(Overflowing(trained).eval(), digit_data.test_images[:2], flops=0.6, importance="fisher",
-                        data=list(images.split(8)), out=tmp_path / "out", on_event=lambda _: None)
+        fxprune.compile(
+            Overflowing(trained).eval(),
+            digit_data.test_images[:2],
+            flops=0.6,
+            importance="fisher",
+            data=list(images.split(8)),
+            out=tmp_path / "out",
+            on_event=lambda _: None,
+        )
     assert files(tmp_path) == old
 
 
-def test_a_loader_that_fails_in_the_middle(trained: DigitsViT, digit_data: Digits, tmp_path: Path,
-                                          old: dict[str, bytes]) -> None:
+def test_a_loader_that_fails_in_the_middle(
+    trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]
+) -> None:
     def batches() -> Iterator[Any]:
         yield digit_data.train_images[:8]
         raise ConnectionResetError("the data server went away")

@@ -61,14 +61,18 @@ def folder(source: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_and_ctrl_c_leave_everything_as_it_was(
-        command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = [*COMMANDS[command].split(), "-q"]
     assert main(argv) == OK
     if command == "sweep":
         argv[argv.index("0.6")] = "0.6,0.4"  # the first point is there, the second is new
     before = contents(folder)
-    for error, code in ((OSError(errno.ENOSPC, "No space left on device"), USER_ERROR), (KeyboardInterrupt(),
-                                                                                       INTERRUPTED)):
+    for error, code in (
+        (OSError(errno.ENOSPC, "No space left on device"), USER_ERROR),
+        (KeyboardInterrupt(), INTERRUPTED),
+    ):
+
         def fails(*_: Any, error: BaseException = error) -> None:
             raise error
 
@@ -88,10 +92,15 @@ def test_killed_while_it_writes_the_old_one_is_whole(command: str, folder: Path)
     argv = [*COMMANDS[command].split(), "-q"]
     assert main(argv) == OK
     before = contents(folder / "out")
-    kill = ("import os; from fxprune import export_step; "
-            "export_step.write_manifest = lambda *_: os.kill(os.getpid(), 9); ")
-    done = subprocess.run([sys.executable, "-c", f"{BOOT}{kill}main({argv!r})"], timeout=300, capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    kill = (
+        "import os; from fxprune import export_step; export_step.write_manifest = lambda *_: os.kill(os.getpid(), 9); "
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{BOOT}{kill}main({argv!r})"],
+        timeout=300,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert contents(folder / "out") == before
     assert main(["verify", "out", "-q"]) == OK
@@ -101,8 +110,12 @@ def test_killed_while_it_writes_the_old_one_is_whole(command: str, folder: Path)
 def test_two_processes_that_write_one_place_leave_one_whole_result(folder: Path) -> None:
     argv = [*COMMANDS["export"].split(), "-q"]
     code = f"{BOOT}import sys; sys.exit(max(main({argv!r}) for _ in range(2)))"
-    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        for _ in range(2)
+    ]
     for process in running:
         _, said = process.communicate(timeout=300)
         assert process.returncode == OK, said
@@ -117,8 +130,10 @@ def batches() -> Iterator[torch.Tensor]:
 
 def test_a_loader_that_fails_in_the_middle_of_a_sweep_or_a_plan(folder: Path) -> None:
     net = torch.load("model.pt", weights_only=False)
-    for call in (lambda: sweep(net, ratios=budgets({"flops": "0.5"}), data=batches(), out="out"),
-                 lambda: fxprune.plan(net, data=batches(), flops=0.5, out="new.json")):
+    for call in (
+        lambda: sweep(net, ratios=budgets({"flops": "0.5"}), data=batches(), out="out"),
+        lambda: fxprune.plan(net, data=batches(), flops=0.5, out="new.json"),
+    ):
         with pytest.raises(FxpruneError, match="the data server went away"):
             call()
     assert not Path("out").exists()
@@ -129,9 +144,17 @@ def test_a_finished_point_of_a_sweep_that_is_damaged_is_made_again(folder: Path)
     net = torch.load("model.pt", weights_only=False)
 
     def again() -> dict[str, Any]:
-        return sweep(net, ratios=budgets({"flops": "0.5"}), data=[torch.ones(8, 8) * i for i in range(4)], out="out",
-                     importance="l2", recover="none", judging=Judging(), timing=Timing(seconds=0),
-                     on_event=lambda event: notes.append(event.text))
+        return sweep(
+            net,
+            ratios=budgets({"flops": "0.5"}),
+            data=[torch.ones(8, 8) * i for i in range(4)],
+            out="out",
+            importance="l2",
+            recover="none",
+            judging=Judging(),
+            timing=Timing(seconds=0),
+            on_event=lambda event: notes.append(event.text),
+        )
 
     notes: list[str] = []
     whole = again()["points"]

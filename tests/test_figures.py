@@ -17,14 +17,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # how a table calls a row -> its name in accuracy.json
 ROWS = {
-    "trajectory, recovery (the default)": "optin-recover", "the same, tuned": "optin-tune",
-    "OBS, recovery": "obs-recover", "trajectory alone": "optin", "PTF: Fisher, rearrangement, scales": "ptf-tuned",
-    "Fisher alone": "ptf", "Taylor": "taylor", "L2 magnitude": "l2", "random": "random",
-    "Torch-Pruning, Taylor (sees labels)": "torch-pruning-taylor", "Torch-Pruning, L2": "torch-pruning-l2",
+    "trajectory, recovery (the default)": "optin-recover",
+    "the same, tuned": "optin-tune",
+    "OBS, recovery": "obs-recover",
+    "trajectory alone": "optin",
+    "PTF: Fisher, rearrangement, scales": "ptf-tuned",
+    "Fisher alone": "ptf",
+    "Taylor": "taylor",
+    "L2 magnitude": "l2",
+    "random": "random",
+    "Torch-Pruning, Taylor (sees labels)": "torch-pruning-taylor",
+    "Torch-Pruning, L2": "torch-pruning-l2",
 }
 TABLES = {  # how a table of `fxprune help results` begins -> the task, decimals
-    "MiniLM on STS-B dev": ("minilm-stsb", 2), "digits, small ViT": ("vit-digits", 1),
-    "digits, small ResNet": ("cnn-digits", 1), "CIFAR-10 (12 000": ("vit-cifar", 1),
+    "MiniLM on STS-B dev": ("minilm-stsb", 2),
+    "digits, small ViT": ("vit-digits", 1),
+    "digits, small ResNet": ("cnn-digits", 1),
+    "CIFAR-10 (12 000": ("vit-cifar", 1),
     "CIFAR-10 (the same)": ("cnn-cifar", 1),
 }
 
@@ -35,7 +44,7 @@ def results(name: str) -> dict[str, Any]:
 
 def rows_of(text: str, start: str) -> tuple[str, list[list[str]]]:
     """(the first line, the cells of the others) of the indented table that begins with ``start``."""
-    lines = text[text.index(f"    {start}"):].split("\n\n")[0].splitlines()
+    lines = text[text.index(f"    {start}") :].split("\n\n")[0].splitlines()
     return lines[0], [re.split(r"  +", line.strip()) for line in lines]
 
 
@@ -65,21 +74,30 @@ def test_accuracy_of_the_help_page(start: str) -> None:
 
 def test_accuracy_of_the_readme() -> None:
     summary = results("accuracy")["summary"]
-    table = README[README.index("| MiniLM, share of MACs |"):].split("\n\n")[0].splitlines()
+    table = README[README.index("| MiniLM, share of MACs |") :].split("\n\n")[0].splitlines()
     ratios = [cell.strip() for cell in table[0].strip("|").split("|")[1:]]
     assert len(table) >= 6
     for line in table[2:]:
         name, *cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
         for ratio, cell in zip(ratios, cells, strict=True):
-            check(cell.replace(" ¹", "(1)").replace(" ²", "(2)"), summary["minilm-stsb"][ROWS[name]][ratio], 2,
-                  f"{name}, {ratio}")
-    for task, words in (("vit-digits", "small ViT on digits"), ("cnn-digits", "small ResNet on digits"),
-                        ("vit-cifar", "small ViT on CIFAR-10"), ("cnn-cifar", "small ResNet on CIFAR-10")):
+            check(
+                cell.replace(" ¹", "(1)").replace(" ²", "(2)"),
+                summary["minilm-stsb"][ROWS[name]][ratio],
+                2,
+                f"{name}, {ratio}",
+            )
+    for task, words in (
+        ("vit-digits", "small ViT on digits"),
+        ("cnn-digits", "small ResNet on digits"),
+        ("vit-cifar", "small ViT on CIFAR-10"),
+        ("cnn-cifar", "small ResNet on CIFAR-10"),
+    ):
         line = next(line for line in README.splitlines() if line.startswith(f"| {words}"))
         found = re.search(r"default ([\d.]+) and ([\d.]+); Torch-Pruning ([\d.]+) and ([\d.]+)", line)
         assert found is not None
-        wanted = [summary[task][row][r]["mean"] for row in ("optin-recover", "torch-pruning-taylor") for r in
-                  ("0.5", "0.3")]
+        wanted = [
+            summary[task][row][r]["mean"] for row in ("optin-recover", "torch-pruning-taylor") for r in ("0.5", "0.3")
+        ]
         assert [float(f) for f in found.groups()] == pytest.approx(wanted, abs=0.0501)
 
 
@@ -114,20 +132,29 @@ def test_one_budget_of_the_tokens_page_and_the_readme() -> None:
     more = [f"{by[r]['further']['accuracy']:.2f}" for r in rows]
     assert {by[r]["further"]["images"] for r in rows} == {1744}
     text = " ".join(page("tokens").split())
-    assert (f"weights alone {test[0]} ({kl[0]}), tokens alone {test[1]} ({kl[1]}), both on one ledger {test[2]} "
-            f"({kl[2]}); on the 1744 held-out images {more[0]}, {more[1]} and {more[2]}.") in text
-    without = {m["row"]: m for m in results("tokens")["measured"]
-               if m["row"] in rows and m["recover"] == "none" and m["ratio"] == 0.5}
+    assert (
+        f"weights alone {test[0]} ({kl[0]}), tokens alone {test[1]} ({kl[1]}), both on one ledger {test[2]} "
+        f"({kl[2]}); on the 1744 held-out images {more[0]}, {more[1]} and {more[2]}."
+    ) in text
+    without = {
+        m["row"]: m
+        for m in results("tokens")["measured"]
+        if m["row"] in rows and m["recover"] == "none" and m["ratio"] == 0.5
+    }
     plain = [f"{without[r]['accuracy']:.2f} ({without[r]['kl']:.4f})".replace("(0.", "(.") for r in rows]
     assert f"Without recovery: {plain[0]}, {plain[1]} and {plain[2]}, so it helps" in text
     assert all(without[r]["kl"] > by[r]["kl"] and without[r]["accuracy"] < by[r]["accuracy"] for r in rows)
-    assert (f"weights {test[0]}, tokens {test[1]}, both on one ledger {test[2]}; on 1744 more images "
-            f"{', '.join(more)} |") in README
+    assert (
+        f"weights {test[0]}, tokens {test[1]}, both on one ledger {test[2]}; on 1744 more images {', '.join(more)} |"
+    ) in README
 
 
 def test_latency_of_the_tokens_page() -> None:
-    by = {(m["row"], m["ratio"]): m["latency"]["32"] for m in results("tokens")["measured"]
-          if m["schedule"] == "constant" and "latency" in m}
+    by = {
+        (m["row"], m["ratio"]): m["latency"]["32"]
+        for m in results("tokens")["measured"]
+        if m["schedule"] == "constant" and "latency" in m
+    }
     _, rows = rows_of(page("tokens"), "faster, batch 32")
     assert len(rows) == 9
     for name, *cells in rows[1:]:
@@ -137,14 +164,22 @@ def test_latency_of_the_tokens_page() -> None:
 
 
 def test_tiles_of_the_help_page() -> None:
-    named = {"lsp, recovered (the default)": "lsp+recover", "lsp, the paper's allocation, recovered":
-             "lsp-paper+recover", "the same without the power term": "lsp-no-power+recover",
-             "obert, recovered": "obert+recover", "lsp scores, the same share everywhere, recovered":
-             "uniform+recover", "magnitude, recovered": "magnitude+recover", "lsp, not recovered": "lsp"}
-    by = {(m["row"], m["tile"], m["ratio"]): m["figure"] for m in results("blocks")["measured"]
-          if m["task"] == "vit-digits"}
+    named = {
+        "lsp, recovered (the default)": "lsp+recover",
+        "lsp, the paper's allocation, recovered": "lsp-paper+recover",
+        "the same without the power term": "lsp-no-power+recover",
+        "obert, recovered": "obert+recover",
+        "lsp scores, the same share everywhere, recovered": "uniform+recover",
+        "magnitude, recovered": "magnitude+recover",
+        "lsp, not recovered": "lsp",
+    }
+    by = {
+        (m["row"], m["tile"], m["ratio"]): m["figure"]
+        for m in results("blocks")["measured"]
+        if m["task"] == "vit-digits"
+    }
     text = page("tiles")
-    lines = text[text.index("    lsp, recovered"):].split("\n\n")[0].splitlines()
+    lines = text[text.index("    lsp, recovered") :].split("\n\n")[0].splitlines()
     assert len(lines) == len(named)
     for name, *cells in (re.split(r"  +", line.strip()) for line in lines):
         for ratio, cell in zip((0.75, 0.6, 0.5, 0.4, 0.3), cells, strict=True):
@@ -153,16 +188,21 @@ def test_tiles_of_the_help_page() -> None:
         stated = re.search(rf"{tile}[^(\d]*(?:\(|: )([\d., ]+)\)", text)
         assert stated is not None
         assert [float(f) for f in stated[1].split(",")] == pytest.approx(
-            [by["lsp+recover", tile, r] for r in (0.75, 0.6, 0.5, 0.4, 0.3)], abs=0.0501)
+            [by["lsp+recover", tile, r] for r in (0.75, 0.6, 0.5, 0.4, 0.3)], abs=0.0501
+        )
 
 
-@pytest.mark.parametrize(("task", "samples", "title"), [("minilm-stsb", 256, "MiniLM on STS-B"),
-                                                        ("vit-cifar", 512, "ViT on CIFAR-10")])
+@pytest.mark.parametrize(
+    ("task", "samples", "title"), [("minilm-stsb", 256, "MiniLM on STS-B"), ("vit-cifar", 512, "ViT on CIFAR-10")]
+)
 def test_tiles_of_larger_models(task: str, samples: int, title: str) -> None:
-    by = {(m["row"], m["tile"]): m["figure"] for m in results("blocks")["measured"]
-          if (m["task"], m["samples"], m["ratio"]) == (task, samples, 0.5)}
+    by = {
+        (m["row"], m["tile"]): m["figure"]
+        for m in results("blocks")["measured"]
+        if (m["task"], m["samples"], m["ratio"]) == (task, samples, 0.5)
+    }
     text = page("tiles")
-    head, *lines = text[text.index(f"    {title}"):].split("\n\n")[0].splitlines()
+    head, *lines = text[text.index(f"    {title}") :].split("\n\n")[0].splitlines()
     tiles = re.findall(r"\d+x\d+", head)
     assert tiles == ["16x16", "16x32", "32x16", "32x32", "64x64"]
     assert f"dense {results('blocks')['tasks'][task]['dense']:.1f}" in head
@@ -197,10 +237,16 @@ def test_what_is_said_of_the_tool_itself() -> None:
 
 def test_latency() -> None:
     measured = results("latency")["measured"]
-    shares = {(m["model"], m["target"], m["batch"], m["ratio"]): m["realised"] for m in measured
-              if m["part"] == "shares"}
-    words = {"BERT-base": "bert_base", "DeiT-B": "deit_base", "DeiT-S": "deit_small", "DeiT-Ti": "deit_tiny",
-             "ResNet-50": "resnet50"}
+    shares = {
+        (m["model"], m["target"], m["batch"], m["ratio"]): m["realised"] for m in measured if m["part"] == "shares"
+    }
+    words = {
+        "BERT-base": "bert_base",
+        "DeiT-B": "deit_base",
+        "DeiT-S": "deit_small",
+        "DeiT-Ti": "deit_tiny",
+        "ResNet-50": "resnet50",
+    }
     runs = (("onnx", 1), ("onnx", 8), ("onnx", 32), ("inductor", 8))
     columns = [(*run, ratio) for run in runs for ratio in (0.75, 0.5, 0.35)]
     _, rows = rows_of(page("results"), "realised share, at ")
@@ -228,18 +274,22 @@ def test_latency() -> None:
 
 def test_memory_of_large_models() -> None:
     text = " ".join(page("results").split())
-    told = {(22, "eager", 0): "peak memory {gib:.1f} GiB, {times:.1f} times the model",
-            (6, "onnx", 0): "timed beside the dense model: {gib:.1f} GiB, {times:.2f} times",
-            (2, "onnx", 0): "With 2 of them: {gib:.1f} GiB, {times:.2f} times, of which PyTorch, transformers and "
-                         "onnxruntime themselves take {libraries:.1f} GiB",
-            (22, "eager", 4): "--memory 2GiB all 22 layers take {gib:.1f} GiB, {times:.2f} times beside that budget",
-            (4, "eager", 16): "4 layers with 16 sentences {gib:.1f} GiB, {times:.2f} times"}
+    told = {
+        (22, "eager", 0): "peak memory {gib:.1f} GiB, {times:.1f} times the model",
+        (6, "onnx", 0): "timed beside the dense model: {gib:.1f} GiB, {times:.2f} times",
+        (2, "onnx", 0): "With 2 of them: {gib:.1f} GiB, {times:.2f} times, of which PyTorch, transformers and "
+        "onnxruntime themselves take {libraries:.1f} GiB",
+        (22, "eager", 4): "--memory 2GiB all 22 layers take {gib:.1f} GiB, {times:.2f} times beside that budget",
+        (4, "eager", 16): "4 layers with 16 sentences {gib:.1f} GiB, {times:.2f} times",
+    }
     held = {(r["layers"], r["target"], r["samples"]): r for r in results("memory")["measured"]}
     for cell, said in told.items():
         one = held[cell]
         libraries = one.get("libraries_bytes", 0)
-        assert said.format(gib=one["peak_bytes"] / 2**30, times=one["times_without_caches"],
-                           libraries=libraries / 2**30) in text
+        assert (
+            said.format(gib=one["peak_bytes"] / 2**30, times=one["times_without_caches"], libraries=libraries / 2**30)
+            in text
+        )
         assert one["times_without_caches"] - libraries / one["weights_bytes"] < 3
         assert one["target"] == "eager" or one["timed"]
 

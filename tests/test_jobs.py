@@ -57,8 +57,9 @@ def folder_of(out: Path) -> Path:
     return out.parent / f".{out.name}.progress"
 
 
-def one_run(out: Path, worker: Worker, key: str = "key", notes: list[str] | None = None,
-            count: int = COUNT) -> list[dict[str, Tensor]]:
+def one_run(
+    out: Path, worker: Worker, key: str = "key", notes: list[str] | None = None, count: int = COUNT
+) -> list[dict[str, Tensor]]:
     told = notes if notes is not None else []
     with session(Journal(out, note=told.append)):
         identify(lambda: key)
@@ -74,7 +75,8 @@ def interrupted(out: Path, at: int, key: str = "key") -> str:
 def same(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]]) -> bool:
     return len(one) == len(two) and all(
         a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
-        for a, b in zip(one, two, strict=True))
+        for a, b in zip(one, two, strict=True)
+    )
 
 
 # ------------------------------------------------------------ results and progress
@@ -316,8 +318,14 @@ def test_what_is_computed_as_fast_as_written_is_not_kept(out: Path, monkeypatch:
 
 def test_packets_come_back_bit_for_bit() -> None:
     strange = torch.tensor([float("nan"), -0.0, float("inf")])
-    tensors = {"a": strange, "b": torch.ones(2, 3).T, "c": torch.tensor(True), "d": torch.zeros(0, 4),
-               "e": torch.arange(3).to(torch.bfloat16), "f": strange}
+    tensors = {
+        "a": strange,
+        "b": torch.ones(2, 3).T,
+        "c": torch.tensor(True),
+        "d": torch.zeros(0, 4),
+        "e": torch.arange(3).to(torch.bfloat16),
+        "f": strange,
+    }
     found, about = unpack(pack(tensors, {"n": 1, "text": "é"}))
     assert about == {"n": 1, "text": "é"}
     for name, tensor in tensors.items():

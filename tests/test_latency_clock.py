@@ -61,8 +61,9 @@ def program() -> Program:
     return lowerable(fxprune.capture.capture(model, (INPUT,)))
 
 
-def test_a_real_clock_reads_both_and_leaves_no_files(program: Program, monkeypatch: pytest.MonkeyPatch,
-                                                     tmp_path: Path) -> None:
+def test_a_real_clock_reads_both_and_leaves_no_files(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     with Clock(backend("eager"), program, batch=7, threads=1, seconds=0.01) as clock:
@@ -76,9 +77,15 @@ def test_a_real_clock_reads_both_and_leaves_no_files(program: Program, monkeypat
 
 
 @pytest.mark.parametrize(("limit", "most", "rounds"), [(0, 1, len(TURNS) // 2), (2**20, 2, 5)])
-def test_of_large_programs_one_is_loaded_at_a_time(limit: int, most: int, rounds: int, program: Program,
-                                                   counting: type[Counting], monkeypatch: pytest.MonkeyPatch,
-                                                   tmp_path: Path) -> None:
+def test_of_large_programs_one_is_loaded_at_a_time(
+    limit: int,
+    most: int,
+    rounds: int,
+    program: Program,
+    counting: type[Counting],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setattr(latency_clock, "TOGETHER", limit)
     payload = counting().lower(program, tmp_path).payload
     gc.collect()
@@ -116,8 +123,14 @@ def test_in_blocks_a_drift_slows_both_alike(program: Program, monkeypatch: pytes
 
 def test_what_was_verified_is_unloaded_before_it_is_timed(counting: type[Counting], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = fxprune.compile(nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)).eval(), INPUT, flops=0.5,
-                           importance="l2", align=1, on_event=lambda _: None)
+    made = fxprune.compile(
+        nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)).eval(),
+        INPUT,
+        flops=0.5,
+        importance="l2",
+        align=1,
+        on_event=lambda _: None,
+    )
     made.backend = counting()
 
     def measure(backend: Any, lowered: Lowered, *_: Any) -> dict[str, Any]:

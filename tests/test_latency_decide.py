@@ -84,7 +84,8 @@ def test_a_ratio_is_met_and_told(model: Feet, tmp_path: Path) -> None:
     assert len(told["rounds"]) == 1
     assert [e["size"] for e in told["layers"]] == [128] * 4
     assert sum(e["dense_ms"] - e["predicted_ms"] for e in told["layers"]) == pytest.approx(
-        told["dense_ms"] - told["predicted_ms"], rel=1e-3)
+        told["dense_ms"] - told["predicted_ms"], rel=1e-3
+    )
     table = LatencyTable.read(tmp_path / "small" / FILE)
     assert table.hash == told["table"]["sha256"] == made.plan.about["latency_table"]
     assert made.report["cost"]["ratio"]["flops"] < 0.6
@@ -129,8 +130,9 @@ def test_what_no_round_meets_is_said(uneven: Feet, monkeypatch: pytest.MonkeyPat
     assert told["achieved_ms"] == best["achieved_ms"]
 
 
-def test_a_target_that_turns_out_to_be_out_of_reach_leaves_the_closest_plan(uneven: Feet,
-                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_that_turns_out_to_be_out_of_reach_leaves_the_closest_plan(
+    uneven: Feet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stubborn(program: Any) -> float:
         return bent(program) if not mixed(program) else dense - 0.45 * (dense - fixed_and_work(4000.0)(program))
 
@@ -144,8 +146,9 @@ def test_a_target_that_turns_out_to_be_out_of_reach_leaves_the_closest_plan(unev
     assert any("plans none came within 5%" in text for text in said)
 
 
-def test_the_same_table_gives_the_same_plan_and_nothing_is_measured(uneven: Feet, tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_table_gives_the_same_plan_and_nothing_is_measured(
+    uneven: Feet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(FakeClock, "time", staticmethod(bent))  # so that the table holds a correction
     model = uneven
     first = fxprune.compile(model, INPUT, latency=0.7, out=tmp_path / "a", **QUIET)
@@ -184,8 +187,9 @@ def test_other_budgets_say_what_to_expect_once_a_table_is_known(model: Feet) -> 
 
 
 @pytest.mark.parametrize(("fixed", "says"), [(40_000.0, "only 1.17 times faster"), (4e6, "no faster")])
-def test_a_target_that_will_not_get_faster_is_warned_of(model: Feet, monkeypatch: pytest.MonkeyPatch, fixed: float,
-                                                        says: str) -> None:
+def test_a_target_that_will_not_get_faster_is_warned_of(
+    model: Feet, monkeypatch: pytest.MonkeyPatch, fixed: float, says: str
+) -> None:
     monkeypatch.setattr(FakeClock, "time", staticmethod(fixed_and_work(fixed)))
     warned: list[str] = []
     options = {**QUIET, "on_event": lambda e: warned.append(e.text) if e.kind == "warning" else None}
@@ -224,20 +228,32 @@ def test_tokens_take_part_by_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A machine that takes time for tokens in a file's constants: half of it goes with nothing."""
 
     def tokens(program: Any) -> float:
-        kept = [n.meta["val"].shape[1] for n in program.graph.nodes if getattr(n.target, "__name__", "") == "linear"
-                or "linear" in str(n.target)]
+        kept = [
+            n.meta["val"].shape[1]
+            for n in program.graph.nodes
+            if getattr(n.target, "__name__", "") == "linear" or "linear" in str(n.target)
+        ]
         return 100.0 + sum(int(k) for k in kept if isinstance(k, int))
 
     monkeypatch.setattr(FakeClock, "time", staticmethod(tokens))
     x = torch.randn(2, 1, 8, 8)
-    made = fxprune.compile(trained, x, latency=0.85, prune="tokens", tokens="tome{schedule=constant}",
-                           on_event=lambda event: None, recover="none", importance="l2")
+    made = fxprune.compile(
+        trained,
+        x,
+        latency=0.85,
+        prune="tokens",
+        tokens="tome{schedule=constant}",
+        on_event=lambda event: None,
+        recover="none",
+        importance="l2",
+    )
     told = made.report["latency"]
     assert made.plan.tokens is not None
     assert not made.plan.tokens.empty
     assert 1 <= len(told["rounds"]) <= 3
-    assert told["achieved_ratio"] == pytest.approx(min((e["ratio"] for e in told["rounds"]),
-                                                       key=lambda r: abs(r - 0.85)))
+    assert told["achieved_ratio"] == pytest.approx(
+        min((e["ratio"] for e in told["rounds"]), key=lambda r: abs(r - 0.85))
+    )
     assert told["layers"] == []
     assert made.plan.about["budget"] == "latency=0.85"
 
@@ -249,13 +265,19 @@ def test_out_of_reach_names_the_range(model: Feet, tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"latency": 0.5, "flops": 0.5}, "exactly one budget"), ({"latency": 0.5, "rounds": 2}, "rounds and latency"),
-    ({"latency": 0.5, "blocks": "32x32", "flops": 0.5}, "no latency that can be foretold"),
-    ({"latency": 0.5, "batch": 0}, "at least one sample"), ({"latency": 2}, "at most 1"),
-    ({"latency": 0.5, "plan": "p.json"}, "a plan or a budget"), ({"flops": 0.5, "align": "wide"}, "cannot be read"),
-    ({"latency": 0.5, "threads": -1}, "cannot be negative"),
-])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"latency": 0.5, "flops": 0.5}, "exactly one budget"),
+        ({"latency": 0.5, "rounds": 2}, "rounds and latency"),
+        ({"latency": 0.5, "blocks": "32x32", "flops": 0.5}, "no latency that can be foretold"),
+        ({"latency": 0.5, "batch": 0}, "at least one sample"),
+        ({"latency": 2}, "at most 1"),
+        ({"latency": 0.5, "plan": "p.json"}, "a plan or a budget"),
+        ({"flops": 0.5, "align": "wide"}, "cannot be read"),
+        ({"latency": 0.5, "threads": -1}, "cannot be negative"),
+    ],
+)
 def test_requests_that_make_no_sense(model: Feet, options: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         fxprune.compile(model, INPUT, **{**QUIET, **options})

@@ -49,8 +49,30 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(dense: Path) -> Path:
     """An artefact that was timed at batch 3 with one thread."""
     out = dense.parent / "small"
-    assert main(["compile", str(dense), "--input", "2x16", "--flops", "0.5", "--align", "1", "--batch", "3",
-                 "--threads", "1", "--seconds", "0.02", "--out", str(out), "-q"]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                str(dense),
+                "--input",
+                "2x16",
+                "--flops",
+                "0.5",
+                "--align",
+                "1",
+                "--batch",
+                "3",
+                "--threads",
+                "1",
+                "--seconds",
+                "0.02",
+                "--out",
+                str(out),
+                "-q",
+            ]
+        )
+        == OK
+    )
     return out
 
 
@@ -85,14 +107,39 @@ def test_a_compiled_artefact_says_how_fast_it_is(made: Path, dense: Path, tmp_pa
     assert row["speedup"] == pytest.approx(1 / row["ratio"])
     macs = read_valid(made)["cost"]["ratio"]["flops"]
     assert row["realised"] == pytest.approx(row["speedup"] * macs)
-    for wanted in ("speed-up, measured", "Measured latency", "latency, batch 3, 1 thread", f"{row['ratio']:.3f}",
-                   f"{row['dense_ms']:.3f} ms", f"{row['realised']:.2f}", f"{row['error']:.4f}"):
+    for wanted in (
+        "speed-up, measured",
+        "Measured latency",
+        "latency, batch 3, 1 thread",
+        f"{row['ratio']:.3f}",
+        f"{row['dense_ms']:.3f} ms",
+        f"{row['realised']:.2f}",
+        f"{row['error']:.4f}",
+    ):
         assert wanted in text, wanted
     assert "fxprune bench measures it" not in text
     # the clock decides nothing
     other = tmp_path / "other"
-    assert main(["compile", str(dense), "--input", "2x16", "--flops", "0.5", "--align", "1", "--seconds", "0", "--out",
-                 str(other), "-q"]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                str(dense),
+                "--input",
+                "2x16",
+                "--flops",
+                "0.5",
+                "--align",
+                "1",
+                "--seconds",
+                "0",
+                "--out",
+                str(other),
+                "-q",
+            ]
+        )
+        == OK
+    )
     for name in ("plan.json", "model.pt2"):
         assert (other / name).read_bytes() == (made / name).read_bytes()
     assert told(other)["rows"] == []
@@ -166,11 +213,18 @@ def test_an_unfinished_artefact_says_why_it_was_not_timed(small: Path) -> None:
 # ------------------------------------------------------------ budgets of time
 
 
-@pytest.mark.parametrize(("asked", "ratio", "achieved", "met"), [
-    ({"latency": 0.6}, 0.61, 0.61, True), ({"latency": 0.6}, 0.7, 0.7, False),
-    ({"latency_ms": 14.0}, 0.5, 14.4, True), ({"flops": 0.5, "expect_latency": True}, 0.7, 0.7, None)])
-def test_a_budget_is_held_against_the_delivered_file(asked: dict[str, Any], ratio: float, achieved: float, met: Any,
-                                                     monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "ratio", "achieved", "met"),
+    [
+        ({"latency": 0.6}, 0.61, 0.61, True),
+        ({"latency": 0.6}, 0.7, 0.7, False),
+        ({"latency_ms": 14.0}, 0.5, 14.4, True),
+        ({"flops": 0.5, "expect_latency": True}, 0.7, 0.7, None),
+    ],
+)
+def test_a_budget_is_held_against_the_delivered_file(
+    asked: dict[str, Any], ratio: float, achieved: float, met: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency_decide, "Clock", Told)
     monkeypatch.setattr(Told, "time", staticmethod(fixed_and_work(4000.0)))
@@ -182,8 +236,11 @@ def test_a_budget_is_held_against_the_delivered_file(asked: dict[str, Any], rati
     assert last["achieved_ms"] == pytest.approx(achieved * (1 if "latency_ms" in asked else latency["dense_ms"]))
     assert (last["ratio"], last["met"], last["rounds"]) == (pytest.approx(ratio), met, 7)
     text = page_of(tmp_path / "a")
-    for wanted in ("achieved by the delivered file", f"{last['achieved_ms']:.3f} ms",
-                   f"{latency['predicted_ms'] / last['achieved_ms']:.3f}"):
+    for wanted in (
+        "achieved by the delivered file",
+        f"{last['achieved_ms']:.3f} ms",
+        f"{latency['predicted_ms'] / last['achieved_ms']:.3f}",
+    ):
         assert wanted in text
     assert ("missed by the delivered file" in text) == (met is False)
     assert ("met by the delivered file" in text) == (met is True)
@@ -221,8 +278,15 @@ def test_export_times_every_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(latency_delivered, "SECONDS", 0.02)
     np.savez(tmp_path / "data.npz", input=INPUT.repeat(4, 1).numpy())
     plan = fxprune.plan(perceptron(), INPUT, flops=0.5, **QUIET).need("plan")
-    export(perceptron(), plan, INPUT, targets=("eager",), verify=tmp_path / "data.npz", out=tmp_path / "out",
-           on_event=lambda _: None)
+    export(
+        perceptron(),
+        plan,
+        INPUT,
+        targets=("eager",),
+        verify=tmp_path / "data.npz",
+        out=tmp_path / "out",
+        on_event=lambda _: None,
+    )
     (row,) = told(tmp_path / "out" / "eager")["rows"]
     assert (row["by"], row["dense_ms"] > 0) == ("export", True)
     assert verify(tmp_path / "out", on_event=lambda _: None)["status"] == "passed"
@@ -250,15 +314,17 @@ def test_bench_records_into_the_artefact(small: Path, dense: Path) -> None:
     assert [r["batch"] for r in told(small)["rows"]] == [1, 2, 3]
 
 
-def test_what_must_not_be_recorded_changes_nothing(small: Path, dense: Path, tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_must_not_be_recorded_changes_nothing(
+    small: Path, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = files(small)
     torch.save(perceptron(48), tmp_path / "other.pt")
     argv = ["bench", str(small), "--batch", "1", "--seconds", "0.02", "--record", "-q"]
-    for more, said in (([], "name it with --against"),
-                       (["--against", str(tmp_path / "other.pt")], "not the dense model of the artefact"),
-                       (["--against", str(small)], "not the dense model of the artefact")):
+    for more, said in (
+        ([], "name it with --against"),
+        (["--against", str(tmp_path / "other.pt")], "not the dense model of the artefact"),
+        (["--against", str(small)], "not the dense model of the artefact"),
+    ):
         assert main([*argv, *more]) == USER_ERROR
         assert said in capsys.readouterr().err.replace("\n", " ")
     one, row = Artifact.read(small), told(small)["rows"][0]
@@ -283,12 +349,17 @@ def test_lower_keeps_what_is_known_of_earlier_targets(small: Path, dense: Path) 
     second = read_valid(small)
     assert [(r["batch"], r["by"], r["dense_ms"] is None) for r in second["measured"]["rows"]] == [(4, "lower", False)]
     assert second["measured"]["target"] == "onnx"
-    assert second["earlier"] == [{"target": "eager", "payload": "model.pt2", "parity": first["parity"],
-                                  "measured": first["measured"]}]
+    assert second["earlier"] == [
+        {"target": "eager", "payload": "model.pt2", "parity": first["parity"], "measured": first["measured"]}
+    ]
     assert first["parity"]["versions"]["torch"] == torch.__version__
     text = page_of(small)
-    for wanted in ("eager: model.pt2 against the sliced graph (an earlier target, its file is not here)",
-                   "onnx: model.onnx against the sliced graph", "Earlier targets", "at batch 3, 1 thread"):
+    for wanted in (
+        "eager: model.pt2 against the sliced graph (an earlier target, its file is not here)",
+        "onnx: model.onnx against the sliced graph",
+        "Earlier targets",
+        "at batch 3, 1 thread",
+    ):
         assert wanted in text
     # back again: without the dense model the result is timed alone, and the report says so
     assert main([*argv, "--target", "eager"]) == OK
@@ -316,8 +387,9 @@ def test_lower_refuses_another_dense_model(small: Path, tmp_path: Path) -> None:
 
 
 @needs_no_gpu
-def test_lower_gives_data_to_the_check_of_float16(small: Path, tmp_path: Path,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_lower_gives_data_to_the_check_of_float16(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tame, wild = tmp_path / "tame.npz", tmp_path / "wild.npz"
     rows = INPUT.repeat(3, 1).numpy()
     np.savez(tame, input=rows)

@@ -14,15 +14,7 @@ from timing import made_up
 
 from fxprune.errors import LoadError
 from fxprune.latency_measure import counts_of, measure_table, probes_of
-from fxprune.latency_table import (
-    LatencyTable,
-    Point,
-    Setting,
-    cached_path,
-    classes,
-    fingerprint,
-    setting_of,
-)
+from fxprune.latency_table import LatencyTable, Point, Setting, cached_path, classes, fingerprint, setting_of
 from fxprune.program import Program
 
 
@@ -74,18 +66,30 @@ def test_every_circumstance_has_its_own_place(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     one = setting_of("onnx", "Some CPU @ 3.0", 8, 2)
     assert set(one.versions) <= {"torch", "onnxruntime"}
-    others = [replace(one, target="eager"), replace(one, device="other"), replace(one, batch=1),
-              replace(one, threads=1), replace(one, versions={"torch": "0"})]
+    others = [
+        replace(one, target="eager"),
+        replace(one, device="other"),
+        replace(one, batch=1),
+        replace(one, threads=1),
+        replace(one, versions={"torch": "0"}),
+    ]
     places = {cached_path(s, "abc") for s in (one, *others)} | {cached_path(one, "abd")}
     assert len(places) == 7
     assert all(p.is_relative_to(tmp_path / "fxprune" / "latency") for p in places)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"fxprune_latency": 9}, "version 9"), ({"dense_ms": -1}, "dense_ms"), ({"dense_ms": "fast"}, "dense_ms"),
-    ({"dense_ms": 0}, "positive"), ({"correction": float("nan")}, "correction"), ({"curves": []}, ""),
-    ({"setting": {"machine": 1}}, "machine"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"fxprune_latency": 9}, "version 9"),
+        ({"dense_ms": -1}, "dense_ms"),
+        ({"dense_ms": "fast"}, "dense_ms"),
+        ({"dense_ms": 0}, "positive"),
+        ({"correction": float("nan")}, "correction"),
+        ({"curves": []}, ""),
+        ({"setting": {"machine": 1}}, "machine"),
+    ],
+)
 def test_files_that_are_no_table(table: LatencyTable, tmp_path: Path, change: dict[str, Any], says: str) -> None:
     raw = {**json.loads(table.to_json()), **change}
     (tmp_path / "t.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -94,10 +98,15 @@ def test_files_that_are_no_table(table: LatencyTable, tmp_path: Path, change: di
     assert says in error.value.why
 
 
-@pytest.mark.parametrize(("points", "says"), [
-    ([{"count": 3, "ratio": -0.5}], "ratio"), ([{"count": 10**6, "ratio": 0.5}], "below its size"),
-    ([{"count": 2, "ratio": 0.5}, {"count": 1, "ratio": 0.4}], "ascending"), ([{"ratio": 1}], "count"),
-])
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ([{"count": 3, "ratio": -0.5}], "ratio"),
+        ([{"count": 10**6, "ratio": 0.5}], "below its size"),
+        ([{"count": 2, "ratio": 0.5}, {"count": 1, "ratio": 0.4}], "ascending"),
+        ([{"ratio": 1}], "count"),
+    ],
+)
 def test_points_that_make_no_sense(table: LatencyTable, tmp_path: Path, points: list[Any], says: str) -> None:
     raw = json.loads(table.to_json())
     next(iter(raw["curves"].values()))["points"] = points
@@ -143,8 +152,9 @@ def test_only_what_is_asked_for_and_not_yet_known_is_measured(vit: Program, monk
     assert first == 2  # one and two of three heads
     assert kept[-1] == heads
     assert {c.kind for c in both.curves.values() if c.points} == {"head", "ffn"}
-    assert [c for c in both.curves.values() if c.kind == "head"] == [c for c in heads.curves.values()
-                                                                    if c.kind == "head"]
+    assert [c for c in both.curves.values() if c.kind == "head"] == [
+        c for c in heads.curves.values() if c.kind == "head"
+    ]
     assert again == replace(both, date=again.date)
     total = sum(len(c.points) for c in both.curves.values())
     assert FakeClock.read_so_far == total

@@ -78,8 +78,16 @@ def another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Machin
 
 def options(data: Digits, **more: Any) -> dict[str, Any]:
     images = [data.train_images[:16], data.train_images[16:32]]
-    return {"data": images, "importance": "l2", "recover": "none", "prune": "heads,ffn,tokens", "align": 1,
-            "tokens": "tome{schedule=constant}", "on_event": lambda event: None, **more}
+    return {
+        "data": images,
+        "importance": "l2",
+        "recover": "none",
+        "prune": "heads,ffn,tokens",
+        "align": 1,
+        "tokens": "tome{schedule=constant}",
+        "on_event": lambda event: None,
+        **more,
+    }
 
 
 def planning(data: Digits, **more: Any) -> dict[str, Any]:
@@ -122,8 +130,9 @@ def test_few_schedules_are_measured_and_all_of_them_can_be_had(program: Program,
     assert len({sum(r > 0 for r in removed) for removed in found}) > 1  # few ops, and one at every site
 
 
-def test_rows_are_measured_once_per_reducer_and_come_back(program: Program, table: LatencyTable,
-                                                          tmp_path: Path) -> None:
+def test_rows_are_measured_once_per_reducer_and_come_back(
+    program: Program, table: LatencyTable, tmp_path: Path
+) -> None:
     table.write(tmp_path / "t.json")
     assert LatencyTable.read(tmp_path / "t.json") == table
     curve = table.tokens["tome"]
@@ -136,10 +145,16 @@ def test_rows_are_measured_once_per_reducer_and_come_back(program: Program, tabl
     assert FakeClock.read_so_far == len(more.tokens["random"].points)
 
 
-@pytest.mark.parametrize(("point", "says"), [
-    ({"removed": [1, 2]}, "does not fit"), ({"removed": [9, 4, 3]}, "does not fit"),
-    ({"removed": [-1, 0, 2]}, "does not fit"), ({"ratio": float("inf")}, "no time"), ({"removed": 3}, ""),
-])
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [
+        ({"removed": [1, 2]}, "does not fit"),
+        ({"removed": [9, 4, 3]}, "does not fit"),
+        ({"removed": [-1, 0, 2]}, "does not fit"),
+        ({"ratio": float("inf")}, "no time"),
+        ({"removed": 3}, ""),
+    ],
+)
 def test_token_rows_that_make_no_sense(table: LatencyTable, tmp_path: Path, point: dict[str, Any], says: str) -> None:
     raw = json.loads(table.to_json())
     raw["tokens"]["tome"]["points"][0] |= point
@@ -165,8 +180,9 @@ def test_an_old_table_is_one_of_widths_alone(program: Program, table: LatencyTab
     assert "it knows tome" in error.value.why
 
 
-def test_a_table_of_widths_is_refused_where_tokens_are_asked_for(trained: DigitsViT, digit_data: Digits,
-                                                                 tmp_path: Path) -> None:
+def test_a_table_of_widths_is_refused_where_tokens_are_asked_for(
+    trained: DigitsViT, digit_data: Digits, tmp_path: Path
+) -> None:
     x, widths = digit_data.test_images[:2], options(digit_data, prune="heads,ffn", tokens=None)
     fxprune.compile(trained, x, latency=0.8, out=tmp_path / "a", **widths)
     count = FakeClock.read_so_far
@@ -228,6 +244,7 @@ def test_more_tokens_never_take_less_time(program: Program, table: LatencyTable,
 
 def test_a_machine_on_which_tokens_save_little_is_believed(program: Program) -> None:
     """Half of the time of products is reading weights, which does not go with rows."""
+
     def time(one: Program) -> float:
         rows = machine(norm=0.0, op=1.0)(one)
         weights = sum(t.numel() for t in one.exported.state_dict.values() if t.dim() == 2)
@@ -243,8 +260,13 @@ def test_a_machine_on_which_tokens_save_little_is_believed(program: Program) -> 
 
 # ---------------------------------------------------------------- decisions
 def test_one_ledger_of_time_is_met_and_told(trained: DigitsViT, digit_data: Digits, tmp_path: Path) -> None:
-    made = fxprune.compile(trained, digit_data.test_images[:2], latency=0.7, out=tmp_path / "a", **options(
-        digit_data, tokens="tome{schedule=constant,share=0.5}"))
+    made = fxprune.compile(
+        trained,
+        digit_data.test_images[:2],
+        latency=0.7,
+        out=tmp_path / "a",
+        **options(digit_data, tokens="tome{schedule=constant,share=0.5}"),
+    )
     told = json.loads((tmp_path / "a" / "report.json").read_text(encoding="utf-8"))["latency"]
     first = told["rounds"][0]
     assert first["predicted_ms"] == pytest.approx(first["achieved_ms"], rel=0.03)
@@ -262,8 +284,9 @@ def test_one_ledger_of_time_is_met_and_told(trained: DigitsViT, digit_data: Digi
     assert saved - beside == pytest.approx(told["dense_ms"] - told["predicted_ms"], rel=0.02)
 
 
-def test_the_share_is_decided_by_what_ops_take(trained: DigitsViT, digit_data: Digits,
-                                               another: Callable[[Machine], None]) -> None:
+def test_the_share_is_decided_by_what_ops_take(
+    trained: DigitsViT, digit_data: Digits, another: Callable[[Machine], None]
+) -> None:
     """Where an op takes more time than it saves, tokens stay, though in MACs they would go."""
     x = digit_data.test_images[:2]
     cheap = fxprune.plan(trained, x, latency=0.75, **planning(digit_data)).need("plan").tokens
@@ -279,8 +302,9 @@ def test_the_share_is_decided_by_what_ops_take(trained: DigitsViT, digit_data: D
     assert "of the dense latency stay" in error.value.why
 
 
-def test_ops_that_take_long_go_to_fewer_sites(trained: DigitsViT, digit_data: Digits,
-                                              another: Callable[[Machine], None]) -> None:
+def test_ops_that_take_long_go_to_fewer_sites(
+    trained: DigitsViT, digit_data: Digits, another: Callable[[Machine], None]
+) -> None:
     """One op saves more than two do: the constant schedule over all sites does not reach the budget."""
     another(machine(op=60.0))
     made = fxprune.plan(trained, digit_data.test_images[:2], latency=0.85, **planning(digit_data, prune="tokens"))
@@ -289,8 +313,9 @@ def test_ops_that_take_long_go_to_fewer_sites(trained: DigitsViT, digit_data: Di
     assert len(tokens.removed) == 1
 
 
-def test_a_miss_is_corrected_and_the_table_replays_it(trained: DigitsViT, digit_data: Digits, tmp_path: Path,
-                                                      another: Callable[[Machine], None]) -> None:
+def test_a_miss_is_corrected_and_the_table_replays_it(
+    trained: DigitsViT, digit_data: Digits, tmp_path: Path, another: Callable[[Machine], None]
+) -> None:
     """A plan of both saves a third less than the table says."""
     honest, widths = machine(), {int(t.numel()) for t in trained.state_dict().values() if t.dim() == 2}
 
@@ -319,8 +344,9 @@ def test_a_miss_is_corrected_and_the_table_replays_it(trained: DigitsViT, digit_
 
 def test_other_budgets_say_what_to_expect_with_tokens(trained: DigitsViT, digit_data: Digits) -> None:
     x = digit_data.test_images[:2]
-    made = fxprune.compile(trained, x, flops=0.6, expect_latency=True, **options(
-        digit_data, tokens="tome{schedule=constant,share=0.5}"))
+    made = fxprune.compile(
+        trained, x, flops=0.6, expect_latency=True, **options(digit_data, tokens="tome{schedule=constant,share=0.5}")
+    )
     told = made.report["latency"]
     assert told["target"] is None
     assert told["achieved_ms"] is None
@@ -331,6 +357,7 @@ def test_other_budgets_say_what_to_expect_with_tokens(trained: DigitsViT, digit_
 def test_a_model_without_tokens_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 16)).eval()
     with pytest.raises(NothingToPrune, match="tokens cannot be reduced"):
-        fxprune.compile(model, torch.randn(2, 16), latency=0.5, prune="ffn,tokens", importance="l2",
-                        on_event=lambda event: None)
+        fxprune.compile(
+            model, torch.randn(2, 16), latency=0.5, prune="ffn,tokens", importance="l2", on_event=lambda event: None
+        )
     assert FakeClock.read_so_far == 0

@@ -51,8 +51,12 @@ def test_laws(name: str) -> None:
         result = sliced(program, plan)
         sliced_equals_masked(program, plan, result)
         cost_is_counted(program, plan, result)
-        cost = CostModel(program)({g.axis: len(plan.choices[g.name].keep) for g in program.need("groups")
-                                   if g.name in plan.choices}).flops / CostModel(program)().flops
+        cost = (
+            CostModel(program)(
+                {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+            ).flops
+            / CostModel(program)().flops
+        )
         assert cost <= before
         before = cost
     result = sliced(program, random_plan(program, ALL_KINDS, 0.5, seed=1))

@@ -20,19 +20,36 @@ def groups(**limits: object) -> dict[str, PruneGroup]:
     return {g.name: g for g in program.need("groups")}
 
 
-@pytest.mark.parametrize(("given", "plain", "patterns"), [
-    (None, None, ()), (8, 8.0, ()), ("8", 8.0, ()), ("0.1,*.ffn=0.3", 0.1, ("*.ffn=0.3",)),
-    ([0.1, "a=0.2", 0.4], 0.4, ("a=0.2",)), ((), None, ()), ("blocks.[01].*=0.5", None, ("blocks.[01].*=0.5",)),
-])
+@pytest.mark.parametrize(
+    ("given", "plain", "patterns"),
+    [
+        (None, None, ()),
+        (8, 8.0, ()),
+        ("8", 8.0, ()),
+        ("0.1,*.ffn=0.3", 0.1, ("*.ffn=0.3",)),
+        ([0.1, "a=0.2", 0.4], 0.4, ("a=0.2",)),
+        ((), None, ()),
+        ("blocks.[01].*=0.5", None, ("blocks.[01].*=0.5",)),
+    ],
+)
 def test_numbers_and_patterns_are_told_apart(given: object, plain: float | None, patterns: tuple[str, ...]) -> None:
     assert per_pattern(given, "--floor") == (plain, patterns)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("align", "floor", "message"), [
-    ("many", 0.1, "--align many"), ("*.ffn=x", 0.1, "cannot be read"), ("*.ffn=0", 0.1, "at least 1"),
-    ("*.ffn=2.5", 0.1, "whole number"), (2.5, 0.1, "whole number"), (None, "ffn=1.5", "between 0 and 1"),
-    (None, -0.1, "between 0 and 1"), (None, "=", "cannot be read"), (None, "nan", "between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    ("align", "floor", "message"),
+    [
+        ("many", 0.1, "--align many"),
+        ("*.ffn=x", 0.1, "cannot be read"),
+        ("*.ffn=0", 0.1, "at least 1"),
+        ("*.ffn=2.5", 0.1, "whole number"),
+        (2.5, 0.1, "whole number"),
+        (None, "ffn=1.5", "between 0 and 1"),
+        (None, -0.1, "between 0 and 1"),
+        (None, "=", "cannot be read"),
+        (None, "nan", "between 0 and 1"),
+    ],
+)
 def test_what_is_no_limit_is_refused_before_anything_runs(align: object, floor: object, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Limits(align, floor).find_groups(8)  # type: ignore[arg-type]
@@ -64,9 +81,9 @@ def test_a_share_is_a_promise_rounded_up() -> None:
     assert kept / 96 >= 0.26
 
 
-@pytest.mark.parametrize("pattern", [
-    MLP, "blocks.1.mlp.0.ffn", "*.ffn", "blocks.1.mlp", "blocks.*.mlp", "blocks.1", "ffn",
-])
+@pytest.mark.parametrize(
+    "pattern", [MLP, "blocks.1.mlp.0.ffn", "*.ffn", "blocks.1.mlp", "blocks.*.mlp", "blocks.1", "ffn"]
+)
 def test_names_of_groups_modules_and_kinds_are_patterns(pattern: str) -> None:
     assert named_by(groups()[MLP], pattern)
     assert named_by(groups()[HEADS], pattern) == (pattern == "blocks.1")
@@ -85,8 +102,16 @@ def test_a_pattern_that_names_nothing_that_may_be_cut_is_an_error(option: str) -
 def test_limits_hold_in_the_result_and_over_rounds() -> None:
     model, data = tiny_vit().eval(), [torch.randn(8, 1, 8, 8)]
     for rounds in (1, 2):
-        made = fxprune.compile(model, data=data, flops=0.6, importance="fisher", recover="none", rounds=rounds,
-                               floor=["blocks.1.mlp=0.75"], align=["*.ffn=16"])
+        made = fxprune.compile(
+            model,
+            data=data,
+            flops=0.6,
+            importance="fisher",
+            recover="none",
+            rounds=rounds,
+            floor=["blocks.1.mlp=0.75"],
+            align=["*.ffn=16"],
+        )
         choices = made.plan.choices
         assert all(len(c.keep) % 16 == 0 for c in choices.values() if c.kind == "ffn")
         assert MLP not in choices or len(choices[MLP].keep) >= 72

@@ -50,10 +50,7 @@ def test_a_module_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("text", "shapes", "dtypes"),
-    [
-        ("1x3x8x8", [(2, 3, 8, 8)], [torch.float32]),
-        ("4x3x8x8:float16", [(4, 3, 8, 8)], [torch.float16]),
-    ],
+    [("1x3x8x8", [(2, 3, 8, 8)], [torch.float32]), ("4x3x8x8:float16", [(4, 3, 8, 8)], [torch.float16])],
 )
 def test_input_text_gives_shapes_types_and_a_batch_of_two(
     text: str, shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]

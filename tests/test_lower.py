@@ -60,7 +60,8 @@ def test_an_artefact_gets_another_target_in_place(small: Path) -> None:
 
 @needs_no_gpu
 def test_without_the_tools_the_exit_code_is_4_and_the_message_says_how_to_go_on(
-        small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "other" / "engine"
     assert main(["lower", str(small), "--target", "trt{dtype=fp16}", "--out", str(out), "--json"]) == 4
     said = capsys.readouterr()
@@ -85,8 +86,21 @@ def test_without_the_tools_the_exit_code_is_4_and_the_message_says_how_to_go_on(
 @needs_no_gpu
 def test_compile_ends_with_4_as_well(tmp_path: Path) -> None:
     torch.save(perceptron(), tmp_path / "model.pt")
-    code = main(["compile", str(tmp_path / "model.pt"), "--input", "2x8", "--params", "0.6", "-q", "--target",
-                 "inductor{device=cuda}", "--out", str(tmp_path / "out")])
+    code = main(
+        [
+            "compile",
+            str(tmp_path / "model.pt"),
+            "--input",
+            "2x8",
+            "--params",
+            "0.6",
+            "-q",
+            "--target",
+            "inductor{device=cuda}",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     assert code == 4
     assert report_of(tmp_path / "out")["payload"] == "model.pt2"
     assert fxprune.load(tmp_path / "out")(torch.randn(3, 8)).shape == (3, 8)
@@ -112,8 +126,11 @@ def test_the_picture_of_merged_tokens_comes_along(tmp_path: Path) -> None:
 
 def test_what_cannot_be_lowered_leaves_the_artefact_alone(small: Path) -> None:
     before = {p.name: p.read_bytes() for p in small.iterdir()}
-    for target, said in (("onxx", "unknown target 'onxx'"), ("onnx{opset=23}", "opset 23"),
-                         ("trt{shapes=length:1:2:3}", "no open size 'length'")):
+    for target, said in (
+        ("onxx", "unknown target 'onxx'"),
+        ("onnx{opset=23}", "opset 23"),
+        ("trt{shapes=length:1:2:3}", "no open size 'length'"),
+    ):
         with pytest.raises(OptionError, match=said):
             fxprune.lower(small, target=target)
     with pytest.raises(OptionError, match="the artefact itself"):

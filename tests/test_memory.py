@@ -78,8 +78,9 @@ def test_what_runs_through_one_sample_counts_values_and_no_views() -> None:
 
 
 @pytest.mark.parametrize(("room", "sizes"), [(64, [20, 20, 20, 4]), (20, [20, 20, 20, 4]), (7, [7, 7, 6] * 3 + [4])])
-def test_a_batch_on_its_way_fits_the_budget(room: int, sizes: list[int], trained: DigitsViT,
-                                            digit_data: Digits) -> None:
+def test_a_batch_on_its_way_fits_the_budget(
+    room: int, sizes: list[int], trained: DigitsViT, digit_data: Digits
+) -> None:
     program, data = capture(trained, (digit_data.test_images[:2],)), calibration(digit_data, 64, 20)
     assert memory.in_flight(program, data) is data
     with memory.within(2 * 3 * memory.through(program) * room):
@@ -118,10 +119,10 @@ def test_what_counts_as_a_lack_of_memory() -> None:
 
 
 def test_a_batch_that_is_too_large_is_halved_and_the_scores_are_the_same(
-        trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The allocator refuses batches of more than eight samples: fisher's sums do not depend on the batching."""
-    options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher",
-                               "recover": "none"}
+    options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher", "recover": "none"}
     want = fxprune.compile(trained, digit_data.test_images[:2], **options)
     told: list[Event] = []
     real = TappedRun.forward
@@ -139,36 +140,54 @@ def test_a_batch_that_is_too_large_is_halved_and_the_scores_are_the_same(
     assert got.report["pipeline"].count("score-groups") == 1
 
 
-def test_a_command_within_a_budget_runs_small_batches(trained: DigitsViT, digit_data: Digits,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_within_a_budget_runs_small_batches(
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fisher's sums do not depend on the batching."""
     sizes: list[int] = []
     real = TappedRun.forward
     monkeypatch.setattr(TappedRun, "forward", lambda self: (sizes.append(self.samples), real(self))[1])
-    options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher",
-                               "recover": "none", "on_event": lambda _: None}
+    options: dict[str, Any] = {
+        "flops": 0.6,
+        "data": calibration(digit_data),
+        "importance": "fisher",
+        "recover": "none",
+        "on_event": lambda _: None,
+    }
     room = 2 * 3 * memory.through(capture(trained, (digit_data.test_images[:2],))) * 8
     want, got = (fxprune.compile(trained, digit_data.test_images[:2], memory=m, **options) for m in (None, room))
     assert sizes == [32] * 2 + [8] * 8
     assert {n: c.keep for n, c in got.plan.choices.items()} == {n: c.keep for n, c in want.plan.choices.items()}
 
 
-def test_where_one_sample_does_not_fit_it_says_so(trained: DigitsViT, digit_data: Digits,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_one_sample_does_not_fit_it_says_so(
+    trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(Fisher, "assess", refuse)
     with pytest.raises(FxpruneError, match="memory ran out") as caught:
-        fxprune.compile(trained, digit_data.test_images[:2], flops=0.6, data=calibration(digit_data, 4, 2),
-                        importance="fisher", recover="none", on_event=lambda _: None)
+        fxprune.compile(
+            trained,
+            digit_data.test_images[:2],
+            flops=0.6,
+            data=calibration(digit_data, 4, 2),
+            importance="fisher",
+            recover="none",
+            on_event=lambda _: None,
+        )
     assert "fewer --samples" in str(caught.value)
 
 
 def test_recovery_sees_what_fits(trained: DigitsViT, digit_data: Digits) -> None:
     whole = memory.alive(capture(trained, (digit_data.test_images[:2],)))
-    options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher",
-                               "recover": "ridge"}
+    options: dict[str, Any] = {
+        "flops": 0.6,
+        "data": calibration(digit_data),
+        "importance": "fisher",
+        "recover": "ridge",
+    }
     for amount, samples in ((None, 64), (2**20, max(1, 2**19 // (2 * whole)))):
         made = fxprune.compile(trained, digit_data.test_images[:2], memory=amount, **options)
         assert abs(made.report["recovery"]["samples"] - samples) <= 0.2 * samples
@@ -183,14 +202,28 @@ def test_jobs_after_a_change_of_data_are_not_kept_under_the_old_name() -> None:
         assert run_jobs("x", 2, lambda i: {"v": torch.tensor(i)})[1]["v"] == 1
 
 
-@pytest.mark.parametrize("options", [{"importance": "taylor"}, {"importance": "trajectory{probes=1}"}, {
-    "importance": "fisher", "recover": "auto"}, {"blocks": "16x16", "importance": "lsp"}, {"importance": "obs"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"importance": "taylor"},
+        {"importance": "trajectory{probes=1}"},
+        {"importance": "fisher", "recover": "auto"},
+        {"blocks": "16x16", "importance": "lsp"},
+        {"importance": "obs"},
+    ],
+)
 def test_a_model_that_is_gone_is_gone(options: dict[str, Any], digit_data: Digits) -> None:
     """Hooks on gradients hold what they close over where no garbage collector looks."""
     model = tiny_vit().eval()
     gone = weakref.ref(next(model.parameters()))
-    made = fxprune.compile(model, digit_data.test_images[:2], flops=0.6, data=calibration(digit_data, 32, 16),
-                           on_event=lambda _: None, **{"recover": "none", **options})
+    made = fxprune.compile(
+        model,
+        digit_data.test_images[:2],
+        flops=0.6,
+        data=calibration(digit_data, 32, 16),
+        on_event=lambda _: None,
+        **{"recover": "none", **options},
+    )
     del model, made
     gc.collect()
     assert gone() is None

@@ -28,14 +28,17 @@ def test_labels_and_outputs_say_which_metric() -> None:
     assert choose(LOGITS, None, "cosine") == ("cosine", "logits")
 
 
-@pytest.mark.parametrize(("outputs", "labels", "wanted", "says"), [
-    (LOGITS, None, "top1", "no labels"),
-    (LOGITS, torch.zeros(6, dtype=torch.long), "agreement", "has labels"),
-    (LOGITS, None, "top5", "known"),
-    (LOGITS, torch.randn(6), "auto", "no metric fits"),
-    (LOGITS, torch.zeros(6, dtype=torch.long), "miou", "no metric fits"),
-    ({"ids": torch.zeros(6, dtype=torch.long)}, None, "auto", "no metric fits"),
-])
+@pytest.mark.parametrize(
+    ("outputs", "labels", "wanted", "says"),
+    [
+        (LOGITS, None, "top1", "no labels"),
+        (LOGITS, torch.zeros(6, dtype=torch.long), "agreement", "has labels"),
+        (LOGITS, None, "top5", "known"),
+        (LOGITS, torch.randn(6), "auto", "no metric fits"),
+        (LOGITS, torch.zeros(6, dtype=torch.long), "miou", "no metric fits"),
+        ({"ids": torch.zeros(6, dtype=torch.long)}, None, "auto", "no metric fits"),
+    ],
+)
 def test_what_does_not_fit_is_an_error(
     outputs: dict[str, Tensor], labels: Tensor | None, wanted: str, says: str
 ) -> None:

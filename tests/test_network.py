@@ -31,14 +31,32 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return tried
 
 
-def test_compile_load_and_bench_stay_on_this_machine(offline: list[Any], tmp_path: Path, trained: DigitsViT,
-                                                     digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_load_and_bench_stay_on_this_machine(
+    offline: list[Any], tmp_path: Path, trained: DigitsViT, digit_data: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(trained, "model.pt")
     np.savez("data.npz", x=digit_data.train_images[:32].numpy(), y=digit_data.train_labels[:32].numpy())
     common = ["--input", "2x1x8x8", "--trust-pickle"]
-    assert main(["compile", "model.pt", *common, "--flops", "0.6", "--target", "onnx", "--data", "data.npz", "--out",
-                 "small", "-q"]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                "model.pt",
+                *common,
+                "--flops",
+                "0.6",
+                "--target",
+                "onnx",
+                "--data",
+                "data.npz",
+                "--out",
+                "small",
+                "-q",
+            ]
+        )
+        == OK
+    )
     assert main(["bench", "small", "--batch", "1", "--seconds", "0.2", "-q"]) == OK
     assert main(["inspect", "timm:test_vit", "-q"]) == OK  # no pretrained weights here: said, not fetched
     assert not offline

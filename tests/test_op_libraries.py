@@ -57,8 +57,10 @@ class Behind(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("model", "example"), [
-    (Experts(), torch.randn(6, 8)), (Experts(never=2), torch.randn(6, 8)), (Behind(), torch.randn(6, 3))])
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [(Experts(), torch.randn(6, 8)), (Experts(never=2), torch.randn(6, 8)), (Behind(), torch.randn(6, 3))],
+)
 def test_grouped_products_become_one_product_per_expert(model: nn.Module, example: Tensor, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     program = capture(model.eval(), (example,))
@@ -73,18 +75,31 @@ def test_grouped_products_become_one_product_per_expert(model: nn.Module, exampl
 
 
 def test_a_fresh_process_loads_what_calls_them(tmp_path: Path) -> None:
-    made = fxprune.compile(Experts().eval(), torch.randn(6, 8), flops=0.75, importance="l2", align=1,
-                           out=tmp_path / "small", seconds=0, on_event=lambda _: None)
+    made = fxprune.compile(
+        Experts().eval(),
+        torch.randn(6, 8),
+        flops=0.75,
+        importance="l2",
+        align=1,
+        out=tmp_path / "small",
+        seconds=0,
+        on_event=lambda _: None,
+    )
     assert foreign_ops(made.program.exported) == [NAME]
     (note,) = [n for n in made.report["notes"] if "model.pt2 calls" in n]
     assert NAME in note
     assert "import transformers.integrations.moe" in note
     x = torch.randn(5, 8)
     torch.save(x, tmp_path / "x.pt")
-    code = ("import sys, torch, fxprune; assert 'transformers' not in sys.modules; m = fxprune.load(sys.argv[1]); "
-            "torch.save(m(torch.load(sys.argv[2])), sys.argv[3])")
-    subprocess.run([sys.executable, "-c", code, *map(str, (tmp_path / "small", tmp_path / "x.pt", tmp_path / "y.pt"))],
-                   check=True, timeout=180)
+    code = (
+        "import sys, torch, fxprune; assert 'transformers' not in sys.modules; m = fxprune.load(sys.argv[1]); "
+        "torch.save(m(torch.load(sys.argv[2])), sys.argv[3])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, (tmp_path / "small", tmp_path / "x.pt", tmp_path / "y.pt"))],
+        check=True,
+        timeout=180,
+    )
     assert torch.equal(torch.load(tmp_path / "y.pt"), made.module(x))
 
 

@@ -37,10 +37,15 @@ def test_text_that_is_no_option_is_refused(text: str) -> None:
         parse(text, "--importance")
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"cuont": "3"}, "did you mean 'count'"), ({"count": "3.5"}, "expected int"), ({"raw": "perhaps"}, "expected bool"),
-    ({"data": "x"}, "no option 'data'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cuont": "3"}, "did you mean 'count'"),
+        ({"count": "3.5"}, "expected int"),
+        ({"raw": "perhaps"}, "expected bool"),
+        ({"data": "x"}, "no option 'data'"),
+    ],
+)
 def test_wrong_options_name_what_was_expected(options: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         build(Sample, options, "sample", "here")

@@ -26,7 +26,7 @@ PAGES = pages()
 
 # a word of the page -> what stands in its place here
 SMALLER = {
-    "timm:vit_small_patch16_224": "timm:test_vit",  # timm's own small one, at 160 pixels
+    "timm:vit_small_patch16_224": "timm:test_vit"  # timm's own small one, at 160 pixels
 }
 TOGETHER = "fxprune compile ./my-bert --flops 0.5 --data train.csv"  # stands behind torchrun
 # a part of a command -> why it is not run here, and which test file runs what it does
@@ -41,20 +41,19 @@ NOT_RUN = {
     TOGETHER: ("torchrun starts processes", "tests/test_ranks.py"),
 }
 # lines of shell blocks that are no commands of fxprune, and what runs them
-OTHER = {
-    "pip install .": "tools/release",
-    'pip install -e ".[test]"': ".ci/run",
-    "python -m pytest -n 2": ".ci/run",
-}
+OTHER = {"pip install .": "tools/release", 'pip install -e ".[test]"': ".ci/run", "python -m pytest -n 2": ".ci/run"}
 WORDS = ["a", "the", "film", "plot", "was", "good", "bad", "dull", "fine", "slow", "bright", "and", "but", "not"]
 
 
 def network() -> nn.Module:
     """A block of attention and MLP from classes of torch: such a pickle loads without being trusted."""
     torch.manual_seed(0)
-    block = nn.Sequential(OrderedDict(
-        attn=nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True),
-        mlp=nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))))
+    block = nn.Sequential(
+        OrderedDict(
+            attn=nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True),
+            mlp=nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)),
+        )
+    )
     return nn.Sequential(OrderedDict(blocks=nn.Sequential(block), head=nn.Linear(16, 5)))
 
 
@@ -63,9 +62,17 @@ def save_bert(folder: str, seed: int) -> None:
 
     torch.manual_seed(seed)
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    transformers.BertForSequenceClassification(transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=len(known),
-        max_position_embeddings=32, num_labels=2)).save_pretrained(folder)
+    transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=64,
+            vocab_size=len(known),
+            max_position_embeddings=32,
+            num_labels=2,
+        )
+    ).save_pretrained(folder)
     vocabulary = Path(folder, "vocab.txt")
     vocabulary.write_text("\n".join(known) + "\n")
     transformers.BertTokenizer(str(vocabulary)).save_pretrained(folder)
@@ -91,8 +98,9 @@ def save_vit(path: str) -> None:
     import timm
 
     torch.manual_seed(0)
-    model = timm.models.VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2,
-                                          num_classes=2)
+    model = timm.models.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2, num_classes=2
+    )
     torch.save(model.eval(), path)
 
 
@@ -147,8 +155,13 @@ def to_run(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [name for name, commands in PAGES.items() if commands])
-def test_the_commands_of_a_page_run(page: str, files: dict[str, bytes], tmp_path: Path,
-                                    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_a_page_run(
+    page: str,
+    files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, content in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,8 +186,9 @@ def test_most_commands_are_run() -> None:
 
 def test_every_line_of_a_shell_block_is_accounted_for() -> None:
     blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-    lines = [part.strip() for block in blocks for line in block.splitlines()
-             for part in line.partition("  #")[0].split("&&")]
+    lines = [
+        part.strip() for block in blocks for line in block.splitlines() for part in line.partition("  #")[0].split("&&")
+    ]
     for line in filter(None, lines):
         assert re.match(r"fxprune [a-z]|torchrun .* -m fxprune [a-z]", line) or line in OTHER, line
     for line, where in OTHER.items():

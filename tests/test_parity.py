@@ -43,20 +43,26 @@ def test_small_differences_pass_and_are_measured() -> None:
     assert differ(torch.zeros(2), torch.zeros(2)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize(("got", "want", "said"), [
-    (torch.tensor([1.0, 2.1]), torch.tensor([1.0, 2.0]),
-     r"relative error 5.00e-02 .* index \[1\] \(got 2.1, expected 2\)"),
-    (torch.tensor([1.0, NAN]), torch.tensor([1.0, 2.0]), "NaN or infinity at 1 places"),
-    (torch.tensor([1.0, 2.0]), torch.tensor([1.0, NAN]), "NaN or infinity"),
-    (torch.tensor([1.0, INF]), torch.tensor([1.0, -INF]), "NaN or infinity"),
-    (torch.tensor([1.0, NAN]), torch.tensor([1.0, INF]), "NaN or infinity"),
-    (torch.tensor([1, 2]), torch.tensor([1, 3]), "1 of 2 torch.int64 values differ"),
-    (torch.tensor([True]), torch.tensor([False]), "1 of 1 torch.bool"),
-    (torch.tensor([1], dtype=torch.int32), torch.tensor([1]), "dtype torch.int32"),
-    (torch.ones(2, 1), torch.ones(1, 2), "another shape"),
-    (torch.tensor([NAN]), torch.tensor([NAN]), "returns only NaN"),
-    (torch.tensor([1e-3]), torch.tensor([0.0]), "relative error 1.00e-03"),
-])
+@pytest.mark.parametrize(
+    ("got", "want", "said"),
+    [
+        (
+            torch.tensor([1.0, 2.1]),
+            torch.tensor([1.0, 2.0]),
+            r"relative error 5.00e-02 .* index \[1\] \(got 2.1, expected 2\)",
+        ),
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, 2.0]), "NaN or infinity at 1 places"),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, NAN]), "NaN or infinity"),
+        (torch.tensor([1.0, INF]), torch.tensor([1.0, -INF]), "NaN or infinity"),
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, INF]), "NaN or infinity"),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), "1 of 2 torch.int64 values differ"),
+        (torch.tensor([True]), torch.tensor([False]), "1 of 1 torch.bool"),
+        (torch.tensor([1], dtype=torch.int32), torch.tensor([1]), "dtype torch.int32"),
+        (torch.ones(2, 1), torch.ones(1, 2), "another shape"),
+        (torch.tensor([NAN]), torch.tensor([NAN]), "returns only NaN"),
+        (torch.tensor([1e-3]), torch.tensor([0.0]), "relative error 1.00e-03"),
+    ],
+)
 def test_every_difference_is_named(got: Tensor, want: Tensor, said: str) -> None:
     with pytest.raises(VerifyError, match=said) as caught:
         differ(got, want)
@@ -80,10 +86,14 @@ def test_outputs_are_named_by_their_keys_and_never_like_an_input() -> None:
     assert len(eager(program.exported)(sample_inputs(program))) == len(names)
 
 
-@pytest.mark.parametrize(("result", "names"), [
-    (lambda x: x + 1, ["output"]), (lambda x: (x + 1, x + 2), ["output_0", "output_1"]),
-    (lambda x: [x + 1, {"a": x}], ["output_0", "output_1_a"]),
-])
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        (lambda x: x + 1, ["output"]),
+        (lambda x: (x + 1, x + 2), ["output_0", "output_1"]),
+        (lambda x: [x + 1, {"a": x}], ["output_0", "output_1_a"]),
+    ],
+)
 def test_outputs_without_keys_are_counted(result, names) -> None:  # type: ignore[no-untyped-def]
     class Model(nn.Module):
         def forward(self, x: Tensor) -> object:
@@ -222,8 +232,25 @@ def test_artefacts_say_that_of_themselves(tmp_path: Path, capsys: pytest.Capture
     torch.export.save(torch.export.export(model, (torch.randn(2, 4),)), tmp_path / "blind.pt2")
     for name, said in (("model.pt", False), ("blind.pt2", True)):
         out = tmp_path / f"small-{name}"
-        assert main(["compile", str(tmp_path / name), "--input", "2x4", "--flops", "0.6", "--align", "1", "--seconds",
-                     "0", "--out", str(out)]) == 0
+        assert (
+            main(
+                [
+                    "compile",
+                    str(tmp_path / name),
+                    "--input",
+                    "2x4",
+                    "--flops",
+                    "0.6",
+                    "--align",
+                    "1",
+                    "--seconds",
+                    "0",
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
         words = "output 'logits' was the same for every input tried"
         assert (words in " ".join(capsys.readouterr().err.split())) == said
         assert (words in unescape((out / "report.html").read_text(encoding="utf-8"))) == said

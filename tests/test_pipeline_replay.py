@@ -25,27 +25,70 @@ from fxprune.pipeline_text import read_pipeline
 # ------------------------------------------------------------ compile, and compile again by the text
 
 RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "rounds": ("feet", {"flops": 0.4, "rounds": 3, "importance": "fisher", "align": 1, "data": True},
-               ("budget=flops=0.736806", "start-round,recover{method=ridge},slice-axes", "find-groups{inherit=true}",
-                "budget=flops=0.4},rank-within,search-plan{budget=flops=0.4},join-rounds,recover,slice-axes")),
-    "rounds within limits": ("feet", {"params": 3000, "rounds": 2, "importance": "random", "seed": 3, "align": 4,
-                                      "floor": ["*.ffn=0.25"], "freeze": ["4*"]},
-                             ("budget=params=3000", "find-groups{freeze=[4*],inherit=true}")),
-    "joint": ("vit", {"flops": 0.6, "prune": "heads,ffn,tokens", "tokens": "tome{schedule=optin,share=0.5,seen=16}",
-                      "importance": "l2", "data": True},
-              ("find-token-sites", "plan-tokens{counts=[", "search-plan{budget=flops=0.6,kinds=[head kv ffn]},recover",
-               "recover,merge-tokens,propagate-axes,find-groups,slice-axes")),
-    "tokens alone": ("vit", {"flops": 0.8, "prune": "tokens", "tokens": "tome{schedule=constant}", "data": True},
-                     ("plan-tokens{counts=[4 4],budget=flops=0.8},recover,merge-tokens",)),
+    "rounds": (
+        "feet",
+        {"flops": 0.4, "rounds": 3, "importance": "fisher", "align": 1, "data": True},
+        (
+            "budget=flops=0.736806",
+            "start-round,recover{method=ridge},slice-axes",
+            "find-groups{inherit=true}",
+            "budget=flops=0.4},rank-within,search-plan{budget=flops=0.4},join-rounds,recover,slice-axes",
+        ),
+    ),
+    "rounds within limits": (
+        "feet",
+        {
+            "params": 3000,
+            "rounds": 2,
+            "importance": "random",
+            "seed": 3,
+            "align": 4,
+            "floor": ["*.ffn=0.25"],
+            "freeze": ["4*"],
+        },
+        ("budget=params=3000", "find-groups{freeze=[4*],inherit=true}"),
+    ),
+    "joint": (
+        "vit",
+        {
+            "flops": 0.6,
+            "prune": "heads,ffn,tokens",
+            "tokens": "tome{schedule=optin,share=0.5,seen=16}",
+            "importance": "l2",
+            "data": True,
+        },
+        (
+            "find-token-sites",
+            "plan-tokens{counts=[",
+            "search-plan{budget=flops=0.6,kinds=[head kv ffn]},recover",
+            "recover,merge-tokens,propagate-axes,find-groups,slice-axes",
+        ),
+    ),
+    "tokens alone": (
+        "vit",
+        {"flops": 0.8, "prune": "tokens", "tokens": "tome{schedule=constant}", "data": True},
+        ("plan-tokens{counts=[4 4],budget=flops=0.8},recover,merge-tokens",),
+    ),
     "tokens without a budget": ("vit", {"tokens": "tome:r=2", "prune": "tokens"}, ("plan-tokens{counts=[2 2]},merge",)),
-    "tiles": ("vit", {"flops": 0.6, "blocks": "8x8{slice=0.8,allocation=lsp}", "data": True, "importance": "wanda"},
-              ("search-plan{budget=flops=0.8}", "score-groups{criterion=wanda},search-blocks{budget=flops=0.6,"
-               "allocation=lsp},recover-blocks,sparsify-blocks")),
-    "tokens beside tiles": ("vit", {"flops": 0.6, "tokens": "ppt{threshold=2}:r=3,2", "blocks": "4x4",
-                                    "importance": "magnitude"},
-                            ("plan-tokens{reducer=ppt{threshold=2},counts=[3 2]},merge-tokens", "search-blocks{b")),
-    "2:4 alone": ("feet", {"sparse": "2:4", "seed": 2},
-                  ("find-groups{align=1},permute-channels{seed=2},propagate-axes,find-blocks{pattern=2:4}",)),
+    "tiles": (
+        "vit",
+        {"flops": 0.6, "blocks": "8x8{slice=0.8,allocation=lsp}", "data": True, "importance": "wanda"},
+        (
+            "search-plan{budget=flops=0.8}",
+            "score-groups{criterion=wanda},search-blocks{budget=flops=0.6,"
+            "allocation=lsp},recover-blocks,sparsify-blocks",
+        ),
+    ),
+    "tokens beside tiles": (
+        "vit",
+        {"flops": 0.6, "tokens": "ppt{threshold=2}:r=3,2", "blocks": "4x4", "importance": "magnitude"},
+        ("plan-tokens{reducer=ppt{threshold=2},counts=[3 2]},merge-tokens", "search-blocks{b"),
+    ),
+    "2:4 alone": (
+        "feet",
+        {"sparse": "2:4", "seed": 2},
+        ("find-groups{align=1},permute-channels{seed=2},propagate-axes,find-blocks{pattern=2:4}",),
+    ),
 }
 
 
@@ -98,8 +141,11 @@ def test_the_report_of_a_replay_says_of_time_what_is_known(tmp_path: Path, monke
     assert kept.report["latency"]["achieved_ms"] is None
     assert "latency" not in none.report
     for made, known in ((given, "is the table's"), (kept, "is the table's"), (none, "are not known (--latency-table")):
-        assert made.report["budget"] == one.report["budget"] == {"metric": "latency", "amount": 0.8 * 4.864,
-                                                                 "relative": False}
+        assert (
+            made.report["budget"]
+            == one.report["budget"]
+            == {"metric": "latency", "amount": 0.8 * 4.864, "relative": False}
+        )
         assert any("nothing was measured to choose them" in note and known in note for note in made.report["notes"])
     with pytest.raises(FxpruneError, match="of another program"):
         fxprune.compile(vit(), X, pipeline=TOKEN, latency_table=tmp_path / "latency.json", **QUIET)
@@ -167,8 +213,13 @@ def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.
     """Widths and tokens by one table, and again by what the pipeline states: without a clock, then without a table."""
     monkeypatch.setattr(latency_decide, "Clock", Stopped)
     data, x = batches((1, 8, 8)), torch.randn(2, 1, 8, 8)
-    asked: dict[str, Any] = {"prune": "heads,ffn,tokens", "tokens": "tome{schedule=constant,share=0.5}", "align": 1,
-                             "data": data, **QUIET}
+    asked: dict[str, Any] = {
+        "prune": "heads,ffn,tokens",
+        "tokens": "tome{schedule=constant,share=0.5}",
+        "align": 1,
+        "data": data,
+        **QUIET,
+    }
     program = fxprune.plan(vit(), x, flops=0.9, importance="l2", **asked)
     sites = program.need("tokens").usable
     whole = sites[0].tokens - sites[0].protected
@@ -183,7 +234,7 @@ def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.
     assert not plan.tokens.empty
     assert plan.about["budget"] == "latency=0.8"
     text = plan.about["pipeline"]
-    tail = text[text.index("plan-tokens"):]
+    tail = text[text.index("plan-tokens") :]
     assert "keep-counts{counts=[" in tail
     assert "search-plan" not in tail
     two = fxprune.plan(vit(), x, pipeline=text, data=data, **QUIET).need("plan")
@@ -198,27 +249,50 @@ def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.
 # ------------------------------------------------------------ any model, any options: plan, and plan again by the text
 
 CRITERIA = st.sampled_from(["l1", "l2", "random", "taylor", "fisher", "activation"])
-CUT = st.fixed_dictionaries({
-    "flops": st.floats(0.45, 0.95).map(lambda f: round(f, 3)), "importance": CRITERIA,
-    "align": st.sampled_from([1, 4, 8]), "seed": st.integers(0, 3),
-}, optional={"search": st.sampled_from(["auto", "lagrangian"]), "floor": st.sampled_from([0.0, 0.2])})
+CUT = st.fixed_dictionaries(
+    {
+        "flops": st.floats(0.45, 0.95).map(lambda f: round(f, 3)),
+        "importance": CRITERIA,
+        "align": st.sampled_from([1, 4, 8]),
+        "seed": st.integers(0, 3),
+    },
+    optional={"search": st.sampled_from(["auto", "lagrangian"]), "floor": st.sampled_from([0.0, 0.2])},
+)
 ROUNDS = st.builds(lambda cut, n: {**cut, "rounds": n}, CUT, st.integers(2, 3))
 TOKENS = st.builds(
-    lambda cut, how, kinds: {**cut, "tokens": how, "prune": kinds}, CUT,
-    st.sampled_from(["tome:r=2", "prune{score=received-value}:r=3,1", "tome{schedule=constant,share=0.5}",
-                     "random{schedule=decreasing,share=0.3}", "ppt{schedule=constant,multiple=4,share=1}",
-                     "tome{schedule=optin,seen=16}"]),
-    st.sampled_from(["heads,ffn,tokens", "ffn,tokens", "tokens"]))
+    lambda cut, how, kinds: {**cut, "tokens": how, "prune": kinds},
+    CUT,
+    st.sampled_from(
+        [
+            "tome:r=2",
+            "prune{score=received-value}:r=3,1",
+            "tome{schedule=constant,share=0.5}",
+            "random{schedule=decreasing,share=0.3}",
+            "ppt{schedule=constant,multiple=4,share=1}",
+            "tome{schedule=optin,seen=16}",
+        ]
+    ),
+    st.sampled_from(["heads,ffn,tokens", "ffn,tokens", "tokens"]),
+)
 TILED = st.builds(
     lambda flops, how, importance, seed: {"flops": flops, "blocks": how, "importance": importance, "seed": seed},
-    st.sampled_from([0.6, 0.75, 0.9]), st.sampled_from(["8x8", "4x8{allocation=uniform,floor=0.2}", "8x4{slice=0.9}",
-                                                      "8x8{allocation=lsp,power=false,ends=true}"]),
-    st.sampled_from(["magnitude", "wanda", "lsp"]), st.integers(0, 2))
-PAIRED = st.builds(lambda how, cut: {**cut, "sparse": how}, st.sampled_from(["2:4", "2:4{permute=false}"]),
-                   st.one_of(CUT, st.just({"importance": "obert"})))
+    st.sampled_from([0.6, 0.75, 0.9]),
+    st.sampled_from(
+        ["8x8", "4x8{allocation=uniform,floor=0.2}", "8x4{slice=0.9}", "8x8{allocation=lsp,power=false,ends=true}"]
+    ),
+    st.sampled_from(["magnitude", "wanda", "lsp"]),
+    st.integers(0, 2),
+)
+PAIRED = st.builds(
+    lambda how, cut: {**cut, "sparse": how},
+    st.sampled_from(["2:4", "2:4{permute=false}"]),
+    st.one_of(CUT, st.just({"importance": "obert"})),
+)
 ANY = st.one_of(
     st.tuples(st.sampled_from(["feet", "queries", "written"]), st.one_of(CUT, ROUNDS, TILED, PAIRED)),
-    st.tuples(st.just("vit"), st.one_of(ROUNDS, TOKENS, TILED)))
+    st.tuples(st.just("vit"), st.one_of(ROUNDS, TOKENS, TILED)),
+)
+
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY)
@@ -243,55 +317,79 @@ def test_any_plan_replays(drawn: tuple[str, dict[str, Any]]) -> None:
 X = "2x1x8x8"
 HEAD = "propagate-axes,find-groups{align=1},"
 TOKEN = HEAD + "find-token-sites,plan-tokens{counts=[4 2]},merge-tokens,propagate-axes,find-groups{align=1},slice-axes"
-ROUND = (HEAD + "score-groups,search-plan{budget=flops=0.8},start-round,slice-axes,propagate-axes,"
-         "find-groups{inherit=true},score-groups,search-plan{budget=flops=0.6},join-rounds,slice-axes")
-TILE = (HEAD + "slice-axes,fold-indices,spell-out-tokens,propagate-axes,find-blocks{pattern=8x8},"
-        "score-groups{criterion=magnitude},search-blocks{budget=flops=0.7},sparsify-blocks")
+ROUND = (
+    HEAD + "score-groups,search-plan{budget=flops=0.8},start-round,slice-axes,propagate-axes,"
+    "find-groups{inherit=true},score-groups,search-plan{budget=flops=0.6},join-rounds,slice-axes"
+)
+TILE = (
+    HEAD + "slice-axes,fold-indices,spell-out-tokens,propagate-axes,find-blocks{pattern=8x8},"
+    "score-groups{criterion=magnitude},search-blocks{budget=flops=0.7},sparsify-blocks"
+)
 COUNT = HEAD + "score-groups,keep-counts{counts=[blocks.0.mlp.0:ffn=8]},slice-axes"
 
 
-@pytest.mark.parametrize(("text", "old", "new"), [
-    (TOKEN, "[4 2]", "[1 5]"), (TOKEN, "counts", "reducer=random,counts"),
-    (ROUND, "flops=0.8", "flops=0.95"), (ROUND, "flops=0.6", "flops=0.5"),
-    (ROUND, "find-groups{inherit=true}", "find-groups{floor=0.9}"),
-    (ROUND, "find-groups{inherit=true}", "find-groups{freeze=[blocks.1.*],inherit=true}"),
-    (TILE, "flops=0.7", "flops=0.6"), (TILE, "8x8", "4x4"), (TILE, "8x8", "8x8,ends=true"),
-])
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        (TOKEN, "[4 2]", "[1 5]"),
+        (TOKEN, "counts", "reducer=random,counts"),
+        (ROUND, "flops=0.8", "flops=0.95"),
+        (ROUND, "flops=0.6", "flops=0.5"),
+        (ROUND, "find-groups{inherit=true}", "find-groups{floor=0.9}"),
+        (ROUND, "find-groups{inherit=true}", "find-groups{freeze=[blocks.1.*],inherit=true}"),
+        (TILE, "flops=0.7", "flops=0.6"),
+        (TILE, "8x8", "4x4"),
+        (TILE, "8x8", "8x8,ends=true"),
+    ],
+)
 def test_a_changed_option_changes_the_result(text: str, old: str, new: str) -> None:
     assert text.count(old) == 1
-    one, two = (fxprune.plan(vit(), X, pipeline=t.partition(",merge-tokens")[0], **QUIET).need("plan")
-                for t in (text, text.replace(old, new)))
+    one, two = (
+        fxprune.plan(vit(), X, pipeline=t.partition(",merge-tokens")[0], **QUIET).need("plan")
+        for t in (text, text.replace(old, new))
+    )
     assert (one.choices, one.tokens, blocks_of(one)) != (two.choices, two.tokens, blocks_of(two))
 
 
-@pytest.mark.parametrize(("text", "old", "new", "message"), [
-    (TOKEN, "[4 2]", "[4]", r"'plan-tokens' needs one count per attention(.|\n)*1 counts, 2"),
-    (TOKEN, "[4 2]", "[9 0]", "'plan-tokens' removes more tokens than can go"),
-    (TOKEN, "[4 2]", "[4 x]", "pass 4: plan-tokens(.|\n)*"), (TOKEN, "counts", "reducer=tomme,counts", "did you mean"),
-    (TOKEN, "[4 2]", "[4 2],budget=flops=0.5", "the counts exceed the budget that is stated(.|\n)*plan-tokens"),
-    (TOKEN, "[4 2]", "[4 2],budget=speed=0.5", "unknown budget"),
-    (ROUND, "flops=0.6", "latency=0.6", "'search-plan' cannot search by time"),
-    (COUNT, "=8]", "=8],budget=flops=0.5", "the counts exceed the budget"),
-    (TOKEN, "[4 2]", "[4 -2]", "cannot be negative"), (TOKEN, "find-token-sites,", "", "put find-token-sites before"),
-    (TOKEN, "plan-tokens{counts=[4 2]}", HEAD + "score-groups,search-plan{budget=flops=0.5}", "'merge-tokens' has"),
-    (TOKEN, "propagate-axes,find-groups{align=1},slice", "find-groups{align=8},slice", "find-groups{align=1}"),
-    (TOKEN, ",slice-axes", ",score-groups,slice-axes", "'score-groups' stands between"),
-    (ROUND, "start-round,", "", "slices twice"), (ROUND, "join-rounds,", "", "not joined"),
-    (ROUND, "inherit=true", "inherit=true,align=4", "inherited or stated, not both"),
-    (ROUND, "search-plan{budget=flops=0.8},start-round", "start-round,search-plan{budget=flops=0.8}", "needs plan"),
-    (ROUND, ",start-round,slice-axes", "", "'join-rounds' has no round"),
-    (ROUND, "join-rounds,slice-axes", "join-rounds,slice-axes,join-rounds", "'join-rounds' stands behind slice-axes"),
-    (TILE, "search-blocks{budget=flops=0.7},", "", "no pass of the pipeline plans tiles"),
-    (TILE, "search-blocks{budget=flops=0.7}", "search-blocks", "tiles need a budget"),
-    (TILE, "find-blocks{pattern=8x8},", "", "'search-blocks' needs groups(.|\n)*find-blocks"),
-    (TILE, "slice-axes", "find-blocks,slice-axes", "'find-blocks' stands before slice-axes"),
-    (TILE, "sparsify-blocks", "sparsify-blocks,find-blocks", "'find-blocks' stands behind sparsify-blocks"),
-    (TILE, "search-blocks{budget=flops=0.7}", "search-blocks{budget=flops=0.01}", "out of reach for tiles"),
-    (COUNT, "=8", "=99", "'keep-counts' states a count"),
-    (COUNT, "mlp.0", "mlp.9", "did you mean"),
-    (COUNT, "=8", "=many", "is not a count"),
-    (COUNT, "=8", "=8 blocks.0.mlp.0:ffn=9", "'keep-counts' names a group twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (TOKEN, "[4 2]", "[4]", r"'plan-tokens' needs one count per attention(.|\n)*1 counts, 2"),
+        (TOKEN, "[4 2]", "[9 0]", "'plan-tokens' removes more tokens than can go"),
+        (TOKEN, "[4 2]", "[4 x]", "pass 4: plan-tokens(.|\n)*"),
+        (TOKEN, "counts", "reducer=tomme,counts", "did you mean"),
+        (TOKEN, "[4 2]", "[4 2],budget=flops=0.5", "the counts exceed the budget that is stated(.|\n)*plan-tokens"),
+        (TOKEN, "[4 2]", "[4 2],budget=speed=0.5", "unknown budget"),
+        (ROUND, "flops=0.6", "latency=0.6", "'search-plan' cannot search by time"),
+        (COUNT, "=8]", "=8],budget=flops=0.5", "the counts exceed the budget"),
+        (TOKEN, "[4 2]", "[4 -2]", "cannot be negative"),
+        (TOKEN, "find-token-sites,", "", "put find-token-sites before"),
+        (TOKEN, "plan-tokens{counts=[4 2]}", HEAD + "score-groups,search-plan{budget=flops=0.5}", "'merge-tokens' has"),
+        (TOKEN, "propagate-axes,find-groups{align=1},slice", "find-groups{align=8},slice", "find-groups{align=1}"),
+        (TOKEN, ",slice-axes", ",score-groups,slice-axes", "'score-groups' stands between"),
+        (ROUND, "start-round,", "", "slices twice"),
+        (ROUND, "join-rounds,", "", "not joined"),
+        (ROUND, "inherit=true", "inherit=true,align=4", "inherited or stated, not both"),
+        (ROUND, "search-plan{budget=flops=0.8},start-round", "start-round,search-plan{budget=flops=0.8}", "needs plan"),
+        (ROUND, ",start-round,slice-axes", "", "'join-rounds' has no round"),
+        (
+            ROUND,
+            "join-rounds,slice-axes",
+            "join-rounds,slice-axes,join-rounds",
+            "'join-rounds' stands behind slice-axes",
+        ),
+        (TILE, "search-blocks{budget=flops=0.7},", "", "no pass of the pipeline plans tiles"),
+        (TILE, "search-blocks{budget=flops=0.7}", "search-blocks", "tiles need a budget"),
+        (TILE, "find-blocks{pattern=8x8},", "", "'search-blocks' needs groups(.|\n)*find-blocks"),
+        (TILE, "slice-axes", "find-blocks,slice-axes", "'find-blocks' stands before slice-axes"),
+        (TILE, "sparsify-blocks", "sparsify-blocks,find-blocks", "'find-blocks' stands behind sparsify-blocks"),
+        (TILE, "search-blocks{budget=flops=0.7}", "search-blocks{budget=flops=0.01}", "out of reach for tiles"),
+        (COUNT, "=8", "=99", "'keep-counts' states a count"),
+        (COUNT, "mlp.0", "mlp.9", "did you mean"),
+        (COUNT, "=8", "=many", "is not a count"),
+        (COUNT, "=8", "=8 blocks.0.mlp.0:ffn=9", "'keep-counts' names a group twice"),
+    ],
+)
 def test_what_cannot_be_is_an_error_that_names_the_pass(text: str, old: str, new: str, message: str) -> None:
     assert text.count(old) == 1
     with pytest.raises(FxpruneError, match=message):
@@ -299,8 +397,9 @@ def test_what_cannot_be_is_an_error_that_names_the_pass(text: str, old: str, new
 
 
 def test_a_budget_from_outside_goes_to_the_search_that_needs_one() -> None:
-    both = HEAD + ("score-groups,search-plan,slice-axes,find-blocks{pattern=2:4},score-groups{criterion=magnitude},"
-                   "search-blocks")
+    both = HEAD + (
+        "score-groups,search-plan,slice-axes,find-blocks{pattern=2:4},score-groups{criterion=magnitude},search-blocks"
+    )
     stated = read_pipeline(both, fxprune.Budget("flops", 0.7))
     assert [str(p) for p in (stated.before[-1], stated.tiles[-1])] == ["search-plan{budget=flops=0.7}", "search-blocks"]
     alone = read_pipeline(TILE.replace("{budget=flops=0.7}", ""), fxprune.Budget("flops", 0.7))
@@ -309,17 +408,33 @@ def test_a_budget_from_outside_goes_to_the_search_that_needs_one() -> None:
 
 # ------------------------------------------------------------ from the command line, by the text and by the options
 
-COMMANDS = {"rounds": "--flops 0.6 --rounds 2", "tokens": "--tokens ppt{threshold=2}:r=3,2 --flops 0.7",
-            "tiles": "--flops 0.7 --blocks 8x8"}
+COMMANDS = {
+    "rounds": "--flops 0.6 --rounds 2",
+    "tokens": "--tokens ppt{threshold=2}:r=3,2 --flops 0.7",
+    "tiles": "--flops 0.7 --blocks 8x8",
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_command_line_replays_by_pipeline_and_by_config(name: str, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_replays_by_pipeline_and_by_config(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.export.save(torch.export.export(vit(), (torch.randn(2, 1, 8, 8),)), "m.pt2")
-    assert main(["compile", "m.pt2", *COMMANDS[name].split(), "--importance", "magnitude" if name == "tiles" else "l2",
-                 "--out", "small"]) == OK
+    assert (
+        main(
+            [
+                "compile",
+                "m.pt2",
+                *COMMANDS[name].split(),
+                "--importance",
+                "magnitude" if name == "tiles" else "l2",
+                "--out",
+                "small",
+            ]
+        )
+        == OK
+    )
     report = json.loads(Path("small/report.json").read_text(encoding="utf-8"))
     assert main(["plan", "m.pt2", "--pipeline", report["pipeline"], "--out", "a.json"]) == OK
     assert main(["plan", "m.pt2", "--config", "small/report.json", "--out", "b.json"]) == OK

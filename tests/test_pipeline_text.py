@@ -34,11 +34,24 @@ def data() -> list[torch.Tensor]:
     return [torch.randn(16, 1, 8, 8, generator=generator) for _ in range(2)]
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"importance": "fisher", "rearrange": 1, "recover": "scale"},
-    {"flops": None, "params": 19_000, "seed": 3, "importance": "random", "freeze": ["blocks.0.mlp*"],
-     "floor": ["*.ffn=0.25"], "align": 4, "prune": "ffn"},
-], ids=["default", "ptf", "limits"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"importance": "fisher", "rearrange": 1, "recover": "scale"},
+        {
+            "flops": None,
+            "params": 19_000,
+            "seed": 3,
+            "importance": "random",
+            "freeze": ["blocks.0.mlp*"],
+            "floor": ["*.ffn=0.25"],
+            "align": 4,
+            "prune": "ffn",
+        },
+    ],
+    ids=["default", "ptf", "limits"],
+)
 def test_the_pipeline_of_a_report_runs_again(trained: DigitsViT, options: dict[str, object]) -> None:
     given: dict[str, object] = {"flops": 0.5, "data": data(), **options}
     one = fxprune.compile(trained, **given)  # type: ignore[arg-type]
@@ -112,11 +125,19 @@ def test_facts_that_a_transform_drops_are_missed_when_it_has_run() -> None:
     assert "put" in caught.value.cure or caught.value.why
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"flops": 0.5}, "budget is given twice"), ({"importance": "l1"}, "--importance say the same"),
-    ({"recover": "ridge"}, "--recover"), ({"floor": 0.3}, "--floor"), ({"freeze": ["a*"]}, "--freeze"),
-    ({"tokens": "tome"}, "--tokens"), ({"search": "dynamic"}, "--search"), ({"plan": "p.json"}, "plan or a pipeline"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flops": 0.5}, "budget is given twice"),
+        ({"importance": "l1"}, "--importance say the same"),
+        ({"recover": "ridge"}, "--recover"),
+        ({"floor": 0.3}, "--floor"),
+        ({"freeze": ["a*"]}, "--freeze"),
+        ({"tokens": "tome"}, "--tokens"),
+        ({"search": "dynamic"}, "--search"),
+        ({"plan": "p.json"}, "plan or a pipeline"),
+    ],
+)
 def test_options_that_the_passes_state_are_not_given_beside_them(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         fxprune.compile("no-such-model.pt", pipeline=PLAIN, **options)  # type: ignore[arg-type]

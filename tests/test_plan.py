@@ -53,26 +53,29 @@ def test_the_file_is_made_to_be_diffed() -> None:
     assert lines[-3].strip() == '"b:ffn": {"kind": "ffn", "size": 8, "keep": [0, 3, 7]}'
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("", "not valid JSON"),
-    ("{", "not valid JSON"),
-    ("[1, 2]", "not a plan"),
-    ("{}", "not a plan"),
-    ('{"fxprune_plan": 99, "groups": {}}', "another version"),
-    ('{"fxprune_plan": 1, "groups": []}', "malformed"),
-    ('{"fxprune_plan": 1, "groups": {"a": 3}}', "kind, size and keep"),
-    (entry(size=0), "positive integer"),
-    (entry(size=True), "positive integer"),
-    (entry(size=8.0), "positive integer"),
-    (entry(kind=1), "must be a string"),
-    (entry(keep="0 3"), "list of integers"),
-    (entry(keep=[0, "3"]), "list of integers"),
-    (entry(keep=[0, True]), "list of integers"),
-    (entry(keep=[3, 0]), "sorted and unique"),
-    (entry(keep=[3, 3]), "sorted and unique"),
-    (entry(keep=[0, 8]), "out of range"),
-    (entry(keep=[-1, 2]), "out of range"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[1, 2]", "not a plan"),
+        ("{}", "not a plan"),
+        ('{"fxprune_plan": 99, "groups": {}}', "another version"),
+        ('{"fxprune_plan": 1, "groups": []}', "malformed"),
+        ('{"fxprune_plan": 1, "groups": {"a": 3}}', "kind, size and keep"),
+        (entry(size=0), "positive integer"),
+        (entry(size=True), "positive integer"),
+        (entry(size=8.0), "positive integer"),
+        (entry(kind=1), "must be a string"),
+        (entry(keep="0 3"), "list of integers"),
+        (entry(keep=[0, "3"]), "list of integers"),
+        (entry(keep=[0, True]), "list of integers"),
+        (entry(keep=[3, 0]), "sorted and unique"),
+        (entry(keep=[3, 3]), "sorted and unique"),
+        (entry(keep=[0, 8]), "out of range"),
+        (entry(keep=[-1, 2]), "out of range"),
+    ],
+)
 def test_malformed_plans_name_the_fault(text: str, says: str) -> None:
     with pytest.raises(PlanError, match=says):
         CompressionPlan.from_json(text)
@@ -100,22 +103,25 @@ EDITED = """{
 """
 
 
-@pytest.mark.parametrize(("old", "new", "line", "says"), [
-    ("      7\n", "      8\n", 9, "out of range"),
-    ("      3,\n", "      0,\n", 8, "0 comes twice"),
-    ("      0,\n", "      4,\n", 8, "3 comes too late"),
-    ('"kind": "head"', '"kind": "haed"', 5, "did you mean 'head'"),
-    ('"size": 4', '"size": 0', 5, "positive integer"),
-    ('"size": 8', '"sise": 8', 6, "needs kind, size and keep"),
-    ('"size": 8', '"size": 8, "keeps": []', 6, "did you mean 'keep'"),
-    ('"b:ffn"', '"a:head"', 6, "'a:head' is there twice"),
-    ('"kind": "head"', '"kind": "head", "kind": "ffn"', 5, "'kind' is there twice"),
-    ('"about": {}', '"about": 3', 3, "'about' must be an object"),
-    ('"fxprune_plan": 1', '"fxprune_plan": 2', 2, "another version"),
-    ('"about": {},', '"tokens": {"reducer": 3, "removed": {}},', 3, "reducer must be a string"),
-    ('"about": {},', '"blocks": {"w": {"pattern": "0x1", "shape": [1, 1], "keep": []}},', 3, "no tile"),
-    ("      7\n", "      7,\n", 10, "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("      7\n", "      8\n", 9, "out of range"),
+        ("      3,\n", "      0,\n", 8, "0 comes twice"),
+        ("      0,\n", "      4,\n", 8, "3 comes too late"),
+        ('"kind": "head"', '"kind": "haed"', 5, "did you mean 'head'"),
+        ('"size": 4', '"size": 0', 5, "positive integer"),
+        ('"size": 8', '"sise": 8', 6, "needs kind, size and keep"),
+        ('"size": 8', '"size": 8, "keeps": []', 6, "did you mean 'keep'"),
+        ('"b:ffn"', '"a:head"', 6, "'a:head' is there twice"),
+        ('"kind": "head"', '"kind": "head", "kind": "ffn"', 5, "'kind' is there twice"),
+        ('"about": {}', '"about": 3', 3, "'about' must be an object"),
+        ('"fxprune_plan": 1', '"fxprune_plan": 2', 2, "another version"),
+        ('"about": {},', '"tokens": {"reducer": 3, "removed": {}},', 3, "reducer must be a string"),
+        ('"about": {},', '"blocks": {"w": {"pattern": "0x1", "shape": [1, 1], "keep": []}},', 3, "no tile"),
+        ("      7\n", "      7,\n", 10, "not valid JSON"),
+    ],
+)
 def test_a_mistake_of_an_edit_is_told_with_its_line(old: str, new: str, line: int, says: str, tmp_path: Path) -> None:
     assert EDITED.count(old) == 1
     (tmp_path / "plan.json").write_text(EDITED.replace(old, new))
@@ -128,13 +134,16 @@ def group(name: str, kind: Kind, size: int, **more: object) -> PruneGroup:
     return PruneGroup(name, kind, size, Axis(size), **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("change", "line", "says"), [
-    ({"b:ffn": None, "c:ffn": group("c:ffn", Kind.FFN, 8)}, 6, "did you mean 'c:ffn'"),
-    ({"a:head": group("a:head", Kind.KV, 4)}, 5, 'write "kind": "kv"'),
-    ({"b:ffn": group("b:ffn", Kind.FFN, 16)}, 6, "16 elements here and 8"),
-    ({"b:ffn": group("b:ffn", Kind.FFN, 8, frozen="softmax over it")}, 6, "softmax over it"),
-    ({"b:ffn": group("b:ffn", Kind.FFN, 8, granularity=4)}, 6, "keep 0 or 4"),
-])
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        ({"b:ffn": None, "c:ffn": group("c:ffn", Kind.FFN, 8)}, 6, "did you mean 'c:ffn'"),
+        ({"a:head": group("a:head", Kind.KV, 4)}, 5, 'write "kind": "kv"'),
+        ({"b:ffn": group("b:ffn", Kind.FFN, 16)}, 6, "16 elements here and 8"),
+        ({"b:ffn": group("b:ffn", Kind.FFN, 8, frozen="softmax over it")}, 6, "softmax over it"),
+        ({"b:ffn": group("b:ffn", Kind.FFN, 8, granularity=4)}, 6, "keep 0 or 4"),
+    ],
+)
 def test_what_does_not_fit_the_model_is_told_with_its_line(
     change: dict[str, PruneGroup | None], line: int, says: str
 ) -> None:
@@ -155,8 +164,11 @@ def test_any_text_is_a_plan_or_a_plan_error(text: str) -> None:
 def test_a_damaged_plan_is_a_plan_or_a_plan_error(data: st.DataObject) -> None:
     text = PLAN.to_json()
     position = data.draw(st.integers(0, len(text) - 1))
-    damaged = data.draw(st.sampled_from([
-        text[:position], text[position:], text[:position] + data.draw(st.characters()) + text[position + 1 :]]))
+    damaged = data.draw(
+        st.sampled_from(
+            [text[:position], text[position:], text[:position] + data.draw(st.characters()) + text[position + 1 :]]
+        )
+    )
     assert isinstance(answer(damaged), CompressionPlan | PlanError)
 
 

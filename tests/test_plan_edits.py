@@ -54,10 +54,15 @@ def test_multiples_are_insisted_on_when_asked(chain: nn.Module) -> None:
         fxprune.apply(chain, plan, "2x6", align=0)
 
 
-@pytest.mark.parametrize(("old", "new", "says"), [
-    ('"0:ffn"', '"0:fnn"', "did you mean '0:ffn'"), ('"kind": "ffn"', '"kind": "head"', 'write "kind": "ffn"'),
-    ('"size": 40', '"size": 48', "40 elements here and 48"), (r'"keep": \[.*?\]', '"keep": [1, 40]', "out of range"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"0:ffn"', '"0:fnn"', "did you mean '0:ffn'"),
+        ('"kind": "ffn"', '"kind": "head"', 'write "kind": "ffn"'),
+        ('"size": 40', '"size": 48', "40 elements here and 48"),
+        (r'"keep": \[.*?\]', '"keep": [1, 40]', "out of range"),
+    ],
+)
 def test_what_cannot_be_is_an_error_at_its_line(chain: nn.Module, old: str, new: str, says: str) -> None:
     plan = edited(old, new)
     with pytest.raises(PlanError, match=says) as caught:

@@ -69,8 +69,13 @@ def test_every_kind_of_plugin_is_in_the_example() -> None:
 
 
 def test_names_of_plugins_are_listed(installed: Path) -> None:
-    for kind, name in (("criterion", "first"), ("reducer", "crop"), ("search", "even"), ("backend", "mydevice"),
-                       ("pass", "say-hello")):
+    for kind, name in (
+        ("criterion", "first"),
+        ("reducer", "crop"),
+        ("search", "even"),
+        ("backend", "mydevice"),
+        ("pass", "say-hello"),
+    ):
         assert name in registry.names(kind)
         assert name not in registry.TABLES[kind]
 
@@ -116,8 +121,9 @@ class Twisted(nn.Module):
 def unknown(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The op is there, nobody has asked for its rule yet."""
     importlib.import_module("fxprune_example.ops")
-    monkeypatch.delitem(importlib.import_module("fxprune.passes.analysis.walk").RULES, "fxprune_example::twist",
-                        raising=False)
+    monkeypatch.delitem(
+        importlib.import_module("fxprune.passes.analysis.walk").RULES, "fxprune_example::twist", raising=False
+    )
     monkeypatch.delitem(sys.modules, "fxprune_example.rules", raising=False)
 
 
@@ -150,8 +156,10 @@ def test_a_backend_of_a_plugin_writes_and_is_verified(installed: Path, tmp_path:
 
 
 def test_a_pass_of_a_plugin_runs_in_a_pipeline(installed: Path) -> None:
-    text = ("propagate-axes,find-groups,say-hello{to=you},score-groups{criterion=first},search-plan{budget=flops=0.6},"
-            "slice-axes")
+    text = (
+        "propagate-axes,find-groups,say-hello{to=you},score-groups{criterion=first},search-plan{budget=flops=0.6},"
+        "slice-axes"
+    )
     made = fxprune.compile(tiny_vit().eval(), SHAPE, pipeline=text)
     assert "hello, you" in made.report["notes"]
     assert "say-hello{to=you}" in made.report["pipeline"]
@@ -187,10 +195,19 @@ def test_a_class_that_is_no_backend_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_doctor_tries_every_plugin(monkeypatch: pytest.MonkeyPatch, installed: Path) -> None:
     assert [p for p in doctor.examine("eager")["problems"] if "fxprune_example" in p] == []
     assert any("fxprune_example" in p for p in doctor.examine("eager")["plugins"])
-    monkeypatch.setattr(plugins, "installed", lambda: (
-        [plugins.Plugin("backend", "onnx", "json:loads", "taker"), plugins.Plugin("search", "a", "json:nothing", "one"),
-         plugins.Plugin("search", "a", "json:loads", "two"), plugins.Plugin("rule", "x", "no_such_module", "three")],
-        ["strange = x: the name must be kind.name"]))
+    monkeypatch.setattr(
+        plugins,
+        "installed",
+        lambda: (
+            [
+                plugins.Plugin("backend", "onnx", "json:loads", "taker"),
+                plugins.Plugin("search", "a", "json:nothing", "one"),
+                plugins.Plugin("search", "a", "json:loads", "two"),
+                plugins.Plugin("rule", "x", "no_such_module", "three"),
+            ],
+            ["strange = x: the name must be kind.name"],
+        ),
+    )
     told = list(plugins.problems([("backend", "onnx")]))
     assert len(told) == 5
     for words in ("taker", "no 'nothing'", "one offers the same", "no_such_module", "strange"):

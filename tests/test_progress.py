@@ -56,8 +56,14 @@ def test_the_screen_draws_one_live_thing_at_a_time() -> None:
     console = Console(file=file, width=100, force_terminal=True, highlight=False)
     screen.console = screen.progress.console = console
     with screen:
-        for kind, name, done in (("stage", "score groups", 0), ("progress", "fisher", 0), ("progress", "fisher", 2),
-                                 ("note", "resumed: [some]", 0), ("stage", "search plan", 0), ("progress", "x", 1)):
+        for kind, name, done in (
+            ("stage", "score groups", 0),
+            ("progress", "fisher", 0),
+            ("progress", "fisher", 2),
+            ("note", "resumed: [some]", 0),
+            ("stage", "search plan", 0),
+            ("progress", "x", 1),
+        ):
             screen.tell(Event(kind, name, done, 2))
     assert "resumed: [some]" in file.getvalue()
     assert screen.progress.bars is None

@@ -88,14 +88,34 @@ with session(journal.Journal("small")):
 """
 
 
-TOKENS = ["--data", "images.pt", "--samples", "48", "--flops", "0.6", "--prune", "heads,ffn,tokens", "--tokens",
-          "tome{improve=2,guard=false}", "--importance", "l2", "--align", "1"]
+TOKENS = [
+    "--data",
+    "images.pt",
+    "--samples",
+    "48",
+    "--flops",
+    "0.6",
+    "--prune",
+    "heads,ffn,tokens",
+    "--tokens",
+    "tome{improve=2,guard=false}",
+    "--importance",
+    "l2",
+    "--align",
+    "1",
+]
 
 
 def start(folder: Path, script: str, environment: dict[str, str], *argv: str) -> subprocess.Popen[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    return subprocess.Popen([sys.executable, "-c", script, *argv], cwd=folder, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**clean, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *argv],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -128,9 +148,24 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     torch.export.save(torch.export.export(vit, (images[:2],), dynamic_shapes=batch), folder / "vit.pt2")
     torch.save({"images": images}, folder / "images.pt")
     port, then = free_port(), free_port()
-    said = finish([start(folder, TOGETHER, {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2", "NEXT_PORT": then,
-                                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, *TOKENS)
-                   for r in range(2)])
+    said = finish(
+        [
+            start(
+                folder,
+                TOGETHER,
+                {
+                    "RANK": str(r),
+                    "LOCAL_RANK": str(r),
+                    "WORLD_SIZE": "2",
+                    "NEXT_PORT": then,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": port,
+                },
+                *TOKENS,
+            )
+            for r in range(2)
+        ]
+    )
     assert [code for code, _, _ in said] == [0, 0], said
     return folder, [json.loads((folder / f"rank{r}.json").read_text()) for r in range(2)], said
 
@@ -166,8 +201,10 @@ def test_two_ranks_make_the_plan_of_one_and_only_the_first_speaks(
     folder, found, said = two
     monkeypatch.chdir(folder)
     assert [f["code"] for f in found] == [OK, OK]
-    assert main(["plan", "model.pt2", "--data", "data.pt", "--samples", "80", "--flops", "0.6",
-                 "--out", "one.json", "-q"]) == OK
+    assert (
+        main(["plan", "model.pt2", "--data", "data.pt", "--samples", "80", "--flops", "0.6", "--out", "one.json", "-q"])
+        == OK
+    )
     assert (folder / "two.json").read_bytes() == (folder / "one.json").read_bytes()
     assert json.loads(said[0][1])["plan_file"] == "two.json"
     assert "GMACs" in said[0][2]
@@ -176,8 +213,9 @@ def test_two_ranks_make_the_plan_of_one_and_only_the_first_speaks(
     capsys.readouterr()
 
 
-def test_two_ranks_schedule_tokens_like_one(two: Any, monkeypatch: pytest.MonkeyPatch,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_ranks_schedule_tokens_like_one(
+    two: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, found, _ = two
     monkeypatch.chdir(folder)
     assert [f["tokens"] for f in found] == [OK, OK]
@@ -231,8 +269,15 @@ def test_a_rank_in_the_environment_without_torchrun_is_no_launch(monkeypatch: py
     assert ranks.launched() is None
 
 
-@pytest.mark.parametrize("error", [FxpruneError("a", where="b", why="c", cure="d"), ranks.LostRank("a", why="c"),
-                                   InternalError("a", pipeline="b"), ValueError("a")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        FxpruneError("a", where="b", why="c", cure="d"),
+        ranks.LostRank("a", why="c"),
+        InternalError("a", pipeline="b"),
+        ValueError("a"),
+    ],
+)
 def test_errors_keep_their_words_on_the_way(error: Exception) -> None:
     told = json.loads(json.dumps(ranks._told(error)))
     again = ranks._retold(told, 1)

@@ -30,8 +30,10 @@ def accuracy(artifact: fxprune.Artifact, data: Digits) -> float:
 
 
 def test_recovery_helps_and_is_reported(trained: DigitsViT, digit_data: Digits, batches: Batches) -> None:
-    plain, better = (fxprune.compile(trained, SHAPE, flops=0.4, importance="l2", data=batches, recover=how)
-                     for how in ("none", "ridge"))
+    plain, better = (
+        fxprune.compile(trained, SHAPE, flops=0.4, importance="l2", data=batches, recover=how)
+        for how in ("none", "ridge")
+    )
     assert "recovery" not in plain.report
     assert plain.plan.choices == better.plan.choices
     record = better.report["recovery"]
@@ -55,14 +57,37 @@ def test_auto_reports_its_guard_and_the_callers_model_stays(trained: DigitsViT, 
 
 
 def test_trajectory_and_recovery_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: DigitsViT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained: DigitsViT,
     batches: Batches,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(trained, "model.pt")
     torch.save({"x": torch.cat(batches)}, "data.pt")
-    code = main(["compile", "model.pt", "--input", "2x1x8x8", "--trust-pickle", "--flops", "0.5", "--data", "data.pt",
-                 "--importance", "trajectory", "--recover", "ridge", "--target", "onnx", "--out", "small", "--json"])
+    code = main(
+        [
+            "compile",
+            "model.pt",
+            "--input",
+            "2x1x8x8",
+            "--trust-pickle",
+            "--flops",
+            "0.5",
+            "--data",
+            "data.pt",
+            "--importance",
+            "trajectory",
+            "--recover",
+            "ridge",
+            "--target",
+            "onnx",
+            "--out",
+            "small",
+            "--json",
+        ]
+    )
     out, err = capsys.readouterr()
     assert code == OK, err
     report = json.loads(out)["report"]
@@ -73,7 +98,7 @@ def test_trajectory_and_recovery_from_the_command_line(
 
 
 def test_mistakes_are_refused_before_the_work_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: DigitsViT,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: DigitsViT
 ) -> None:
     with pytest.raises(OptionError, match="recovery needs data"):
         fxprune.compile(trained, SHAPE, flops=0.5, recover="ridge")

@@ -20,9 +20,10 @@ def test_backends_are_made_by_name_with_their_options() -> None:
     assert {"eager", "onnx"} <= set(names("backend"))
 
 
-@pytest.mark.parametrize(("kind", "wrong", "right"), [
-    ("backend", "onxx", "onnx"), ("criterion", "tailor", "taylor"), ("pass", "slice-axis", "slice-axes"),
-])
+@pytest.mark.parametrize(
+    ("kind", "wrong", "right"),
+    [("backend", "onxx", "onnx"), ("criterion", "tailor", "taylor"), ("pass", "slice-axis", "slice-axes")],
+)
 def test_a_misspelt_name_is_answered_with_the_nearest(kind: str, wrong: str, right: str) -> None:
     with pytest.raises(OptionError, match=f"did you mean '{right}'") as caught:
         lookup(kind, wrong)
@@ -91,6 +92,8 @@ def test_plugins_are_not_looked_up_before_a_name_is_unknown(monkeypatch: pytest.
 
 
 def test_looking_up_names_imports_no_backend() -> None:
-    code = ("import sys, fxprune.registry as r; r.names('backend');"
-            "assert not {'onnx', 'onnxruntime', 'onnxscript', 'fxprune.backends.onnx'} & set(sys.modules)")
+    code = (
+        "import sys, fxprune.registry as r; r.names('backend');"
+        "assert not {'onnx', 'onnxruntime', 'onnxscript', 'fxprune.backends.onnx'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -81,14 +81,29 @@ def test_light_and_dark_have_every_colour(page: str) -> None:
 def test_every_item_is_on_the_page(page: str, report: dict[str, Any]) -> None:
     text = words(parsed(page))
     cost, agreement = report["cost"], report["agreement"]
-    for wanted in ("GMACs", "parameters", "weights and activations", "at most 0.5 of the dense flops", "accuracy",
-                   f"{cost['ratio']['flops']:.3f}", f"{agreement['steps'][-1]['accuracy']:.4f}",
-                   "that nothing was decided or fitted on", report["pipeline"], f"{report['parity']['max_rel']:.1e}",
-                   "recovered (", "candidates of recovery", "Frozen, and why", "graph output at output",
-                   "neurons: ", "attention heads: ", "Tokens behind every attention, by tome",
-                   "fxprune bench measures it",
-                   *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
-                   *(f"{k} {v}" for k, v in report["versions"].items()), *(g["group"] for g in report["pruned"])):
+    for wanted in (
+        "GMACs",
+        "parameters",
+        "weights and activations",
+        "at most 0.5 of the dense flops",
+        "accuracy",
+        f"{cost['ratio']['flops']:.3f}",
+        f"{agreement['steps'][-1]['accuracy']:.4f}",
+        "that nothing was decided or fitted on",
+        report["pipeline"],
+        f"{report['parity']['max_rel']:.1e}",
+        "recovered (",
+        "candidates of recovery",
+        "Frozen, and why",
+        "graph output at output",
+        "neurons: ",
+        "attention heads: ",
+        "Tokens behind every attention, by tome",
+        "fxprune bench measures it",
+        *(f["sha256"] for name, f in report["files"].items() if name != "report.html"),
+        *(f"{k} {v}" for k, v in report["versions"].items()),
+        *(g["group"] for g in report["pruned"]),
+    ):
         assert wanted in text, wanted
 
 
@@ -130,10 +145,15 @@ def test_names_are_only_names(report: dict[str, Any], made: Path) -> None:
     bad = poisoned(report)
     bad["files"] = {HOSTILE: next(iter(bad["files"].values()))}
     bad["versions"] = {HOSTILE: HOSTILE}
-    bad["latency"] = {"predicted_ms": 1.0, "achieved_ms": 2.0, "layers": [
-        {"name": HOSTILE, HOSTILE: HOSTILE, "predicted_ms": 1.0, "achieved_ms": 1.0}]}
-    bad["sparsity"] = {"pattern": HOSTILE, "weights": [
-        {"parameter": HOSTILE, "shape": [4, 4], "tiles": 4, "kept": 2, "density": 0.5}]}
+    bad["latency"] = {
+        "predicted_ms": 1.0,
+        "achieved_ms": 2.0,
+        "layers": [{"name": HOSTILE, HOSTILE: HOSTILE, "predicted_ms": 1.0, "achieved_ms": 1.0}],
+    }
+    bad["sparsity"] = {
+        "pattern": HOSTILE,
+        "weights": [{"parameter": HOSTILE, "shape": [4, 4], "tiles": 4, "kept": 2, "density": 0.5}],
+    }
     for group in bad["groups"]:
         group["searched"] = True
     html = render(bad, CompressionPlan(), {})
@@ -161,8 +181,12 @@ def test_a_report_without_data_or_scores_is_a_page_too(trained_weights: Any, tmp
 
 
 def test_latency_of_a_run_is_shown_where_it_is_there(report: dict[str, Any]) -> None:
-    report["latency"] = {"dense_ms": 4.0, "predicted_ms": 1.9, "achieved_ms": 2.0, "layers": [
-        {"name": "blocks.0", "predicted_ms": 1.0, "achieved_ms": 1.25}]}
+    report["latency"] = {
+        "dense_ms": 4.0,
+        "predicted_ms": 1.9,
+        "achieved_ms": 2.0,
+        "layers": [{"name": "blocks.0", "predicted_ms": 1.0, "achieved_ms": 1.25}],
+    }
     assert problems(report, REPORT) == []
     text = words(parsed(render(report, CompressionPlan(), {})))
     for wanted in ("4.000 ms", "1.900 ms", "2.000 ms", "0.950", "Per layer", "0.500"):
@@ -176,9 +200,16 @@ def test_a_large_model_makes_a_small_page(report: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def group(i: int, kind: str, size: int) -> dict[str, Any]:
-        return {**report["groups"][0], "group": f"blocks.{i}.mlp.fc1:{kind}", "kind": kind, "size": size,
-                "kept": size // 2, "searched": True, "order": None,
-                "scores": encode(torch.rand(size, generator=generator))}
+        return {
+            **report["groups"][0],
+            "group": f"blocks.{i}.mlp.fc1:{kind}",
+            "kind": kind,
+            "size": size,
+            "kept": size // 2,
+            "searched": True,
+            "order": None,
+            "scores": encode(torch.rand(size, generator=generator)),
+        }
 
     report["groups"] = [group(i, kind, size) for i in range(12) for kind, size in (("head", 12), ("ffn", 3072))]
     assert len(json.dumps(report, indent=2)) < 1e6
@@ -213,14 +244,17 @@ def test_the_report_fits_its_schema_and_the_schema_knows_every_key(report: dict[
     json.dumps(REPORT)
 
 
-@pytest.mark.parametrize(("path", "value", "said"), [
-    (("cost", "dense", "flops"), "many", "report.cost.dense.flops must be integer, not str"),
-    (("groups", 0, "kept"), -1, "report.groups[0].kept must be at least 0"),
-    (("fxprune_report",), 2, "report.fxprune_report must be 1"),
-    (("agreement", "held_out"), 1, "report.agreement.held_out must be boolean, not int"),
-    (("notes",), {}, "report.notes must be array, not dict"),
-    (("recovery", "steps", 0, "before"), None, "report.recovery.steps[0].before must be number, not NoneType"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("cost", "dense", "flops"), "many", "report.cost.dense.flops must be integer, not str"),
+        (("groups", 0, "kept"), -1, "report.groups[0].kept must be at least 0"),
+        (("fxprune_report",), 2, "report.fxprune_report must be 1"),
+        (("agreement", "held_out"), 1, "report.agreement.held_out must be boolean, not int"),
+        (("notes",), {}, "report.notes must be array, not dict"),
+        (("recovery", "steps", 0, "before"), None, "report.recovery.steps[0].before must be number, not NoneType"),
+    ],
+)
 def test_what_does_not_fit_is_told_with_its_place(report: dict[str, Any], path: Any, value: Any, said: str) -> None:
     bad = copy.deepcopy(report)
     here = bad
@@ -235,7 +269,8 @@ def test_missing_keys_and_many_problems(report: dict[str, Any]) -> None:
     assert problems(report, REPORT) == ["report.pipeline is missing"]
     assert len(problems({}, REPORT)) == schema.MOST
     assert problems({"a": 1}, {"type": "object", "properties": {}, "additionalProperties": False}) == [
-        "report.a is not known"]
+        "report.a is not known"
+    ]
     assert problems(3, {"enum": [1, 2]}, "x") == ["x must be one of 1, 2"]
 
 
@@ -243,7 +278,8 @@ def test_scores_reach_the_report(trained_weights: Any, digit_data: Digits, tmp_p
     model = tiny_vit()
     model.load_state_dict(trained_weights)
     data = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(digit_data.train_images[:32], digit_data.train_labels[:32]), batch_size=16)
+        torch.utils.data.TensorDataset(digit_data.train_images[:32], digit_data.train_labels[:32]), batch_size=16
+    )
     common: dict[str, Any] = {"flops": 0.5, "data": data, "importance": "fisher", "on_event": lambda _: None}
     x = torch.randn(2, 1, 8, 8)
     program = fxprune.plan(model.eval(), x, **common)
@@ -254,8 +290,11 @@ def test_scores_reach_the_report(trained_weights: Any, digit_data: Digits, tmp_p
     for name, scores in program.need("scores").items():
         entry = found[name]
         assert decode(entry["scores"], entry["size"]) == scores.values.float().tolist()
-        order = scores.order if scores.order is not None else torch.argsort(
-            scores.values.double(), descending=True, stable=True)
+        order = (
+            scores.order
+            if scores.order is not None
+            else torch.argsort(scores.values.double(), descending=True, stable=True)
+        )
         assert ranked(entry) == order.tolist()
         assert entry["macs"] == prunable[name].macs
         assert entry["kept"] == len(program.need("plan").kept(prunable[name]))
@@ -346,8 +385,9 @@ def test_artefacts_side_by_side(made: Path, tmp_path: Path, capsys: pytest.Captu
     assert all(r.startswith(("data:", "#")) for r in references(html))
     assert f"{told['artifacts'][0]['cost']['ratio']['flops']:.3f}" in words(parsed(html))
     assert main(["report", str(made), "--out", str(tmp_path / "one.html"), "-q"]) == OK
-    assert words(parsed((tmp_path / "one.html").read_text())).startswith(words(parsed(
-        (made / "report.html").read_text()))[:200])
+    assert words(parsed((tmp_path / "one.html").read_text())).startswith(
+        words(parsed((made / "report.html").read_text()))[:200]
+    )
 
 
 def test_names_that_are_alike_are_told_apart(made: Path) -> None:
@@ -355,8 +395,11 @@ def test_names_that_are_alike_are_told_apart(made: Path) -> None:
 
 
 def test_bad_requests(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, said in ((["report"], "name at least one"), (["report", str(tmp_path)], "not an artefact"),
-                       (["report", str(made), "--out", "x.pdf"], "written as .html")):
+    for argv, said in (
+        (["report"], "name at least one"),
+        (["report", str(tmp_path)], "not an artefact"),
+        (["report", str(made), "--out", "x.pdf"], "written as .html"),
+    ):
         assert main(argv) == USER_ERROR
         assert said in capsys.readouterr().err
     (tmp_path / "report.json").write_text(json.dumps({**read(made)[0], "notes": "none"}))

@@ -16,8 +16,14 @@ import pytest
 
 from fxprune.report_compare import compare, render
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-                if (path := shutil.which(name))), None)
+BROWSER = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 if BROWSER is None:
     pytest.skip("no Chromium among the system's packages", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -64,8 +70,10 @@ def test_a_page_renders(name: str, scheme: str, browser: Any, pages: dict[str, P
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert page.query_selector_all("figure svg")
     # letters of drawings stand out from the page, whatever the scheme
-    back, ink = (page.evaluate(f"getComputedStyle({where}).{what}") for where, what in (
-        ("document.body", "backgroundColor"), ("document.querySelector('figure svg text')", "fill")))
+    back, ink = (
+        page.evaluate(f"getComputedStyle({where}).{what}")
+        for where, what in (("document.body", "backgroundColor"), ("document.querySelector('figure svg text')", "fill"))
+    )
     assert contrast(back, ink) > 4.5
     assert (luminance(back) < 0.2) == (scheme == "dark")
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")

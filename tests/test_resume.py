@@ -71,8 +71,9 @@ def test_an_interrupted_compile_says_how_to_go_on_and_does(
     assert main(["compile", *FISHER, "--out", "small", "-q"]) == INTERRUPTED
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.strip() == (f"interrupted; finished scoring is kept in {KEPT.resolve()}, "
-                           "the same command goes on from there")
+    assert err.strip() == (
+        f"interrupted; finished scoring is kept in {KEPT.resolve()}, the same command goes on from there"
+    )
     assert list(Path("small").iterdir()) == []
 
     ran = stop_at(-1)
@@ -109,8 +110,10 @@ def test_another_run_starts_anew(
 
 
 def test_a_plan_is_resumed_too_and_a_late_error_keeps_what_took_long(
-    folder: Path, capsys: pytest.CaptureFixture[str], stop_at: Callable[[int], list[int]],
-    monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    stop_at: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stop_at(2)
     assert main(["plan", *FISHER, "--out", "p.json", "-q"]) == INTERRUPTED
@@ -141,16 +144,27 @@ def test_a_criterion_without_jobs_leaves_no_trace(folder: Path, monkeypatch: pyt
     assert {p.name for p in folder.iterdir()} == {"model.pt2", "data.pt", "small"}
 
 
-def test_scored_tokens_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_scored_tokens_are_kept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(journal, "BYTES_PER_SECOND", float("inf"))
     images = torch.randn(16, 3, 32, 32)
     batch = ({0: torch.export.Dim("batch", min=1, max=64)},)
     torch.export.save(torch.export.export(scrambled(TokenViT(depth=2)), (images[:2],), dynamic_shapes=batch), "vit.pt2")
     torch.save({"images": images}, "images.pt")
-    wanted = ["plan", "vit.pt2", "--data", "images.pt", "--flops", "0.8", "--prune", "tokens",
-              "--tokens", "tome{schedule=optin,guard=false}"]
+    wanted = [
+        "plan",
+        "vit.pt2",
+        "--data",
+        "images.pt",
+        "--flops",
+        "0.8",
+        "--prune",
+        "tokens",
+        "--tokens",
+        "tome{schedule=optin,guard=false}",
+    ]
     loss, ran = TokenScores.loss, list[str]()
 
     def stopping(self: TokenScores, site: TokenSite, reducer: Reducer, r: int) -> tuple[float, float]:

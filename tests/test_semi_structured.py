@@ -15,10 +15,14 @@ def pairs(n: int, k: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return (weight * two_of_four(weight.abs())).to(dtype)
 
 
-@pytest.mark.parametrize(("weight", "why"), [
-    (torch.randn(32, 64).half(), "two zeros"), (pairs(32, 64, torch.float32), "not float32"),
-    (pairs(32, 32), "no multiple of 32x64"),
-])
+@pytest.mark.parametrize(
+    ("weight", "why"),
+    [
+        (torch.randn(32, 64).half(), "two zeros"),
+        (pairs(32, 64, torch.float32), "not float32"),
+        (pairs(32, 32), "no multiple of 32x64"),
+    ],
+)
 def test_why_a_weight_stays_dense(weight: torch.Tensor, why: str) -> None:
     assert why in why_not(weight)
 

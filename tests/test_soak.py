@@ -17,6 +17,7 @@ def test_seeds_make_different_models_and_the_same_seed_the_same() -> None:
     kinds = {type(soak.case(seed).model).__name__ for seed in range(12)}
     assert kinds == {"Transformer", "Convolutions"}
     one, two = soak.case(3), soak.case(3)
-    assert {k: v.sum().item() for k, v in one.model.state_dict().items()} == \
-        {k: v.sum().item() for k, v in two.model.state_dict().items()}
+    assert {k: v.sum().item() for k, v in one.model.state_dict().items()} == {
+        k: v.sum().item() for k, v in two.model.state_dict().items()
+    }
     assert one.options["align"] == two.options["align"]

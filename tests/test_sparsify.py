@@ -42,7 +42,8 @@ def outputs(artifact: fxprune.Artifact) -> Tensor:
 
 
 def test_tiles_meet_the_budget_and_the_report_tells_effective_from_executed(
-        trained: DigitsViT, digit_data: Digits, batches: list[Tensor], tmp_path: Path) -> None:
+    trained: DigitsViT, digit_data: Digits, batches: list[Tensor], tmp_path: Path
+) -> None:
     before = {n: t.clone() for n, t in trained.state_dict().items()}
     artifact = compiled(trained, batches, blocks="8x8", flops=0.5, out=tmp_path / "small")
     told = artifact.report["sparsity"]
@@ -55,8 +56,10 @@ def test_tiles_meet_the_budget_and_the_report_tells_effective_from_executed(
     assert told["recovery"]["asked"] == "auto"
     assert artifact.plan.choices == {}
     for name, one in artifact.plan.blocks.items():
-        assert torch.equal(live_tiles(artifact.program.tensors[name], one.tile) & one.kept,
-                           live_tiles(artifact.program.tensors[name], one.tile))
+        assert torch.equal(
+            live_tiles(artifact.program.tensors[name], one.tile) & one.kept,
+            live_tiles(artifact.program.tensors[name], one.tile),
+        )
     assert all(torch.equal(t, before[n]) for n, t in trained.state_dict().items()), "the caller's weights stay"
     written = json.loads((tmp_path / "small" / "report.json").read_text())
     assert written["sparsity"] == json.loads(json.dumps(told))
@@ -80,15 +83,18 @@ def test_the_same_cut_on_another_checkpoint_and_plan_then_apply(trained: DigitsV
         assert torch.equal(live_tiles(again.program.tensors[name], one.tile), one.kept)
 
 
-def test_slicing_comes_first_and_tiles_are_of_what_is_left(trained: DigitsViT, batches: list[Tensor],
-                                                           tmp_path: Path) -> None:
-    artifact = compiled(trained, batches, blocks="8x8{slice=0.75}", flops=0.5, recover="none",
-                        importance="lsp{probes=1}")
+def test_slicing_comes_first_and_tiles_are_of_what_is_left(
+    trained: DigitsViT, batches: list[Tensor], tmp_path: Path
+) -> None:
+    artifact = compiled(
+        trained, batches, blocks="8x8{slice=0.75}", flops=0.5, recover="none", importance="lsp{probes=1}"
+    )
     assert artifact.plan.choices
     told, cost = artifact.report["sparsity"], artifact.report["cost"]
     assert cost["compressed"]["flops"] <= 0.75 * cost["dense"]["flops"]
-    assert 0.48 * cost["dense"]["flops"] <= told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"], \
+    assert 0.48 * cost["dense"]["flops"] <= told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"], (
         "the budget is that of both, against the dense model"
+    )
     assert told["flops"]["dense"] == cost["dense"]["flops"]
     for name, one in artifact.plan.blocks.items():
         assert one.shape == tuple(artifact.program.tensors[name].shape)
@@ -131,25 +137,34 @@ def test_a_plan_that_orders_what_is_not_there_is_refused(trained: DigitsViT) -> 
         fxprune.CompressionPlan.from_json(json.dumps(raw))
 
 
-def test_targets_say_what_they_made_of_the_zeros(trained: DigitsViT, tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_say_what_they_made_of_the_zeros(
+    trained: DigitsViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = {}
     for target in ("eager", "onnx", "triton"):
         artifact = compiled(trained, blocks="16x16", flops=0.5, target=target, out=tmp_path / target)
         said[target] = next(n for n in artifact.report["notes"] if n.startswith("kept dense"))
-        assert artifact.report["sparsity"]["gate"]["macs"]["executed"] == \
-            artifact.report["sparsity"]["gate"]["macs"]["dense"]
+        assert (
+            artifact.report["sparsity"]["gate"]["macs"]["executed"]
+            == artifact.report["sparsity"]["gate"]["macs"]["dense"]
+        )
     assert "multiplies dense weights" in said["eager"]
     assert "no table was measured for onnxruntime on" in said["onnx"]
     assert "no table was measured for" in said["triton"]
-    assert {p.name for p in (tmp_path / "triton").iterdir()} == {"model.triton.pt2", "model.pt2", "plan.json",
-                                                                 "report.html", "report.json"}
+    assert {p.name for p in (tmp_path / "triton").iterdir()} == {
+        "model.triton.pt2",
+        "model.pt2",
+        "plan.json",
+        "report.html",
+        "report.json",
+    }
     shapes = {tuple(t.shape) for n, t in trained.state_dict().items() if t.dim() == 2}
     rows = [Timing(n, k, "16x16", "float32", 34, 1.0, 3.0, 1.0, "rows=64,warps=4,stages=8") for n, k in shapes]
     made("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
-    quick = compiled(trained, blocks=f"16x16{{table={tmp_path / 'x.json'}}}", flops=0.5, target="triton",
-                     out=tmp_path / "quick")
+    quick = compiled(
+        trained, blocks=f"16x16{{table={tmp_path / 'x.json'}}}", flops=0.5, target="triton", out=tmp_path / "quick"
+    )
     flops = quick.report["sparsity"]["flops"]
     assert flops["effective"] <= flops["executed"] < flops["dense"]
     assert any("block-sparse: 3.00x at M=34 (table of NVIDIA X" in n for n in quick.report["notes"])
@@ -162,8 +177,10 @@ def test_targets_say_what_they_made_of_the_zeros(trained: DigitsViT, tmp_path: P
 
 def test_what_does_not_go_together_is_refused_before_the_work_begins(trained: DigitsViT) -> None:
     for options, message in (
-        ({"blocks": "8x8"}, "a budget of FLOPs"), ({"blocks": "8x8", "params": 0.5}, "a budget of FLOPs"),
-        ({"blocks": "2:4", "flops": 0.5}, "write --sparse 2:4"), ({"sparse": "8x8"}, "write --sparse 2:4"),
+        ({"blocks": "8x8"}, "a budget of FLOPs"),
+        ({"blocks": "8x8", "params": 0.5}, "a budget of FLOPs"),
+        ({"blocks": "2:4", "flops": 0.5}, "write --sparse 2:4"),
+        ({"sparse": "8x8"}, "write --sparse 2:4"),
         ({"blocks": "8x8", "sparse": "2:4", "flops": 0.5}, "do not go together"),
         ({"blocks": "8x8{alocation=lsp}", "flops": 0.5}, "no option 'alocation'"),
         ({"blocks": "8x8{allocation=best}", "flops": 0.5}, "unknown allocation"),
@@ -177,15 +194,36 @@ def test_what_does_not_go_together_is_refused_before_the_work_begins(trained: Di
             compiled(trained, **options)
 
 
-def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: DigitsViT,
-                               capsys: pytest.CaptureFixture[str], batches: list[Tensor]) -> None:
+def test_from_the_command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: DigitsViT,
+    capsys: pytest.CaptureFixture[str],
+    batches: list[Tensor],
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.save(trained, "model.pt")
     torch.save({"x": torch.cat(batches)}, "data.pt")
     loading = ["model.pt", "--input", "2x1x8x8", "--trust-pickle"]
-    code = main(["compile", *loading, "--blocks", "16x16{allocation=lsp}", "--flops", "0.6", "--importance", "lsp",
-                 "--data", "data.pt", "--target", "onnx", "--out", "small"])
+    code = main(
+        [
+            "compile",
+            *loading,
+            "--blocks",
+            "16x16{allocation=lsp}",
+            "--flops",
+            "0.6",
+            "--importance",
+            "lsp",
+            "--data",
+            "data.pt",
+            "--target",
+            "onnx",
+            "--out",
+            "small",
+        ]
+    )
     _, err = capsys.readouterr()
     assert code == OK, err
     assert "zeros     16x16 in" in err
@@ -201,14 +239,31 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "write outputs x inputs" in capsys.readouterr().err
 
 
-def test_tune_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["tune"]) == 4
     assert "there is no CUDA device" in capsys.readouterr().err
-    code = main(["tune", "--target", "onnx", "--shapes", "32x32", "--rows", "8", "--blocks", "16x16", "--density",
-                 "0.5", "--out", str(tmp_path / "t.json"), "--json"])
+    code = main(
+        [
+            "tune",
+            "--target",
+            "onnx",
+            "--shapes",
+            "32x32",
+            "--rows",
+            "8",
+            "--blocks",
+            "16x16",
+            "--density",
+            "0.5",
+            "--out",
+            str(tmp_path / "t.json"),
+            "--json",
+        ]
+    )
     out, err = capsys.readouterr()
     assert code == OK, err
     assert json.loads(out)["cases"] == 1

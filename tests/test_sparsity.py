@@ -30,8 +30,9 @@ def test_a_plan_with_blocks_survives_json(pattern: str) -> None:
     shape = (70, 45)
     kept = torch.rand(*grid(shape, tile_of(pattern))) < 0.5
     order = tuple(range(44, -1, -1)) if pattern == "2:4" else ()
-    plan = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 1},
-                           blocks={"w": Sparsity(pattern, shape, kept, order)})
+    plan = CompressionPlan(
+        {"a": Choice("ffn", 4, (1, 2))}, {"seed": 1}, blocks={"w": Sparsity(pattern, shape, kept, order)}
+    )
     assert not plan.empty
     assert not CompressionPlan(blocks=plan.blocks).empty
     again = CompressionPlan.from_json(plan.to_json())
@@ -44,18 +45,22 @@ def test_a_plan_without_blocks_says_nothing_of_them() -> None:
     assert "blocks" not in json.loads(CompressionPlan().to_json())
 
 
-@pytest.mark.parametrize(("entry", "message"), [
-    ([], "needs pattern"), ({"pattern": "32x32", "shape": [4], "keep": []}, "two positive integers"),
-    ({"pattern": "wide", "shape": [4, 4], "keep": []}, "is no tile"),
-    ({"pattern": "0x4", "shape": [4, 4], "keep": []}, "is no tile"),
-    ({"pattern": "2x2", "shape": [4, 4], "keep": [0, 9]}, "out of range"),
-    ({"pattern": "2x2", "shape": [4, 4], "keep": [1, 1]}, "sorted and unique"),
-    ({"pattern": "2x2", "shape": [4, 4], "keep": [True]}, "list of integers"),
-    ({"pattern": "2:4", "shape": [4, 4], "keep": [1]}, "base64"),
-    ({"pattern": "2:4", "shape": [4, 4], "keep": "AA=="}, "bits"),
-    ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": [0, 1, 2, 2]}, "each of 4 inputs once"),
-    ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": "no"}, "order must be"),
-])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ([], "needs pattern"),
+        ({"pattern": "32x32", "shape": [4], "keep": []}, "two positive integers"),
+        ({"pattern": "wide", "shape": [4, 4], "keep": []}, "is no tile"),
+        ({"pattern": "0x4", "shape": [4, 4], "keep": []}, "is no tile"),
+        ({"pattern": "2x2", "shape": [4, 4], "keep": [0, 9]}, "out of range"),
+        ({"pattern": "2x2", "shape": [4, 4], "keep": [1, 1]}, "sorted and unique"),
+        ({"pattern": "2x2", "shape": [4, 4], "keep": [True]}, "list of integers"),
+        ({"pattern": "2:4", "shape": [4, 4], "keep": [1]}, "base64"),
+        ({"pattern": "2:4", "shape": [4, 4], "keep": "AA=="}, "bits"),
+        ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": [0, 1, 2, 2]}, "each of 4 inputs once"),
+        ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": "no"}, "order must be"),
+    ],
+)
 def test_malformed_blocks_are_refused_at_their_name(entry: object, message: str) -> None:
     text = json.dumps({"fxprune_plan": 1, "groups": {}, "blocks": {"fc.weight": entry}})
     with pytest.raises(PlanError, match=message) as error:

@@ -27,8 +27,20 @@ from fxprune.program import Program
 from fxprune.sensitivity import sensitivity
 from fxprune.sweep import Judging, Sweep, Timing, budgets
 
-COMMAND = ["sweep", "model.pt2", "--data", "data.pt", "--samples", "160", "--importance", "fisher", "--recover",
-           "ridge", "--align", "4"]
+COMMAND = [
+    "sweep",
+    "model.pt2",
+    "--data",
+    "data.pt",
+    "--samples",
+    "160",
+    "--importance",
+    "fisher",
+    "--recover",
+    "ridge",
+    "--align",
+    "4",
+]
 
 
 def write_files() -> None:
@@ -51,8 +63,26 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs = []
         run = ScoreGroups.run
         patch.setattr(ScoreGroups, "run", lambda self, program: runs.append(1) or run(self, program))
-        assert main([*COMMAND, "--flops", "0.9,0.6,0.3,0.001", "--max-drop", "0.05", "--bisect", "2", "--seconds",
-                     "0.02", "--sensitivity", "--out", "sw", "-q"]) == OK
+        assert (
+            main(
+                [
+                    *COMMAND,
+                    "--flops",
+                    "0.9,0.6,0.3,0.001",
+                    "--max-drop",
+                    "0.05",
+                    "--bisect",
+                    "2",
+                    "--seconds",
+                    "0.02",
+                    "--sensitivity",
+                    "--out",
+                    "sw",
+                    "-q",
+                ]
+            )
+            == OK
+        )
         assert len(runs) == 1
     return folder
 
@@ -99,10 +129,18 @@ def test_judged_on_samples_that_nothing_saw(folder: Path) -> None:
 
 def test_a_point_is_what_compile_makes(folder: Path) -> None:
     data = torch.load("data.pt")
-    batches = tuple(Batch((x,), {}, y) for x, y in zip(data["x"][:128].split(32), data["labels"][:128].split(32),
-                                                       strict=True))
-    made = fxprune.compile("model.pt2", flops=0.6, data=Calibration(batches, "here"), importance="fisher",
-                           recover="ridge", align=4, on_event=lambda _: None)
+    batches = tuple(
+        Batch((x,), {}, y) for x, y in zip(data["x"][:128].split(32), data["labels"][:128].split(32), strict=True)
+    )
+    made = fxprune.compile(
+        "model.pt2",
+        flops=0.6,
+        data=Calibration(batches, "here"),
+        importance="fisher",
+        recover="ridge",
+        align=4,
+        on_event=lambda _: None,
+    )
     point = json.loads(Path("sw/0.6/plan.json").read_text())["groups"]
     assert {g: tuple(c["keep"]) for g, c in point.items()} == {g: c.keep for g, c in made.plan.choices.items()}
     x = torch.randn(5, 6)
@@ -126,8 +164,21 @@ def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) ->
     common = ["--data", "data.pt", "--samples", "160", "--held-out", "0.25", *brief]
     for name, more in (("0.6", []), ("dense", ["--plan", "sw/dense/plan.json"])):
         report = read_report(Path("sw", name))
-        assert main(["compile", "model.pt2", "--pipeline", report["pipeline"], *more, *common, "--out",
-                     str(tmp_path / name)]) == OK
+        assert (
+            main(
+                [
+                    "compile",
+                    "model.pt2",
+                    "--pipeline",
+                    report["pipeline"],
+                    *more,
+                    *common,
+                    "--out",
+                    str(tmp_path / name),
+                ]
+            )
+            == OK
+        )
         again = read_report(tmp_path / name)
         assert again["pipeline"] == report["pipeline"]
         torch.testing.assert_close(load(tmp_path / name)(x), load(Path("sw", name))(x), rtol=0, atol=0)
@@ -141,8 +192,11 @@ def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) ->
 
 
 def test_nothing_is_held_back_where_there_is_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more, said in ((["--held-out", "1"], "lies between 0 and 1"), (["--held-out", "0.5"], "there is none"),
-                       (["--held-out", "0.5", "--data", "data.pt", "--samples", "1"], "1 samples in batches")):
+    for more, said in (
+        (["--held-out", "1"], "lies between 0 and 1"),
+        (["--held-out", "0.5"], "there is none"),
+        (["--held-out", "0.5", "--data", "data.pt", "--samples", "1"], "1 samples in batches"),
+    ):
         assert main(["compile", "model.pt2", "--flops", "0.5", *more, "--out", "x"]) == USER_ERROR
         assert said in capsys.readouterr().err
     assert not Path("x").exists()
@@ -169,20 +223,33 @@ def test_the_page_of_a_sweep(folder: Path) -> None:
     html = Path("sw/sweep.html").read_text()
     text = words(parsed(html))
     assert all(r.startswith(("data:", "#")) for r in references(html))
-    for wanted in ("Chosen", "The front", "Sensitivity", "out of reach", "(chosen)",
-                   "accuracy against latency at batch 1", "nothing was decided or fitted"):
+    for wanted in (
+        "Chosen",
+        "The front",
+        "Sensitivity",
+        "out of reach",
+        "(chosen)",
+        "accuracy against latency at batch 1",
+        "nothing was decided or fitted",
+    ):
         assert wanted in text
     result = told()
     assert f"{result['max_drop']:g}" in text
-    nothing = {**result, "chosen": None, "latency": [], "sensitivity": None, "points": [
-        p for p in result["points"] if "infeasible" in p]}
+    nothing = {
+        **result,
+        "chosen": None,
+        "latency": [],
+        "sensitivity": None,
+        "points": [p for p in result["points"] if "infeasible" in p],
+    }
     from fxprune.sweep_page import render
 
     assert "keep the dense model" in words(parsed(render(nothing)))
 
 
-def test_the_same_command_does_nothing_twice(folder: Path, capsys: pytest.CaptureFixture[str],
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_does_nothing_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Sweep, "_made", lambda *_: pytest.fail("made again"))
     files = {p: p.stat().st_mtime_ns for p in Path("sw").glob("0.*/model.pt2")}
     assert main([*COMMAND, "--flops", "0.9,0.6", "--seconds", "0", "--out", "sw", "--json"]) == OK
@@ -192,8 +259,9 @@ def test_the_same_command_does_nothing_twice(folder: Path, capsys: pytest.Captur
     assert json.loads(out)["chosen"] is None
 
 
-def test_an_interrupted_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_sweep_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_files()
     made, budgets_made = Sweep._made, list[float]()
@@ -243,8 +311,11 @@ def test_bad_requests(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_bisection_narrows_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     one = object.__new__(Sweep)
     one.points = [{"ratio": 0.9, "drop": 0.0}, {"ratio": 0.5, "drop": 0.2}, {"ratio": 0.2, "infeasible": "no"}]
-    monkeypatch.setattr(Sweep, "try_", lambda self, budget: self.points.append(
-        {"ratio": budget.amount, "drop": max(0.0, 0.8 - budget.amount)}))
+    monkeypatch.setattr(
+        Sweep,
+        "try_",
+        lambda self, budget: self.points.append({"ratio": budget.amount, "drop": max(0.0, 0.8 - budget.amount)}),
+    )
     one.narrow("flops", 0.01, 3)
     assert [p["ratio"] for p in one.points[3:]] == [0.7, 0.8, 0.75]
     one.points = [{"ratio": 0.9, "drop": 0.5}]
@@ -264,8 +335,17 @@ def test_budgets_of_a_sweep() -> None:
 
 def test_without_labels_agreement_is_the_measure(folder: Path, tmp_path: Path) -> None:
     x = torch.load("data.pt")["x"]
-    result = sweeping.sweep("model.pt2", ratios=budgets({"flops": 0.5}), data=x, samples=160, importance="fisher",
-                            recover="none", out=tmp_path / "s", timing=Timing(seconds=0), on_event=lambda _: None)
+    result = sweeping.sweep(
+        "model.pt2",
+        ratios=budgets({"flops": 0.5}),
+        data=x,
+        samples=160,
+        importance="fisher",
+        recover="none",
+        out=tmp_path / "s",
+        timing=Timing(seconds=0),
+        on_event=lambda _: None,
+    )
     assert result["measure"] == "top1"
     assert result["dense"]["value"] == 1.0
     (point,) = result["points"]
@@ -305,11 +385,13 @@ def test_sensitivity_equals_a_real_cut(scored: tuple[Program, list[Batch]]) -> N
     assert max(worst, key=lambda g: worst[g]) == "patch:width"  # what everything is coupled to is the least robust
 
 
-def test_sensitivity_of_kinds_and_what_is_frozen(trained_weights: dict[str, torch.Tensor],
-                                                 scored: tuple[Program, list[Batch]]) -> None:
+def test_sensitivity_of_kinds_and_what_is_frozen(
+    trained_weights: dict[str, torch.Tensor], scored: tuple[Program, list[Batch]]
+) -> None:
     program, batches = scored
-    frozen = program.but(groups=tuple(g.but(frozen="asked") if g.name == "blocks.0.mlp.0:ffn" else g
-                                      for g in program.need("groups")))
+    frozen = program.but(
+        groups=tuple(g.but(frozen="asked") if g.name == "blocks.0.mlp.0:ffn" else g for g in program.need("groups"))
+    )
     found = sensitivity(frozen, batches, ["ffn"], (0.5,))
     assert [g["group"] for g in found["groups"]] == ["blocks.1.mlp.0:ffn"]
     assert [(f["group"], f["why"]) for f in found["frozen"]] == [("blocks.0.mlp.0:ffn", "asked")]

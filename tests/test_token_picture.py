@@ -26,8 +26,10 @@ def test_patches_of_one_token_share_their_colour_and_dropped_ones_are_black() ->
         picture = Image.open(io.BytesIO(found))
         assert picture.size == (2 * SIDE + GAP, 2 * SIDE + GAP)
         cell = SIDE // 4
-        middle = [[picture.getpixel((x * cell + cell // 2, SIDE + GAP + y * cell + cell // 2)) for x in range(4)]
-                  for y in range(4)]
+        middle = [
+            [picture.getpixel((x * cell + cell // 2, SIDE + GAP + y * cell + cell // 2)) for x in range(4)]
+            for y in range(4)
+        ]
         group = place[0, 1:].reshape(4, 4)
         for g in group.unique().tolist():
             colours = {middle[y][x] for y, x in (group == g).nonzero().tolist()}

@@ -12,10 +12,16 @@ def same(counts: object) -> list[int]:
     return list(counts)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("text", "sites", "removed"), [
-    ("tome:r=13", 4, [13, 13, 13, 13]), ("ppt:r=50@1,3", 4, [0, 50, 0, 50]), ("tome:r=8,4@0,2", 4, [8, 0, 4, 0]),
-    ("tome:r=8,4,2", 5, [8, 4, 2, 0, 0]), ("ppt{threshold=2}:r=3", 2, [3, 3]),
-])
+@pytest.mark.parametrize(
+    ("text", "sites", "removed"),
+    [
+        ("tome:r=13", 4, [13, 13, 13, 13]),
+        ("ppt:r=50@1,3", 4, [0, 50, 0, 50]),
+        ("tome:r=8,4@0,2", 4, [8, 0, 4, 0]),
+        ("tome:r=8,4,2", 5, [8, 4, 2, 0, 0]),
+        ("ppt{threshold=2}:r=3", 2, [3, 3]),
+    ],
+)
 def test_explicit_counts(text: str, sites: int, removed: list[int]) -> None:
     wish = TokenWish(text)
     assert wish.explicit
@@ -35,14 +41,23 @@ def test_options_go_to_whom_they_belong() -> None:
     assert TokenWish("tome").needs_data
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("tomme", "did you mean 'tome'"), ("tome:r=", "does not say how many"), ("tome:13", "does not say how many"),
-    ("tome{schedule=constnt}", "did you mean 'constant'"), ("tome{share=2}", "between 0 and 1"),
-    ("ppt:r=1,2,3@0,1", "3 counts at 2 places"), ("prune{score=classvalue}", "did you mean 'class-value'"),
-    ("tome{sparkle=1}", "sparkle"), ("transform{temperature=0}", "must be positive"),
-    ("zero-tprune{similar=3}", "similar is a share"), ("zero-tprune{lowest=1}", "between lowest and highest"),
-    ("tome{improve=-1}", "improve is a count"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tomme", "did you mean 'tome'"),
+        ("tome:r=", "does not say how many"),
+        ("tome:13", "does not say how many"),
+        ("tome{schedule=constnt}", "did you mean 'constant'"),
+        ("tome{share=2}", "between 0 and 1"),
+        ("ppt:r=1,2,3@0,1", "3 counts at 2 places"),
+        ("prune{score=classvalue}", "did you mean 'class-value'"),
+        ("tome{sparkle=1}", "sparkle"),
+        ("transform{temperature=0}", "must be positive"),
+        ("zero-tprune{similar=3}", "similar is a share"),
+        ("zero-tprune{lowest=1}", "between lowest and highest"),
+        ("tome{improve=-1}", "improve is a count"),
+    ],
+)
 def test_mistakes_are_told(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         TokenWish(text)

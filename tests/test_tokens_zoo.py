@@ -44,8 +44,15 @@ def from_transformers(name: str, **sizes: Any) -> Callable[[], Made]:
 
         stem = name.partition("For")[0]
         config = getattr(transformers, f"{stem}Config")(
-            hidden_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=64, patch_size=16, num_labels=5,
-            **({"intermediate_size": 96} if stem != "Dinov2" else {}), **sizes)
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            image_size=64,
+            patch_size=16,
+            num_labels=5,
+            **({"intermediate_size": 96} if stem != "Dinov2" else {}),
+            **sizes,
+        )
         return getattr(transformers, name)(config).eval(), torch.randn(2, 3, 64, 64)
 
     return make
@@ -66,8 +73,10 @@ USABLE = {
     "hf dinov2": (from_transformers("Dinov2ForImageClassification"), 17, 1),
 }
 FROZEN = {
-    "swin": (from_timm("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(3, 3), window_size=4),
-             "windows|part of the tokens|other tokens"),
+    "swin": (
+        from_timm("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(3, 3), window_size=4),
+        "windows|part of the tokens|other tokens",
+    ),
     "beit": (from_timm("beit_base_patch16_224", depth=3), "holds all tokens as they stood"),
     "rope": (from_timm("eva02_tiny_patch14_224", depth=3, img_size=56), "holds all tokens as they stood"),
 }
@@ -93,8 +102,9 @@ def test_tokens_go_heads_and_neurons_go_and_the_cost_is_counted(name: str) -> No
     assert all(s.key for s in flow.usable)
     removed = {s.name: r for s, r in zip(flow.usable, (5, 3), strict=False)}
     dense = program.but(plan=CompressionPlan({}, {}, TokenPlan("tome", removed)))
-    small = Pipeline((MergeTokens(), PropagateAxes(), FindGroups(align=1)), start=("axes", "groups", "tokens", "plan")
-                     ).run(dense)
+    small = Pipeline(
+        (MergeTokens(), PropagateAxes(), FindGroups(align=1)), start=("axes", "groups", "tokens", "plan")
+    ).run(dense)
     groups = {g.name: g for g in small.need("groups") if g.prunable and str(g.kind) in ("head", "ffn")}
     before, after = ({g.name for g in p.need("groups") if g.prunable} for p in (program, small))
     assert before == after

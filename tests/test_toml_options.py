@@ -32,9 +32,12 @@ def parsed(text: str, *argv: str, name: str = NAME) -> argparse.Namespace:
 
 
 def test_names_and_values_are_those_of_the_command_line() -> None:
-    args = parsed('flops = 0.5\nhead_scale = 2\nprune = ["heads", "ffn"]\nfreeze = ["a.*", "b.*"]\nunmerge = true\n'
-                  'allow-empty = false\nsamples = 7\nfloor = {"*.ffn" = 0.3, heads = 0.5}\nalign = 16\n',
-                  "compile", "model.pt")
+    args = parsed(
+        'flops = 0.5\nhead_scale = 2\nprune = ["heads", "ffn"]\nfreeze = ["a.*", "b.*"]\nunmerge = true\n'
+        'allow-empty = false\nsamples = 7\nfloor = {"*.ffn" = 0.3, heads = 0.5}\nalign = 16\n',
+        "compile",
+        "model.pt",
+    )
     assert (args.flops, args.head_scale, args.prune, args.samples) == ("0.5", "2", "heads,ffn", 7)
     assert (args.freeze, args.unmerge, args.allow_empty) == (["a.*", "b.*"], True, False)
     assert (args.floor, args.align) == (["*.ffn=0.3", "heads=0.5"], ["16"])
@@ -62,16 +65,23 @@ def test_a_named_file_is_read_instead_and_none_where_there_is_none() -> None:
     assert with_file(["doctor"], "doctor", parsers) == (["doctor"], []), "commands without options of a model"
 
 
-@pytest.mark.parametrize(("text", "line", "message"), [
-    ("flops = 0.5\nflop = 0.4\n", 2, "did you mean 'flops'"),
-    ("\n[compile]\nseed = 1\n\nsaples = 3\n", 5, "did you mean 'samples'"),
-    ("# x\n[compiel]\nseed = 1\n", 2, "did you mean 'compile'"),
-    ("seed = 1\nsamples = 'many'\n", 2, "'many' is no value for 'samples'"),
-    ("unmerge = 'yes'\n", 1, "true or false"), ("seed = true\n", 1, "text or a number"),
-    ("flops = 0.5\nfreeze = [[1]]\n", 2, "text or a number"), ("config = 'x'\n", 1, "cannot stand in a file"),
-    ("seed = 1\nseed = 2\n", 2, "not valid TOML"), ("seed = \n", 1, "not valid TOML"), ("help = true\n", 1, "file"),
-    ("compile = 3\n", 1, "compile"),
-])
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("flops = 0.5\nflop = 0.4\n", 2, "did you mean 'flops'"),
+        ("\n[compile]\nseed = 1\n\nsaples = 3\n", 5, "did you mean 'samples'"),
+        ("# x\n[compiel]\nseed = 1\n", 2, "did you mean 'compile'"),
+        ("seed = 1\nsamples = 'many'\n", 2, "'many' is no value for 'samples'"),
+        ("unmerge = 'yes'\n", 1, "true or false"),
+        ("seed = true\n", 1, "text or a number"),
+        ("flops = 0.5\nfreeze = [[1]]\n", 2, "text or a number"),
+        ("config = 'x'\n", 1, "cannot stand in a file"),
+        ("seed = 1\nseed = 2\n", 2, "not valid TOML"),
+        ("seed = \n", 1, "not valid TOML"),
+        ("help = true\n", 1, "file"),
+        ("compile = 3\n", 1, "compile"),
+    ],
+)
 def test_mistakes_are_told_with_their_line(text: str, line: int, message: str) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         parsed(text, "compile", "model.pt")
@@ -79,8 +89,12 @@ def test_mistakes_are_told_with_their_line(text: str, line: int, message: str) -
 
 
 def test_files_that_are_none() -> None:
-    for argv, message in ((["--config", "nowhere.toml"], "cannot be read"), (["--config"], "which file"),
-                          (["--config", "binary.toml"], "not a text file"), (["--config", "."], "report.json")):
+    for argv, message in (
+        (["--config", "nowhere.toml"], "cannot be read"),
+        (["--config"], "which file"),
+        (["--config", "binary.toml"], "not a text file"),
+        (["--config", "."], "report.json"),
+    ):
         Path("binary.toml").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(OptionError, match=message):
             with_file(["compile", "m", *argv], "compile", build_parser()[1])
@@ -102,8 +116,9 @@ def chain(path: str) -> None:
 
 def test_a_run_is_repeated_by_its_report(capsys: pytest.CaptureFixture[str]) -> None:
     chain("model.pt")
-    Path(NAME).write_text('flops = 0.5\ninput = "2x16"\n[compile]\nfloor = {ffn = 0.25}\nseed = 4\n'
-                          'importance = "random"\n')
+    Path(NAME).write_text(
+        'flops = 0.5\ninput = "2x16"\n[compile]\nfloor = {ffn = 0.25}\nseed = 4\nimportance = "random"\n'
+    )
     assert main(["compile", "model.pt", "--out", "one"]) == OK
     err = capsys.readouterr().err
     assert f"options of {NAME}: --flops=0.5 --input=2x16 --floor=ffn=0.25 --seed=4 --importance=random" in err
@@ -130,10 +145,12 @@ def test_a_report_may_not_run_code_either() -> None:
 
 
 def test_python_310_reads_it_with_tomli() -> None:
-    code = ("import sys\nif sys.version_info >= (3, 11):\n"
-            "    import tomllib; sys.modules['tomli'] = tomllib; sys.version_info = (3, 10, 0)\n"
-            "from fxprune.cli import build_parser; from fxprune.toml_options import with_file;"
-            "print(with_file(['compile', 'm'], 'compile', build_parser()[1])[0])")
+    code = (
+        "import sys\nif sys.version_info >= (3, 11):\n"
+        "    import tomllib; sys.modules['tomli'] = tomllib; sys.version_info = (3, 10, 0)\n"
+        "from fxprune.cli import build_parser; from fxprune.toml_options import with_file;"
+        "print(with_file(['compile', 'm'], 'compile', build_parser()[1])[0])"
+    )
     Path(NAME).write_text("seed = 3\n")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "['compile', '--seed=3', 'm']", run.stderr

@@ -51,8 +51,11 @@ def test_without_a_gpu_it_says_what_is_missing_and_the_exit_code_is_its_own() ->
 
 def test_mistakes_are_refused_before_anything_is_measured() -> None:
     for arguments, message in (
-        ({"target": "tritn"}, "did you mean 'triton'"), ({"densities": [1.5]}, "between 0 and 1"),
-        ({"rows": [0]}, "positive"), ({"shapes": []}, "positive"), ({"patterns": ["8x8"]}, "no kernel for tiles"),
+        ({"target": "tritn"}, "did you mean 'triton'"),
+        ({"densities": [1.5]}, "between 0 and 1"),
+        ({"rows": [0]}, "positive"),
+        ({"shapes": []}, "positive"),
+        ({"patterns": ["8x8"]}, "no kernel for tiles"),
         ({"dtype": "int8"}, "unknown dtype"),
     ):
         with pytest.raises(OptionError, match=message):

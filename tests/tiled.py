@@ -54,8 +54,9 @@ def analysed(model: nn.Module, given: Calibration, pattern: str = "8x4", **optio
     return Pipeline(passes).run(capture(model.eval(), first.args, dict(first.kwargs)))
 
 
-def planned(program: Program, given: Calibration | None, ratio: float = 0.5, criterion: str = "lsp",
-            **options: Any) -> Program:
+def planned(
+    program: Program, given: Calibration | None, ratio: float = 0.5, criterion: str = "lsp", **options: Any
+) -> Program:
     two = program.need("groups")[0].pattern == "2:4"
     search = SearchBlocks(None if two else Budget("flops", ratio), **options)
     return Pipeline((ScoreGroups(criterion, data=given), search), start=("axes", "groups")).run(program)

@@ -34,8 +34,13 @@ class FakeClock(Clock):
         return Reading(small / dense, 1e-6, small, dense, 9)
 
 
-def made_up(program: Program, ratio: Callable[[str, int, int], float], dense_ms: float = 100.0,
-            error: float = 1e-6, probes: bool = False) -> LatencyTable:
+def made_up(
+    program: Program,
+    ratio: Callable[[str, int, int], float],
+    dense_ms: float = 100.0,
+    error: float = 1e-6,
+    probes: bool = False,
+) -> LatencyTable:
     """A table of all classes: ``ratio(kind, count, size)`` of the dense latency."""
     curves = {}
     for name, groups in classes(program).items():

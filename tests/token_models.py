@@ -39,8 +39,9 @@ class Block(nn.Module):
         if self.how == "written":
             y = torch.softmax(q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5, -1) @ v
         else:
-            y = F.scaled_dot_product_attention(q, k, v, self.table if self.how == "bias" else None,
-                                               is_causal=self.how == "causal")
+            y = F.scaled_dot_product_attention(
+                q, k, v, self.table if self.how == "bias" else None, is_causal=self.how == "causal"
+            )
         return self.proj(y.transpose(1, 2).reshape(b, t, c))
 
     def feed(self, x: Tensor) -> Tensor:
@@ -64,8 +65,16 @@ class TokenViT(nn.Module):
     read    class, mean, mean-patches, all (tokens), grid (a convolution over the patches), both (class beside mean)
     """
 
-    def __init__(self, front: int = 1, read: str = "class", how: str = "sdpa", size: int = 4, width: int = 24,
-                 heads: int = 3, depth: int = 3) -> None:
+    def __init__(
+        self,
+        front: int = 1,
+        read: str = "class",
+        how: str = "sdpa",
+        size: int = 4,
+        width: int = 24,
+        heads: int = 3,
+        depth: int = 3,
+    ) -> None:
         super().__init__()
         self.front, self.read, self.size = front, read, size
         self.patch = nn.Conv2d(3, width, 8, 8)

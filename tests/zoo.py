@@ -64,9 +64,14 @@ def _maxvit() -> Built:
     survive_torchvision()
     from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitConvCfg, MaxxVitTransformerCfg
 
-    config = MaxxVitCfg(embed_dim=(24, 48), depths=(1, 1), block_type=("M", "M"), stem_width=(16, 24),
-                        conv_cfg=MaxxVitConvCfg(),
-                        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4)))
+    config = MaxxVitCfg(
+        embed_dim=(24, 48),
+        depths=(1, 1),
+        block_type=("M", "M"),
+        stem_width=(16, 24),
+        conv_cfg=MaxxVitConvCfg(),
+        transformer_cfg=MaxxVitTransformerCfg(dim_head=8, window_size=(4, 4)),
+    )
     return MaxxVit(config, img_size=32, num_classes=10), (torch.randn(2, 3, 32, 32),), {}
 
 
@@ -91,11 +96,28 @@ def _mask2former() -> Built:
         from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
         stages = ["stage1", "stage2", "stage3", "stage4"]
-        backbone = SwinConfig(image_size=64, patch_size=4, embed_dim=24, depths=[2, 1, 1, 1], num_heads=[3, 3, 6, 6],
-                              window_size=4, out_features=stages)
-        config = Mask2FormerConfig(backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32,
-                                   encoder_feedforward_dim=48, dim_feedforward=48, encoder_layers=1, decoder_layers=2,
-                                   num_attention_heads=4, num_queries=5, num_labels=4)
+        backbone = SwinConfig(
+            image_size=64,
+            patch_size=4,
+            embed_dim=24,
+            depths=[2, 1, 1, 1],
+            num_heads=[3, 3, 6, 6],
+            window_size=4,
+            out_features=stages,
+        )
+        config = Mask2FormerConfig(
+            backbone_config=backbone,
+            feature_size=32,
+            mask_feature_size=32,
+            hidden_dim=32,
+            encoder_feedforward_dim=48,
+            dim_feedforward=48,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=4,
+            num_queries=5,
+            num_labels=4,
+        )
         return Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 64, 64)}
 
 
@@ -126,7 +148,11 @@ def _sound(config: Any) -> dict[str, Tensor]:
 
 
 INPUTS: dict[str, Callable[[Any], dict[str, Tensor]]] = {
-    "text": _tokens, "masked": _tokens_and_mask, "image": _pixels, "both": _both, "sound": _sound,
+    "text": _tokens,
+    "masked": _tokens_and_mask,
+    "image": _pixels,
+    "both": _both,
+    "sound": _sound,
 }
 
 
@@ -134,22 +160,65 @@ def _block(make: Callable[[], nn.Module], *shape: int) -> Callable[[], Built]:
     return lambda: (make(), (torch.randn(*shape),), {})
 
 
-_BERT = {"vocab_size": WORDS, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
-         "intermediate_size": 64, "max_position_embeddings": 32}
-_LLAMA = {**_BERT, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1,
-          "eos_token_id": 2, "pad_token_id": 0}
+_BERT = {
+    "vocab_size": WORDS,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}
+_LLAMA = {
+    **_BERT,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _T5 = {"vocab_size": WORDS, "d_model": 48, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 3}
-_HF_VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64,
-           "image_size": 32, "patch_size": 8}
+_HF_VIT = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
 _HF_SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 24, "depths": [2, 2], "num_heads": [3, 6], "window_size": 4}
-_CLIP = {"text_config": {**_BERT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}, "vision_config": _HF_VIT,
-         "projection_dim": 24}
-_WHISPER = {"vocab_size": WORDS, "d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 3, "decoder_layers": 1,
-            "decoder_attention_heads": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8,
-            "max_source_positions": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-            "decoder_start_token_id": 1}
-_MODERN = {**_BERT, "num_attention_heads": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-           "cls_token_id": 1, "sep_token_id": 2, "global_attn_every_n_layers": 2, "local_attention": 4}
+_CLIP = {
+    "text_config": {**_BERT, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "vision_config": _HF_VIT,
+    "projection_dim": 24,
+}
+_WHISPER = {
+    "vocab_size": WORDS,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 3,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 3,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_mel_bins": 8,
+    "max_source_positions": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_MODERN = {
+    **_BERT,
+    "num_attention_heads": 3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 4,
+}
 
 TIMM: dict[str, Callable[[], Built]] = {
     "vit": _vit("vit_tiny_patch16_224"),
@@ -174,19 +243,43 @@ TIMM: dict[str, Callable[[], Built]] = {
 HF: dict[str, Callable[[], Built]] = {
     "bert": _hf("BertForSequenceClassification", "BertConfig", _BERT, "masked"),
     "roberta": _hf("RobertaForMaskedLM", "RobertaConfig", {**_BERT, "pad_token_id": 1}, "masked"),
-    "distilbert": _hf("DistilBertForSequenceClassification", "DistilBertConfig",
-                      {"vocab_size": WORDS, "dim": 48, "n_layers": 2, "n_heads": 3, "hidden_dim": 64,
-                       "max_position_embeddings": 32}),
+    "distilbert": _hf(
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        {"vocab_size": WORDS, "dim": 48, "n_layers": 2, "n_heads": 3, "hidden_dim": 64, "max_position_embeddings": 32},
+    ),
     "electra": _hf("ElectraForSequenceClassification", "ElectraConfig", {**_BERT, "embedding_size": 24}),
-    "deberta_v2": _hf("DebertaV2ForSequenceClassification", "DebertaV2Config",
-                      {**_BERT, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"],
-                       "norm_rel_ebd": "layer_norm", "share_att_key": True}, "masked"),
-    "gpt2": _hf("GPT2LMHeadModel", "GPT2Config",
-                {"vocab_size": WORDS, "n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 32, "bos_token_id": 1,
-                 "eos_token_id": 2}),
-    "opt": _hf("OPTForCausalLM", "OPTConfig",
-               {**{k: v for k, v in _BERT.items() if k != "intermediate_size"}, "ffn_dim": 64,
-                "word_embed_proj_dim": 48}),
+    "deberta_v2": _hf(
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        {
+            **_BERT,
+            "relative_attention": True,
+            "position_buckets": 8,
+            "pos_att_type": ["p2c", "c2p"],
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+        },
+        "masked",
+    ),
+    "gpt2": _hf(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        {
+            "vocab_size": WORDS,
+            "n_embd": 48,
+            "n_layer": 2,
+            "n_head": 3,
+            "n_positions": 32,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "opt": _hf(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {**{k: v for k, v in _BERT.items() if k != "intermediate_size"}, "ffn_dim": 64, "word_embed_proj_dim": 48},
+    ),
     "llama": _hf("LlamaForCausalLM", "LlamaConfig", _LLAMA),
     "qwen2": _hf("Qwen2ForCausalLM", "Qwen2Config", {k: v for k, v in _LLAMA.items() if k != "head_dim"}),
     "mistral": _hf("MistralForCausalLM", "MistralConfig", {**_LLAMA, "sliding_window": 4}),
@@ -194,9 +287,18 @@ HF: dict[str, Callable[[], Built]] = {
     "t5_encoder": _hf("T5EncoderModel", "T5Config", _T5),
     "hf_vit": _hf("ViTForImageClassification", "ViTConfig", _HF_VIT, "image"),
     "hf_swin": _hf("SwinForImageClassification", "SwinConfig", _HF_SWIN, "image"),
-    "segformer": _hf("SegformerForSemanticSegmentation", "SegformerConfig",
-                     {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 4, 6],
-                      "decoder_hidden_size": 32, "image_size": 64}, "image"),
+    "segformer": _hf(
+        "SegformerForSemanticSegmentation",
+        "SegformerConfig",
+        {
+            "hidden_sizes": [16, 24, 32, 48],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 4, 6],
+            "decoder_hidden_size": 32,
+            "image_size": 64,
+        },
+        "image",
+    ),
     "mask2former": _mask2former,
     "whisper_encoder": _whisper_encoder,
     "clip": _hf("CLIPModel", "CLIPConfig", _CLIP, "both"),
@@ -258,8 +360,9 @@ def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def other_inputs(args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, length: int | None = None,
-                 seed: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def other_inputs(
+    args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, length: int | None = None, seed: int = 1
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of the same kinds with another batch size, and another length for 2-D tensors of integers."""
     generator = torch.Generator().manual_seed(seed)
 

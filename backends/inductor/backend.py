@@ -47,8 +47,11 @@ class InductorBackend(Backend):
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
-            raise OptionError(f"inductor does not compile for '{self.device}'", where=f"--target {self.name}",
-                              cure=f"inductor{{device={DEVICES[0]}}} or inductor{{device={DEVICES[1]}}}")
+            raise OptionError(
+                f"inductor does not compile for '{self.device}'",
+                where=f"--target {self.name}",
+                cure=f"inductor{{device={DEVICES[0]}}} or inductor{{device={DEVICES[1]}}}",
+            )
 
     def runs_on(self) -> str:
         return self.device
@@ -68,8 +71,12 @@ class InductorBackend(Backend):
     def load(self, payload: Path) -> Runner:
         missing = [m for m in lacking(self.device) if "compiler" not in m]
         if missing:
-            raise MissingDevice("the package cannot be run here", where=payload.name, why="; ".join(missing),
-                                cure="run it on the machine it was compiled for")
+            raise MissingDevice(
+                "the package cannot be run here",
+                where=payload.name,
+                why="; ".join(missing),
+                cure="run it on the machine it was compiled for",
+            )
         with quiet():
             compiled: Any = torch._inductor.aoti_load_package(str(payload))
         spec = pytree.treespec_loads(compiled.loader.get_call_spec()[0])
@@ -92,14 +99,19 @@ class InductorBackend(Backend):
         options = {"max_autotune": True} if self.autotune else {}
         try:
             with quiet():
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(aside / "model.pt2"),
-                                                         inductor_configs=options)
+                torch._inductor.aoti_compile_and_package(
+                    exported, package_path=str(aside / "model.pt2"), inductor_configs=options
+                )
             os.replace(aside / "model.pt2", payload)
         except OSError:
             raise
         except Exception as error:  # inductor's and the compiler's exceptions have no common type
-            raise LoweringError("inductor cannot compile the graph", where=payload.name, why=first_line(error),
-                                cure="--target eager works meanwhile") from error
+            raise LoweringError(
+                "inductor cannot compile the graph",
+                where=payload.name,
+                why=first_line(error),
+                cure="--target eager works meanwhile",
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -55,8 +55,11 @@ class OnnxBackend(Backend):
 
     def __post_init__(self) -> None:
         if not OPSETS[0] <= self.opset <= OPSETS[1]:
-            raise OptionError(f"opset {self.opset} is not supported", why="the ops this needs come with 18; runtimes "
-                              "do not yet build what comes after 20", cure=f"{OPSETS[0]} to {OPSETS[1]}")
+            raise OptionError(
+                f"opset {self.opset} is not supported",
+                why="the ops this needs come with 18; runtimes do not yet build what comes after 20",
+                cure=f"{OPSETS[0]} to {OPSETS[1]}",
+            )
 
     def legalize(self) -> tuple[Pass, ...]:
         return (RelaxViews(), SpellOutAttention(), CastMinuends())
@@ -74,8 +77,12 @@ class OnnxBackend(Backend):
         try:
             return Lowered(payload, files, self.load(payload), *about, runtime="onnxruntime on CPU")
         except Exception as error:  # onnxruntime's exception types are its own and many
-            raise LoweringError("onnxruntime refuses the exported file", where=payload.name, why=first_line(error),
-                                cure="update onnxruntime, or try another --opset") from error
+            raise LoweringError(
+                "onnxruntime refuses the exported file",
+                where=payload.name,
+                why=first_line(error),
+                cure="update onnxruntime, or try another --opset",
+            ) from error
 
     def write(self, program: Program, directory: Path) -> tuple[Path, ...]:
         """Translate, check and write a legalized program, and run nothing; the main file is the last."""
@@ -109,8 +116,13 @@ class OnnxBackend(Backend):
         """The program as a ``torch.onnx.ONNXProgram``."""
         try:
             with quiet():
-                return torch.onnx.export(program.exported, dynamo=True, opset_version=self.opset, verbose=False,
-                                         custom_translation_table=translations())
+                return torch.onnx.export(
+                    program.exported,
+                    dynamo=True,
+                    opset_version=self.opset,
+                    verbose=False,
+                    custom_translation_table=translations(),
+                )
         except Exception as error:  # the exporter wraps what its translations raise, several levels deep
             raise _lowering_error(program, error) from error
 
@@ -118,8 +130,12 @@ class OnnxBackend(Backend):
 def _refuse_dtypes(program: Program) -> None:
     for name, tensor in program.tensors.items():
         if tensor.dtype is torch.bfloat16:
-            raise LoweringError("bfloat16 cannot be verified", where=name, why="onnxruntime has no bfloat16 kernels on "
-                                "a CPU", cure="convert the model first: model.float() or model.half()")
+            raise LoweringError(
+                "bfloat16 cannot be verified",
+                where=name,
+                why="onnxruntime has no bfloat16 kernels on a CPU",
+                cure="convert the model first: model.float() or model.half()",
+            )
 
 
 def _refuse_numbers(program: Program) -> None:
@@ -128,9 +144,12 @@ def _refuse_numbers(program: Program) -> None:
     values = [v.meta.get("val") if isinstance(v, torch.fx.Node) else v for v in returned]  # type: ignore[union-attr]
     for value in values:
         if not isinstance(value, Tensor) and value is not None:
-            raise LoweringError("an output that is no tensor cannot be exported", where=program.name,
-                                why=f"the model returns {value!r} among its outputs",
-                                cure="return tensors alone, or use --target eager")
+            raise LoweringError(
+                "an output that is no tensor cannot be exported",
+                where=program.name,
+                why=f"the model returns {value!r} among its outputs",
+                cure="return tensors alone, or use --target eager",
+            )
 
 
 def _name_everything(model: Any, program: Program) -> None:
@@ -140,14 +159,20 @@ def _name_everything(model: Any, program: Program) -> None:
     source files into every node.
     """
     graph = model.graph
-    wanted = [n.name for n in program.placeholders() if n.name in set(program.user_inputs)
-              and isinstance(n.meta.get("val"), Tensor)]
+    wanted = [
+        n.name
+        for n in program.placeholders()
+        if n.name in set(program.user_inputs) and isinstance(n.meta.get("val"), Tensor)
+    ]
     results = output_names(program.exported)
     if len(graph.inputs) != len(wanted) or len(graph.outputs) != len(results):
         raise LoweringError(
-            "inputs or outputs that are no tensors cannot be exported", where=program.name,
+            "inputs or outputs that are no tensors cannot be exported",
+            where=program.name,
             why=f"ONNX has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, the program has {len(wanted)} "
-                f"and {len(results)} tensors", cure="return tensors only")
+            f"and {len(results)} tensors",
+            cure="return tensors only",
+        )
     symbols = dim_names(program)
     named = dict(zip([*graph.inputs, *graph.outputs], [*wanted, *results], strict=True))
     reserved, values = set(named.values()), list(graph.inputs)
@@ -163,9 +188,12 @@ def _name_everything(model: Any, program: Program) -> None:
     for value in values:
         dims = [getattr(dim, "value", dim) for dim in value.shape or ()]
         if any(isinstance(dim, str) for dim in dims):
-            value.shape = type(value.shape)([  # a new one: since onnx_ir 1.1 the exporter's may be frozen
-                re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), dim) if isinstance(dim, str) else dim
-                for dim in dims])
+            value.shape = type(value.shape)(
+                [  # a new one: since onnx_ir 1.1 the exporter's may be frozen
+                    re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), dim) if isinstance(dim, str) else dim
+                    for dim in dims
+                ]
+            )
     model.producer_name, model.producer_version = "fxprune", _version()
     model.graph.name = re.sub(r"\W", "_", program.name)
 
@@ -188,13 +216,20 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
     guilty = next((m for e in reversed(said) if (m := _GUILTY.search(str(e)))), None)
     reason = first_line(said[-1])
     if guilty is None:
-        return LoweringError("the graph cannot be translated to ONNX", where=program.name, why=reason,
-                             cure="--target eager works meanwhile")
+        return LoweringError(
+            "the graph cannot be translated to ONNX",
+            where=program.name,
+            why=reason,
+            cure="--target eager works meanwhile",
+        )
     name, op = guilty.groups()
     node = next((n for n in program.graph.nodes if n.name == name), None)
-    trace = guilty.string[guilty.end():] if node is None else node.meta.get("stack_trace") or ""
+    trace = guilty.string[guilty.end() :] if node is None else node.meta.get("stack_trace") or ""
     return LoweringError(
-        f"{op.removeprefix('torch.ops.')} has no translation to ONNX" if "No ONNX function" in reason
+        f"{op.removeprefix('torch.ops.')} has no translation to ONNX"
+        if "No ONNX function" in reason
         else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
-        where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""), why=reason,
-        cure="write that line with standard ops, or use --target eager")
+        where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""),
+        why=reason,
+        cure="write that line with standard ops, or use --target eager",
+    )

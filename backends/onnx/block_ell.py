@@ -73,8 +73,10 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
     matrix = layer.matrix
     node = edit.nodes[matrix.node]
     weight = matrix.matrix(edit.program.tensors[matrix.parameter].detach())
-    blocks, index = (edit.tensor(matrix.weight, n, t)
-                     for n, t in zip(("blocks", "index"), ell(weight, layer.live, layer.tile), strict=True))
+    blocks, index = (
+        edit.tensor(matrix.weight, n, t)
+        for n, t in zip(("blocks", "index"), ell(weight, layer.live, layer.tile), strict=True)
+    )
     (rows, columns), (_, bk), (outputs, inputs) = layer.live.shape, layer.tile, matrix.shape
     offset = LINEAR[op_name(node)][2]
     bias = bind(node).get(offset) if offset else None
@@ -92,8 +94,10 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
         length = blocks.meta["val"].shape[1]
         x = emit(aten.transpose.int, emit(aten.reshape.default, x, [-1, rows, length]), 0, 1)
         y = emit(aten.transpose.int, emit(aten.bmm.default, x, blocks), 0, 1)
-        shape = [emit(aten.sym_size.int, source, i) if isinstance(s, torch.SymInt) else s
-                 for i, s in enumerate(source.meta["val"].shape[:-1])]
+        shape = [
+            emit(aten.sym_size.int, source, i) if isinstance(s, torch.SymInt) else s
+            for i, s in enumerate(source.meta["val"].shape[:-1])
+        ]
         y = emit(aten.reshape.default, y, [*shape, rows * layer.tile[0]])
         if rows * layer.tile[0] != outputs:
             y = emit(aten.slice.Tensor, y, -1, 0, outputs)

@@ -55,8 +55,9 @@ def _without_weights(model: Any, aside: Path) -> Iterator[dict[str, Any]]:
     try:
         for value in values:
             tensor = value.const_value
-            value.const_value = onnx_ir.ExternalTensor(empty.name, offset, tensor.nbytes, tensor.dtype,
-                                                       shape=tensor.shape, name=value.name, base_dir=aside)
+            value.const_value = onnx_ir.ExternalTensor(
+                empty.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=value.name, base_dir=aside
+            )
             offset += tensor.nbytes
         with empty.open("wb") as file:
             file.truncate(offset)
@@ -76,8 +77,9 @@ def _check(path: Path, name: str) -> None:
     except onnx.checker.ValidationError as error:
         raise LoweringError("the exported graph is not valid ONNX", where=name, why=first_line(error)) from error
     except Exception as error:  # shape inference errors have no common type over onnx's versions
-        raise LoweringError("shapes in the exported graph contradict each other", where=name,
-                            why=first_line(error)) from error
+        raise LoweringError(
+            "shapes in the exported graph contradict each other", where=name, why=first_line(error)
+        ) from error
 
 
 def _write_inline(proto: Any, large: dict[str, Any], path: Path) -> None:

@@ -59,5 +59,6 @@ def _ints(*values: int) -> Any:
 
 
 KNOWN: Mapping[str, Callable[..., Any]] = {
-    "transformers.grouped_mm_fallback.default": _grouped_mm, "aten.sort.stable": _sort_stable,
+    "transformers.grouped_mm_fallback.default": _grouped_mm,
+    "aten.sort.stable": _sort_stable,
 }

@@ -26,9 +26,16 @@ from .block_ell import padded, replaced
 FORM = "ell"
 
 
-def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Sequence[str],
-            densities: Sequence[float], dtype: str, on_case: Callable[[str, int, int], None], threads: int = 0,
-            seconds: float = 0.5) -> BlockTable:
+def measure(
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    dtype: str,
+    on_case: Callable[[str, int, int], None],
+    threads: int = 0,
+    seconds: float = 0.5,
+) -> BlockTable:
     """Medians of both forms, measured in turns, with random tiles. Arguments as for the kernel's ``measure``.
 
     The table's densities are those of the padded form: of what is multiplied, above the share that is kept.
@@ -38,8 +45,12 @@ def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Se
     Raises OptionError for a dtype that a CPU has no kernels for.
     """
     if dtype != "float32":
-        raise OptionError(f"block-ELL is measured in float32, not in {dtype}", where="--dtype",
-                          why="onnxruntime computes half precision on a CPU by converting it", cure="--dtype float32")
+        raise OptionError(
+            f"block-ELL is measured in float32, not in {dtype}",
+            where="--dtype",
+            why="onnxruntime computes half precision on a CPU by converting it",
+            cure="--dtype float32",
+        )
     cases, found = list(itertools.product(shapes, rows, patterns, densities)), []
     for number, ((n, k), m, pattern, density) in enumerate(cases):
         on_case(f"{n}x{k}, M={m}, tiles {pattern}, density {density:g}", number, len(cases))
@@ -52,16 +63,22 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, se
     matrix = matrices(dense)[0]
     live = live_tiles(dense.tensors[matrix.parameter], tile_of(pattern))
     if bool(live.all()):
-        raise OptionError(f"a density of {density:g} leaves no tile of {pattern} to drop in {n}x{k}",
-                          where="--density", cure="lower it")
+        raise OptionError(
+            f"a density of {density:g} leaves no tile of {pattern} to drop in {n}x{k}",
+            where="--density",
+            cure="lower it",
+        )
     one = SparseLayer(matrix, pattern, tile_of(pattern), live)
     sparse = replaced(dense, [one], "tune")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).numpy()
     with tempfile.TemporaryDirectory() as folder:
-        running = {name: _session(program, Path(folder) / f"{name}.onnx", threads)
-                   for name, program in (("dense", dense), ("ell", sparse))}
-        times = latency({name: partial(s.run, None, {s.get_inputs()[0].name: x}) for name, s in running.items()},
-                        seconds=seconds)
+        running = {
+            name: _session(program, Path(folder) / f"{name}.onnx", threads)
+            for name, program in (("dense", dense), ("ell", sparse))
+        }
+        times = latency(
+            {name: partial(s.run, None, {s.get_inputs()[0].name: x}) for name, s in running.items()}, seconds=seconds
+        )
     multiplied = round(padded(one) / live.numel(), 4)  # what a layer of a plan is compared by as well
     return Timing(n, k, pattern, "float32", m, multiplied, times["dense"].median_ms, times["ell"].median_ms)
 

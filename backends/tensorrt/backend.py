@@ -75,11 +75,17 @@ class TensorRTBackend(Backend):
         asked(self.shapes)
         size_of(self.workspace)
         if not 0 <= self.optimization_level <= 5:
-            raise OptionError(f"there is no optimization level {self.optimization_level}",
-                              where="--target trt {optimization_level=...}", cure="0 to 5")
+            raise OptionError(
+                f"there is no optimization level {self.optimization_level}",
+                where="--target trt {optimization_level=...}",
+                cure="0 to 5",
+            )
         if not all(re.fullmatch(r"\d+\.\d", c) for c in self._capabilities):
-            raise OptionError(f"'{self.capability}' names no compute capability", where="--target trt {capability=...}",
-                              cure="write 8.9, or 8.6+8.9 for several")
+            raise OptionError(
+                f"'{self.capability}' names no compute capability",
+                where="--target trt {capability=...}",
+                cure="write 8.9, or 8.6+8.9 for several",
+            )
         registry.backend("onnx", opset=self.opset)
 
     def tolerances(self) -> Mapping[torch.dtype, float]:
@@ -125,8 +131,11 @@ class TensorRTBackend(Backend):
         files = (payload, described, *(() if onnx is None else onnx.files))
         made = Lowered(payload, files, checked, about={**about, "built_by": str(tools)}, notes=notes)
         if missing:
-            return replace(made, runtime=f"{by}; the engine was built, not run",
-                           missing=tuple(f"{m} (the engine was built, it was not run)" for m in missing))
+            return replace(
+                made,
+                runtime=f"{by}; the engine was built, not run",
+                missing=tuple(f"{m} (the engine was built, it was not run)" for m in missing),
+            )
         return replace(made, run=self.load(payload), runtime=str(tools))
 
     def load(self, payload: Path) -> Runner:
@@ -138,8 +147,16 @@ class TensorRTBackend(Backend):
 
     def _flags(self, tools: Toolchain) -> Flags:
         cache = self.timing_cache or str(_kept_cache(tools))
-        return Flags(self.dtype != "fp32", size_of(self.workspace), self.optimization_level, self.sparse_weights,
-                     self.hardware, self.version_compatible, "" if cache == "off" else cache, self._capabilities)
+        return Flags(
+            self.dtype != "fp32",
+            size_of(self.workspace),
+            self.optimization_level,
+            self.sparse_weights,
+            self.hardware,
+            self.version_compatible,
+            "" if cache == "off" else cache,
+            self._capabilities,
+        )
 
     def _batches(self, program: Program) -> list[Sequence[Any]]:
         """User inputs to look at: calibration data, up to ``SAMPLES`` of it, else the example's."""
@@ -162,8 +179,12 @@ class TensorRTBackend(Backend):
             made: Lowered = onnx.lower(legal, directory)
             return made
         files = onnx.write(legal, directory)
-        return Lowered(files[-1], files, eager(legal.exported),
-                       runtime="PyTorch (onnxruntime has no bfloat16 kernels, so the ONNX file was not run)")
+        return Lowered(
+            files[-1],
+            files,
+            eager(legal.exported),
+            runtime="PyTorch (onnxruntime has no bfloat16 kernels, so the ONNX file was not run)",
+        )
 
 
 def size_of(text: str) -> int:
@@ -174,8 +195,11 @@ def size_of(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+) *([kmg]?)(i?b)?", text.strip().lower() or "0")
     if match is None:
-        raise OptionError(f"'{text}' is not an amount of memory", where="--target trt {workspace=...}",
-                          cure="write 4GiB, 512MiB or a number of bytes")
+        raise OptionError(
+            f"'{text}' is not an amount of memory",
+            where="--target trt {workspace=...}",
+            cure="write 4GiB, 512MiB or a number of bytes",
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -195,16 +219,21 @@ def trtexec(file: str, inputs: Sequence[InputProfile], tf32: bool = True) -> str
 
 def _one_of(option: str, value: str, known: Any) -> None:
     if value not in known:
-        raise OptionError(f"'{value}' is not known", where=f"--target trt {{{option}={value}}}",
-                          cure=nearest(value, [k for k in known if k]))
+        raise OptionError(
+            f"'{value}' is not known",
+            where=f"--target trt {{{option}={value}}}",
+            cure=nearest(value, [k for k in known if k]),
+        )
 
 
 def _tight(seen: Mapping[str, Any]) -> tuple[str, ...]:
     if seen["headroom"] is None or seen["headroom"] >= TIGHT:
         return ()
     one = seen["largest"][0]
-    return (f"float16 is tight: node {one['node']} reaches {one['value']:.0f} of {seen['limit']:.0f} on "
-            f"{seen['samples']} samples; bf16 has room",)
+    return (
+        f"float16 is tight: node {one['node']} reaches {one['value']:.0f} of {seen['limit']:.0f} on "
+        f"{seen['samples']} samples; bf16 has room",
+    )
 
 
 def _kept_cache(tools: Toolchain) -> Path:

@@ -61,15 +61,19 @@ def by_converters(program: Program, inputs: Sequence[InputProfile], tools: Toolc
     with heard() as said:
         try:
             with quiet_warnings():
-                making = TRTInterpreter(module, specs, output_dtypes=infer_module_output_dtypes(module),
-                                        compilation_settings=chosen)
+                making = TRTInterpreter(
+                    module, specs, output_dtypes=infer_module_output_dtypes(module), compilation_settings=chosen
+                )
                 making._construct_trt_network_def()
                 config = making._populate_trt_builder_config()
         except Exception as error:  # converters raise whatever they run into, and name the node themselves
             guilty = getattr(making, "_cur_node_name", None) if "making" in locals() else None
-            raise LoweringError("torch-tensorrt cannot make a network of the graph",
-                                where=f"node {guilty}" if guilty else program.name, why=first_line(error),
-                                cure="try --target 'trt{via=onnx}'; --target onnx works meanwhile") from error
+            raise LoweringError(
+                "torch-tensorrt cannot make a network of the graph",
+                where=f"node {guilty}" if guilty else program.name,
+                why=first_line(error),
+                cure="try --target 'trt{via=onnx}'; --target onnx works meanwhile",
+            ) from error
         network = making.ctx.net
         for position, name in enumerate(output_names(program.exported)):
             network.get_output(position).name = name
@@ -85,11 +89,13 @@ def by_parser(onnx_file: Path, inputs: Sequence[InputProfile], tools: Toolchain,
     parser = trt.OnnxParser(network, _logger(trt, said))
     if not parser.parse_from_file(str(onnx_file)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise LoweringError("TensorRT's parser refuses the ONNX file",
-                            where="; ".join(f"node {e.node_name() or e.node()} ({e.node_operator()})"
-                                            for e in errors[:5]) or onnx_file.name,
-                            why="; ".join(e.desc() for e in errors[:3]) or "no reason was given",
-                            cure="try --target trt (torch-tensorrt's converters), or another opset")
+        raise LoweringError(
+            "TensorRT's parser refuses the ONNX file",
+            where="; ".join(f"node {e.node_name() or e.node()} ({e.node_operator()})" for e in errors[:5])
+            or onnx_file.name,
+            why="; ".join(e.desc() for e in errors[:3]) or "no reason was given",
+            cure="try --target trt (torch-tensorrt's converters), or another opset",
+        )
     config = builder.create_builder_config()
     if any(not one.static for one in inputs):
         profile = builder.create_optimization_profile()
@@ -107,9 +113,13 @@ def settings(flags: Flags) -> Any:
     from torch_tensorrt.dynamo._settings import CompilationSettings
 
     wanted = {
-        "min_block_size": 1, "disable_tf32": not flags.tf32, "workspace_size": flags.workspace_bytes,
-        "optimization_level": flags.optimization_level, "sparse_weights": flags.sparse_weights,
-        "hardware_compatible": flags.hardware == "ampere+", "version_compatible": flags.version_compatible,
+        "min_block_size": 1,
+        "disable_tf32": not flags.tf32,
+        "workspace_size": flags.workspace_bytes,
+        "optimization_level": flags.optimization_level,
+        "sparse_weights": flags.sparse_weights,
+        "hardware_compatible": flags.hardware == "ampere+",
+        "version_compatible": flags.version_compatible,
         "use_explicit_typing": True,  # a setting of older releases; newer ones know nothing else
         "attn_bias_is_causal": False,  # its default takes every attention bias for a causal mask
     }
@@ -143,9 +153,12 @@ def _engine(builder: Any, network: Any, config: Any, tools: Toolchain, flags: Fl
         config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise LoweringError("TensorRT cannot build the engine", where=_guilty(said),
-                            why="; ".join(said[-3:])[:600] or "it gives no reason",
-                            cure="try --target 'trt{via=onnx}', another dtype or optimization_level")
+        raise LoweringError(
+            "TensorRT cannot build the engine",
+            where=_guilty(said),
+            why="; ".join(said[-3:])[:600] or "it gives no reason",
+            cure="try --target 'trt{via=onnx}', another dtype or optimization_level",
+        )
     if cache is not None:
         _keep(Path(flags.timing_cache), bytes(memoryview(config.get_timing_cache().serialize())))
     return bytes(plan)
@@ -156,14 +169,20 @@ def _aim(config: Any, tools: Toolchain, capabilities: Sequence[str]) -> None:
         return
     known = getattr(tools.trt, "ComputeCapability", None)
     if not tools.rtx or known is None:
-        raise OptionError("engines for another GPU need TensorRT for RTX", where="--target trt {capability=...}",
-                          why=f"this is {tools}", cure="build on the GPU itself, or use hardware=ampere+")
+        raise OptionError(
+            "engines for another GPU need TensorRT for RTX",
+            where="--target trt {capability=...}",
+            why=f"this is {tools}",
+            cure="build on the GPU itself, or use hardware=ampere+",
+        )
     names = [f"SM{c.replace('.', '')}" for c in capabilities]
     for name, text in zip(names, capabilities, strict=True):
         if name not in known.__members__:
-            raise OptionError(f"engines cannot be built for compute capability {text}",
-                              where="--target trt {capability=...}",
-                              cure=", ".join(f"{n[2:-1]}.{n[-1]}" for n in known.__members__ if n[2:].isdigit()))
+            raise OptionError(
+                f"engines cannot be built for compute capability {text}",
+                where="--target trt {capability=...}",
+                cure=", ".join(f"{n[2:-1]}.{n[-1]}" for n in known.__members__ if n[2:].isdigit()),
+            )
     config.num_compute_capabilities = len(names)
     for position, name in enumerate(names):
         config.set_compute_capability(known.__members__[name], position)

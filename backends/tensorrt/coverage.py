@@ -86,7 +86,8 @@ def not_covered(found: Sequence[Unsupported]) -> LoweringError:
         where="; ".join(map(str, found[:5])) + more,
         why="the whole graph must become one engine: nothing falls back to PyTorch unseen",
         cure="write that line with standard ops, register a converter with torch_tensorrt.dynamo.conversion."
-             "dynamo_tensorrt_converter, or try --target 'trt{via=onnx}'")
+        "dynamo_tensorrt_converter, or try --target 'trt{via=onnx}'",
+    )
 
 
 def _marked(program: Program) -> torch.export.ExportedProgram:
@@ -100,8 +101,9 @@ def _marked(program: Program) -> torch.export.ExportedProgram:
 def _described(node: Node, sources: dict[str, Node]) -> Unsupported:
     name = str((node.meta.get("custom") or {}).get(MARK) or "")
     if not name:  # made by torch-tensorrt's own passes: what it reads is the next best
-        name = next((str(n.meta["custom"][MARK]) for n in node.all_input_nodes
-                     if MARK in (n.meta.get("custom") or {})), "")
+        name = next(
+            (str(n.meta["custom"][MARK]) for n in node.all_input_nodes if MARK in (n.meta.get("custom") or {})), ""
+        )
     source = sources.get(name, node)
     op = str(node.target).removeprefix("torch.ops.")
     return Unsupported(node.name, op, name, made_by(source), source_line(source.meta.get("stack_trace")))

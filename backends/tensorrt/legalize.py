@@ -35,8 +35,11 @@ class PoolByMean(Transform):
     """Pooling to one value as a mean: its decomposition asks for strides, which an engine does not have."""
 
     def run(self, program: Program) -> Program:
-        found = [n.name for n in program.graph.nodes if n.target is aten.adaptive_avg_pool2d.default
-                 and list(n.args[1]) == [1, 1]]
+        found = [
+            n.name
+            for n in program.graph.nodes
+            if n.target is aten.adaptive_avg_pool2d.default and list(n.args[1]) == [1, 1]
+        ]
         if not found:
             return program
         edit = Replacing(program, self.slug())
@@ -64,15 +67,19 @@ class SpellOutMaxima(Transform):
             keep = bool(node.kwargs.get("keepdim", rest[0] if rest else False))
             for item in list(node.users):
                 with edit.graph.inserting_before(item):
-                    new = edit.call(node, value, source, [dim], keep) if item.args[1] == 0 else \
-                        edit.call(node, place, source, dim, keep)
+                    new = (
+                        edit.call(node, value, source, [dim], keep)
+                        if item.args[1] == 0
+                        else edit.call(node, place, source, dim, keep)
+                    )
                 edit.instead(item, new)
             edit.graph.erase_node(node)
         return program.without_facts(exported=edit.done())
 
 
 EXTREMES: dict[Any, tuple[Any, Any]] = {
-    aten.max.dim: (aten.amax.default, aten.argmax.default), aten.min.dim: (aten.amin.default, aten.argmin.default),
+    aten.max.dim: (aten.amax.default, aten.argmax.default),
+    aten.min.dim: (aten.amin.default, aten.argmin.default),
 }
 FOR_CONVERTERS = (SpellOutGathers, SpellOutMaxima)
 """What torch-tensorrt's converters need; the ONNX path does without."""
@@ -107,8 +114,12 @@ def _spell_out(edit: Replacing, node: Node) -> None:
         if not all(statically_known_true(s == 1) for s in index.meta["val"].shape[:-1]):
             starts = emit(aten.mul.Tensor, emit(aten.arange.default, size(rows, 0)), length)
             rows = emit(aten.add.Tensor, rows, emit(aten.unsqueeze.default, starts, 1))
-        flat = emit(aten.index_select.default, emit(aten.reshape.default, source, [-1]), 0,
-                    emit(aten.reshape.default, rows, [-1]))
+        flat = emit(
+            aten.index_select.default,
+            emit(aten.reshape.default, source, [-1]),
+            0,
+            emit(aten.reshape.default, rows, [-1]),
+        )
         result = emit(aten.reshape.default, flat, shape)
         if dim != rank - 1:
             result = emit(aten.transpose.int, result, dim, -1)

@@ -42,8 +42,11 @@ def asked(text: str) -> dict[str, Range]:
         match = re.fullmatch(r"([A-Za-z_]\w*):(\d+):(\d+):(\d+)", part.strip())
         sizes = tuple(int(n) for n in match.groups()[1:]) if match else ()
         if match is None or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-            raise OptionError(f"'{part}' is not a range of sizes", where=f"--target trt {{shapes={text}}}",
-                              cure="write least, best and largest, as shapes=batch:1:8:64/sequence:1:128:512")
+            raise OptionError(
+                f"'{part}' is not a range of sizes",
+                where=f"--target trt {{shapes={text}}}",
+                cure="write least, best and largest, as shapes=batch:1:8:64/sequence:1:128:512",
+            )
         found[match[1]] = (sizes[0], sizes[1], sizes[2])
     return found
 
@@ -61,21 +64,26 @@ def ranges(program: Program, wanted: Mapping[str, Range]) -> dict[str, Range]:
         word = words[symbol]
         found[word] = wanted.get(word, (least, min(max(example, least), top), top))
         if found[word][0] < least or found[word][2] > largest:
-            raise OptionError(f"the program was not captured for {word} from {found[word][0]} to {found[word][2]}",
-                              where="--target trt {shapes=...}", why=f"it takes {least} to "
-                              f"{largest if bounded else 'any size'}", cure="narrow the range, or capture it anew")
+            raise OptionError(
+                f"the program was not captured for {word} from {found[word][0]} to {found[word][2]}",
+                where="--target trt {shapes=...}",
+                why=f"it takes {least} to {largest if bounded else 'any size'}",
+                cure="narrow the range, or capture it anew",
+            )
     unknown = sorted(set(wanted) - set(found))
     if unknown:
-        raise OptionError(f"the program has no open size '{unknown[0]}'", where="--target trt {shapes=...}",
-                          cure=f"open are: {', '.join(found) or 'none'}")
+        raise OptionError(
+            f"the program has no open size '{unknown[0]}'",
+            where="--target trt {shapes=...}",
+            cure=f"open are: {', '.join(found) or 'none'}",
+        )
     return found
 
 
 def profiles(program: Program, sizes: Mapping[str, Range]) -> list[InputProfile]:
     """Every tensor input with its shapes, in the order of the graph's inputs."""
     symbols = {symbol: sizes[word] for symbol, word in dim_names(program).items()}
-    trials: list[Sequence[object]] = [
-        sample_inputs(program, {s: r[i] for s, r in symbols.items()}) for i in range(3)]
+    trials: list[Sequence[object]] = [sample_inputs(program, {s: r[i] for s, r in symbols.items()}) for i in range(3)]
     found = []
     for name, least, best, largest in zip(program.user_inputs, *trials, strict=True):
         if isinstance(least, Tensor) and isinstance(best, Tensor) and isinstance(largest, Tensor):

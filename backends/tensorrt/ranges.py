@@ -56,10 +56,10 @@ class _Watch(Interpreter):
     def _widened(self, n: Node) -> Any:
         """What this CPU has no half kernel for, computed in float32 and rounded."""
         args, kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: t.float() if t.dtype is torch.float16 else t, self.fetch_args_kwargs_from_env(n))
+            Tensor, lambda t: t.float() if t.dtype is torch.float16 else t, self.fetch_args_kwargs_from_env(n)
+        )
         value = getattr(self, n.op)(n.target, args, kwargs)
-        return torch.utils._pytree.tree_map_only(
-            Tensor, lambda t: t.half() if t.dtype is torch.float32 else t, value)
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.half() if t.dtype is torch.float32 else t, value)
 
 
 def check_ranges(program: Program, cast: Program, batches: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -87,14 +87,26 @@ def check_ranges(program: Program, cast: Program, batches: Sequence[Sequence[Any
         source = node if before is not None else _captured(node, wide)
         reached = wide.seen.get(source.name, Seen()).largest
         raise LoweringError(
-            "float16 overflows", where=describe(source),
-            why=f"its values reach {reached:.3g} on {count} samples, float16 ends at {LIMIT:.0f}", cure=CURE)
-    half = {name: one.largest for name, one in narrow.seen.items()
-            if name in nodes and _is_half(nodes[name]) and one.largest < 0.999 * LIMIT}
+            "float16 overflows",
+            where=describe(source),
+            why=f"its values reach {reached:.3g} on {count} samples, float16 ends at {LIMIT:.0f}",
+            cure=CURE,
+        )
+    half = {
+        name: one.largest
+        for name, one in narrow.seen.items()
+        if name in nodes and _is_half(nodes[name]) and one.largest < 0.999 * LIMIT
+    }
     top = sorted(half, key=lambda name: -half[name])[:LISTED]
-    return {"limit": LIMIT, "samples": count, "headroom": LIMIT / half[top[0]] if top and half[top[0]] else None,
-            "largest": [{"node": name, "value": half[name], "line": source_line(nodes[name].meta.get("stack_trace"))}
-                        for name in top]}
+    return {
+        "limit": LIMIT,
+        "samples": count,
+        "headroom": LIMIT / half[top[0]] if top and half[top[0]] else None,
+        "largest": [
+            {"node": name, "value": half[name], "line": source_line(nodes[name].meta.get("stack_trace"))}
+            for name in top
+        ],
+    }
 
 
 def describe(node: Node) -> str:
@@ -112,8 +124,12 @@ def _check_weights(program: Program, cast: Program) -> None:
             finite = torch.where(before.isfinite(), before.detach(), 0)
             largest = float((finite.abs() if name in parameters else finite).max())
             if largest > LIMIT:
-                raise LoweringError("float16 cannot hold a weight", where=name,
-                                    why=f"it reaches {largest:.3g}, float16 ends at {LIMIT:.0f}", cure=CURE)
+                raise LoweringError(
+                    "float16 cannot hold a weight",
+                    where=name,
+                    why=f"it reaches {largest:.3g}, float16 ends at {LIMIT:.0f}",
+                    cure=CURE,
+                )
 
 
 def _captured(node: Node, wide: _Watch) -> Node:

@@ -15,8 +15,14 @@ from .profiles import InputProfile
 from .toolchain import Toolchain
 
 DTYPES = {
-    "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32,
-    "INT64": torch.int64, "BOOL": torch.bool, "INT8": torch.int8, "UINT8": torch.uint8,
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
 }
 
 
@@ -28,9 +34,20 @@ def interface(payload: Path) -> Path:
 def write_interface(payload: Path, inputs: Sequence[InputProfile], outputs: Sequence[str], tools: Toolchain) -> Path:
     """Write it: names, dtypes and shapes of the inputs in order, names of the outputs, and what built the engine."""
     path = interface(payload)
-    said = {"built_by": str(tools), "outputs": list(outputs), "inputs": [
-        {"name": one.name, "dtype": str(one.dtype).removeprefix("torch."),
-         "least": one.shapes[0], "best": one.shapes[1], "largest": one.shapes[2]} for one in inputs]}
+    said = {
+        "built_by": str(tools),
+        "outputs": list(outputs),
+        "inputs": [
+            {
+                "name": one.name,
+                "dtype": str(one.dtype).removeprefix("torch."),
+                "least": one.shapes[0],
+                "best": one.shapes[1],
+                "largest": one.shapes[2],
+            }
+            for one in inputs
+        ],
+    }
     path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -48,14 +65,21 @@ class EngineRunner:
             self.inputs = [str(one["name"]) for one in said["inputs"]]
             self.outputs = [str(name) for name in said["outputs"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LoadError("the engine's interface cannot be read", where=interface(payload).name,
-                            why=str(error)[:200], cure="lower the artefact again") from None
+            raise LoadError(
+                "the engine's interface cannot be read",
+                where=interface(payload).name,
+                why=str(error)[:200],
+                cure="lower the artefact again",
+            ) from None
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))  # the engine needs it as long as it lives
         self.engine = self.runtime.deserialize_cuda_engine(payload.read_bytes())
         if self.engine is None:
-            raise LoadError("TensorRT does not take the engine", where=payload.name,
-                            why=f"it was built by {said.get('built_by', 'another version')}, this is {tools}",
-                            cure="build it here: fxprune lower ARTIFACT --target trt")
+            raise LoadError(
+                "TensorRT does not take the engine",
+                where=payload.name,
+                why=f"it was built by {said.get('built_by', 'another version')}, this is {tools}",
+                cure="build it here: fxprune lower ARTIFACT --target trt",
+            )
         self.context = self.engine.create_execution_context()
         self.names = {self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)}
         self.dtypes = {name: DTYPES[self.engine.get_tensor_dtype(name).name] for name in self.names}

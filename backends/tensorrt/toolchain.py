@@ -59,8 +59,9 @@ def runtime() -> Toolchain:
     """What runs an engine here. Raises MissingDevice naming what is not there."""
     found, missing = find("onnx", elsewhere=False)
     if found is None or missing:
-        raise MissingDevice("a TensorRT engine cannot be run here", why="; ".join(missing),
-                            cure="run it on a machine that has them")
+        raise MissingDevice(
+            "a TensorRT engine cannot be run here", why="; ".join(missing), cure="run it on a machine that has them"
+        )
     return found
 
 

@@ -34,7 +34,12 @@ _SMALL = (Configuration(64, 4, 8), Configuration(128, 4, 8))
 _LARGE = (Configuration(64, 4, 6), Configuration(128, 4, 6), Configuration(256, 8, 6))
 _WIDE = (Configuration(64, 4, 6), Configuration(128, 8, 6))
 CONFIGURATIONS: Mapping[Tile, tuple[Configuration, ...]] = {
-    (16, 16): _SMALL, (16, 32): _SMALL, (32, 16): _SMALL, (32, 32): _SMALL, (64, 64): _LARGE, (128, 64): _WIDE,
+    (16, 16): _SMALL,
+    (16, 32): _SMALL,
+    (32, 16): _SMALL,
+    (32, 32): _SMALL,
+    (64, 64): _LARGE,
+    (128, 64): _WIDE,
 }
 """Tile (BN, BK) -> what is worth measuring; the first two are the defaults for few and for many rows. Tensor cores want
 16 or more on every side. What a program loads per product falls with rows and BN: where x comes from the L2 cache, 128
@@ -48,8 +53,9 @@ SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 def usable(tile: Tile, element_size: int) -> tuple[Configuration, ...]:
     """The configurations that fit every chip: operands of two products on the one with the least shared memory."""
     least = min(SHARED_LIMIT.values())
-    return tuple(one for one in CONFIGURATIONS[tile]
-                 if 2 * (one.rows + tile[0]) * tile[1] * element_size + SLACK <= least)
+    return tuple(
+        one for one in CONFIGURATIONS[tile] if 2 * (one.rows + tile[0]) * tile[1] * element_size + SLACK <= least
+    )
 
 
 def default(m: int, tile: Tile, element_size: int) -> Configuration:

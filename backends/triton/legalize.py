@@ -46,14 +46,24 @@ class UseKernels(Transform):
         node = edit.nodes[matrix.node]
         weight = matrix.matrix(edit.program.tensors[matrix.parameter].detach())
         tiles, offsets, columns = (
-            edit.tensor(matrix.weight, name, value) for name, value in
-            zip(("tiles", "offsets", "columns"), pack(weight, layer.live, layer.tile), strict=True))
+            edit.tensor(matrix.weight, name, value)
+            for name, value in zip(("tiles", "offsets", "columns"), pack(weight, layer.live, layer.tile), strict=True)
+        )
         last, activation = _activation(node)
         offset = LINEAR[op_name(node)][2]
         bias = bind(node).get(offset) if offset else None
         with edit.graph.inserting_before(node):
-            new = edit.call(node, torch.ops.fxprune.block_sparse_linear.default, bind(node)[matrix.operand], tiles,
-                            offsets, columns, bias, matrix.shape[0], activation)
+            new = edit.call(
+                node,
+                torch.ops.fxprune.block_sparse_linear.default,
+                bind(node)[matrix.operand],
+                tiles,
+                offsets,
+                columns,
+                bias,
+                matrix.shape[0],
+                activation,
+            )
         edit.instead(last, new)
         if last is not node:
             edit.graph.erase_node(node)

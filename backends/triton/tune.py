@@ -22,8 +22,14 @@ FORM = "kernel"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Sequence[str],
-            densities: Sequence[float], dtype: str, on_case: Callable[[str, int, int], None]) -> BlockTable:
+def measure(
+    shapes: Sequence[tuple[int, int]],
+    rows: Sequence[int],
+    patterns: Sequence[str],
+    densities: Sequence[float],
+    dtype: str,
+    on_case: Callable[[str, int, int], None],
+) -> BlockTable:
     """Medians of the best configuration and of ``torch.nn.functional.linear`` in the same dtype, with random tiles.
 
     shapes   (out, in);  rows: M;  on_case is told (words, cases done, cases in all)
@@ -34,8 +40,11 @@ def measure(shapes: Sequence[tuple[int, int]], rows: Sequence[int], patterns: Se
         raise OptionError(f"unknown dtype '{dtype}'", where="--dtype", cure="known: " + ", ".join(DTYPES))
     for pattern in patterns:
         if tile_of(pattern) not in CONFIGURATIONS:
-            raise OptionError(f"there is no kernel for tiles of {pattern}", where="--blocks",
-                              cure="known: " + ", ".join(f"{n}x{k}" for n, k in CONFIGURATIONS))
+            raise OptionError(
+                f"there is no kernel for tiles of {pattern}",
+                where="--blocks",
+                cure="known: " + ", ".join(f"{n}x{k}" for n, k in CONFIGURATIONS),
+            )
     device = check_device()
     cases = list(itertools.product(shapes, rows, patterns, densities))
     found = []
@@ -49,29 +58,39 @@ def check_device() -> str:
     """The GPU's name. Raises MissingDevice saying what is missing."""
     device = cuda_name()
     if not device:
-        raise MissingDevice("there is no CUDA device to measure on", where="fxprune tune --target triton",
-                            why="torch.cuda.is_available() is False" + (
-                                "" if torch.version.cuda else ": this torch is built for CPUs only"),
-                            cure="run it on a machine with an NVIDIA GPU and a CUDA build of torch")
+        raise MissingDevice(
+            "there is no CUDA device to measure on",
+            where="fxprune tune --target triton",
+            why="torch.cuda.is_available() is False"
+            + ("" if torch.version.cuda else ": this torch is built for CPUs only"),
+            cure="run it on a machine with an NVIDIA GPU and a CUDA build of torch",
+        )
     try:
         importlib.import_module("triton")
     except ImportError as error:
-        raise MissingDevice("triton cannot be imported", where="fxprune tune --target triton", why=str(error),
-                            cure="pip install 'fxprune[triton]'") from None
+        raise MissingDevice(
+            "triton cannot be imported",
+            where="fxprune tune --target triton",
+            why=str(error),
+            cure="pip install 'fxprune[triton]'",
+        ) from None
     return device
 
 
 def _case(n: int, k: int, m: int, pattern: str, density: float, dtype: str) -> Timing:
     x, weight, bias, packed = inputs(n, k, m, pattern, density, DTYPES[dtype])
     dense = median(lambda: functional.linear(x, weight, bias))
-    times = {one: median(lambda one=one: launch(x, *packed, bias, n, "none", one))  # type: ignore[misc]
-             for one in usable(tile_of(pattern), x.element_size())}
+    times = {
+        one: median(lambda one=one: launch(x, *packed, bias, n, "none", one))  # type: ignore[misc]
+        for one in usable(tile_of(pattern), x.element_size())
+    }
     best = min(times, key=lambda one: times[one])
     return Timing(n, k, pattern, dtype, m, density, round(dense, 5), round(times[best], 5), str(best))
 
 
-def inputs(n: int, k: int, m: int, pattern: str, density: float,
-           dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+def inputs(
+    n: int, k: int, m: int, pattern: str, density: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """x, dense weight, bias and packed tiles on the GPU; which tiles are kept is random, as many in all as asked."""
     generator = torch.Generator().manual_seed(0)
     size = grid((n, k), tile_of(pattern))

@@ -18,8 +18,11 @@ def options(p: Parser) -> None:
     """What the command line takes."""
     p.add_argument("artifact", metavar="ARTIFACT", help="a directory that compile wrote")
     p.add_argument("--against", metavar="MODEL", help="another artefact, or a model, lowered to the same target")
-    p.add_argument("--record", action="store_true", help=(
-        "write what was measured into ARTIFACT's report and page; --against is then the dense model"))
+    p.add_argument(
+        "--record",
+        action="store_true",
+        help=("write what was measured into ARTIFACT's report and page; --against is then the dense model"),
+    )
     p.add_argument("--batch", default="1,32", metavar="N,N", help="batch sizes (default: %(default)s)")
     p.add_argument("--seconds", type=float, default=5.0, help="time to spend per batch size (default: %(default)s)")
     p.add_argument("--checkpoint", metavar="FILE", help="weights for --against")
@@ -33,9 +36,16 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ..bench import bench
 
-    result = bench(args.artifact, against=args.against, batches=arguments.batch_sizes(args.batch, "--batch"),
-                   seconds=args.seconds, threads=args.threads or 0, recorded=args.record, on_event=screen.tell,
-                   **arguments.source(args))
+    result = bench(
+        args.artifact,
+        against=args.against,
+        batches=arguments.batch_sizes(args.batch, "--batch"),
+        seconds=args.seconds,
+        threads=args.threads or 0,
+        recorded=args.record,
+        on_event=screen.tell,
+        **arguments.source(args),
+    )
     screen.bench(result)
     if args.record:
         screen.say([f"recorded  {args.artifact}"])

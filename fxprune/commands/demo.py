@@ -27,7 +27,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from .. import demo
 
-    result = demo.run(args.out, flops=args.flops, epochs=args.epochs, seed=args.seed, threads=args.threads,
-                      on_event=screen.tell)
+    result = demo.run(
+        args.out, flops=args.flops, epochs=args.epochs, seed=args.seed, threads=args.threads, on_event=screen.tell
+    )
     screen.demo(result)
     return result

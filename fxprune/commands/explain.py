@@ -19,8 +19,13 @@ def options(p: Parser) -> None:
     """What the command line takes."""
     p.add_argument("artifact", metavar="ARTIFACT", help="a directory that compile wrote")
     p.add_argument("group", metavar="GROUP", help="a name from its report, e.g. blocks.0.mlp.fc1:ffn")
-    p.add_argument("--top", type=int, default=8, metavar="N", help=(
-        "elements listed on either side of the cut (default: %(default)s; --json has all)"))
+    p.add_argument(
+        "--top",
+        type=int,
+        default=8,
+        metavar="N",
+        help=("elements listed on either side of the cut (default: %(default)s; --json has all)"),
+    )
     arguments.output(p)
 
 

@@ -16,8 +16,12 @@ HELP = "pages about methods, targets, budgets, troubleshooting and more"
 
 def options(p: Parser) -> None:
     """What the command line takes."""
-    p.add_argument("topic", metavar="TOPIC", nargs="?", help=(
-        "what to read about, or a command; without one the topics are listed"))
+    p.add_argument(
+        "topic",
+        metavar="TOPIC",
+        nargs="?",
+        help=("what to read about, or a command; without one the topics are listed"),
+    )
     arguments.output(p)
 
 

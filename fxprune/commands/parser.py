@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
             name = leftovers[0].partition("=")[0]
             cure = f"see `{self.prog} --help`"
             if name.startswith("-"):
-                raise OptionError(f"unknown option '{name}'", where=self.prog,
-                                  cure=nearest(name, [o for o in self._option_string_actions if o.startswith("--")]))
+                raise OptionError(
+                    f"unknown option '{name}'",
+                    where=self.prog,
+                    cure=nearest(name, [o for o in self._option_string_actions if o.startswith("--")]),
+                )
             raise OptionError(f"unexpected argument '{name}'", where=self.prog, cure=cure)

@@ -29,7 +29,13 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from .. import api
 
-    program = api.plan(args.model, out=args.out, held_out=args.held_out, on_event=screen.tell,
-                       **arguments.decisions(args), **arguments.source(args))
+    program = api.plan(
+        args.model,
+        out=args.out,
+        held_out=args.held_out,
+        on_event=screen.tell,
+        **arguments.decisions(args),
+        **arguments.source(args),
+    )
     screen.plan(program, args.out)
     return {"plan_file": args.out, **json.loads(program.need("plan").to_json())}

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         args.json = True
         return REPORT
     if not args.artifacts:
-        raise OptionError("name at least one artefact", where="fxprune report",
-                          cure="give the --out of fxprune compile")
+        raise OptionError(
+            "name at least one artefact", where="fxprune report", cure="give the --out of fxprune compile"
+        )
     if args.out and Path(args.out).suffix != ".html":
         raise OptionError("a page is written as .html", where=f"--out {args.out}")
     result = compare(args.artifacts)

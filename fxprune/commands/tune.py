@@ -30,8 +30,13 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from .. import tune
 
-    table, path = tune.tune(args.target, out=args.out, dtype=args.dtype, on_event=screen.tell, **tune.given(
-        shapes=args.shapes, rows=args.rows, patterns=args.blocks, densities=args.density))
+    table, path = tune.tune(
+        args.target,
+        out=args.out,
+        dtype=args.dtype,
+        on_event=screen.tell,
+        **tune.given(shapes=args.shapes, rows=args.rows, patterns=args.blocks, densities=args.density),
+    )
     result = {"table": str(path), **tune.summary(table)}
     screen.tuned(result)
     return result

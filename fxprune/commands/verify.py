@@ -17,9 +17,14 @@ HELP = "check a delivery again, from its files alone: hashes, parity and every g
 def options(p: Parser) -> None:
     """What the command line takes."""
     p.add_argument("delivery", metavar="DIR", help="what `fxprune export` wrote")
-    p.add_argument("--data", metavar="DATA", help=(
-        "the data that the delivery was judged by, where it does not carry all of it: .npz, .pt or .safetensors of "
-        "tensors, or python:module:function"))
+    p.add_argument(
+        "--data",
+        metavar="DATA",
+        help=(
+            "the data that the delivery was judged by, where it does not carry all of it: .npz, .pt or .safetensors of "
+            "tensors, or python:module:function"
+        ),
+    )
     p.add_argument("--skip-latency", action="store_true", help="on a machine that is not the one the limit is about")
     p.add_argument("--seconds", type=float, default=2.0, help="time to measure latency for (default: %(default)s)")
     p.add_argument("--junit", metavar="FILE", help="write the gates as a JUnit report as well")
@@ -30,8 +35,14 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ..export_step import verify
 
-    manifest = verify(args.delivery, data=args.data, latency=not args.skip_latency, seconds=args.seconds,
-                      junit_file=args.junit, on_event=screen.tell)
+    manifest = verify(
+        args.delivery,
+        data=args.data,
+        latency=not args.skip_latency,
+        seconds=args.seconds,
+        junit_file=args.junit,
+        on_event=screen.tell,
+    )
     screen.delivery(manifest, args.delivery)
     return manifest
 

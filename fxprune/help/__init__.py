@@ -19,7 +19,7 @@ TOPICS = {
     "options": "prune, freeze, floors, options in braces, fxprune.toml",
     "pipelines": "the passes as text: read them, change them, run them again",
     "plans": "plan.json: read it, edit it, apply it",
-    "dynamo": "prune where you compile: torch.compile(model, backend=\"fxprune\")",
+    "dynamo": 'prune where you compile: torch.compile(model, backend="fxprune")',
     "plugins": "add a criterion, an op rule, a token reducer, a search, a backend or a pass",
     "results": "every figure that was measured, and the script that makes it again",
     "troubleshooting": "what goes wrong with pruning, and what to do",
@@ -54,8 +54,9 @@ def _targets() -> str:
             said = (inspect.getdoc(registry.lookup("backend", name)) or "").partition("\n\n")[0]
         except OptionError as error:
             said = error.what
-        lines += textwrap.wrap(" ".join(said.replace("``", "").split()), 104, initial_indent=f"  {name:<10} ",
-                               subsequent_indent=" " * 13)
+        lines += textwrap.wrap(
+            " ".join(said.replace("``", "").split()), 104, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13
+        )
     return "\n".join(lines)
 
 
@@ -63,5 +64,15 @@ def contents() -> str:
     """The list of topics."""
     width = max(map(len, TOPICS))
     lines = [f"  {name:<{width}}  {line}" for name, line in TOPICS.items()]
-    return "\n".join(["fxprune help TOPIC", "", *lines, "",
-                      "fxprune COMMAND --help lists options; fxprune doctor says what this machine can do."]) + "\n"
+    return (
+        "\n".join(
+            [
+                "fxprune help TOPIC",
+                "",
+                *lines,
+                "",
+                "fxprune COMMAND --help lists options; fxprune doctor says what this machine can do.",
+            ]
+        )
+        + "\n"
+    )

@@ -42,8 +42,9 @@ def unpack(tiles: Tensor, offsets: Tensor, columns: Tensor, shape: tuple[int, in
     return grid.view(rows, wide, bn, bk).transpose(1, 2).reshape(rows * bn, wide * bk)[: shape[0], : shape[1]]
 
 
-def reference(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int,
-              activation: str) -> Tensor:
+def reference(
+    x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int, activation: str
+) -> Tensor:
     """What the op computes, through the dense weight: ``act(x W^T + bias)``. [.., K] -> [.., out_features]
 
     x           [.., K], of the dtype of the tiles
@@ -63,14 +64,17 @@ def macs(x: torch.Size, tiles: torch.Size, *_shapes: torch.Size | None, **_optio
     return rows * tiles.numel()
 
 
-def check(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int,
-          activation: str) -> None:
+def check(
+    x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int, activation: str
+) -> None:
     """Raise ValueError for arguments that no kernel should see; values of the index are trusted (see :func:`pack`)."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation '{activation}', known: {', '.join(ACTIVATIONS)}")
     if tiles.dim() != 3 or columns.shape != tiles.shape[:1] or offsets.dim() != 1:
-        raise ValueError(f"tiles {list(tiles.shape)}, offsets {list(offsets.shape)} and columns {list(columns.shape)} "
-                         "are no block CSR")
+        raise ValueError(
+            f"tiles {list(tiles.shape)}, offsets {list(offsets.shape)} and columns {list(columns.shape)} "
+            "are no block CSR"
+        )
     if len(offsets) - 1 != -(-out_features // tiles.shape[1]):
         raise ValueError(f"{len(offsets) - 1} rows of tiles do not make {out_features} outputs")
     if x.dtype != tiles.dtype or not x.is_floating_point():
@@ -81,13 +85,15 @@ def check(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tens
         raise ValueError(f"the bias has shape {list(bias.shape)}, expected [{out_features}]")
 
 
-_SCHEMA = ("(Tensor x, Tensor tiles, Tensor offsets, Tensor columns, Tensor? bias, int out_features, "
-           "str activation) -> Tensor")
+_SCHEMA = (
+    "(Tensor x, Tensor tiles, Tensor offsets, Tensor columns, Tensor? bias, int out_features, str activation) -> Tensor"
+)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::block_sparse_linear", mutates_args=(), device_types="cpu", schema=_SCHEMA)
-def block_sparse_linear(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None,
-                        out_features: int, activation: str) -> Tensor:
+def block_sparse_linear(
+    x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int, activation: str
+) -> Tensor:
     """The op. Arguments as for :func:`reference`, which is its CPU kernel; on CUDA the Triton kernel runs.
 
     A custom op and not a composite of ATen ops, so that a graph keeps it whole down to the device that has the kernel.
@@ -98,16 +104,18 @@ def block_sparse_linear(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tens
 
 
 @block_sparse_linear.register_kernel("cuda")
-def _(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int,
-      activation: str) -> Tensor:
+def _(
+    x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int, activation: str
+) -> Tensor:
     check(x, tiles, offsets, columns, bias, out_features, activation)
     result: Tensor = importlib.import_module(KERNEL).launch(x, tiles, offsets, columns, bias, out_features, activation)
     return result
 
 
 @block_sparse_linear.register_fake
-def _(x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int,
-      activation: str) -> Tensor:
+def _(
+    x: Tensor, tiles: Tensor, offsets: Tensor, columns: Tensor, bias: Tensor | None, out_features: int, activation: str
+) -> Tensor:
     check(x, tiles, offsets, columns, bias, out_features, activation)
     return x.new_empty((*x.shape[:-1], out_features))
 

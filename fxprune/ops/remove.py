@@ -30,5 +30,6 @@ def remove_macs(x: Shape, size: Shape | None, position: int) -> int:
     return 0
 
 
-REMOVE = define("remove_token", "(Tensor x, Tensor? size, int position) -> (Tensor, Tensor, Tensor)", remove_token,
-                remove_macs)
+REMOVE = define(
+    "remove_token", "(Tensor x, Tensor? size, int position) -> (Tensor, Tensor, Tensor)", remove_token, remove_macs
+)

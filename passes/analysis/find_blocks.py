@@ -49,8 +49,11 @@ class FindBlocks(Analysis):
         found = matrices(program)
         for pattern in self.freeze:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in program.tensors):
-                raise OptionError(f"'{pattern}' matches no parameter", where="--freeze",
-                                  cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.0.*'")
+                raise OptionError(
+                    f"'{pattern}' matches no parameter",
+                    where="--freeze",
+                    cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.0.*'",
+                )
         return program.but(groups=tuple(self._group(program, m) for m in found), scores=None, plan=None)
 
     def _group(self, program: Program, matrix: Matrix) -> BlockGroup:
@@ -59,10 +62,20 @@ class FindBlocks(Analysis):
         rows, columns = grid(matrix.shape, tile)
         size, dims = rows * columns, axes.dims[matrix.weight]
         return BlockGroup(
-            name=f"{matrix.parameter}:block", kind=Kind.BLOCK, size=size, axis=Axis(size, "tile"), exact=True,
-            slots=tuple(Slot(matrix.parameter, i, dim) for i, dim in enumerate(dims)), nodes=(matrix.node,),
-            macs=matrix.rows * tile[0] * tile[1], floor=min(size, round(size * self.floor)),
-            frozen=self._why(program, matrix), matrix=matrix, pattern=self.pattern, tile=tile)
+            name=f"{matrix.parameter}:block",
+            kind=Kind.BLOCK,
+            size=size,
+            axis=Axis(size, "tile"),
+            exact=True,
+            slots=tuple(Slot(matrix.parameter, i, dim) for i, dim in enumerate(dims)),
+            nodes=(matrix.node,),
+            macs=matrix.rows * tile[0] * tile[1],
+            floor=min(size, round(size * self.floor)),
+            frozen=self._why(program, matrix),
+            matrix=matrix,
+            pattern=self.pattern,
+            tile=tile,
+        )
 
     def _why(self, program: Program, matrix: Matrix) -> str:
         hit = next((p for p in self.freeze if fnmatch.fnmatchcase(matrix.parameter, p)), "")

@@ -59,8 +59,12 @@ class FindGroups(Analysis):
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
         limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
         if self.inherit and limits != (8, 0.1, False, (), ()):
-            raise OptionError("limits are inherited or stated, not both", where=str(self),
-                              why="inherit=true takes those of the whole program", cure="leave one of them away")
+            raise OptionError(
+                "limits are inherited or stated, not both",
+                where=str(self),
+                why="inherit=true takes those of the whole program",
+                cure="leave one of them away",
+            )
 
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
@@ -76,8 +80,13 @@ class FindGroups(Analysis):
             count = taken[f"{stem}:{kind}"]
             name = f"{stem}:{kind}" + (f"#{count}" if count > 1 else "")
             group = PruneGroup(
-                name=name, kind=kind, size=axis.size, axis=axis, slots=tuple(reached),
-                exact=axis not in facts.statistics, nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
+                name=name,
+                kind=kind,
+                size=axis.size,
+                axis=axis,
+                slots=tuple(reached),
+                exact=axis not in facts.statistics,
+                nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
@@ -92,8 +101,11 @@ class FindGroups(Analysis):
         """A pattern that matches nothing is a typo: what it was meant to protect would be cut."""
         for pattern in self.freeze:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                raise OptionError(f"'{pattern}' matches no group and no parameter", where="--freeze",
-                                  cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.0.*'")
+                raise OptionError(
+                    f"'{pattern}' matches no group and no parameter",
+                    where="--freeze",
+                    cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.0.*'",
+                )
 
     def _user_freeze(self, name: str, slots: list[Slot]) -> str:
         names = [name, *(s.parameter for s in slots)]
@@ -118,13 +130,23 @@ class FindGroups(Analysis):
 def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
     """The groups under the limits of the whole program's. Raises OptionError where no round has started."""
     if program.whole is None:
-        raise OptionError("there are no limits to inherit", where="find-groups{inherit=true}",
-                          why="no round has started", cure="put start-round before it, or leave inherit away")
+        raise OptionError(
+            "there are no limits to inherit",
+            where="find-groups{inherit=true}",
+            why="no round has started",
+            cure="put start-round before it, or leave inherit away",
+        )
     whole = program.whole.group_by_name
     return tuple(
-        g.but(floor=min(whole[g.name].floor, g.size), granularity=whole[g.name].granularity,
-              frozen=g.frozen or whole[g.name].frozen)
-        if g.name in whole else g.but(frozen=g.frozen or "it appeared only after a round of pruning") for g in groups)
+        g.but(
+            floor=min(whole[g.name].floor, g.size),
+            granularity=whole[g.name].granularity,
+            frozen=g.frozen or whole[g.name].frozen,
+        )
+        if g.name in whole
+        else g.but(frozen=g.frozen or "it appeared only after a round of pruning")
+        for g in groups
+    )
 
 
 def named_by(group: PruneGroup, pattern: str) -> bool:
@@ -155,9 +177,12 @@ def _check_patterns(groups: Iterable[PruneGroup], patterns: tuple[str, ...], opt
     for one in patterns:
         pattern = one.rpartition("=")[0]
         if not any(named_by(g, pattern) for g in live):
-            raise OptionError(f"'{pattern}' names no group that may be cut", where=f"{option} {one}",
-                              cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.*.mlp', or "
-                                   "a kind such as ffn")
+            raise OptionError(
+                f"'{pattern}' names no group that may be cut",
+                where=f"{option} {one}",
+                cure="`fxprune inspect MODEL` lists the names; write a glob such as 'blocks.*.mlp', or "
+                "a kind such as ffn",
+            )
 
 
 class _Facts:
@@ -220,8 +245,12 @@ class _Facts:
         weighted = [m for m in self.axes.matmuls if m.form != "matmul"]
         mixed = {a for m in weighted for a in leaves(m.k)}
         factor = {a for m in weighted if m.form == "linear" and len(atoms(m.k)) > 1 for a in leaves(m.k)}
-        return {axis for dim, node in self.axes.tags.get("softmax-beside", ()) for axis in leaves(dim)
-                if axis in (mixed if over[node] & keys else factor)}
+        return {
+            axis
+            for dim, node in self.axes.tags.get("softmax-beside", ())
+            for axis in leaves(dim)
+            if axis in (mixed if over[node] & keys else factor)
+        }
 
     def _paired_repeats(self) -> set[Axis]:
         """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA).

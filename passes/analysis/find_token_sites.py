@@ -21,9 +21,35 @@ from .walk import FIRST_PRIME, RULES, Multi, bind, op_name
 
 SDPA = "scaled_dot_product_attention"
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-MOVES = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze",
-         "expand", "contiguous", "clone", "detach", "alias", "cat", "stack", "split", "split_with_sizes", "chunk",
-         "getitem", "dropout", "to", "_to_copy", "type_as", "zeros_like", "ones_like"}
+MOVES = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "t",
+    "squeeze",
+    "unsqueeze",
+    "expand",
+    "contiguous",
+    "clone",
+    "detach",
+    "alias",
+    "cat",
+    "stack",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "getitem",
+    "dropout",
+    "to",
+    "_to_copy",
+    "type_as",
+    "zeros_like",
+    "ones_like",
+}
 """Ops that keep every token whole, wherever they put it."""
 PRODUCTS = {*LINEAR, "bmm", "baddbmm", "einsum", SDPA}
 NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "linalg_vector_norm", "norm", "max", "amax"}
@@ -133,8 +159,15 @@ class _Finder:
         args = bind(node)
         width = args["query"].meta["val"].shape[-1]
         scale = args.get("scale")
-        return _Attention(node, node, fact.n, args["query"], args["key"], args["value"],
-                          float(width) ** -0.5 if scale is None else float(scale))
+        return _Attention(
+            node,
+            node,
+            fact.n,
+            args["query"],
+            args["key"],
+            args["value"],
+            float(width) ** -0.5 if scale is None else float(scale),
+        )
 
     def _explicit(self, scores: Node, fact: Matmul, facts: Mapping[str, list[Matmul]]) -> _Attention | None:
         """softmax(.. Q K^T ..) V, with anything in between that a softmax can be found behind."""
@@ -143,14 +176,23 @@ class _Finder:
             if not behind & set(node.all_input_nodes):
                 continue
             behind.add(node)
-            if soft is None and op_name(node) in SOFTMAX \
-                    and atoms(self.axes.dims[node.name][bind(node)["dim"]]) == atoms(fact.n):
+            if (
+                soft is None
+                and op_name(node) in SOFTMAX
+                and atoms(self.axes.dims[node.name][bind(node)["dim"]]) == atoms(fact.n)
+            ):
                 soft, behind = node, {node}
             elif soft is not None and any(atoms(m.k) == atoms(fact.n) for m in facts.get(node.name, ())):
                 values = node.args[1] if op_name(node) in ("matmul", "bmm") and len(node.args) > 1 else None
                 key = scores.args[1] if op_name(scores) in ("matmul", "bmm") else None
-                return _Attention(soft, node, fact.n, None, key if isinstance(key, Node) else None,
-                                  values if isinstance(values, Node) else None)
+                return _Attention(
+                    soft,
+                    node,
+                    fact.n,
+                    None,
+                    key if isinstance(key, Node) else None,
+                    values if isinstance(values, Node) else None,
+                )
         return None
 
     def _frozen(self, attention: _Attention, why: str) -> TokenSite:
@@ -181,8 +223,9 @@ class _Finder:
         if _open(attention.dim):
             return self._frozen(attention, "the number of tokens is open"), None
         if _stream(attention.dim) != self.stream:
-            return self._frozen(attention, "it looks at other tokens than most attentions (windows, another stream)"), \
-                None
+            return self._frozen(
+                attention, "it looks at other tokens than most attentions (windows, another stream)"
+            ), None
         if patches_of(attention.dim)[1] != self.protected:
             return self._frozen(attention, "it sees other class tokens than most attentions"), None
         if bind(attention.node).get("is_causal"):
@@ -202,12 +245,22 @@ class _Finder:
                     far, why = told.place, str(told)
                 continue
             token = attention.dim
-            query, key, values = (n.name if n is not None and self._tap(n, token, at) else "" for n, at in (
-                (attention.query, (2,)), (attention.key, (2, 3)), (attention.values, (2,))))
+            query, key, values = (
+                n.name if n is not None and self._tap(n, token, at) else ""
+                for n, at in ((attention.query, (2,)), (attention.key, (2, 3)), (attention.values, (2,)))
+            )
             return TokenSite(
-                self._name(attention), attention.node.name, node.name, query, key, values, scale=attention.scale,
-                transposed=bool(key) and not self._tap(attention.key, token, (2,)), tokens=total(token),
-                mapped=self._tap(attention.node, token, (2,)) and attention.query is None, protected=self.protected,
+                self._name(attention),
+                attention.node.name,
+                node.name,
+                query,
+                key,
+                values,
+                scale=attention.scale,
+                transposed=bool(key) and not self._tap(attention.key, token, (2,)),
+                tokens=total(token),
+                mapped=self._tap(attention.node, token, (2,)) and attention.query is None,
+                protected=self.protected,
             ), reach
         return self._frozen(attention, why), None
 
@@ -235,8 +288,9 @@ class _Finder:
                 continue
             if len(mine) != len(carrying):
                 other = next(n for n in carrying if n not in found.nodes)
-                raise _Told(self.place[node],
-                            f"it meets what holds all tokens as they stood at {node.name}: {other.name}")
+                raise _Told(
+                    self.place[node], f"it meets what holds all tokens as they stood at {node.name}: {other.name}"
+                )
             try:
                 self._read(node, found)
             except Positional as reason:
@@ -251,8 +305,14 @@ class _Finder:
     def _restore(self, node: Node, reader: Node, found: _Reach) -> bool:
         """Restore the tokens that ``reader`` reads of ``node``, or further up where they lie in rows, or say False."""
         dims = self.axes.dims.get(node.name)
-        rows = isinstance(dims, list) and len(dims) == 3 and isinstance(node.meta.get("val"), Tensor) \
-            and self.swap.holds(dims[1]) and not self.swap.holds(dims[0]) and not self.swap.holds(dims[2])
+        rows = (
+            isinstance(dims, list)
+            and len(dims) == 3
+            and isinstance(node.meta.get("val"), Tensor)
+            and self.swap.holds(dims[1])
+            and not self.swap.holds(dims[0])
+            and not self.swap.holds(dims[2])
+        )
         if rows:
             found.restored.append((node.name, reader.name))
             return True
@@ -269,8 +329,12 @@ class _Finder:
         name, args = op_name(node), bind(node)
         for dim in _dims(self.axes.dims.get(node.name)):
             self.swap(dim)
-        if any(self.swap.holds(d) for d in self.contracted.get(node.name, ())) and name not in AVERAGES \
-                and name != SDPA and not _weighed(node, found):
+        if (
+            any(self.swap.holds(d) for d in self.contracted.get(node.name, ()))
+            and name not in AVERAGES
+            and name != SDPA
+            and not _weighed(node, found)
+        ):
             raise Positional("a product sums over tokens")
         if any(self.swap.holds(d) for d in self.statistics.get(node.name, ())) and name not in AVERAGES:
             raise Positional(f"{name} over tokens")
@@ -349,8 +413,16 @@ class _Finder:
             inner = [region[n.name] for n in node.all_input_nodes if n.name in region and self.holds[n]]
             if inner and node.op == "call_function" and node.name not in {*region, *readers}:
                 region[node.name] = max(inner)
-        return TokenFlow(tuple(sites), region, self._axes(sites, region), softmaxes, averages, tuple(restored),
-                         tuple(a.size for a in self.stream), self.unmerge)
+        return TokenFlow(
+            tuple(sites),
+            region,
+            self._axes(sites, region),
+            softmaxes,
+            averages,
+            tuple(restored),
+            tuple(a.size for a in self.stream),
+            self.unmerge,
+        )
 
     def _axes(self, sites: list[TokenSite], region: Mapping[str, int]) -> Axes:
         """The walk's axes with the tokens of every region as an axis of its own."""
@@ -366,10 +438,19 @@ class _Finder:
             return type(dims)(swapped(node, d) for d in dims)
 
         return replace(
-            axes, dims={n: swapped(n, d) for n, d in axes.dims.items()},
+            axes,
+            dims={n: swapped(n, d) for n, d in axes.dims.items()},
             literals=tuple(replace(x, dims=tuple(swapped(x.node, d) for d in x.dims)) for x in axes.literals),
-            matmuls=tuple(replace(m, batch=swapped(m.node, m.batch), m=swapped(m.node, m.m), k=swapped(m.node, m.k),
-                                  n=swapped(m.node, m.n)) for m in axes.matmuls),
+            matmuls=tuple(
+                replace(
+                    m,
+                    batch=swapped(m.node, m.batch),
+                    m=swapped(m.node, m.m),
+                    k=swapped(m.node, m.k),
+                    n=swapped(m.node, m.n),
+                )
+                for m in axes.matmuls
+            ),
         )
 
 
@@ -399,8 +480,9 @@ def _weighed(node: Node, found: _Reach) -> bool:
         source = pending.pop()
         if source.name in found.softmaxes:
             return True
-        if source in found.nodes and (op_name(source) in MOVES or op_name(source) in LINEAR
-                                      or _pointwise(source, op_name(source))):
+        if source in found.nodes and (
+            op_name(source) in MOVES or op_name(source) in LINEAR or _pointwise(source, op_name(source))
+        ):
             pending += source.all_input_nodes
     return False
 

@@ -47,15 +47,22 @@ class RankWithin(Analysis):
 
     def run(self, program: Program) -> Program:
         if self.data is None or not self.data.batches:
-            raise OptionError("ranking by OBS needs data", where=self.slug(),
-                              why="it gathers moments of what the layers read", cure="give --data")
+            raise OptionError(
+                "ranking by OBS needs data",
+                where=self.slug(),
+                why="it gathers moments of what the layers read",
+                cure="give --data",
+            )
         scores: Mapping[str, ImportanceScores] = program.need("scores")
         if not all(s.comparable for s in scores.values()):
             raise InternalError("only scores that are comparable across groups can be ranked within them by another")
         kind = {g.name: g.kind for g in program.need("groups")}
         if self.found.get("exported") is not program.exported or self.found.get("data") is not self.data:
-            self.found.update(exported=program.exported, data=self.data,
-                              ranks=Obs(samples=self.samples).ranks(program, self.data, self.kinds))
+            self.found.update(
+                exported=program.exported,
+                data=self.data,
+                ranks=Obs(samples=self.samples).ranks(program, self.data, self.kinds),
+            )
         changed = dict(scores)
         for name, order in self.found["ranks"].items():
             if name in scores and kind[name] in self.kinds:

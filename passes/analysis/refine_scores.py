@@ -35,8 +35,12 @@ class RefineScores(Analysis):
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):
-            raise OptionError(f"criterion '{chosen.name}' needs data", where="refine-scores",
-                              why="it runs the model on calibration inputs", cure="give it what it scored with")
+            raise OptionError(
+                f"criterion '{chosen.name}' needs data",
+                where="refine-scores",
+                why="it runs the model on calibration inputs",
+                cure="give it what it scored with",
+            )
         found = chosen.refine(program, self.data if chosen.needs_data else None, self.seed)
         scores = dict(program.need("scores"))
         for name, values in found.items():

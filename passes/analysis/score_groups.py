@@ -47,17 +47,29 @@ class ScoreGroups(Analysis):
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):
-            raise OptionError(f"criterion '{chosen.name}' needs data", where=f"--importance {chosen.name}",
-                              why="it runs the model on calibration inputs",
-                              cure="give --data, or use a criterion that needs none, such as l2")
+            raise OptionError(
+                f"criterion '{chosen.name}' needs data",
+                where=f"--importance {chosen.name}",
+                why="it runs the model on calibration inputs",
+                cure="give --data, or use a criterion that needs none, such as l2",
+            )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
         for group in prunable(program):
             if not torch.isfinite(found[group.name]["values"]).all():
-                raise FxpruneError(f"criterion '{chosen.name}' gave a score that is not a number", where=group.name,
-                                   cure="check the weights and the data for NaN")
-            scores[group.name] = ImportanceScores(group.name, criterion=chosen.name, unit=chosen.unit,
-                                                  comparable=chosen.comparable, seed=self.seed, **found[group.name])
+                raise FxpruneError(
+                    f"criterion '{chosen.name}' gave a score that is not a number",
+                    where=group.name,
+                    cure="check the weights and the data for NaN",
+                )
+            scores[group.name] = ImportanceScores(
+                group.name,
+                criterion=chosen.name,
+                unit=chosen.unit,
+                comparable=chosen.comparable,
+                seed=self.seed,
+                **found[group.name],
+            )
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:
             notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")

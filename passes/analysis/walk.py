@@ -126,11 +126,16 @@ class Walk:
     def axes(self) -> Axes:
         return Axes(
             dims={node.name: dims for node, dims in self.dims.items()},
-            literals=tuple(self.literals), contractions=tuple(self.contractions), statistics=tuple(self.statistics),
-            matmuls=tuple(self.matmuls), frozen=tuple(self.frozen),
+            literals=tuple(self.literals),
+            contractions=tuple(self.contractions),
+            statistics=tuple(self.statistics),
+            matmuls=tuple(self.matmuls),
+            frozen=tuple(self.frozen),
             tags={kind: tuple(facts) for kind, facts in self.tags.items()},
-            sizes=self.sizes, symbols={prime: str(symbol) for symbol, prime in self._primes.items()},
-            unknown=dict(self.unknown), conflicts=tuple(self.conflicts),
+            sizes=self.sizes,
+            symbols={prime: str(symbol) for symbol, prime in self._primes.items()},
+            unknown=dict(self.unknown),
+            conflicts=tuple(self.conflicts),
         )
 
     # ------------------------------------------------------------ sizes
@@ -222,8 +227,12 @@ class Walk:
 
     def is_weight(self, node: Any) -> bool:
         """True for a parameter, and for a transposed or reshaped one (``x @ weight.T``)."""
-        while isinstance(node, Node) and node.op == "call_function" and op_name(node) in (
-                "t", "transpose", "numpy_T", "mT", "permute", "view", "reshape", "unsqueeze", "to", "contiguous"):
+        while (
+            isinstance(node, Node)
+            and node.op == "call_function"
+            and op_name(node)
+            in ("t", "transpose", "numpy_T", "mT", "permute", "view", "reshape", "unsqueeze", "to", "contiguous")
+        ):
             node = node.args[0]
         parameters = self.program.exported.graph_signature.inputs_to_parameters
         return isinstance(node, Node) and node.name in parameters
@@ -280,8 +289,10 @@ class Walk:
             self.conflicts.append((node.name, str(conflict)))
             return self._freeze_all(node, f"{op_name(node)}: {conflict}")
         if isinstance(value, Tensor) and [total(d) for d in out] != self.shape(node):
-            raise InternalError(f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
-                                f"the graph has {self.shape(node)}")
+            raise InternalError(
+                f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
+                f"the graph has {self.shape(node)}"
+            )
         return out
 
     def _ask_plugins(self, node: Node) -> str:

@@ -23,8 +23,12 @@ def exhaustive(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: fl
     for one in ladders:
         combinations *= len(one.counts)
     if combinations > LIMIT:
-        raise OptionError("the exhaustive search is for tiny models", where="--search exhaustive",
-                          why=f"{combinations:.3g} combinations, the limit is {LIMIT}", cure="use --search auto")
+        raise OptionError(
+            "the exhaustive search is for tiny models",
+            where="--search exhaustive",
+            why=f"{combinations:.3g} combinations, the limit is {LIMIT}",
+            cure="use --search auto",
+        )
     best: tuple[float, int] | None = None
     chosen: Levels = []
     for levels in itertools.product(*(range(len(one.counts)) for one in ladders)):

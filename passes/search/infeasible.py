@@ -22,18 +22,25 @@ def nothing_to_prune(program: Program, kinds: Sequence[Kind]) -> NothingToPrune:
     prunable = [g for g in groups if g.prunable]
     if prunable:
         found = ", ".join(sorted({str(g.kind) for g in prunable}))
-        return NothingToPrune("no group of the wanted kinds can be pruned", where=program.name,
-                              why=f"wanted {', '.join(map(str, kinds))}; the model has prunable groups of kind {found}",
-                              cure=f"--prune {found.replace(', ', ',')}")
+        return NothingToPrune(
+            "no group of the wanted kinds can be pruned",
+            where=program.name,
+            why=f"wanted {', '.join(map(str, kinds))}; the model has prunable groups of kind {found}",
+            cure=f"--prune {found.replace(', ', ',')}",
+        )
     reasons = Counter(g.frozen for g in groups if g.frozen)
     said = "; ".join(f"{reason} ({n} group{'s' * (n > 1)})" for reason, n in reasons.most_common(NAMED))
-    return NothingToPrune("nothing in this model can be pruned", where=program.name,
-                          why=said or "no tensor dimension reaches a parameter and is contracted again",
-                          cure="`fxprune inspect MODEL` shows every axis and why it is frozen")
+    return NothingToPrune(
+        "nothing in this model can be pruned",
+        where=program.name,
+        why=said or "no tensor dimension reaches a parameter and is contracted again",
+        cure="`fxprune inspect MODEL` shows every axis and why it is frozen",
+    )
 
 
-def infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel, budget: Budget,
-               floor: Cost) -> BudgetInfeasible:
+def infeasible(
+    program: Program, groups: Sequence[PruneGroup], model: CostModel, budget: Budget, floor: Cost
+) -> BudgetInfeasible:
     """``budget`` lies below ``floor``, the cost of the chosen ``groups`` at their floors.
 
     What no chosen group reaches is put down first to the kinds that could have been chosen, and to frozen groups only
@@ -46,9 +53,11 @@ def infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel,
     fixed = model({g.axis: 0 for g in groups}).metric(metric)
     others = [g for g in program.need("groups") if g.prunable and g not in groups]
     reach, asked = apart(least / dense, budget.limit(model()) / dense)
-    why = [f"reachable {reach}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), asked {asked}",
-           f"floors and alignment keep {(least - fixed) / dense:.2f}, "
-           f"what no chosen group reaches keeps {fixed / dense:.2f}"]
+    why = [
+        f"reachable {reach}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), asked {asked}",
+        f"floors and alignment keep {(least - fixed) / dense:.2f}, "
+        f"what no chosen group reaches keeps {fixed / dense:.2f}",
+    ]
     causes = sorted((-share / dense, text) for share, text in _causes(program, model, groups, others, metric))
     why += [f"of that, {-share:.2f} through {text}" for share, text in causes[:NAMED] if -share >= VISIBLE]
     cures = []
@@ -61,8 +70,9 @@ def infeasible(program: Program, groups: Sequence[PruneGroup], model: CostModel,
         kinds = ",".join(dict.fromkeys(str(g.kind) for g in (*groups, *others)))
         cures.append(f"--prune {kinds} (reaches {model(every).metric(metric) / dense:.2f})")
     cures.append(f"a budget of at least {_round_up(least / dense)}")
-    return BudgetInfeasible(f"the budget {budget} is out of reach", where=program.name,
-                            why="\n        ".join(why), cure=", or ".join(cures))
+    return BudgetInfeasible(
+        f"the budget {budget} is out of reach", where=program.name, why="\n        ".join(why), cure=", or ".join(cures)
+    )
 
 
 def apart(a: float, b: float) -> tuple[str, str]:
@@ -78,8 +88,9 @@ def apart(a: float, b: float) -> tuple[str, str]:
     return repr(a), repr(b)
 
 
-def _causes(program: Program, model: CostModel, groups: Sequence[PruneGroup], others: Sequence[PruneGroup],
-            metric: str) -> Iterator[tuple[int, str]]:
+def _causes(
+    program: Program, model: CostModel, groups: Sequence[PruneGroup], others: Sequence[PruneGroup], metric: str
+) -> Iterator[tuple[int, str]]:
     """(part of the fixed cost, what it goes through); parts of different causes overlap."""
     narrow = [*groups, *(g for g in others if g.kind is not Kind.WIDTH)]
     made = {axis for dim, _ in program.need("axes").tags.get("produce", ()) for axis in leaves(dim)}
@@ -93,8 +104,9 @@ def _causes(program: Program, model: CostModel, groups: Sequence[PruneGroup], ot
             yield _share(program, model, [g], narrow, metric), f"the frozen {g.name}: {g.frozen}"
 
 
-def _share(program: Program, model: CostModel, groups: Collection[PruneGroup], without: Collection[PruneGroup],
-           metric: str) -> int:
+def _share(
+    program: Program, model: CostModel, groups: Collection[PruneGroup], without: Collection[PruneGroup], metric: str
+) -> int:
     """The part of the dense cost that ``groups`` take part in and none of ``without``."""
     axes: Axes = program.need("axes")
     wanted, free = _axes(groups), _axes(without)
@@ -103,8 +115,11 @@ def _share(program: Program, model: CostModel, groups: Collection[PruneGroup], w
         return sum(term({}) for term, axis in reached if wanted & axis and not axis & free)
     tensors, taken = program.tensors, {slot.parameter for g in without for slot in g.slots}
     names = {slot.parameter for g in groups for slot in g.slots} - taken
-    return sum(tensors[name].numel() * (tensors[name].element_size() if metric == "bytes" else 1)
-               for name in names if name in tensors)
+    return sum(
+        tensors[name].numel() * (tensors[name].element_size() if metric == "bytes" else 1)
+        for name in names
+        if name in tensors
+    )
 
 
 def _axes(groups: Collection[PruneGroup]) -> set[Axis]:

@@ -42,18 +42,27 @@ class KeepCounts(Search):
         groups, scores, choices = program.group_by_name, program.need("scores"), {}
         for name, count in map(self._read, self.counts):
             if name not in groups:
-                raise OptionError(f"'{self.slug()}' names a group that this model does not have", where=name,
-                                  cure=nearest(name, groups))
+                raise OptionError(
+                    f"'{self.slug()}' names a group that this model does not have",
+                    where=name,
+                    cure=nearest(name, groups),
+                )
             group = groups[name]
             if not group.prunable or name not in scores:
-                raise OptionError(f"'{self.slug()}' cuts a group that cannot be cut", where=name,
-                                  why=group.frozen or "it has no scores")
+                raise OptionError(
+                    f"'{self.slug()}' cuts a group that cannot be cut",
+                    where=name,
+                    why=group.frozen or "it has no scores",
+                )
             rungs = group.levels()
             if count not in rungs:
-                raise OptionError(f"'{self.slug()}' states a count that the group cannot have", where=f"{name}={count}",
-                                  why=f"it has {group.size} elements; {rungs[0]} to {rungs[-1]} may stay, in multiples "
-                                      f"of {group.granularity}",
-                                  cure="change the count, or find-groups{align=..,floor=..}")
+                raise OptionError(
+                    f"'{self.slug()}' states a count that the group cannot have",
+                    where=f"{name}={count}",
+                    why=f"it has {group.size} elements; {rungs[0]} to {rungs[-1]} may stay, in multiples "
+                    f"of {group.granularity}",
+                    cure="change the count, or find-groups{align=..,floor=..}",
+                )
             if count < group.size:
                 one = ladder(group, scores[name], 0.0)
                 choices[name] = Choice(str(group.kind), group.size, one.keep(one.counts.index(count)))
@@ -70,10 +79,16 @@ class KeepCounts(Search):
         first = next(iter(program.need("scores").values()), None)
         model = CostModel(program)
         kept = {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
-        return {"criterion": first.criterion if first else None, "unit": first.unit if first else None,
-                "seed": first.seed if first else None, "budget": None if self.budget is None else str(self.budget),
-                "method": "stated counts", "counted": COUNTED,
-                "dense": vars(model()), "predicted": vars(model(kept))}
+        return {
+            "criterion": first.criterion if first else None,
+            "unit": first.unit if first else None,
+            "seed": first.seed if first else None,
+            "budget": None if self.budget is None else str(self.budget),
+            "method": "stated counts",
+            "counted": COUNTED,
+            "dense": vars(model()),
+            "predicted": vars(model(kept)),
+        }
 
 
 def counts_of(plan: CompressionPlan) -> tuple[str, ...]:

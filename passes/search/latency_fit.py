@@ -61,16 +61,24 @@ def fit_latency(table: Sequence[float]) -> LatencyFit:
     LatencyFit(threshold=3, constant=1.0, slope=1.0, error=0.0)
     """
     if not table or not all(math.isfinite(time) and time >= 0 for time in table):
-        raise OptionError("this is no table of latencies", where="latencies", why="it is empty, or holds a time that "
-                          "is negative or not finite", cure="measure every count from one unit to all of them")
+        raise OptionError(
+            "this is no table of latencies",
+            where="latencies",
+            why="it is empty, or holds a time that is negative or not finite",
+            cure="measure every count from one unit to all of them",
+        )
     best: LatencyFit | None = None
     for threshold in range(1, len(table) + 1):
         constant = math.fsum(table[:threshold]) / threshold
         rest = [time - constant for time in table[threshold:]]
         weight = sum(x * x for x in range(1, len(rest) + 1)) or 1
         slope = max(0.0, math.fsum(x * y for x, y in enumerate(rest, 1)) / weight)
-        error = math.fsum([*((time - constant) ** 2 for time in table[:threshold]),
-                           *((y - slope * x) ** 2 for x, y in enumerate(rest, 1))])
+        error = math.fsum(
+            [
+                *((time - constant) ** 2 for time in table[:threshold]),
+                *((y - slope * x) ** 2 for x, y in enumerate(rest, 1)),
+            ]
+        )
         if best is None or error < best.error:
             best = LatencyFit(threshold, constant, slope, error)
     assert best is not None

@@ -96,11 +96,13 @@ class LatencyModel(CostModel):
         terms, dense_ns, factor = self.terms["flops"], table.dense_ms * NS, table.correction
         free = [i for i, t in enumerate(terms) if t.axes()]
         self.rates = [dense_ns / max(sum(t({}) for t in terms), 1)] * len(terms)
-        for i, rate in zip(free, _rates([terms[i] for i in free], effects, self.rates[0] if terms else 0.0, dense_ns),
-                           strict=True):
+        for i, rate in zip(
+            free, _rates([terms[i] for i in free], effects, self.rates[0] if terms else 0.0, dense_ns), strict=True
+        ):
             self.rates[i] = rate
-        timed: list[Expression] = [TimedTerm(1, tuple(terms[i].axes()), (), terms[i], self.rates[i] * factor, effects)
-                                   for i in free]
+        timed: list[Expression] = [
+            TimedTerm(1, tuple(terms[i].axes()), (), terms[i], self.rates[i] * factor, effects) for i in free
+        ]
         self.fixed_ns = round(dense_ns) - sum(t({}) for t in timed)
         self.times: TokenTimes | None = None
         self.removed: list[int] | None = None
@@ -142,10 +144,16 @@ class LatencyModel(CostModel):
         if self.times is None or self.removed is None:
             return None
         left = [self.times.whole, *self.times.left(self.removed)]
-        ops = {name: self.times.taking(n + self.times.protected) / NS
-               for name, n, r in zip(self.times.sites, left, self.removed, strict=False) if r}
-        return {"ops_ms": ops, "between_ms": self.times.beside(self.removed) / NS - sum(ops.values()),
-                "follow": self.times.follow}
+        ops = {
+            name: self.times.taking(n + self.times.protected) / NS
+            for name, n, r in zip(self.times.sites, left, self.removed, strict=False)
+            if r
+        }
+        return {
+            "ops_ms": ops,
+            "between_ms": self.times.beside(self.removed) / NS - sum(ops.values()),
+            "follow": self.times.follow,
+        }
 
     def of_group(self, axis: Axis, kept: Kept) -> int:
         """The time of all products that the axis is a factor of, in nanoseconds."""
@@ -254,8 +262,16 @@ def layers(model: LatencyModel, groups: Sequence[PruneGroup], kept: Kept) -> lis
         if g.axis in model.effects:
             dense = model.dense.of_group(g.axis, {})
             saved = dense - model.of_group(g.axis, kept)
-            out.append({"group": g.name, "kind": str(g.kind), "kept": kept.get(g.axis, g.size), "size": g.size,
-                        "dense_ms": dense / c / NS, "predicted_ms": (dense / c - saved) / NS})
+            out.append(
+                {
+                    "group": g.name,
+                    "kind": str(g.kind),
+                    "kept": kept.get(g.axis, g.size),
+                    "size": g.size,
+                    "dense_ms": dense / c / NS,
+                    "predicted_ms": (dense / c - saved) / NS,
+                }
+            )
     return out
 
 
@@ -280,8 +296,11 @@ def liked(table: LatencyTable) -> tuple[int, str]:
             lost = (p.ratio - base.ratio) / per + (base.count - p.count)
             wasted[_alignment(p.count)] = lost if lost > FREE + noise else 0.0
         best = next((a for a in ALIGNMENTS if not wasted.get(a)), PERIOD)
-        told = ", ".join(f"multiples of {a}: {lost:.0f} of {PERIOD} elements are paid for and not had"
-                         for a, lost in sorted(wasted.items()) if lost and a < best)
+        told = ", ".join(
+            f"multiples of {a}: {lost:.0f} of {PERIOD} elements are paid for and not had"
+            for a, lost in sorted(wasted.items())
+            if lost and a < best
+        )
         return best, f"{name.split()[0]}: {told}" if told else f"{name.split()[0]}: no width is dearer than its size"
     return 0, "alignments were not measured"
 
@@ -298,8 +317,9 @@ def _alignment(count: int) -> int:
     return next(a for a in reversed(ALIGNMENTS) if count % a == 0)
 
 
-def out_of_reach(program: Program, budget: Budget, model: LatencyModel, floor: TimedCost,
-                 groups: Sequence[PruneGroup]) -> BudgetInfeasible:
+def out_of_reach(
+    program: Program, budget: Budget, model: LatencyModel, floor: TimedCost, groups: Sequence[PruneGroup]
+) -> BudgetInfeasible:
     """``budget`` lies below the latency of the chosen ``groups`` at their floors: what is reachable, and what helps."""
     dense, least = model.dense().latency_ns, floor.latency_ns
     limit = budget.limit(model.dense())
@@ -315,20 +335,25 @@ def out_of_reach(program: Program, budget: Budget, model: LatencyModel, floor: T
         cures.append(f"--prune {kinds}")
     cures.append(f"a budget of at least {math.ceil(100 * least / dense) / 100:.2f} ({least / NS:.3g} ms)")
     return BudgetInfeasible(
-        f"the budget {budget} is out of reach", where=f"{program.name}, {model.table}",
+        f"the budget {budget} is out of reach",
+        where=f"{program.name}, {model.table}",
         why=f"reachable {least / dense:.3f}..1.00 of the dense latency ({least / NS:.3g}..{dense / NS:.3g} ms), asked "
-            f"{limit / dense:.3f} ({limit / NS:.3g} ms)\n        what no chosen group reaches takes "
-            f"{max(fixed, 0) / dense:.2f}, floors and alignment {(least - max(fixed, 0)) / dense:.2f}",
-        cure=", or ".join(cures))
+        f"{limit / dense:.3f} ({limit / NS:.3g} ms)\n        what no chosen group reaches takes "
+        f"{max(fixed, 0) / dense:.2f}, floors and alignment {(least - max(fixed, 0)) / dense:.2f}",
+        cure=", or ".join(cures),
+    )
 
 
-def model_for(program: Program, budget: Budget, table: LatencyTable | None,
-              tokens: TokenPlan | None = None) -> CostModel:
+def model_for(
+    program: Program, budget: Budget, table: LatencyTable | None, tokens: TokenPlan | None = None
+) -> CostModel:
     """The cost model that knows the budget's metric. Raises OptionError for latency without a table."""
     if budget.metric != "latency":
         return CostModel(program)
     if table is None:
-        raise OptionError("a budget of latency needs a table of the target", where=f"--{budget}",
-                          cure="fxprune compile measures one, or give --latency-table")
+        raise OptionError(
+            "a budget of latency needs a table of the target",
+            where=f"--{budget}",
+            cure="fxprune compile measures one, or give --latency-table",
+        )
     return LatencyModel(program, table, tokens)
-

@@ -43,15 +43,21 @@ class PlanTokens(Search):
     def run(self, program: Program) -> Program:
         flow: TokenFlow = program.need("tokens")
         if len(self.counts) != len(flow.usable):
-            raise OptionError(f"'{self.slug()}' needs one count per attention", where=str(self),
-                              why=f"{len(self.counts)} counts, {len(flow.usable)} attentions where tokens can be "
-                                  "reduced", cure="`fxprune inspect MODEL` lists them; 0 takes none away")
+            raise OptionError(
+                f"'{self.slug()}' needs one count per attention",
+                where=str(self),
+                why=f"{len(self.counts)} counts, {len(flow.usable)} attentions where tokens can be reduced",
+                cure="`fxprune inspect MODEL` lists them; 0 takes none away",
+            )
         made, left = self._made(), flow.usable[0].tokens if flow.usable else 0
         for site, count in zip(flow.usable, self.counts, strict=True):
             most = made.cap(left, site.protected)
             if count > most:
-                raise OptionError(f"'{self.slug()}' removes more tokens than can go at once", where=str(self),
-                                  why=f"{count} of {left} at {site.name}, '{made.name}' takes at most {most} there")
+                raise OptionError(
+                    f"'{self.slug()}' removes more tokens than can go at once",
+                    where=str(self),
+                    why=f"{count} of {left} at {site.name}, '{made.name}' takes at most {most} there",
+                )
             left -= count
         removed = {s.name: count for s, count in zip(flow.usable, self.counts, strict=True) if count}
         plan = program.plan or CompressionPlan({}, {"method": f"tokens by {self}"})

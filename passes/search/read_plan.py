@@ -40,11 +40,14 @@ class ReadPlan(Search):
         plan.check(program.group_by_name)  # first: what is wrong with a group or a site has a line
         self._check_tokens(program, plan)
         if self.digest not in ("", plan.digest):
-            raise PlanError("this is another plan than the pipeline's", where=plan.source.name if plan.source else
-                            "plan", why=f"it keeps other elements, tokens or tiles: its digest is {plan.digest}, the "
-                            f"pipeline says {self.digest}",
-                            cure=f"give the plan.json that lies beside the report, or write {self.slug()} without "
-                                 "digest to take this one")
+            raise PlanError(
+                "this is another plan than the pipeline's",
+                where=plan.source.name if plan.source else "plan",
+                why=f"it keeps other elements, tokens or tiles: its digest is {plan.digest}, the "
+                f"pipeline says {self.digest}",
+                cure=f"give the plan.json that lies beside the report, or write {self.slug()} without "
+                "digest to take this one",
+            )
         return program.but(plan=plan)
 
     def _check_tokens(self, program: Program, plan: CompressionPlan) -> None:
@@ -52,10 +55,16 @@ class ReadPlan(Search):
             return
         wanted = "find-token-sites" + "{unmerge=true}" * plan.tokens.unmerge
         if program.tokens is None:
-            raise OptionError("the plan reduces tokens, and no pass looked for where they may become fewer",
-                              where=str(self), cure=f"put {wanted} before it")
+            raise OptionError(
+                "the plan reduces tokens, and no pass looked for where they may become fewer",
+                where=str(self),
+                cure=f"put {wanted} before it",
+            )
         if program.tokens.unmerge != plan.tokens.unmerge:
-            raise OptionError("the plan and find-token-sites differ about restoring tokens", where=str(self),
-                              why=f"the plan says unmerge {str(plan.tokens.unmerge).lower()}",
-                              cure=f"put {wanted} before it")
+            raise OptionError(
+                "the plan and find-token-sites differ about restoring tokens",
+                where=str(self),
+                why=f"the plan says unmerge {str(plan.tokens.unmerge).lower()}",
+                cure=f"put {wanted} before it",
+            )
         counts_behind(program.tokens, plan.tokens, registry.reducer(plan.tokens.reducer, "the plan's tokens"))

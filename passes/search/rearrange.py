@@ -63,9 +63,12 @@ class Rearrange(Search):
                 continue
             gradients = scores[name].gradients if name in scores else None
             if gradients is None:
-                raise OptionError("rearrangement needs mask gradients", where=name,
-                                  why=_why(scores[name].criterion if name in scores else None),
-                                  cure="use --importance fisher, or leave rearrangement away")
+                raise OptionError(
+                    "rearrangement needs mask gradients",
+                    where=name,
+                    why=_why(scores[name].criterion if name in scores else None),
+                    cure="use --importance fisher, or leave rearrangement away",
+                )
             pruned = sorted(set(range(choice.size)) - set(choice.keep))
             chosen = rearranged(gradients, pruned, self.rounds)
             rows = gradients.to("cpu", torch.float64)

@@ -49,11 +49,16 @@ class SearchBlocks(Search):
 
     def __post_init__(self) -> None:
         if self.allocation not in ALLOCATIONS:
-            raise OptionError(f"unknown allocation '{self.allocation}'", where="--blocks",
-                              cure=nearest(self.allocation, ALLOCATIONS))
+            raise OptionError(
+                f"unknown allocation '{self.allocation}'", where="--blocks", cure=nearest(self.allocation, ALLOCATIONS)
+            )
         if self.budget is not None and self.budget.metric != "flops":
-            raise OptionError(f"tiles cannot meet a budget of {self.budget.metric}", where=f"--{self.budget}",
-                              why="they are zeroed inside a weight that keeps its size", cure="give --flops")
+            raise OptionError(
+                f"tiles cannot meet a budget of {self.budget.metric}",
+                where=f"--{self.budget}",
+                why="they are zeroed inside a weight that keeps its size",
+                cure="give --flops",
+            )
         if not 0 <= self.smooth < 1:
             raise OptionError("the moving average has a weight from 0 to below 1", where=f"smooth={self.smooth}")
 
@@ -61,12 +66,20 @@ class SearchBlocks(Search):
         groups = [g for g in program.need("groups") if g.prunable and isinstance(g, BlockGroup)]
         if not groups:
             why = "; ".join(sorted({g.frozen for g in program.need("groups") if g.frozen})) or "it has no linear layer"
-            raise NothingToPrune("no weight can be pruned in tiles", where=program.name, why=why,
-                                 cure="`ends=true` takes patch embeddings and classifiers as well")
+            raise NothingToPrune(
+                "no weight can be pruned in tiles",
+                where=program.name,
+                why=why,
+                cure="`ends=true` takes patch embeddings and classifiers as well",
+            )
         scores, dense = program.need("scores"), CostModel(program)().flops
         if groups[0].pattern == TWO_OF_FOUR:
-            blocks = {g.matrix.parameter: Sparsity(g.pattern, g.matrix.shape, two_of_four(
-                scores[g.name].values.view(g.matrix.shape))) for g in groups}
+            blocks = {
+                g.matrix.parameter: Sparsity(
+                    g.pattern, g.matrix.shape, two_of_four(scores[g.name].values.view(g.matrix.shape))
+                )
+                for g in groups
+            }
             return program.but(plan=self._plan(groups, blocks, scores, dense, "two of every four"))
         if self.budget is None:
             raise OptionError("tiles need a budget", where="--blocks", cure="give --flops 0.5")
@@ -95,26 +108,45 @@ class SearchBlocks(Search):
             return uniform(layers, target)
         return kkt(layers, target) if allocation == "kkt" else lsp(layers, target, self.power, self.smooth)
 
-    def _plan(self, groups: Sequence[BlockGroup], blocks: dict[str, Sparsity], scores: dict[str, ImportanceScores],
-              dense: int, allocation: str) -> CompressionPlan:
+    def _plan(
+        self,
+        groups: Sequence[BlockGroup],
+        blocks: dict[str, Sparsity],
+        scores: dict[str, ImportanceScores],
+        dense: int,
+        allocation: str,
+    ) -> CompressionPlan:
         first = scores[groups[0].name]
         by_name = {g.matrix.parameter: g for g in groups}
-        effective = dense - sum(g.matrix.macs - round(g.matrix.macs * blocks[n].density)
-                                for n, g in by_name.items() if n in blocks)
+        effective = dense - sum(
+            g.matrix.macs - round(g.matrix.macs * blocks[n].density) for n, g in by_name.items() if n in blocks
+        )
         about = {
-            "criterion": first.criterion, "unit": first.unit, "seed": first.seed, "budget": str(self.budget),
-            "method": allocation, "counted": COUNTED, "pattern": groups[0].pattern, "dense": {"flops": dense},
-            "predicted": {"flops": effective}, "power": power_estimate(groups, blocks),
+            "criterion": first.criterion,
+            "unit": first.unit,
+            "seed": first.seed,
+            "budget": str(self.budget),
+            "method": allocation,
+            "counted": COUNTED,
+            "pattern": groups[0].pattern,
+            "dense": {"flops": dense},
+            "predicted": {"flops": effective},
+            "power": power_estimate(groups, blocks),
         }
         return CompressionPlan({}, about, blocks=blocks)
 
     def _infeasible(self, program: Program, dense: int, least: int, limit: float) -> BudgetInfeasible:
         frozen = sorted({g.frozen for g in program.need("groups") if g.frozen})
-        why = (f"reachable {least / dense:.3f}..1.00 of the dense flops, asked {limit / dense:.3f}: attention "
-               "products, convolutions and the layers that stay dense are not made of tiles")
-        return BudgetInfeasible(f"the budget {self.budget} is out of reach for tiles", where=program.name,
-                                why=why + (f"; dense: {'; '.join(frozen)}" if frozen else ""),
-                                cure=f"a budget of at least {least / dense + 0.005:.2f}, or slice as well")
+        why = (
+            f"reachable {least / dense:.3f}..1.00 of the dense flops, asked {limit / dense:.3f}: attention "
+            "products, convolutions and the layers that stay dense are not made of tiles"
+        )
+        return BudgetInfeasible(
+            f"the budget {self.budget} is out of reach for tiles",
+            where=program.name,
+            why=why + (f"; dense: {'; '.join(frozen)}" if frozen else ""),
+            cure=f"a budget of at least {least / dense + 0.005:.2f}, or slice as well",
+        )
 
 
 def power_estimate(groups: Sequence[BlockGroup], blocks: dict[str, Sparsity]) -> dict[str, Any]:
@@ -124,8 +156,10 @@ def power_estimate(groups: Sequence[BlockGroup], blocks: dict[str, Sparsity]) ->
     whatever p_m and BM are.      Source: LSP, Eq. 7 and 8
     """
     whole = sum(g.matrix.rows * g.size for g in groups)
-    left = sum(g.matrix.rows * (int(blocks[g.matrix.parameter].kept.sum()) if g.matrix.parameter in blocks else g.size)
-               for g in groups)
+    left = sum(
+        g.matrix.rows * (int(blocks[g.matrix.parameter].kept.sum()) if g.matrix.parameter in blocks else g.size)
+        for g in groups
+    )
     return {"share": left / whole if whole else 1.0, "measured": False}
 
 

@@ -67,8 +67,12 @@ class SearchPlan(Search):
         if self.method != "auto":
             registry.lookup("search", self.method)
         if not (math.isfinite(self.head_scale) and self.head_scale > 0):
-            raise OptionError("the head scale must be positive", where=f"--head-scale {self.head_scale:g}",
-                              why="it multiplies what heads are worth", cure="1 leaves the scores as they are")
+            raise OptionError(
+                "the head scale must be positive",
+                where=f"--head-scale {self.head_scale:g}",
+                why="it multiplies what heads are worth",
+                cure="1 leaves the scores as they are",
+            )
 
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
@@ -101,12 +105,19 @@ class SearchPlan(Search):
         search: Method = registry.lookup("search", method)
         levels = search(ladders, terms, limit)
         if len(levels) != len(ladders) or not all(0 <= n <= one.top for n, one in zip(levels, ladders, strict=True)):
-            raise OptionError(f"the search '{method}' gave no rung per ladder", where=f"--search {method}",
-                              why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there")
+            raise OptionError(
+                f"the search '{method}' gave no rung per ladder",
+                where=f"--search {method}",
+                why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there",
+            )
         after = model({one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
         if method not in registry.SEARCHES and after.metric(metric) > limit:
-            raise OptionError(f"the search '{method}' exceeds the budget", where=f"--search {method}",
-                              why=f"{metric} {after.metric(metric)}, at most {limit:g}", cure="use --search auto")
+            raise OptionError(
+                f"the search '{method}' exceeds the budget",
+                where=f"--search {method}",
+                why=f"{metric} {after.metric(metric)}, at most {limit:g}",
+                cure="use --search auto",
+            )
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{method} on the concave envelope of the values" if hull else method
         return program.but(plan=replace(self._plan(ladders, levels, scores, dense, after, said), tokens=tokens))
@@ -115,13 +126,21 @@ class SearchPlan(Search):
         """The search to use. Raises OptionError when the one that was asked for does not fit."""
         scannable = separable and scan.applies(ladders, terms)
         if self.method == "two-class" and not scannable:
-            raise OptionError("the two-class search does not fit this model", where="--search two-class",
-                              why="its groups have more than two costs per chunk, costs that multiply, or values that "
-                                  "are not concave", cure="use --search auto")
+            raise OptionError(
+                "the two-class search does not fit this model",
+                where="--search two-class",
+                why="its groups have more than two costs per chunk, costs that multiply, or values that "
+                "are not concave",
+                cure="use --search auto",
+            )
         if self.method == "dynamic" and not separable:
-            raise OptionError("the dynamic programme does not fit this model", where="--search dynamic",
-                              why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
-                                  "the size of other groups", cure="use --search auto")
+            raise OptionError(
+                "the dynamic programme does not fit this model",
+                where="--search dynamic",
+                why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
+                "the size of other groups",
+                cure="use --search auto",
+            )
         if self.method != "auto":
             return self.method
         if scannable:
@@ -130,17 +149,33 @@ class SearchPlan(Search):
         bent = self.budget.metric == "latency" or not all(one.concave for one in ladders)
         return "dynamic" if separable and bent else "lagrangian"
 
-    def _plan(self, ladders: Sequence[Ladder], levels: Sequence[int], scores: Mapping[str, ImportanceScores],
-              dense: Cost, after: Cost, method: str) -> CompressionPlan:
+    def _plan(
+        self,
+        ladders: Sequence[Ladder],
+        levels: Sequence[int],
+        scores: Mapping[str, ImportanceScores],
+        dense: Cost,
+        after: Cost,
+        method: str,
+    ) -> CompressionPlan:
         """The plan names only what it cuts; ``about`` says how it was made."""
-        choices = {one.group: Choice(str(one.kind), len(one.order), one.keep(level))
-                   for one, level in zip(ladders, levels, strict=True) if level < one.top}
+        choices = {
+            one.group: Choice(str(one.kind), len(one.order), one.keep(level))
+            for one, level in zip(ladders, levels, strict=True)
+            if level < one.top
+        }
         first = next(iter(scores.values()), None)
         about = {
-            "criterion": first.criterion if first else None, "unit": first.unit if first else None,
-            "seed": first.seed if first else None, "budget": str(self.budget), "method": method,
-            "head_scale": self.head_scale, "kinds": [str(kind) for kind in kinds_named(self.kinds)], "counted": COUNTED,
-            "dense": vars(dense), "predicted": vars(after),
+            "criterion": first.criterion if first else None,
+            "unit": first.unit if first else None,
+            "seed": first.seed if first else None,
+            "budget": str(self.budget),
+            "method": method,
+            "head_scale": self.head_scale,
+            "kinds": [str(kind) for kind in kinds_named(self.kinds)],
+            "counted": COUNTED,
+            "dense": vars(dense),
+            "predicted": vars(after),
             **({} if self.table is None else {"latency_table": self.table.hash}),
         }
         return CompressionPlan(choices, about)
@@ -155,8 +190,12 @@ def kinds_named(names: Sequence[Kind | str]) -> tuple[Kind, ...]:
     return tuple(known[str(name)] for name in names)
 
 
-def ladders_of(groups: Sequence[PruneGroup], scores: Mapping[str, ImportanceScores], terms: Sequence[Expression],
-               head_scale: float = 1.0) -> list[Ladder]:
+def ladders_of(
+    groups: Sequence[PruneGroup],
+    scores: Mapping[str, ImportanceScores],
+    terms: Sequence[Expression],
+    head_scale: float = 1.0,
+) -> list[Ladder]:
     """One ladder per group; what a group is worth is the part of the dense cost that goes with it.
 
     Raises OptionError for a head scale where the scores of heads are not comparable.
@@ -167,9 +206,12 @@ def ladders_of(groups: Sequence[PruneGroup], scores: Mapping[str, ImportanceScor
         one = ladder(group, given, float(-book.change(group.axis, 0)))
         if head_scale != 1.0 and group.kind in HEADS:
             if not given.comparable:
-                raise OptionError("a head scale needs comparable scores", where=f"--head-scale {head_scale:g}",
-                                  why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
-                                  cure="use --importance fisher, or leave the option away")
+                raise OptionError(
+                    "a head scale needs comparable scores",
+                    where=f"--head-scale {head_scale:g}",
+                    why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
+                    cure="use --importance fisher, or leave the option away",
+                )
             one = replace(one, values=tuple(head_scale * value for value in one.values))
         ladders.append(one)
     return ladders

@@ -130,8 +130,14 @@ def _saved(layers: Sequence[LayerCurve], gone: Counts) -> int:
     return sum(one.saved[k] for one, k in zip(layers, gone, strict=True))
 
 
-def _until(layers: Sequence[LayerCurve], gone: Counts, most: Sequence[int], target: int, levels: Sequence[float],
-           slopes: Sequence[Sequence[float]] | None = None) -> Counts:
+def _until(
+    layers: Sequence[LayerCurve],
+    gone: Counts,
+    most: Sequence[int],
+    target: int,
+    levels: Sequence[float],
+    slopes: Sequence[Sequence[float]] | None = None,
+) -> Counts:
     """From ``gone`` on, one tile at a time, least slope above its level first, until ``target`` is saved."""
     gone, saved = list(gone), _saved(layers, gone)
     while saved < target:

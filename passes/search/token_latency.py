@@ -96,9 +96,12 @@ class TokenTimes:
         follow = factor * self.follow
         return TokenCosts(
             self.dense_ns - follow * self.products([0] * len(self.sites)),
-            tuple((follow * a, follow * b) for a, b in self.parts), self.whole, self.protected,
+            tuple((follow * a, follow * b) for a, b in self.parts),
+            self.whole,
+            self.protected,
             lambda site, tokens, r: factor * self.taking(tokens),
-            lambda site, n: factor * self.weights[site] * self.between(n))
+            lambda site, n: factor * self.weights[site] * self.between(n),
+        )
 
 
 def token_times(program: Program, curve: TokenCurve, rates: Sequence[float], dense_ns: float) -> TokenTimes:
@@ -119,8 +122,17 @@ def token_times(program: Program, curve: TokenCurve, rates: Sequence[float], den
         one, two = (at({**none, axis: n}) - empty for n in (1, 2))
         a = (two - 2 * one) / 2
         parts.append((a, one - a))
-    bare = TokenTimes(axes, curve.tokens, curve.protected, curve.sites, dense_ns, tuple(parts), region_shares(program),
-                      counts=(0, curve.tokens), values=(0.0, 0.0))
+    bare = TokenTimes(
+        axes,
+        curve.tokens,
+        curve.protected,
+        curve.sites,
+        dense_ns,
+        tuple(parts),
+        region_shares(program),
+        counts=(0, curve.tokens),
+        values=(0.0, 0.0),
+    )
     return fitted(bare, curve)
 
 
@@ -173,16 +185,24 @@ def fitted(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
     counts = sorted({0, *(round(k * bare.whole) for k in KNOTS), bare.whole})
     bends = _bends(bare, curve, counts, off, e)
     values = [bare.dense_ns * (line * (n / bare.whole - 1.0) + bend) for n, bend in zip(counts, bends, strict=True)]
-    return replace(bare, follow=follow, op=(bare.dense_ns * start, bare.dense_ns * work), counts=tuple(counts),
-                   values=tuple(_rising_with(bare, follow, counts, values)))
+    return replace(
+        bare,
+        follow=follow,
+        op=(bare.dense_ns * start, bare.dense_ns * work),
+        counts=tuple(counts),
+        values=tuple(_rising_with(bare, follow, counts, values)),
+    )
 
 
 def _features(bare: TokenTimes, removed: Sequence[int]) -> list[float]:
     """What a schedule's latency, less the dense one and as a share of it, is a sum of: products that go, tokens that go
     between them, ops, and the square of the tokens that each op sees."""
     left = bare.left(removed)
-    seen = [(n + bare.protected) / (bare.whole + bare.protected)
-            for n, r in zip([bare.whole, *left[:-1]], removed, strict=True) if r]
+    seen = [
+        (n + bare.protected) / (bare.whole + bare.protected)
+        for n, r in zip([bare.whole, *left[:-1]], removed, strict=True)
+        if r
+    ]
     less = bare.products([0] * len(removed)) - bare.products(removed)
     gone = 1.0 - sum(w * n / bare.whole for w, n in zip(bare.weights, left, strict=True))
     return [-less / bare.dense_ns, -gone, float(len(seen)), sum(t * t for t in seen)]
@@ -194,8 +214,19 @@ def _bends(bare: TokenTimes, curve: TokenCurve, counts: Sequence[int], off: Tens
     inner = [n for n in counts if 0 < n < bare.whole]
     if not inner:
         return [0.0] * len(counts)
-    hats = torch.tensor([[sum(w * _hat(counts, k, n) for w, n in zip(bare.weights, bare.left(p.removed), strict=True))
-                          for k in inner] for p in curve.points], dtype=torch.float64) / e[:, None]
+    hats = (
+        torch.tensor(
+            [
+                [
+                    sum(w * _hat(counts, k, n) for w, n in zip(bare.weights, bare.left(p.removed), strict=True))
+                    for k in inner
+                ]
+                for p in curve.points
+            ],
+            dtype=torch.float64,
+        )
+        / e[:, None]
+    )
     stiff = torch.eye(len(inner), dtype=torch.float64) / (STIFF / 100) ** 2
     found = torch.linalg.solve(hats.T @ hats + stiff, hats.T @ off).tolist()
     return [found[0], *found, 0.0]

@@ -33,8 +33,12 @@ class TokenCosts:
     between: Callable[[int, int], float] = lambda site, n: 0  # what n tokens there cost outside products
 
     @staticmethod
-    def of(program: Program, kept: Mapping[Axis, int], metric: str = "flops",
-           extra: Callable[[int, int, int], float] = lambda site, left, r: 0) -> TokenCosts:
+    def of(
+        program: Program,
+        kept: Mapping[Axis, int],
+        metric: str = "flops",
+        extra: Callable[[int, int, int], float] = lambda site, left, r: 0,
+    ) -> TokenCosts:
         """Of a program with its token flow, at ``kept`` elements of its groups.
 
         extra   (site, tokens there, how many go) -> what the ops that reduce them cost
@@ -109,6 +113,7 @@ def rounded(removed: Sequence[int], costs: TokenCosts, limit: float, cap: Cap, m
     """``removed`` with the tokens left (protected ones included) at multiples, which kernels like: to the nearest, or
     down where that would cost more than ``limit``. Where the cap forbids it, and before anything goes, they stay odd.
     """
+
     def at(nearest: bool) -> Removed:
         dense = left = wanted = costs.whole + costs.protected
         out = []
@@ -129,8 +134,9 @@ def decreasing(count: int) -> list[float]:
     return [2 - 2 * i / max(count - 1, 1) for i in range(count)]
 
 
-def eliminate(scores: Sequence[Sequence[float]], costs: TokenCosts, limit: float, cap: Cap,
-              aware: bool = True) -> Removed:
+def eliminate(
+    scores: Sequence[Sequence[float]], costs: TokenCosts, limit: float, cap: Cap, aware: bool = True
+) -> Removed:
     """OPTIN's rank elimination: take the cheapest (site, token) again and again until the cost is within ``limit``.
 
     scores   [site][token]: what it does to remove that token from that site on; a token that went at a site is gone

@@ -42,9 +42,18 @@ def two_class(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: flo
     room = int(limit // 1) - ledger_at(terms, ladders, levels).total
     prices = sorted({steps[0] for steps in costs if steps and steps[0] > 0}, reverse=True)
     # (value, ladder, rung), best first; a stable order keeps the rungs of one ladder in order, since values are concave
-    classes = [sorted(((one.values[r + 1] - one.values[r], i, r)
-                       for i, (one, steps) in enumerate(zip(ladders, costs, strict=True)) if steps and steps[0] == price
-                       for r in range(one.top)), key=lambda chunk: (-chunk[0], chunk[2], chunk[1])) for price in prices]
+    classes = [
+        sorted(
+            (
+                (one.values[r + 1] - one.values[r], i, r)
+                for i, (one, steps) in enumerate(zip(ladders, costs, strict=True))
+                if steps and steps[0] == price
+                for r in range(one.top)
+            ),
+            key=lambda chunk: (-chunk[0], chunk[2], chunk[1]),
+        )
+        for price in prices
+    ]
     dear, cheap = [*classes, [], []][:2]
     a, b = [*prices, 1, 1][:2]
     sum_dear, sum_cheap = _prefix(dear), _prefix(cheap)

@@ -23,22 +23,76 @@ aten = torch.ops.aten
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 NORMS = frozenset({"layer_norm", "group_norm", "instance_norm", "rms_norm"})
 """Computed in float32 and rounded at once: what follows moves half the bytes."""
-WIDE = frozenset({
-    "pow", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "mean", "sum",
-    "var", "var_mean", "std", "std_mean", "norm", "linalg_vector_norm", "cumsum", "prod", "logsumexp", "cdist",
-    "native_layer_norm", "native_group_norm", "cosine_similarity",
-})
+WIDE = frozenset(
+    {
+        "pow",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "mean",
+        "sum",
+        "var",
+        "var_mean",
+        "std",
+        "std_mean",
+        "norm",
+        "linalg_vector_norm",
+        "cumsum",
+        "prod",
+        "logsumexp",
+        "cdist",
+        "native_layer_norm",
+        "native_group_norm",
+        "cosine_similarity",
+    }
+)
 """Computed in float32, and so is what reads nothing else: sums lose digits and squares overflow."""
-NARROW = frozenset({
-    "linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d", "convolution",
-    "conv_transpose1d", "conv_transpose2d", "scaled_dot_product_attention", "embedding",
-})
+NARROW = frozenset(
+    {
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "scaled_dot_product_attention",
+        "embedding",
+    }
+)
 """Computed in half precision: what the hardware is fast at, and where the weights are."""
 
-FILLS = frozenset({
-    "masked_fill", "where", "full_like", "new_full", "fill", "index_fill", "scatter", "add", "sub", "clamp",
-    "clamp_min", "clamp_max", "constant_pad_nd", "pad",
-})
+FILLS = frozenset(
+    {
+        "masked_fill",
+        "where",
+        "full_like",
+        "new_full",
+        "fill",
+        "index_fill",
+        "scatter",
+        "add",
+        "sub",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "constant_pad_nd",
+        "pad",
+    }
+)
 """A number beyond the range stands for "as far as it goes" here; as a factor it would mean something else."""
 SPATIAL = ("conv", "pool", "upsample", "interpolate", "grid_sampler")
 """What stays float32 on request: names that have one of these in them."""
@@ -64,8 +118,7 @@ class CastFloats(Transform):
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise OptionError(f"floats cannot be cast to '{self.dtype}'", where="cast-floats",
-                              cure=" or ".join(DTYPES))
+            raise OptionError(f"floats cannot be cast to '{self.dtype}'", where="cast-floats", cure=" or ".join(DTYPES))
 
     def run(self, program: Program) -> Program:
         return _Casting(program, DTYPES[self.dtype], self.slug(), self.spatial).done()
@@ -182,8 +235,9 @@ class _Casting:
         with mode, enable_python_dispatcher():
             new = pytree.tree_leaves(node.target(*args, **kwargs))  # type: ignore[operator]
         flat, spec = pytree.tree_flatten(old)
-        cast = [o.to(n.dtype) if isinstance(o, Tensor) and o.dtype != n.dtype else o
-                for o, n in zip(flat, new, strict=True)]
+        cast = [
+            o.to(n.dtype) if isinstance(o, Tensor) and o.dtype != n.dtype else o for o, n in zip(flat, new, strict=True)
+        ]
         if any(a is not b for a, b in zip(cast, flat, strict=True)):
             node.meta["val"] = pytree.tree_unflatten(cast, spec)
             self.changed = True
@@ -193,8 +247,11 @@ class _Casting:
         returned = next(n for n in self.program.graph.nodes if n.op == "output").args[0]
         results = list(output.args[0])  # type: ignore[arg-type]
         for place, (now, then) in enumerate(zip(results, returned, strict=True)):
-            if isinstance(now, Node) and isinstance(now.meta.get("val"), Tensor) \
-                    and now.meta["val"].dtype != then.meta["val"].dtype:
+            if (
+                isinstance(now, Node)
+                and isinstance(now.meta.get("val"), Tensor)
+                and now.meta["val"].dtype != then.meta["val"].dtype
+            ):
                 results[place] = self._cast_back(now, then.meta["val"].dtype)
         output.args = (tuple(results),)
 

@@ -21,12 +21,22 @@ from .straighten import straighten
 aten = torch.ops.aten
 
 CHECKS = {
-    "_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size",
-    "_functional_assert_async", "_functional_sym_constrain_range", "_functional_sym_constrain_range_for_size",
+    "_assert_async",
+    "_assert_scalar",
+    "_assert_tensor_metadata",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+    "_functional_assert_async",
+    "_functional_sym_constrain_range",
+    "_functional_sym_constrain_range_for_size",
 }
 DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
 BATCH_NORMS = {
-    "batch_norm", "_native_batch_norm_legit", "native_batch_norm", "cudnn_batch_norm", "_batch_norm_impl_index",
+    "batch_norm",
+    "_native_batch_norm_legit",
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "_batch_norm_impl_index",
 }
 
 
@@ -109,9 +119,12 @@ def _drop_dropout(node: Node, notes: list[str]) -> bool:
 def _check_batch_norm(node: Node) -> None:
     given = _arguments(node)
     if given.get("training", given.get("train")) and given.get("running_mean") is not None:
-        raise CaptureError(f"{node.name} runs in training form", where=_line(node),
-                           why="it normalises with the statistics of the batch and changes the running ones",
-                           cure="call model.eval() before torch.export.export")
+        raise CaptureError(
+            f"{node.name} runs in training form",
+            where=_line(node),
+            why="it normalises with the statistics of the batch and changes the running ones",
+            cure="call model.eval() before torch.export.export",
+        )
 
 
 def _drop_identities(graph: Graph, trained: Collection[str], *, pure: bool) -> bool:
@@ -183,8 +196,7 @@ def _drop_unread(graph: Graph, program: Program, notes: list[str]) -> bool:
     gone = [n for n in weights if not n.users]
     read = {tensors[bound[n.name]].data_ptr() for n in weights if n.users and bound[n.name] in tensors}
     trained = set(program.exported.graph_signature.inputs_to_parameters)
-    lost = sorted(bound[n.name] for n in gone
-                  if n.name in trained and tensors[bound[n.name]].data_ptr() not in read)
+    lost = sorted(bound[n.name] for n in gone if n.name in trained and tensors[bound[n.name]].data_ptr() not in read)
     for node in gone:
         graph.erase_node(node)
     if lost:

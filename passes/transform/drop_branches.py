@@ -79,10 +79,18 @@ def _same_shape(module: GraphModule, node: Node, axes: Axes, dead: Any) -> Node:
         if candidate is node:
             break
         dims: Dims | None = axes.dims.get(candidate.name)
-        if isinstance(candidate.meta.get("val"), Tensor) and dims is not None and not dead(candidate) \
-                and [atoms(d) for d in dims] == want:
+        if (
+            isinstance(candidate.meta.get("val"), Tensor)
+            and dims is not None
+            and not dead(candidate)
+            and [atoms(d) for d in dims] == want
+        ):
             found = candidate if found is None or len(candidate.users) > 1 or len(found.users) == 1 else found
     if found is None:
-        raise PlanError("a branch cannot be dropped", where=node.name, why="no other tensor has the shape it adds to",
-                        cure="keep at least one element of it")
+        raise PlanError(
+            "a branch cannot be dropped",
+            where=node.name,
+            why="no other tensor has the shape it adds to",
+            cure="keep at least one element of it",
+        )
     return found

@@ -32,8 +32,11 @@ class DropMasks(Transform):
     def run(self, program: Program) -> Program:
         module = copy_graph(program.exported)
         bound = program.tensor_of_placeholder
-        fixed = {n: program.tensors[name] for n, name in bound.items()
-                 if n not in program.exported.graph_signature.inputs_to_parameters}
+        fixed = {
+            n: program.tensors[name]
+            for n, name in bound.items()
+            if n not in program.exported.graph_signature.inputs_to_parameters
+        }
         changed = False
         for node in module.graph.nodes:
             if op_name(node) != "scaled_dot_product_attention":

@@ -40,7 +40,10 @@ def _selects_all(program: Program, node: Node) -> bool:
         return False
     for user in node.users:
         source, position = user.all_input_nodes[0], user.args[1]
-        if user.target is not torch.ops.aten.index_select.default or user.args[2] is not node \
-                or source.meta["val"].shape[position] != len(index):
+        if (
+            user.target is not torch.ops.aten.index_select.default
+            or user.args[2] is not node
+            or source.meta["val"].shape[position] != len(index)
+        ):
             return False
     return True

@@ -19,8 +19,16 @@ from ...rebuild import copy_graph, rebuild
 from .inplace import is_mutable, op_name
 from .resize import fake_mode_of
 
-LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
-          "conv_transpose3d"}
+LAYERS = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
 PRODUCTS = {"matmul", "mm", "bmm", "addmm", "einsum"}
 # Besides views and element-wise ops: what moves elements and mixes none of them.
 MOVES = {"clone", "_to_copy", "copy", "cat", "stack", "index_select", "roll", "flip", "repeat", "lift_fresh_copy"}

@@ -16,21 +16,55 @@ aten = torch.ops.aten
 
 # Composite ops whose output never shares memory with an input. Any other may hand its input back as it is.
 FRESH = {
-    "linear", "matmul", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax",
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d.input", "scaled_dot_product_attention",
-    "max_pool2d", "max_pool1d", "ones_like", "zeros_like", "arange", "one_hot",
+    "linear",
+    "matmul",
+    "layer_norm",
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "rms_norm",
+    "softmax",
+    "log_softmax",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d.input",
+    "scaled_dot_product_attention",
+    "max_pool2d",
+    "max_pool1d",
+    "ones_like",
+    "zeros_like",
+    "arange",
+    "one_hot",
 }
 # As functions these answer with booleans; in place they keep the dtype of what they overwrite.
 PREDICATES = {"eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_", "logical_or_", "logical_xor_"}
 # These change the shape of a tensor in place, or draw random numbers into it.
 NOT_FUNCTIONAL = {
-    "unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_",
-    "as_strided_", "bernoulli_", "normal_", "uniform_", "random_", "exponential_", "geometric_", "log_normal_",
+    "unsqueeze_",
+    "squeeze_",
+    "t_",
+    "transpose_",
+    "swapaxes_",
+    "swapdims_",
+    "resize_",
+    "resize_as_",
+    "set_",
+    "as_strided_",
+    "bernoulli_",
+    "normal_",
+    "uniform_",
+    "random_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
     "cauchy_",
 }
 SAME_TENSOR = (aten.detach.default, aten.alias.default)
 SCATTER: dict[Any, OpOverload] = {
-    aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default,
+    aten.slice.Tensor: aten.slice_scatter.default,
+    aten.select.int: aten.select_scatter.default,
 }
 ANY_DTYPE = {"index_put_", "masked_fill_", "masked_scatter_", "scatter_", "copy_"}  # take indices, masks, or cast
 

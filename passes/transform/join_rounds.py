@@ -32,6 +32,10 @@ class JoinRounds(Transform):
         last, model = program.need("plan"), CostModel(whole)
         plan = compose(whole.need("plan"), last)
         kept = {g.axis: len(plan.choices[g.name].keep) for g in whole.need("groups") if g.name in plan.choices}
-        about = {**last.about, "rounds": whole.need("plan").about["rounds"], "dense": vars(model()),
-                 "predicted": vars(model(kept))}
+        about = {
+            **last.about,
+            "rounds": whole.need("plan").about["rounds"],
+            "dense": vars(model()),
+            "predicted": vars(model(kept)),
+        }
         return whole.but(plan=replace(plan, about=about))

@@ -77,15 +77,19 @@ class _Region:
 
 
 class _Rewrite:
-    def __init__(self, program: Program, flow: TokenFlow, plan: TokenPlan, made_by: str,
-                 reducer: Reducer | None = None) -> None:
+    def __init__(
+        self, program: Program, flow: TokenFlow, plan: TokenPlan, made_by: str, reducer: Reducer | None = None
+    ) -> None:
         self.program, self.flow, self.plan, self.made_by = program, flow, plan, made_by
         self.reducer = reducer or reducer_of(plan.reducer)
         self.behind = counts_behind(flow, plan, self.reducer)
         self.walk = program.need("axes").dims if program.axes is not None else {}
         if flow.restored and not self.reducer.merges:
-            raise OptionError(f"'{self.reducer.name}' drops tokens: they cannot be restored", where="--unmerge",
-                              cure="use --tokens tome or --tokens transform")
+            raise OptionError(
+                f"'{self.reducer.name}' drops tokens: they cannot be restored",
+                where="--unmerge",
+                cure="use --tokens tome or --tokens transform",
+            )
 
     def exported(self) -> torch.export.ExportedProgram:
         """With every shape propagated and held against the one the axes predict."""
@@ -106,8 +110,9 @@ class _Rewrite:
         assert axes is not None
         edited = set()
         for literal in axes.literals:
-            if literal.node in self.flow.region and edit_literal(module, self.nodes[literal.node], literal, counts,
-                                                                 self.made_by):
+            if literal.node in self.flow.region and edit_literal(
+                module, self.nodes[literal.node], literal, counts, self.made_by
+            ):
                 edited.add(literal.node)
         for name, dim in self.flow.softmaxes.items():
             size = regions[self.flow.region[name]].size
@@ -175,8 +180,14 @@ class _Rewrite:
             node.replace_input_with(source, self._emit(node, aten.add.Tensor, source, bias))
             return
         node.args = tuple(args[n] for n in ("query", "key", "value"))
-        node.kwargs = {**{k: v for k, v in args.items() if k in ("dropout_p", "is_causal", "scale", "enable_gqa")
-                          and v not in (None, 0.0, False)}, "attn_mask": bias}
+        node.kwargs = {
+            **{
+                k: v
+                for k, v in args.items()
+                if k in ("dropout_p", "is_causal", "scale", "enable_gqa") and v not in (None, 0.0, False)
+            },
+            "attn_mask": bias,
+        }
 
     def _average(self, node: Node, size: Node, site: TokenSite) -> None:
         """mean(x) -> sum(size x) / sum(size), and sum(x) -> sum(size x), over the tokens."""
@@ -185,8 +196,7 @@ class _Rewrite:
         weight = self._sizes(node, self.walk[source.name][1], size, site)
         total = self._emit(node, aten.sum.dim_IntList, self._emit(node, aten.mul.Tensor, source, weight), [1], keep)
         if op_name(node) == "mean":
-            total = self._emit(node, aten.div.Tensor, total,
-                               self._emit(node, aten.sum.dim_IntList, weight, [1], keep))
+            total = self._emit(node, aten.div.Tensor, total, self._emit(node, aten.sum.dim_IntList, weight, [1], keep))
         node.replace_all_uses_with(total)
         self.graph.erase_node(node)
 

@@ -54,9 +54,12 @@ class PermuteChannels(Transform):
             for name, order in self.orders.items():
                 axis = next((a for a, readers in sides.items() if name in [m.parameter for m in readers]), None)
                 if axis is None or len(order) != axis.size:
-                    raise PlanError("the plan orders the inputs of a weight that reads no neurons of its own here",
-                                    where=f"blocks of '{name}'", why="it was made for another architecture, or edited",
-                                    cure="make a new plan with `fxprune plan`")
+                    raise PlanError(
+                        "the plan orders the inputs of a weight that reads no neurons of its own here",
+                        where=f"blocks of '{name}'",
+                        why="it was made for another architecture, or edited",
+                        cure="make a new plan with `fxprune plan`",
+                    )
                 found[axis] = torch.tensor(order, dtype=torch.long)
         else:
             for axis, readers in sides.items():

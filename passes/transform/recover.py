@@ -105,8 +105,9 @@ class Recover(Transform):
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise OptionError(f"unknown recovery '{self.method}'", where="--recover",
-                              cure=nearest(self.method, METHODS))
+            raise OptionError(
+                f"unknown recovery '{self.method}'", where="--recover", cure=nearest(self.method, METHODS)
+            )
         for name, value in (("rel", self.rel), ("refit_rel", self.refit_rel)):
             if value is not None and not value >= 0:
                 raise OptionError(f"{name} must not be negative", where=f"{name}={value}")
@@ -116,8 +117,11 @@ class Recover(Transform):
             if word not in known:
                 raise OptionError(f"unknown {option} '{word}'", where="--recover scale", cure=nearest(word, known))
         if self.steps < 1 or not self.lr > 0:
-            raise OptionError("tuning needs at least one step and a learning rate above zero", where="--recover tune",
-                              why=f"steps={self.steps}, lr={self.lr}")
+            raise OptionError(
+                "tuning needs at least one step and a learning rate above zero",
+                where="--recover tune",
+                why=f"steps={self.steps}, lr={self.lr}",
+            )
 
     def run(self, program: Program) -> Program:
         plan = program.need("plan")
@@ -126,17 +130,21 @@ class Recover(Transform):
         if self.method == "none" or not (keep or merging):
             return program
         if self.data is None or not self.data.batches:
-            raise OptionError("recovery needs data", where=f"--recover {self.method}",
-                              why="it fits what stays to what the dense model does on calibration inputs",
-                              cure="give --data, or --recover none")
+            raise OptionError(
+                "recovery needs data",
+                where=f"--recover {self.method}",
+                why="it fits what stays to what the dense model does on calibration inputs",
+                cure="give --data, or --recover none",
+            )
         data, base = that_fit(program, self.data), program
         if merging:
             if self.reduced is None:
                 raise InternalError("a plan that reduces tokens is recovered on the reduced program")
             base = self.reduced
         pruned = base.without_facts(exported=resize(base, _keep(base, plan), self.slug()))
-        form = ClosedForm(self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond,
-                          self.readout)
+        form = ClosedForm(
+            self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond, self.readout
+        )
         if self.method in ("auto", "tune"):
             tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
             guard = Guard(form, self.held_out, self.seed, tuner)
@@ -152,8 +160,15 @@ class Recover(Transform):
             return program.but(notes=notes)
         exported = written_back(program, keep, found.tensors)
         tokens = None if program.tokens is None else replace(program.tokens)
-        return program.but(exported=exported, scores=None, axes=replace(program.need("axes")),
-                           groups=(*list(program.need("groups")),), plan=replace(plan), tokens=tokens, notes=notes)
+        return program.but(
+            exported=exported,
+            scores=None,
+            axes=replace(program.need("axes")),
+            groups=(*list(program.need("groups")),),
+            plan=replace(plan),
+            tokens=tokens,
+            notes=notes,
+        )
 
 
 def _keep(program: Program, plan: CompressionPlan) -> dict[Axis, Tensor]:

@@ -59,8 +59,9 @@ class RecoverBlocks(Transform):
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise OptionError(f"unknown recovery of tiles '{self.method}'", where="--recover",
-                              cure=nearest(self.method, METHODS))
+            raise OptionError(
+                f"unknown recovery of tiles '{self.method}'", where="--recover", cure=nearest(self.method, METHODS)
+            )
         if self.rel is not None and not self.rel >= 0:
             raise OptionError("rel must not be negative", where=f"rel={self.rel}")
         if not 0 < self.held_out < 1:
@@ -72,9 +73,12 @@ class RecoverBlocks(Transform):
         if self.method == "none" or not layers:
             return program
         if self.data is None or not self.data.batches:
-            raise OptionError("recovery needs data", where=f"--recover {self.method}",
-                              why="it fits what stays to what the dense model does on calibration inputs",
-                              cure="give --data, or --recover none")
+            raise OptionError(
+                "recovery needs data",
+                where=f"--recover {self.method}",
+                why="it fits what stays to what the dense model does on calibration inputs",
+                cure="give --data, or --recover none",
+            )
         data, masks = that_fit(program, self.data), masks_of(program, plan.blocks)
         pruned = program.without_facts(exported=masked(program, masks))
         record, tensors = Recovery(self.method, self.method, samples=data.samples), dict[str, Tensor]()
@@ -83,8 +87,13 @@ class RecoverBlocks(Transform):
         if record.method != "none":
             found = self._form(record.method, data.samples).fit(program, pruned, layers, data.batches)
             tensors = found.tensors
-            record = replace(found.recovery, asked=self.method, guard=record.guard, rejected=record.rejected,
-                             held_out=record.held_out)
+            record = replace(
+                found.recovery,
+                asked=self.method,
+                guard=record.guard,
+                rejected=record.rejected,
+                held_out=record.held_out,
+            )
         record = replace(record, chosen=record.method)
         self.results.append(record)
         notes = (*program.notes, f"tiles: {record}")
@@ -96,15 +105,22 @@ class RecoverBlocks(Transform):
             name = bound[placeholder]
             new[name] = tensor.where(masks[name], whole[name].to(tensor)) if name in masks else tensor
         exported = with_parameters(program, new)
-        return program.but(exported=exported, scores=None, axes=replace(program.need("axes")),
-                           groups=(*list(program.need("groups")),), plan=replace(plan), notes=notes)
+        return program.but(
+            exported=exported,
+            scores=None,
+            axes=replace(program.need("axes")),
+            groups=(*list(program.need("groups")),),
+            plan=replace(plan),
+            notes=notes,
+        )
 
     def _form(self, method: str, samples: int) -> TileForm:
         usual = STRONG if samples < FEW else 0.3 if method == "ridge" else 0.01
         return TileForm(method, usual if self.rel is None else self.rel)
 
-    def _judged(self, program: Program, pruned: Program, layers: Sequence[tuple[Matrix, Sparsity]],
-                data: Calibration) -> Recovery:
+    def _judged(
+        self, program: Program, pruned: Program, layers: Sequence[tuple[Matrix, Sparsity]], data: Calibration
+    ) -> Recovery:
         """Which form to keep: fitted to a part of the samples, judged on the others."""
         folds = split_in_folds(program, data, self.held_out)
         ruler = Yardstick(program, folds[0][1], self.seed) if folds else None
@@ -123,5 +139,12 @@ class RecoverBlocks(Transform):
                 rejected[method] = why_not
             elif now.mixed > value:
                 best, value = method, now.mixed
-        return Recovery(best, self.method, samples=data.samples, held_out=sum(b.size for b in judged), folds=1,
-                        guard=guard, rejected=rejected)
+        return Recovery(
+            best,
+            self.method,
+            samples=data.samples,
+            held_out=sum(b.size for b in judged),
+            folds=1,
+            guard=guard,
+            rejected=rejected,
+        )

@@ -57,8 +57,11 @@ def _inline(graph: Graph, node: Node, reference: Any, made_by: str) -> None:
                 results = inner.args[0]
             elif inner.op == "call_function":
                 made[inner] = graph.node_copy(inner, made.__getitem__)
-                made[inner].meta = {"val": inner.meta["val"], "stack_trace": node.meta.get("stack_trace"),
-                                    "fxprune_pass": made_by}
+                made[inner].meta = {
+                    "val": inner.meta["val"],
+                    "stack_trace": node.meta.get("stack_trace"),
+                    "fxprune_pass": made_by,
+                }
             else:
                 raise InternalError(f"the reference of {node.target} holds a constant tensor")
     if isinstance(results, Node):

@@ -56,8 +56,10 @@ class Unshare(Transform):
                 name = f"{PREFIX}{len(made)}"
                 state[name] = torch.arange(total(edge.dim))
                 last = _placeholder(module.graph, last, name, state[name], fake_mode)
-                specs.insert(_position(specs, module.graph, last), InputSpec(
-                    InputKind.BUFFER, TensorArgument(last.name), name, persistent=True))
+                specs.insert(
+                    _position(specs, module.graph, last),
+                    InputSpec(InputKind.BUFFER, TensorArgument(last.name), name, persistent=True),
+                )
                 made[key] = _select(module.graph, reader, source, edge.position, last, self.slug())
             reader.replace_input_with(source, made[key])
         signature = ExportGraphSignature(specs, list(program.exported.graph_signature.output_specs))
@@ -124,8 +126,9 @@ def _frontier(program: Program) -> Iterable[_Edge]:
         weighted = node in fed and node.name in products and any(n.name in parameters for n in inputs)
         if weighted:
             layer = node.name  # readers between two weight products belong to one layer and may share an index
-        embeds = "embedding" in str(node.target) and any(n.op == "placeholder" and n.name not in
-                                                         program.tensor_of_placeholder for n in inputs)
+        embeds = "embedding" in str(node.target) and any(
+            n.op == "placeholder" and n.name not in program.tensor_of_placeholder for n in inputs
+        )
         if weighted or embeds or any(n in content for n in inputs):
             content.add(node)
             for source in inputs:

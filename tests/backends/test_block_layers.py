@@ -37,9 +37,14 @@ def zeroed(name: str) -> Program:
 
 def always(program: Program, form: str) -> BlockTable:
     """A table that lets every sparse layer of the program through."""
-    return BlockTable("any", form, tuple(
-        Timing(*s.matrix.shape, s.pattern, "float32", s.matrix.rows * s.matrix.batch, 1.0, 2.0, 1.0)
-        for s in sparse_weights(program)))
+    return BlockTable(
+        "any",
+        form,
+        tuple(
+            Timing(*s.matrix.shape, s.pattern, "float32", s.matrix.rows * s.matrix.batch, 1.0, 2.0, 1.0)
+            for s in sparse_weights(program)
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

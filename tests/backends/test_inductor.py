@@ -49,8 +49,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
     from torch._inductor import config
 
     folder = tmp_path_factory.mktemp("inductor")
-    with pytest.MonkeyPatch.context() as patch, config.patch(
-            {"cpp_cache_precompile_headers": False, "aot_inductor.precompile_headers": False}):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        config.patch({"cpp_cache_precompile_headers": False, "aot_inductor.precompile_headers": False}),
+    ):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))
         zero, one = Cost(1, 1, 1), program()
         report = build_report(one, name="model", target="inductor", dense=zero, compressed=zero, plan=CompressionPlan())
@@ -84,8 +86,9 @@ torch.save(found["y"], sys.argv[2])
 def test_torch_alone_loads_it(artifact: Artifact, tmp_path: Path) -> None:
     assert artifact.path is not None
     out = tmp_path / "y.pt"
-    subprocess.run([sys.executable, "-c", ALONE, str(artifact.path / "model.inductor.pt2"), str(out)], check=True,
-                   cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", ALONE, str(artifact.path / "model.inductor.pt2"), str(out)], check=True, cwd=tmp_path
+    )
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
     want = artifact.module(x, scale=torch.ones(5, 1))["y"]
     torch.testing.assert_close(torch.load(out, weights_only=True), want.detach(), rtol=1e-5, atol=1e-6)
@@ -124,7 +127,8 @@ def test_without_a_compiler_it_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert lower_and_verify(InductorBackend(), program(), tmp_path)[0].missing == (
-        "a C++ compiler: none of $CXX, g++ and clang++ was found",)
+        "a C++ compiler: none of $CXX, g++ and clang++ was found",
+    )
 
 
 def test_an_unknown_device_is_refused() -> None:

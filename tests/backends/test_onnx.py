@@ -129,8 +129,15 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor, unused: Tensor, nothing: None = None, twice: bool = True) -> dict[str, Any]:
         y = self.linear(x)
-        return {"a": y, "b": y, "x": x, "rest": (y + 1, None), "best": y.argmax(-1), "positive": y > 0,
-                "small": y.half()}
+        return {
+            "a": y,
+            "b": y,
+            "x": x,
+            "rest": (y + 1, None),
+            "best": y.argmax(-1),
+            "positive": y > 0,
+            "small": y.half(),
+        }
 
 
 def test_odd_signatures_keep_their_order_names_and_dtypes(tmp_path: Path) -> None:
@@ -176,12 +183,20 @@ Q, K, V = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
 HIDDEN = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
 
 
-@pytest.mark.parametrize(("options", "tensors"), [
-    ({}, (Q, K, V)), ({"scale": 0.3}, (Q, K, V)), ({"is_causal": True}, (Q, K, V)), ({}, (Q, K, V, HIDDEN[None, None])),
-    ({}, (Q, K, V, torch.randn(2, 1, 5, 5))), ({"is_causal": True}, (cut(Q, 2, 3), K, V)),
-    ({"enable_gqa": True}, (Q, cut(K, 1, 2), cut(V, 1, 2))),
-    ({"enable_gqa": True, "is_causal": True}, (Q, cut(K, 1, 1), cut(V, 1, 1))),
-], ids=["plain", "scale", "causal", "hidden-row", "bias", "causal-short", "gqa", "mqa-causal"])
+@pytest.mark.parametrize(
+    ("options", "tensors"),
+    [
+        ({}, (Q, K, V)),
+        ({"scale": 0.3}, (Q, K, V)),
+        ({"is_causal": True}, (Q, K, V)),
+        ({}, (Q, K, V, HIDDEN[None, None])),
+        ({}, (Q, K, V, torch.randn(2, 1, 5, 5))),
+        ({"is_causal": True}, (cut(Q, 2, 3), K, V)),
+        ({"enable_gqa": True}, (Q, cut(K, 1, 2), cut(V, 1, 2))),
+        ({"enable_gqa": True, "is_causal": True}, (Q, cut(K, 1, 1), cut(V, 1, 1))),
+    ],
+    ids=["plain", "scale", "causal", "hidden-row", "bias", "causal-short", "gqa", "mqa-causal"],
+)
 def test_attention_is_spelt_out_exactly(options: dict[str, Any], tensors: tuple[Tensor, ...], tmp_path: Path) -> None:
     program = attention(**options)(*tensors)
     spelt = Pipeline((SpellOutAttention(),)).run(program)
@@ -295,11 +310,14 @@ def hugging_face(cls: str, config: str, **sizes: Any) -> tuple[nn.Module, dict[s
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 
 
-@pytest.mark.parametrize(("cls", "config", "sizes"), [
-    ("BertForSequenceClassification", "BertConfig", SMALL),
-    ("LlamaForCausalLM", "LlamaConfig", {**SMALL, "num_key_value_heads": 2, "use_cache": False}),
-    ("T5EncoderModel", "T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
-])
+@pytest.mark.parametrize(
+    ("cls", "config", "sizes"),
+    [
+        ("BertForSequenceClassification", "BertConfig", SMALL),
+        ("LlamaForCausalLM", "LlamaConfig", {**SMALL, "num_key_value_heads": 2, "use_cache": False}),
+        ("T5EncoderModel", "T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
+    ],
+)
 def test_hugging_face_with_padding(cls: str, config: str, sizes: dict[str, Any], tmp_path: Path) -> None:
     model, inputs = hugging_face(cls, config, **sizes)
     _, parity, onnx_model = lower(capture(model, (), inputs), tmp_path)
@@ -309,10 +327,13 @@ def test_hugging_face_with_padding(cls: str, config: str, sizes: dict[str, Any],
     assert [i.name for i in onnx_model.graph.input] == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}),
-    ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
+    ],
+)
 def test_timm(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     survive_torchvision()
     timm = pytest.importorskip("timm")

@@ -106,8 +106,9 @@ def test_without_a_table_zeros_stay_in_a_dense_weight(tmp_path: Path, monkeypatc
 
 def test_tuning_measures_both_forms_on_this_cpu() -> None:
     told: list[tuple[str, int, int]] = []
-    table = onnx_tune.measure([(64, 64)], [10, 20], ["32x32"], [0.5], "float32",
-                              lambda *a: told.append(a), threads=1, seconds=0.01)
+    table = onnx_tune.measure(
+        [(64, 64)], [10, 20], ["32x32"], [0.5], "float32", lambda *a: told.append(a), threads=1, seconds=0.01
+    )
     assert [t.m for t in table.rows] == [10, 20]
     assert {t.density for t in table.rows} <= {0.5, 1.0}, "two tiles of four: one in each row, or padded to all"
     assert all(t.dense_ms > 0 and t.sparse_ms > 0 for t in table.rows)

@@ -33,8 +33,11 @@ def made(sizes: list[tuple[int, int]], dtype: Any = np.float32) -> onnx.ModelPro
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=4), st.sampled_from(DTYPES),
-       st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=4),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+)
 def test_the_file_holds_the_model_whatever_its_weights(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[tuple[int, int]], dtype: Any, inline: bool
 ) -> None:
@@ -64,11 +67,14 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize(("damage", "said"), [
-    (lambda graph: setattr(graph.node[0], "op_type", "Nonsense"), "not valid ONNX"),
-    (lambda graph: graph.node[0].input.pop(), "not valid ONNX"),
-    (lambda graph: setattr(graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 7), "contradict"),
-])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda graph: setattr(graph.node[0], "op_type", "Nonsense"), "not valid ONNX"),
+        (lambda graph: graph.node[0].input.pop(), "not valid ONNX"),
+        (lambda graph: setattr(graph.output[0].type.tensor_type.shape.dim[1], "dim_value", 7), "contradict"),
+    ],
+)
 def test_what_is_wrong_is_refused_before_anything_is_written(damage: Any, said: str, tmp_path: Path) -> None:
     proto = made([(40, 30)])
     damage(proto.graph)

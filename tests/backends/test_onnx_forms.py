@@ -37,13 +37,15 @@ class Lookalikes(nn.Module):
 def run(model: nn.Module, x: Tensor, folder: Path) -> tuple[Counter[str], Tensor]:
     """(ops of the file as ONNX Runtime optimises it, its output)."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    artifact = fxprune.apply(model.eval(), CompressionPlan(), x, target="onnx", out=folder / "out",
-                             on_event=lambda event: None)
+    artifact = fxprune.apply(
+        model.eval(), CompressionPlan(), x, target="onnx", out=folder / "out", on_event=lambda event: None
+    )
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
     with quiet():
-        session = onnxruntime.InferenceSession(str(artifact.path / "model.onnx"), options,
-                                               providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(artifact.path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
     (name,) = [i.name for i in session.get_inputs()]
     ops = Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
     return ops, torch.from_numpy(session.run(None, {name: x.numpy()})[0])

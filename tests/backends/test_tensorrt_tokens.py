@@ -49,6 +49,14 @@ def test_every_reducer_builds(reducer: str, tmp_path: Path) -> None:
 
 def test_heads_neurons_and_tokens_together_build(tmp_path: Path) -> None:
     model, images = scrambled(TokenViT(depth=2)), torch.randn(2, 3, 32, 32)
-    fxprune.compile(model, images, flops=0.6, importance="l2", tokens="tome{schedule=constant,share=0.5}", align=1,
-                    target="onnx", out=tmp_path / "x")
+    fxprune.compile(
+        model,
+        images,
+        flops=0.6,
+        importance="l2",
+        tokens="tome{schedule=constant,share=0.5}",
+        align=1,
+        target="onnx",
+        out=tmp_path / "x",
+    )
     assert engine(tmp_path / "x" / "model.onnx") is not None

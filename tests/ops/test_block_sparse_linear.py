@@ -18,12 +18,16 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.program import Program
 
 SHAPES = [  # N, K, tile
-    (8, 12, (4, 4)), (10, 13, (4, 8)), (3, 5, (16, 16)), (64, 32, (32, 16)),
+    (8, 12, (4, 4)),
+    (10, 13, (4, 8)),
+    (3, 5, (16, 16)),
+    (64, 32, (32, 16)),
 ]
 
 
-def case(n: int, k: int, tile: tuple[int, int], dtype: torch.dtype = torch.float32,
-         bias: bool = True) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+def case(
+    n: int, k: int, tile: tuple[int, int], dtype: torch.dtype = torch.float32, bias: bool = True
+) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
     """x, the masked dense weight, the kept grid, and the op's arguments; the first row of tiles is empty."""
     rows, columns = -(-n // tile[0]), -(-k // tile[1])
     kept = torch.rand(rows, columns) < 0.5
@@ -48,8 +52,9 @@ def test_packing_and_unpacking_gives_the_masked_weight(n: int, k: int, tile: tup
 @pytest.mark.parametrize(("n", "k", "tile"), SHAPES)
 @pytest.mark.parametrize("activation", ["none", "gelu", "silu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_block_sparse_equals_dense_with_masked_tiles(n: int, k: int, tile: tuple[int, int], activation: str,
-                                                     dtype: torch.dtype) -> None:
+def test_block_sparse_equals_dense_with_masked_tiles(
+    n: int, k: int, tile: tuple[int, int], activation: str, dtype: torch.dtype
+) -> None:
     x, dense, _, arguments = case(n, k, tile, dtype)
     y = functional.linear(x, dense, arguments[3])
     want = {"none": y, "gelu": functional.gelu(y), "silu": functional.silu(y)}[activation]
@@ -132,9 +137,11 @@ def test_arguments_that_no_kernel_should_see_are_refused() -> None:
 
 
 def test_everything_but_the_kernel_is_there_without_triton() -> None:
-    code = ("import sys; sys.modules['triton'] = None\n"
-            "import fxprune, fxprune.backends.triton.backend, fxprune.backends.triton.launch, torch\n"
-            "import fxprune.backends.triton.tune, fxprune.tune\n"
-            "print(torch.ops.fxprune.block_sparse_linear.default)")
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import fxprune, fxprune.backends.triton.backend, fxprune.backends.triton.launch, torch\n"
+        "import fxprune.backends.triton.tune, fxprune.tune\n"
+        "print(torch.ops.fxprune.block_sparse_linear.default)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "fxprune.block_sparse_linear.default"

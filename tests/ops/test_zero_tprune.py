@@ -49,8 +49,16 @@ def ranked_by_hand(
 
 
 def pruned_by_hand(
-    x: Tensor, attention: Tensor, metric: Tensor, size: Tensor, r: int, similar: int, protected: int, iterations: int,
-    lowest: float = 0.0, highest: float = 0.0,
+    x: Tensor,
+    attention: Tensor,
+    metric: Tensor,
+    size: Tensor,
+    r: int,
+    similar: int,
+    protected: int,
+    iterations: int,
+    lowest: float = 0.0,
+    highest: float = 0.0,
 ) -> Results:
     """One image, stage by stage."""
     kept = list(range(len(x)))
@@ -127,8 +135,10 @@ def test_heads_whose_votes_vary_too_little_or_too_much_do_not_count() -> None:
     mild = torch.tensor([0.1, 0.3, 0.2, 0.4]).expand(4, 4)
     attention = torch.stack([flat, sharp, mild])[None]  # variances 0, 1.92 and 0.2
     x, metric = torch.randn(1, 4, 2), torch.randn(1, 4, 2)
-    kept = {limits: pagerank_tokens(x, attention, metric, None, 2, 0, 0, 1, *limits)[2].tolist()[0]
-            for limits in ((0.0, 0.0), (0.1, 0.7), (0.1, 3.0), (0.5, 0.6))}
+    kept = {
+        limits: pagerank_tokens(x, attention, metric, None, 2, 0, 0, 1, *limits)[2].tolist()[0]
+        for limits in ((0.0, 0.0), (0.1, 0.7), (0.1, 3.0), (0.5, 0.6))
+    }
     assert kept[0.1, 0.7] == [-1, 0, -1, 1], "the mild head alone"
     assert kept[0.1, 3.0] == kept[0.0, 0.0] == kept[0.5, 0.6] == [0, -1, -1, 1], "where none is left all count"
 

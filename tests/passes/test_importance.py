@@ -119,8 +119,11 @@ def by_kind(program: Program, kind: Kind) -> PruneGroup:
 
 
 def reaching(program: Program, parameter: str, position: int = 0) -> PruneGroup:
-    return next(g for g in program.need("groups")
-                if g.prunable and any(s.parameter == parameter and s.position == position for s in g.slots))
+    return next(
+        g
+        for g in program.need("groups")
+        if g.prunable and any(s.parameter == parameter and s.position == position for s in g.slots)
+    )
 
 
 def calibration(x: Tensor, labels: Tensor | None = None, sizes: tuple[int, ...] | None = None) -> Calibration:
@@ -165,9 +168,11 @@ def test_magnitude_equals_brute_force(block: tuple[Block, Program, Tensor, Tenso
     weights = torch.cat([model.fc1.weight, model.fc1.bias[:, None], model.fc2.weight.T], 1)
     assert torch.allclose(scores(program, "l2")[neurons.name], weights.norm(dim=1))
     assert torch.allclose(scores(program, "l1")[neurons.name], weights.abs().sum(1))
-    parts = [model.qkv.weight.view(3, 3, 4, 12).transpose(0, 1).reshape(3, -1),
-             model.qkv.bias.view(3, 3, 4).transpose(0, 1).reshape(3, -1),
-             model.proj.weight.view(12, 3, 4).transpose(0, 1).reshape(3, -1)]
+    parts = [
+        model.qkv.weight.view(3, 3, 4, 12).transpose(0, 1).reshape(3, -1),
+        model.qkv.bias.view(3, 3, 4).transpose(0, 1).reshape(3, -1),
+        model.proj.weight.view(12, 3, 4).transpose(0, 1).reshape(3, -1),
+    ]
     assert torch.allclose(scores(program, "l2")[heads.name], torch.cat(parts, 1).norm(dim=1))
 
 
@@ -239,8 +244,9 @@ def test_without_labels_probes_average_to_the_true_fisher(block: tuple[Block, Pr
     model, program, x, _ = block
     with torch.no_grad():
         p = model(x).softmax(1)
-        g = torch.stack([finite_difference(lambda m, c=c: model(x, neurons=m).log_softmax(1)[:, c], 5)
-                         for c in range(4)], 1)
+        g = torch.stack(
+            [finite_difference(lambda m, c=c: model(x, neurons=m).log_softmax(1)[:, c], 5) for c in range(4)], 1
+        )
     expected = 0.5 * (p[:, :, None] * g.square()).sum(1).mean(0)
     name = by_kind(program, Kind.FFN).name
     got = torch.stack([scores(program, "fisher", calibration(x), seed)[name] for seed in range(60)]).mean(0)
@@ -256,8 +262,11 @@ def test_batching_does_not_matter(criterion: str, labelled: bool, which: str) ->
     x = torch.randn(6, 5, 6 if which == "hidden" else 12, dtype=torch.float64)
     labels = torch.randint(0, 4, (6, 5) if which == "hidden" else (6,)) if labelled else None
     program = analysed(model, x[:2])
-    assert all(g.kind in (Kind.HEAD, Kind.QKV, Kind.QK, Kind.V, Kind.FFN, Kind.WIDTH)
-               for g in program.need("groups") if g.prunable)
+    assert all(
+        g.kind in (Kind.HEAD, Kind.QKV, Kind.QK, Kind.V, Kind.FFN, Kind.WIDTH)
+        for g in program.need("groups")
+        if g.prunable
+    )
     whole, single = (scores(program, criterion, calibration(x, labels, sizes)) for sizes in (None, (1,) * 6))
     assert whole.keys() == single.keys()
     assert whole
@@ -266,8 +275,10 @@ def test_batching_does_not_matter(criterion: str, labelled: bool, which: str) ->
         assert torch.allclose(values, single[name], rtol=1e-9, atol=1e-14), name
 
 
-@pytest.mark.parametrize("criterion", sorted(
-    name for name in set(CRITERIA) - {"random"} if not issubclass(lookup("criterion", name), TileCriterion)))
+@pytest.mark.parametrize(
+    "criterion",
+    sorted(name for name in set(CRITERIA) - {"random"} if not issubclass(lookup("criterion", name), TileCriterion)),
+)
 def test_relabelling_elements_relabels_scores(criterion: str) -> None:
     torch.manual_seed(1)
     order, x = torch.randperm(5), torch.randn(4, 7, 12, dtype=torch.float64)

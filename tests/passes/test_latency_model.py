@@ -30,8 +30,10 @@ def even(kind: str, count: int, size: int) -> float:
 
 def scored(program: Program, seed: int = 0) -> Program:
     generator = torch.Generator().manual_seed(seed)
-    scores = {g.name: ImportanceScores(g.name, torch.rand(g.size, generator=generator), "fisher", "nats", True)
-              for g in program.need("groups")}
+    scores = {
+        g.name: ImportanceScores(g.name, torch.rand(g.size, generator=generator), "fisher", "nats", True)
+        for g in program.need("groups")
+    }
     return program.but(scores=scores)
 
 
@@ -68,9 +70,15 @@ def test_channels_that_multiply_share_their_time() -> None:
     macs = CostModel(resnet)
     dense, found = macs().flops, classes(resnet)
     table = made_up(resnet, even)
-    curves = {name: replace(curve, points=tuple(
-        Point(p.count, macs({g.axis: p.count for g in found[name]}).flops / dense) for p in curve.points))
-        for name, curve in table.curves.items()}
+    curves = {
+        name: replace(
+            curve,
+            points=tuple(
+                Point(p.count, macs({g.axis: p.count for g in found[name]}).flops / dense) for p in curve.points
+            ),
+        )
+        for name, curve in table.curves.items()
+    }
     model = LatencyModel(resnet, replace(table, curves=curves))
     half = {g.axis: g.size // 2 for g in resnet.need("groups") if g.prunable}
     true, told = macs(half).flops / dense, model(half).latency_ns / model().latency_ns
@@ -88,8 +96,12 @@ def test_the_layers_are_told_one_by_one(vit: Program) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 199), st.floats(0.0, 1.5)), min_size=1, max_size=8,
-                unique_by=lambda p: p[0]).filter(lambda ps: any(n for n, _ in ps)), st.floats(0.0, 0.2))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 199), st.floats(0.0, 1.5)), min_size=1, max_size=8, unique_by=lambda p: p[0]
+    ).filter(lambda ps: any(n for n, _ in ps)),
+    st.floats(0.0, 0.2),
+)
 def test_more_elements_never_take_less_time(points: list[tuple[int, float]], error: float) -> None:
     """Law."""
     one = effect(Curve("ffn", 200, 3, tuple(Point(n, r, error) for n, r in sorted(points))))
@@ -170,10 +182,16 @@ def test_milliseconds_and_what_is_out_of_reach(vit: Program) -> None:
         SearchPlan(Budget("latency", 0.5)).run(vit)
 
 
-@pytest.mark.parametrize(("value", "ms", "says"), [
-    ("fast", False, "no latency"), (0, False, "no latency"), ("nan", True, "no latency"),
-    (12, False, "--latency-ms 12"), (-1, True, "no latency"),
-])
+@pytest.mark.parametrize(
+    ("value", "ms", "says"),
+    [
+        ("fast", False, "no latency"),
+        (0, False, "no latency"),
+        ("nan", True, "no latency"),
+        (12, False, "--latency-ms 12"),
+        (-1, True, "no latency"),
+    ],
+)
 def test_latencies_that_make_no_sense(value: object, ms: bool, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         Budget.of_latency(value, ms)  # type: ignore[arg-type]

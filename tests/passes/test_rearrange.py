@@ -111,7 +111,8 @@ def test_gradients_are_those_of_the_mask(planned: tuple[Block, Program, Tensor, 
     model, program, x, labels = planned
     with torch.no_grad():
         expected = finite_difference(
-            lambda m: functional.cross_entropy(model(x, neurons=m), labels, reduction="none"), 24)
+            lambda m: functional.cross_entropy(model(x, neurons=m), labels, reduction="none"), 24
+        )
     scores = program.need("scores")[by_kind(program, Kind.FFN).name]
     assert scores.gradients.dtype == torch.float32
     assert torch.allclose(scores.gradients.double(), expected, rtol=1e-4, atol=1e-6)
@@ -139,8 +140,10 @@ def test_the_pass_keeps_counts_and_says_what_it_gained(planned: tuple[Block, Pro
     sums = {}
     for which, plan in (("before", old), ("after", new)):
         plan.check(program.group_by_name)
-        sums[which] = sum(objective(program.need("scores")[name].gradients, sorted(set(range(c.size)) - set(c.keep)))
-                          for name, c in plan.choices.items())
+        sums[which] = sum(
+            objective(program.need("scores")[name].gradients, sorted(set(range(c.size)) - set(c.keep)))
+            for name, c in plan.choices.items()
+        )
     about = new.about["rearranged"]
     assert all(len(c.keep) == len(new.choices[name].keep) for name, c in old.choices.items())
     assert sums["after"] < sums["before"]

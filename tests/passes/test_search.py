@@ -23,8 +23,14 @@ from fxprune.passes.search.two_class import two_class
 Case = tuple[list[Ladder], list[Expression]]
 
 
-def make(scores: list[float], granularity: int = 1, floor: int = 1, comparable: bool = True, worth: float = 1.0,
-         name: str = "g") -> Ladder:
+def make(
+    scores: list[float],
+    granularity: int = 1,
+    floor: int = 1,
+    comparable: bool = True,
+    worth: float = 1.0,
+    name: str = "g",
+) -> Ladder:
     axis = Axis(len(scores), name)
     group = PruneGroup(name, Kind.FFN, len(scores), axis, granularity=granularity, floor=floor)
     return ladder(group, ImportanceScores(name, torch.tensor(scores), "toy", "nats", comparable), worth)
@@ -37,8 +43,11 @@ def cost(case: Case, levels: list[int]) -> int:
 def random_two_class(rng: random.Random) -> Case:
     ladders, terms, prices = [], [], (rng.randint(2, 9), rng.randint(1, 3))
     for i in range(rng.randint(1, 4)):
-        one = make([rng.choice([0.0, rng.random(), 1.0]) for _ in range(rng.randint(1, 4))], floor=rng.randint(0, 1),
-                   name=str(i))
+        one = make(
+            [rng.choice([0.0, rng.random(), 1.0]) for _ in range(rng.randint(1, 4))],
+            floor=rng.randint(0, 1),
+            name=str(i),
+        )
         ladders.append(one)
         terms.append(Expression(prices[i % 2], (one.axis,)))
     return ladders, [*terms, Expression(rng.randint(0, 5))]
@@ -46,11 +55,25 @@ def random_two_class(rng: random.Random) -> Case:
 
 def random_chain(rng: random.Random, comparable: bool) -> Case:
     """Convolutions in a row: the cost of each is a product of two counts."""
-    ladders = [make([rng.expovariate(1) for _ in range(rng.randint(4, 9))], rng.choice([1, 2]), rng.choice([0, 2]),
-                    comparable, rng.randint(1, 20), str(i)) for i in range(3)]
+    ladders = [
+        make(
+            [rng.expovariate(1) for _ in range(rng.randint(4, 9))],
+            rng.choice([1, 2]),
+            rng.choice([0, 2]),
+            comparable,
+            rng.randint(1, 20),
+            str(i),
+        )
+        for i in range(3)
+    ]
     a, b, c = (one.axis for one in ladders)
-    terms = [Expression(rng.randint(1, 9), (a,)), Expression(rng.randint(1, 9), (a, b)),
-             Expression(rng.randint(1, 9), (b, c)), Expression(rng.randint(1, 9), (c,)), Expression(rng.randint(0, 30))]
+    terms = [
+        Expression(rng.randint(1, 9), (a,)),
+        Expression(rng.randint(1, 9), (a, b)),
+        Expression(rng.randint(1, 9), (b, c)),
+        Expression(rng.randint(1, 9), (c,)),
+        Expression(rng.randint(0, 30)),
+    ]
     return ladders, terms
 
 

@@ -20,8 +20,9 @@ def test_the_budget_is_met_within_one_tile(criterion: str, allocation: str) -> N
     largest = max(g.macs for g in tiled.live(program).values())
     for ratio in (0.9, 0.6, 0.45):
         plan = tiled.planned(program, given, ratio, criterion, allocation=allocation).need("plan")
-        effective = dense - sum(g.matrix.macs * (1 - plan.blocks[n].density) for n, g in tiled.live(program).items()
-                                if n in plan.blocks)
+        effective = dense - sum(
+            g.matrix.macs * (1 - plan.blocks[n].density) for n, g in tiled.live(program).items() if n in plan.blocks
+        )
         assert ratio * dense - largest <= effective <= ratio * dense
         assert plan.about["predicted"]["flops"] == pytest.approx(effective)
         assert 0 < plan.about["power"]["share"] < 1

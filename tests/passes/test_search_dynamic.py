@@ -39,8 +39,10 @@ def random_bent(rng: random.Random, prices: Prices, ladders: int = 3, rungs: int
 def bent_chain(rng: random.Random) -> Case:
     """Costs that multiply, values of any form."""
     case = random_chain(rng, comparable=True)
-    many = [Ladder(one.group, one.kind, one.axis, one.order, one.counts,
-                   tuple(sorted(rng.random() for _ in one.counts))) for one in case[0]]
+    many = [
+        Ladder(one.group, one.kind, one.axis, one.order, one.counts, tuple(sorted(rng.random() for _ in one.counts)))
+        for one in case[0]
+    ]
     return many, case[1]
 
 
@@ -68,8 +70,15 @@ def nothing_more_fits(case: Case, levels: Sequence[int], limit: float) -> bool:
 def curved(curve: list[float], granularity: int = 1, order: list[int] | None = None, comparable: bool = True) -> Ladder:
     size = len(curve) - 1
     group = PruneGroup("g", Kind.FFN, size, Axis(size), granularity=granularity, floor=0)
-    scores = ImportanceScores("g", torch.arange(size).double(), "toy", "nats", comparable, curve=torch.tensor(curve),
-                              order=None if order is None else torch.tensor(order))
+    scores = ImportanceScores(
+        "g",
+        torch.arange(size).double(),
+        "toy",
+        "nats",
+        comparable,
+        curve=torch.tensor(curve),
+        order=None if order is None else torch.tensor(order),
+    )
     return ladder(group, scores, 1.0)
 
 
@@ -93,14 +102,17 @@ def test_an_order_that_puts_dead_elements_first_has_finite_values() -> None:
     assert one.values == (-5.0, -5.0, 0.0)
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("curve", torch.tensor([0.0, 2.0, 1.0]), "falling"),
-    ("curve", torch.tensor([0.0, 1.0]), "expected \\[3\\]"),
-    ("curve", torch.tensor([0.0, 1.0, torch.inf]), "non-finite curve"),
-    ("order", torch.tensor([0, 0]), "no order"),
-    ("gradients", torch.zeros(4, 3), "expected \\[rows, 2\\]"),
-    ("gradients", torch.full((4, 2), torch.nan), "non-finite gradient"),
-])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("curve", torch.tensor([0.0, 2.0, 1.0]), "falling"),
+        ("curve", torch.tensor([0.0, 1.0]), "expected \\[3\\]"),
+        ("curve", torch.tensor([0.0, 1.0, torch.inf]), "non-finite curve"),
+        ("order", torch.tensor([0, 0]), "no order"),
+        ("gradients", torch.zeros(4, 3), "expected \\[rows, 2\\]"),
+        ("gradients", torch.full((4, 2), torch.nan), "non-finite gradient"),
+    ],
+)
 def test_what_a_criterion_adds_is_checked(field: str, value: torch.Tensor, message: str) -> None:
     with pytest.raises(InternalError, match=message):
         ImportanceScores("g", torch.ones(2), "toy", "nats", **{field: value})  # type: ignore[arg-type]
@@ -116,8 +128,13 @@ def test_additions_stay_out_of_print_and_comparison() -> None:
 def test_sums_of_scores_are_concave_and_keep_every_rung() -> None:
     rng = random.Random(0)
     for _ in range(100):
-        one = make([rng.choice([0.1, rng.random()]) for _ in range(rng.randint(1, 30))], rng.choice([1, 4]),
-                   rng.choice([0, 1]), rng.random() < 0.5, 7.0)
+        one = make(
+            [rng.choice([0.1, rng.random()]) for _ in range(rng.randint(1, 30))],
+            rng.choice([1, 4]),
+            rng.choice([0, 1]),
+            rng.random() < 0.5,
+            7.0,
+        )
         assert one.concave
         assert one.envelope() == list(range(len(one.counts)))
 

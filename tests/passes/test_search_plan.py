@@ -114,8 +114,11 @@ def test_cost_is_held_met_and_monotone(which: str, metric: str, request: pytest.
         plan = plan_of(program, ratio, metric)
         costs.append(spent(program, plan, metric))
         assert costs[-1] <= ratio * dense
-        steps = [smallest_step(program, plan, metric, g) for g in program.need("groups")
-                 if g.prunable and g.kind in (Kind.HEAD, Kind.FFN, Kind.CHANNEL)]
+        steps = [
+            smallest_step(program, plan, metric, g)
+            for g in program.need("groups")
+            if g.prunable and g.kind in (Kind.HEAD, Kind.FFN, Kind.CHANNEL)
+        ]
         room = ratio * dense - costs[-1]
         assert room <= 0.02 * dense or room < min(filter(None, steps))
         assert plan.about["predicted"][metric] == costs[-1]
@@ -135,8 +138,9 @@ def curved(program: Program, flat: float = 0.5) -> Program:
     scores = {}
     for i, group in enumerate(g for g in program.need("groups") if g.prunable):
         steps = torch.linspace(0, 1, group.size + 1, dtype=torch.float64)
-        scores[group.name] = ImportanceScores(group.name, torch.ones(group.size), "toy", "nats", True,
-                                              curve=(1 + i) * (steps - flat).clamp(min=0.0))
+        scores[group.name] = ImportanceScores(
+            group.name, torch.ones(group.size), "toy", "nats", True, curve=(1 + i) * (steps - flat).clamp(min=0.0)
+        )
     return program.but(scores=scores)
 
 
@@ -154,8 +158,7 @@ def test_auto_follows_the_form_of_the_values(transformer: Program, chain: Progra
 
 
 def test_a_curve_empties_groups_rather_than_cutting_all_of_them(transformer: Program) -> None:
-    """Where the first half of a group is worth nothing, all of it goes or hardly any: at most one group is in between.
-    """
+    """Where the first half of a group is worth nothing, all of it goes or hardly any: one group at most is between."""
     kept = kept_ratios(transformer, plan_of(curved(transformer), 0.5), Kind.HEAD, Kind.FFN)
     assert sum(0.25 < share < 1.0 for share in kept) <= 1
     assert sum(share == 1.0 for share in kept) >= 1
@@ -337,8 +340,11 @@ def test_infeasible_does_not_blame_an_axis_that_is_in_every_product() -> None:
 
 
 def test_infeasible_tells_close_numbers_apart(transformer: Program) -> None:
-    least = float(CostModel(transformer)({g.axis: g.floor for g in transformer.need("groups")
-                                          if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}).flops)
+    least = float(
+        CostModel(transformer)(
+            {g.axis: g.floor for g in transformer.need("groups") if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}
+        ).flops
+    )
     dense = spent(transformer, CompressionPlan())
     with pytest.raises(BudgetInfeasible) as caught:
         SearchPlan(Budget("flops", least - 1, relative=False)).run(transformer)
@@ -351,8 +357,10 @@ def test_infeasible_tells_close_numbers_apart(transformer: Program) -> None:
 def test_infeasible_names_the_language_head() -> None:
     """The vocabulary has no kind of its own, and keeps most of what stays in a small language model."""
     torch.manual_seed(0)
-    program = scored(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 500)),
-                     torch.randn(2, 8))
+    program = scored(
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 500)),
+        torch.randn(2, 8),
+    )
     with pytest.raises(BudgetInfeasible, match=r"of that, 0\.\d+ through the frozen 4:other: graph output") as caught:
         plan_of(program, 0.1)
     assert "of that, 0.00" not in str(caught.value)

@@ -28,7 +28,8 @@ def found(floor: float = 0.1) -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 5)).eval()
     return Pipeline((PropagateAxes(), FindGroups(align=4, floor=floor), ScoreGroups("l2"))).run(
-        capture(model, (torch.randn(2, 6),)))
+        capture(model, (torch.randn(2, 6),))
+    )
 
 
 @pytest.fixture
@@ -37,8 +38,14 @@ def program() -> Program:
 
 
 def another(program: Program, share: float) -> Program:
-    passes = (StartRound(), SliceAxes(), PropagateAxes(), FindGroups(inherit=True), ScoreGroups("l2"),
-              SearchPlan(Budget("flops", share)))
+    passes = (
+        StartRound(),
+        SliceAxes(),
+        PropagateAxes(),
+        FindGroups(inherit=True),
+        ScoreGroups("l2"),
+        SearchPlan(Budget("flops", share)),
+    )
     return Pipeline(passes, start=("axes", "groups", "scores", "plan")).run(program)
 
 
@@ -82,10 +89,16 @@ def test_counts_of_a_search_give_its_plan(program: Program) -> None:
     assert stated.about["predicted"] == plan.about["predicted"]
 
 
-@pytest.mark.parametrize(("count", "message"), [
-    ("0:ffn=3", "0:ffn=3(.|\n)*multiples of 4"), ("0:ffn=44", "4 to 40 may stay"), ("0:fn=4", "did you mean '0:ffn'"),
-    ("0:ffn", "write GROUP=N"), ("=4", "write GROUP=N"),
-])
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        ("0:ffn=3", "0:ffn=3(.|\n)*multiples of 4"),
+        ("0:ffn=44", "4 to 40 may stay"),
+        ("0:fn=4", "did you mean '0:ffn'"),
+        ("0:ffn", "write GROUP=N"),
+        ("=4", "write GROUP=N"),
+    ],
+)
 def test_counts_that_a_group_cannot_have(program: Program, count: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         KeepCounts((count,)).run(program)
@@ -93,7 +106,8 @@ def test_counts_that_a_group_cannot_have(program: Program, count: str, message: 
 
 def test_token_counts_are_planned_to_the_letter_and_searched_behind() -> None:
     program = Pipeline((PropagateAxes(), FindGroups(align=1), FindTokenSites(unmerge=True), ScoreGroups("l2"))).run(
-        capture(scrambled(TokenViT(read="grid", depth=2)), (torch.randn(2, 3, 32, 32),)))
+        capture(scrambled(TokenViT(read="grid", depth=2)), (torch.randn(2, 3, 32, 32),))
+    )
     sites = [s.name for s in program.need("tokens").usable]
     cut = SearchPlan(Budget("flops", 0.9)).run(program)
     planned = PlanTokens("tome", (0, 3)).run(cut)

@@ -15,8 +15,9 @@ ALL = (uniform, kkt, lsp)
 
 def layer(delta: list[float], cost: int = 10, size: float = 1.0, most: int | None = None) -> LayerCurve:
     count = len(delta) - 1
-    return LayerCurve("layer", tuple(cost * k for k in range(count + 1)), tuple(delta),
-                      count if most is None else most, size)
+    return LayerCurve(
+        "layer", tuple(cost * k for k in range(count + 1)), tuple(delta), count if most is None else most, size
+    )
 
 
 def convex(seed: int, tiles: int = 4, cost: int = 10, size: float = 1.0) -> LayerCurve:
@@ -36,15 +37,20 @@ def lost(layers: list[LayerCurve], gone: list[int]) -> float:
 def test_kkt_is_exhaustive_search_on_convex_curves_of_equal_cost(seed: int) -> None:
     layers = [convex(seed), convex(seed + 100)]
     for target in range(0, 81, 10):
-        best = min(lost(layers, list(g)) for g in itertools.product(range(5), repeat=2)
-                   if saved(layers, list(g)) >= target)
+        best = min(
+            lost(layers, list(g)) for g in itertools.product(range(5), repeat=2) if saved(layers, list(g)) >= target
+        )
         assert lost(layers, kkt(layers, target)) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("allocate", ALL)
 def test_the_target_is_met_within_one_tile_of_the_largest_layer(allocate) -> None:  # type: ignore[no-untyped-def]
-    layers = [convex(1, 40, 3, 1.0), convex(2, 30, 7, 2.0), convex(3, 8, 11, 0.1),
-              layer([0, 5, 5.1, 5.2, 9, 9, 9.0], 5, 0.5, most=4)]
+    layers = [
+        convex(1, 40, 3, 1.0),
+        convex(2, 30, 7, 2.0),
+        convex(3, 8, 11, 0.1),
+        layer([0, 5, 5.1, 5.2, 9, 9, 9.0], 5, 0.5, most=4),
+    ]
     whole = sum(one.saved[one.most] for one in layers)
     for target in (0, 1, whole // 7, whole // 2, whole - 1, whole):
         gone = allocate(layers, target)

@@ -79,10 +79,16 @@ class Results:
         write(self.path, "accuracy", **self.content())
 
     def content(self) -> dict[str, Any]:
-        return {"ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
-                "seeds": sorted({r["seed"] for r in self.measured}), "tasks": self.tasks,
-                "rows": [row.record() for row in ROWS.values()], "missing": self.missing,
-                "summary": summary(self.measured), "peak_bytes": peak_memory(), "measured": self.measured}
+        return {
+            "ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
+            "seeds": sorted({r["seed"] for r in self.measured}),
+            "tasks": self.tasks,
+            "rows": [row.record() for row in ROWS.values()],
+            "missing": self.missing,
+            "summary": summary(self.measured),
+            "peak_bytes": peak_memory(),
+            "measured": self.measured,
+        }
 
 
 def table(content: Mapping[str, Any]) -> str:
@@ -90,12 +96,19 @@ def table(content: Mapping[str, Any]) -> str:
     lines = []
     for task, rows in content["summary"].items():
         about = content["tasks"][task]
-        lines += ["", f"{task}: {about['metric']}, dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs",
-                  f"{'':22}" + "".join(f"{r:>15g}" for r in content["ratios"])]
+        lines += [
+            "",
+            f"{task}: {about['metric']}, dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs",
+            f"{'':22}" + "".join(f"{r:>15g}" for r in content["ratios"]),
+        ]
         for name in (n for n in ROWS if n in rows):
             cells = (rows[name].get(f"{r:g}") for r in content["ratios"])
-            lines.append(f"{name:22}" + "".join(f"{'-':>15}" if c is None else
-                                                f"{c['mean']:8.2f} ({c['max'] - c['min']:4.2f})" for c in cells))
+            lines.append(
+                f"{name:22}"
+                + "".join(
+                    f"{'-':>15}" if c is None else f"{c['mean']:8.2f} ({c['max'] - c['min']:4.2f})" for c in cells
+                )
+            )
     return "\n".join([*lines, *(f"missing: {name}: {why}" for name, why in content["missing"].items())])
 
 
@@ -113,9 +126,15 @@ def measure(results: Results, tasks: Sequence[str], args: argparse.Namespace) ->
         results.opened(task)
         about = results.tasks[task.name]
         _say(f"{task.name}: dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs")
-        bench = Bench(task, args.samples or task.samples, args.score_samples or min(task.samples, SCORED), args.align,
-                      lambda records, name=task.name: results.save(records, name), _say,
-                      [r for r in results.measured if r["task"] == task.name])
+        bench = Bench(
+            task,
+            args.samples or task.samples,
+            args.score_samples or min(task.samples, SCORED),
+            args.align,
+            lambda records, name=task.name: results.save(records, name),
+            _say,
+            [r for r in results.measured if r["task"] == task.name],
+        )
         results.save(bench.records, task.name)
         bench.run(rows, args.ratios, args.seeds)
 
@@ -174,8 +193,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.prepare:
             for recipe in (RECIPES[name] for name in args.tasks if name in RECIPES):
                 _, about = trained(recipe, LOADERS[recipe.data](args.data), args.cache, _say)
-                _say(f"{recipe.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
-                     f"{about['cpu_seconds']} CPU s")
+                _say(
+                    f"{recipe.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
+                    f"{about['cpu_seconds']} CPU s"
+                )
             return 0
         results = Results(args.out)
         results.drop(args.again, args.tasks)

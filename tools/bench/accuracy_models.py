@@ -51,11 +51,15 @@ def cifar(folder: Path = DATA) -> Images:
     for split in ("train", "test"):
         path = folder / "cifar10" / f"{split}.npz"
         if not path.exists():
-            raise FileNotFoundError(f"CIFAR-10 is not at {path}: give the folder that holds cifar10/train.npz and "
-                                    "cifar10/test.npz (images uint8 [n, 32, 32, 3], labels) with --data")
+            raise FileNotFoundError(
+                f"CIFAR-10 is not at {path}: give the folder that holds cifar10/train.npz and "
+                "cifar10/test.npz (images uint8 [n, 32, 32, 3], labels) with --data"
+            )
         with np.load(path) as file:
-            parts[split] = (torch.from_numpy(file["images"]).permute(0, 3, 1, 2).float() / 255,
-                            torch.from_numpy(file["labels"].astype("int64")))
+            parts[split] = (
+                torch.from_numpy(file["images"]).permute(0, 3, 1, 2).float() / 255,
+                torch.from_numpy(file["labels"].astype("int64")),
+            )
     mean, std = (f(parts["train"][0]) for f in (_channel_mean, _channel_std))
     scaled = {split: ((images - mean) / std, labels) for split, (images, labels) in parts.items()}
     return Images(*scaled["train"], *scaled["test"])
@@ -99,8 +103,9 @@ class ResNet(nn.Module):
 
     def __init__(self, channels: int, widths: list[int], blocks: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]),
-                                  nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
         layers, inputs = [], widths[0]
         for stage, width in enumerate(widths):
             for block in range(blocks):
@@ -192,16 +197,51 @@ class Recipe:
         return cache / f"{self.name}-{self.hash}.pt"
 
 
-RECIPES = {r.name: r for r in (
-    Recipe("vit-cifar", "cifar10", "vit",
-           {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 6},
-           epochs=24, batch=128, optimiser="adamw", lr=1.5e-3, decay=0.05),
-    Recipe("cnn-cifar", "cifar10", "resnet", {"channels": 3, "widths": [32, 64, 128], "blocks": 2}, epochs=16, lr=0.2),
-    Recipe("vit-digits", "digits", "digits-vit", epochs=15, batch=32, optimiser="adamw", lr=2e-3, decay=0.05,
-           flip=False, shift=0, smoothing=0.0, bf16=False),
-    Recipe("cnn-digits", "digits", "resnet", {"channels": 1, "widths": [16, 32, 64], "blocks": 1}, epochs=10, lr=0.1,
-           flip=False, shift=1, smoothing=0.0, bf16=False),
-)}
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe(
+            "vit-cifar",
+            "cifar10",
+            "vit",
+            {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 6},
+            epochs=24,
+            batch=128,
+            optimiser="adamw",
+            lr=1.5e-3,
+            decay=0.05,
+        ),
+        Recipe(
+            "cnn-cifar", "cifar10", "resnet", {"channels": 3, "widths": [32, 64, 128], "blocks": 2}, epochs=16, lr=0.2
+        ),
+        Recipe(
+            "vit-digits",
+            "digits",
+            "digits-vit",
+            epochs=15,
+            batch=32,
+            optimiser="adamw",
+            lr=2e-3,
+            decay=0.05,
+            flip=False,
+            shift=0,
+            smoothing=0.0,
+            bf16=False,
+        ),
+        Recipe(
+            "cnn-digits",
+            "digits",
+            "resnet",
+            {"channels": 1, "widths": [16, 32, 64], "blocks": 1},
+            epochs=10,
+            lr=0.1,
+            flip=False,
+            shift=1,
+            smoothing=0.0,
+            bf16=False,
+        ),
+    )
+}
 
 
 def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print) -> tuple[nn.Module, dict[str, Any]]:
@@ -259,17 +299,26 @@ def _train(model: nn.Module, recipe: Recipe, images: Images, partial: Path, say:
             started = time.process_time()
             loss = _epoch(model.train(), recipe, images, optimiser, schedule, generator)
             spent += time.process_time() - started
-            _store(partial, {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                             "schedule": schedule.state_dict(), "generator": generator.get_state(),
-                             "epoch": epoch + 1, "cpu_seconds": spent})
+            _store(
+                partial,
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "epoch": epoch + 1,
+                    "cpu_seconds": spent,
+                },
+            )
             say(f"{recipe.name}: epoch {epoch + 1} of {recipe.epochs}, loss {loss:.3f}, {spent:.0f} CPU s")
     accuracy = share_right(model.eval(), images.test_images, images.test_labels)
     say(f"{recipe.name}: test accuracy {100 * accuracy:.2f} after {recipe.epochs} epochs, {spent:.0f} CPU s")
     return {"hash": recipe.hash, "epochs": recipe.epochs, "cpu_seconds": round(spent), "test_accuracy": accuracy}
 
 
-def _epoch(model: nn.Module, recipe: Recipe, images: Images, optimiser: Any, schedule: Any,
-           generator: torch.Generator) -> float:
+def _epoch(
+    model: nn.Module, recipe: Recipe, images: Images, optimiser: Any, schedule: Any, generator: torch.Generator
+) -> float:
     total, count = 0.0, len(images.train_labels) // recipe.batch
     for index in torch.randperm(len(images.train_labels), generator=generator).split(recipe.batch)[:count]:
         batch = augmented(images.train_images[index], recipe, generator)
@@ -297,16 +346,21 @@ def augmented(batch: Tensor, recipe: Recipe, generator: torch.Generator) -> Tens
         moves = torch.randint(0, 2 * size + 1, (2, len(batch)), generator=generator)
         rows = (moves[0][:, None] + torch.arange(height))[:, None, :, None]
         columns = (moves[1][:, None] + torch.arange(width))[:, None, None, :]
-        batch = padded[torch.arange(len(batch))[:, None, None, None], torch.arange(batch.shape[1])[None, :, None, None],
-                       rows, columns]
+        batch = padded[
+            torch.arange(len(batch))[:, None, None, None],
+            torch.arange(batch.shape[1])[None, :, None, None],
+            rows,
+            columns,
+        ]
     return batch
 
 
 @torch.no_grad()
 def share_right(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, batch: int = 200) -> float:
     """Share of images whose largest logit is the label."""
-    right = sum(int((model(x).argmax(-1) == y).sum()) for x, y in zip(images.split(batch), labels.split(batch),
-                                                                      strict=True))
+    right = sum(
+        int((model(x).argmax(-1) == y).sum()) for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+    )
     return right / len(labels)
 
 

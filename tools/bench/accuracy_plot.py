@@ -49,8 +49,14 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
         for panel, near in zip(panels, (False, True), strict=True):
             drawn |= _panel(panel, task, results["tasks"][task], results["summary"][task], near)
     names = [name for name in STYLES if name in drawn] + [name for name in drawn if name not in STYLES]
-    figure.legend([drawn[name] for name in names], [titles.get(name, name) for name in names], loc="lower center",
-                  ncols=min(4, len(names) or 1), frameon=False, fontsize=9)
+    figure.legend(
+        [drawn[name] for name in names],
+        [titles.get(name, name) for name in names],
+        loc="lower center",
+        ncols=min(4, len(names) or 1),
+        frameon=False,
+        fontsize=9,
+    )
     figure.tight_layout(rect=(0, (0.28 * math.ceil(len(names) / 4) + 0.1) / figure.get_figheight(), 1, 1))
     paths = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +75,28 @@ def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, A
         ratios = sorted(float(ratio) for ratio in cells)
         column = {part: [cells[f"{r:g}"][part] for r in ratios] for part in ("mean", "min", "max")}
         front = 3 if name == "optin-recover" else 2
-        drawn[name] = panel.plot(ratios, column["mean"], color=colour, linestyle=dashes, marker=marker, markersize=4,
-                                 linewidth=2.2 if front == 3 else 1.4, zorder=front)[0]
+        drawn[name] = panel.plot(
+            ratios,
+            column["mean"],
+            color=colour,
+            linestyle=dashes,
+            marker=marker,
+            markersize=4,
+            linewidth=2.2 if front == 3 else 1.4,
+            zorder=front,
+        )[0]
         panel.fill_between(ratios, column["min"], column["max"], color=colour, alpha=0.15, linewidth=0)
     dense = about["dense"]
     panel.axhline(dense, color="black", linewidth=0.8, zorder=1)
-    panel.annotate(f"dense {dense:.2f}", (1, dense), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                   textcoords="offset points", ha="right", fontsize=8)
+    panel.annotate(
+        f"dense {dense:.2f}",
+        (1, dense),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
     if near:
         panel.set_ylim(dense - NEAR, dense + NEAR / 8)
     panel.set_title(f"{task}, within {NEAR} points of dense" if near else task, fontsize=10)

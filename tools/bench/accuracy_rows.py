@@ -50,20 +50,23 @@ class Row:
         return dataclasses.asdict(self)
 
 
-ROWS = {row.name: row for row in (
-    Row("random", "random", "random"),
-    Row("l2", "l2", "L2 magnitude", seeded=False),
-    Row("taylor", "taylor", "Taylor", labels=True),
-    Row("ptf", "fisher", "Fisher (PTF)", labels=True),
-    Row("ptf-unlabelled", "fisher", "Fisher without labels", only_labelled=True),
-    Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
-    Row("optin", "trajectory", "OPTIN"),
-    Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
-    Row("optin-tune", "trajectory", "OPTIN, recovery, 200 steps", recover="tune"),
-    Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
-    Row("torch-pruning-l2", "l2", "Torch-Pruning L2", seeded=False, variants=PEER),
-    Row("torch-pruning-taylor", "taylor", "Torch-Pruning Taylor", labels=True, variants=PEER),
-)}
+ROWS = {
+    row.name: row
+    for row in (
+        Row("random", "random", "random"),
+        Row("l2", "l2", "L2 magnitude", seeded=False),
+        Row("taylor", "taylor", "Taylor", labels=True),
+        Row("ptf", "fisher", "Fisher (PTF)", labels=True),
+        Row("ptf-unlabelled", "fisher", "Fisher without labels", only_labelled=True),
+        Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
+        Row("optin", "trajectory", "OPTIN"),
+        Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
+        Row("optin-tune", "trajectory", "OPTIN, recovery, 200 steps", recover="tune"),
+        Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
+        Row("torch-pruning-l2", "l2", "Torch-Pruning L2", seeded=False, variants=PEER),
+        Row("torch-pruning-taylor", "taylor", "Torch-Pruning Taylor", labels=True, variants=PEER),
+    )
+}
 BEST = "optin-recover"  # the row that the targets are about
 VARIANTS = ("optin-tune",)  # the same method with more behind it: no rival of the best row
 

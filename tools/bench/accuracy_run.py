@@ -33,8 +33,21 @@ from fxprune.quiet import quiet
 
 FACTS = ("axes", "groups", "scores", "plan")
 Record = dict[str, Any]
-KEY = ("task", "row", "criterion", "rearrange", "recover", "labels", "variant", "ratio", "seed", "samples",
-       "score_samples", "align", "weights")
+KEY = (
+    "task",
+    "row",
+    "criterion",
+    "rearrange",
+    "recover",
+    "labels",
+    "variant",
+    "ratio",
+    "seed",
+    "samples",
+    "score_samples",
+    "align",
+    "weights",
+)
 
 
 def key(record: Record) -> tuple[Any, ...]:
@@ -111,11 +124,21 @@ class Bench:
 
     def _blank(self, row: Row, ratio: float, seed: int, variant: str) -> Record:
         labels = row.labels and (row.peer or self.task.labelled)
-        return {"task": self.task.name, "row": row.name, "criterion": row.criterion, "rearrange": row.rearrange,
-                "recover": row.recover, "labels": labels, "variant": variant, "ratio": ratio, "seed": seed,
-                "samples": self.samples if row.recover != "none" or row.rearrange else None,
-                "score_samples": self.score_samples if row.seeded else None, "align": self.align,
-                "weights": self.task.about.get("weights")}
+        return {
+            "task": self.task.name,
+            "row": row.name,
+            "criterion": row.criterion,
+            "rearrange": row.rearrange,
+            "recover": row.recover,
+            "labels": labels,
+            "variant": variant,
+            "ratio": ratio,
+            "seed": seed,
+            "samples": self.samples if row.recover != "none" or row.rearrange else None,
+            "score_samples": self.score_samples if row.seeded else None,
+            "align": self.align,
+            "weights": self.task.about.get("weights"),
+        }
 
     def _one(self, row: Row, ratio: float, seed: int, variant: str) -> None:
         record = self._blank(row, ratio, seed, variant)
@@ -135,8 +158,10 @@ class Bench:
         self.records = [r for r in self.records if key(r) != key(record)] + [record]
         figure = f"{record['accuracy']:6.2f}" if "accuracy" in record else record["error"][:60]
         done = f" -> {record['method']}" if record.get("method") not in (None, row.recover) else ""
-        self.say(f"{self.task.name} {row.name}{' ' + variant if variant else ''} at {ratio:g}, seed {seed}: "
-                 f"{figure} ({record['seconds']} s){done}")
+        self.say(
+            f"{self.task.name} {row.name}{' ' + variant if variant else ''} at {ratio:g}, seed {seed}: "
+            f"{figure} ({record['seconds']} s){done}"
+        )
         self.save(self.records)
 
     def _ours(self, row: Row, ratio: float, seed: int) -> Record:
@@ -151,13 +176,21 @@ class Bench:
             changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(program)
         if recover.results:
             done = recover.results[0].record()
-            result |= {"recover_seconds": round(time.perf_counter() - started, 1),
-                       **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done}}
-        counts = {g.axis: len(program.need("plan").choices[g.name].keep) for g in program.need("groups")
-                  if g.name in program.need("plan").choices}
+            result |= {
+                "recover_seconds": round(time.perf_counter() - started, 1),
+                **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done},
+            }
+        counts = {
+            g.axis: len(program.need("plan").choices[g.name].keep)
+            for g in program.need("groups")
+            if g.name in program.need("plan").choices
+        }
         small = SliceAxes().run(changed)
-        return {**result, "macs": CostModel(program)(counts).flops,
-                "accuracy": round(self.task.accuracy(of_program(small)), 3)}
+        return {
+            **result,
+            "macs": CostModel(program)(counts).flops,
+            "accuracy": round(self.task.accuracy(of_program(small)), 3),
+        }
 
     def plan(self, row: Row, ratio: float, seed: int) -> _Planned:
         """As the product does it: before a recovery that fits weights, OBS chooses the members.
@@ -173,12 +206,19 @@ class Bench:
             started, criterion = time.perf_counter(), criterion_of(row.criterion)
             data = self.task.calibration(self.score_samples, seed, labels)
             program = ScoreGroups(criterion, data, seed).run(self.task.program)
-            self._scored[row.criterion, labels] = _Scored(program, criterion, data, self.task.calibration(
-                self.samples, seed), RankWithin(data=data), time.perf_counter() - started)
+            self._scored[row.criterion, labels] = _Scored(
+                program,
+                criterion,
+                data,
+                self.task.calibration(self.samples, seed),
+                RankWithin(data=data),
+                time.perf_counter() - started,
+            )
         scored = self._scored[row.criterion, labels]
         started = time.perf_counter()
-        passes = searching(SearchPlan(Budget("flops", ratio)), scored.criterion, scored.data, seed,
-                           scored.members if by_obs else None)
+        passes = searching(
+            SearchPlan(Budget("flops", ratio)), scored.criterion, scored.data, seed, scored.members if by_obs else None
+        )
         program = Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)
         self._planned[key] = _Planned(program, scored, time.perf_counter() - started)
         return self._planned[key]
@@ -191,11 +231,15 @@ class Bench:
             ours, theirs = CostModel(task.program)().flops, macs(task.eager(), task.example())
             if ours != theirs:
                 raise ValueError(f"fxprune counts {ours} MACs of the dense model, torch {theirs}")
-            self._peers[seed] = TorchPruning(task.eager, task.example(),
-                                             lambda model: task.losses(model, self.score_samples, seed))
+            self._peers[seed] = TorchPruning(
+                task.eager, task.example(), lambda model: task.losses(model, self.score_samples, seed)
+            )
         pruned = self._peers[seed].prune(row.criterion, variant, ratio)
-        return {"macs": pruned.macs, "setting": pruned.setting,
-                "accuracy": round(task.accuracy(of_module(pruned.model)), 3)}
+        return {
+            "macs": pruned.macs,
+            "setting": pruned.setting,
+            "accuracy": round(task.accuracy(of_module(pruned.model)), 3),
+        }
 
 
 def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]]:
@@ -211,9 +255,13 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]
         best = max((r for r in here if r["seed"] == first), key=lambda r: r["accuracy"])
         values = [r["accuracy"] for r in here if r["variant"] == best["variant"]]
         mean = sum(values) / len(values)
-        cell = {"mean": round(mean, 3), "min": min(values), "max": max(values),
-                "std": round((sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5, 3),
-                "seeds": sorted(r["seed"] for r in here if r["variant"] == best["variant"])}
+        cell = {
+            "mean": round(mean, 3),
+            "min": min(values),
+            "max": max(values),
+            "std": round((sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5, 3),
+            "seeds": sorted(r["seed"] for r in here if r["variant"] == best["variant"]),
+        }
         if best["variant"]:
             cell["variant"] = best["variant"]
         found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell

@@ -8,7 +8,7 @@ from typing import Any
 from accuracy_rows import BEST, ROWS, VARIANTS
 
 DROPS: Mapping[str, Mapping[float, float]] = {
-    "minilm-stsb": {0.9: 0.1, 0.75: 0.1, 0.6: 0.1, 0.5: 0.1, 0.4: 0.4, 0.3: 0.8, 0.2: 2.5},
+    "minilm-stsb": {0.9: 0.1, 0.75: 0.1, 0.6: 0.1, 0.5: 0.1, 0.4: 0.4, 0.3: 0.8, 0.2: 2.5}
 }
 """task -> ratio -> how far below dense the best row may be at most, in points of the figure (mean over seeds)."""
 Cells = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -30,8 +30,11 @@ def check(summary: Mapping[str, Cells], dense: Mapping[str, float]) -> tuple[lis
     missed: list[str] = []
     for task, drops in DROPS.items():
         for ratio, allowed in drops.items():
-            rows = {name: float(cells[f"{ratio:g}"]["mean"]) for name, cells in summary.get(task, {}).items()
-                    if f"{ratio:g}" in cells}
+            rows = {
+                name: float(cells[f"{ratio:g}"]["mean"])
+                for name, cells in summary.get(task, {}).items()
+                if f"{ratio:g}" in cells
+            }
             at, ours = f"{task} at {ratio:g}", {name: rows.pop(name) for name in (BEST, *VARIANTS) if name in rows}
             if not ours or task not in dense:
                 missed += [f"{at}: {BEST} was not measured", f"{at}: {BEST} was not compared"]
@@ -53,5 +56,9 @@ def check(summary: Mapping[str, Cells], dense: Mapping[str, float]) -> tuple[lis
 
 def unmeasured(summary: Mapping[str, Cells]) -> list[str]:
     """``task: row`` of rows of the table without any figure, for tasks that have targets."""
-    return [f"{task}: {name}" for task in DROPS for name, row in ROWS.items()
-            if not row.only_labelled and name not in summary.get(task, {})]
+    return [
+        f"{task}: {name}"
+        for task in DROPS
+        for name, row in ROWS.items()
+        if not row.only_labelled and name not in summary.get(task, {})
+    ]

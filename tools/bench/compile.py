@@ -64,10 +64,15 @@ def stages(model: str, threads: int, whole: bool) -> Row:
         by_passes(module, inputs, timed)
     cpu, peak = time.process_time() - cpu, peak_memory()
     return {
-        "what": "fxprune.compile" if whole else "passes", "seconds": {k: round(v, 2) for k, v in seconds.items()},
-        "total_s": round(sum(v for k, v in seconds.items() if k != "build"), 2), "cpu_s": round(cpu, 2),
-        "model_mb": round(size / MIB, 1), "imported_mb": round(imported / MIB, 1), "built_mb": round(built / MIB, 1),
-        "peak_mb": round(peak / MIB, 1), "peak_over_model": round(peak / size, 2),
+        "what": "fxprune.compile" if whole else "passes",
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
+        "total_s": round(sum(v for k, v in seconds.items() if k != "build"), 2),
+        "cpu_s": round(cpu, 2),
+        "model_mb": round(size / MIB, 1),
+        "imported_mb": round(imported / MIB, 1),
+        "built_mb": round(built / MIB, 1),
+        "peak_mb": round(peak / MIB, 1),
+        "peak_over_model": round(peak / size, 2),
         "peak_minus_imported_over_model": round((peak - imported) / size, 2),
     }
 
@@ -125,23 +130,32 @@ def depth(blocks: int, repeats: int = 7) -> Row:
         begun = time.process_time()
         analysed(program)
         samples.append(time.process_time() - begun)
-    return {"blocks": blocks, "nodes": nodes, "capture_s": round(captured, 3), "analysis_cpu_s": round(min(samples), 4),
-            "analysis_ms_per_node": round(1e3 * min(samples) / nodes, 4)}
+    return {
+        "blocks": blocks,
+        "nodes": nodes,
+        "capture_s": round(captured, 3),
+        "analysis_cpu_s": round(min(samples), 4),
+        "analysis_ms_per_node": round(1e3 * min(samples) / nodes, 4),
+    }
 
 
 def growth(rows: Sequence[Row]) -> Row:
     """Least squares of seconds on nodes; time per node of the deepest over the shallowest is 1 when linear."""
     nodes, seconds = [r["nodes"] for r in rows], [r["analysis_cpu_s"] for r in rows]
     fit = statistics.linear_regression(nodes, seconds)
-    return {"slope_ms_per_node": round(1e3 * fit.slope, 4), "intercept_s": round(fit.intercept, 4),
-            "r2": round(statistics.correlation(nodes, seconds) ** 2, 5),
-            "per_node_deepest_over_shallowest": round((seconds[-1] / nodes[-1]) / (seconds[0] / nodes[0]), 3)}
+    return {
+        "slope_ms_per_node": round(1e3 * fit.slope, 4),
+        "intercept_s": round(fit.intercept, 4),
+        "r2": round(statistics.correlation(nodes, seconds) ** 2, 5),
+        "per_node_deepest_over_shallowest": round((seconds[-1] / nodes[-1]) / (seconds[0] / nodes[0]), 3),
+    }
 
 
 def imports(times: int = 5) -> Row:
     """Seconds of ``import fxprune`` in fresh processes."""
-    runs = [subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-            for _ in range(times)]
+    runs = [
+        subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True) for _ in range(times)
+    ]
     samples = [round(float(run.stdout), 3) for run in runs]
     return {"median_s": statistics.median(samples), "samples_s": samples}
 
@@ -178,8 +192,12 @@ def show(title: str, rows: Sequence[Row]) -> None:
     for column in rows[0]:
         result.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        result.add_row(*(", ".join(f"{k} {v}" for k, v in cell.items()) if isinstance(cell, dict) else str(cell)
-                         for cell in row.values()))
+        result.add_row(
+            *(
+                ", ".join(f"{k} {v}" for k, v in cell.items()) if isinstance(cell, dict) else str(cell)
+                for cell in row.values()
+            )
+        )
     Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(result)
 
 
@@ -192,8 +210,11 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, default=12, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        row = (depth(options.blocks) if options.one == "depth"
-               else stages(options.model, options.threads, options.one == "compile"))
+        row = (
+            depth(options.blocks)
+            if options.one == "depth"
+            else stages(options.model, options.threads, options.one == "compile")
+        )
         print(json.dumps(row))
         return 0
     same = ["--model", options.model, "--threads", str(options.threads)]
@@ -208,8 +229,17 @@ def main() -> int:
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     if options.out:
-        write(options.out, "compile", model=options.model, threads=options.threads, compile=compiled, depth=depths,
-              growth=fit, imports=imported, missed=missed)
+        write(
+            options.out,
+            "compile",
+            model=options.model,
+            threads=options.threads,
+            compile=compiled,
+            depth=depths,
+            growth=fit,
+            imports=imported,
+            missed=missed,
+        )
     return int(bool(missed))
 
 

@@ -63,16 +63,26 @@ def measured(task: Task, bench: Bench, samples: int, ratio: float, seed: int) ->
     rulers = yardsticks(program, folds, seed, data.samples)
     told = {"none": pooled([r.compare(pruned) for r in rulers])}
     for name, form in forms.items():
-        told[name] = pooled([ruler.compare(pruned, form.fit(program, pruned, keep, rest).tensors)
-                             for ruler, (rest, _) in zip(rulers, folds, strict=True)])
+        told[name] = pooled(
+            [
+                ruler.compare(pruned, form.fit(program, pruned, keep, rest).tensors)
+                for ruler, (rest, _) in zip(rulers, folds, strict=True)
+            ]
+        )
     seconds["folds"] = time.process_time() - started
     ruler = Yardstick(program, task.calibration(POOL, OTHERS).batches, 7)
     far = {"none": _far(ruler.measure(pruned))}
     for name, form in forms.items():
         far[name] = _far(ruler.measure(pruned, form.fit(program, pruned, keep, data.batches).tensors))
-    return {"task": task.name, "samples": samples, "ratio": ratio, "seed": seed, "far": far,
-            "chosen": {"guard": verdict.chosen, "folds": _best(told), "refit": "refit", "none": "none"},
-            "seconds": {name: round(s, 2) for name, s in seconds.items()}}
+    return {
+        "task": task.name,
+        "samples": samples,
+        "ratio": ratio,
+        "seed": seed,
+        "far": far,
+        "chosen": {"guard": verdict.chosen, "folds": _best(told), "refit": "refit", "none": "none"},
+        "seconds": {name: round(s, 2) for name, s in seconds.items()},
+    }
 
 
 def _far(found: Agreement) -> float:
@@ -93,10 +103,17 @@ def summary(records: Sequence[Record]) -> list[Record]:
         here = [r for r in records if cell is None or (r["task"], r["samples"]) == cell]
         for how in ("guard", "folds", "refit", "none"):
             logs = [math.log(r["far"][r["chosen"][how]] / min(r["far"].values())) for r in here]
-            found.append({"task": cell[0] if cell else "all", "samples": cell[1] if cell else None, "how": how,
-                          "plans": len(here), "regret": round(math.exp(sum(logs) / len(logs)) - 1, 4),
-                          "worse": sum(r["far"][r["chosen"][how]] > r["far"]["none"] for r in here),
-                          "seconds": round(sum(r["seconds"].get(how, 0.0) for r in here), 1)})
+            found.append(
+                {
+                    "task": cell[0] if cell else "all",
+                    "samples": cell[1] if cell else None,
+                    "how": how,
+                    "plans": len(here),
+                    "regret": round(math.exp(sum(logs) / len(logs)) - 1, 4),
+                    "worse": sum(r["far"][r["chosen"][how]] > r["far"]["none"] for r in here),
+                    "seconds": round(sum(r["seconds"].get(how, 0.0) for r in here), 1),
+                }
+            )
     return found
 
 

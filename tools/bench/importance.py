@@ -110,29 +110,40 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
         criterion = Trajectory(mode=mode)
         started = time.perf_counter()
         features, output = criterion.parts(program, data, seed)
-        rows[mode] = {"seconds": time.perf_counter() - started, "peak_bytes": peak_memory(),
-                      "notes": list(criterion.notes(program))}
+        rows[mode] = {
+            "seconds": time.perf_counter() - started,
+            "peak_bytes": peak_memory(),
+            "notes": list(criterion.notes(program)),
+        }
         factor = balance(program, features, output, weight)
         rows[mode]["score"] = {n: s for n, s in combine(features, output, factor).items()}
         print(mode, f"{rows[mode]['seconds']:.1f} s", flush=True)
     removals = Removals(program, [batch], Trajectory().measure, Trajectory().memory * 2**20)
     started = time.perf_counter()
     terms["exact"] = removals("exact", chosen)
-    rows["exact"] = {"seconds": (time.perf_counter() - started) * everything / count, "peak_bytes": peak_memory(),
-                     "extrapolated": True}
+    rows["exact"] = {
+        "seconds": (time.perf_counter() - started) * everything / count,
+        "peak_bytes": peak_memory(),
+        "extrapolated": True,
+    }
     print("exact", f"{rows['exact']['seconds']:.1f} s, extrapolated", flush=True)
     naive = Naive(program, batch, Trajectory())
     started = time.perf_counter()
     losses = {g.name: torch.tensor([naive.loss(g, int(i)) for i in part]).double() for g, part in chosen.items()}
-    rows["naive"] = {"seconds": (time.perf_counter() - started) * everything / count, "peak_bytes": peak_memory(),
-                     "extrapolated": True}
+    rows["naive"] = {
+        "seconds": (time.perf_counter() - started) * everything / count,
+        "peak_bytes": peak_memory(),
+        "extrapolated": True,
+    }
     terms["naive"] = ({n: t[:, 0] for n, t in losses.items()}, {n: t[:, 1] for n, t in losses.items()})
     factor = balance(program, *terms["naive"], weight)
     truth = combine(*terms["naive"], factor)
     rows["exact"]["score"] = combine(*terms["exact"], factor)
     rows["exact"]["largest_relative_difference"] = max(
-        float(((a[n] - b[n]).abs() / b[n].clamp_min(1e-12)).max()) for a, b in zip(terms["exact"], terms["naive"],
-                                                                                strict=True) for n in b)
+        float(((a[n] - b[n]).abs() / b[n].clamp_min(1e-12)).max())
+        for a, b in zip(terms["exact"], terms["naive"], strict=True)
+        for n in b
+    )
     for mode, row in rows.items():
         score = row.pop("score", truth)
         row["spearman"] = {}
@@ -144,8 +155,11 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
         row["forwards"] = round(row["seconds"] / forward, 1)
         row["faster_than_naive"] = round(rows["naive"]["seconds"] / row["seconds"], 1)
         row["seconds"] = round(row["seconds"], 2)
-        print(f"{mode:7} {row['seconds']:9.1f} s {row['forwards']:9.1f} forwards {row['faster_than_naive']:7.1f} x "
-              f"{row['spearman']}", flush=True)
+        print(
+            f"{mode:7} {row['seconds']:9.1f} s {row['forwards']:9.1f} forwards {row['faster_than_naive']:7.1f} x "
+            f"{row['spearman']}",
+            flush=True,
+        )
     return {**found, "modes": rows}
 
 

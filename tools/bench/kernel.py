@@ -42,7 +42,11 @@ SHAPES = {  # model: (out, in) of qkv or its parts, projection, and the two feed
 ROWS = (197, 197 * 8, 197 * 64)
 DENSITIES = (0.1, 0.25, 0.5, 0.75)
 PEAKS = {  # GPU name contains: (dense tensor-core TFLOP/s in half precision, memory TB/s)
-    "H200": (989.0, 4.8), "H100": (989.0, 3.35), "A100": (312.0, 2.0), "L40S": (362.0, 0.864), "L4": (121.0, 0.3),
+    "H200": (989.0, 4.8),
+    "H100": (989.0, 3.35),
+    "A100": (312.0, 2.0),
+    "L40S": (362.0, 0.864),
+    "L4": (121.0, 0.3),
 }
 TARGETS = {0.5: 1.6, 0.25: 2.8}
 
@@ -51,16 +55,30 @@ def layer(n: int, k: int, m: int, tile: str, density: float, dtype: str, device:
     """One shape: the dense layer, every configuration of the kernel, and torch's own sparse layers."""
     x, weight, bias, packed = inputs(n, k, m, tile, density, DTYPES[dtype])
     dense = list(quartiles(lambda: functional.linear(x, weight, bias)))
-    times = {str(one): list(quartiles(lambda one=one: launch(x, *packed, bias, n, "none", one)))  # type: ignore[misc]
-             for one in usable(tile_of(tile), x.element_size())}
+    times = {
+        str(one): list(quartiles(lambda one=one: launch(x, *packed, bias, n, "none", one)))  # type: ignore[misc]
+        for one in usable(tile_of(tile), x.element_size())
+    }
     best = min(times, key=lambda one: times[one][1])
     kept = packed[0].numel()
     size = x.element_size()
     operations, moved = 2 * m * kept, size * (x.numel() + kept + m * n)
-    record = {"n": n, "k": k, "m": m, "tile": tile, "density": density, "dtype": dtype, "dense_ms": dense,
-              "kernel_ms": times[best], "configuration": best, "all": times, "ratio": dense[1] / times[best][1],
-              "tflops": operations / times[best][1] / 1e9, "dense_tflops": 2 * m * n * k / dense[1] / 1e9,
-              "bsr": _try(lambda: _bsr(x, weight, bias, packed, n, k, tile))}
+    record = {
+        "n": n,
+        "k": k,
+        "m": m,
+        "tile": tile,
+        "density": density,
+        "dtype": dtype,
+        "dense_ms": dense,
+        "kernel_ms": times[best],
+        "configuration": best,
+        "all": times,
+        "ratio": dense[1] / times[best][1],
+        "tflops": operations / times[best][1] / 1e9,
+        "dense_tflops": 2 * m * n * k / dense[1] / 1e9,
+        "bsr": _try(lambda: _bsr(x, weight, bias, packed, n, k, tile)),
+    }
     if density == 0.5:
         record["semi_structured"] = _try(lambda: _semi_structured(x, weight, bias))
     peak = next((p for name, p in PEAKS.items() if name in device), None)
@@ -78,8 +96,9 @@ def _try(measure: Callable[[], Sequence[float]]) -> Any:
         return said(error)
 
 
-def _bsr(x: Tensor, weight: Tensor, bias: Tensor, packed: tuple[Tensor, Tensor, Tensor], n: int, k: int,
-         tile: str) -> Sequence[float]:
+def _bsr(
+    x: Tensor, weight: Tensor, bias: Tensor, packed: tuple[Tensor, Tensor, Tensor], n: int, k: int, tile: str
+) -> Sequence[float]:
     tiles, offsets, columns = packed
     bn, bk = tile_of(tile)
     sparse = torch.sparse_bsr_tensor(offsets.long(), columns.long(), tiles, (-(-n // bn) * bn, -(-k // bk) * bk))
@@ -105,8 +124,24 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
     from fxprune.pipeline import Pipeline
     from fxprune.sparsity import grid
 
-    table = made(device, "kernel", [Timing(r["n"], r["k"], r["tile"], dtype, r["m"], r["density"], r["dense_ms"][1],
-                                           r["kernel_ms"][1], r["configuration"]) for r in records])
+    table = made(
+        device,
+        "kernel",
+        [
+            Timing(
+                r["n"],
+                r["k"],
+                r["tile"],
+                dtype,
+                r["m"],
+                r["density"],
+                r["dense_ms"][1],
+                r["kernel_ms"][1],
+                r["configuration"],
+            )
+            for r in records
+        ],
+    )
     model = timm.create_model("deit_base_patch16_224").eval().to(DTYPES[dtype])
     found: dict[str, Any] = {"tile": tile, "density": density, "batches": {}}
     generator = torch.Generator().manual_seed(0)
@@ -129,8 +164,12 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
             module = module_of(one.exported).eval().cuda()
             with torch.no_grad():
                 times[name] = list(quartiles(lambda module=module, here=here: module(here)))  # type: ignore[misc]
-        found["batches"][batch] = {**times, "ratio": times["dense"][1] / times["sparse"][1],
-                                   "layers": sum(d.sparse for d in gate.results), "of": len(gate.results)}
+        found["batches"][batch] = {
+            **times,
+            "ratio": times["dense"][1] / times["sparse"][1],
+            "layers": sum(d.sparse for d in gate.results),
+            "of": len(gate.results),
+        }
     return found
 
 
@@ -144,8 +183,10 @@ def reached(records: Sequence[dict[str, Any]], deit: Sequence[dict[str, Any]]) -
                 key = (r["n"], r["k"], r["m"])
                 best[key] = max(best.get(key, 0.0), r["ratio"])
         if best:
-            lines.append(f"density {density:g}: {min(best.values()):.2f}x to {max(best.values()):.2f}x, "
-                         f"target {target:g}x at every shape")
+            lines.append(
+                f"density {density:g}: {min(best.values()):.2f}x to {max(best.values()):.2f}x, "
+                f"target {target:g}x at every shape"
+            )
     worst = min(b["ratio"] for one in deit for b in one["batches"].values())
     return [*lines, f"DeiT-B after the gate: {worst:.2f}x at the worst, target 0.95x"]
 
@@ -176,8 +217,10 @@ def main() -> int:
                 for density in args.densities:
                     records.append(layer(n, k, m, tile, density, args.dtype, device))
                     r = records[-1]
-                    print(f"{n}x{k} M={m} {tile} density {density:g}: {r['ratio']:.2f}x, {r['tflops']:.0f} TFLOP/s",
-                          flush=True)
+                    print(
+                        f"{n}x{k} M={m} {tile} density {density:g}: {r['ratio']:.2f}x, {r['tflops']:.0f} TFLOP/s",
+                        flush=True,
+                    )
         write(args.out, "kernel", layers=records)
     deit = [whole(records, args.dtype, args.tiles[-1], density, device) for density in (0.25, 0.5)]
     write(args.out, "kernel", layers=records, deit_b=deit, targets=reached(records, deit))

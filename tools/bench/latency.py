@@ -91,8 +91,12 @@ class Records:
 
 def shares(records: Records, model: str, target: str, args: argparse.Namespace) -> None:
     """Realised shares of one model on one target."""
-    cells = [(b, r) for b in args.batches for r in args.ratios if records.missing(
-        part="shares", model=model, target=target, batch=b, threads=args.threads, ratio=r)]
+    cells = [
+        (b, r)
+        for b in args.batches
+        for r in args.ratios
+        if records.missing(part="shares", model=model, target=target, batch=b, threads=args.threads, ratio=r)
+    ]
     if not cells:
         return
     module, inputs = build(model)
@@ -104,10 +108,24 @@ def shares(records: Records, model: str, target: str, args: argparse.Namespace) 
             for ratio in [r for b, r in cells if b == batch]:
                 macs = small[ratio].report["cost"]["ratio"]["flops"]
                 read = clock.read(small[ratio].program)
-                records.add({"part": "shares", "model": model, "target": target, "batch": batch,
-                             "threads": args.threads, "ratio": ratio, "macs": macs, "latency": read.ratio,
-                             "error": read.error, "dense_ms": read.dense_ms, "ms": read.ms, "rounds_timed": read.rounds,
-                             "speedup": 1 / read.ratio, "realised": macs / read.ratio})
+                records.add(
+                    {
+                        "part": "shares",
+                        "model": model,
+                        "target": target,
+                        "batch": batch,
+                        "threads": args.threads,
+                        "ratio": ratio,
+                        "macs": macs,
+                        "latency": read.ratio,
+                        "error": read.error,
+                        "dense_ms": read.dense_ms,
+                        "ms": read.ms,
+                        "rounds_timed": read.rounds,
+                        "speedup": 1 / read.ratio,
+                        "realised": macs / read.ratio,
+                    }
+                )
 
 
 def _dense(module: torch.nn.Module, inputs: Any) -> Any:
@@ -121,22 +139,43 @@ def budgets(records: Records, model: str, target: str, args: argparse.Namespace)
     """Budgets of latency of one model on one target."""
     for batch in args.batches:
         for ratio in args.ratios:
-            key = {"part": "budgets", "model": model, "target": target, "batch": batch, "threads": args.threads,
-                   "ratio": ratio}
+            key = {
+                "part": "budgets",
+                "model": model,
+                "target": target,
+                "batch": batch,
+                "threads": args.threads,
+                "ratio": ratio,
+            }
             if not records.missing(**key):
                 continue
             module, inputs = build(model)
             try:
-                made = fxprune.compile(module, inputs, latency=ratio, importance="l2", target=target, batch=batch,
-                                       threads=args.threads, on_event=lambda event: None)
+                made = fxprune.compile(
+                    module,
+                    inputs,
+                    latency=ratio,
+                    importance="l2",
+                    target=target,
+                    batch=batch,
+                    threads=args.threads,
+                    on_event=lambda event: None,
+                )
             except FxpruneError as error:
                 records.add({**key, "error": str(error)})
                 continue
             told = made.report["latency"]
-            records.add({**key, "macs": made.report["cost"]["ratio"]["flops"],
-                         "predicted": told["predicted_ms"] / told["dense_ms"], "achieved": told["achieved_ratio"],
-                         "miss": told["achieved_ratio"] / ratio - 1,
-                         "rounds": told["rounds"], "table": told["table"]["sha256"]})
+            records.add(
+                {
+                    **key,
+                    "macs": made.report["cost"]["ratio"]["flops"],
+                    "predicted": told["predicted_ms"] / told["dense_ms"],
+                    "achieved": told["achieved_ratio"],
+                    "miss": told["achieved_ratio"] / ratio - 1,
+                    "rounds": told["rounds"],
+                    "table": told["table"]["sha256"],
+                }
+            )
 
 
 def plans(records: Records, target: str, args: argparse.Namespace) -> None:
@@ -144,16 +183,26 @@ def plans(records: Records, target: str, args: argparse.Namespace) -> None:
     from fxprune.demo import DigitsViT, digits, train
 
     for ratio in args.ratios:
-        key = {"part": "plans", "model": "digits_vit", "target": target, "batch": AT_BATCH, "threads": args.threads,
-               "ratio": ratio}
+        key = {
+            "part": "plans",
+            "model": "digits_vit",
+            "target": target,
+            "batch": AT_BATCH,
+            "threads": args.threads,
+            "ratio": ratio,
+        }
         if not records.missing(**key):
             continue
         data = digits(seed=0)
         torch.manual_seed(0)
         module = train(DigitsViT(), data, epochs=30).eval()
         train_images, test_images, test_labels = data.train_images, data.test_images, data.test_labels
-        options: dict[str, Any] = {"data": train_images[:512], "samples": 512, "target": target,
-                                   "on_event": lambda event: None}
+        options: dict[str, Any] = {
+            "data": train_images[:512],
+            "samples": 512,
+            "target": target,
+            "on_event": lambda event: None,
+        }
         inputs, dense = test_images[:2], _dense(module, test_images[:2])
 
         def accuracy(made: Any) -> float:
@@ -171,10 +220,21 @@ def plans(records: Records, target: str, args: argparse.Namespace) -> None:
                     break
                 flops *= (wanted / at) ** 1.0
         assert made is not None
-        records.add({**key, "latency_plan": {"latency": wanted, "accuracy": accuracy(timed),
-                                             "macs": timed.report["cost"]["ratio"]["flops"]},
-                     "flops_plan": {"latency": at, "accuracy": accuracy(made),
-                                    "macs": made.report["cost"]["ratio"]["flops"]}})
+        records.add(
+            {
+                **key,
+                "latency_plan": {
+                    "latency": wanted,
+                    "accuracy": accuracy(timed),
+                    "macs": timed.report["cost"]["ratio"]["flops"],
+                },
+                "flops_plan": {
+                    "latency": at,
+                    "accuracy": accuracy(made),
+                    "macs": made.report["cost"]["ratio"]["flops"],
+                },
+            }
+        )
 
 
 def check(records: Sequence[Record]) -> tuple[list[str], list[str]]:
@@ -192,7 +252,8 @@ def check(records: Sequence[Record]) -> tuple[list[str], list[str]]:
             one, two = r["latency_plan"], r["flops_plan"]
             (met if one["accuracy"] >= two["accuracy"] else missed).append(
                 f"{name}: by time {one['accuracy']:.4f} at {one['latency']:.3f}, by FLOPs {two['accuracy']:.4f} at "
-                f"{two['latency']:.3f}")
+                f"{two['latency']:.3f}"
+            )
     return met, missed
 
 

@@ -33,10 +33,25 @@ from record import commit, write
 
 MOST, TIMES = 20 * 2**30, 3.0
 KEY = ("layers", "target", "samples")
-SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
-         "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False}
-NOTHING = {**SIZES, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512, "max_position_embeddings": 128,
-           "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+SIZES = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+NOTHING = {
+    **SIZES,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+}
 MAKE = """
 import json, sys, torch
 from fxprune.surroundings import survive_torchvision
@@ -79,8 +94,17 @@ def main() -> int:
         made(folder / "nothing", NOTHING)
         parameters = made(folder / "model", {**SIZES, "num_hidden_layers": args.layers})
         calibrated = data(folder / "data.npz", args.samples) if args.samples else []
-        options = ["--flops", str(args.flops), "--target", args.target, "--memory", args.memory,
-                   "--threads", str(args.threads), "--json"]
+        options = [
+            "--flops",
+            str(args.flops),
+            "--target",
+            args.target,
+            "--memory",
+            args.memory,
+            "--threads",
+            str(args.threads),
+            "--json",
+        ]
         try:
             libraries, _, _ = measured([str(folder / "nothing"), *options, "--out", str(folder / "none")])
             options += [*calibrated, "--out", str(folder / "small")]
@@ -94,31 +118,51 @@ def main() -> int:
     for one in report["passes"]:
         passes[one["name"]] = round(passes.get(one["name"], 0.0) + one["seconds"], 1)
     record: dict[str, Any] = {
-        "layers": args.layers, "commit": commit(), "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-        "parameters": parameters, "weights_bytes": weights, "flops": args.flops, "target": args.target,
-        "samples": args.samples, "memory": args.memory, "threads": args.threads, "seconds": round(seconds, 1),
-        "peak_bytes": peak, "libraries_bytes": libraries, "times_the_model": round(peak / weights, 3),
+        "layers": args.layers,
+        "commit": commit(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "parameters": parameters,
+        "weights_bytes": weights,
+        "flops": args.flops,
+        "target": args.target,
+        "samples": args.samples,
+        "memory": args.memory,
+        "threads": args.threads,
+        "seconds": round(seconds, 1),
+        "peak_bytes": peak,
+        "libraries_bytes": libraries,
+        "times_the_model": round(peak / weights, 3),
         "times_without_caches": round((peak - caches) / weights, 3),
         "times_beside_libraries": round((peak - caches - libraries) / weights, 3),
         "timed": bool(report["measured"]["rows"]),
-        "ratio": report["cost"]["ratio"]["flops"], "parity": report["parity"]["ok"], "passes": passes}
+        "ratio": report["cost"]["ratio"]["flops"],
+        "parity": report["parity"]["ok"],
+        "passes": passes,
+    }
     earlier = json.loads(args.out.read_text(encoding="utf-8"))["measured"] if args.out.exists() else []
     others = [r for r in earlier if any(r[k] != record[k] for k in KEY)]
     write(args.out, "memory", measured=[*others, record])
     print(json.dumps(record, indent=1))
-    missed = [text for bad, text in (
-        (peak > MOST, f"{peak / 2**30:.1f} GiB are more than {MOST / 2**30:.0f}"),
-        (record["times_beside_libraries"] > TIMES,
-         f"{record['times_beside_libraries']} times the model beside libraries, {TIMES:g} wanted"),
-    ) if bad]
+    missed = [
+        text
+        for bad, text in (
+            (peak > MOST, f"{peak / 2**30:.1f} GiB are more than {MOST / 2**30:.0f}"),
+            (
+                record["times_beside_libraries"] > TIMES,
+                f"{record['times_beside_libraries']} times the model beside libraries, {TIMES:g} wanted",
+            ),
+        )
+        if bad
+    ]
     print(*(f"missed: {m}" for m in missed), sep="\n")
     return int(bool(missed))
 
 
 def made(path: Path, sizes: Mapping[str, Any]) -> int:
     """A model of these sizes in a folder; how many parameters it has."""
-    done = subprocess.run([sys.executable, "-c", MAKE, str(path), json.dumps(sizes)], check=True,
-                          stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MAKE, str(path), json.dumps(sizes)], check=True, stdout=subprocess.PIPE, text=True
+    )
     return int(done.stdout.split()[-1])
 
 

@@ -21,8 +21,14 @@ MIB = 2**20
 def header(script: str) -> dict[str, Any]:
     """Script, day, CPU, versions, and how busy the machine is at the end. Nothing that names it."""
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return {"script": script, "commit": commit(), "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
-            "load_average": load, **environment(), "torchvision": _version("torchvision")}
+    return {
+        "script": script,
+        "commit": commit(),
+        "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        "load_average": load,
+        **environment(),
+        "torchvision": _version("torchvision"),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -37,8 +43,12 @@ def commit() -> str:
     git = ["git", "-C", str(Path(fxprune.__file__).parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        edits = subprocess.run([*git, "status", "--porcelain", "-uno", "fxprune", "passes", "backends"],
-                               capture_output=True, text=True, check=True)
+        edits = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "fxprune", "passes", "backends"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if edits.stdout.strip() else "")

@@ -94,9 +94,15 @@ class Results:
         write(self.path, "tokens", **self.content())
 
     def content(self) -> dict[str, Any]:
-        return {"model": self.model, "ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
-                "seeds": sorted({r["seed"] for r in self.measured}), "reducers": REDUCERS, "ledgers": LEDGERS,
-                "peak_bytes": peak_memory(), "measured": self.measured}
+        return {
+            "model": self.model,
+            "ratios": sorted({r["ratio"] for r in self.measured}, reverse=True),
+            "seeds": sorted({r["seed"] for r in self.measured}),
+            "reducers": REDUCERS,
+            "ledgers": LEDGERS,
+            "peak_bytes": peak_memory(),
+            "measured": self.measured,
+        }
 
 
 def table(content: Mapping[str, Any]) -> str:
@@ -109,12 +115,19 @@ def table(content: Mapping[str, Any]) -> str:
     for schedule in SCHEDULES:
         block = {row: [of_row(records, row, schedule, r) for r in ratios] for row in REDUCERS}
         lines += _block(f"tokens alone, schedule {schedule}", head, block)
-    block = {f"{row}, recover={recover}": [of_ledger(records, row, recover, r) for r in ratios]
-             for row in LEDGERS for recover in RECOVERIES}
+    block = {
+        f"{row}, recover={recover}": [of_ledger(records, row, recover, r) for r in ratios]
+        for row in LEDGERS
+        for recover in RECOVERIES
+    }
     lines += _block("one budget", head, block)
     lines += [f"failed: {_name(r)}: {r['error']}" for r in records if "error" in r]
-    lines += [f"{_name(r)}, batch {batch}: {t['dense_ms']:.2f} -> {t['reduced_ms']:.2f} ms, x{t['speedup']:.2f}, "
-              f"{t['realised']:.2f} of ideal" for r in records for batch, t in r.get("latency", {}).items()]
+    lines += [
+        f"{_name(r)}, batch {batch}: {t['dense_ms']:.2f} -> {t['reduced_ms']:.2f} ms, x{t['speedup']:.2f}, "
+        f"{t['realised']:.2f} of ideal"
+        for r in records
+        for batch, t in r.get("latency", {}).items()
+    ]
     return "\n".join(lines)
 
 
@@ -122,9 +135,16 @@ def _block(title: str, head: str, rows: Mapping[str, Sequence[Record | None]]) -
     filled = {name: cells for name, cells in rows.items() if any(cells)}
     if not filled:
         return []
-    return ["", f"{title}: accuracy (KL)", head, *(f"{name:28}" + "".join(
-        f"{'-':>16}" if c is None else f"{c['accuracy']:7.2f} ({c['kl']:6.4f})" for c in cells)
-        for name, cells in filled.items())]
+    return [
+        "",
+        f"{title}: accuracy (KL)",
+        head,
+        *(
+            f"{name:28}"
+            + "".join(f"{'-':>16}" if c is None else f"{c['accuracy']:7.2f} ({c['kl']:6.4f})" for c in cells)
+            for name, cells in filled.items()
+        ),
+    ]
 
 
 def _name(record: Record) -> str:
@@ -142,8 +162,12 @@ def check(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
             (met if reached else missed).append(text)
         else:
             beside.append(text)
-    for found, text in (*_over_reducers(records, OURS[0]), overall(records, OURS[0]), _joint(records),
-                        *_realised(records)):
+    for found, text in (
+        *_over_reducers(records, OURS[0]),
+        overall(records, OURS[0]),
+        _joint(records),
+        *_realised(records),
+    ):
         (met if found else missed).append(text)
     for schedule in OURS[1:]:
         beside += [text for _, text in (*_over_reducers(records, schedule), overall(records, schedule))]
@@ -156,19 +180,26 @@ def _schedules(records: Sequence[Record], row: str, schedule: str, ratio: float)
     if ours is None or theirs is None:
         return False, f"{row} at {ratio:g}: {schedule} and constant were not both measured"
     reached = _reached(*both)
-    return reached, (f"{row} at {ratio:g}: {schedule} {'at or above' if reached else 'below'} constant{_apart(*both)}; "
-                     f"on test images {ours['accuracy']:.2f} % (KL {ours['kl']:.4f}) and {theirs['accuracy']:.2f} % "
-                     f"(KL {theirs['kl']:.4f})")
+    return reached, (
+        f"{row} at {ratio:g}: {schedule} {'at or above' if reached else 'below'} constant{_apart(*both)}; "
+        f"on test images {ours['accuracy']:.2f} % (KL {ours['kl']:.4f}) and {theirs['accuracy']:.2f} % "
+        f"(KL {theirs['kl']:.4f})"
+    )
 
 
 def _over_reducers(records: Sequence[Record], schedule: str) -> list[tuple[bool, str]]:
     """Per ratio: is the schedule at or above the constant one in the mean over all reducers?"""
     found = over_reducers(records, schedule)
-    return [(found[ratio][0] >= 0, f"{found[ratio][2]} reducers at {ratio:g}: {schedule} beside constant "
-             f"{found[ratio][0]:+.2f} points in their mean, standard error {found[ratio][1]:.2f}")
-            if ratio in found and found[ratio][2] == len(REDUCERS) else
-            (False, f"all reducers at {ratio:g}: {schedule} and constant were not measured")
-            for ratio in RATIOS]
+    return [
+        (
+            found[ratio][0] >= 0,
+            f"{found[ratio][2]} reducers at {ratio:g}: {schedule} beside constant "
+            f"{found[ratio][0]:+.2f} points in their mean, standard error {found[ratio][1]:.2f}",
+        )
+        if ratio in found and found[ratio][2] == len(REDUCERS)
+        else (False, f"all reducers at {ratio:g}: {schedule} and constant were not measured")
+        for ratio in RATIOS
+    ]
 
 
 def _reached(ones: Sequence[Record], twos: Sequence[Record]) -> bool:
@@ -196,8 +227,10 @@ def _joint(records: Sequence[Record]) -> tuple[bool, str]:
     best = max(found.values(), key=lambda cell: float(cell["accuracy"]))
     said = ", ".join(f"{row} {cell['accuracy']:.2f} %" for row, cell in found.items())
     reached = _reached([joint], [best])
-    return reached, (f"{at}: joint {joint['accuracy']:.2f} % is {'at or above' if reached else 'not above'} both "
-                     f"({said}){_apart([joint], [best])}")
+    return reached, (
+        f"{at}: joint {joint['accuracy']:.2f} % is {'at or above' if reached else 'not above'} both "
+        f"({said}){_apart([joint], [best])}"
+    )
 
 
 def _realised(records: Sequence[Record]) -> list[tuple[bool, str]]:
@@ -205,8 +238,10 @@ def _realised(records: Sequence[Record]) -> list[tuple[bool, str]]:
     if not timed:
         return [(False, f"no latency was measured at batch {AT_BATCH}")]
     shares = [(r, float(r["latency"][AT_BATCH]["realised"])) for r in timed]
-    return [(share >= REALISED, f"{_name(r)}, batch {AT_BATCH}: {share:.3f} of the ideal speed-up, wanted {REALISED:g}")
-            for r, share in shares]
+    return [
+        (share >= REALISED, f"{_name(r)}, batch {AT_BATCH}: {share:.3f} of the ideal speed-up, wanted {REALISED:g}")
+        for r, share in shares
+    ]
 
 
 def _say(text: str) -> None:
@@ -223,26 +258,50 @@ def measure(results: Results, args: argparse.Namespace) -> None:
         raise ValueError(f"--samples is between 1 and {half}: the other held-out images judge")
     weights = fingerprint(model)
     judge = slice(half, half + JUDGES)
-    bench = Bench(model, weights, Split(held.images[:half], held.labels[:half]),
-                  Split(held.images[judge], held.labels[judge]), test, args.samples, args.cache / "tokens-onnx",
-                  results.save, _say, Split(held.images[args.samples :], held.labels[args.samples :]),
-                  threads=args.threads, seconds=args.seconds)
+    bench = Bench(
+        model,
+        weights,
+        Split(held.images[:half], held.labels[:half]),
+        Split(held.images[judge], held.labels[judge]),
+        test,
+        args.samples,
+        args.cache / "tokens-onnx",
+        results.save,
+        _say,
+        Split(held.images[args.samples :], held.labels[args.samples :]),
+        threads=args.threads,
+        seconds=args.seconds,
+    )
     bench.open()
-    results.opened({"name": RECIPE.name, "checkpoint": RECIPE.path(args.cache).name, "weights": weights,
-                    "training": training, "evaluated": f"{RECIPE.data} test, {len(test.labels)} images",
-                    "calibrated": f"{RECIPE.data} train, {args.samples} of {half} held-out images",
-                    "judged": f"{RECIPE.data} train, {JUDGES} other held-out images",
-                    "further": f"{RECIPE.data} train, the {len(held.labels) - args.samples} held-out images that no "
-                               "method saw", **bench.dense})
+    results.opened(
+        {
+            "name": RECIPE.name,
+            "checkpoint": RECIPE.path(args.cache).name,
+            "weights": weights,
+            "training": training,
+            "evaluated": f"{RECIPE.data} test, {len(test.labels)} images",
+            "calibrated": f"{RECIPE.data} train, {args.samples} of {half} held-out images",
+            "judged": f"{RECIPE.data} train, {JUDGES} other held-out images",
+            "further": f"{RECIPE.data} train, the {len(held.labels) - args.samples} held-out images that no method saw",
+            **bench.dense,
+        }
+    )
     bench.records = results.measured
     results.save(bench.records)
     _say(f"dense: {bench.dense['accuracy']:.2f} %, {bench.dense['macs'] / 1e6:.1f} M MACs")
     drawn = [row for row in args.rows if row in DRAWN]
-    cells = {key(cell.record(args.samples, weights)): cell for cell in (
-        *ledgers(args.ledgers, args.recover, args.ledger_ratios, args.seed),
-        *sweep(args.rows, args.schedules, args.ratios, args.seed),
-        *(cell for draw in range(1, args.draws)
-          for cell in sweep(drawn, args.schedules, args.ratios, args.seed + draw)))}
+    cells = {
+        key(cell.record(args.samples, weights)): cell
+        for cell in (
+            *ledgers(args.ledgers, args.recover, args.ledger_ratios, args.seed),
+            *sweep(args.rows, args.schedules, args.ratios, args.seed),
+            *(
+                cell
+                for draw in range(1, args.draws)
+                for cell in sweep(drawn, args.schedules, args.ratios, args.seed + draw)
+            ),
+        )
+    }
     bench.run(list(cells.values()), {cell: args.batches for cell in cells.values() if is_timed(cell, args)})
 
 
@@ -306,8 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.prepare:
             _, about = trained(RECIPE, LOADERS[RECIPE.data](args.data), args.cache, _say)
-            _say(f"{RECIPE.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
-                 f"{about['cpu_seconds']} CPU s")
+            _say(
+                f"{RECIPE.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
+                f"{about['cpu_seconds']} CPU s"
+            )
             return 0
         results = Results(args.out)
         results.drop(args.again)

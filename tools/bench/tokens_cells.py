@@ -20,8 +20,13 @@ REDUCERS = {
 """Row -> the reducer as ``--tokens`` takes it, without its schedule."""
 DRAWN = ("random",)
 """Rows whose reducer draws: one draw says little, so figures are means over several seeds of the draw."""
-SCHEDULES = {"constant": "schedule=constant", "decreasing": "schedule=decreasing",
-             "elimination": "schedule=optin,guard=false", "optin": "schedule=optin", "auto": "schedule=auto"}
+SCHEDULES = {
+    "constant": "schedule=constant",
+    "decreasing": "schedule=decreasing",
+    "elimination": "schedule=optin,guard=false",
+    "optin": "schedule=optin",
+    "auto": "schedule=auto",
+}
 """Name -> options. ``elimination`` is OPTIN's schedule whatever it does; ``optin`` gives way to the constant one where
 it is not clearly better on the calibration data, as the product does."""
 LEDGERS = {"weights": "heads,ffn", "tokens": "tokens", "joint": "heads,ffn,tokens"}
@@ -99,5 +104,12 @@ def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[flo
         for row in rows:
             reduces = "tokens" in LEDGERS[row]
             for recover in recoveries:
-                yield Cell(row, DEFAULT if reduces else "", LEDGERS[row],
-                           scheduled("tome", DEFAULT) if reduces else "off", recover, ratio, seed)
+                yield Cell(
+                    row,
+                    DEFAULT if reduces else "",
+                    LEDGERS[row],
+                    scheduled("tome", DEFAULT) if reduces else "off",
+                    recover,
+                    ratio,
+                    seed,
+                )

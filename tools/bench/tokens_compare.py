@@ -23,8 +23,9 @@ def packed(bits: Tensor) -> str:
 def answers(record: Mapping[str, Any], further: bool) -> np.ndarray:
     """Which images were right: those of the test split, then the ``further`` ones. [images] of 0, 1"""
     parts = [record, *([record["further"]] if further else [])]
-    return np.concatenate([np.unpackbits(np.frombuffer(base64.b64decode(p["right"]), np.uint8))[: p["images"]]
-                           for p in parts]).astype(float)
+    return np.concatenate(
+        [np.unpackbits(np.frombuffer(base64.b64decode(p["right"]), np.uint8))[: p["images"]] for p in parts]
+    ).astype(float)
 
 
 def apart(ones: Sequence[Record], twos: Sequence[Record]) -> np.ndarray | None:
@@ -61,14 +62,24 @@ def difference(one: Record, two: Record) -> tuple[float, float]:
 
 def draws(records: Iterable[Record], row: str, schedule: str, ratio: float) -> list[Record]:
     """The measurements of a cell of the sweep by seed: one, or as many as a reducer that draws was measured with."""
-    found = sorted((r for r in records if "accuracy" in r and r["ratio"] == ratio and r["recover"] == "none"
-                    and r["prune"] == "tokens" and r["tokens"] == scheduled(reducer(row, r["seed"]), schedule)),
-                   key=lambda r: int(r["seed"]))
+    found = sorted(
+        (
+            r
+            for r in records
+            if "accuracy" in r
+            and r["ratio"] == ratio
+            and r["recover"] == "none"
+            and r["prune"] == "tokens"
+            and r["tokens"] == scheduled(reducer(row, r["seed"]), schedule)
+        ),
+        key=lambda r: int(r["seed"]),
+    )
     return found if row in DRAWN else found[:1]
 
 
-def pairs(records: Sequence[Record], row: str, schedule: str, other: str, ratio: float) \
-        -> tuple[list[Record], list[Record]]:
+def pairs(
+    records: Sequence[Record], row: str, schedule: str, other: str, ratio: float
+) -> tuple[list[Record], list[Record]]:
     """The measurements of two schedules at the seeds that both have."""
     ones, twos = ({int(r["seed"]): r for r in draws(records, row, name, ratio)} for name in (schedule, other))
     both = sorted(set(ones) & set(twos))
@@ -92,8 +103,13 @@ def averaged(records: Sequence[Record]) -> list[Record]:
 
 def find(records: Iterable[Record], prune: str, tokens: str, recover: str, ratio: float) -> Record | None:
     """The measurement of these options with a figure, at the lowest seed."""
-    fitting = (r for r in records if "accuracy" in r and r["ratio"] == ratio and
-               (r["prune"], r["tokens"], r["recover"]) == (prune, tokens, recover))
+    fitting = (
+        r
+        for r in records
+        if "accuracy" in r
+        and r["ratio"] == ratio
+        and (r["prune"], r["tokens"], r["recover"]) == (prune, tokens, recover)
+    )
     return min(fitting, key=lambda r: r["seed"], default=None)
 
 
@@ -104,8 +120,14 @@ def of_row(records: Iterable[Record], row: str, schedule: str, ratio: float) -> 
 
 def of_ledger(records: Iterable[Record], row: str, recover: str, ratio: float) -> Record | None:
     """Of the ledgers."""
-    return next((found for cell in ledgers([row], [recover], [ratio])
-                 if (found := find(records, cell.prune, cell.tokens, cell.recover, ratio))), None)
+    return next(
+        (
+            found
+            for cell in ledgers([row], [recover], [ratio])
+            if (found := find(records, cell.prune, cell.tokens, cell.recover, ratio))
+        ),
+        None,
+    )
 
 
 def compared(records: Sequence[Record], schedule: str, other: str = "constant") -> dict[tuple[str, float], np.ndarray]:
@@ -120,8 +142,14 @@ def over_reducers(records: Sequence[Record], schedule: str) -> dict[float, tuple
     error, reducers), on the images that all of them were judged on."""
     found = compared(records, schedule)
     by = {ratio: [each for (_, r), each in found.items() if r == ratio] for ratio in RATIOS}
-    return {ratio: (*points(np.mean([e.mean(axis=0)[: min(p.shape[1] for p in each)] for e in each], axis=0)[None]),
-                    len(each)) for ratio, each in by.items() if each}
+    return {
+        ratio: (
+            *points(np.mean([e.mean(axis=0)[: min(p.shape[1] for p in each)] for e in each], axis=0)[None]),
+            len(each),
+        )
+        for ratio, each in by.items()
+        if each
+    }
 
 
 def overall(records: Sequence[Record], schedule: str) -> tuple[bool, str]:
@@ -132,12 +160,16 @@ def overall(records: Sequence[Record], schedule: str) -> tuple[bool, str]:
     images = sorted({each.shape[1] for each in pairwise.values()}) or [0]
     moved = {cell: d for cell, d in found.items() if d[1]}
     above, below = ([cell for cell, (by, _) in moved.items() if by * sign > 0] for sign in (1, -1))
-    far = [f"{row} at {ratio:g} ({by:+.2f}, standard error {error:.2f})" for (row, ratio), (by, error) in moved.items()
-           if by < -error]
+    far = [
+        f"{row} at {ratio:g} ({by:+.2f}, standard error {error:.2f})"
+        for (row, ratio), (by, error) in moved.items()
+        if by < -error
+    ]
     mean = sum(by for by, _ in moved.values()) / max(len(moved), 1)
     equal = len(found) - len(above) - len(below)
     surely = [cell for cell, (by, error) in moved.items() if by < -SURE * error]
     return bool(found) and not surely, (
         f"{schedule} in {len(found)} cells, {'/'.join(map(str, images))} images: {equal} as constant, {len(above)} "
         f"above, {len(below)} below; by {mean:+.2f} points in the mean where they differ; below by more than a "
-        f"standard error: {', '.join(far) or 'none'}; by more than two: {len(surely)}")
+        f"standard error: {', '.join(far) or 'none'}; by more than two: {len(surely)}"
+    )

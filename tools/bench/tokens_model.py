@@ -84,8 +84,10 @@ class Recipe:
 
 
 RECIPE = Recipe(
-    "vit-tokens", sizes={"patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4},
-    stages=(Stage(28, 36, 1.2e-3, 0.6, mix=0.25), Stage(56, 3, 3e-4, 0.75, fused=True)))
+    "vit-tokens",
+    sizes={"patch_size": 4, "embed_dim": 128, "depth": 8, "num_heads": 4},
+    stages=(Stage(28, 36, 1.2e-3, 0.6, mix=0.25), Stage(56, 3, 3e-4, 0.75, fused=True)),
+)
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,10 @@ def resized(images: Tensor, size: int) -> Tensor:
 def splits(recipe: Recipe, images: Images) -> tuple[Split, Split]:
     """The held-out part of the train split and the test split, at the trained model's size."""
     held = slice(len(images.train_labels) - recipe.held, None)
-    return (Split(resized(images.train_images[held], recipe.size), images.train_labels[held]),
-            Split(resized(images.test_images, recipe.size), images.test_labels))
+    return (
+        Split(resized(images.train_images[held], recipe.size), images.train_labels[held]),
+        Split(resized(images.test_images, recipe.size), images.test_labels),
+    )
 
 
 def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print) -> tuple[nn.Module, dict[str, Any]]:
@@ -158,8 +162,9 @@ def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.
         if "model" in saved:
             model.load_state_dict(carried(saved["model"], model))
         optimiser = torch.optim.AdamW(model.parameters(), stage.lr, weight_decay=recipe.decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, stage.lr, pct_start=0.15,
-                                                       total_steps=stage.epochs * (fit // recipe.batch))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, stage.lr, pct_start=0.15, total_steps=stage.epochs * (fit // recipe.batch)
+        )
         if saved["epoch"]:
             optimiser.load_state_dict(saved["optimiser"])
             schedule.load_state_dict(saved["schedule"])
@@ -169,13 +174,21 @@ def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.
             loss = _epoch(model.train(), recipe, stage, pool, optimiser, schedule, generator)
             spent[number] += time.process_time() - started
             last = epoch + 1 == stage.epochs
-            saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                     "schedule": schedule.state_dict(), "generator": generator.get_state(), "cpu_seconds": spent,
-                     "stage": number + last, "epoch": 0 if last else epoch + 1}
+            saved = {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+                "cpu_seconds": spent,
+                "stage": number + last,
+                "epoch": 0 if last else epoch + 1,
+            }
             _store(partial, saved)
             right = 100 * share_right(_quick(model.eval(), recipe.bf16), held.images, held.labels)
-            say(f"{recipe.name}: {stage.size}x{stage.size}, epoch {epoch + 1} of {stage.epochs}, loss {loss:.3f}, "
-                f"held-out accuracy {right:.2f}, {sum(spent):.0f} CPU s")
+            say(
+                f"{recipe.name}: {stage.size}x{stage.size}, epoch {epoch + 1} of {stage.epochs}, loss {loss:.3f}, "
+                f"held-out accuracy {right:.2f}, {sum(spent):.0f} CPU s"
+            )
     model = build(recipe, recipe.size)
     model.load_state_dict(saved["model"])
     return model, _verdict(model.eval(), recipe, images, spent, say)
@@ -184,8 +197,13 @@ def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.
 def _verdict(model: nn.Module, recipe: Recipe, images: Images, spent: list[float], say: Say) -> dict[str, Any]:
     held, test = (share_right(model, part.images, part.labels, 50) for part in splits(recipe, images))
     say(f"{recipe.name}: test accuracy {100 * test:.2f}, held-out {100 * held:.2f}, {sum(spent):.0f} CPU s")
-    return {"hash": recipe.hash, "cpu_seconds": round(sum(spent)), "held_accuracy": held, "test_accuracy": test,
-            "epoch_seconds": [round(s / stage.epochs, 1) for s, stage in zip(spent, recipe.stages, strict=True)]}
+    return {
+        "hash": recipe.hash,
+        "cpu_seconds": round(sum(spent)),
+        "held_accuracy": held,
+        "test_accuracy": test,
+        "epoch_seconds": [round(s / stage.epochs, 1) for s, stage in zip(spent, recipe.stages, strict=True)],
+    }
 
 
 def _quick(model: nn.Module, bf16: bool) -> Any:
@@ -196,8 +214,15 @@ def _quick(model: nn.Module, bf16: bool) -> Any:
     return run
 
 
-def _epoch(model: nn.Module, recipe: Recipe, stage: Stage, pool: Split, optimiser: Any, schedule: Any,
-           generator: torch.Generator) -> float:
+def _epoch(
+    model: nn.Module,
+    recipe: Recipe,
+    stage: Stage,
+    pool: Split,
+    optimiser: Any,
+    schedule: Any,
+    generator: torch.Generator,
+) -> float:
     total, count = 0.0, len(pool.labels) // recipe.batch
     for index in torch.randperm(len(pool.labels), generator=generator).split(recipe.batch)[:count]:
         batch, labels = cropped(pool.images[index], stage, generator), pool.labels[index]
@@ -208,8 +233,11 @@ def _epoch(model: nn.Module, recipe: Recipe, stage: Stage, pool: Split, optimise
         kernel = SDPBackend.FLASH_ATTENTION if stage.fused else SDPBackend.MATH
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(kernel):
             logits = model(batch.contiguous(memory_format=torch.channels_last)).float()
-        loss = sum(weight * functional.cross_entropy(logits, target, label_smoothing=recipe.smoothing)
-                   for weight, target in ((1 - share, labels), (share, other)) if weight)
+        loss = sum(
+            weight * functional.cross_entropy(logits, target, label_smoothing=recipe.smoothing)
+            for weight, target in ((1 - share, labels), (share, other))
+            if weight
+        )
         assert isinstance(loss, Tensor)
         optimiser.zero_grad()
         loss.backward()
@@ -241,8 +269,9 @@ def mixed(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     top = int(torch.randint(0, height - rows + 1, (), generator=generator))
     left = int(torch.randint(0, width - columns + 1, (), generator=generator))
     made = batch.clone()
-    made[:, :, top : top + rows, left : left + columns] = \
-        batch.roll(1, 0)[:, :, top : top + rows, left : left + columns]
+    made[:, :, top : top + rows, left : left + columns] = batch.roll(1, 0)[
+        :, :, top : top + rows, left : left + columns
+    ]
     return made, rows * columns / (height * width)
 
 

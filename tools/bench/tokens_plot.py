@@ -30,8 +30,13 @@ STYLES = {  # row -> (colour, line, marker)
     "tokens": ("#c0392b", "-", "o"),
     "joint": ("#117a65", "-", "D"),
 }
-COLOURS = {"constant": "#2471a3", "decreasing": "#e59866", "elimination": "#1e8449", "optin": "#c0392b",
-           "auto": "#6c3483"}  # of ToMe's schedules
+COLOURS = {
+    "constant": "#2471a3",
+    "decreasing": "#e59866",
+    "elimination": "#1e8449",
+    "optin": "#c0392b",
+    "auto": "#6c3483",
+}  # of ToMe's schedules
 DASHES = {"constant": ":", "decreasing": "--", "elimination": (0, (1, 3)), "optin": "-", "auto": "-."}
 PANELS = ("constant", "decreasing", "elimination", "optin")
 BATCHES = ("1", "32")
@@ -108,8 +113,15 @@ def _ledgers(panel: Any, records: Iterable[Record]) -> None:
     here = [r for r in here if r["row"] in LEDGERS]
     for (row, recover), cells in _lines(here, "row", "recover").items():
         label = row if recover == "auto" else f"{row}, no recovery"
-        _draw(panel, [c["share"] for c in cells], cells, row, "-" if recover == "auto" else "--", label,
-              hollow=recover != "auto")
+        _draw(
+            panel,
+            [c["share"] for c in cells],
+            cells,
+            row,
+            "-" if recover == "auto" else "--",
+            label,
+            hollow=recover != "auto",
+        )
 
 
 def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
@@ -120,21 +132,53 @@ def _latency(panel: Any, records: Iterable[Record], batch: str) -> None:
     for (row, schedule), cells in _lines(here, "row", "schedule").items():
         label = f"{row}, {schedule}" if row not in LEDGERS else row
         _draw(panel, [1 / c["latency"][batch]["speedup"] for c in cells], cells, row, DASHES.get(schedule, "-"), label)
-        panel.plot([c["share"] for c in cells], [c["accuracy"] for c in cells], color=STYLES[row][0], linestyle="",
-                   marker="|", markersize=9, alpha=0.4, zorder=1)
+        panel.plot(
+            [c["share"] for c in cells],
+            [c["accuracy"] for c in cells],
+            color=STYLES[row][0],
+            linestyle="",
+            marker="|",
+            markersize=9,
+            alpha=0.4,
+            zorder=1,
+        )
 
 
-def _draw(panel: Any, across: list[float], cells: list[Record], row: str, dashes: str, label: str,
-          colour: str = "", hollow: bool = False) -> None:
-    panel.plot(across, [c["accuracy"] for c in cells], color=colour or STYLES[row][0], linestyle=dashes,
-               marker=STYLES[row][2], markersize=4, fillstyle="none" if hollow else "full", linewidth=1.6, label=label,
-               zorder=3)
+def _draw(
+    panel: Any,
+    across: list[float],
+    cells: list[Record],
+    row: str,
+    dashes: str,
+    label: str,
+    colour: str = "",
+    hollow: bool = False,
+) -> None:
+    panel.plot(
+        across,
+        [c["accuracy"] for c in cells],
+        color=colour or STYLES[row][0],
+        linestyle=dashes,
+        marker=STYLES[row][2],
+        markersize=4,
+        fillstyle="none" if hollow else "full",
+        linewidth=1.6,
+        label=label,
+        zorder=3,
+    )
 
 
 def _finish(panel: Any, title: str, across: str, dense: float, up: str = "accuracy (%)") -> None:
     panel.axhline(dense, color="black", linewidth=0.8, zorder=1)
-    panel.annotate(f"dense {dense:.2f}" if dense else "dense", (1, dense), xycoords=("axes fraction", "data"),
-                   xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=8)
+    panel.annotate(
+        f"dense {dense:.2f}" if dense else "dense",
+        (1, dense),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+    )
     panel.set_title(title, fontsize=10)
     panel.set_xlabel(across)
     panel.set_ylabel(up)

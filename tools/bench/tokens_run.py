@@ -36,8 +36,9 @@ from fxprune.program import Program
 from fxprune.quiet import quiet
 
 
-def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int,
-            out: Path | None) -> tuple[Artifact, list[str]]:
+def reduced(
+    model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int, out: Path | None
+) -> tuple[Artifact, list[str]]:
     """What the product makes of ``model``, and its warnings; as ONNX in ``out`` where that is given."""
     notes: list[str] = []
 
@@ -46,17 +47,37 @@ def reduced(model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch]
             notes.append(event.text)
 
     with quiet():
-        made = fxprune.compile(model, example, flops=cell.ratio, prune=cell.prune, tokens=cell.tokens, data=data,
-                               samples=samples, seed=cell.seed, recover=cell.recover, out=out,
-                               target="eager" if out is None else "onnx", seconds=0, on_event=hear)
+        made = fxprune.compile(
+            model,
+            example,
+            flops=cell.ratio,
+            prune=cell.prune,
+            tokens=cell.tokens,
+            data=data,
+            samples=samples,
+            seed=cell.seed,
+            recover=cell.recover,
+            out=out,
+            target="eager" if out is None else "onnx",
+            seconds=0,
+            on_event=hear,
+        )
     return made, notes
 
 
 def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int], out: Path) -> Artifact:
     """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
     with quiet():
-        return fxprune.compile(model, example, tokens=f"{reducer(cell.row, cell.seed)}:r={','.join(map(str, removed))}",
-                               recover="none", out=out, target="onnx", seconds=0, on_event=lambda _: None)
+        return fxprune.compile(
+            model,
+            example,
+            tokens=f"{reducer(cell.row, cell.seed)}:r={','.join(map(str, removed))}",
+            recover="none",
+            out=out,
+            target="onnx",
+            seconds=0,
+            on_event=lambda _: None,
+        )
 
 
 def dense_onnx(model: nn.Module, example: Tensor, out: Path) -> Path:
@@ -116,10 +137,13 @@ def timed(dense: Path, small: Path, images: Tensor, batch: int, threads: int, se
         inputs = {running.get_inputs()[0].name: feed}
         calls[name] = lambda running=running, inputs=inputs: running.run(None, inputs)  # type: ignore[misc]
     found = latency(calls, seconds=seconds, rounds=10_000, items=batch)
-    return {**{f"{name}_ms": round(t.median_ms, 4) for name, t in found.items()},
-            **{f"{name}_spread": round(t.spread, 4) for name, t in found.items()},
-            "rounds": found["dense"].samples, "threads": threads,
-            "speedup": round(found["dense"].median_ms / found["reduced"].median_ms, 4)}
+    return {
+        **{f"{name}_ms": round(t.median_ms, 4) for name, t in found.items()},
+        **{f"{name}_spread": round(t.spread, 4) for name, t in found.items()},
+        "rounds": found["dense"].samples,
+        "threads": threads,
+        "speedup": round(found["dense"].median_ms / found["reduced"].median_ms, 4),
+    }
 
 
 @dataclass
@@ -156,10 +180,13 @@ class Bench:
         self._judged = logits_of(run, self.judge.images)
         artifact = fxprune.apply(self.model, CompressionPlan(), self.example, on_event=lambda _: None)
         answers = logits_of(run, self.test.images)
-        self.dense = {"accuracy": right(answers, self.test.labels), "images": len(self.test.labels),
-                      "macs": int(artifact.report["cost"]["dense"]["flops"]),
-                      "counted": counted(artifact.program, self.test.images[:1]),
-                      "tokens": tokens_of(artifact.program)}
+        self.dense = {
+            "accuracy": right(answers, self.test.labels),
+            "images": len(self.test.labels),
+            "macs": int(artifact.report["cost"]["dense"]["flops"]),
+            "counted": counted(artifact.program, self.test.images[:1]),
+            "tokens": tokens_of(artifact.program),
+        }
 
     @property
     def example(self) -> Tensor:
@@ -200,8 +227,10 @@ class Bench:
             if more is not None:
                 record["further"] = answered(of_program(artifact.program), more)
             if folder is not None:
-                record["latency"] = {**record.get("latency", {}),
-                                     **{str(b): self._timed(folder, b, record["macs"]) for b in todo}}
+                record["latency"] = {
+                    **record.get("latency", {}),
+                    **{str(b): self._timed(folder, b, record["macs"]) for b in todo},
+                }
         except FxpruneError as error:  # such as a budget below what a reducer reaches: that is a result
             record["error"] = said(error)
         self._keep(record, started)
@@ -232,14 +261,27 @@ class Bench:
 
     def _twins(self, cell: Cell, tokens: Sequence[int], macs: int) -> list[Record]:
         """Measurements of the same reducer with the same counts, by whichever schedule: they are the same model."""
-        return [r for r in self.records if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
-                and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))]
+        return [
+            r
+            for r in self.records
+            if (r["row"], r["recover"], r["seed"]) == (cell.row, "none", cell.seed)
+            and (r.get("macs"), r.get("tokens_per_block")) == (macs, list(tokens))
+        ]
 
     def _same(self, cell: Cell, tokens: Sequence[int], macs: int, batch: int | None = None) -> Record | None:
         """A twin that was judged on all test images, or timed at a batch size."""
-        return next((r for r in self._twins(cell, tokens, macs)
-                     if (str(batch) in r.get("latency", {}) if batch is not None
-                         else r.get("images") == len(self.test.labels))), None)
+        return next(
+            (
+                r
+                for r in self._twins(cell, tokens, macs)
+                if (
+                    str(batch) in r.get("latency", {})
+                    if batch is not None
+                    else r.get("images") == len(self.test.labels)
+                )
+            ),
+            None,
+        )
 
     def _of_counts(self, cell: Cell, record: Record, batches: Sequence[int]) -> Record:
         """Latency per batch size. Time only looks at the counts, so the artefact is made by them."""
@@ -267,23 +309,37 @@ class Bench:
     def _figures(self, artifact: Artifact) -> Record:
         run = of_program(artifact.program)
         program, macs = artifact.program, int(artifact.report["cost"]["compressed"]["flops"])
-        return {**self._answers(run), "macs": macs, "share": round(macs / self.dense["macs"], 4),
-                "counted": counted(program, self.test.images[:1]), "tokens_per_block": tokens_of(program)}
+        return {
+            **self._answers(run),
+            "macs": macs,
+            "share": round(macs / self.dense["macs"], 4),
+            "counted": counted(program, self.test.images[:1]),
+            "tokens_per_block": tokens_of(program),
+        }
 
     def _answers(self, run: Callable[[Batch], Tensor]) -> Record:
         return {**answered(run, self.test), **closeness(self._judged, logits_of(run, self.judge.images))}
 
     def _timed(self, folder: Path, batch: int, macs: int) -> Record:
-        found = timed(dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"), payload(folder),
-                      self.judge.images, batch, self.threads, self.seconds)
+        found = timed(
+            dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"),
+            payload(folder),
+            self.judge.images,
+            batch,
+            self.threads,
+            self.seconds,
+        )
         return {**found, "realised": round(found["speedup"] * macs / self.dense["macs"], 4)}
 
 
 def answered(run: Callable[[Batch], Tensor], split: Split) -> Record:
     """Accuracy on images, how many there are, and which were right."""
     logits = logits_of(run, split.images)
-    return {"accuracy": right(logits, split.labels), "images": len(split.labels),
-            "right": packed(logits.argmax(-1) == split.labels)}
+    return {
+        "accuracy": right(logits, split.labels),
+        "images": len(split.labels),
+        "right": packed(logits.argmax(-1) == split.labels),
+    }
 
 
 def right(logits: Tensor, labels: Tensor) -> float:
@@ -302,10 +358,13 @@ def line(record: Record) -> str:
     what = " ".join(filter(None, (record["row"], record["schedule"], f"recover={record['recover']}")))
     if "error" in record:
         return f"{what} at {record['ratio']:g}: {record['error'][:90]}"
-    timing = "".join(f", batch {b}: x{t['speedup']:.2f} ({t['realised']:.2f} of ideal)"
-                     for b, t in record.get("latency", {}).items())
-    return (f"{what} at {record['ratio']:g}: {record['accuracy']:.2f} %, agreement {record['agreement']:.2f} %, KL "
-            f"{record['kl']:.4f}, {record['share']:.3f} of the MACs{timing} ({record['seconds']} s)")
+    timing = "".join(
+        f", batch {b}: x{t['speedup']:.2f} ({t['realised']:.2f} of ideal)" for b, t in record.get("latency", {}).items()
+    )
+    return (
+        f"{what} at {record['ratio']:g}: {record['accuracy']:.2f} %, agreement {record['agreement']:.2f} %, KL "
+        f"{record['kl']:.4f}, {record['share']:.3f} of the MACs{timing} ({record['seconds']} s)"
+    )
 
 
 def _eager(model: nn.Module) -> Callable[[Batch], Tensor]:

@@ -31,9 +31,27 @@ MOST_SECONDS = 180.0
 
 def run(model: str, data: Path, samples: int, flops: float, threads: int, out: Path) -> dict[str, Any]:
     """One command in a process of its own."""
-    argv = [sys.executable, "-m", "fxprune", "compile", model, "--target", "onnx", "--flops", str(flops),
-            "--data", str(data), "--samples", str(samples), "--threads", str(threads), "--out", str(out), "--json",
-            "-q"]
+    argv = [
+        sys.executable,
+        "-m",
+        "fxprune",
+        "compile",
+        model,
+        "--target",
+        "onnx",
+        "--flops",
+        str(flops),
+        "--data",
+        str(data),
+        "--samples",
+        str(samples),
+        "--threads",
+        str(threads),
+        "--out",
+        str(out),
+        "--json",
+        "-q",
+    ]
     started = time.perf_counter()
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.perf_counter() - started
@@ -41,9 +59,15 @@ def run(model: str, data: Path, samples: int, flops: float, threads: int, out: P
     passes: dict[str, float] = {}
     for one in report["passes"]:
         passes[one["name"]] = round(passes.get(one["name"], 0.0) + one["seconds"], 2)
-    return {"samples": samples, "seconds": round(seconds, 1), "ratio": report["cost"]["ratio"]["flops"],
-            "recovery": report["recovery"]["chosen"], "parity": report["parity"]["ok"],
-            "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, "passes": passes}
+    return {
+        "samples": samples,
+        "seconds": round(seconds, 1),
+        "ratio": report["cost"]["ratio"]["flops"],
+        "recovery": report["recovery"]["chosen"],
+        "parity": report["parity"]["ok"],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "passes": passes,
+    }
 
 
 def main() -> int:
@@ -67,8 +91,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for samples in map(int, args.samples.split(",")):
             rows.append(run(model, args.data, samples, args.flops, args.threads, Path(folder) / "small"))
-            print(f"{samples} samples: {rows[-1]['seconds']} s, {rows[-1]['peak_bytes'] / 2**30:.2f} GiB, "
-                  f"recovery {rows[-1]['recovery']}", flush=True)
+            print(
+                f"{samples} samples: {rows[-1]['seconds']} s, {rows[-1]['peak_bytes'] / 2**30:.2f} GiB, "
+                f"recovery {rows[-1]['recovery']}",
+                flush=True,
+            )
     write(args.out, "whole", model="all-MiniLM-L6-v2", flops=args.flops, threads=args.threads, runs=rows)
     late = [r["samples"] for r in rows if r["seconds"] > MOST_SECONDS]
     if late:

@@ -120,10 +120,16 @@ def analyse(name: str, built: Built) -> tuple[Subject, Row]:
     subject.check(batch_open, f"another batch size: {'; '.join(program.notes)}")
     subject.check(not program.need("axes").unknown, f"ops without a rule: {dict(program.need('axes').unknown)}")
     return subject, {
-        "params_m": round(dense.params / 1e6, 2), "gmacs": round(dense.flops / 1e9, 3), "nodes": raw,
-        "nodes_clean": len(program.graph.nodes), "capture_s": round(captured - started, 2),
-        "analysis_s": round(analysed - captured, 2), "open": open_sizes(program), "groups": dict(live),
-        "frozen": dict(frozen), "notes": list(program.notes),
+        "params_m": round(dense.params / 1e6, 2),
+        "gmacs": round(dense.flops / 1e9, 3),
+        "nodes": raw,
+        "nodes_clean": len(program.graph.nodes),
+        "capture_s": round(captured - started, 2),
+        "analysis_s": round(analysed - captured, 2),
+        "open": open_sizes(program),
+        "groups": dict(live),
+        "frozen": dict(frozen),
+        "notes": list(program.notes),
     }
 
 
@@ -134,8 +140,10 @@ def open_sizes(program: Program) -> str:
     for node in program.placeholders():
         value = node.meta.get("val")
         if node.name in program.user_inputs and isinstance(value, Tensor):
-            sizes = [letters.setdefault(str(s), chr(97 + len(letters))) if not str(s).isdigit() else str(s)
-                     for s in value.shape]
+            sizes = [
+                letters.setdefault(str(s), chr(97 + len(letters))) if not str(s).isdigit() else str(s)
+                for s in value.shape
+            ]
             shapes.append(f"[{', '.join(sizes)}]")
     return " ".join(dict.fromkeys(shapes))
 
@@ -216,8 +224,10 @@ def counting_row(subject: Subject, planned: Program, sliced: Program, ratio: flo
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run_flat(sliced, subject.single)
     counted = counter.get_total_flops() / 2
-    subject.check(abs(counted - predicted) <= 1e-6 * predicted,
-                  f"{ratio}: torch counts {counted / predicted:.6f} of the predicted MACs")
+    subject.check(
+        abs(counted - predicted) <= 1e-6 * predicted,
+        f"{ratio}: torch counts {counted / predicted:.6f} of the predicted MACs",
+    )
     return {"counted": short(counted / predicted, 9)}
 
 
@@ -277,8 +287,13 @@ def examine_apart(name: str, options: argparse.Namespace) -> Row:
     command = [sys.executable, __file__, "--one", name, "--ratios", options.ratios, "--threads", str(options.threads)]
     started = time.perf_counter()
     try:
-        done = subprocess.run([*command, *(["--no-onnx"] if options.no_onnx else [])], capture_output=True, text=True,
-                              timeout=options.seconds, check=False)
+        done = subprocess.run(
+            [*command, *(["--no-onnx"] if options.no_onnx else [])],
+            capture_output=True,
+            text=True,
+            timeout=options.seconds,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return {"model": name, "failures": [f"not done after {options.seconds:.0f} s"]}
     try:
@@ -294,8 +309,9 @@ def table(rows: Sequence[Row]) -> Any:
     from rich.table import Table
 
     bad, skipped = sum(bool(r["failures"]) for r in rows), sum("skipped" in r for r in rows)
-    result = Table(title=f"{len(rows) - bad - skipped} of {len(rows)} models without a failure, {skipped} skipped",
-                   show_lines=True)
+    result = Table(
+        title=f"{len(rows) - bad - skipped} of {len(rows)} models without a failure, {skipped} skipped", show_lines=True
+    )
     ratios = list(dict.fromkeys(one["ratio"] for row in rows for one in row.get("ratios", ())))
     for column in ("model", "nodes", "capture s", "analysis s", "groups", "frozen"):
         result.add_column(column, overflow="fold")
@@ -316,12 +332,17 @@ def cells(row: Row, ratios: Sequence[float]) -> list[str]:
     worst = max((abs(one["counted"] - 1) for one in reached if "counted" in one), default=None)
     onnx = next((f"{one['onnx']:.0e}" for one in reached if "onnx" in one), "")
     return [
-        row["model"], str(row.get("nodes", "")), str(row.get("capture_s", "")), str(row.get("analysis_s", "")),
+        row["model"],
+        str(row.get("nodes", "")),
+        str(row.get("capture_s", "")),
+        str(row.get("analysis_s", "")),
         " ".join(f"{kind} {count}" for kind, count in row.get("groups", {}).items()),
         "; ".join(f"{reason[:50]} ({count})" for reason, count in frozen),
         *(ratio_cell(done.get(ratio, {})) for ratio in ratios),
         "" if worst is None else "exact" if worst < 1e-8 else f"off {worst:.0e}",
-        "".join("=" if one.get("saved") else "!" for one in reached), onnx, str(row.get("peak_mb", "")),
+        "".join("=" if one.get("saved") else "!" for one in reached),
+        onnx,
+        str(row.get("peak_mb", "")),
         "; ".join(row["failures"]) or row.get("skipped", ""),
     ]
 
@@ -358,8 +379,12 @@ def main() -> int:
     before = json.loads(options.out.read_text())["rows"] if options.update and options.out.exists() else []
     for name in names:
         rows.append(examine_apart(name, options))
-        console.print(" | ".join(filter(None, [*cells(rows[-1], ratios), f"{rows[-1].get('seconds', '')} s"])),
-                      markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            " | ".join(filter(None, [*cells(rows[-1], ratios), f"{rows[-1].get('seconds', '')} s"])),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         if options.out:
             every = {row["model"]: row for row in [*before, *rows]}
             write(options.out, "zoo", threads=options.threads, rows=[every[n] for n in MODELS if n in every])

@@ -39,8 +39,9 @@ class PackedAttentionViT(nn.Module):
         self.norm1 = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.attention = nn.ModuleList(nn.MultiheadAttention(width, heads, batch_first=True) for _ in range(depth))
         self.norm2 = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
-        self.mlp = nn.ModuleList(nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-                                 for _ in range(depth))
+        self.mlp = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(depth)
+        )
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,16 +66,23 @@ def _text(model: str, config: str, mask: bool = False, **sizes: Any) -> Built:
 def _image(model: str, config: str, size: int = 224, **sizes: Any) -> Built:
     import transformers
 
-    return getattr(transformers, model)(getattr(transformers, config)(**sizes)), (), {
-        "pixel_values": torch.randn(2, 3, size, size)}
+    return (
+        getattr(transformers, model)(getattr(transformers, config)(**sizes)),
+        (),
+        {"pixel_values": torch.randn(2, 3, size, size)},
+    )
 
 
 def _mask2former() -> Built:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    sizes: dict[str, Any] = {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
-                             "out_features": stages}
+    sizes: dict[str, Any] = {
+        "embed_dim": 96,
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+        "out_features": stages,
+    }
     config = Mask2FormerConfig(backbone_config=SwinConfig(**sizes))
     return Mask2FormerForUniversalSegmentation(config), (), {"pixel_values": torch.randn(2, 3, 256, 256)}
 
@@ -87,37 +95,83 @@ def _clip() -> Built:
 def _whisper() -> Built:
     import transformers
 
-    config = transformers.WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536,
-                                        decoder_layers=1, decoder_attention_heads=6, decoder_ffn_dim=1536)
+    config = transformers.WhisperConfig(
+        d_model=384,
+        encoder_layers=4,
+        encoder_attention_heads=6,
+        encoder_ffn_dim=1536,
+        decoder_layers=1,
+        decoder_attention_heads=6,
+        decoder_ffn_dim=1536,
+    )
     return transformers.WhisperModel(config).get_encoder(), (), {"input_features": torch.randn(2, 80, 3000)}
 
 
 _DEBERTA: dict[str, Any] = {
-    "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 6, "num_attention_heads": 12,
-    "intermediate_size": 3072, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
-    "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+    "vocab_size": 128100,
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "relative_attention": True,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "type_vocab_size": 0,
 }
 _SMOLLM: dict[str, Any] = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
 }
 _QWEN: dict[str, Any] = {
-    "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-    "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
 }
 _MISTRAL: dict[str, Any] = {
-    "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8, "num_attention_heads": 16,
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
     "num_key_value_heads": 4,
 }
 
 MODELS: dict[str, Callable[[], Built]] = {
-    **{name: (lambda name=name: _timm(name)) for name in (  # type: ignore[misc]
-        "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "deit_small_patch16_224",
-        "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",
-        "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "cait_xxs24_224", "pvt_v2_b0", "mobilevit_s",
-        "mixer_s16_224", "convnext_tiny", "resnet18", "resnet50", "vgg16_bn", "efficientnet_b0", "maxvit_tiny_rw_224",
-        "vit_small_patch14_dinov2",
-    )},
+    **{
+        name: (lambda name=name: _timm(name))
+        for name in (  # type: ignore[misc]
+            "vit_tiny_patch16_224",
+            "vit_small_patch16_224",
+            "vit_base_patch16_224",
+            "deit_small_patch16_224",
+            "deit_tiny_distilled_patch16_224",
+            "deit3_small_patch16_224",
+            "beit_base_patch16_224",
+            "eva02_tiny_patch14_224",
+            "swin_tiny_patch4_window7_224",
+            "swinv2_tiny_window8_256",
+            "cait_xxs24_224",
+            "pvt_v2_b0",
+            "mobilevit_s",
+            "mixer_s16_224",
+            "convnext_tiny",
+            "resnet18",
+            "resnet50",
+            "vgg16_bn",
+            "efficientnet_b0",
+            "maxvit_tiny_rw_224",
+            "vit_small_patch14_dinov2",
+        )
+    },
     "torchvision vit_b_16": lambda: _torchvision("vit_b_16"),
     "nn.MultiheadAttention ViT-B": lambda: (PackedAttentionViT(), (torch.randn(2, 3, 224, 224),), {}),
     "BERT": lambda: _text("BertForSequenceClassification", "BertConfig", mask=True),
@@ -181,8 +235,9 @@ def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def other_inputs(args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, length: int | None = None,
-                 seed: int = 1) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def other_inputs(
+    args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, length: int | None = None, seed: int = 1
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs of the same kinds with another batch size, and another length for 2-D tensors of integers."""
     generator = torch.Generator().manual_seed(seed)
 

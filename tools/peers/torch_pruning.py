@@ -123,10 +123,21 @@ class TorchPruning:
         ranked = {"global_pruning": "global" in variant or isomorphic, "isomorphic": isomorphic}
         told = {layer: count for attention in attentions(model) for layer, count in attention.heads.items()}
         pruner = tp.pruner.BasePruner(
-            model, dict(self.example.kwargs) or self.example.args, importance=score, pruning_ratio=width,
-            ignored_layers=ignored, num_heads=told, prune_num_heads=True, prune_head_dims=False,
-            head_pruning_ratio=heads, output_transform=_first, in_channel_groups={}, out_channel_groups={},
-            channel_groups={}, **ranked)
+            model,
+            dict(self.example.kwargs) or self.example.args,
+            importance=score,
+            pruning_ratio=width,
+            ignored_layers=ignored,
+            num_heads=told,
+            prune_num_heads=True,
+            prune_head_dims=False,
+            head_pruning_ratio=heads,
+            output_transform=_first,
+            in_channel_groups={},
+            out_channel_groups={},
+            channel_groups={},
+            **ranked,
+        )
         known = attentions(model)
         pruner.step()
         for attention in known:
@@ -225,4 +236,3 @@ def stream(model: nn.Module) -> list[nn.Module]:
         first = next((m for m in layers.values() if isinstance(m, nn.Conv2d)), None)
         return [m for n, m in layers.items() if n.endswith(ends)] + ([first] if first is not None else [])
     return [m for n, m in layers.items() if n.endswith(ends)]
-

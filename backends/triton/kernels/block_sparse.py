@@ -8,8 +8,21 @@ import triton.language as tl
 
 @triton.jit
 def block_sparse(  # type: ignore[no-untyped-def]
-    x, tiles, offsets, columns, bias, y, m, n, k, y_stride,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACTIVATION: tl.constexpr, BIAS: tl.constexpr,
+    x,
+    tiles,
+    offsets,
+    columns,
+    bias,
+    y,
+    m,
+    n,
+    k,
+    y_stride,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program makes BM rows of the BN outputs of one row of tiles: a product per tile, summed in fp32.

@@ -40,8 +40,9 @@ class Operand:
         tensor: Tensor = value[int(index)] if index else value
         return tensor
 
-    def put(self, args: Sequence[Any], kwargs: dict[str, Any],
-            tensor: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def put(
+        self, args: Sequence[Any], kwargs: dict[str, Any], tensor: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with this operand replaced."""
         name, _, index = self.path.partition(".")
         at = self._index(name)
@@ -120,8 +121,9 @@ def elements(operand: Operand, tensor: Tensor, axis: Axis) -> Tensor:
     """Which element of ``axis`` each position along the operand's dimension is; -1 for none. [length]"""
     dim = operand.dims[operand.position]
     if total(dim) != tensor.shape[operand.position]:
-        raise InternalError(f"{operand.node.name} sums over {tensor.shape[operand.position]} positions, "
-                            f"its axes say {total(dim)}")
+        raise InternalError(
+            f"{operand.node.name} sums over {tensor.shape[operand.position]} positions, its axes say {total(dim)}"
+        )
     return element_of(dim, axis).to(tensor.device)
 
 

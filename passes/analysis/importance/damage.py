@@ -85,8 +85,9 @@ class _Dense(Interpreter):
 
     def __init__(self, program: Program, again: set[str]) -> None:
         super().__init__(program.exported.graph_module)
-        self.needed = {s.name for n in program.graph.nodes if n.name in again for s in n.all_input_nodes
-                       if s.name not in again}
+        self.needed = {
+            s.name for n in program.graph.nodes if n.name in again for s in n.all_input_nodes if s.name not in again
+        }
         self.kept: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -99,8 +100,15 @@ class _Dense(Interpreter):
 class _Again(Interpreter):
     """Runs the nodes ``again`` with a change in place."""
 
-    def __init__(self, program: Program, kept: Mapping[str, Any], again: set[str], change: Change,
-                 sides: Sequence[Consumer], sizes: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        kept: Mapping[str, Any],
+        again: set[str],
+        change: Change,
+        sides: Sequence[Consumer],
+        sizes: Mapping[int, int],
+    ) -> None:
         super().__init__(program.exported.graph_module)
         self.nodes = [n for n in self.graph.nodes if n.name in again]
         # the interpreter reads its environment by node: nodes of its own copy of the graph, found by name

@@ -69,11 +69,16 @@ class Removals:
     def __call__(self, name: str, wanted: Mapping[PruneGroup, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(features, output) of the elements ``wanted`` of each group, in their order. [len(wanted)] float64 each"""
         self.reading, self._run = list(wanted), None
-        jobs = [(b, group, part) for b in range(len(self.batches)) for group, chosen in wanted.items()
-                for part in chosen.split(CHUNK)]
+        jobs = [
+            (b, group, part)
+            for b in range(len(self.batches))
+            for group, chosen in wanted.items()
+            for part in chosen.split(CHUNK)
+        ]
         found = run_jobs(name, len(jobs), lambda i: self._job(*jobs[i]))
-        features, output = ({g.name: torch.zeros(len(chosen), dtype=torch.float64) for g, chosen in wanted.items()}
-                            for _ in range(2))
+        features, output = (
+            {g.name: torch.zeros(len(chosen), dtype=torch.float64) for g, chosen in wanted.items()} for _ in range(2)
+        )
         place: dict[tuple[int, str], int] = {}
         samples = sum(b.size for b in self.batches)
         for (b, group, part), result in zip(jobs, found, strict=True):
@@ -101,14 +106,17 @@ class Removals:
         if group.name not in self._suffixes:
             view = self.views[group.name]
             looked_at = [self.nodes[n] for n in self._keep(view)] + (
-                list(self.output.all_input_nodes) if self.measure.output else [])
+                list(self.output.all_input_nodes) if self.measure.output else []
+            )
             self._suffixes[group.name] = Suffix(self.sides[group.name], looked_at)
         return self._suffixes[group.name]
 
     def _keep(self, view: View) -> dict[str, bool]:
         """Values to look at, by name: True for what the node reads."""
-        return {self.taps[z].at if self._by_mask(view, z) else self.taps[z].value: self._by_mask(view, z)
-                for z in view.wanted}
+        return {
+            self.taps[z].at if self._by_mask(view, z) else self.taps[z].value: self._by_mask(view, z)
+            for z in view.wanted
+        }
 
     @staticmethod
     def _by_mask(view: View, z: int) -> bool:
@@ -201,8 +209,9 @@ class _Batch:
         self.of, self.dense = of, dense
         self.mask = padding(of.program, dense.batch)
         rows = [of.measure.feature(t, dense.values[t.value], self.mask) for t in of.taps]
-        self.features = [(f, f.T @ f if t.rows and len(f) >= f.shape[1] else None)
-                         for f, t in zip(rows, of.taps, strict=True)]
+        self.features = [
+            (f, f.T @ f if t.rows and len(f) >= f.shape[1] else None) for f, t in zip(rows, of.taps, strict=True)
+        ]
         self.entries = of.measure.entries(of.taps[-1], rows[-1]) if of.taps else 1.0
         self.targets: list[Target] = self._targets({})
 

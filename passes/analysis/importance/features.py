@@ -16,8 +16,23 @@ from ..walk import bind, op_name
 from .consumers import Consumer, consumers
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
-_STRAIGHT = ("add", "add_", "mul", "dropout", "contiguous", "clone", "to", "_to_copy", "view", "reshape", "slice",
-             "cat", "permute", "transpose", "roll")
+_STRAIGHT = (
+    "add",
+    "add_",
+    "mul",
+    "dropout",
+    "contiguous",
+    "clone",
+    "to",
+    "_to_copy",
+    "view",
+    "reshape",
+    "slice",
+    "cat",
+    "permute",
+    "transpose",
+    "roll",
+)
 """What may stand between a feed-forward layer's output and the norm that reads it."""
 
 
@@ -85,8 +100,11 @@ def find_taps(program: Program, location: str = "ffn") -> list[Tap]:
 def _pointwise(node: Node) -> bool:
     """A 1x1 convolution over positions, which is a linear layer; over a pooled map it is a gate."""
     weight = bind(node).get("weight") if op_name(node) in CONVOLUTIONS else None
-    return isinstance(weight, Node) and all(s == 1 for s in weight.meta["val"].shape[2:]) \
+    return (
+        isinstance(weight, Node)
+        and all(s == 1 for s in weight.meta["val"].shape[2:])
         and any(s != 1 for s in node.meta["val"].shape[2:])
+    )
 
 
 def operand_source(side: Consumer) -> Node:
@@ -99,8 +117,9 @@ def operand_source(side: Consumer) -> Node:
 
 def _leaves(node: Node) -> bool:
     """Whether nothing but the model's output reads ``node``."""
-    return all(u.op == "output" or (op_name(u) in _STRAIGHT and len(u.all_input_nodes) == 1 and _leaves(u))
-               for u in node.users)
+    return all(
+        u.op == "output" or (op_name(u) in _STRAIGHT and len(u.all_input_nodes) == 1 and _leaves(u)) for u in node.users
+    )
 
 
 def _norm_after(node: Node) -> Node | None:
@@ -169,8 +188,9 @@ def views(sides: Sequence[Consumer], taps: Sequence[Tap], which: str) -> dict[st
             found[name] = View(-1, (), ())
             continue
         own, later = reached[0], reached[1:]
-        wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,),
-                  "none": ()}[which]
+        wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,), "none": ()}[
+            which
+        ]
         found[name] = View(own, wanted, reached, taps[own].value not in after)
     return found
 

@@ -50,8 +50,11 @@ class Fisher(Criterion):
 
     def __post_init__(self) -> None:
         if self.rows < 0:
-            raise OptionError("rows of gradients cannot be negative", where=f"--importance fisher{{rows={self.rows}}}",
-                              cure="0 keeps none")
+            raise OptionError(
+                "rows of gradients cannot be negative",
+                where=f"--importance fisher{{rows={self.rows}}}",
+                cure="0 keeps none",
+            )
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {name: found["values"] for name, found in self._assessed(program, data, seed, 0).items()}
@@ -59,8 +62,9 @@ class Fisher(Criterion):
     def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
         return self._assessed(program, data, seed, self.rows)
 
-    def _assessed(self, program: Program, data: Calibration | None, seed: int,
-                  rows: int) -> dict[str, dict[str, Tensor]]:
+    def _assessed(
+        self, program: Program, data: Calibration | None, seed: int, rows: int
+    ) -> dict[str, dict[str, Tensor]]:
         each = max(1, rows // max(1, len(data.batches) * self.probes)) if data is not None else 1
 
         def of_batch(passes: Passes) -> Gradients:

@@ -31,8 +31,9 @@ class LayerInputs:
     pull: Tensor | None
 
 
-def layer_inputs(program: Program, groups: Sequence[BlockGroup], data: Calibration | None, seed: int, products: bool,
-                 probes: int) -> dict[str, LayerInputs]:
+def layer_inputs(
+    program: Program, groups: Sequence[BlockGroup], data: Calibration | None, seed: int, products: bool, probes: int
+) -> dict[str, LayerInputs]:
     """Group name -> the moments of its layer's inputs; ``probes`` backward runs per batch for ``pull``, or none.
 
     Memory   8 in^2 bytes per layer with ``products``

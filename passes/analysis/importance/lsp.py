@@ -55,8 +55,10 @@ class Lsp(TileCriterion):
             if word not in known:
                 raise OptionError(f"unknown {option} '{word}'", where="--importance lsp", cure=nearest(word, known))
         if self.probes < 1 or not self.kappa >= 0:
-            raise OptionError("lsp needs at least one probe and a kappa that is not negative",
-                              where=f"--importance lsp{{probes={self.probes},kappa={self.kappa}}}")
+            raise OptionError(
+                "lsp needs at least one probe and a kappa that is not negative",
+                where=f"--importance lsp{{probes={self.probes},kappa={self.kappa}}}",
+            )
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {name: found["values"] for name, found in self.assess(program, data, seed).items()}
@@ -64,8 +66,11 @@ class Lsp(TileCriterion):
     def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
         groups = tiles(program, self.name)
         if any(g.pattern == TWO_OF_FOUR for g in groups):
-            raise OptionError("lsp ranks tiles, not single weights", where=f"--sparse {TWO_OF_FOUR}",
-                              cure="use magnitude, wanda or obert")
+            raise OptionError(
+                "lsp ranks tiles, not single weights",
+                where=f"--sparse {TWO_OF_FOUR}",
+                cure="use magnitude, wanda or obert",
+            )
         found = tile_products(program, groups, data, seed, self.probes, slopes=self.order == "taylor")
         return {g.name: self._assessed(found[g.name]) for g in groups}
 

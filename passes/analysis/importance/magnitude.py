@@ -33,9 +33,12 @@ def sum_over_slots(program: Program, group: PruneGroup, of: Callable[[Tensor], T
         values = of(weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight)
         along = (values.sum(rest, dtype=torch.float64) if rest else values.double()).cpu()
         if not torch.isfinite(along).all():
-            raise FxpruneError("a weight is not a finite number", where=slot.parameter,
-                               why=f"{int((~torch.isfinite(weight)).sum())} of its values are NaN or infinite",
-                               cure="load a checkpoint that is not damaged")
+            raise FxpruneError(
+                "a weight is not a finite number",
+                where=slot.parameter,
+                why=f"{int((~torch.isfinite(weight)).sum())} of its values are NaN or infinite",
+                cure="load a checkpoint that is not damaged",
+            )
         label = element_of(slot.dim, group.axis)
         mine = label >= 0
         result.index_add_(0, label[mine], along[mine])

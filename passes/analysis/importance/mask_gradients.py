@@ -25,8 +25,9 @@ Passes = Iterator[tuple[Gradients, int]]
 """Per backward pass: dL/dm by group, and the samples in it."""
 
 
-def mask_gradients(program: Program, data: Calibration | None, seed: int,
-                   probes: int) -> Iterator[tuple[Gradients, int]]:
+def mask_gradients(
+    program: Program, data: Calibration | None, seed: int, probes: int
+) -> Iterator[tuple[Gradients, int]]:
     """Per backward pass: group name -> dL/dm, and the number of samples in it.
 
         ``dL/dm[b, i] = sum over consumers, over everything but (b, i), of x * dL/dx``      x: operand of the consumer
@@ -42,13 +43,20 @@ def mask_gradients(program: Program, data: Calibration | None, seed: int,
         yield from _passes(program, taps, batch, seed, first, probes)
 
 
-def add_over_passes(name: str, program: Program, data: Calibration | None, seed: int, probes: int,
-                    measure: Callable[[Tensor, int], Tensor]) -> tuple[Gradients, int]:
+def add_over_passes(
+    name: str,
+    program: Program,
+    data: Calibration | None,
+    seed: int,
+    probes: int,
+    measure: Callable[[Tensor, int], Tensor],
+) -> tuple[Gradients, int]:
     """(group name -> sum over all backward passes of ``measure(dL/dm, samples)``, number of samples in all passes).
 
     The passes are those of :func:`mask_gradients`; each batch is a job called ``name``, so the sum can be interrupted,
     resumed and shared. Groups that no loss reaches are absent. Within a batch passes are added first, then batches.
     """
+
     def of_batch(passes: Passes) -> Gradients:
         total = Gradients()
         for gradients, samples in passes:
@@ -65,8 +73,9 @@ def add_over_passes(name: str, program: Program, data: Calibration | None, seed:
     return result, seen
 
 
-def batch_by_batch(name: str, program: Program, data: Calibration | None, seed: int, probes: int,
-                   work: Callable[[Passes], Gradients]) -> tuple[list[Gradients], int]:
+def batch_by_batch(
+    name: str, program: Program, data: Calibration | None, seed: int, probes: int, work: Callable[[Passes], Gradients]
+) -> tuple[list[Gradients], int]:
     """(``work`` of every batch's backward passes, in order; number of samples in all passes). A batch is a job."""
     if data is None or not data.batches:
         raise InternalError("mask gradients need calibration data")
@@ -129,8 +138,9 @@ class TappedRun(Interpreter):
     watch: nodes whose values are kept in ``watched``, to build losses from.
     """
 
-    def __init__(self, program: Program, taps: Sequence[Consumer], lumped: set[str], batch: Batch,
-                 watch: Collection[str] = ()) -> None:
+    def __init__(
+        self, program: Program, taps: Sequence[Consumer], lumped: set[str], batch: Batch, watch: Collection[str] = ()
+    ) -> None:
         super().__init__(program.exported.graph_module, garbage_collect_values=True)
         self.program, self.batch, self.lumped = program, batch, lumped
         self.taps: dict[str, list[Consumer]] = {}
@@ -228,8 +238,12 @@ def guarded(step: Any, node: Node) -> Any:
         if isinstance(error, FxpruneError):
             raise
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FxpruneError("the model failed on the calibration data", where=node.name, why=line,
-                           cure="check the data's shapes and types against the model's inputs") from error
+        raise FxpruneError(
+            "the model failed on the calibration data",
+            where=node.name,
+            why=line,
+            cure="check the data's shapes and types against the model's inputs",
+        ) from error
 
 
 def not_finite(program: Program, batch: Batch, seen: str) -> FxpruneError:
@@ -251,10 +265,18 @@ def not_finite(program: Program, batch: Batch, seen: str) -> FxpruneError:
         first.run(*program.arguments(program.flatten(batch.args, batch.kwargs)))
     bound = program.tensor_of_placeholder
     if first.found in bound:
-        return FxpruneError("a weight is not a finite number", where=bound[first.found], why=f"seen in {seen}",
-                            cure="load a checkpoint that is not damaged")
+        return FxpruneError(
+            "a weight is not a finite number",
+            where=bound[first.found],
+            why=f"seen in {seen}",
+            cure="load a checkpoint that is not damaged",
+        )
     if first.found in program.user_inputs:
         return FxpruneError("the calibration data holds a NaN", where=f"input '{first.found}'", cure="clean the data")
     why = "it is the first NaN of the forward pass" if first.found else "the backward pass overflowed"
-    return FxpruneError("an activation is not a number", where=first.found or seen, why=why,
-                        cure="score in float32, or leave out the samples that overflow")
+    return FxpruneError(
+        "an activation is not a number",
+        where=first.found or seen,
+        why=why,
+        cure="score in float32, or leave out the samples that overflow",
+    )

@@ -49,8 +49,10 @@ class Obert(TileCriterion):
 
     def __post_init__(self) -> None:
         if not self.damp > 0 or self.probes < 1:
-            raise OptionError("obert needs a damping above zero and at least one probe",
-                              where=f"--importance obert{{damp={self.damp},probes={self.probes}}}")
+            raise OptionError(
+                "obert needs a damping above zero and at least one probe",
+                where=f"--importance obert{{damp={self.damp},probes={self.probes}}}",
+            )
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {name: found["values"] for name, found in self.assess(program, data, seed).items()}

@@ -49,8 +49,16 @@ def targets(program: Program, outputs: Sequence[Any], batch: Batch, samples: int
     return [Target(_standardised(t), False, mask) for _, t in named]
 
 
-def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: int, seed: int, first: int,
-               probes: int, temperature: float = 1.0) -> list[Tensor]:
+def objectives(
+    program: Program,
+    outputs: Sequence[Any],
+    batch: Batch,
+    samples: int,
+    seed: int,
+    first: int,
+    probes: int,
+    temperature: float = 1.0,
+) -> list[Tensor]:
     """Scalars to differentiate, each a sum over samples, so that per-sample gradients do not depend on the batching.
 
     With labels, one: cross-entropy for integer labels (mean over a sample's positions; -100 is no label), squared
@@ -75,18 +83,25 @@ def objectives(program: Program, outputs: Sequence[Any], batch: Batch, samples: 
     """
     named = _named_outputs(program, outputs, samples)
     if not named:
-        raise FxpruneError("the model has no output to differentiate", where=program.name,
-                           why="no floating output has the samples as its first dimension",
-                           cure="use a criterion that needs no gradients, such as l2 or activation")
+        raise FxpruneError(
+            "the model has no output to differentiate",
+            where=program.name,
+            why="no floating output has the samples as its first dimension",
+            cure="use a criterion that needs no gradients, such as l2 or activation",
+        )
     if batch.labels is not None:
         return [_labelled(_pick(named), batch.labels)]
     mask = padding(program, batch)
     heads = _logits(named)
     if heads:
-        return [torch.stack([_label_probe(t, mask, seed, first, p, i, temperature) for i, t in enumerate(heads)]).sum()
-                for p in range(probes)]
-    return [torch.stack([_output_probe(t, mask, seed, first, p, i) for i, (_, t) in enumerate(named)]).sum()
-            for p in range(probes)]
+        return [
+            torch.stack([_label_probe(t, mask, seed, first, p, i, temperature) for i, t in enumerate(heads)]).sum()
+            for p in range(probes)
+        ]
+    return [
+        torch.stack([_output_probe(t, mask, seed, first, p, i) for i, (_, t) in enumerate(named)]).sum()
+        for p in range(probes)
+    ]
 
 
 def without_foreign_labels(program: Program, data: Calibration) -> Calibration:
@@ -123,8 +138,11 @@ def _named_outputs(program: Program, outputs: Sequence[Any], samples: int) -> li
     if spec is not None and spec.num_leaves == len(user):
         paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(len(user))), spec))
         names = [str(path[0].key) if path and isinstance(path[0], pytree.MappingKey) else "" for path, _ in paths]
-    return [(name, o) for name, o in zip(names, user, strict=True)
-            if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 0 and len(o) == samples]
+    return [
+        (name, o)
+        for name, o in zip(names, user, strict=True)
+        if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 0 and len(o) == samples
+    ]
 
 
 def _pick(named: Sequence[tuple[str, Tensor]]) -> Tensor:
@@ -162,9 +180,12 @@ def _labelled(out: Tensor, labels: Tensor) -> Tensor:
         raise _misfit(out, labels)
     wrong = (labels != IGNORED) & ((labels < 0) | (labels >= out.shape[classes]))
     if wrong.any():
-        raise FxpruneError("a label is out of range", where="calibration labels",
-                           why=f"found {int(labels[wrong][0])}, the model has {out.shape[classes]} classes",
-                           cure="use the labels the model was trained with, or leave them out")
+        raise FxpruneError(
+            "a label is out of range",
+            where="calibration labels",
+            why=f"found {int(labels[wrong][0])}, the model has {out.shape[classes]} classes",
+            cure="use the labels the model was trained with, or leave them out",
+        )
     logits = out.movedim(classes, 1).to(_wide(out))
     each = functional.cross_entropy(logits, labels.long(), reduction="none", ignore_index=IGNORED)
     counted = (labels != IGNORED).reshape(len(labels), -1).sum(1).clamp(min=1)
@@ -176,9 +197,12 @@ def _without(out: Tensor, dim: int) -> torch.Size:
 
 
 def _misfit(out: Tensor, labels: Tensor) -> FxpruneError:
-    return FxpruneError("the labels do not fit the model's output", where="calibration labels",
-                        why=f"labels are {labels.dtype} {list(labels.shape)}, the output is {list(out.shape)}",
-                        cure="give one class per sample (or per position), or leave the labels out")
+    return FxpruneError(
+        "the labels do not fit the model's output",
+        where="calibration labels",
+        why=f"labels are {labels.dtype} {list(labels.shape)}, the output is {list(out.shape)}",
+        cure="give one class per sample (or per position), or leave the labels out",
+    )
 
 
 def padding(program: Program, batch: Batch) -> Tensor | None:
@@ -190,8 +214,9 @@ def padding(program: Program, batch: Batch) -> Tensor | None:
     return None
 
 
-def _label_probe(logits: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int,
-                 temperature: float) -> Tensor:
+def _label_probe(
+    logits: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int, temperature: float
+) -> Tensor:
     log_p = functional.log_softmax(logits.movedim(_class_dim(logits), -1).to(_wide(logits)) / temperature, dim=-1)
     weight = log_p.detach().exp().sqrt() * _signs(log_p, seed, first, probe, which)
     each = (weight * log_p).sum(-1)

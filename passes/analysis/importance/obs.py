@@ -62,8 +62,9 @@ class Obs(Criterion):
 
     def __post_init__(self) -> None:
         if self.damage not in ("measured", "local"):
-            raise OptionError(f"unknown damage '{self.damage}'", where="--importance obs",
-                              cure="known: measured, local")
+            raise OptionError(
+                f"unknown damage '{self.damage}'", where="--importance obs", cure="known: measured, local"
+            )
         if min(self.samples, self.judged, self.levels) < 1 or not self.rel > 0:
             raise OptionError("samples, judged, levels and rel must be positive", where=f"--importance {self}")
 
@@ -80,8 +81,11 @@ class Obs(Criterion):
         for group in prunable(program):
             order, added = self._order(program, group, found, inputs)
             curve = self._measured(program, group, order, found, inputs, judge) if judge else _local(order, added)
-            result[group.name] = {"values": slopes(order, curve), "curve": filled(curve, group.size),
-                                  "order": torch.tensor(order[::-1], dtype=torch.long)}
+            result[group.name] = {
+                "values": slopes(order, curve),
+                "curve": filled(curve, group.size),
+                "order": torch.tensor(order[::-1], dtype=torch.long),
+            }
         return result
 
     def ranks(self, program: Program, data: Calibration | None, kinds: Sequence[Kind]) -> dict[str, Tensor]:
@@ -89,11 +93,15 @@ class Obs(Criterion):
         found = [r for r in readers(program)[0] if r.group.kind in kinds]
         inputs = gather(program, found, _given(data, self.samples))
         solved = {r.group.name for r in found if r.node in inputs}
-        return {g.name: torch.tensor(self._order(program, g, found, inputs)[0][::-1], dtype=torch.long)
-                for g in prunable(program) if g.name in solved}
+        return {
+            g.name: torch.tensor(self._order(program, g, found, inputs)[0][::-1], dtype=torch.long)
+            for g in prunable(program)
+            if g.name in solved
+        }
 
-    def _order(self, program: Program, group: PruneGroup, found: Sequence[Reader],
-               inputs: dict[str, Inputs]) -> tuple[list[int], list[float]]:
+    def _order(
+        self, program: Program, group: PruneGroup, found: Sequence[Reader], inputs: dict[str, Inputs]
+    ) -> tuple[list[int], list[float]]:
         """(elements in the order of removal, squared error that each adds)."""
         mine = [r for r in found if r.group is group and r.node in inputs]
         if not mine:
@@ -108,8 +116,15 @@ class Obs(Criterion):
             layers.append(Layer(have.g * have.level, weight, one.unit))
         return removal(layers, group.size, self.rel)
 
-    def _measured(self, program: Program, group: PruneGroup, order: Sequence[int], found: Sequence[Reader],
-                  inputs: dict[str, Inputs], judge: Damage) -> list[tuple[int, float]]:
+    def _measured(
+        self,
+        program: Program,
+        group: PruneGroup,
+        order: Sequence[int],
+        found: Sequence[Reader],
+        inputs: dict[str, Inputs],
+        judge: Damage,
+    ) -> list[tuple[int, float]]:
         """(count kept, damage) at a few counts, ascending."""
         mine = [r for r in found if r.group is group and r.node in inputs]
         counts = some([n for n in {*group.levels(), group.floor} if n < group.size], self.levels)
@@ -117,8 +132,9 @@ class Obs(Criterion):
         for count in counts:
             keep = torch.zeros(group.size, dtype=torch.bool)
             keep[torch.tensor(list(order[group.size - count :]), dtype=torch.long)] = True
-            changes.append(Change(group, keep, {k: v for r in mine for k, v in
-                                                _solved(program, r, inputs[r.node], keep).items()}))
+            changes.append(
+                Change(group, keep, {k: v for r in mine for k, v in _solved(program, r, inputs[r.node], keep).items()})
+            )
         return [*zip(counts, judge.of(changes), strict=True), (group.size, 0.0)]
 
 
@@ -198,8 +214,9 @@ def slopes(order: Sequence[int], curve: Sequence[tuple[int, float]]) -> Tensor:
     for count, damage in curve:  # a curve that rises with what is kept is noise: more kept can always do as well
         least = min(least, damage)
         point = (count, least)
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= \
-                (point[1] - hull[-1][1]) * (hull[-1][0] - hull[-2][0]):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-1][0]) >= (point[1] - hull[-1][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
             hull.pop()
         hull.append(point)
     worth = torch.zeros(len(order), dtype=torch.float64)

@@ -55,8 +55,9 @@ class FeatureProbes:
     def __post_init__(self) -> None:
         self.taps: list[Tap] = find_taps(self.program, self.measure.location)
         sides = consumers(self.program)
-        self.views: dict[str, View] = {k: v for k, v in views(sides, self.taps, self.measure.taps).items()
-                                       if k in self.groups and v.wanted}
+        self.views: dict[str, View] = {
+            k: v for k, v in views(sides, self.taps, self.measure.taps).items() if k in self.groups and v.wanted
+        }
         self.sides = only(sides, self.views)
         self._run: tuple[int, _Look] | None = None
 
@@ -85,8 +86,9 @@ class _Look:
 
     def __init__(self, of: FeatureProbes, batch: Batch) -> None:
         self.of, self.measure = of, of.measure
-        self.run = TappedRun(of.program, of.sides, without_samples(of.sides), replace(batch, labels=None),
-                             {t.value for t in of.taps})
+        self.run = TappedRun(
+            of.program, of.sides, without_samples(of.sides), replace(batch, labels=None), {t.value for t in of.taps}
+        )
         self.run.forward()
         mask = padding(of.program, batch)
         self.rows = [of.measure.feature(t, self.run.watched[t.value], mask) for t in of.taps]
@@ -95,8 +97,10 @@ class _Look:
             alias = next((a for s, a in self.run.aliases if s.operand.node.name == tap.at), None)
             if tap.masked and alias is not None:
                 self.masked[z] = of.measure.feature(tap, alias, mask)
-        self.roots = [_root(f.detach()) if t.rows and len(f) > f.shape[1] else None
-                      for f, t in zip(self.rows, of.taps, strict=True)]
+        self.roots = [
+            _root(f.detach()) if t.rows and len(f) > f.shape[1] else None
+            for f, t in zip(self.rows, of.taps, strict=True)
+        ]
         last = len(of.taps) - 1
         self.entries = of.measure.entries(of.taps[last], self.rows[last])
         self.aliases = self.run.aliases
@@ -124,8 +128,12 @@ class _Look:
         for z in range(len(raw)):
             for sign in (1, -1):
                 self._add(total, raw[z], [n for at, n, s in alone if (at, s) == (z, sign)], sign)
-            self._add(total, (directions[z] * self.masked[z]).sum() if z in self.masked else raw[z],
-                      [n for at, n in own if at == z], 1)
+            self._add(
+                total,
+                (directions[z] * self.masked[z]).sum() if z in self.masked else raw[z],
+                [n for at, n in own if at == z],
+                1,
+            )
         apart = self.of.taps[0].rows or self.measure.per_sample
         return {name: self.entries * (g.square().sum(0) if apart else g.sum(0).square()) for name, g in total.items()}
 
@@ -151,8 +159,9 @@ class _Look:
                 total[name] = total[name] + sign * found[name] if name in total else sign * found[name]
 
 
-def output_probes(program: Program, batches: Sequence[Batch], groups: Collection[str], probes: int, seed: int,
-                  temperature: float) -> Scores:
+def output_probes(
+    program: Program, batches: Sequence[Batch], groups: Collection[str], probes: int, seed: int, temperature: float
+) -> Scores:
     """Half the mean squared gradient of random directions of each sample's output: the leading term of the KL, or of
     the squared deviation (see ``objective.objectives``), over all ``batches``. Group -> [size]"""
     sides = only(consumers(program), groups)

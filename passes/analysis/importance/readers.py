@@ -83,8 +83,20 @@ def readers(program: Program) -> tuple[list[Reader], dict[str, str]]:
             if form == "conv":
                 unit = unit.repeat_interleave(tensors[bound[weight.name]][0, 0].numel())
             _, target, norm, eps = goes_to(node, bound)
-            found.append(Reader(group, node.name, source.name, weight.name, bias.name if bias is not None else "",
-                                form, target, norm, eps, unit))
+            found.append(
+                Reader(
+                    group,
+                    node.name,
+                    source.name,
+                    weight.name,
+                    bias.name if bias is not None else "",
+                    form,
+                    target,
+                    norm,
+                    eps,
+                    unit,
+                )
+            )
     return found, left
 
 
@@ -143,8 +155,12 @@ def _gather(program: Program, layers: Mapping[str, Reader], batches: Sequence[Ba
     sums: dict[str, Tensor] = {}
     for node, one in layers.items():
         k = len(one.unit)
-        sums |= {f"{node}.g": torch.zeros(k, k, dtype=torch.float64), f"{node}.s": torch.zeros(k, dtype=torch.float64),
-                 f"{node}.w": torch.zeros((), dtype=torch.float64), f"{node}.n": torch.zeros((), dtype=torch.float64)}
+        sums |= {
+            f"{node}.g": torch.zeros(k, k, dtype=torch.float64),
+            f"{node}.s": torch.zeros(k, dtype=torch.float64),
+            f"{node}.w": torch.zeros((), dtype=torch.float64),
+            f"{node}.n": torch.zeros((), dtype=torch.float64),
+        }
     for i in mine(len(batches)):
         flat = program.flatten(batches[i].args, batches[i].kwargs)
         watch = _Watch(program, {name for one in layers.values() for name in (one.source, one.target)})

@@ -41,8 +41,13 @@ class Suffix:
         self.consumers = [n for n in self.nodes if n.name in self.sides]
         self.frontier = {s.name for n in self.nodes for s in n.all_input_nodes if s.name not in inside}
         # a linear layer all of whose inputs are dense: its masked output is the dense one less a few columns
-        self.short = {n.name for n in self.consumers if op_name(n) in ("linear", "addmm")
-                      and len(self.sides[n.name]) == 1 and not inside & {s.name for s in n.all_input_nodes}}
+        self.short = {
+            n.name
+            for n in self.consumers
+            if op_name(n) in ("linear", "addmm")
+            and len(self.sides[n.name]) == 1
+            and not inside & {s.name for s in n.all_input_nodes}
+        }
         self.frontier |= self.short
 
 
@@ -159,8 +164,13 @@ class DenseRun:
             fake = self.nodes[name].meta.get("val")
             if isinstance(value, Tensor) and isinstance(fake, Tensor):
                 symbols: list[Any] = list(fake.shape)
-                known.update({s.node.expr: real for s, real in zip(symbols, value.shape, strict=True)
-                              if isinstance(s, SymInt) and s.node.expr.is_symbol})
+                known.update(
+                    {
+                        s.node.expr: real
+                        for s, real in zip(symbols, value.shape, strict=True)
+                        if isinstance(s, SymInt) and s.node.expr.is_symbol
+                    }
+                )
         expression: Any = size.node.expr
         return int(expression.subs(known))
 
@@ -186,8 +196,9 @@ class DenseRun:
     # ------------------------------------------------------------ removals
 
     @torch.no_grad()
-    def removed(self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor],
-                keep: Mapping[str, bool]) -> dict[str, Any]:
+    def removed(
+        self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor], keep: Mapping[str, bool]
+    ) -> dict[str, Any]:
         """Values by name when in copy i of the batch the elements ``variants[i]`` of ``group`` do not contribute.
 
         keep   names wanted -> True for what the node reads once masked, False for its value
@@ -214,7 +225,7 @@ class DenseRun:
 
     def _shortened(self, node: Node, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor]) -> Tensor:
         """``x W^T - x[.., i] W[:, i]^T`` per variant: no product with the rest."""
-        side, = suffix.sides[node.name]
+        (side,) = suffix.sides[node.name]
         x, weight, position = self._linear(node, side)
         dense = self.values[node.name]
         label = elements(side.operand, x, group.axis)
@@ -283,8 +294,12 @@ class Masking:
         return args, kwargs
 
 
-def evaluate(node: Node, env: Mapping[str, Any], module: torch.nn.Module,
-             change: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None) -> Any:
+def evaluate(
+    node: Node,
+    env: Mapping[str, Any],
+    module: torch.nn.Module,
+    change: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+) -> Any:
     """One node's value from those of its inputs; ``change`` may replace its arguments. Nothing is written in place."""
     if node.op == "get_attr":
         return getattr(module, str(node.target))

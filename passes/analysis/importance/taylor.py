@@ -39,8 +39,9 @@ class Taylor(Criterion):
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         # a sum over n samples of random sign is sqrt(n) times smaller than the sum of absolute values
-        total, seen = add_over_passes(self.name, program, data, seed, self.probes,
-                                      lambda g, samples: g.abs().sum(0) * (samples / len(g)) ** 0.5)
+        total, seen = add_over_passes(
+            self.name, program, data, seed, self.probes, lambda g, samples: g.abs().sum(0) * (samples / len(g)) ** 0.5
+        )
         nothing = {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
         return {name: value / max(seen, 1) for name, value in {**nothing, **total}.items()}
 

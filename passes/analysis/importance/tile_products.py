@@ -39,8 +39,14 @@ class Products:
     energy: Tensor
 
 
-def tile_products(program: Program, groups: Sequence[BlockGroup], data: Calibration | None, seed: int,
-                  probes: int, slopes: bool = True) -> dict[str, Products]:
+def tile_products(
+    program: Program,
+    groups: Sequence[BlockGroup],
+    data: Calibration | None,
+    seed: int,
+    probes: int,
+    slopes: bool = True,
+) -> dict[str, Products]:
     """Group name -> its products over all samples, from one forward and ``probes`` backward runs per batch.
 
     Per-sample gradients of a linear layer are ``g_n = sum over positions of e x^T`` (e: gradient of its output, x: its
@@ -79,8 +85,11 @@ def tile_products(program: Program, groups: Sequence[BlockGroup], data: Calibrat
         products, weight = torch.cat([part[f"{g.name}/p"] for part in parts]), weights[g.name].double()
         if not torch.isfinite(products).all():
             raise not_finite(program, batches[0], f"a gradient of {g.matrix.parameter}")
-        mean = sum((part[f"{g.name}/g"].double() for part in parts), torch.zeros(())) / len(products) \
-            if slopes else torch.zeros(g.matrix.shape)
+        mean = (
+            sum((part[f"{g.name}/g"].double() for part in parts), torch.zeros(())) / len(products)
+            if slopes
+            else torch.zeros(g.matrix.shape)
+        )
         taylor = tile_sums((weight * mean).abs(), g.tile) / tile_areas(g.matrix.shape, g.tile)
         made[g.name] = Products(products, taylor.flatten(), tile_sums(weight.square(), g.tile).flatten())
     return made

@@ -19,6 +19,10 @@ def tiles(program: Program, name: str) -> list[BlockGroup]:
     found = prunable(program)
     blocks = [g for g in found if isinstance(g, BlockGroup)]
     if len(blocks) != len(found):
-        raise OptionError(f"'{name}' scores the tiles of weights", where=f"--importance {name}",
-                          why="heads and neurons are to be pruned here", cure="say which tiles: --blocks 32x32")
+        raise OptionError(
+            f"'{name}' scores the tiles of weights",
+            where=f"--importance {name}",
+            why="heads and neurons are to be pruned here",
+            cure="say which tiles: --blocks 32x32",
+        )
     return blocks

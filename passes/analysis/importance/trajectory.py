@@ -31,9 +31,13 @@ WEIGHT, MAP_WEIGHT = 1.0, 3.0  # of the output term, beside related rows and bes
 POWER_WEIGHT = 0.1  # lambda_c of the paper's language experiments, what the reference code calls 10
 SPREAD, SHARE = 4, 8  # batches that samples are drawn from at most, samples of each at least
 HEADS = (Kind.HEAD, Kind.KV, Kind.QUERY)
-CHOICES = {"mode": ("hybrid", "exact", "probe"), "location": ("ffn", "norm", "inner"), "reduction": ("sum", "mean"),
-           "lambda_mode": ("global_median", "fixed", "per_unit_pow10"),
-           "taps": ("later", "from", "next", "own", "none")}
+CHOICES = {
+    "mode": ("hybrid", "exact", "probe"),
+    "location": ("ffn", "norm", "inner"),
+    "reduction": ("sum", "mean"),
+    "lambda_mode": ("global_median", "fixed", "per_unit_pow10"),
+    "taps": ("later", "from", "next", "own", "none"),
+}
 
 
 @dataclass(frozen=True)
@@ -123,23 +127,45 @@ class Trajectory(Criterion):
     def __post_init__(self) -> None:
         for option, known in CHOICES.items():
             if getattr(self, option) not in known:
-                raise OptionError(f"trajectory has no {option} '{getattr(self, option)}'", where=f"{option}=",
-                                  cure=nearest(str(getattr(self, option)), known))
-        least = {"samples": 1, "probes": 1, "output_probes": 1, "rescore": 0, "check": 0, "memory": 1, "weight": 0,
-                 "rows": 0}
+                raise OptionError(
+                    f"trajectory has no {option} '{getattr(self, option)}'",
+                    where=f"{option}=",
+                    cure=nearest(str(getattr(self, option)), known),
+                )
+        least = {
+            "samples": 1,
+            "probes": 1,
+            "output_probes": 1,
+            "rescore": 0,
+            "check": 0,
+            "memory": 1,
+            "weight": 0,
+            "rows": 0,
+        }
         for option, low in least.items():
             if getattr(self, option) is not None and not getattr(self, option) >= low:
-                raise OptionError(f"trajectory's {option} must be at least {low}", where=f"{option}=",
-                                  why=f"it is {getattr(self, option)}")
+                raise OptionError(
+                    f"trajectory's {option} must be at least {low}",
+                    where=f"{option}=",
+                    why=f"it is {getattr(self, option)}",
+                )
         if not self.temperature > 0:
-            raise OptionError("trajectory's temperature must be positive", where="temperature=",
-                              why=f"it is {self.temperature}")
+            raise OptionError(
+                "trajectory's temperature must be positive", where="temperature=", why=f"it is {self.temperature}"
+            )
         if self.taps == "none" and self.weight == 0:
-            raise OptionError("trajectory has nothing to measure", where="taps=none,weight=0",
-                              why="the features are left out, and so is the output", cure="leave one of them away")
+            raise OptionError(
+                "trajectory has nothing to measure",
+                where="taps=none,weight=0",
+                why="the features are left out, and so is the output",
+                cure="leave one of them away",
+            )
         if self.mode == "hybrid" and 0 < self.check < 4:
-            raise OptionError("trajectory's check must be 0 or at least 4", where="check=",
-                              why="a rank correlation of fewer elements says nothing")
+            raise OptionError(
+                "trajectory's check must be 0 or at least 4",
+                where="check=",
+                why="a rank correlation of fewer elements says nothing",
+            )
 
     @property
     def measure(self) -> Measure:
@@ -180,8 +206,9 @@ class Trajectory(Criterion):
         self._found.clear()
         self._found["notes"] = notes = []
         removals = Removals(program, seen, self.measure, self._bytes)
-        features, output = ({g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)}
-                            for _ in range(2))
+        features, output = (
+            {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)} for _ in range(2)
+        )
         if guessed:
             names = [g.name for g in guessed]
             first = [g.name for g in guessed if g.kind in DEFAULT_KINDS] or names
@@ -215,8 +242,9 @@ class Trajectory(Criterion):
         share = -(-self.samples // len(chosen))
         return [b if b.size <= share else b.pick(torch.tensor(evenly(range(b.size), share))) for b in chosen]
 
-    def _calibrate(self, removals: Removals, guessed: Sequence[PruneGroup], features: Scores, output: Scores,
-                   seed: int) -> list[str]:
+    def _calibrate(
+        self, removals: Removals, guessed: Sequence[PruneGroup], features: Scores, output: Scores, seed: int
+    ) -> list[str]:
         """Bring both terms of the probes to the scale of exact removal, by the geometric mean of the ratios of checked
         elements: these vary far less than elements do, so that a dozen settle what a neuron is worth against a head."""
         wanted = sample(guessed, self.check, seed)
@@ -230,8 +258,13 @@ class Trajectory(Criterion):
             for g in guessed:
                 part[g.name] = part[g.name] * ratio
             pairs.append((got * ratio, want))
-        parts = [f"{spearman(*pair):.2f} ({what})" for pair, what, asked in
-                 zip(pairs, ("features", "output"), (self.taps != "none", self.weight != 0), strict=True) if asked]
+        parts = [
+            f"{spearman(*pair):.2f} ({what})"
+            for pair, what, asked in zip(
+                pairs, ("features", "output"), (self.taps != "none", self.weight != 0), strict=True
+            )
+            if asked
+        ]
         return [f"trajectory: rank correlation of probe and exact on {len(pairs[0][0])} elements: {', '.join(parts)}"]
 
     def refine(self, program: Program, data: Calibration | None, seed: int) -> Scores:
@@ -318,8 +351,13 @@ class PowersOfTen:
     total: float = 0.0
 
     def __call__(self, features: Mapping[str, Tensor], output: Mapping[str, Tensor]) -> Scores:
-        return {name: torch.tensor([a + b * self._power(a, b) for a, b in zip(
-            f.tolist(), output[name].tolist(), strict=True)], dtype=torch.float64) for name, f in features.items()}
+        return {
+            name: torch.tensor(
+                [a + b * self._power(a, b) for a, b in zip(f.tolist(), output[name].tolist(), strict=True)],
+                dtype=torch.float64,
+            )
+            for name, f in features.items()
+        }
 
     def _power(self, features: float, output: float) -> float:
         if not features > output > 0:

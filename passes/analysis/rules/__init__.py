@@ -20,5 +20,17 @@ from . import (
     tokens,
 )
 
-__all__ = ["attention", "constants", "contract", "convolution", "indexing", "joining", "norms", "pointwise", "reduce",
-           "shape", "sparse", "tokens"]
+__all__ = [
+    "attention",
+    "constants",
+    "contract",
+    "convolution",
+    "indexing",
+    "joining",
+    "norms",
+    "pointwise",
+    "reduce",
+    "shape",
+    "sparse",
+    "tokens",
+]

@@ -15,8 +15,21 @@ def filled(w: Walk, a: Args) -> Dims:
     return out
 
 
-@rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor", "triu_indices", "tril_indices", "rand",
-      "randn", "randint", "hann_window", "meshgrid")
+@rule(
+    "arange",
+    "linspace",
+    "logspace",
+    "eye",
+    "scalar_tensor",
+    "tensor",
+    "triu_indices",
+    "tril_indices",
+    "rand",
+    "randn",
+    "randint",
+    "hann_window",
+    "meshgrid",
+)
 def positional(w: Walk, a: Args) -> Any:
     return w.fresh("values depend on position")
 

@@ -111,8 +111,10 @@ def einsum(w: Walk, a: Args) -> Dims:
     if "..." in equation:
         extra = max(len(x) - len(t.replace("...", "")) for t, x in zip(terms, a.tensors(), strict=True))
         letters = "".join(spare[:extra])
-        terms = [t.replace("...", letters[extra - (len(x) - len(t) + 3) :]) if "..." in t else t
-                 for t, x in zip(terms, a.tensors(), strict=True)]
+        terms = [
+            t.replace("...", letters[extra - (len(x) - len(t) + 3) :]) if "..." in t else t
+            for t, x in zip(terms, a.tensors(), strict=True)
+        ]
         right = right.replace("...", letters)
     at: dict[str, Dim] = {}
     for term, x in zip(terms, a.tensors(), strict=True):
@@ -134,8 +136,13 @@ def einsum(w: Walk, a: Args) -> Dims:
         one, two = terms
         batch = [at[c] for c in right if c in one and c in two]
         m, n = [c for c in right if c not in two], [c for c in right if c not in one]
-        w.matmul(batch, product(m), product([c for c in one if c in two and c not in right]), product(n),
-                 "linear" if any(map(w.is_weight, a.raw("tensors"))) else "matmul")
+        w.matmul(
+            batch,
+            product(m),
+            product([c for c in one if c in two and c not in right]),
+            product(n),
+            "linear" if any(map(w.is_weight, a.raw("tensors"))) else "matmul",
+        )
         for c in n:
             w.tag("produce", at[c])
     elif len(terms) > 2:

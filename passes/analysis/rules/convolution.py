@@ -34,8 +34,18 @@ def conv_transpose(w: Walk, a: Args) -> Dims:
     return _finish(w, a, x, weight, bias, group, group + weight[1], weight[0], transposed=True)
 
 
-def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: Dim, out: Dim, contracted: Dim, *,
-            transposed: bool) -> Dims:
+def _finish(
+    w: Walk,
+    a: Args,
+    x: Dims,
+    weight: Dims,
+    bias: Dims | None,
+    group: Dim,
+    out: Dim,
+    contracted: Dim,
+    *,
+    transposed: bool,
+) -> Dims:
     if bias is not None:
         w.unify(bias[0], out)
     # on the weight side the contracted channels sit behind the group; only the input shows all of them in one dim
@@ -58,11 +68,30 @@ def _finish(w: Walk, a: Args, x: Dims, weight: Dims, bias: Dims | None, group: D
     return [x[0], out, *spatial]
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-      "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-      "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_linear1d",
-      "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-      "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "__interpolate")
+@rule(
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "max_pool2d_with_indices",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "_upsample_nearest_exact2d",
+    "__interpolate",
+)
 def resample(w: Walk, a: Args) -> Dims:
     (x,) = a.tensors()
     w.freeze(x[2:], SPATIAL)

@@ -8,12 +8,53 @@ from ..walk import Args, Multi, Walk, rule
 
 @rule(
     # ops tagged pointwise by torch come here by themselves; these are element-wise too but carry no tag
-    "pointwise", "__and__", "__or__", "__xor__", "bitwise_not", "floor_divide", "square", "rsub", "masked_fill",
-    "where", "relu6", "hardswish", "hardsigmoid", "hardtanh", "silu", "mish", "gelu", "elu", "celu", "selu",
-    "leaky_relu", "softplus", "log_sigmoid", "copy", "polar", "complex", "real", "imag",
+    "pointwise",
+    "__and__",
+    "__or__",
+    "__xor__",
+    "bitwise_not",
+    "floor_divide",
+    "square",
+    "rsub",
+    "masked_fill",
+    "where",
+    "relu6",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "silu",
+    "mish",
+    "gelu",
+    "elu",
+    "celu",
+    "selu",
+    "leaky_relu",
+    "softplus",
+    "log_sigmoid",
+    "copy",
+    "polar",
+    "complex",
+    "real",
+    "imag",
     # second names, which export keeps
-    "multiply", "subtract", "divide", "negative", "absolute", "fix", "greater", "greater_equal", "less", "less_equal",
-    "not_equal", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh",
+    "multiply",
+    "subtract",
+    "divide",
+    "negative",
+    "absolute",
+    "fix",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "not_equal",
+    "arccos",
+    "arccosh",
+    "arcsin",
+    "arcsinh",
+    "arctan",
+    "arctan2",
+    "arctanh",
 )
 def pointwise(w: Walk, a: Args) -> Dims:
     return w.broadcast(*a.tensors())
@@ -25,9 +66,29 @@ def broadcast_tensors(w: Walk, a: Args) -> Multi:
     return Multi(list(out) for _ in a.tensors())
 
 
-@rule("dropout", "feature_dropout", "alpha_dropout", "native_dropout", "to", "contiguous", "clone", "detach", "alias",
-      "lift_fresh_copy", "lift_fresh", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
-      "rand_like", "_conj", "resolve_conj", "fill")
+@rule(
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "native_dropout",
+    "to",
+    "contiguous",
+    "clone",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "_to_copy",
+    "type_as",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "_conj",
+    "resolve_conj",
+    "fill",
+)
 def like_first(w: Walk, a: Args) -> Dims:
     """Copies and casts: the shape of the first tensor; a second one only lends its dtype."""
     return list(a.tensors()[0])

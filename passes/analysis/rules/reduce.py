@@ -44,8 +44,24 @@ def averaged(w: Walk, a: Args) -> Any:
     return _reduced(w, a, x, gone)
 
 
-@rule("max", "min", "maximum", "minimum", "amax", "amin", "argmax", "argmin", "any", "all", "prod", "logsumexp",
-      "median", "mode", "count_nonzero", "aminmax")
+@rule(
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+    "amax",
+    "amin",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+    "prod",
+    "logsumexp",
+    "median",
+    "mode",
+    "count_nonzero",
+    "aminmax",
+)
 def other(w: Walk, a: Args) -> Any:
     if isinstance(a.get("other"), list):  # max(x, y) is element-wise
         return w.broadcast(*a.tensors())

@@ -12,8 +12,15 @@ WIDTHS = (("x", 2), ("metric", 2), ("attention", 1))
 """(argument, dimension) of the axes that an op's products may be as wide as."""
 
 
-@rule("fxprune::merge_tokens", "fxprune::prune_tokens", "fxprune::adapt_tokens", "fxprune::transform_tokens",
-      "fxprune::pagerank_tokens", "fxprune::drop_tokens", "fxprune::remove_token")
+@rule(
+    "fxprune::merge_tokens",
+    "fxprune::prune_tokens",
+    "fxprune::adapt_tokens",
+    "fxprune::transform_tokens",
+    "fxprune::pagerank_tokens",
+    "fxprune::drop_tokens",
+    "fxprune::remove_token",
+)
 def reduced(w: Walk, a: Args) -> Multi:
     """(x' [b, fewer, d], size' [b, fewer, 1], place [b, tokens]) of x [b, tokens, d] and what speaks of its tokens."""
     x = a.x

@@ -105,15 +105,19 @@ class Yardstick:
         copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
         for i, (a, b) in enumerate(zip(self.dense, now, strict=True)):
-            want, got = (torch.cat([(x[self.first] * x[self.second]).sum(1), *((x * y[i]).sum(1) for y in others)])
-                         for x, others in ((a, self.dense_copies), (b, copies)))
-            found.append(Compared(want, got, len(a) * len(copies), (a * b).sum(1), divergences if i == 0 else
-                                  divergences[:0]))
+            want, got = (
+                torch.cat([(x[self.first] * x[self.second]).sum(1), *((x * y[i]).sum(1) for y in others)])
+                for x, others in ((a, self.dense_copies), (b, copies))
+            )
+            found.append(
+                Compared(want, got, len(a) * len(copies), (a * b).sum(1), divergences if i == 0 else divergences[:0])
+            )
         return found
 
     @torch.no_grad()
-    def _outputs(self, program: Program, tensors: Mapping[str, Tensor] | None, batches: Sequence[Batch],
-                 learn: bool = False) -> tuple[list[Tensor], Tensor]:
+    def _outputs(
+        self, program: Program, tensors: Mapping[str, Tensor] | None, batches: Sequence[Batch], learn: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
         """(per floating output one normalised row per sample [n, d], KL per sample of logits or nothing), fp64.
 
         learn   keep the logits, which later runs are compared with
@@ -142,8 +146,14 @@ def pooled(folds: Sequence[Sequence[Compared]]) -> Agreement:
     """One agreement from the pairs of all folds together (pairs never cross a fold): mean over outputs."""
     found = []
     for parts in zip(*folds, strict=True):
-        want, got, cut = (torch.cat([t for p in parts for t in pick(p)]) for pick in (
-            lambda p: (p.want,), lambda p: (p.got,), lambda p: (torch.arange(len(p.want)) >= len(p.want) - p.copies,)))
+        want, got, cut = (
+            torch.cat([t for p in parts for t in pick(p)])
+            for pick in (
+                lambda p: (p.want,),
+                lambda p: (p.got,),
+                lambda p: (torch.arange(len(p.want)) >= len(p.want) - p.copies,),
+            )
+        )
         cosine = float(torch.cat([p.cosines for p in parts]).mean())
         found.append((spearman(want, got), spearman(want[cut], got[cut]), cosine))
     mixed, copies, mean = torch.tensor(found, dtype=torch.float64).mean(0).tolist()

@@ -136,9 +136,20 @@ class Guard:
         if best_form is not None:
             exact = replace(best_form, rel=best.recovery.rel, refit_rel=best.recovery.refit_rel)
             best = exact.fit(program, pruned, keep, data.batches)
-        return replace(best, recovery=replace(
-            best.recovery, asked=asked, guard=guard, rejected=verdict.rejected, folds=len(folds), tuning=tuning,
-            held_out=sum(sample_count(judged) for _, judged in folds), refitted=best_form is not None, chosen=chosen))
+        return replace(
+            best,
+            recovery=replace(
+                best.recovery,
+                asked=asked,
+                guard=guard,
+                rejected=verdict.rejected,
+                folds=len(folds),
+                tuning=tuning,
+                held_out=sum(sample_count(judged) for _, judged in folds),
+                refitted=best_form is not None,
+                chosen=chosen,
+            ),
+        )
 
     def _candidates(self, samples: int, several: bool) -> dict[str, ClosedForm]:
         """By name. On several folds strengths of refit alone, unless the strength is given."""
@@ -178,8 +189,11 @@ def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fo
     batches, total = list(data.batches), data.samples
     if program.fixed_batch:
         count = min(FOLDS, len(batches))
-        return [([b for i, b in enumerate(batches) if i % count != f], batches[f::count])
-                for f in range(count)] if count > 1 else []
+        return (
+            [([b for i, b in enumerate(batches) if i % count != f], batches[f::count]) for f in range(count)]
+            if count > 1
+            else []
+        )
     if total // QUARTER >= FEW_HELD:  # the last batches are few samples by the size of batches alone
         return [_fold(batches, 0, QUARTER)]
     count = min(FOLDS, total // FOLD)

@@ -69,8 +69,9 @@ class ClosedForm:
         merging = None if program.tokens is None else Reduction(program.tokens, pruned.graph)
         found = find_sites(program, keep, pruned.graph, self.method == "refit", merging.changed if merging else ())
         found = merging.fitting(found) if merging else found
-        walk = Lockstep(program, pruned, keep, [batches[i] for i in mine(len(batches))], found.sites, self.readout,
-                        merging)
+        walk = Lockstep(
+            program, pruned, keep, [batches[i] for i in mine(len(batches))], found.sites, self.readout, merging
+        )
         skipped: dict[str, str] = dict(found.skipped)
         steps: list[Step] = []
         changed: dict[str, Tensor] = {}
@@ -95,15 +96,35 @@ class ClosedForm:
                 skipped[site.node] = "its scales leave [-10, 10]: the system is nearly singular"
                 stopped = f"the scales of {site.node} left [-10, 10]" if self.beyond == "stop" else ""
                 continue
-            new = {p: _moved(walk.tensors[p], change, site, p) for p, change in
-                   ((site.weight, solved.weight), (site.bias, solved.bias)) if change is not None}
+            new = {
+                p: _moved(walk.tensors[p], change, site, p)
+                for p, change in ((site.weight, solved.weight), (site.bias, solved.bias))
+                if change is not None
+            }
             walk.tensors.update(from_first(new))
             changed.update((p, walk.tensors[p]) for p in new)
-            steps.append(Step(site.node, program.tensor_of_placeholder[site.weight], "reads" if site.reads else "makes",
-                              site.norm, moments.rows, system.error(), system.error(solved.weight, solved.bias),
-                              solved.rel, solved.relative(old)))
-        recovery = Recovery(self.method, self.method, rel, refit_rel if self.method == "refit" else 0.0, samples,
-                            steps=tuple(steps), skipped=skipped)
+            steps.append(
+                Step(
+                    site.node,
+                    program.tensor_of_placeholder[site.weight],
+                    "reads" if site.reads else "makes",
+                    site.norm,
+                    moments.rows,
+                    system.error(),
+                    system.error(solved.weight, solved.bias),
+                    solved.rel,
+                    solved.relative(old),
+                )
+            )
+        recovery = Recovery(
+            self.method,
+            self.method,
+            rel,
+            refit_rel if self.method == "refit" else 0.0,
+            samples,
+            steps=tuple(steps),
+            skipped=skipped,
+        )
         return Fitted(recovery, changed)
 
     def _solve(self, system: System, site: Site, weight: Tensor | None, how: str, rel: float) -> _Solved | None:

@@ -60,9 +60,12 @@ class Stream:
         try:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise FxpruneError("the model failed on the calibration data", where=node.name,
-                               why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-                               cure="check the data's shapes and types against the model's inputs") from error
+            raise FxpruneError(
+                "the model failed on the calibration data",
+                where=node.name,
+                why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+                cure="check the data's shapes and types against the model's inputs",
+            ) from error
 
     def _value(self, node: Node, override: Mapping[str, Any]) -> Any:
         if node.name in override:
@@ -88,8 +91,16 @@ class Lockstep:
     readout   rows that the last sum's reader selects count T/4 times as much (see ``Site.read``)
     """
 
-    def __init__(self, dense: Program, pruned: Program, keep: Keep, batches: Sequence[Batch],
-                 sites: Sequence[Site], readout: bool = False, reduction: Reduction | None = None) -> None:
+    def __init__(
+        self,
+        dense: Program,
+        pruned: Program,
+        keep: Keep,
+        batches: Sequence[Batch],
+        sites: Sequence[Site],
+        readout: bool = False,
+        reduction: Reduction | None = None,
+    ) -> None:
         self.axes: Axes = dense.need("axes")
         self.keep, self.readout, self.reduction = keep, readout, reduction
         self.place = {n.name: i for i, n in enumerate(pruned.graph.nodes)}
@@ -141,8 +152,9 @@ class Lockstep:
         sources = dict.fromkeys(s.name for name in site.path for s in self.nodes[name].all_input_nodes)
         return [s for s in sources if s not in inside and self.place[s] > start]
 
-    def _rows(self, site: Site, dense: Stream, pruned: Stream,
-              mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _rows(
+        self, site: Site, dense: Stream, pruned: Stream, mask: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         node = pruned.nodes[pruned.place[site.start]]
         whole = self._reduced(dense, pruned, site.target)
         target = aligned(whole, self.axes.dims[site.target], self.keep)
@@ -174,8 +186,9 @@ class Lockstep:
             return x.reshape(-1, x.shape[-1])
         return unfolded(node, self.tensors[site.weight].shape[2:], x)
 
-    def _pulled_back(self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor,
-                     weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _pulled_back(
+        self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(what ``out`` would have to gain, weights), both in the shape of the layer's output.
 
         The path is out -> A out + rest with A a scaled permutation (or less), so ``A^T A`` is diagonal and the change
@@ -195,8 +208,10 @@ class Lockstep:
                 seen[name] = pruned.run(node, seen)
             now = seen[site.path[-1]]
             ones = torch.ones_like(now)
-            gains = [torch.autograd.grad(now, leaf, v.to(now), retain_graph=True)[0]
-                     for v in (ones, target - now.detach(), weight)]
+            gains = [
+                torch.autograd.grad(now, leaf, v.to(now), retain_graph=True)[0]
+                for v in (ones, target - now.detach(), weight)
+            ]
         scale, gap, pulled = gains
         safe = torch.where(scale == 0, torch.ones_like(scale), scale)
         return gap / safe.square(), torch.where(scale == 0, torch.zeros_like(scale), pulled / safe)

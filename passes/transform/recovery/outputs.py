@@ -25,8 +25,12 @@ class Output:
     classes: int | None
 
 
-def run(program: Program, flat: Sequence[Any], tensors: Mapping[str, Tensor] | None = None,
-        interpreter: Interpreter | None = None) -> list[Any]:
+def run(
+    program: Program,
+    flat: Sequence[Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    interpreter: Interpreter | None = None,
+) -> list[Any]:
     """All outputs of the graph on user inputs ``flat``; ``tensors`` replaces weights, by placeholder."""
     values = program.arguments(flat)
     if tensors:
@@ -43,10 +47,16 @@ def floating(program: Program, outputs: Sequence[Any], samples: int) -> list[Out
     """
     specs = program.exported.graph_signature.output_specs
     apart = _apart(program)
-    user = [o if alone else None for o, s, alone in zip(outputs, specs, apart, strict=True)
-            if s.kind == OutputKind.USER_OUTPUT]
-    named = [(name, o) for name, o in zip(_names(program, len(user)), user, strict=True)
-             if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 1 and len(o) == samples]
+    user = [
+        o if alone else None
+        for o, s, alone in zip(outputs, specs, apart, strict=True)
+        if s.kind == OutputKind.USER_OUTPUT
+    ]
+    named = [
+        (name, o)
+        for name, o in zip(_names(program, len(user)), user, strict=True)
+        if isinstance(o, Tensor) and o.is_floating_point() and o.dim() > 1 and len(o) == samples
+    ]
     chosen = [o for name, o in named if name == "logits"]
     chosen = chosen or [o for name, o in named if name.endswith("_logits") and o.dim() == 2]
     if not chosen and not any(name for name, _ in named):
@@ -57,6 +67,7 @@ def floating(program: Program, outputs: Sequence[Any], samples: int) -> list[Out
 
 def _apart(program: Program) -> list[bool]:
     """Per output whether its entries belong to one sample each: a map of all pairs of samples (CLIP) has no rows."""
+
     def shape(node: Any) -> tuple[Any, ...]:
         value = node.meta.get("val") if isinstance(node, Node) else None
         return tuple(value.shape) if isinstance(value, Tensor) else ()

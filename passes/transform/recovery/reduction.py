@@ -30,8 +30,13 @@ class Reduction:
         index = {s.value: i for i, s in enumerate(flow.sites) if s.usable}
         self.ops: list[tuple[int, Node]] = []
         for node in graph.nodes:
-            if op_name(node) in OPS and node.args and isinstance(node.args[0], Node) and node.args[0].name in index \
-                    and isinstance(node.meta["val"], tuple | list):
+            if (
+                op_name(node) in OPS
+                and node.args
+                and isinstance(node.args[0], Node)
+                and node.args[0].name in index
+                and isinstance(node.meta["val"], tuple | list)
+            ):
                 self.ops.append((index[node.args[0].name], node))
         self.held = {n.name for _, node in self.ops for n in node.all_input_nodes if n is not node.args[0]}
         first = self.ops[0][0] if self.ops else len(flow.sites)

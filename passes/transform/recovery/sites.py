@@ -126,9 +126,22 @@ class _Finder:
             return "nothing stands for it in the pruned graph"
         movable = isinstance(bias, Node) and bias.name in self.bound and not self._shared(bias)
         offset = bias.name if movable else ""  # type: ignore[union-attr]
-        return Site(node.name, start, reads or bool(path), operand, weight.name, offset, form, path, target,
-                    norm, eps, self._units(dims[into]), empty=kept_total(dims[into], self.counts) == 0,
-                    read=position_read(self.graph[target]) if reads or path else None)
+        return Site(
+            node.name,
+            start,
+            reads or bool(path),
+            operand,
+            weight.name,
+            offset,
+            form,
+            path,
+            target,
+            norm,
+            eps,
+            self._units(dims[into]),
+            empty=kept_total(dims[into], self.counts) == 0,
+            read=position_read(self.graph[target]) if reads or path else None,
+        )
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)

@@ -38,8 +38,9 @@ class TileForm:
     method: str
     rel: float
 
-    def fit(self, dense: Program, pruned: Program, layers: Sequence[tuple[Matrix, Sparsity]],
-            batches: Sequence[Batch]) -> Fitted:
+    def fit(
+        self, dense: Program, pruned: Program, layers: Sequence[tuple[Matrix, Sparsity]], batches: Sequence[Batch]
+    ) -> Fitted:
         """Weights and biases of ``pruned`` (``dense`` with zeros) that answer best for what is gone, on ``batches``."""
         sites = [self._site(dense, matrix) for matrix, _ in layers]
         walk = Lockstep(dense, pruned, {}, [batches[i] for i in mine(len(batches))], sites)
@@ -66,11 +67,23 @@ class TileForm:
             walk.tensors.update(from_first(new))
             changed.update((name, walk.tensors[name]) for name in new)
             size = float(matrix.matrix(old).double().norm())
-            steps.append(Step(matrix.node, matrix.parameter, "reads", site.norm, moments.rows, system.error(),
-                              system.error(change, offset), self.rel, float(change.norm()) / size if size else 0.0))
+            steps.append(
+                Step(
+                    matrix.node,
+                    matrix.parameter,
+                    "reads",
+                    site.norm,
+                    moments.rows,
+                    system.error(),
+                    system.error(change, offset),
+                    self.rel,
+                    float(change.norm()) / size if size else 0.0,
+                )
+            )
         samples = sum(b.size for b in batches)
-        return Fitted(Recovery(self.method, self.method, self.rel, 0.0, samples, steps=tuple(steps), skipped=skipped),
-                      changed)
+        return Fitted(
+            Recovery(self.method, self.method, self.rel, 0.0, samples, steps=tuple(steps), skipped=skipped), changed
+        )
 
     def _site(self, dense: Program, matrix: Matrix) -> Site:
         nodes = {n.name: n for n in dense.graph.nodes}
@@ -79,9 +92,21 @@ class TileForm:
         if not path:
             target, norm, eps = matrix.node, "", 0.0
         movable = matrix.bias if matrix.bias and len(nodes[matrix.bias].users) == 1 else ""
-        return Site(matrix.node, matrix.node, True, matrix.operand, matrix.weight, movable,
-                    "transposed" if matrix.transposed else "linear", path, target, norm, eps, torch.zeros(0).long(),
-                    read=position_read(nodes[target]) if path else None)
+        return Site(
+            matrix.node,
+            matrix.node,
+            True,
+            matrix.operand,
+            matrix.weight,
+            movable,
+            "transposed" if matrix.transposed else "linear",
+            path,
+            target,
+            norm,
+            eps,
+            torch.zeros(0).long(),
+            read=position_read(nodes[target]) if path else None,
+        )
 
 
 def by_rows(system: System, sparsity: Sparsity, weight: Tensor, rel: float) -> Tensor:

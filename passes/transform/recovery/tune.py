@@ -55,11 +55,20 @@ class Tuner:
     seed: int = 0
     hidden: float = 1.0
 
-    def run(self, program: Program, pruned: Program, keep: Keep, batches: Sequence[Batch],
-            start: Mapping[str, Tensor], ruler: Yardstick, tolerance: float) -> tuple[dict[str, Tensor], Tuning]:
+    def run(
+        self,
+        program: Program,
+        pruned: Program,
+        keep: Keep,
+        batches: Sequence[Batch],
+        start: Mapping[str, Tensor],
+        ruler: Yardstick,
+        tolerance: float,
+    ) -> tuple[dict[str, Tensor], Tuning]:
         """(changed tensors by placeholder, ``start`` where that was better; the record)."""
-        leaves = {n: _leaf(start.get(n, pruned.tensors[pruned.tensor_of_placeholder[n]])) for n in trainable(
-            program, pruned)}
+        leaves = {
+            n: _leaf(start.get(n, pruned.tensors[pruned.tensor_of_placeholder[n]])) for n in trainable(program, pruned)
+        }
         begin = ruler.measure(pruned, start) if ruler.usable else Agreement(0.0, 0.0, 0.0)
         best, at, best_tensors = begin, 0, dict(start)
         losses: list[float] = []
@@ -95,8 +104,9 @@ class Tuner:
         why = why or ("" if at else "no check agreed better with the dense outputs than the closed form")
         said = _means(losses, len(batches))
         entries = sum(t.numel() for t in leaves.values())
-        return best_tensors, Tuning(len(losses), at, at > 0, self.lr, self.seed, entries, len(batches), said,
-                                    begin.record(), best.record(), why)
+        return best_tensors, Tuning(
+            len(losses), at, at > 0, self.lr, self.seed, entries, len(batches), said, begin.record(), best.record(), why
+        )
 
 
 def _means(losses: Sequence[float], batches: int) -> dict[str, float]:
@@ -246,7 +256,7 @@ def output_loss(dense: Output, pruned: Output, mask: Tensor | None) -> Tensor:
     wide = torch.promote_types(dense.value.dtype, torch.float32)
     a, b = (functional.normalize(rows(o.value.to(wide), mask), dim=1) for o in (dense, pruned))
     apart = 1 - torch.eye(len(a), dtype=wide, device=a.device)
-    relation = (((a @ a.T - b @ b.T) * apart).square().sum() / ((a @ a.T) * apart).square().sum().clamp_min(1e-12))
+    relation = ((a @ a.T - b @ b.T) * apart).square().sum() / ((a @ a.T) * apart).square().sum().clamp_min(1e-12)
     weight = torch.ones((), dtype=wide, device=a.device)
     if mask is not None and dense.value.dim() > 2 and mask.shape == dense.value.shape[:2]:
         weight = mask.to(a).reshape(*mask.shape, *[1] * (dense.value.dim() - 2))

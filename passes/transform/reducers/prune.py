@@ -37,8 +37,9 @@ class Prune(Reducer):
 def check_score(score: str) -> None:
     """Raise OptionError for a score that is none."""
     if score not in ("auto", *KINDS):
-        raise OptionError(f"unknown token score '{score}'", where="--tokens prune{score=}",
-                          cure=nearest(score, ("auto", *KINDS)))
+        raise OptionError(
+            f"unknown token score '{score}'", where="--tokens prune{score=}", cure=nearest(score, ("auto", *KINDS))
+        )
 
 
 def kind_of(score: str, taps: Any) -> str:
@@ -46,6 +47,10 @@ def kind_of(score: str, taps: Any) -> str:
     if score == "auto":
         return "class-value" if taps.protected else "received-value"
     if score.startswith("class") and not taps.protected:
-        raise OptionError(f"the token score '{score}' needs a class token", where=f"site {taps.site.name}",
-                          why="no token stands in front of the patches", cure="use score=received-value")
+        raise OptionError(
+            f"the token score '{score}' needs a class token",
+            where=f"site {taps.site.name}",
+            why="no token stands in front of the patches",
+            cure="use score=received-value",
+        )
     return score

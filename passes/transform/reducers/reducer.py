@@ -25,8 +25,9 @@ class Taps:
     tokens     how many there are here, ``left`` of ``site.tokens``
     """
 
-    def __init__(self, graph: Graph, nodes: dict[str, Node], site: TokenSite, size: Node | None, left: int,
-                 made_by: str) -> None:
+    def __init__(
+        self, graph: Graph, nodes: dict[str, Node], site: TokenSite, size: Node | None, left: int, made_by: str
+    ) -> None:
         self.graph, self.nodes, self.site, self.size, self.left = graph, nodes, site, size, left
         self.x, self.made_by = nodes[site.value], made_by
         self._last = self.x
@@ -62,16 +63,20 @@ class Taps:
             query, key = self.nodes[site.query], self.nodes[site.key]
             return self.op("attention_map", query, key, self.size, site.scale, rows)
         if not site.mapped:
-            raise OptionError("the attention cannot be tapped", where=f"{site.attention}, site {site.name}",
-                              why="it is neither scaled_dot_product_attention nor a softmax of [batch, heads, tokens, "
-                                  "tokens]", cure="use --tokens tome")
+            raise OptionError(
+                "the attention cannot be tapped",
+                where=f"{site.attention}, site {site.name}",
+                why="it is neither scaled_dot_product_attention nor a softmax of [batch, heads, tokens, tokens]",
+                cure="use --tokens tome",
+            )
         return self.nodes[site.attention]
 
     def score(self, kind: str) -> Node:
         """One number per token, protected ones 0. [batch, tokens]"""
         if not self.site.values:
-            raise OptionError("the values of the attention cannot be tapped", where=f"site {self.site.name}",
-                              cure="use --tokens tome")
+            raise OptionError(
+                "the values of the attention cannot be tapped", where=f"site {self.site.name}", cure="use --tokens tome"
+            )
         rows = 1 if kind in ("class", "class-value") else 0
         return self.op("token_score", self.attention(rows), self.nodes[self.site.values], kind, self.protected)
 
@@ -130,8 +135,11 @@ class Reducer(ABC):
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this reducer again."""
         fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # type: ignore[arg-type]
-        said = [f"{f.name}={str(v).lower() if isinstance(v, bool) else v}" for f in fields
-                if (v := getattr(self, f.name)) != f.default]
+        said = [
+            f"{f.name}={str(v).lower() if isinstance(v, bool) else v}"
+            for f in fields
+            if (v := getattr(self, f.name)) != f.default
+        ]
         return self.name + (f"{{{','.join(said)}}}" if said else "")
 
     def cap(self, tokens: int, protected: int) -> int:

@@ -29,10 +29,12 @@ class Transforming(Reducer):
     def __post_init__(self) -> None:
         check_score(self.score)
         if not self.temperature > 0:
-            raise OptionError("the temperature must be positive", where="--tokens transform{temperature=}",
-                              why=f"it is {self.temperature}")
+            raise OptionError(
+                "the temperature must be positive",
+                where="--tokens transform{temperature=}",
+                why=f"it is {self.temperature}",
+            )
 
     def reduce(self, taps: Any, r: int) -> Any:
         score = taps.score(kind_of(self.score, taps))
-        return taps.op("transform_tokens", taps.x, taps.metric(), score, taps.size, r, taps.protected,
-                       self.temperature)
+        return taps.op("transform_tokens", taps.x, taps.metric(), score, taps.size, r, taps.protected, self.temperature)

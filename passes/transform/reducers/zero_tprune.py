@@ -10,6 +10,7 @@ from .reducer import Reducer
 
 MANY = 5  # iterations of the PageRank while most tokens are there
 
+
 @dataclass(frozen=True)
 class ZeroTprune(Reducer):
     """Drop tokens that others repeat, then those that the attention graph ranks lowest (see ``ops/zero_tprune.py``).
@@ -35,15 +36,32 @@ class ZeroTprune(Reducer):
 
     def __post_init__(self) -> None:
         if not 0 <= self.similar <= 1 or self.iterations < 0:
-            raise OptionError("similar is a share and iterations a count", where="--tokens zero-tprune",
-                              why=f"similar={self.similar}, iterations={self.iterations}")
+            raise OptionError(
+                "similar is a share and iterations a count",
+                where="--tokens zero-tprune",
+                why=f"similar={self.similar}, iterations={self.iterations}",
+            )
         if not 0 <= self.lowest <= max(self.highest, 0):
-            raise OptionError("heads count whose variance is between lowest and highest", where="--tokens zero-tprune",
-                              why=f"lowest={self.lowest:g}, highest={self.highest:g}",
-                              cure="zero-tprune{lowest=0.01,highest=0.7}, or neither")
+            raise OptionError(
+                "heads count whose variance is between lowest and highest",
+                where="--tokens zero-tprune",
+                why=f"lowest={self.lowest:g}, highest={self.highest:g}",
+                cure="zero-tprune{lowest=0.01,highest=0.7}, or neither",
+            )
 
     def reduce(self, taps: Any, r: int) -> Any:
         iterations = self.iterations or (MANY if taps.left > taps.site.tokens / 2 else 1)
         similar = min(round(r * self.similar), max(0, (taps.left - taps.protected) // 2 - 1))
-        return taps.op("pagerank_tokens", taps.x, taps.attention(), taps.metric(), taps.size, r, similar,
-                       taps.protected, iterations, self.lowest, self.highest)
+        return taps.op(
+            "pagerank_tokens",
+            taps.x,
+            taps.attention(),
+            taps.metric(),
+            taps.size,
+            r,
+            similar,
+            taps.protected,
+            iterations,
+            self.lowest,
+            self.highest,
+        )

@@ -65,16 +65,29 @@ def compiled(name: str, target: str, out: Path, **options: Any) -> dict[str, Any
     import fxprune
 
     model, args, kwargs = zoo.build(name, 0)
-    return dict(fxprune.compile(model, kwargs or args, target=target, importance="l2", align=1, out=out,
-                                on_event=lambda _: None, **options).report)
+    return dict(
+        fxprune.compile(
+            model, kwargs or args, target=target, importance="l2", align=1, out=out, on_event=lambda _: None, **options
+        ).report
+    )
 
 
 def vit_with_tokens(target: str, out: Path) -> dict[str, Any]:
     import fxprune
 
-    return dict(fxprune.compile(scrambled(TokenViT(depth=2)), torch.randn(2, 3, 32, 32), flops=0.6, importance="l2",
-                                align=1, tokens="tome{schedule=constant,share=0.5}", target=target, out=out,
-                                on_event=lambda _: None).report)
+    return dict(
+        fxprune.compile(
+            scrambled(TokenViT(depth=2)),
+            torch.randn(2, 3, 32, 32),
+            flops=0.6,
+            importance="l2",
+            align=1,
+            tokens="tome{schedule=constant,share=0.5}",
+            target=target,
+            out=out,
+            on_event=lambda _: None,
+        ).report
+    )
 
 
 def lowered(program: Any, target: str, out: Path) -> dict[str, Any]:
@@ -103,8 +116,9 @@ def tokens_not_spelt_out(target: str, out: Path) -> dict[str, Any]:
 
 def swin_stage(out: Path) -> dict[str, Any]:
     """One stage of two blocks, so that windows shift once."""
-    zoo.MODELS["swin-stage"] = zoo._timm("swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=24, depths=(2,),
-                                         num_heads=(3,))
+    zoo.MODELS["swin-stage"] = zoo._timm(
+        "swin_tiny_patch4_window7_224", 56, img_size=56, embed_dim=24, depths=(2,), num_heads=(3,)
+    )
     return compiled("swin-stage", "trt{capability=8.0+8.6+8.9,dtype=fp16}", out, flops=0.7)
 
 
@@ -130,8 +144,13 @@ def main(out: Path) -> None:
         try:
             found[name] = {"report": case(out / name), "files": sorted(p.name for p in (out / name).iterdir())}
         except FxpruneError as error:
-            found[name] = {"error": type(error).__name__, "what": error.what, "where": error.where, "why": error.why,
-                           "cure": error.cure}
+            found[name] = {
+                "error": type(error).__name__,
+                "what": error.what,
+                "where": error.where,
+                "why": error.why,
+                "cure": error.cure,
+            }
         found[name]["seconds"] = time.perf_counter() - started
     (out / "engines.json").write_text(json.dumps(found, default=str), encoding="utf-8")
 

@@ -21,7 +21,8 @@ from fxprune.errors import OptionError
 
 WITHOUT_GPU = "the engines of a machine without a GPU; with one, engines are run (test_tensorrt)"
 pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available() or importlib.util.find_spec("tensorrt_rtx") is None, reason=WITHOUT_GPU)
+    torch.cuda.is_available() or importlib.util.find_spec("tensorrt_rtx") is None, reason=WITHOUT_GPU
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip("torch-tensorrt-rtx is part of the test extra on Linux with x86-64")
     out = tmp_path_factory.mktemp("engines")
     script = Path(__file__).with_name("engines.py")
-    run = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, text=True, timeout=900,
-                         env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(out / "cache")})
+    run = subprocess.run(
+        [sys.executable, str(script), str(out)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(out / "cache")},
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, Any] = json.loads((out / "engines.json").read_text(encoding="utf-8"))
     for name, one in found.items():
@@ -40,9 +46,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "dtype"), [
-    ("vit-heads-ffn-tokens", "fp16"), ("bert", "fp32"), ("resnet", "bf16"), ("swin", "fp16"),
-])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("vit-heads-ffn-tokens", "fp16"), ("bert", "fp32"), ("resnet", "bf16"), ("swin", "fp16")]
+)
 def test_an_engine_of_a_pruned_model_is_built(built: dict[str, Any], name: str, dtype: str) -> None:
     one = built[name]
     assert "error" not in one, one

@@ -46,12 +46,18 @@ def perceptron(gain: float = 1.0) -> Program:
 
 
 @needs_no_gpu
-@pytest.mark.parametrize(("dtype", "tolerance", "runtime"), [
-    ("fp32", 1e-4, "onnxruntime"), ("tf32", 5e-3, "onnxruntime"), ("fp16", 2e-2, "onnxruntime"),
-    ("bf16", 5e-2, "PyTorch (onnxruntime has no bfloat16"),
-])
-def test_what_can_be_written_is_and_what_is_missing_is_said(dtype: str, tolerance: float, runtime: str,
-                                                            tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "runtime"),
+    [
+        ("fp32", 1e-4, "onnxruntime"),
+        ("tf32", 5e-3, "onnxruntime"),
+        ("fp16", 2e-2, "onnxruntime"),
+        ("bf16", 5e-2, "PyTorch (onnxruntime has no bfloat16"),
+    ],
+)
+def test_what_can_be_written_is_and_what_is_missing_is_said(
+    dtype: str, tolerance: float, runtime: str, tmp_path: Path
+) -> None:
     onnx = pytest.importorskip("onnx")
     lowered, parity = lower_and_verify(registry.target(f"trt{{dtype={dtype}}}"), perceptron(), tmp_path)
     assert lowered.payload == tmp_path / "model.onnx"
@@ -60,7 +66,8 @@ def test_what_can_be_written_is_and_what_is_missing_is_said(dtype: str, toleranc
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT  # as captured
     kinds = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
     assert {i.data_type for i in model.graph.initializer if "weight" in i.name} == {
-        kinds.get(dtype, onnx.TensorProto.FLOAT)}
+        kinds.get(dtype, onnx.TensorProto.FLOAT)
+    }
     assert parity.ok
     assert parity.tolerance == tolerance
     assert lowered.runtime.startswith(runtime)
@@ -111,13 +118,21 @@ def test_on_a_gpu_the_engine_computes_the_program(dtype: str, tmp_path: Path) ->
 # ---------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("trt{dtype=fp8}", "'fp8' is not known"), ("trt{via=parser}", "'parser' is not known"),
-    ("trt{hardware=volta}", "'volta' is not known"), ("trt{workspace=lots}", "not an amount of memory"),
-    ("trt{optimization_level=6}", "no optimization level 6"), ("trt{shapes=batch:4:2:8}", "not a range of sizes"),
-    ("trt{capability=ada}", "names no compute capability"), ("trt{opset=23}", "opset 23 is not supported"),
-    ("trt{dtyp=fp16}", "no option 'dtyp'"), ("trt{sparse_weights=perhaps}", "not of the right type"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trt{dtype=fp8}", "'fp8' is not known"),
+        ("trt{via=parser}", "'parser' is not known"),
+        ("trt{hardware=volta}", "'volta' is not known"),
+        ("trt{workspace=lots}", "not an amount of memory"),
+        ("trt{optimization_level=6}", "no optimization level 6"),
+        ("trt{shapes=batch:4:2:8}", "not a range of sizes"),
+        ("trt{capability=ada}", "names no compute capability"),
+        ("trt{opset=23}", "opset 23 is not supported"),
+        ("trt{dtyp=fp16}", "no option 'dtyp'"),
+        ("trt{sparse_weights=perhaps}", "not of the right type"),
+    ],
+)
 def test_options_that_make_no_sense(text: str, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         registry.target(text)
@@ -212,12 +227,16 @@ class Pools(nn.Module):
         return nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
-@pytest.mark.parametrize(("law", "model", "inputs"), [
-    (SpellOutGathers(), Gathers(1), (torch.randn(3, 7, 4), torch.randint(0, 7, (3, 5, 4)))),
-    (SpellOutGathers(), Gathers(-1), (torch.randn(3, 7, 9), torch.randint(0, 9, (3, 5, 2)))),
-    (SpellOutMaxima(), Extremes(), (torch.randn(3, 5, 6),)),
-    (PoolByMean(), Pools(), (torch.randn(2, 3, 5, 5),)),
-], ids=["gather-middle", "gather-short", "extremes", "pool"])
+@pytest.mark.parametrize(
+    ("law", "model", "inputs"),
+    [
+        (SpellOutGathers(), Gathers(1), (torch.randn(3, 7, 4), torch.randint(0, 7, (3, 5, 4)))),
+        (SpellOutGathers(), Gathers(-1), (torch.randn(3, 7, 9), torch.randint(0, 9, (3, 5, 2)))),
+        (SpellOutMaxima(), Extremes(), (torch.randn(3, 5, 6),)),
+        (PoolByMean(), Pools(), (torch.randn(2, 3, 5, 5),)),
+    ],
+    ids=["gather-middle", "gather-short", "extremes", "pool"],
+)
 def test_what_is_spelt_out_computes_the_same(law: Transform, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     program = capture(model, inputs)
     spelt = Pipeline((law,)).run(program)

@@ -37,8 +37,9 @@ CASES: dict[str, tuple[int, int, int, tuple[int, int], float, torch.dtype, str, 
 }
 
 
-def run(m: int, n: int, k: int, tile: tuple[int, int], density: float, dtype: torch.dtype, activation: str,
-        bias: bool) -> dict[str, Any]:
+def run(
+    m: int, n: int, k: int, tile: tuple[int, int], density: float, dtype: torch.dtype, activation: str, bias: bool
+) -> dict[str, Any]:
     rows, columns = math.ceil(n / tile[0]), math.ceil(k / tile[1])
     kept = torch.rand(rows, columns) < density
     if density < 0:  # only the middle row of tiles holds anything

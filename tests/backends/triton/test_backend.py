@@ -52,9 +52,27 @@ def program(dtype: torch.dtype = torch.float32) -> Program:
 
 def winning(dtype: str = "float32", **changes: Any) -> BlockTable:
     shapes = ((70, 40), (40, 70), (40, 40))
-    return made("NVIDIA X", "kernel", [Timing(**{  # type: ignore[arg-type]
-        "n": n, "k": k, "pattern": "16x16", "dtype": dtype, "m": 12, "density": 1.0, "dense_ms": 2.0, "sparse_ms": 1.0,
-        "configuration": "rows=128,warps=4,stages=8", **changes}) for n, k in shapes])
+    return made(
+        "NVIDIA X",
+        "kernel",
+        [
+            Timing(
+                **{  # type: ignore[arg-type]
+                    "n": n,
+                    "k": k,
+                    "pattern": "16x16",
+                    "dtype": dtype,
+                    "m": 12,
+                    "density": 1.0,
+                    "dense_ms": 2.0,
+                    "sparse_ms": 1.0,
+                    "configuration": "rows=128,warps=4,stages=8",
+                    **changes,
+                }
+            )
+            for n, k in shapes
+        ],
+    )
 
 
 def called(p: Program) -> list[torch.fx.Node]:

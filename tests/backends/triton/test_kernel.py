@@ -28,8 +28,9 @@ SPILL_BOUND = 0  # bytes of registers spilt per thread; every configuration was 
 
 
 def _script(name: str, **environment: str) -> Any:
-    run = subprocess.run([sys.executable, str(HERE / name)], capture_output=True, text=True,
-                         env={**os.environ, **environment})
+    run = subprocess.run(
+        [sys.executable, str(HERE / name)], capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout)
 
@@ -48,7 +49,8 @@ def compiled() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_interpreter_agrees_with_fp64_and_nothing_is_written_beside(
-        case: str, interpreted: dict[str, dict[str, Any]]) -> None:
+    case: str, interpreted: dict[str, dict[str, Any]]
+) -> None:
     tolerance = 1e-6 if CASES[case][5] is torch.float32 else 1e-3
     assert interpreted[case]["error"] < tolerance
     assert interpreted[case]["guard"], "the kernel wrote outside of y"
@@ -56,8 +58,9 @@ def test_the_interpreter_agrees_with_fp64_and_nothing_is_written_beside(
 
 def test_every_configuration_compiles_for_every_chip(compiled: list[dict[str, Any]]) -> None:
     made = {(r["arch"], tuple(r["tile"]), r["configuration"]) for r in compiled if r["dtype"] == "fp16"}
-    assert made == {(arch, tile, str(one)) for arch in SHARED_LIMIT for tile, several in CONFIGURATIONS.items()
-                    for one in several}
+    assert made == {
+        (arch, tile, str(one)) for arch in SHARED_LIMIT for tile, several in CONFIGURATIONS.items() for one in several
+    }
 
 
 def test_shared_memory_spills_and_tensor_cores(compiled: list[dict[str, Any]]) -> None:

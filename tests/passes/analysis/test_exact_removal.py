@@ -68,10 +68,17 @@ def test_brute_force_suffix_and_stacked_suffix_agree(name: str) -> None:
         assert sum(float(v.max()) > 0 for v in one.values()) > len(one) // 2
 
 
-@pytest.mark.parametrize(("option", "value"), [
-    ("location", "norm"), ("location", "inner"), ("taps", "own"), ("taps", "next"), ("taps", "from"),
-    ("normalised", False),
-])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("location", "norm"),
+        ("location", "inner"),
+        ("taps", "own"),
+        ("taps", "next"),
+        ("taps", "from"),
+        ("normalised", False),
+    ],
+)
 def test_every_ablation_equals_brute_force(option: str, value: object) -> None:
     program, batch = model("vit")
     measure = replace(Measure(reduction="mean", output=False), **{option: value})  # type: ignore[arg-type]
@@ -193,7 +200,7 @@ def test_removing_nothing_changes_nothing() -> None:
     group = next(g for g in program.need("groups") if g.kind is Kind.HEAD)
     removals("x", {group: torch.arange(1)})
     assert list(removals._losses(removals._batch(0), group, torch.arange(0))) == [(0.0, 0.0)]
-    moved, = removals._values(removals._batch(0), group, [torch.arange(0)])
+    (moved,) = removals._values(removals._batch(0), group, [torch.arange(0)])
     for key, value in moved.items():
         assert torch.equal(value, removals._batch(0).value(key))
 
@@ -218,8 +225,10 @@ def test_relabelling_elements_relabels_scores() -> None:
 def test_the_norm_of_feature_maps_may_be_taken_per_sample() -> None:
     program, batch = model("resnet18")
     wanted = chosen(program)
-    mean, each = (Removals(program, [batch], Measure(reduction="mean", per_sample=p, output=False), MANY)("x", wanted)
-                  for p in (False, True))
+    mean, each = (
+        Removals(program, [batch], Measure(reduction="mean", per_sample=p, output=False), MANY)("x", wanted)
+        for p in (False, True)
+    )
     mean, each = mean[0], each[0]
     assert all(bool((each[n] >= mean[n] * (1 - 1e-9)).all()) for n in mean)  # Jensen: what cancels in the mean
     assert any(bool((each[n] > mean[n]).any()) for n in mean)

@@ -41,16 +41,25 @@ def test_ends_floor_and_freeze_are_options() -> None:
     assert live["qkv.weight"].floor == 8
     frozen = {g.matrix.parameter: g.frozen for g in program.need("groups")}
     assert frozen["up.weight"] == "asked to freeze 'u*.weight'"
-    for options, message in (({"freeze": ("nothing*",)}, "matches no parameter"), ({"floor": 1.0}, "below 1"),
-                             ({"pattern": "big"}, "is no tile")):
+    for options, message in (
+        ({"freeze": ("nothing*",)}, "matches no parameter"),
+        ({"floor": 1.0}, "below 1"),
+        ({"pattern": "big"}, "is no tile"),
+    ):
         with pytest.raises(OptionError, match=message):
             tiled.analysed(tiled.model(), tiled.data(), **{"pattern": "8x4", **options})
 
 
-@pytest.mark.parametrize(("name", "weights", "dense"), [
-    ("vit", 8, "head.weight"), ("bert", 14, "classifier.weight"), ("swin", 17, "head.fc.weight"),
-    ("transposed_weights", 4, ""), ("llama", 14, "lm_head.weight"),
-])
+@pytest.mark.parametrize(
+    ("name", "weights", "dense"),
+    [
+        ("vit", 8, "head.weight"),
+        ("bert", 14, "classifier.weight"),
+        ("swin", 17, "head.fc.weight"),
+        ("transposed_weights", 4, ""),
+        ("llama", 14, "lm_head.weight"),
+    ],
+)
 def test_real_models_have_tiles_where_expected(name: str, weights: int, dense: str) -> None:
     module, args, kwargs = zoo.build(name)
     passes = (Clean(), Inline(), PropagateAxes(), FindBlocks("16x16"))
@@ -67,7 +76,8 @@ def test_real_models_have_tiles_where_expected(name: str, weights: int, dense: s
 
 def test_a_shared_weight_stays_dense() -> None:
     program = Pipeline((PropagateAxes(), FindBlocks("8x8"))).run(
-        capture(blocks.Tied(), (torch.randint(0, 40, (2, 6)),)))
+        capture(blocks.Tied(), (torch.randint(0, 40, (2, 6)),))
+    )
     frozen = {g.matrix.parameter: g.frozen for g in program.need("groups")}
     assert "its weight is shared" in frozen.values()
 

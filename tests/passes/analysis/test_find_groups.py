@@ -179,11 +179,14 @@ def test_macs_per_element_are_what_one_element_costs() -> None:
     assert groups["blocks.0.attn.qkv:head"].macs == 4 * tokens * width * dim + 2 * tokens**2 * dim
 
 
-@pytest.mark.parametrize(("align", "floor", "levels"), [
-    (8, 0.1, [16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]),
-    (32, 0.5, [64, 96, 100]),
-    (64, 0.0, list(range(1, 101))),  # too short for two steps of 64: cut one by one
-])
+@pytest.mark.parametrize(
+    ("align", "floor", "levels"),
+    [
+        (8, 0.1, [16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 100]),
+        (32, 0.5, [64, 96, 100]),
+        (64, 0.0, list(range(1, 101))),  # too short for two steps of 64: cut one by one
+    ],
+)
 def test_granularity_and_floor(align: int, floor: float, levels: list[int]) -> None:
     program = find(FeedForward(), torch.randn(2, 8), align=align, floor=floor)
     (group,) = (g for g in program.need("groups") if g.prunable)
@@ -207,7 +210,6 @@ def test_user_freezes_by_pattern() -> None:
 def test_a_pattern_that_matches_nothing_is_a_typo() -> None:
     with pytest.raises(OptionError, match=r"'upp\.\*' matches no group and no parameter"):
         find(FeedForward(), torch.randn(2, 8), freeze=("up.*", "upp.*"))
-
 
 
 @pytest.mark.parametrize("options", [{"align": 0}, {"floor": 1.5}, {"floor": -0.1}])

@@ -36,9 +36,9 @@ def test_other_forms_of_blocks(how: str) -> None:
         assert all(s.mapped and s.transposed and not s.query for s in found.sites)
 
 
-@pytest.mark.parametrize(("how", "reason"), [
-    ("rope", "holds all tokens"), ("bias", "holds all tokens"), ("causal", "causal attention"),
-])
+@pytest.mark.parametrize(
+    ("how", "reason"), [("rope", "holds all tokens"), ("bias", "holds all tokens"), ("causal", "causal attention")]
+)
 def test_positions_known_inside_the_blocks_freeze_all_but_the_last(how: str, reason: str) -> None:
     found = flow(how=how)
     assert all(reason in s.frozen for s in found.sites[:2])

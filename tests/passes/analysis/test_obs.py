@@ -85,7 +85,7 @@ def test_many_elements_go_several_at_a_time_and_all_go_once() -> None:
     w = torch.randn(8, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     order, added = removal([Layer(g, w, torch.arange(300))], 300, 1e-2)
     assert sorted(order) == list(range(300))
-    single = (w.square().sum(0) / torch.linalg.inv(g + 1e-2 * g.diagonal().mean() * torch.eye(300)).diagonal())
+    single = w.square().sum(0) / torch.linalg.inv(g + 1e-2 * g.diagonal().mean() * torch.eye(300)).diagonal()
     assert order[0] == int(single.argmin())
     assert min(added) >= 0
 
@@ -248,8 +248,9 @@ def test_ranking_within_leaves_the_counts_alone(net: tuple[Program, Calibration]
     assert same.curve[-1] == pytest.approx(float(same.values.sum()))
 
 
-def test_the_order_within_is_found_once_per_graph(net: tuple[Program, Calibration],
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_within_is_found_once_per_graph(
+    net: tuple[Program, Calibration], monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, data = net
     one, many = RankWithin(data=data), ScoreGroups("fisher", data).run(program)
     first = one.run(many).need("scores")

@@ -28,8 +28,10 @@ CRITERIA = ("lsp", "lsp{order=taylor}", "lsp{curve=taylor2}", "magnitude", "wand
 
 def labelled(given: Calibration) -> Calibration:
     generator = torch.Generator().manual_seed(1)
-    return Calibration(tuple(Batch(b.args, labels=torch.randint(0, 3, (b.size,), generator=generator))
-                             for b in given.batches), "labelled")
+    return Calibration(
+        tuple(Batch(b.args, labels=torch.randint(0, 3, (b.size,), generator=generator)) for b in given.batches),
+        "labelled",
+    )
 
 
 def scored(program: Program, criterion: str, given: Calibration | None) -> dict[str, Any]:
@@ -121,8 +123,12 @@ def test_the_vectors_of_the_specification() -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_do_not_depend_on_the_batching(criterion: str) -> None:
     given = labelled(tiled.data(2, 8)) if "taylor" in criterion else tiled.data(2, 8)
-    whole = Batch((torch.cat([b.args[0] for b in given.batches]),), labels=None if given.batches[0].labels is None
-                  else torch.cat([b.labels for b in given.batches if b.labels is not None]))
+    whole = Batch(
+        (torch.cat([b.args[0] for b in given.batches]),),
+        labels=None
+        if given.batches[0].labels is None
+        else torch.cat([b.labels for b in given.batches if b.labels is not None]),
+    )
     program = tiled.analysed(tiled.model(), given)
     one, two = (scored(program, criterion, c) for c in (given, Calibration((whole,), "one batch")))
     for name, score in one.items():
@@ -239,8 +245,10 @@ def test_single_weights_can_be_scored_for_two_of_four(criterion: str) -> None:
     given = tiled.data(2)
     program = tiled.analysed(tiled.model(), given, "2:4")
     for name, score in scored(program, criterion, given).items():
-        assert score.values.shape == (program.group_by_name[name].matrix.shape[0] *  # type: ignore[attr-defined]
-                                      program.group_by_name[name].matrix.shape[1],)  # type: ignore[attr-defined]
+        assert score.values.shape == (
+            program.group_by_name[name].matrix.shape[0]  # type: ignore[attr-defined]
+            * program.group_by_name[name].matrix.shape[1],
+        )  # type: ignore[attr-defined]
 
 
 def test_criteria_of_tiles_refuse_heads_and_lsp_refuses_single_weights() -> None:

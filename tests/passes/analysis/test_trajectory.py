@@ -137,8 +137,9 @@ def test_small_changes_keep_their_digits_in_fp32() -> None:
     one, two = changed.double(), dense.double()
     want = float((one @ one.T - two @ two.T).square().sum())
     assert float(map_change(changed, dense)) == pytest.approx(want, rel=1e-5)
-    grams = (changed.T @ changed).square().sum() + (dense.T @ dense).square().sum() \
-        - 2 * (dense.T @ changed).square().sum()
+    grams = (
+        (changed.T @ changed).square().sum() + (dense.T @ dense).square().sum() - 2 * (dense.T @ changed).square().sum()
+    )
     assert abs(float(grams) - want) > 0.1 * want  # the identity that this form replaces
 
 
@@ -219,8 +220,10 @@ def test_an_element_does_not_collect_the_tap_of_its_own_layer() -> None:
             net.fc1[i].weight.zero_()
     program = analysed(net, data().batches[0].args[0])
     for mode in ("probe", "exact"):
-        later, whole, own, after = (scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data())
-                                    for which in ("later", "from", "own", "next"))
+        later, whole, own, after = (
+            scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data())
+            for which in ("later", "from", "own", "next")
+        )
         first, last = group(program, 0), group(program, DEPTH - 1)
         assert float(later[first].max()) < 1e-16
         assert float(after[first].max()) < 1e-16
@@ -228,8 +231,9 @@ def test_an_element_does_not_collect_the_tap_of_its_own_layer() -> None:
         assert torch.allclose(own[first], whole[first])
     program = analysed(model(), data().batches[0].args[0])
     for mode in ("probe", "exact"):
-        later, own = (scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data())
-                      for which in ("later", "own"))
+        later, own = (
+            scores(program, Trajectory(mode=mode, weight=0.0, taps=which), data()) for which in ("later", "own")
+        )
         assert float(later[last].min()) > 1e-6  # with no later tap its own is all there is
         assert torch.allclose(later[last], own[last])
 
@@ -237,8 +241,10 @@ def test_an_element_does_not_collect_the_tap_of_its_own_layer() -> None:
 @pytest.mark.parametrize("option", [{}, {"location": "inner"}, {"location": "norm", "taps": "from"}, {"taps": "next"}])
 def test_probes_follow_every_ablation(option: dict[str, str]) -> None:
     program = analysed(model(), data().batches[0].args[0])
-    probe, truth = (scores(program, Trajectory(mode=mode, probes=100, weight=0.0, **option), data())  # type: ignore[arg-type]
-                    for mode in ("probe", "exact"))
+    probe, truth = (
+        scores(program, Trajectory(mode=mode, probes=100, weight=0.0, **option), data())  # type: ignore[arg-type]
+        for mode in ("probe", "exact")
+    )
     names = [group(program, i) for i in range(DEPTH)]
     assert spearman(*(torch.cat([s[n] for n in names]) for s in (probe, truth))) > 0.8
 
@@ -314,8 +320,10 @@ def test_padding_is_not_looked_at() -> None:
 
 def test_the_output_weighs_more_beside_mean_maps_than_beside_related_rows() -> None:
     rows = analysed(model(), torch.randn(2, 5, WIDTH))
-    maps = analysed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 3)),
-                    torch.randn(2, 3, 5, 5))
+    maps = analysed(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 3)),
+        torch.randn(2, 3, 5, 5),
+    )
     assert Trajectory().weight_of(rows) < Trajectory().weight_of(maps)
     assert Trajectory(weight=0.5).weight_of(maps) == 0.5
 
@@ -329,8 +337,9 @@ def test_the_terms_are_balanced_by_their_medians_per_mac() -> None:
     assert factor == pytest.approx(float(0.5 * one[one > 0].median() / two[two > 0].median()))
     both = combine(features, output, factor)
     thousand = {n: 1000 * v for n, v in output.items()}
-    assert all(torch.allclose(both[n], combine(features, thousand, balance(program, features, thousand, 0.5))[n])
-               for n in both)
+    assert all(
+        torch.allclose(both[n], combine(features, thousand, balance(program, features, thousand, 0.5))[n]) for n in both
+    )
     fixed = scores(program, Trajectory(lambda_mode="fixed", weight=2.0, mode="exact"), data())
     features, output = Trajectory(mode="exact").parts(program, data(), 0)
     assert all(torch.allclose(fixed[n], features[n] + 2 * output[n]) for n in fixed)
@@ -347,15 +356,27 @@ def test_without_layers_to_tap_the_output_decides_and_a_note_says_so() -> None:
 
 def test_convolutional_networks_compare_mean_maps() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(),
-                        nn.Linear(4 * 4, 3)).double().eval()
+    net = (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(),
+            nn.Conv2d(8, 4, 3),
+            nn.Flatten(),
+            nn.Linear(4 * 4, 3),
+        )
+        .double()
+        .eval()
+    )
     x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
     program = Pipeline((PropagateAxes(), FindGroups(align=1))).run(capture(net, (x[:2],)))
     calibration = Calibration((Batch((x,)),), "normal")
     scored = ScoreGroups(Trajectory(), calibration).run(program)
     assert any("maps that convolutions read" in note for note in scored.notes)
-    probe, truth = (scores(program, Trajectory(mode=m, probes=400, weight=0.0), calibration)
-                    for m in ("probe", "exact"))
+    probe, truth = (
+        scores(program, Trajectory(mode=m, probes=400, weight=0.0), calibration) for m in ("probe", "exact")
+    )
     first, second = (next(n for n in truth if n.startswith(f"{i}:") or n.startswith(f"{i}.")) for i in (0, 2))
     assert spearman(probe[first], truth[first]) > 0.7
     assert torch.allclose(probe[second], truth[second], rtol=0.4)  # its own map, which a removal moves linearly
@@ -382,8 +403,7 @@ def test_the_rank_correlation_in_the_notes_is_that_of_the_checked_elements() -> 
     scored = ScoreGroups(criterion, data()).run(program)
     names = [group(program, i) for i in range(DEPTH)]
     truth = scores(program, Trajectory(mode="exact", weight=0.0), data())
-    want = spearman(torch.cat([scored.need("scores")[n].values for n in names]),
-                            torch.cat([truth[n] for n in names]))
+    want = spearman(torch.cat([scored.need("scores")[n].values for n in names]), torch.cat([truth[n] for n in names]))
     assert any(f"on {count} elements: {want:.2f}" in note for note in scored.notes)
     assert any("mode hybrid" in note for note in scored.notes)
 
@@ -415,10 +435,23 @@ def test_the_borderline_is_around_the_cut() -> None:
     assert borderline(values, 1, 99).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("option", [
-    {"mode": "exakt"}, {"location": "fnn"}, {"taps": "all"}, {"reduction": "max"}, {"lambda_mode": "x"}, {"samples": 0},
-    {"probes": 0}, {"temperature": 0.0}, {"weight": -1.0}, {"rescore": -1}, {"check": 2}, {"weight": float("nan")},
-])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"mode": "exakt"},
+        {"location": "fnn"},
+        {"taps": "all"},
+        {"reduction": "max"},
+        {"lambda_mode": "x"},
+        {"samples": 0},
+        {"probes": 0},
+        {"temperature": 0.0},
+        {"weight": -1.0},
+        {"rescore": -1},
+        {"check": 2},
+        {"weight": float("nan")},
+    ],
+)
 def test_options_are_checked(option: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(option))):
         Trajectory(**option)  # type: ignore[arg-type]
@@ -427,7 +460,10 @@ def test_options_are_checked(option: dict[str, object]) -> None:
 def test_the_seed_decides_and_labels_do_not() -> None:
     program = analysed(model(), data().batches[0].args[0])
     labelled = Calibration(tuple(Batch(b.args, labels=torch.zeros(4, dtype=torch.long)) for b in data().batches), "x")
-    one, same, other = scores(program, Trajectory(), data(), 1), scores(program, Trajectory(), labelled, 1), \
-        scores(program, Trajectory(), data(), 2)
+    one, same, other = (
+        scores(program, Trajectory(), data(), 1),
+        scores(program, Trajectory(), labelled, 1),
+        scores(program, Trajectory(), data(), 2),
+    )
     assert all(torch.equal(one[n], same[n]) for n in one)
     assert any(not torch.equal(one[n], other[n]) for n in one)

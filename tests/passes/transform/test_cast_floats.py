@@ -21,11 +21,16 @@ def cast(program: Program, dtype: str = "float16", spatial: bool = True) -> Prog
     return Pipeline((CastFloats(dtype, spatial),)).run(program)
 
 
-@pytest.mark.parametrize(("name", "dtype", "tolerance"), [
-    ("vit", "float16", 2e-2), ("vit", "bfloat16", 5e-2), ("llama", "float16", 2e-2),
-    ("resnet18", "bfloat16", 5e-2),
-    ("group_norm", "float16", 2e-2),
-])
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        ("vit", "float16", 2e-2),
+        ("vit", "bfloat16", 5e-2),
+        ("llama", "float16", 2e-2),
+        ("resnet18", "bfloat16", 5e-2),
+        ("group_norm", "float16", 2e-2),
+    ],
+)
 def test_a_cast_model_computes_the_same_within_its_precision(name: str, dtype: str, tolerance: float) -> None:
     module, args, kwargs = zoo.build(name, 0)
     program = Pipeline((Clean(), Inline())).run(capture(module, args, kwargs, name=name))
@@ -79,8 +84,9 @@ def test_squares_and_means_are_wide() -> None:
     program = small(Squares(), 1e3 * torch.randn(4, 8))
     half = cast(program)
     assert check_parity(program, eager(half.exported), tolerance={torch.float32: 5e-3}).ok
-    kinds = {n.target.__name__.partition(".")[0]: n.meta["val"].dtype for n in half.graph.nodes
-             if n.op == "call_function"}
+    kinds = {
+        n.target.__name__.partition(".")[0]: n.meta["val"].dtype for n in half.graph.nodes if n.op == "call_function"
+    }
     assert kinds["linear"] is torch.float16
     assert kinds["pow"] is kinds["mean"] is kinds["rsqrt"] is torch.float32
 
@@ -130,11 +136,13 @@ def test_a_program_without_floats_is_returned_as_it_is() -> None:
 
 
 def test_convolutions_stay_wide_on_request() -> None:
-    program = small(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)),
-                    torch.randn(2, 3, 8, 8))
+    program = small(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)), torch.randn(2, 3, 8, 8)
+    )
     half = cast(program, "bfloat16", spatial=False)
-    kinds = {n.target.__name__.partition(".")[0]: n.meta["val"].dtype for n in half.graph.nodes
-             if n.op == "call_function"}
+    kinds = {
+        n.target.__name__.partition(".")[0]: n.meta["val"].dtype for n in half.graph.nodes if n.op == "call_function"
+    }
     assert kinds["conv2d"] is kinds["max_pool2d"] is torch.float32
     assert kinds["linear"] is torch.bfloat16
     assert half.tensors["0.weight"].dtype is torch.float32

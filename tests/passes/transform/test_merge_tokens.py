@@ -24,8 +24,16 @@ from fxprune.program import Program
 from fxprune.streams import op_name
 from fxprune.testing import run_flat
 
-REDUCERS = ("tome", "prune", "prune{score=class}", "prune{score=entropy-value}", "ppt", "zero-tprune", "transform",
-            "random")
+REDUCERS = (
+    "tome",
+    "prune",
+    "prune{score=class}",
+    "prune{score=entropy-value}",
+    "ppt",
+    "zero-tprune",
+    "transform",
+    "random",
+)
 FACTS = ("axes", "groups", "tokens", "plan")
 
 
@@ -63,8 +71,11 @@ def test_counts_equal_the_schedule_and_predicted_cost_equals_counted(reducer: st
     small = merged(program(), reducer, [3, 2, 4])
     assert counted_macs(small) == CostModel(PropagateAxes().run(small))().flops
     assert CostModel(PropagateAxes().run(small))().flops < 1.02 * CostModel(program())().flops
-    tokens = [n.meta["val"][0].shape[1] for n in small.graph.nodes
-              if op_name(n).startswith("fxprune::") and isinstance(n.meta["val"], tuple)]
+    tokens = [
+        n.meta["val"][0].shape[1]
+        for n in small.graph.nodes
+        if op_name(n).startswith("fxprune::") and isinstance(n.meta["val"], tuple)
+    ]
     assert tokens == [14, 12, 8]
 
 
@@ -72,16 +83,19 @@ def test_counts_equal_the_schedule_and_predicted_cost_equals_counted(reducer: st
 def test_batch_1_and_7_and_a_second_call(reducer: str) -> None:
     small = merged(program(), reducer, [3, 2, 4])
     x = images(7)
-    whole, = run_flat(small, [x])
+    (whole,) = run_flat(small, [x])
     assert torch.equal(whole, run_flat(small, [x])[0])
     for i in range(7):
         torch.testing.assert_close(run_flat(small, [x[i : i + 1]])[0], whole[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("zero-tprune", [(5, 0, 0), (5, 0, 0), (1, 0, 0)]),
-    ("zero-tprune{iterations=30,lowest=0.01,highest=0.7}", [(30, 0.01, 0.7)] * 3),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("zero-tprune", [(5, 0, 0), (5, 0, 0), (1, 0, 0)]),
+        ("zero-tprune{iterations=30,lowest=0.01,highest=0.7}", [(30, 0.01, 0.7)] * 3),
+    ],
+)
 def test_pagerank_iterates_while_most_tokens_are_there(text: str, expected: list[tuple[float, ...]]) -> None:
     ops = [n for n in merged(program(), text, [5, 4, 2]).graph.nodes if op_name(n) == "fxprune::pagerank_tokens"]
     assert [n.args[-3:] for n in ops] == expected  # 17, 12 and 8 of 17 tokens
@@ -92,10 +106,16 @@ def test_nothing_removed_is_the_program_itself() -> None:
     assert Pipeline((MergeTokens(),), start=FACTS).run(dense) is dense
 
 
-@pytest.mark.parametrize(("front", "read", "how"), [
-    (1, "class", "sdpa"), (1, "class", "written"), (0, "mean", "sdpa"), (2, "mean-patches", "sdpa"),
-    (1, "both", "post"),
-])
+@pytest.mark.parametrize(
+    ("front", "read", "how"),
+    [
+        (1, "class", "sdpa"),
+        (1, "class", "written"),
+        (0, "mean", "sdpa"),
+        (2, "mean-patches", "sdpa"),
+        (1, "both", "post"),
+    ],
+)
 def test_merging_equal_tokens_changes_nothing(front: int, read: str, how: str) -> None:
     """Tokens that are the same count as often as they stand for: attention and averages do not notice.
 

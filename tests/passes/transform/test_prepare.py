@@ -178,8 +178,11 @@ class CosineHead(nn.Linear):
 def weights_of_weights(kind: str) -> nn.Module:
     def middle() -> nn.Module:
         plain = nn.Conv2d(16, 16, 3, padding=1)
-        makers = {"standardised": lambda: Standardised(16, 16, 3), "weight_norm": lambda: weight_norm(plain),
-                  "spectral_norm": lambda: spectral_norm(plain)}
+        makers = {
+            "standardised": lambda: Standardised(16, 16, 3),
+            "weight_norm": lambda: weight_norm(plain),
+            "spectral_norm": lambda: spectral_norm(plain),
+        }
         return makers[kind]() if kind in makers else plain
 
     head: nn.Module = CosineHead(16, 5) if kind == "cosine" else nn.Linear(16, 5)
@@ -187,8 +190,10 @@ def weights_of_weights(kind: str) -> nn.Module:
     return zoo.scramble(nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)).eval()
 
 
-@pytest.mark.parametrize(("kind", "folded", "channels"), [
-    ("standardised", 2, 3), ("weight_norm", 2, 3), ("spectral_norm", 2, 3), ("cosine", 1, 3)])
+@pytest.mark.parametrize(
+    ("kind", "folded", "channels"),
+    [("standardised", 2, 3), ("weight_norm", 2, 3), ("spectral_norm", 2, 3), ("cosine", 1, 3)],
+)
 def test_weights_of_weights_are_folded_and_their_channels_come_free(kind: str, folded: int, channels: int) -> None:
     module = weights_of_weights(kind)
     program = Clean().run(capture(module, (torch.randn(2, 3, 8, 8),)))

@@ -75,8 +75,15 @@ def test_ridge_brings_the_output_closer_than_bias_and_bias_than_nothing(norm: st
     errors = []
     for method in ("refit", "ridge", "bias", "none"):
         after = SliceAxes().run(recovered(program, data, method)[0])
-        errors.append(sum(float((a - b).square().sum()) for batch in held.batches for a, b in zip(
-            run_flat(after, flat(program, batch)), run_flat(program, flat(program, batch)), strict=True)))
+        errors.append(
+            sum(
+                float((a - b).square().sum())
+                for batch in held.batches
+                for a, b in zip(
+                    run_flat(after, flat(program, batch)), run_flat(program, flat(program, batch)), strict=True
+                )
+            )
+        )
     assert errors[1:] == sorted(errors[1:])
     assert errors[0] < 1.05 * errors[1]
 
@@ -98,14 +105,19 @@ def test_what_is_a_combination_of_the_rest_is_recovered_exactly(norm: str) -> No
             layer.fc1.weight[1::2], layer.fc1.bias[1::2] = layer.fc1.weight[::2], layer.fc1.bias[::2]
     data = texts(96)
     program = analysed(model, data)
-    neurons = {g.name: Choice(str(g.kind), g.size, tuple(range(0, g.size, 2)))
-               for g in program.need("groups") if g.kind is Kind.FFN}
+    neurons = {
+        g.name: Choice(str(g.kind), g.size, tuple(range(0, g.size, 2)))
+        for g in program.need("groups")
+        if g.kind is Kind.FFN
+    }
     assert len(neurons) == 2
     program = program.but(plan=CompressionPlan(neurons))
     batch = flat(program, texts(16, seed=3).batches[0])
     dense = run_flat(program, batch)
-    before, after = (relative_error(run_flat(SliceAxes().run(p), batch), dense)
-                     for p in (program, recovered(program, data, rel=1e-9)[0]))
+    before, after = (
+        relative_error(run_flat(SliceAxes().run(p), batch), dense)
+        for p in (program, recovered(program, data, rel=1e-9)[0])
+    )
     assert before > 0.05
     assert after < 1e-4
 
@@ -141,8 +153,15 @@ def test_parallel_branches_share_one_target() -> None:
 def test_what_padding_holds_does_not_matter() -> None:
     data = texts(64)
     program = planned(analysed(Encoder(), data))
-    other = Calibration(tuple(Batch((), {**b.kwargs, "input_ids": torch.where(
-        b.kwargs["attention_mask"].bool(), b.kwargs["input_ids"], 7)}) for b in data.batches), "other padding")
+    other = Calibration(
+        tuple(
+            Batch(
+                (), {**b.kwargs, "input_ids": torch.where(b.kwargs["attention_mask"].bool(), b.kwargs["input_ids"], 7)}
+            )
+            for b in data.batches
+        ),
+        "other padding",
+    )
     one, two = (recovered(program, d)[0].tensors for d in (data, other))
     assert all(torch.allclose(one[n], two[n], atol=1e-5) for n in one)
 
@@ -190,8 +209,22 @@ def test_the_same_data_give_the_same_weights_and_the_dense_program_stays() -> No
     assert all(torch.equal(t, program.tensors[n]) for n, t in before.items())
 
 
-@pytest.mark.parametrize("name", ["transposed_weights", "shuffle", "depthwise", "tied", "group_norm", "gqa_repeat",
-                                  "swin", "resnet50", "mixer", "bert", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transposed_weights",
+        "shuffle",
+        "depthwise",
+        "tied",
+        "group_norm",
+        "gqa_repeat",
+        "swin",
+        "resnet50",
+        "mixer",
+        "bert",
+        "llama",
+    ],
+)
 def test_models_of_the_zoo(name: str) -> None:
     program = planned(laws.analysed(name))
     inputs = [zoo.other_inputs(*program.example_inputs, 8) for _ in range(3)]
@@ -229,14 +262,22 @@ def test_the_read_position_is_found_and_weighted(trained: DigitsViT, digit_data:
     sites, _ = sites_of(program)
     assert [s.read for s in sites] == [None, None, None, 0]
     one, two = (recovered(program, data, readout=readout) for readout in (True, False))
-    same, other = ([torch.equal(one[0].tensors[n], two[0].tensors[n]) for n in names] for names in (
-        [s.parameter for s in one[1].steps[:-1]], [one[1].steps[-1].parameter]))
+    same, other = (
+        [torch.equal(one[0].tensors[n], two[0].tensors[n]) for n in names]
+        for names in ([s.parameter for s in one[1].steps[:-1]], [one[1].steps[-1].parameter])
+    )
     assert all(same)
     assert not any(other)
     unseen = [digit_data.test_images]
     dense = run_flat(program, unseen)[0].log_softmax(1)
-    far = [float(torch.nn.functional.kl_div(run_flat(SliceAxes().run(p), unseen)[0].log_softmax(1), dense,
-                                            log_target=True, reduction="batchmean")) for p in (one[0], two[0])]
+    far = [
+        float(
+            torch.nn.functional.kl_div(
+                run_flat(SliceAxes().run(p), unseen)[0].log_softmax(1), dense, log_target=True, reduction="batchmean"
+            )
+        )
+        for p in (one[0], two[0])
+    ]
     assert far[0] < 1.02 * far[1]
 
 
@@ -257,7 +298,9 @@ def test_scales_out_of_range_skip_a_layer_or_stop_there(solver: str, monkeypatch
     assert skip.steps == stop.steps == ()
     assert {why.partition(":")[0] for why in skip.skipped.values()} == {"its scales leave [-10, 10]"}
     assert [("nearly singular" in why, "left [-10, 10]" in why) for why in stop.skipped.values()] == [
-        (True, False), (False, True)]
+        (True, False),
+        (False, True),
+    ]
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -93,8 +93,9 @@ def test_the_guard_keeps_what_agrees_best_and_never_less_than_nothing(trained: D
     assert record.samples == 256
 
     def accuracy(p: Program) -> float:
-        return float((run_flat(tiled.zeroed(p), [digit_data.test_images])[0].argmax(1)
-                      == digit_data.test_labels).float().mean())
+        return float(
+            (run_flat(tiled.zeroed(p), [digit_data.test_images])[0].argmax(1) == digit_data.test_labels).float().mean()
+        )
 
     assert accuracy(after) > accuracy(program)
     assert any(note.startswith("tiles: recovery") for note in after.notes)

@@ -138,8 +138,10 @@ def test_a_single_batch_is_split_by_samples() -> None:
     program = analysed(Encoder(), texts(16))
     fit, held = split(program, texts(20, batch=20), 0.25)
     assert ([b.size for b in fit], [b.size for b in held]) == ([15], [5])
-    assert torch.equal(torch.cat([fit[0].kwargs["input_ids"], held[0].kwargs["input_ids"]]),
-                       texts(20, batch=20).batches[0].kwargs["input_ids"])
+    assert torch.equal(
+        torch.cat([fit[0].kwargs["input_ids"], held[0].kwargs["input_ids"]]),
+        texts(20, batch=20).batches[0].kwargs["input_ids"],
+    )
 
 
 def test_agreement_is_perfect_with_itself_and_falls_with_damage() -> None:
@@ -198,15 +200,25 @@ def test_auto_on_a_trained_vit_and_a_trained_cnn(trained: DigitsViT, digit_data:
         assert report.guard[report.chosen]["mixed"] >= report.guard["none"]["mixed"]
         assert report.guard[report.chosen]["kl"] <= report.guard["none"]["kl"]
         assert report.method in ("ridge", "refit")
-        before, now = (float((run_flat(SliceAxes().run(p), unseen)[0].argmax(1) == dense).float().mean())
-                       for p in (program, after))
+        before, now = (
+            float((run_flat(SliceAxes().run(p), unseen)[0].argmax(1) == dense).float().mean()) for p in (program, after)
+        )
         assert now > before
 
 
 def digits_cnn(data: Digits) -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 24, 3, 2, 1), nn.BatchNorm2d(24),
-                          nn.ReLU(), nn.Conv2d(24, 24, 3, 1, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                          nn.Linear(96, 10))
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 24, 3, 2, 1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, 1, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 10),
+    )
     adam = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(3):
         for x, y in zip(data.train_images.split(64), data.train_labels.split(64), strict=True):
@@ -239,8 +251,10 @@ def test_pairs_never_cross_a_fold_and_pooling_one_fold_is_measuring() -> None:
     one, two = (Yardstick(program, texts(24, seed=s).batches, s, 3) for s in (1, 2))
     assert pooled([one.compare(small)]) == one.measure(small)
     both = pooled([one.compare(small), two.compare(small)])
-    assert both.cosine == pytest.approx((one.measure(small).cosine * one.samples + two.measure(small).cosine *
-                                         two.samples) / (one.samples + two.samples))
+    assert both.cosine == pytest.approx(
+        (one.measure(small).cosine * one.samples + two.measure(small).cosine * two.samples)
+        / (one.samples + two.samples)
+    )
     found = one.compare(small)[0]
     assert found.copies == 3 * one.samples
     assert len(found.want) == len(one.first) + found.copies

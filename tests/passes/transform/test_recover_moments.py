@@ -140,8 +140,10 @@ def test_removing_one_after_another_equals_removing_all_at_once() -> None:
         now = weight.clone()
         for group in groups:
             block = torch.linalg.inv(inverse[group][:, group])
-            now, inverse = (now - now[:, group] @ block @ inverse[group],
-                            inverse - inverse[:, group] @ block @ inverse[group])
+            now, inverse = (
+                now - now[:, group] @ block @ inverse[group],
+                inverse - inverse[:, group] @ block @ inverse[group],
+            )
             inverse[group, group] = 1
         assert torch.allclose(now[:, kept], joint, rtol=0, atol=1e-12 * float(joint.abs().max()))
 

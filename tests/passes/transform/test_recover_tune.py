@@ -52,8 +52,10 @@ def test_tuning_beats_the_closed_form_on_held_out_samples(trained: DigitsViT, di
     unseen = [digit_data.test_images]
     dense = run_flat(program, unseen)[0].argmax(1)
     closed, _ = recovered(program, data, "auto")
-    right = [float((run_flat(SliceAxes().run(p), unseen)[0].argmax(1) == dense).float().mean())
-             for p in (program, closed, after)]
+    right = [
+        float((run_flat(SliceAxes().run(p), unseen)[0].argmax(1) == dense).float().mean())
+        for p in (program, closed, after)
+    ]
     assert right[0] < right[2]
     assert right[1] < right[2] + 0.03
 
@@ -147,8 +149,13 @@ def test_losses_are_zero_on_agreement_and_follow_the_definitions() -> None:
     assert float(divergence(flat_.value, logits.value)) == pytest.approx(0.143841, abs=1e-6)  # methods 11.2
     assert float(divergence(flat_.value, logits.value, 4.0)) == pytest.approx(0.150397, abs=1e-6)
     torch.manual_seed(0)
-    for value, classes in ((torch.randn(5, 7), None), (torch.randn(5, 7), 1), (torch.randn(5, 3, 7), None),
-                           (torch.randn(5, 3, 7), 2), (torch.randn(5, 3, 4, 4), None)):
+    for value, classes in (
+        (torch.randn(5, 7), None),
+        (torch.randn(5, 7), 1),
+        (torch.randn(5, 3, 7), None),
+        (torch.randn(5, 3, 7), 2),
+        (torch.randn(5, 3, 4, 4), None),
+    ):
         other = Output(value + 0.3 * torch.randn_like(value), classes)
         assert float(output_loss(Output(value, classes), Output(value.clone(), classes), None)) < 1e-6
         assert float(output_loss(Output(value, classes), other, None)) > 1e-3

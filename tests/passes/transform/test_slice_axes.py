@@ -115,13 +115,16 @@ def test_dropping_a_branch_needs_permission() -> None:
         cut(program, plan(program, ffn=()))
 
 
-@pytest.mark.parametrize(("choice", "says"), [
-    (Choice("ffn", 31, (0,)), "32 elements here and 31"),
-    (Choice("ffn", 32, (1, 0)), "sorted and unique"),
-    (Choice("ffn", 32, (0, 0)), "sorted and unique"),
-    (Choice("ffn", 32, (0, 32)), "out of range"),
-    (Choice("ffn", 32, (-1, 2)), "out of range"),
-])
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (Choice("ffn", 31, (0,)), "32 elements here and 31"),
+        (Choice("ffn", 32, (1, 0)), "sorted and unique"),
+        (Choice("ffn", 32, (0, 0)), "sorted and unique"),
+        (Choice("ffn", 32, (0, 32)), "out of range"),
+        (Choice("ffn", 32, (-1, 2)), "out of range"),
+    ],
+)
 def test_plans_that_do_not_fit(choice: Choice, says: str) -> None:
     with pytest.raises(PlanError, match=says):
         cut(block(), CompressionPlan({"fc1:ffn": choice}))

@@ -29,8 +29,9 @@ def crop_macs(x: tuple[int, ...], size: tuple[int, ...] | None, r: int, protecte
     return 0
 
 
-define("crop_tokens", "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)",
-       crop_tokens, crop_macs)
+define(
+    "crop_tokens", "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)", crop_tokens, crop_macs
+)
 rule("fxprune::crop_tokens")(reduced)
 
 
