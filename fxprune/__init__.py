@@ -11,8 +11,8 @@ This file is the public API: what it does not name may change.
 from .api import apply, compile, inspect, load, plan
 from .artifact import Artifact
 from .backend import Backend, Lowered
+from .batch import Batch, Calibration
 from .cost import Budget, Cost, CostModel
-from .data import Batch, Calibration
 from .errors import (
     BudgetInfeasible,
     CaptureError,

@@ -7,6 +7,7 @@ MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -
 
 from __future__ import annotations
 
+import inspect as inspection
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,17 +21,20 @@ from .budgets import Amount, budget_or_none, one_budget
 from .cost import METRICS
 from .decide import decide
 from .errors import OptionError
-from .events import OnEvent, resumable, warn_only
+from .events import OnEvent, warn_only
+from .finish import finish
+from .goal import Wish, default_criterion, kinds_and_tokens
 from .group import Kind
-from .latency_decide import LatencyWish, Timekeeping, timekeeping
+from .jobs import resumable
+from .latency_wish import LatencyWish, Timekeeping, timekeeping
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
-from .options import by_option
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
+from .request_options import by_option
 from .sparsify import uncut, with_tiles
-from .work import Inputs, Model, Wish, Work, default_criterion, kinds_and_tokens
+from .work import Inputs, Model, Work
 
 if TYPE_CHECKING:
     from .pipeline_text import StatedPipeline
@@ -189,7 +193,7 @@ def compile(
             pipeline,
             data,
             samples,
-            lambda program, stated: work.finish(program, stated.after),
+            lambda program, stated: finish(work, program, stated.after),
         )
     if recover not in (None, "none") and data is None:
         raise OptionError(
@@ -232,7 +236,7 @@ def compile(
         )
     with within(memory), resumable(out, on_event), timing:
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        return work.finish(uncut(work) if wish is None else work.recover(decide(work, wish), wish))
+        return finish(work, uncut(work) if wish is None else work.recover(decide(work, wish), wish))
 
 
 def plan(
@@ -425,7 +429,7 @@ def _planned(
     then: Callable[[Program, StatedPipeline], Made],
 ) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
-    from .pipeline_text import decided_by, read_pipeline, stated_alone
+    from .pipeline_text import decided_by, read_pipeline
 
     stated_alone(asked)
     given = [asked[m] for m in METRICS]
@@ -441,3 +445,45 @@ def _planned(
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
     write_text(path, plan.to_json())
+
+
+_BESIDE = {
+    "command",
+    "model",
+    "input",
+    "batch",
+    "threads",
+    "seconds",
+    "checkpoint",
+    "trust-pickle",
+    "data",
+    "samples",
+    "seed",
+    "target",
+    "out",
+    "pipeline",
+    "memory",
+    "flops",
+    "params",
+    "bytes",
+    "plan",
+    "latency-table",
+    "held-out",
+}
+
+
+def stated_alone(asked: Mapping[str, Any]) -> None:
+    """Raise OptionError where an option is given that the passes' own options say. asked: values by option"""
+
+    def told(value: Any) -> str:  # as a report's options say it again: floor=0.1 comes as ("0.1",)
+        return str(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
+
+    usual = {name.replace("_", "-"): p.default for name, p in inspection.signature(compile).parameters.items()}
+    for name in sorted(asked.keys() - _BESIDE):
+        if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
+            raise OptionError(
+                f"--pipeline and --{name} say the same thing",
+                where="--pipeline",
+                why="the pipeline states every pass with its own options",
+                cure="leave one of them away",
+            )

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from .errors import PlanError
 from .events import Event
+from .finish import finish
+from .goal import Wish, default_criterion
 from .group import Kind
 from .plan import CompressionPlan
 from .program import Program
-from .work import Wish, Work, default_criterion
+from .work import Work
 
 if TYPE_CHECKING:
     from .artifact import Artifact
@@ -34,7 +36,7 @@ def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifac
     )
     wish = Wish(None, default_criterion(None), (), 1, recover)
     with lines_of(plan):
-        return work.finish(work.recover(with_plan(work, program, plan), wish))
+        return finish(work, work.recover(with_plan(work, program, plan), wish))
 
 
 def with_plan(work: Work, program: Program, plan: CompressionPlan) -> Program:

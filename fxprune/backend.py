@@ -21,7 +21,7 @@ from .pipeline import Pass, Pipeline
 from .program import Program
 
 if TYPE_CHECKING:
-    from .data import Calibration
+    from .batch import Calibration
 
 __all__ = ["Backend", "Lowered", "Parity", "Runner", "lower_and_verify"]
 

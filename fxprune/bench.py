@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 from . import api, registry
-from .artifact import PROGRAM, Artifact
+from .artifact import Artifact
+from .artifact_files import PROGRAM
 from .backend import Runner
+from .environment import environment
 from .errors import MissingDevice, OptionError
 from .events import Event, OnEvent, warn_only
 from .latency_clock import at_batch, reading
 from .latency_delivered import check_dense, record, row_of
-from .measure import environment, sampled, timing
+from .measure import sampled, timing
 from .plan import CompressionPlan
 from .program import Program
 

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .environment import versions
 from .errors import LoadError
-from .measure import versions
 
 VERSION = 1
 MAX_BYTES = 16 * 2**20

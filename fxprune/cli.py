@@ -12,31 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import ranks
-from .commands import COMMANDS, command
-from .commands.parser import EPILOG, Parser
+from .commands import build_parser, command
 from .errors import FxpruneError, InternalError, OptionError, nearest
 from .toml_options import with_file
 
 OK, USER_ERROR, INTERNAL, INTERRUPTED = 0, 2, 70, 130
-
-
-def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser of every command, by name, and the one above them."""
-    from . import __version__
-
-    top = Parser(
-        prog="fxprune",
-        epilog=EPILOG,
-        description=("Make a pretrained model smaller and faster: fxprune compile model.pt --target onnx --flops 0.5"),
-    )
-    top.add_argument("--version", action="version", version=f"fxprune {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    made: dict[str, Parser] = {}
-    for name in COMMANDS:
-        one = command(name)
-        made[name] = commands.add_parser(name, help=one.HELP, description=one.HELP, epilog=EPILOG)
-        one.options(made[name])
-    return top, made
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .axes import Axes
 from .axis import Axis, Dim, atoms, real_size
 from .errors import OptionError
-from .program import Axes, Program
+from .program import Program
 
 METRICS = ("flops", "params", "bytes")
 COUNTED = "multiply-accumulates per sample of linear, matmul, einsum, convolution and attention; nothing else"

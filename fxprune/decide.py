@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import jobs, journal, ranks
+from . import jobs, ranks
+from .batch import Calibration
 from .cost import Budget, CostModel
-from .data import Calibration, generate
+from .data import generate
+from .environment import versions
 from .errors import InternalError
+from .fingerprint import fingerprint
 from .latency_decide import prepared, settled
-from .measure import versions
 from .pipeline import Pass
 from .plan import CompressionPlan
 from .program import Program
 
 if TYPE_CHECKING:
+    from .goal import Wish
     from .passes.analysis.importance.criterion import Criterion
     from .passes.analysis.rank_within import RankWithin
     from .passes.search.search_plan import SearchPlan
-    from .work import Wish, Work
+    from .work import Work
 
 SWEPT = 128  # samples that head scales are compared on
 
@@ -57,7 +60,7 @@ def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None
 
     work.budget, chosen = wish.budget, wish.made
     wish, program = prepared(work, wish, program)
-    jobs.identify(lambda: journal.fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
+    jobs.identify(lambda: fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
     if wish.tokens is not None:
         return _with_tokens(work, wish, program, data)
     assert wish.budget is not None
@@ -103,7 +106,7 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
     the budget is one of latency, is then stated as passes, which make the plan."""
     from .decide_tokens import decide_tokens
     from .passes.search.plan_tokens import PlanTokens
-    from .work import silence
+    from .quiet import silence
 
     assert wish.tokens is not None
     scored = _scored_beside_tokens(work, wish, program, data)
@@ -216,7 +219,7 @@ def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) ->
 def _run(work: Work, program: Program, *passes: Pass) -> Program:
     """``work.run``; a search by measured time is stated by what it decided."""
     from .passes.search.search_plan import SearchPlan
-    from .work import silence
+    from .quiet import silence
 
     for one in passes:
         if isinstance(one, SearchPlan) and one.table is not None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .batch import Batch, Calibration
 from .cost import Budget, Cost, CostModel
-from .data import Batch, Calibration
 from .errors import BudgetInfeasible, NothingToPrune, OptionError
 from .group import Kind
 from .plan import CompressionPlan, TokenPlan
@@ -21,9 +21,10 @@ from .token_wish import TokenWish
 from .tokens import TokenFlow
 
 if TYPE_CHECKING:
+    from .goal import Wish
     from .passes.search.search_plan import SearchPlan
     from .passes.search.token_schedule import TokenCosts
-    from .work import Wish, Work
+    from .work import Work
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared

@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .backend import Backend, Runner
-from .data import Batch, Calibration
+from .batch import Batch, Calibration
 from .diagnose import first_line
 from .errors import FxpruneError, LoadError, MissingDevice, OptionError, VerifyError
+from .fingerprint import add_tensor
 from .gates import FAILED, UNFINISHED, Gate, Limits, gate
-from .journal import add_tensor
 from .measure import Timing, latency
 from .metrics import choose, divergence, score
-from .parity import compare, dim_names, eager, output_names, sample_inputs, steady, tolerance_of
+from .parity import compare, eager, steady, tolerance_of
 from .program import Program
+from .signature import dim_names, output_names, sample_inputs
 from .tensors import read_safetensors
 
 MAX_EVIDENCE = 8 * 2**30  # bytes

@@ -16,8 +16,8 @@ import torch
 
 from . import plugins, registry
 from .deprecation import number
+from .environment import cpu_name, usable_cores
 from .errors import OptionError, nearest
-from .measure import cpu_name, usable_cores
 
 TESTED = ("2.11", "2.14")  # torch: from, and below
 PACKAGES = (

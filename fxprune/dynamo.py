@@ -24,7 +24,8 @@ from torch.utils import _pytree as pytree
 
 from .applied import read_plan, with_plan
 from .artifact import Artifact
-from .data import Batch, Calibration, load_data
+from .batch import Batch, Calibration
+from .data import load_data
 from .decide import decide
 from .dynamo_graph import (
     Slot,
@@ -41,8 +42,10 @@ from .dynamo_graph import (
 )
 from .dynamo_session import INNER, Call, Options, Session, current_call, session_for, session_of
 from .errors import BudgetInfeasible, FxpruneError, NothingToPrune, OptionError, PlanError
-from .events import Event, resumable, warn_only
+from .events import Event, warn_only
 from .example_inputs import parameter_names
+from .finish import finish
+from .jobs import resumable
 from .load import Loaded
 from .plan import Choice, CompressionPlan
 from .program import Program
@@ -265,7 +268,7 @@ def _searched(work: Work, session: Session, options: Options) -> Artifact:
     decided = decide(work, wish)
     recovered = work.recover(decided, wish)
     plan = decided.need("plan")
-    artifact = work.finish(recovered)
+    artifact = finish(work, recovered)
     before = decided.tensors
     session.weights |= {n: t for n, t in recovered.tensors.items() if n not in before or t is not before[n]}
     session.kinds = tuple(map(str, wish.kinds))
@@ -304,7 +307,7 @@ def _applied(
     here.check(program.group_by_name)
     report["reused"] = options.plan is None
     program = with_tensors(program, session.weights)
-    artifact = work.finish(with_plan(work, program, here))
+    artifact = finish(work, with_plan(work, program, here))
     session.plan = replace(plan, choices={**session.plan.choices, **here.choices})
     return artifact
 

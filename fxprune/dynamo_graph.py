@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import Graph, GraphModule, Node
 
+from .batch import Batch
 from .capture import evaluation_form
 from .containers import plain_signature
-from .data import Batch
 from .diagnose import last_word, why_capture_failed
 from .errors import CaptureError, NothingToPrune
 from .program import Program

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 from .api import PlanLike
 from .budgets import budget_or_none
 from .errors import OptionError, nearest
+from .goal import Wish, kinds_of
 from .plan import CompressionPlan
-from .work import Limits, Wish, kinds_of
+from .work import Limits
 
 INNER = ("inductor", "eager", "aot_eager")
 _CALLED = nn.Module._wrapped_call_impl.__code__

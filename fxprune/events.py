@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from . import jobs
-from .journal import Journal
 
 
 class FxpruneWarning(UserWarning):
@@ -37,16 +32,3 @@ def warn_only(event: Event) -> None:
     """The default listener of the library: silent about stages, a Python warning for a warning."""
     if event.kind == "warning":
         warnings.warn(event.text, FxpruneWarning, stacklevel=4)
-
-
-@contextmanager
-def resumable(out: str | os.PathLike[str] | None, on_event: OnEvent) -> Iterator[None]:
-    """A run that tells ``on_event`` how its long work goes on, and that can be interrupted and resumed.
-
-    out   the file or directory that the run makes: finished work is kept beside it until then; None keeps nothing
-
-    Which run it is must be said by :func:`fxprune.jobs.identify`, before the first jobs.
-    """
-    journal = None if out is None else Journal(out, note=lambda text: on_event(Event("note", text)))
-    with jobs.session(journal, progress=lambda name, done, total: on_event(Event("progress", name, done, total))):
-        yield

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .artifact import PLAN, check_files
+from .artifact_files import PLAN, check_files
 from .errors import OptionError, nearest
 from .plan import CompressionPlan
 from .report_compare import read_valid

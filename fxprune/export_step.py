@@ -25,15 +25,17 @@ from .api import Inputs, Model
 from .applied import PlanLike, applied, read_plan
 from .artifact import Artifact
 from .backend import Backend
-from .data import Calibration, load_data
+from .batch import Calibration
+from .data import load_data
 from .delivery import Evidence, Payload, failed, gates_of, gather, read_evidence
+from .environment import environment, versions
 from .errors import FxpruneError, LoadError, LoweringError, MissingDevice, OptionError, VerifyError
 from .events import Event, OnEvent, warn_only
+from .fingerprint import fingerprint
 from .gates import FAILED, PASSED, UNFINISHED, Gate, Limits, gate, junit, worst
-from .journal import fingerprint
-from .latency_decide import LatencyWish
 from .latency_delivered import Stopwatch
 from .latency_measure import lowerable
+from .latency_wish import LatencyWish
 from .manifest import (
     EVIDENCE,
     MANIFEST,
@@ -42,17 +44,16 @@ from .manifest import (
     fingerprints,
     read_manifest,
     sealed,
-    sha256_of,
     write_manifest,
     wrong_files,
 )
-from .measure import environment, versions
 from .options import build, parse
 from .parity import check_parity
-from .publish import published, write_error
+from .publish import published, sha256_of, write_error
+from .quiet import silence
 from .registry import lookup
 from .work import Limits as SearchLimits
-from .work import Work, silence
+from .work import Work
 
 CARRIED = 256  # MiB of data
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from .parity import dim_names, sizes_to_try
 from .program import Program
+from .signature import dim_names, sizes_to_try
 from .streams import op_name
 
 COUNTED = (

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import Tensor
 
-from . import ranks
+from . import jobs, ranks
+from .events import Event, OnEvent
 from .journal import Journal
 
 Result: TypeAlias = dict[str, Tensor]
@@ -95,7 +98,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def identify(fingerprint: Callable[[], str]) -> None:
-    """Say which run this session is, by :func:`fxprune.journal.fingerprint`; asked for when the first jobs begin.
+    """Say which run this session is, by :func:`fxprune.fingerprint.fingerprint`; asked for when the first jobs begin.
 
     Without a session, or in one without a journal, nothing happens.
     """
@@ -189,3 +192,16 @@ def _round(step: str, numbers: list[int], work: Callable[[int], Result]) -> list
     if ranks.world() == 1:
         return [result]
     return [tensors for tensors, _ in ranks.exchange(step, result, failure=failure)[: len(numbers)]]
+
+
+@contextmanager
+def resumable(out: str | os.PathLike[str] | None, on_event: OnEvent) -> Iterator[None]:
+    """A run that tells ``on_event`` how its long work goes on, and that can be interrupted and resumed.
+
+    out   the file or directory that the run makes: finished work is kept beside it until then; None keeps nothing
+
+    Which run it is must be said by :func:`fxprune.jobs.identify`, before the first jobs.
+    """
+    journal = None if out is None else Journal(out, note=lambda text: on_event(Event("note", text)))
+    with jobs.session(journal, progress=lambda name, done, total: on_event(Event("progress", name, done, total))):
+        yield

@@ -11,7 +11,6 @@ run: a full disk, a damaged file or a second process only mean that less can be 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -19,16 +18,12 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from .data import Calibration
-from .measure import versions
+from .environment import core_versions
 from .packets import pack, unpack
-from .program import Program
 
 Result: TypeAlias = dict[str, Tensor]
 
@@ -205,7 +200,7 @@ class Journal:
         return str(stored.get("key", "")) if isinstance(stored, dict) else ""
 
     def _write_key(self) -> None:
-        about = {"fxprune_progress": _FORMAT, "key": self._key, "versions": _versions()}
+        about = {"fxprune_progress": _FORMAT, "key": self._key, "versions": core_versions()}
         self._put("key.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def _parts(self) -> Iterable[Path]:
@@ -235,49 +230,6 @@ class Journal:
         aside = self.folder / f".{name}.aside"
         aside.write_bytes(content)
         os.replace(aside, self.folder / name)
-
-
-def fingerprint(program: Program, data: Calibration | None, seed: int, options: Iterable[str] = ()) -> str:
-    """SHA-256 of all that finished jobs depend on: what is stored under another one is never taken up.
-
-    The graph (every node with its arguments), the weights, the groups with their limits, the calibration batches, the
-    seed, ``options`` (how the criterion and the passes are set, as text), and the versions of fxprune and torch.
-    Tensors are read in place, at the speed of SHA-256: about a second per GiB.
-    """
-    digest = hashlib.sha256(json.dumps([_FORMAT, _versions(), seed, list(options)]).encode())
-
-    def say(*facts: object) -> None:
-        digest.update(repr(facts).encode())
-
-    for node in program.graph.nodes:
-        say(node.op, node.name, str(node.target), node.args, node.kwargs)
-    for group in program.groups or ():
-        say(group.name, str(group.kind), group.size, group.frozen, group.granularity, group.floor)
-    for name, tensor in sorted(program.tensors.items()):
-        say(name)
-        add_tensor(digest, tensor)
-    for batch in data.batches if data is not None else ():
-        leaves, spec = pytree.tree_flatten((batch.args, dict(batch.kwargs), batch.labels))
-        say(str(spec))
-        for leaf in leaves:
-            if isinstance(leaf, Tensor):
-                add_tensor(digest, leaf)
-            else:
-                say(leaf)
-    return digest.hexdigest()
-
-
-def add_tensor(digest: Any, tensor: Tensor) -> None:
-    """Feed dtype, shape and values of a tensor, wherever it lies, to a hash."""
-    digest.update(repr((tensor.dtype, tuple(tensor.shape), tensor.layout)).encode())
-    dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
-    flat = dense.to("cpu", memory_format=torch.contiguous_format).resolve_conj().resolve_neg().reshape(-1)
-    if flat.numel():
-        digest.update(flat.view(torch.uint8).numpy())
-
-
-def _versions() -> dict[str, str]:
-    return {package: version for package, version in versions().items() if package in ("fxprune", "torch")}
 
 
 def _plain(name: str) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from .backend import Backend, Lowered
+from .environment import cpu_name
 from .errors import OptionError
-from .measure import Timing, cpu_name, latency, sampled
+from .measure import Timing, latency, sampled
 from .memory import give_back
-from .parity import Runner, dim_names, sample_inputs
+from .parity import Runner
 from .pipeline import Pipeline
 from .program import Program
+from .signature import dim_names, sample_inputs
 
 SECONDS, ROUNDS = 2.0, 200  # of measuring, per program
 LEAST = 9  # rounds, however long one takes

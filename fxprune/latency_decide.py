@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,95 +14,21 @@ from .decide_tokens import check_sites
 from .errors import BudgetInfeasible, OptionError
 from .events import Event
 from .latency_clock import SURELY, Clock, Reading, device_of
-from .latency_measure import lowerable, measure_table
+from .latency_measure import lowerable, measure_table, measure_tokens
 from .latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
-from .latency_tokens import measure_tokens
-from .limits import Align, aligned_by_measure, per_pattern
+from .latency_wish import FILE, MISS
+from .limits import per_pattern
 from .plan import TokenPlan
 from .program import Program
 
 if TYPE_CHECKING:
+    from .goal import Wish
     from .passes.search.latency_model import LatencyModel
-    from .work import Wish, Work
+    from .work import Work
 
 ROUNDS = 3
-MISS = 0.05  # of the target: more than that, either way, and the search is repeated
-FILE = "latency.json"
 SLOWER, NO_FASTER = 0.8, 0.97  # of what MACs promise; of the dense latency
 NS = 1e6
-
-
-@dataclass(frozen=True)
-class LatencyWish:
-    """How latency is measured, and what for besides a budget of it.
-
-    batch    samples per call;  threads: CPU threads of the runtime, 0 leaves it the choice
-    table    path of a table to go by, whole: nothing is measured then, and the plan is the same on every machine
-    expect   measure also where the budget is one of MACs, parameters or bytes
-    align    let the measured table say what kept counts are multiples of
-    seconds  to time the delivered file for, beside the dense one; None: a short while, 0: not at all
-    """
-
-    batch: int = 1
-    threads: int = 0
-    table: str = ""
-    expect: bool = False
-    align: bool = False
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise OptionError("a batch holds at least one sample", where=f"--batch {self.batch}")
-        if self.threads < 0:
-            raise OptionError("threads cannot be negative", where=f"--threads {self.threads}")
-        if self.seconds is not None and not 0 <= self.seconds < math.inf:
-            raise OptionError(
-                "time to measure cannot be negative", where=f"--seconds {self.seconds:g}", cure="0 measures nothing"
-            )
-
-
-@dataclass
-class Timekeeping:
-    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
-
-    wish: LatencyWish
-    table: LatencyTable | None = None
-    clock: Clock | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    alignment: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Timekeeping:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.clock is not None:  # its files go
-            self.clock.__exit__()
-            self.clock = None
-
-
-def timekeeping(
-    batch: int,
-    threads: int,
-    table: Any,
-    expect: bool,
-    align: Align,
-    latency: Any,
-    latency_ms: Any,
-    blocks: Any,
-    seconds: float | None = None,
-) -> Timekeeping:
-    """From the options of the API. Raises OptionError where they do not go together."""
-    timed = latency is not None or latency_ms is not None
-    if blocks is not None and (timed or expect):
-        raise OptionError(
-            "zeros inside weights have no latency that can be foretold",
-            where="--latency, --blocks",
-            why="the table holds dense layers of fewer rows and columns",
-            cure="give --flops",
-        )
-    return Timekeeping(
-        LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
-    )
 
 
 def prepared(work: Work, wish: Wish, program: Program) -> tuple[Wish, Program]:
@@ -188,7 +113,7 @@ def _table(work: Work, wish: Wish, program: Program, must: bool) -> LatencyTable
     _open(work, program)
     assert work.timing.clock is not None
     work.stage(f"measure latency on {setting.device}")
-    from .work import silence
+    from .quiet import silence
 
     with silence():
         table = measure_table(

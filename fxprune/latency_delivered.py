@@ -24,19 +24,19 @@ from typing import Any
 import torch
 
 from . import memory
-from .artifact import PAGE, REPORT, check_destination, read_report
+from .artifact_files import PAGE, REPORT, check_destination, read_report
 from .backend import Backend, Lowered, Runner
+from .environment import versions
 from .errors import FxpruneError, OptionError
 from .events import Event, OnEvent
 from .footprint import footprint
 from .latency_clock import Clock, Reading, batch_for, device_of
-from .latency_decide import MISS, LatencyWish
 from .latency_table import RUNTIMES, today
-from .manifest import MANIFEST, sha256_of
-from .measure import versions
+from .latency_wish import MISS, LatencyWish
+from .manifest import MANIFEST
 from .origin import first_line
 from .program import Program
-from .publish import published
+from .publish import published, sha256_of
 from .quiet import quiet
 from .units import mebi
 

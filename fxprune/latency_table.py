@@ -25,9 +25,9 @@ from typing import Any
 
 from .axis import Axis
 from .cost import CostModel, Expression
+from .environment import versions
 from .errors import LoadError
 from .group import PruneGroup
-from .measure import versions
 from .plan import TokenPlan
 from .program import Program
 

@@ -30,7 +30,6 @@ from .example_inputs import (
 from .images import ImagePreprocess
 from .pickles import load_pickle
 from .rehearsal import first_line
-from .surroundings import survive_torchvision as survive_torchvision
 from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
 from .timm_models import load_timm
 

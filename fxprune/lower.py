@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from . import registry
-from .artifact import Artifact, check_destination
+from .artifact import Artifact
+from .artifact_files import check_destination
+from .batch import Calibration
 from .bench import inputs_like
 from .cost import CostModel
-from .data import Calibration, load_data
+from .data import load_data
 from .errors import OptionError
 from .events import Event, OnEvent, warn_only
-from .latency_decide import LatencyWish
 from .latency_delivered import Stopwatch, check_dense
 from .latency_measure import lowerable
+from .latency_wish import LatencyWish
 from .limits import Limits
 from .load import load as load_model
 from .program import Program
-from .quiet import quiet
-from .work import Work, silence
+from .quiet import quiet, silence
+from .work import Work
 
 MOST_EARLIER = 32
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from .errors import LoadError, OptionError
 from .gates import FAILED, PASSED, UNFINISHED
+from .publish import sha256_of
 
 MANIFEST, EVIDENCE = "manifest.json", "evidence.safetensors"
 VERSION = 1
@@ -195,15 +196,6 @@ def wrong_files(directory: Path, manifest: Mapping[str, Any]) -> str:
             if not path.is_file() or path.stat().st_size != entry["size_bytes"] or sha256_of(path) != entry["sha256"]:
                 return f"{inside} is not the file that was signed off: its size or its SHA-256 differs"
     return f"{next(iter(known))} is missing" if known else ""
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_delivery(path: Path) -> None:

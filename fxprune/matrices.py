@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from .errors import PlanError
 from .group import PruneGroup
-from .parity import sizes_to_try
 from .program import Program
+from .signature import sizes_to_try
 from .sparsity import Sparsity, Tile, grid
 from .streams import LINEAR, MOVES, bind, op_name
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import SymInt, Tensor
 
+from .batch import Batch, Calibration, evenly
 from .cost import Budget
-from .data import Batch, Calibration, evenly
 from .errors import FxpruneError, OptionError
 from .jobs import unidentified
 from .pipeline import Pass

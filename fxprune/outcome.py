@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .correlation import spearman
+from .batch import Batch, Calibration
 from .cost import CostModel
-from .data import Batch, Calibration
+from .metrics import spearman
 from .program import Program
 
 JUDGED = 64  # samples; enough to tell a percent, few enough to cost seconds
@@ -84,8 +84,8 @@ class Judge:
     @torch.no_grad()
     def _run(self, program: Program, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """(one normalised row per sample of the first floating output [n, d], its logits [rows, classes])"""
-        from .passes.transform.recovery.lockstep import padding
         from .passes.transform.recovery.outputs import class_rows, floating, run, unit
+        from .passes.transform.recovery.stream import padding
 
         flat = self.dense.flatten(batch.args, batch.kwargs)
         mask = padding(self.dense, flat)

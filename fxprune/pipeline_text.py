@@ -19,15 +19,15 @@ that (``find-groups{align=1},permute-channels,propagate-axes,sparsify-blocks``) 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import jobs, journal, registry
+from . import jobs, registry
 from .applied import PlanLike, read_plan, tell_of_odd_counts
 from .cost import METRICS, Budget, CostModel
 from .errors import BudgetInfeasible, OptionError
+from .fingerprint import fingerprint
 from .latency_decide import recalled
 from .options import build, parse, split
 from .pipeline import Pass
@@ -347,7 +347,7 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     Raises BudgetInfeasible where counts are stated with a budget that they exceed.
     """
     from .decide import made_up, without_labels_of_others
-    from .measure import versions
+    from .environment import versions
     from .passes.analysis.find_groups import FindGroups
     from .passes.analysis.propagate_axes import PropagateAxes
     from .passes.transform.recover import Recover
@@ -357,7 +357,7 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     assert dense is not None
     program, data = dense, work.calibration
     said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
-    jobs.identify(lambda: journal.fingerprint(dense, data, work.seed, said))
+    jobs.identify(lambda: fingerprint(dense, data, work.seed, said))
     work.tiles = stated.tiles
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
@@ -439,46 +439,3 @@ def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
 def _first(stated: StatedPipeline) -> int:
     """The first pass that takes data: labels are looked at once, on the graph as it is then."""
     return next((i for i, p in enumerate(stated.before) if takes_data(p)), -1)
-
-
-_BESIDE = {
-    "command",
-    "model",
-    "input",
-    "batch",
-    "threads",
-    "seconds",
-    "checkpoint",
-    "trust-pickle",
-    "data",
-    "samples",
-    "seed",
-    "target",
-    "out",
-    "pipeline",
-    "memory",
-    "flops",
-    "params",
-    "bytes",
-    "plan",
-    "latency-table",
-    "held-out",
-}
-
-
-def stated_alone(asked: Mapping[str, Any]) -> None:
-    """Raise OptionError where an option is given that the passes' own options say. asked: values by option"""
-    from .api import compile
-
-    def told(value: Any) -> str:  # as a report's options say it again: floor=0.1 comes as ("0.1",)
-        return str(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
-
-    usual = {name.replace("_", "-"): p.default for name, p in inspect.signature(compile).parameters.items()}
-    for name in sorted(asked.keys() - _BESIDE):
-        if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
-            raise OptionError(
-                f"--pipeline and --{name} say the same thing",
-                where=OPTION,
-                why="the pipeline states every pass with its own options",
-                cure="leave one of them away",
-            )

@@ -7,6 +7,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
 
 
 @contextmanager
@@ -23,3 +27,11 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """torch and the models warn while they are traced; what matters to the user is told through events."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifact import PLAN, check_files, read_report
+from .artifact_files import PLAN, check_files, read_report
 from .errors import LoadError
 from .plan import CompressionPlan
 from .report import COSTS, MEASURES, PLURAL, budget_words, figures_of, labels

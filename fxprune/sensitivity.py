@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from .batch import Batch
 from .cost import CostModel
-from .data import Batch
 from .errors import NothingToPrune, OptionError
 from .group import Kind, PruneGroup
 from .jobs import run_jobs

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .artifact import PAGE
+from .artifact_files import PAGE
 from .cost import COUNTED, Cost, CostModel
 from .group import Kind, PruneGroup
 from .program import Program

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from . import jobs, journal
+from . import jobs
+from .batch import Calibration
 from .block_wish import BlockWish
 from .cost import Cost, CostModel
-from .data import Calibration, generate
+from .data import generate
+from .environment import versions
 from .errors import OptionError
+from .fingerprint import fingerprint
 from .matrices import sparse_layers
-from .measure import versions
 from .pipeline import Pass
 from .plan import CompressionPlan
 from .program import Program
@@ -43,7 +45,7 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
     passes = work.tiles or _of_wish(work, program)
     data = _data(work, passes, program)
     before = program
-    jobs.identify(lambda: journal.fingerprint(before, data, work.seed, [",".join(map(str, passes))]))
+    jobs.identify(lambda: fingerprint(before, data, work.seed, [",".join(map(str, passes))]))
     orders: dict[str, tuple[int, ...]] = {}
     for one in passes:
         if program.axes is None and "axes" in one.needs:

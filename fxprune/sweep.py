@@ -11,23 +11,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import jobs, journal
+from . import jobs
 from .applied import with_plan
-from .artifact import Artifact, check_destination, check_files, read_report
+from .artifact import Artifact
+from .artifact_files import check_destination, check_files, read_report
+from .batch import Calibration
 from .cost import COUNTED, METRICS, Budget, CostModel
-from .data import Calibration, load_data
+from .data import load_data
 from .decide import decide_on, ready, score
 from .errors import BudgetInfeasible, LoadError, OptionError
-from .events import Event, OnEvent, resumable, warn_only
+from .events import Event, OnEvent, warn_only
+from .fingerprint import fingerprint
+from .finish import finish
+from .goal import Wish, default_criterion, kinds_and_tokens
+from .jobs import resumable
 from .limits import FLOOR, Align, Floor, Limits
 from .memory import within
-from .options import by_option
 from .outcome import Judge
 from .plan import CompressionPlan
 from .program import Program
 from .publish import write_text
+from .quiet import silence
 from .report import measure_of
-from .work import Inputs, Model, Wish, Work, default_criterion, kinds_and_tokens, silence
+from .request_options import by_option
+from .work import Inputs, Model, Work
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
@@ -153,7 +160,7 @@ class Sweep:
         )
         wish = self.wish.at(budget)
         program = work.recover(decide_on(work, wish, self.program, self.data), wish)
-        artifact = work.finish(program)
+        artifact = finish(work, program)
         with silence():
             figures = self.judge.of(artifact.program)
         artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
@@ -341,8 +348,8 @@ def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
     assert work.held is not None
     program, data = ready(work, wish)
     about = [str(wish.made), repr(replace(wish, budget=None)), repr(judging.data), work.target, repr(work.limits)]
-    jobs.identify(lambda: journal.fingerprint(program, data, work.seed, about))
-    key = journal.fingerprint(program, data, work.seed, [*about, _held(work.held)])
+    jobs.identify(lambda: fingerprint(program, data, work.seed, about))
+    key = fingerprint(program, data, work.seed, [*about, _held(work.held)])
     scored = score(work, wish, program, data)
     with silence():
         judge = Judge(scored, work.held.batches)
@@ -395,7 +402,7 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
             options={},
         )
         with silence():
-            artifact = work.finish(with_plan(work, made.program.but(tokens=None), CompressionPlan()))
+            artifact = finish(work, with_plan(work, made.program.but(tokens=None), CompressionPlan()))
             artifact.report["sweep"] = {"key": made.key}
             artifact.save(dense)
     opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
@@ -433,7 +440,7 @@ def _same(place: Path, key: str) -> bool:
 
 
 def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measured: Any) -> dict[str, Any]:
-    from .measure import environment
+    from .environment import environment
 
     dense = CostModel(made.program)()
     chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)

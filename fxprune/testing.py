@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from .axes import Statistic
 from .axis import Keep, kept_index, kept_total, total
-from .parity import sample_inputs, seeded, steady
+from .parity import seeded, steady
 from .plan import CompressionPlan
-from .program import Program, Statistic
+from .program import Program
+from .signature import sample_inputs
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional
 
-from .data import Batch
+from .batch import Batch
 from .jobs import run_jobs
 from .passes.analysis.importance.distance import output_change
 from .passes.analysis.importance.features import Tap, find_taps

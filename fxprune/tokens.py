@@ -11,7 +11,7 @@ from .errors import PlanError, nearest
 from .plan import TokenPlan
 
 if TYPE_CHECKING:
-    from .program import Axes
+    from .axes import Axes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from fxprune.axis import Keep
-from fxprune.data import Batch
+from fxprune.batch import Batch
 from fxprune.group import PruneGroup
 from fxprune.passes.analysis.importance.features import Tap, View
 from fxprune.program import Program

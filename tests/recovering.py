@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.axis import Keep
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
 from fxprune.group import DEFAULT_KINDS
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

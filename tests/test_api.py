@@ -13,7 +13,6 @@ from conftest import tiny_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import work
 from fxprune.demo import Digits, DigitsViT, accuracy
 from fxprune.errors import (
     BudgetInfeasible,
@@ -26,6 +25,7 @@ from fxprune.errors import (
     VerifyError,
 )
 from fxprune.events import Event, FxpruneWarning
+from fxprune.goal import kinds_of
 
 SHAPE = "2x1x8x8"
 
@@ -221,7 +221,7 @@ def test_neurons_come_in_aligned_counts(trained: DigitsViT) -> None:
     ],
 )
 def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
-    assert [str(k) for k in work.kinds_of(words)] == kinds
+    assert [str(k) for k in kinds_of(words)] == kinds
 
 
 # ------------------------------------------------------------ what goes wrong

@@ -27,7 +27,7 @@ import fxprune
 from fxprune import export_step
 from fxprune.artifact import Artifact
 from fxprune.block_table import BlockTable, Timing, made
-from fxprune.cli import build_parser
+from fxprune.commands import build_parser
 from fxprune.data import load_data
 from fxprune.errors import FxpruneError
 from fxprune.explain import explain

@@ -298,7 +298,7 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
     from tokens_cells import sweep
     from tokens_sweep import Sweep
 
-    from fxprune.data import Batch
+    from fxprune.batch import Batch
 
     torch.manual_seed(0)
     model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)

@@ -20,7 +20,8 @@ import torch
 from conftest import tiny_vit
 
 import fxprune
-from fxprune.cli import INTERNAL, INTERRUPTED, OK, USER_ERROR, build_parser, main
+from fxprune.cli import INTERNAL, INTERRUPTED, OK, USER_ERROR, main
+from fxprune.commands import build_parser
 from fxprune.demo import DigitsViT
 
 LOADING = ["--input", "2x1x8x8", "--trust-pickle"]

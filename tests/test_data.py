@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune.data import Batch, Calibration, example_from, generate, load_data
+from fxprune.batch import Batch, Calibration
+from fxprune.data import example_from, generate, load_data
 from fxprune.errors import LoadError
 from fxprune.load import Loaded, load, survive_torchvision
 

@@ -9,17 +9,18 @@ import torch
 from conftest import Digits
 
 from fxprune import memory
+from fxprune.batch import Batch
 from fxprune.cost import Budget
-from fxprune.data import Batch
 from fxprune.decide_tokens import Decision
 from fxprune.demo import DigitsViT
+from fxprune.goal import Wish
 from fxprune.group import Kind
 from fxprune.passes.analysis.importance import damage
 from fxprune.passes.analysis.importance.damage import Reference, divergence, divergences
 from fxprune.passes.search.token_schedule import eliminate, profile
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.token_wish import TokenWish
-from fxprune.work import Limits, Wish, Work
+from fxprune.work import Limits, Work
 
 
 def decision(model: DigitsViT, digits: Digits, text: str, flops: float = 0.8) -> Decision:

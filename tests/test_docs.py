@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fxprune import Budget, CompressionPlan, options
-from fxprune.cli import build_parser
+from fxprune.commands import build_parser
 from fxprune.pipeline_text import read_pipeline
 from fxprune.toml_options import with_file
 

@@ -67,7 +67,7 @@ def test_the_page_of_exit_codes_is_the_epilog_of_every_command() -> None:
 
 
 def test_options_that_the_pages_name_exist() -> None:
-    from fxprune.cli import build_parser
+    from fxprune.commands import build_parser
 
     known = {o for p in build_parser()[1].values() for o in p._option_string_actions} | {"--nproc-per-node"}
     for topic in TOPICS:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import jobs, journal
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
 from fxprune.errors import FxpruneError
+from fxprune.fingerprint import fingerprint
 from fxprune.jobs import identify, run_jobs, session
-from fxprune.journal import Journal, fingerprint
+from fxprune.journal import Journal
 from fxprune.packets import pack, unpack
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

@@ -16,8 +16,8 @@ import fxprune
 from fxprune import latency_decide
 from fxprune.cli import USER_ERROR, main
 from fxprune.errors import BudgetInfeasible, LoadError, OptionError
-from fxprune.latency_decide import FILE
 from fxprune.latency_table import LatencyTable
+from fxprune.latency_wish import FILE
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None, "importance": "l2", "floor": 0.0}
 

@@ -18,10 +18,9 @@ import fxprune
 from fxprune import latency_decide
 from fxprune.demo import Digits, DigitsViT
 from fxprune.errors import BudgetInfeasible, LoadError, NothingToPrune
-from fxprune.latency_decide import FILE
-from fxprune.latency_measure import lowerable, measure_table
+from fxprune.latency_measure import lowerable, measure_table, measure_tokens, schedules
 from fxprune.latency_table import LatencyTable, Setting, TokenPoint
-from fxprune.latency_tokens import measure_tokens, schedules
+from fxprune.latency_wish import FILE
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.search.latency_model import LatencyModel, times_of

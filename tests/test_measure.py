@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from fxprune.environment import environment, usable_cores, versions
 from fxprune.errors import OptionError
-from fxprune.measure import environment, latency, sampled, usable_cores, versions
+from fxprune.measure import latency, sampled
 
 
 class Clock:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import memory
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
 from fxprune.demo import DigitsViT
 from fxprune.errors import FxpruneError, OptionError
 from fxprune.events import Event

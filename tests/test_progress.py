@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from fxprune.events import Event, resumable, warn_only
-from fxprune.jobs import run_jobs
+from fxprune.events import Event, warn_only
+from fxprune.jobs import resumable, run_jobs
 from fxprune.progress import Progress, pace
 from fxprune.show import Screen
 

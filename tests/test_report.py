@@ -17,9 +17,10 @@ from reports import SVG, parsed, read, references, words
 import fxprune
 from fxprune import schema
 from fxprune.artifact import Artifact, load
+from fxprune.batch import Batch, Calibration
 from fxprune.cli import OK, USER_ERROR, main
 from fxprune.cost import CostModel
-from fxprune.data import Batch, Calibration, held_out, load_data
+from fxprune.data import held_out, load_data
 from fxprune.demo import Digits, accuracy
 from fxprune.errors import LoadError
 from fxprune.load import Loaded

@@ -14,10 +14,11 @@ from torch import nn
 
 import fxprune
 from fxprune import sweep as sweeping
-from fxprune.artifact import Artifact, load, read_report
+from fxprune.artifact import Artifact, load
+from fxprune.artifact_files import read_report
+from fxprune.batch import Batch, Calibration
 from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.cost import Budget
-from fxprune.data import Batch, Calibration
 from fxprune.errors import NothingToPrune, OptionError
 from fxprune.passes.analysis.importance.damage import divergence
 from fxprune.passes.analysis.score_groups import ScoreGroups

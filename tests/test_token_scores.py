@@ -9,7 +9,7 @@ import torch
 from token_models import TokenViT, analysed, scrambled
 from torch import nn
 
-from fxprune.data import Batch
+from fxprune.batch import Batch
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.passes.transform.reducers.one import One
 from fxprune.passes.transform.reducers.tome import Tome

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.cli import OK, USER_ERROR, build_parser, main
+from fxprune.cli import OK, USER_ERROR, main
+from fxprune.commands import build_parser
 from fxprune.errors import OptionError
 from fxprune.toml_options import NAME, with_file
 

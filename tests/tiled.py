@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune.batch import Calibration
 from fxprune.capture import capture
 from fxprune.cost import Budget
-from fxprune.data import Calibration
 from fxprune.matrices import BlockGroup
 from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from ...archive import write_program
 from ...backend import Backend, Lowered, Runner
+from ...environment import cpu_name
 from ...errors import LoweringError, MissingDevice, OptionError
-from ...measure import cpu_name
 from ...origin import first_line
 from ...parity import eager
 from ...program import Program

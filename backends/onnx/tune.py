@@ -15,9 +15,10 @@ from torch import nn
 from ...block_gate import SparseLayer
 from ...block_table import BlockTable, Timing, made
 from ...capture import capture
+from ...environment import cpu_name
 from ...errors import OptionError
 from ...matrices import live_tiles, matrices
-from ...measure import cpu_name, latency, session
+from ...measure import latency, session
 from ...program import Program
 from ...quiet import quiet
 from ...sparsity import grid, spread, tile_of

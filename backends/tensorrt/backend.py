@@ -13,11 +13,12 @@ import torch
 
 from ... import registry
 from ...backend import Backend, Lowered, Runner
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import OptionError, nearest
-from ...parity import TOLERANCE, eager, output_names
+from ...parity import TOLERANCE, eager
 from ...pipeline import Pipeline
 from ...program import Program
+from ...signature import output_names
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
 from .profiles import InputProfile, asked, profiles, ranges

@@ -15,8 +15,8 @@ import torch
 
 from ...errors import LoweringError, OptionError
 from ...origin import first_line
-from ...parity import output_names
 from ...program import Program
+from ...signature import output_names
 from .coverage import check_coverage, lowered
 from .profiles import InputProfile
 from .toolchain import Toolchain

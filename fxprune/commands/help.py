@@ -30,7 +30,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from ..help import TOPICS, contents, page
 
     if args.topic in COMMANDS:
-        from ..cli import build_parser
+        from . import build_parser
 
         text = build_parser()[1][args.topic].format_help()
     else:

@@ -6,12 +6,13 @@ import fnmatch
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...axes import Axes
 from ...axis import Axis
 from ...errors import OptionError
 from ...group import Kind, Slot
 from ...matrices import BlockGroup, Matrix, matrices
 from ...pipeline import Analysis
-from ...program import Axes, Program
+from ...program import Program
 from ...sparsity import grid, tile_of
 from .importance.consumers import batch_axes, sampled_dim
 

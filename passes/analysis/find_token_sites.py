@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ...axes import Axes, Matmul
 from ...axis import Axis, Dim, atoms, leaves, total
 from ...group import Kind
 from ...pipeline import Analysis
-from ...program import Axes, Matmul, Program
+from ...program import Program
 from ...streams import LINEAR
 from ...tokens import Positional, Swap, TokenFlow, TokenSite, patches_of
 from .walk import FIRST_PRIME, RULES, Multi, bind, op_name

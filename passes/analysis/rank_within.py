@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import InternalError, OptionError
 from ...group import Kind
 from ...importance import ImportanceScores

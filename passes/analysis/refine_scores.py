@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import OptionError
 from ...pipeline import Analysis
 from ...program import Program

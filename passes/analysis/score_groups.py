@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ... import registry
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import FxpruneError, OptionError
 from ...importance import ImportanceScores
 from ...options import build, parse

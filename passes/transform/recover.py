@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ...axis import Axis
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import InternalError, OptionError, nearest
 from ...memory import that_fit
 from ...pipeline import Transform

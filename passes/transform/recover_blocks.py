@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...data import Calibration
+from ...batch import Calibration
 from ...errors import OptionError, nearest
 from ...matrices import Matrix, sparse_layers
 from ...memory import that_fit

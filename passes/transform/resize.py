@@ -14,9 +14,10 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
+from ...axes import Axes, Literal
 from ...axis import Axis, Dim, Keep, kept_index, kept_total, total
 from ...errors import InternalError
-from ...program import Axes, Literal, Program
+from ...program import Program
 from ...rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
 

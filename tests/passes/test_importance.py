@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
 from fxprune.errors import FxpruneError, OptionError
 from fxprune.group import Kind, PruneGroup
 from fxprune.passes.analysis.find_groups import FindGroups

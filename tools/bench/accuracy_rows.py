@@ -8,7 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fxprune.data import Calibration
+from fxprune.batch import Calibration
 from fxprune.errors import OptionError
 from fxprune.passes.analysis.score_groups import criterion as criterion_of
 from fxprune.passes.transform.recover import METHODS

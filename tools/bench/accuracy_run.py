@@ -16,8 +16,8 @@ from accuracy_rows import Row, criterion_of, rearrange_pass
 from accuracy_tasks import Task, of_module, of_program
 from record import commit, said
 
+from fxprune.batch import Calibration
 from fxprune.cost import Budget, CostModel
-from fxprune.data import Calibration
 from fxprune.decide import searching
 from fxprune.errors import FxpruneError
 from fxprune.passes.analysis.importance.criterion import Criterion

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 from torch.nn import functional
 
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
+from fxprune.metrics import spearman
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean

@@ -33,8 +33,8 @@ from accuracy_tasks import TASKS, Missing, Task, of_program, open_task
 from blocks_plot import plot
 from record import write
 
+from fxprune.batch import Calibration
 from fxprune.cost import Budget, CostModel
-from fxprune.data import Calibration
 from fxprune.errors import BudgetInfeasible
 from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

@@ -28,10 +28,10 @@ from accuracy_tasks import Missing, Sentences
 from record import peak_memory, write
 from torch import Tensor
 
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
 from fxprune.group import Kind, PruneGroup
+from fxprune.metrics import spearman
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import output_change

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune.artifact import Artifact
-from fxprune.data import Batch
+from fxprune.batch import Batch
 from fxprune.errors import FxpruneError
 from fxprune.events import Event
 from fxprune.measure import latency, session

@@ -11,15 +11,16 @@ import torch
 from tokens_cells import Cell
 from torch import Tensor, nn
 
+from fxprune.batch import Batch
 from fxprune.cost import Budget
-from fxprune.data import Batch
 from fxprune.decide_tokens import Decision
+from fxprune.goal import Wish
 from fxprune.group import Kind
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.plan import TokenPlan
 from fxprune.quiet import quiet
 from fxprune.token_wish import TokenWish
-from fxprune.work import Limits, Wish, Work
+from fxprune.work import Limits, Work
 
 
 @dataclass

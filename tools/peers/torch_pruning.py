@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.data import Batch
+from fxprune.batch import Batch
 from fxprune.errors import BudgetInfeasible
 from fxprune.quiet import quiet
 

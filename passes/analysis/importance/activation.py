@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....errors import InternalError
 from ....jobs import run_jobs
 from ....program import Program

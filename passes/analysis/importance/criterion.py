@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....group import PruneGroup
 from ....program import Program
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from ....axis import kept_index
-from ....data import Batch
+from ....batch import Batch
 from ....group import PruneGroup
 from ....memory import share
 from ....program import Program

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ....data import Batch
+from ....batch import Batch
 from ....errors import FxpruneError
 from ....group import PruneGroup
 from ....jobs import run_jobs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....errors import OptionError
 from ....program import Program
 from .criterion import Criterion, prunable

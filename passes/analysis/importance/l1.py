@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....program import Program
 from .criterion import Criterion, prunable
 from .magnitude import sum_over_slots

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....errors import OptionError, nearest
 from ....program import Program
 from ....sparsity import TWO_OF_FOUR

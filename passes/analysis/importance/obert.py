@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....errors import OptionError
 from ....program import Program
 from ....sparsity import TWO_OF_FOUR, grid

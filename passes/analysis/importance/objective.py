@@ -13,7 +13,7 @@ from torch.fx import Interpreter
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data import Batch, Calibration
+from ....batch import Batch, Calibration
 from ....errors import FxpruneError
 from ....program import Program
 

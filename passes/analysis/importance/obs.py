@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ....data import Batch, Calibration
+from ....batch import Batch, Calibration
 from ....errors import InternalError, OptionError
 from ....group import Kind, PruneGroup
 from ....program import Program

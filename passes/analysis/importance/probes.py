@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ....data import Batch
+from ....batch import Batch
 from ....jobs import run_jobs
 from ....program import Program
 from .consumers import Consumer, consumers

@@ -7,7 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....program import Program
 from .criterion import Criterion, prunable
 

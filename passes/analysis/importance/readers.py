@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from ....axes import Axes
 from ....axis import element_of, leaves, real_size
-from ....data import Batch
+from ....batch import Batch
 from ....group import PruneGroup
 from ....memory import share
-from ....program import Axes, Program
+from ....program import Program
 from ....ranks import add_up, mine
 from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
 from .consumers import consumers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ....data import Calibration
+from ....batch import Calibration
 from ....program import Program
 from ....sparsity import tile_areas, tile_sums
 from .tiles import TileCriterion, tiles

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Batch, Calibration
+from ....axes import Axes
+from ....batch import Batch, Calibration
 from ....errors import InternalError
 from ....jobs import run_jobs
 from ....matrices import BlockGroup
-from ....program import Axes, Program
+from ....program import Program
 from ....sparsity import Tile, tile_areas, tile_sums
 from .consumers import Operand, batch_axes, sample_of, sampled_dim
 from .mask_gradients import first_samples, guarded, not_finite, samples_of, sizes_now

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ....correlation import spearman
-from ....data import Batch, Calibration, evenly
+from ....batch import Batch, Calibration, evenly
 from ....errors import InternalError, OptionError, nearest
 from ....group import DEFAULT_KINDS, Kind, PruneGroup
 from ....memory import share
+from ....metrics import spearman
 from ....program import Program
 from .criterion import Criterion, prunable
 from .distance import Measure

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ....axis import Keep
-from ....data import Batch, Calibration
+from ....batch import Batch, Calibration
 from ....program import Program
 from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pooled
 from .closed_form import STRONG, ClosedForm

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ....axis import Keep
-from ....data import Batch
+from ....batch import Batch
 from ....program import Program
 from ....ranks import mine
 from .lockstep import Lockstep

@@ -13,7 +13,7 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data import Batch
+from ....batch import Batch
 from ....program import Program
 
 

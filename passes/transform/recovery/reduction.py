@@ -14,7 +14,7 @@ from ....tokens import TokenFlow
 from .sites import Site, Sites
 
 if TYPE_CHECKING:
-    from .lockstep import Stream
+    from .stream import Stream
 
 
 class Reduction:

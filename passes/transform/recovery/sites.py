@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from ....axes import Axes
 from ....axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
-from ....program import Axes, Program
+from ....program import Program
 from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name
 
 WIDEST = 16384  # outputs of a layer that is refit only because of what it reads: vocabularies are left alone

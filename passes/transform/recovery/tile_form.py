@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Batch
+from ....batch import Batch
 from ....matrices import Matrix
 from ....program import Program
 from ....ranks import mine

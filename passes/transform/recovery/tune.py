@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.nn import functional
 
+from ....axes import Axes
 from ....axis import Keep
-from ....data import Batch
+from ....batch import Batch
 from ....memory import share
-from ....program import Axes, Program
+from ....program import Program
 from ....streams import op_name, row_weight
 from .agreement import Agreement, Yardstick
-from .lockstep import padding
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
 from .sites import Site, aligned, find_sites
+from .stream import padding
 
 TABLES = ("embedding", "embedding_bag", "index", "index_select", "gather")
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""

@@ -16,8 +16,8 @@ from fxprune.backends.tensorrt import toolchain
 from fxprune.backends.tensorrt.backend import TensorRTBackend
 from fxprune.backends.tensorrt.legalize import PoolByMean, SpellOutGathers, SpellOutMaxima
 from fxprune.backends.tensorrt.profiles import profiles, ranges
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
 from fxprune.errors import LoweringError, MissingDevice, OptionError
 from fxprune.parity import check_parity, eager
 from fxprune.pipeline import Pipeline, Transform

@@ -12,8 +12,8 @@ import zoo
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune.batch import Batch
 from fxprune.capture import capture
-from fxprune.data import Batch
 from fxprune.group import Kind, PruneGroup
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
 from fxprune.cost import Budget
-from fxprune.data import Batch, Calibration
 from fxprune.errors import OptionError
 from fxprune.group import Kind
 from fxprune.passes.analysis.find_groups import FindGroups

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune import jobs
-from fxprune.data import Batch, Calibration
+from fxprune.batch import Batch, Calibration
 from fxprune.errors import InternalError, OptionError
-from fxprune.journal import Journal, fingerprint
+from fxprune.fingerprint import fingerprint
+from fxprune.journal import Journal
 from fxprune.passes.analysis.importance.distortion import distortion, isotonic
 from fxprune.passes.analysis.importance.obert import _one_row, left_to_right
 from fxprune.passes.analysis.importance.tile_products import tile_products

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxprune.batch import Batch, Calibration
 from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
 from fxprune.errors import OptionError
 from fxprune.group import Kind
+from fxprune.metrics import spearman
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import map_change

@@ -10,7 +10,7 @@ from blocks import Encoder, ResidualConvolutions
 from recovering import START, analysed, floats, planned, recovered, texts
 from torch import Tensor, nn
 
-from fxprune.data import Batch, Calibration
+from fxprune.batch import Batch, Calibration
 from fxprune.demo import Digits, DigitsViT
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

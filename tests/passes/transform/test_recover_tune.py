@@ -10,7 +10,7 @@ from blocks import Encoder, Tied
 from recovering import analysed, flat, laws_hold, planned, recovered, texts
 from torch import nn
 
-from fxprune.data import Batch, Calibration
+from fxprune.batch import Batch, Calibration
 from fxprune.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
 from fxprune.passes.transform.recover import Recover

@@ -8,6 +8,7 @@ from laws import ALL_KINDS, analysed, inputs, random_plan, sliced
 from torch import Tensor, nn
 from torch.fx import Node
 
+from fxprune.axes import Literal
 from fxprune.capture import capture
 from fxprune.cost import CostModel
 from fxprune.errors import InternalError, PlanError
@@ -17,7 +18,7 @@ from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.pipeline import Pipeline
 from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Literal, Program
+from fxprune.program import Program
 from fxprune.testing import masked_run, relative_error, run_flat
 
 

@@ -1,23 +1,107 @@
-"""What a run knows about its result, as plain data for ``report.json``."""
+"""The last stage of a run: slice, prove that slicing equals masking, report, lower, save."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from .artifact import build_report
+from . import ranks
+from .artifact import Artifact, build_report
 from .cost import Cost, CostModel
+from .errors import InternalError, VerifyError
 from .footprint import COUNTED, footprint
+from .latency_decide import told
+from .latency_delivered import Stopwatch
+from .latency_measure import lowerable
+from .latency_wish import FILE
 from .outcome import Judge, few
+from .pipeline import Pass
 from .plan import CompressionPlan
 from .program import Program
+from .quiet import silence
+from .rebuild import owning
 from .report_scores import group_entries
+from .request_options import plain
+from .sparsify import sparsified
 from .tokens import TokenFlow, describe_tokens
-
-if TYPE_CHECKING:
-    from .work import Work
+from .work import Work, kept_counts
 
 PICTURE = "tokens.png"
+
+
+def finish(work: Work, program: Program, after: Sequence[Pass] = ()) -> Artifact:
+    """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says.
+
+    after   passes that were asked for behind slicing
+    """
+    from .passes.analysis.propagate_axes import PropagateAxes
+    from .passes.transform.fold_indices import FoldIndices
+    from .passes.transform.merge_tokens import MergeTokens, without_tokens
+    from .passes.transform.slice_axes import SliceAxes
+    from .passes.transform.spell_out_tokens import SpellOutTokens
+
+    whole, plan, model = program, program.need("plan"), CostModel(program)
+    if plan.tokens is not None and not plan.tokens.empty:
+        program = work.run(program, MergeTokens(), PropagateAxes(), work.find_groups).but(plan=without_tokens(plan))
+        program.need("plan").check(program.group_by_name)
+    predicted = CostModel(program)(kept_counts(program))
+    sliced = work.run(program, SliceAxes())
+    work.stage("compare slicing with masking")
+    masked = _compare(work, program, sliced)
+    small = work.run(sliced.without_facts(), FoldIndices(), SpellOutTokens())
+    counted = CostModel(work.run(small, PropagateAxes()))()
+    if (counted.flops, counted.params) != (predicted.flops, predicted.params):
+        raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=work.pipeline)
+    for one in after:
+        small = work.run(small, one)
+        counted = CostModel(work.run(small, PropagateAxes()))()
+    sparsity = None
+    if work.blocks is not None or work.tiles or plan.blocks:
+        small, plan, sparsity = sparsified(work, small, plan, model(), counted)
+    if work.given:
+        small = owning(small, whole)
+    report, extras = described(work, whole, program, sliced, small, plan, counted, masked, sparsity)
+    timed = told(work, whole)
+    if timed is not None and work.timing.table is not None:
+        report["latency"], extras[FILE] = timed, work.timing.table.to_json().encode()
+    report["options"] = plain(work.options)
+    artifact = Artifact(small, plan, report, work.backend.with_data(work.calibration), extras=extras)
+    if work.out is not None and ranks.rank() == 0:
+        work.stage(f"lower to {work.target}, verify and save")
+        with silence():
+            artifact.save(Path(work.out), measure=stopwatch(work, whole))
+        for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
+            work.warn(f"not finished: {missing}")
+    return artifact
+
+
+def stopwatch(work: Work, whole: Program) -> Stopwatch:
+    """What times the result beside the dense program, once it is written."""
+    by = str(work.options.get("command", "compile"))
+    return Stopwatch(work.timing.wish, by, lowerable(work.decided or whole), work.timing.clock, work.on_event)
+
+
+def _compare(work: Work, program: Program, sliced: Program) -> dict[str, float]:
+    """Largest relative difference between the sliced graph and the dense one with the same elements masked.
+
+    Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
+    VerifyError where the model draws random numbers, so that nothing can be said.
+    """
+    from .parity import tolerance_of, why_random
+    from .testing import masking_error
+
+    with silence():
+        limit = tolerance_of(program)
+        error = masking_error(program, sliced, work.seed, limit)
+    if not error <= limit:
+        why, cure = why_random(program)
+        if why:
+            raise VerifyError("slicing cannot be compared with masking", where=work.name, why=why, cure=cure)
+        raise InternalError(
+            f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})", pipeline=work.pipeline
+        )
+    return {"max_rel": error, "tolerance": limit}
 
 
 def described(
@@ -91,7 +175,6 @@ def _agreement(work: Work, decided: Program, sliced: Program, small: Program, ze
     Samples are those of the data that nothing was decided or fitted on, where it holds more than were asked for.
     """
     from .passes.transform.slice_axes import SliceAxes
-    from .work import silence
 
     data = work.held or work.calibration
     if data is None or data.generated:
