@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fxprune.environment import environment, usable_cores, versions
 from fxprune.errors import OptionError
-from fxprune.measure import latency, sampled
+from fxprune.process.environment import environment, usable_cores, versions
+from fxprune.target.timing import latency, sampled
 
 
 class Clock:

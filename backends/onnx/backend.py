@@ -14,18 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...backend import Backend, Lowered, Runner
-from ...block_gate import report, words
-from ...block_table import table_for
-from ...environment import cpu_name, versions
+from ...data.memory import give_back
 from ...errors import LoweringError, OptionError
-from ...measure import session
-from ...memory import give_back
-from ...origin import first_line, source_line
-from ...pipeline import Pass, Pipeline
-from ...program import Program
-from ...quiet import quiet
-from ...signature import dim_names, output_names
+from ...ir.pipeline import Pass, Pipeline
+from ...ir.program import Program
+from ...ir.provenance import first_line, source_line
+from ...ir.signature import dim_names, output_names
+from ...process.environment import cpu_name, versions
+from ...process.silence import quiet
+from ...target.backend import Backend, Lowered, Runner
+from ...target.block_table import table_for
+from ...target.gate import report, words
+from ...target.timing import session
 from .block_ell import UseBlockEll
 from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.fx import Node
 
 from ... import plugins
-from ...axis import Conflict, new_dim, total
 from ...errors import InternalError
-from ...pipeline import Analysis
-from ...program import Program
+from ...ir.axis import Conflict, new_dim, total
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
 from . import rules  # noqa: F401  (fills RULES)
 from .walk import RULES, Args, Multi, Walk, op_name
 
 
 @dataclass(frozen=True)
 class PropagateAxes(Analysis):
-    """Walk the graph once and state its axes, literals and costs (see ``fxprune.axis`` for the data model).
+    """Walk the graph once and state its axes, literals and costs (see ``fxprune.ir.axis`` for the data model).
 
     Gives ``program.axes``. Time is linear in the number of nodes; nothing is kept per element.
     An op without a rule freezes the axes it touches, with the reason: never guess.

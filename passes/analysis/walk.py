@@ -15,9 +15,9 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
-from ...axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
-from ...axis import Conflict, Dim, Dims, new_dim, total, unify
-from ...program import Program
+from ...ir.axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
+from ...ir.axis import Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.program import Program
 
 FIRST_PRIME = 1_000_003
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....batch import Batch
-from ....metrics import spearman
-from ....program import Program
+from ....data.batch import Batch
+from ....data.metrics import spearman
+from ....ir.program import Program
 from .outputs import class_rows, divergence, floating, run, sample_count, unit
 from .stream import padding
 from .views import noisy

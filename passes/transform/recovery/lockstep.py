@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ....axes import Axes
-from ....axis import Keep
-from ....batch import Batch
-from ....program import Program
-from ....streams import row_weight, unfolded
+from ....data.batch import Batch
+from ....ir.axes import Axes
+from ....ir.axis import Keep
+from ....ir.dataflow import row_weight, unfolded
+from ....ir.program import Program
 from .moments import Moments
 from .reduction import Reduction
 from .shared import shared

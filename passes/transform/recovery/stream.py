@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
 
 from ....errors import FxpruneError
-from ....program import Program
+from ....ir.program import Program
 
 
 class Stream:

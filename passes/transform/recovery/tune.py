@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.nn import functional
 
-from ....axes import Axes
-from ....axis import Keep
-from ....batch import Batch
-from ....memory import share
-from ....program import Program
-from ....streams import op_name, row_weight
+from ....data.batch import Batch
+from ....data.memory import share
+from ....ir.axes import Axes
+from ....ir.axis import Keep
+from ....ir.dataflow import op_name, row_weight
+from ....ir.program import Program
 from .agreement import Agreement, Yardstick
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....batch import Batch
-from ....program import Program
+from ....data.batch import Batch
+from ....ir.program import Program
 from .stream import padding
 
 WORST_NOISE = 0.8  # largest share of replaced tokens, and of noise in the standard deviation of a float input
