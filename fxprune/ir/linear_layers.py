@@ -113,7 +113,7 @@ def matrices(program: Program) -> list[Matrix]:
         found.append(
             Matrix(
                 node.name,
-                source.name,  # type: ignore[union-attr]
+                source.name,
                 operand,
                 bound[weight.name],
                 weight.name,
