@@ -24,13 +24,13 @@ DENSE = {"accuracy": 80.0, "macs": 1000, "counted": 1000, "tokens": [17, 17], "w
 
 @pytest.fixture(autouse=True)
 def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
 
 
 def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, realised: float = 0.9) -> list[Any]:
     """All that the targets ask for."""
-    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, ledgers, sweep
-    from tokens_compare import packed
+    from bench.tokens.cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, ledgers, sweep
+    from bench.tokens.compare import packed
 
     figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
     found = [
@@ -55,8 +55,8 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
 
 
 def test_cells_have_keys_of_their_own() -> None:
-    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, sweep
-    from tokens_run import name_of
+    from bench.tokens.cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, sweep
+    from bench.tokens.run import name_of
 
     cells = [*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, RATIOS)]
     made = [cell.record(64, "w") for cell in cells]
@@ -72,7 +72,7 @@ def test_cells_have_keys_of_their_own() -> None:
 
 
 def test_schedules_go_into_the_braces() -> None:
-    from tokens_cells import scheduled, sweep
+    from bench.tokens.cells import scheduled, sweep
 
     assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
     assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
@@ -93,7 +93,7 @@ def test_schedules_go_into_the_braces() -> None:
     ],
 )
 def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
-    from tokens import check
+    from bench.tokens.tokens import check
 
     found = check(records(**changed))
     assert tuple(map(len, found[:2])) == (met, missed), found
@@ -101,7 +101,7 @@ def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import tokens
+    from bench.tokens import tokens
 
     assert tokens.main(["--out", str(tmp_path / "nothing.json"), "--check"]) == 1
     said = capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_table() -> None:
-    from tokens import table
+    from bench.tokens.tokens import table
 
     failed = {**records()[0], "ratio": 0.1}
     del failed["accuracy"]
@@ -133,7 +133,7 @@ def test_the_table() -> None:
 
 
 def test_the_picture_compares_with_dense_on_the_same_images() -> None:
-    from tokens_plot import against_dense
+    from bench.tokens.plot import against_dense
 
     found = against_dense(
         [{"accuracy": 79.0, "images": 60}, {"accuracy": 79.0, "images": 30}], {"accuracy": 80.0, "images": 60}
@@ -143,7 +143,7 @@ def test_the_picture_compares_with_dense_on_the_same_images() -> None:
 
 def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from tokens_plot import plot
+    from bench.tokens.plot import plot
 
     paths = plot({"model": DENSE, "measured": records()}, tmp_path / "picture")
     assert [p.suffix for p in paths] == [".png", ".svg"]
@@ -164,9 +164,8 @@ class Classifier(nn.Module):
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bench whose product call hands back the dense model and whose clock is no clock."""
-    import tokens_run
-
     import fxprune
+    from bench.tokens import run as tokens_run
     from fxprune.plan import CompressionPlan
 
     torch.manual_seed(0)
@@ -210,7 +209,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_measures_nothing_twice(bench: Any) -> None:
-    from tokens_cells import ledgers
+    from bench.tokens.cells import ledgers
 
     cell, hopeless = ledgers(["joint"], ["auto"], [0.5, 0.1])
     bench.made.run([cell, hopeless], {})
@@ -237,7 +236,7 @@ def test_it_measures_nothing_twice(bench: Any) -> None:
 
 
 def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
-    from tokens_cells import sweep
+    from bench.tokens.cells import sweep
 
     one, other, hopeless = (*sweep(["tome", "random"], ["optin"], [0.5]), *sweep(["tome"], ["optin"], [0.1]))
     bench.made.run([one, other, hopeless], {})
@@ -261,7 +260,7 @@ def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
 
 
 def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) -> None:
-    from tokens_cells import sweep
+    from bench.tokens.cells import sweep
 
     (cell,) = sweep(["random"], ["optin"], [0.5])
     bench.made.run([cell], {})
@@ -275,7 +274,7 @@ def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) ->
 
 
 def test_further_images_are_judged_where_they_are_missing(bench: Any) -> None:
-    from tokens_cells import ledgers, sweep
+    from bench.tokens.cells import ledgers, sweep
 
     one, twin, joint = (*sweep(["tome"], ["optin", "constant"], [0.5]), *ledgers(["joint"], ["none"], [0.5]))
     bench.made.run([one], {})
@@ -295,9 +294,8 @@ def test_further_images_are_judged_where_they_are_missing(bench: Any) -> None:
 
 
 def test_counts_are_found_again_from_what_a_record_holds() -> None:
-    from tokens_cells import sweep
-    from tokens_sweep import Sweep
-
+    from bench.tokens.cells import sweep
+    from bench.tokens.sweep import Sweep
     from fxprune.data import Batch
 
     torch.manual_seed(0)
@@ -320,7 +318,7 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
 
 
 def test_closeness() -> None:
-    from tokens_run import closeness
+    from bench.tokens.run import closeness
 
     one, two = torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     assert closeness(one, one) == {"agreement": 100, "kl": 0}
@@ -331,8 +329,7 @@ def test_closeness() -> None:
 
 
 def recipe(**changes: Any) -> Any:
-    from tokens_model import Recipe, Stage
-
+    from bench.tokens.model import Recipe, Stage
     from fxprune.surroundings import survive_torchvision
 
     survive_torchvision()
@@ -349,7 +346,7 @@ def recipe(**changes: Any) -> Any:
 
 
 def pictures() -> Any:
-    from accuracy_models import Images
+    from bench.accuracy.models import Images
 
     generator = torch.Generator().manual_seed(0)
     return Images(
@@ -361,7 +358,7 @@ def pictures() -> Any:
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    from tokens_model import trained
+    from bench.tokens.model import trained
 
     class Stop(Exception):
         pass
@@ -391,7 +388,7 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_held_out_images_are_no_part_of_training() -> None:
-    from tokens_model import splits
+    from bench.tokens.model import splits
 
     held, test = splits(recipe(), pictures())
     assert held.images.shape == (8, 3, 16, 16)
@@ -400,7 +397,7 @@ def test_held_out_images_are_no_part_of_training() -> None:
 
 
 def test_augmentation() -> None:
-    from tokens_model import Stage, cropped, mixed
+    from bench.tokens.model import Stage, cropped, mixed
 
     generator = torch.Generator().manual_seed(0)
     flat = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)

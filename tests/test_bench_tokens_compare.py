@@ -19,13 +19,13 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 @pytest.fixture(autouse=True)
 def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
 
 
 def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,)) -> list[Any]:
     """Records of a few cells: which images they have right, by (row, schedule, ratio, seed), else ``bits``."""
-    from tokens_cells import DRAWN, sweep
-    from tokens_compare import packed
+    from bench.tokens.cells import DRAWN, sweep
+    from bench.tokens.compare import packed
 
     cells = [
         c
@@ -47,7 +47,7 @@ def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,
 
 
 def test_schedules_are_counted_over_all_reducers() -> None:
-    from tokens_compare import overall
+    from bench.tokens.compare import overall
 
     bits = torch.arange(100) % 2 == 0
     fewer, one_less = bits.clone(), bits.clone()
@@ -73,7 +73,7 @@ def test_schedules_are_counted_over_all_reducers() -> None:
 
 
 def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
-    from tokens_compare import compared, mean_of, of_row, over_reducers, pairs, points
+    from bench.tokens.compare import compared, mean_of, of_row, over_reducers, pairs, points
 
     bits = torch.arange(100) % 2 == 0
     fewer, more = bits.clone(), bits.clone()
@@ -103,7 +103,7 @@ def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
 
 
 def test_draws_are_one_line_of_the_picture() -> None:
-    from tokens_compare import averaged
+    from bench.tokens.compare import averaged
 
     bits = torch.arange(8) % 2 == 0
     found = averaged(counted({}, bits, (0, 1, 2)))
@@ -124,8 +124,8 @@ def counts(told: str) -> tuple[str, ...]:
 
 
 def test_the_page_says_what_is_counted() -> None:
-    from tokens_cells import RATIOS, REDUCERS
-    from tokens_compare import difference, of_ledger, of_row, over_reducers, overall, pairs
+    from bench.tokens.cells import RATIOS, REDUCERS
+    from bench.tokens.compare import difference, of_ledger, of_row, over_reducers, overall, pairs
 
     measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
     text = page("tokens")
@@ -163,7 +163,7 @@ def test_the_page_says_what_is_counted() -> None:
 
 
 def test_differences_are_paired() -> None:
-    from tokens_compare import difference, packed
+    from bench.tokens.compare import difference, packed
 
     one = torch.arange(2000) % 4 > 0
     two = one.clone()

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head.stdout.strip() + ("+" if edits.stdout.strip() else "")
+
+
+def command(name: str) -> list[str]:
+    """How a benchmark starts a process of its own kind."""
+    return [sys.executable, str(Path(__file__).resolve().with_name(f"{name}.py"))]
 
 
 def write(path: Path, script: str, **figures: Any) -> None:

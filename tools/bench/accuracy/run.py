@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from accuracy_rows import Row, criterion_of, rearrange_pass
-from accuracy_tasks import Task, of_module, of_program
-from record import commit, said
-
+from bench.accuracy.rows import Row, criterion_of, rearrange_pass
+from bench.accuracy.tasks import Task, of_module, of_program
+from bench.record import commit, said
 from fxprune.cost import Budget, CostModel
 from fxprune.data import Calibration
 from fxprune.decide import searching
@@ -266,8 +264,3 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]
             cell["variant"] = best["variant"]
         found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell
     return found
-
-
-def peers_on_path() -> Path:
-    """The folder that holds ``peers``; with ``peers`` itself on the path, its module would hide the package."""
-    return Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tokens_cells import Cell
 from torch import Tensor, nn
 
+from bench.tokens.cells import Cell
 from fxprune.cost import Budget
 from fxprune.data import Batch
 from fxprune.decide_tokens import Decision

@@ -1,15 +1,11 @@
 """The pictures of tools/bench/blocks.py: accuracy per tile size, kept share per layer, and the tiles themselves.
 
-    python tools/bench/blocks_plot.py RESULTS.json
-
-Writes NAME.png (accuracy), NAME-layers.png (kept share per layer at one ratio) and NAME-tiles.png (masks). Needs
-matplotlib.
+``python tools/bench/blocks.py --out NAME.json --draw`` draws anew NAME.png (accuracy), NAME-layers.png (kept share per
+layer at one ratio) and NAME-tiles.png (masks). Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,17 +129,3 @@ def _tiles(results: Mapping[str, Any], plt: Any, most: int = 24) -> Any:
 
 def _short(name: str) -> str:
     return name.removesuffix(".weight").replace("encoder.", "").replace("layer.", "").replace("attention.", "attn.")
-
-
-def main() -> int:
-    """Draw from a results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    args = parser.parse_args()
-    for path in plot(json.loads(args.results.read_text(encoding="utf-8")), args.results.with_suffix("")):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
