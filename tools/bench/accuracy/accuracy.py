@@ -23,7 +23,6 @@ plot (``plot.py``) is drawn beside the results where matplotlib is there. Exit c
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from bench.accuracy.run import Bench, Record, summary
 from bench.accuracy.targets import check, unmeasured
 from bench.accuracy.tasks import TASKS, Missing, Task, of_program, open_task
 from bench.lists import names, numbers
-from bench.record import peak_memory, write
+from bench.record import peak_memory, read, write
 from fxprune.cost import CostModel
 
 RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -46,17 +45,17 @@ SEEDS = (0, 1, 2)
 SCORED = 512  # samples that scoring sees at most
 
 
-def read(path: Path) -> dict[str, Any]:
+def held_in(path: Path) -> dict[str, Any]:
     """The results file, or an empty one."""
     empty: dict[str, Any] = {"tasks": {}, "measured": []}
-    return {**empty, **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else empty
+    return {**empty, **read(path)} if path.exists() else empty
 
 
 class Results:
     """What has been measured so far, on disk after every measurement."""
 
     def __init__(self, path: Path) -> None:
-        held = read(path)
+        held = held_in(path)
         self.path, self.tasks, self.measured = path, dict(held["tasks"]), list(held["measured"])
         self.missing: dict[str, str] = {}
 

@@ -33,7 +33,7 @@ from bench.accuracy.rows import ROWS
 from bench.accuracy.run import Bench
 from bench.accuracy.tasks import TASKS, Missing, Task, open_task
 from bench.lists import names, numbers
-from bench.record import write
+from bench.record import read, write
 from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pooled
 from fxprune.passes.transform.recovery.choose import TOLERANCE, Guard, split_in_folds, yardsticks
 from fxprune.passes.transform.recovery.closed_form import ClosedForm
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--out", type=Path, default=Path("build/few.json"))
     args = made.parse_args(argv)
     torch.set_num_threads(1)
-    records: list[Record] = json.loads(args.out.read_text(encoding="utf-8"))["measured"] if args.out.exists() else []
+    records: list[Record] = read(args.out)["measured"] if args.out.exists() else []
     for name in args.tasks:
         try:
             task = open_task(name, args.data, cache=args.cache)

@@ -176,7 +176,7 @@ class Bench:
             done = recover.results[0].record()
             result |= {
                 "recover_seconds": round(time.perf_counter() - started, 1),
-                **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done},
+                **{k: done[k] for k in ("method", "rel", "refit_rel") if k in done},
             }
         counts = {
             g.axis: len(program.need("plan").choices[g.name].keep)

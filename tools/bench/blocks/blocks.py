@@ -22,7 +22,6 @@ results where matplotlib is there: accuracy, kept share per layer, and the tiles
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -31,8 +30,8 @@ from typing import Any
 
 from bench.accuracy.models import CACHE, DATA
 from bench.accuracy.tasks import TASKS, Missing, Task, of_program, open_task
-from bench.blocks.plot import plot
-from bench.record import write
+from bench.blocks.plot import BARS, SHOWN, plot
+from bench.record import read, write
 from fxprune.cost import Budget, CostModel
 from fxprune.data import Calibration
 from fxprune.errors import BudgetInfeasible
@@ -57,7 +56,6 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # row -> criterion, optio
     "wanda": ("wanda", {}),
     "obert": ("obert", {}),
 }
-SHOWN = ("32x32", 0.5)  # tile and ratio of the plan that is drawn
 
 
 def scored(program: Program, tile: str, criterion: str, data: Calibration, seed: int) -> Program:
@@ -129,6 +127,8 @@ def measure(args: argparse.Namespace, held: dict[str, Any], name: str) -> None:
                 except BudgetInfeasible as error:
                     held["measured"].append({**record, "infeasible": error.why})
                     continue
+                if (tile, ratio) != SHOWN or label not in BARS:
+                    found.pop("kept")  # share per layer: as long as all the rest, and drawn of those alone
                 held["measured"].append({**record, **found})
                 if (tile, ratio, row) == (*SHOWN, "lsp") and not recover:
                     held["masks"][name] = {n: b.kept.int().tolist() for n, b in program.need("plan").blocks.items()}
@@ -156,7 +156,7 @@ def main() -> int:
     args = parser.parse_args()
     held: dict[str, Any] = {"tasks": {}, "measured": [], "masks": {}}
     if args.out.exists():
-        held |= {k: v for k, v in json.loads(args.out.read_text(encoding="utf-8")).items() if k in held}
+        held |= {k: v for k, v in read(args.out).items() if k in held}
     code = 0
     for name in [] if args.draw else args.tasks:
         try:

@@ -19,6 +19,7 @@ COLOURS = {
     "wanda": "#5499c7",
     "obert": "#1e8449",
 }
+SHOWN = ("32x32", 0.5)  # tile and ratio of the plans whose layers are drawn
 BARS = ("lsp", "lsp-paper", "lsp-no-power", "uniform")
 
 
@@ -85,8 +86,9 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
     return figure
 
 
-def _layers(results: Mapping[str, Any], plt: Any, tile: str = "32x32", ratio: float = 0.5) -> Any:
+def _layers(results: Mapping[str, Any], plt: Any) -> Any:
     """Bars: the kept share of every layer, a group of bars per allocation."""
+    tile, ratio = SHOWN
     chosen = {
         (c["task"], c["row"]): c["kept"]
         for c in results["measured"]

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.record import commit, write
+from bench.record import commit, read, write
 
 MOST, TIMES = 20 * 2**30, 3.0
 KEY = ("layers", "target", "samples")
@@ -139,7 +139,7 @@ def main() -> int:
         "parity": report["parity"]["ok"],
         "passes": passes,
     }
-    earlier = json.loads(args.out.read_text(encoding="utf-8"))["measured"] if args.out.exists() else []
+    earlier = read(args.out)["measured"] if args.out.exists() else []
     others = [r for r in earlier if any(r[k] != record[k] for k in KEY)]
     write(args.out, "memory", measured=[*others, record])
     print(json.dumps(record, indent=1))

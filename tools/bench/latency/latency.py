@@ -32,7 +32,7 @@ import torch
 
 import fxprune
 from bench.lists import names, numbers
-from bench.record import write
+from bench.record import read, write
 from fxprune import registry
 from fxprune.errors import FxpruneError
 from fxprune.latency_clock import SURELY, Clock
@@ -70,7 +70,7 @@ class Records:
 
     def __init__(self, path: Path, again: bool) -> None:
         self.path, self.again = path, again
-        self.all: list[Record] = json.loads(path.read_text(encoding="utf-8"))["measured"] if path.exists() else []
+        self.all: list[Record] = read(path)["measured"] if path.exists() else []
 
     def missing(self, **key: Any) -> bool:
         """Whether there is no record of this; with ``--again`` there is none before this run."""

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ import torch
 
 from bench.accuracy.models import CACHE, DATA, LOADERS, fingerprint
 from bench.lists import names, numbers
-from bench.record import peak_memory, write
+from bench.record import peak_memory, read, write
 from bench.tokens.cells import (
     BATCHES,
     DRAWN,
@@ -67,17 +66,17 @@ JUDGES = 500  # held-out images on which closeness to dense is measured
 OURS = ("optin", "auto")  # the first decides
 
 
-def read(path: Path) -> dict[str, Any]:
+def held_in(path: Path) -> dict[str, Any]:
     """The results file, or an empty one."""
     empty: dict[str, Any] = {"model": {}, "measured": []}
-    return {**empty, **json.loads(path.read_text(encoding="utf-8"))} if path.exists() else empty
+    return {**empty, **read(path)} if path.exists() else empty
 
 
 class Results:
     """What has been measured so far, on disk after every measurement."""
 
     def __init__(self, path: Path) -> None:
-        held = read(path)
+        held = held_in(path)
         self.path, self.model, self.measured = path, dict(held["model"]), list(held["measured"])
 
     def drop(self, rows: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.record import MIB, command, commit, peak_memory, said, write
+from bench.record import MIB, command, commit, peak_memory, read, said, write
 from bench.zoo.models import MODELS, TEXT, Built, build, other_inputs
 from fxprune.archive import read_program, write_program
 from fxprune.backend import lower_and_verify
@@ -376,7 +376,7 @@ def main() -> int:
     names = [name for name in MODELS if fnmatch.fnmatch(name.lower(), options.only.lower())]
     if not names:
         parser.error(f"no model matches {options.only!r}; known: {', '.join(MODELS)}")
-    before = json.loads(options.out.read_text())["rows"] if options.update and options.out.exists() else []
+    before = read(options.out)["rows"] if options.update and options.out.exists() else []
     for name in names:
         rows.append(examine_apart(name, options))
         console.print(
