@@ -66,7 +66,7 @@ def cifar(folder: Path = DATA) -> Images:
 
 
 def digits(_: Path = DATA) -> Images:
-    """scikit-learn's handwritten digits [n, 1, 8, 8]; a quarter, drawn by class, is the test split."""
+    """UCI's handwritten digits [n, 1, 8, 8]; a quarter, drawn by class, is the test split."""
     from fxprune.demo import digits as load
 
     return Images(**vars(load(seed=0)))
