@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from bench.accuracy.run import summary
+from bench.accuracy.targets import unmeasured
+from bench.blocks.plot import BARS, SHOWN
 from bench.record import read, text_of, write
+from bench.tokens.tokens import check
 
 RESULTS = sorted((Path(__file__).resolve().parents[1] / "tools" / "bench" / "results").glob("*.json"))
 TABLES = [path for path in RESULTS if path.stem != "blocks_onnx"]  # that one is a table of `fxprune tune`
@@ -58,6 +62,20 @@ def test_a_record_is_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_results_are_as_they_are_written_today(path: Path) -> None:
     assert text_of(read(path)) == path.read_text(encoding="utf-8")
+
+
+def test_results_hold_what_their_checks_ask_for() -> None:
+    accuracy, tokens = (read(path) for path in TABLES if path.stem in ("accuracy", "tokens"))
+    assert accuracy["summary"] == summary(accuracy["measured"])
+    assert unmeasured(accuracy["summary"]) == []
+    assert check(tokens["measured"])[1] == [], "no target of tools/bench/tokens.py is missed"
+
+
+def test_results_hold_what_their_pictures_show() -> None:
+    (blocks,) = (read(path) for path in TABLES if path.stem == "blocks")
+    drawn = {(r["task"], r["tile"], r["ratio"], r["row"]) for r in blocks["measured"] if "kept" in r}
+    assert drawn == {(task, *SHOWN, row) for task in blocks["tasks"] for row in BARS}
+    assert set(blocks["masks"]) == set(blocks["tasks"])
 
 
 def test_results_stay_small() -> None:
