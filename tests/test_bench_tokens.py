@@ -150,7 +150,7 @@ class Classifier(nn.Module):
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bench whose product call hands back the dense model and whose clock is no clock."""
     import fxprune
-    from fxprune.plan import CompressionPlan
+    from fxprune.ir.plan import CompressionPlan
 
     torch.manual_seed(0)
     model, images = Classifier().eval(), torch.randn(60, 3, 4, 4)
@@ -301,7 +301,7 @@ def test_closeness() -> None:
 
 
 def recipe(**changes: Any) -> Any:
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     pytest.importorskip("timm")

@@ -25,7 +25,7 @@ from bench.tokens.compare import (
     pairs,
     points,
 )
-from fxprune.help import page
+from fxprune.cli.help import page
 
 RESULTS = Path(__file__).resolve().parents[1] / "tools" / "bench" / "results"
 

@@ -38,7 +38,7 @@ from bench.accuracy.targets import check, unmeasured
 from bench.accuracy.tasks import TASKS, Missing, Task, of_program, open_task
 from bench.lists import names, numbers
 from bench.record import peak_memory, read, write
-from fxprune.cost import CostModel
+from fxprune.ir.cost import CostModel
 
 RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
 SEEDS = (0, 1, 2)

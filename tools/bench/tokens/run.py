@@ -26,14 +26,15 @@ from bench.tokens.cells import FIGURES, Cell, Record, key, reducer
 from bench.tokens.compare import packed
 from bench.tokens.model import Split
 from bench.tokens.sweep import Sweep
-from fxprune.artifact import Artifact
+from fxprune.artifact.artifact import Artifact
 from fxprune.data import Batch
 from fxprune.errors import FxpruneError
-from fxprune.events import Event
-from fxprune.measure import latency, session
-from fxprune.plan import CompressionPlan
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.process.events import Event
+from fxprune.process.jobs import session
+from fxprune.process.silence import quiet
+from fxprune.target.timing import latency
 
 
 def reduced(

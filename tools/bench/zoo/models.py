@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.quiet import quiet
-from fxprune.surroundings import survive_torchvision
+from fxprune.process.libraries import survive_torchvision
+from fxprune.process.silence import quiet
 
 # how weights are made and inputs varied is the tests' own code: they need no tools, tools may need them (as tools/soak)
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))
