@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tokens_cells import Cell
 from torch import Tensor, nn
 
-from fxprune.data.batch import Batch
+from bench.tokens.cells import Cell
+from fxprune.data import Batch
 from fxprune.driver.decide_tokens import Decision
 from fxprune.driver.run import Limits, Work
 from fxprune.ir.cost import Budget

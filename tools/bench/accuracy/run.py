@@ -9,14 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from accuracy_rows import Row, criterion_of, rearrange_pass
-from accuracy_tasks import Task, of_module, of_program
-from record import commit, said
-
-from fxprune.data.batch import Calibration
+from bench.accuracy.rows import Row, criterion_of, rearrange_pass
+from bench.accuracy.tasks import Task, of_module, of_program
+from bench.record import commit, said
+from fxprune.data import Calibration
 from fxprune.driver.decide import searching
 from fxprune.errors import FxpruneError
 from fxprune.ir.cost import Budget, CostModel
@@ -178,7 +176,7 @@ class Bench:
             done = recover.results[0].record()
             result |= {
                 "recover_seconds": round(time.perf_counter() - started, 1),
-                **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done},
+                **{k: done[k] for k in ("method", "rel", "refit_rel") if k in done},
             }
         counts = {
             g.axis: len(program.need("plan").choices[g.name].keep)
@@ -266,8 +264,3 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]
             cell["variant"] = best["variant"]
         found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell
     return found
-
-
-def peers_on_path() -> Path:
-    """The folder that holds ``peers``; with ``peers`` itself on the path, its module would hide the package."""
-    return Path(__file__).resolve().parents[1]
