@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.accuracy.rows import Row, criterion_of, rearrange_pass
@@ -67,12 +67,11 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A plan at a ratio, the seconds it took, and what recoveries of it have in common."""
+    """A plan at a ratio, and the seconds it took."""
 
     program: Program
     scored: _Scored
     seconds: float
-    verdicts: list[Verdict] = field(default_factory=list)
 
     @property
     def data(self) -> Calibration:
@@ -96,6 +95,7 @@ class Bench:
     say: Callable[[str], None] = print
     records: list[Record] = field(default_factory=list)
     _scored: dict[Any, _Scored] = field(default_factory=dict)
+    _verdicts: dict[int, tuple[Program, Verdict]] = field(default_factory=dict)  # by the identity of the program
     _planned: dict[Any, _Planned] = field(default_factory=dict)
     _peers: dict[int, Any] = field(default_factory=dict)
 
@@ -169,11 +169,15 @@ class Bench:
             program = Pipeline((rearrange_pass(planned.scored.data, seed),), start=FACTS).run(program)
         result: Record = {"score_seconds": round(planned.scored.seconds, 1), "plan_seconds": round(planned.seconds, 1)}
         started = time.perf_counter()
-        recover = Recover(method=row.recover, seed=seed, data=planned.data, verdicts=planned.verdicts)
+        recover = Recover(method=row.recover, seed=seed, data=planned.data)
         with quiet():
-            changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(program)
-        if recover.results:
-            done = recover.results[0].record()
+            if row.recover in ("auto", "tune"):  # which have that in common
+                if id(program) not in self._verdicts:
+                    self._verdicts[id(program)] = program, recover.judge(program)
+                recover = replace(recover, verdict=self._verdicts[id(program)][1])
+            changed, (found,) = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).apply(program)
+        if found.record is not None:
+            done = found.record.record()
             result |= {
                 "recover_seconds": round(time.perf_counter() - started, 1),
                 **{k: done[k] for k in ("method", "rel", "refit_rel") if k in done},

@@ -72,7 +72,7 @@ def cell(
     search = SearchBlocks(Budget("flops", ratio), **options)
     found = Pipeline((search,), start=("axes", "groups", "scores")).run(program)
     one = RecoverBlocks("auto" if recover else "none", data=data, seed=seed)
-    small = Pipeline((one, SparsifyBlocks()), start=START).run(found)
+    small, (fitted, _) = Pipeline((one, SparsifyBlocks()), start=START).apply(found)
     plan = found.need("plan")
     kept = {
         g.matrix.parameter: plan.blocks[g.matrix.parameter].density if g.matrix.parameter in plan.blocks else 1.0
@@ -86,7 +86,7 @@ def cell(
         "effective": plan.about["predicted"]["flops"],
         "linear_share": round(linear, 4),
         "power_estimate": round(plan.about["power"]["share"], 4),
-        "recovery": one.results[0].chosen if one.results else "none",
+        "recovery": "none" if fitted.record is None else fitted.record.chosen,
         "kept": {n: round(k, 3) for n, k in kept.items()},
         "seconds": round(time.perf_counter() - started, 1),
     }, found

@@ -35,9 +35,11 @@ from bench.lists import names, numbers
 from bench.record import read, write
 from fxprune import registry
 from fxprune.driver.measure_latency import lowerable
-from fxprune.driver.run import Limits, Work
+from fxprune.driver.run import Run, find_groups, open_model
 from fxprune.errors import FxpruneError
+from fxprune.process.events import Transcript
 from fxprune.process.libraries import survive_torchvision
+from fxprune.request.request import Request
 from fxprune.target.clock import SURELY, Clock
 
 Record = dict[str, Any]
@@ -129,9 +131,9 @@ def shares(records: Records, model: str, target: str, args: argparse.Namespace) 
 
 def _dense(module: torch.nn.Module, inputs: Any) -> Any:
     """The dense program as a run of the tool lowers it."""
-    work = Work("eager", None, 0, lambda event: None, Limits())
-    work.open(module, inputs, None, False, None, 0)
-    return lowerable(work.groups())
+    request, tell = Request(), Transcript(lambda event: None)
+    run = Run.of(request, open_model(request, tell, module, inputs), tell)
+    return lowerable(find_groups(run).program)
 
 
 def budgets(records: Records, model: str, target: str, args: argparse.Namespace) -> None:
