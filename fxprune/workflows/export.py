@@ -275,4 +275,4 @@ def _origin(source: Any) -> dict[str, Any]:
     return {"origin": path.name or str(source), **hashed}
 
 
-__all__ = ["CARRIED", "export", "verify"]
+__all__ = ["CARRIED", "export"]
