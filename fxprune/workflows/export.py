@@ -15,8 +15,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from ..driver.api import OF_A_PLAN
 from ..driver.apply import PlanLike, apply_plan, lines_of, read_plan
 from ..driver.finish import finish
 from ..driver.measure_latency import lowerable
-from ..driver.run import Inputs, Model, Run, open_model
+from ..driver.run import Inputs, Model, Opened, Run, open_model
 from ..errors import LoweringError, MissingDevice, OptionError, VerifyError
 from ..ir.spec import build, parse
 from ..process.environment import environment, versions
@@ -122,7 +122,6 @@ def export(
     if data is not None:
         calibration = load_data(data, judged.source, samples=data_samples, seed=seed)
     opened = replace(judged, data=calibration)
-    dense = opened.dense
     asked = {
         "targets": list(targets),
         "limits": dataclasses.asdict(limits),
@@ -133,14 +132,10 @@ def export(
         "recover": how,
     }
     plan_hash = hashlib.sha256(chosen.to_json().encode()).hexdigest()
-    said = [
-        repr(sorted(asked.items())),
-        plan_hash,
-        repr(sorted(versions().items())),
-        fingerprint(dense, calibration, seed),
-    ]
-    key = fingerprint(dense, judge, seed, said)
-    kept = None if force else _unchanged(out, key)
+    dense = fingerprint(opened.dense, calibration, seed)
+    said = [repr(sorted(asked.items())), plan_hash, repr(sorted(versions().items())), dense]
+    key = fingerprint(opened.dense, judge, seed, said)
+    kept = None if force else _find_unchanged(out, key)
     if kept is not None:
         on_event(Event("note", f"{out} holds the result of this request already and is whole; nothing was done"))
         return hand_over(kept, junit_file)
@@ -149,80 +144,100 @@ def export(
         small = finish(decided)
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
-        evidence = gather(dense, small.program, judge, metric)
+        evidence = gather(opened.dense, small.program, judge, metric)
     watch = Stopwatch(
         LatencyWish(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
         "export",
         lowerable(decided.unfitted),
     )
+    release = _Release(opened, judge, small, evidence, limits, seconds, watch, tell)
     with published(out) as directory:
-        entries = {
-            folder: _deliver(
-                small, backend, text, directory / folder, evidence, limits, seconds, calibration, watch, on_event
-            )
-            for folder, (text, backend) in backends.items()
-        }
+        entries = {f: _deliver(release, backend, text, directory / f) for f, (text, backend) in backends.items()}
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
             from safetensors.torch import save_file
 
             save_file(carried, directory / EVIDENCE)
-        manifest = sealed(
-            {
-                "name": opened.name,
-                "status": worst(e["status"] for e in entries.values()),
-                "request": {"sha256": key, **asked},
-                "inputs": {
-                    "model": {**_origin(model), "program_sha256": fingerprint(dense, None, 0)},
-                    "plan": {"sha256": plan_hash},
-                    "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
-                    "calibration": None
-                    if calibration is None
-                    else {**_origin(calibration.origin), "samples": calibration.samples},
-                },
-                "metric": {
-                    "name": evidence.metric,
-                    "output": evidence.output,
-                    "dense": evidence.value,
-                    "samples": evidence.samples,
-                    "sha256": evidence.digest,
-                },
-                "carried": {
-                    "batches": sum(k.startswith("input.") and k.endswith(".0") for k in carried),
-                    "of": len(evidence.inputs),
-                },
-                "cost": small.report["cost"],
-                "targets": entries,
-                "versions": versions(),
-                "environment": environment(),
-                "files": fingerprints(directory),
-            }
-        )
+        request_facts = {"sha256": key, **asked}
+        manifest = _manifest(release, request_facts, plan_hash, _origin(model), entries, carried, directory)
         write_manifest(manifest, directory)
     return hand_over(manifest, junit_file)
 
 
-def _deliver(
-    small: Artifact,
-    backend: Backend,
-    text: str,
-    folder: Path,
-    evidence: Evidence,
-    limits: Limits,
-    seconds: float,
-    calibration: Calibration | None,
-    watch: Stopwatch,
-    on_event: OnEvent,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Release:
+    """What is delivered, and all that it is measured by.
+
+    judge  the data of the gates;  small: the pruned model;  watch: what times a payload beside the dense model
+    """
+
+    opened: Opened
+    judge: Calibration
+    small: Artifact
+    evidence: Evidence
+    limits: Limits
+    seconds: float
+    watch: Stopwatch
+    tell: Transcript
+
+
+def _manifest(
+    release: _Release,
+    request: dict[str, Any],
+    plan_hash: str,
+    model: dict[str, Any],
+    entries: dict[str, Any],
+    carried: Mapping[str, Any],
+    directory: Path,
+) -> Manifest:
+    """What the delivery in ``directory`` says of itself.
+
+    request  as it was asked for;  model: where it came from;  entries: of the targets;  carried: tensors of the data
+    """
+    opened, judge, evidence = release.opened, release.judge, release.evidence
+    data = opened.data
+    return sealed(
+        {
+            "name": opened.name,
+            "status": worst(e["status"] for e in entries.values()),
+            "request": request,
+            "inputs": {
+                "model": {**model, "program_sha256": fingerprint(opened.dense, None, 0)},
+                "plan": {"sha256": plan_hash},
+                "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
+                "calibration": None if data is None else {**_origin(data.origin), "samples": data.samples},
+            },
+            "metric": {
+                "name": evidence.metric,
+                "output": evidence.output,
+                "dense": evidence.value,
+                "samples": evidence.samples,
+                "sha256": evidence.digest,
+            },
+            "carried": {
+                "batches": sum(k.startswith("input.") and k.endswith(".0") for k in carried),
+                "of": len(evidence.inputs),
+            },
+            "cost": release.small.report["cost"],
+            "targets": entries,
+            "versions": versions(),
+            "environment": environment(),
+            "files": fingerprints(directory),
+        }
+    )
+
+
+def _deliver(release: _Release, backend: Backend, text: str, folder: Path) -> dict[str, Any]:
     """Lower to one target and measure it: its entry in the manifest."""
-    on_event(Event("stage", f"lower to {text}, verify and measure"))
+    small, limits = release.small, release.limits
+    release.tell.stage(f"lower to {text}, verify and measure")
     entry: dict[str, Any] = {"target": text, "status": UNFINISHED, "payload": "", "latency": None}
     gates: list[Gate] = []
     try:
         with silence():
-            backend = backend.with_data(calibration) if hasattr(backend, "with_data") else backend
+            backend = backend.with_data(release.opened.data)
             made = Artifact(small.program, small.plan, small.report, backend, extras=small.extras)
-            made.save(folder, measure=watch)
+            made.save(folder, measure=release.watch)
             lacking = (made.report.get("unfinished") or {}).get("missing", ())
             if lacking:
                 raise MissingDevice("the target is not finished", where=text, why="; ".join(map(str, lacking)))
@@ -230,7 +245,7 @@ def _deliver(
             parity = made.report["parity"]
             gates.append(gate("parity", parity["max_rel"], parity["tolerance"], "relative"))
             payload = Payload.of(backend, small.program, folder / entry["payload"], limits.threads)
-            more, clock = gates_of(payload, evidence, limits, seconds)
+            more, clock = gates_of(payload, release.evidence, limits, release.seconds)
             gates += more
             entry["latency"] = None if clock is None else {**clock.to_dict(), "batch": limits.batch}
     except (MissingDevice, VerifyError, LoweringError) as error:
@@ -257,7 +272,7 @@ def _backends(targets: Sequence[str]) -> dict[str, tuple[str, Backend]]:
     return made
 
 
-def _unchanged(out: Path, key: str) -> Manifest | None:
+def _find_unchanged(out: Path, key: str) -> Manifest | None:
     """The manifest that lies there, where it is of the same request, passed, and every file is as it says."""
     if not (out / MANIFEST).exists():
         return None
