@@ -55,20 +55,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         if run.program.groups is None:
             run = run.through(PropagateAxes(), run.find_groups)
         run = run.but(plan=CompressionPlan())
-    plan = run.program.plan
-    if plan is None:
-        raise OptionError(
-            "the plan is gone when it is time to slice",
-            where=f"{OPTION} {stated.text}",
-            why="a pass behind the search changed the graph, and facts about the old one were dropped",
-            cure="put passes that change the graph before propagate-axes",
-        )
-    if plan.blocks and stated.tiles:
-        raise OptionError(
-            "the plan holds tiles, and the pipeline plans others",
-            where=f"{OPTION} .. {stated.tiles[0]}",
-            cure="leave the passes of tiles away, or take them out of the plan",
-        )
+    plan = _check_plan(run.program.plan, stated)
     latency = KnownLatency()
     if sliced:
         _check_counts(run, stated.before)
@@ -90,6 +77,24 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         run = run.but(plan=replace(plan, about=about))
     unfitted = run.program if unfitted is None else unfitted
     return Decided(run, unfitted, stated.budget, latency, recovery, stated.tiles)
+
+
+def _check_plan(plan: CompressionPlan | None, stated: StatedPipeline) -> CompressionPlan:
+    """The plan that is sliced by. Raises OptionError where none is left, and where its tiles meet others."""
+    if plan is None:
+        raise OptionError(
+            "the plan is gone when it is time to slice",
+            where=f"{OPTION} {stated.text}",
+            why="a pass behind the search changed the graph, and facts about the old one were dropped",
+            cure="put passes that change the graph before propagate-axes",
+        )
+    if plan.blocks and stated.tiles:
+        raise OptionError(
+            "the plan holds tiles, and the pipeline plans others",
+            where=f"{OPTION} .. {stated.tiles[0]}",
+            cure="leave the passes of tiles away, or take them out of the plan",
+        )
+    return plan
 
 
 def _with_data(run: Run, one: Pass, first: bool) -> Run:
