@@ -55,7 +55,8 @@ def planned(program: Program, share: float = 0.5, seed: int = 0) -> Program:
 
 def recovered(program: Program, data: Calibration, method: str = "ridge", **options: Any) -> tuple[Program, Any]:
     one = Recover(method=method, data=data, **options)
-    return Pipeline((one,), start=START).run(program), (one.results[0] if one.results else None)
+    after, (result,) = Pipeline((one,), start=START).apply(program)
+    return after, result.record
 
 
 def flat(program: Program, batch: Batch) -> list[Any]:

@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from laws import random_plan
 from replaying import EVERY, QUIET, assert_same, assert_same_report, assert_same_weights, batches, feet, vit
+from runs import opened_run
 
 import fxprune
 from fxprune import Artifact, CompressionPlan, FxpruneError, Kind, OptionError, PlanError, Program
 from fxprune.cli.entry import OK, USER_ERROR, main
-from fxprune.driver.apply import applied
-from fxprune.driver.run import Limits, Work
+from fxprune.driver.api import OF_A_PLAN
+from fxprune.driver.apply import apply_plan
+from fxprune.driver.finish import finish
 from fxprune.ir.plan import TokenPlan
 
 X = "2x1x8x8"
@@ -34,9 +36,8 @@ def carried_out(name: str, plan: CompressionPlan, recover: str = "none", seed: i
     x = batches(shape)[0][:2]
     if recover == "none":
         return fxprune.apply(make(), plan, x, seed=seed, **QUIET)
-    work = Work("eager", None, seed, QUIET["on_event"], Limits(align=1, floor=0.0, allow_empty=True))
-    work.open(make(), x, None, False, batches(shape), 128)
-    return applied(work, plan, recover)
+    run = opened_run(make(), x, batches(shape), QUIET["on_event"], seed=seed, limits=OF_A_PLAN)
+    return finish(apply_plan(run, plan, recover))
 
 
 def replayed(name: str, one: Artifact, plan: CompressionPlan, recover: str = "none", seed: int = 0) -> Artifact:

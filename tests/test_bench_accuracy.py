@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.data.batch import Batch
+from bench.accuracy import accuracy, rows
+from bench.accuracy.models import Images, Recipe, trained
+from bench.accuracy.plot import plot
+from bench.accuracy.rows import Row, criterion_of, missing
+from bench.accuracy.targets import DROPS, check
+from bench.accuracy.tasks import Pictures
+from bench.record import read
+from fxprune.data import Batch
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 RATIO, NAME = 0.6, "vit-digits"
-
-
-@pytest.fixture(autouse=True)
-def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
 
 
 class Classifier(nn.Module):
@@ -35,9 +34,6 @@ class Classifier(nn.Module):
 
 def tiny_task() -> Any:
     """A random classifier whose own answers are the labels, so that the dense model is right by construction."""
-    from accuracy_models import Images
-    from accuracy_tasks import Pictures
-
     generator = torch.Generator().manual_seed(0)
     model, images = Classifier().eval(), torch.randn(160, 1, 4, 4, generator=generator)
     with torch.no_grad():
@@ -49,8 +45,6 @@ def tiny_task() -> Any:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The command line finds the tiny task under the name of a real one; what it opened."""
-    import accuracy
-
     tasks: list[Any] = []
 
     def open_tiny(*_: Any) -> Any:
@@ -70,11 +64,9 @@ def arguments(out: Path, *more: str) -> list[str]:
 def test_it_writes_what_it_measured_and_measures_nothing_twice(
     opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import accuracy
-
     out = tmp_path / "accuracy.json"
     assert accuracy.main(arguments(out, "--rows", "l2,ptf", "--seeds", "0,1")) == 0
-    written = json.loads(out.read_text())
+    written = read(out)
     assert written["tasks"][NAME]["dense"] == 100
     assert written["tasks"][NAME]["dense_macs"] == 16 * 64 + 64 * 32 + 96
     found = {(r["row"], r["seed"]): r for r in written["measured"]}
@@ -92,7 +84,7 @@ def test_it_writes_what_it_measured_and_measures_nothing_twice(
 
     monkeypatch.setattr(type(opened[0]), "accuracy", lambda *_: pytest.fail("measured again"))
     assert accuracy.main(arguments(out, "--rows", "l2,ptf", "--seeds", "0,1")) == 0
-    assert json.loads(out.read_text())["measured"] == written["measured"]
+    assert read(out)["measured"] == written["measured"]
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         accuracy.main(arguments(out, "--rows", "l2,ptf", "--again", "l2", "--seeds", "0"))
 
@@ -100,19 +92,14 @@ def test_it_writes_what_it_measured_and_measures_nothing_twice(
 def test_rows_without_their_parts_are_named(
     opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import accuracy
-    import accuracy_rows
-
-    monkeypatch.setitem(accuracy_rows.ROWS, "l2", accuracy_rows.Row("l2", "no-such-criterion", "nothing"))
+    monkeypatch.setitem(rows.ROWS, "l2", rows.Row("l2", "no-such-criterion", "nothing"))
     out = tmp_path / "accuracy.json"
     assert accuracy.main(arguments(out, "--rows", "l2", "--seeds", "0")) == 0
-    assert "no-such-criterion" in json.loads(out.read_text())["missing"]["l2"]
+    assert "no-such-criterion" in read(out)["missing"]["l2"]
     assert "missing: l2" in capsys.readouterr().out
 
 
 def test_a_row_says_which_part_is_not_there() -> None:
-    from accuracy_rows import Row, criterion_of, missing
-
     assert not missing(Row("x", "fisher", "x"))
     assert "magic" in missing(Row("x", "fisher", "x", recover="magic"))
     assert "colour" in missing(Row("x", "fisher{colour=3}", "x"))
@@ -120,8 +107,6 @@ def test_a_row_says_which_part_is_not_there() -> None:
 
 
 def cells(best: float, other: float) -> dict[str, Any]:
-    from accuracy_targets import DROPS
-
     ratios = [f"{ratio:g}" for ratio in DROPS["minilm-stsb"]]
     return {
         "minilm-stsb": {
@@ -136,15 +121,11 @@ def cells(best: float, other: float) -> dict[str, Any]:
     [(86.70, 80.0, 14, 0), (86.50, 80.0, 10, 4), (86.70, 86.70, 7, 7), (86.70, 86.71, 7, 7)],
 )
 def test_targets(best: float, other: float, met: int, missed: int) -> None:
-    from accuracy_targets import check
-
     found = check(cells(best, other), {"minilm-stsb": 86.72})
     assert tuple(map(len, found)) == (met, missed), found
 
 
 def test_optimiser_steps_after_recovery_count_as_ours() -> None:
-    from accuracy_targets import check
-
     summary = cells(86.0, 80.0)
     summary["minilm-stsb"]["optin-tune"] = {"0.3": {"mean": 86.3}}
     met, _ = check(summary, {"minilm-stsb": 86.72})
@@ -152,8 +133,6 @@ def test_optimiser_steps_after_recovery_count_as_ours() -> None:
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import accuracy
-
     assert accuracy.main(["--out", str(tmp_path / "nothing.json"), "--check"]) == 1
     said = capsys.readouterr().out
     assert "was not measured" in said
@@ -162,8 +141,6 @@ def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from accuracy_plot import plot
-
     cell = {"mean": 90.0, "min": 89.0, "max": 91.0}
     results = {
         "tasks": {"a": {"metric": "accuracy", "dense": 95.0}, "b": {"metric": "Spearman", "dense": 80.0}},
@@ -178,8 +155,6 @@ def test_the_plot(tmp_path: Path) -> None:
 
 def test_an_edited_recipe_is_another_checkpoint(tmp_path: Path) -> None:
     from dataclasses import replace
-
-    from accuracy_models import Images, Recipe, trained
 
     images = Images(
         torch.randn(32, 1, 8, 8), torch.randint(0, 10, (32,)), torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,))

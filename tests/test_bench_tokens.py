@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,22 +15,23 @@ from token_models import TokenViT, scrambled
 from torch import Tensor, nn
 
 import fxprune
+from bench.accuracy.models import Images
+from bench.tokens import run as tokens_run
+from bench.tokens import tokens
+from bench.tokens.cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, scheduled, sweep
+from bench.tokens.compare import packed
+from bench.tokens.model import Recipe, Stage, cropped, mixed, splits, trained
+from bench.tokens.plot import against_dense, plot
+from bench.tokens.run import closeness, name_of
+from bench.tokens.sweep import Sweep
+from bench.tokens.tokens import check, table
 from fxprune.errors import OptionError
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DENSE = {"accuracy": 80.0, "macs": 1000, "counted": 1000, "tokens": [17, 17], "weights": "w"}
-
-
-@pytest.fixture(autouse=True)
-def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
 
 
 def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, realised: float = 0.9) -> list[Any]:
     """All that the targets ask for."""
-    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, ledgers, sweep
-    from tokens_compare import packed
-
     figures = {"optin": optin, "constant": constant, "decreasing": 70.0, "auto": optin}
     found = [
         {
@@ -55,9 +55,6 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
 
 
 def test_cells_have_keys_of_their_own() -> None:
-    from tokens_cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, sweep
-    from tokens_run import name_of
-
     cells = [*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, RATIOS)]
     made = [cell.record(64, "w") for cell in cells]
     keys = {key(r) for r in made}
@@ -72,8 +69,6 @@ def test_cells_have_keys_of_their_own() -> None:
 
 
 def test_schedules_go_into_the_braces() -> None:
-    from tokens_cells import scheduled, sweep
-
     assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
     assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
     assert scheduled("tome", "elimination") == "tome{schedule=optin,guard=false}"
@@ -93,16 +88,12 @@ def test_schedules_go_into_the_braces() -> None:
     ],
 )
 def test_targets(changed: dict[str, float], met: int, missed: int) -> None:
-    from tokens import check
-
     found = check(records(**changed))
     assert tuple(map(len, found[:2])) == (met, missed), found
     assert len(found[2]) == 7 * 6 + 8 * 6 + 6 + 1, "other reducers and the default schedule are reported beside"
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import tokens
-
     assert tokens.main(["--out", str(tmp_path / "nothing.json"), "--check"]) == 1
     said = capsys.readouterr().out
     assert "missed: tome at 0.4: optin and constant were not both measured" in said
@@ -111,8 +102,6 @@ def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_table() -> None:
-    from tokens import table
-
     failed = {**records()[0], "ratio": 0.1}
     del failed["accuracy"]
     failed["error"] = "the budget is too small"
@@ -133,8 +122,6 @@ def test_the_table() -> None:
 
 
 def test_the_picture_compares_with_dense_on_the_same_images() -> None:
-    from tokens_plot import against_dense
-
     found = against_dense(
         [{"accuracy": 79.0, "images": 60}, {"accuracy": 79.0, "images": 30}], {"accuracy": 80.0, "images": 60}
     )
@@ -143,8 +130,6 @@ def test_the_picture_compares_with_dense_on_the_same_images() -> None:
 
 def test_the_plot(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from tokens_plot import plot
-
     paths = plot({"model": DENSE, "measured": records()}, tmp_path / "picture")
     assert [p.suffix for p in paths] == [".png", ".svg"]
     assert all(p.stat().st_size > 1000 for p in paths)
@@ -164,8 +149,6 @@ class Classifier(nn.Module):
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bench whose product call hands back the dense model and whose clock is no clock."""
-    import tokens_run
-
     import fxprune
     from fxprune.ir.plan import CompressionPlan
 
@@ -210,8 +193,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_it_measures_nothing_twice(bench: Any) -> None:
-    from tokens_cells import ledgers
-
     cell, hopeless = ledgers(["joint"], ["auto"], [0.5, 0.1])
     bench.made.run([cell, hopeless], {})
     first, failed = bench.made.records
@@ -237,8 +218,6 @@ def test_it_measures_nothing_twice(bench: Any) -> None:
 
 
 def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
-    from tokens_cells import sweep
-
     one, other, hopeless = (*sweep(["tome", "random"], ["optin"], [0.5]), *sweep(["tome"], ["optin"], [0.1]))
     bench.made.run([one, other, hopeless], {})
     first, second, failed = bench.made.records
@@ -261,8 +240,6 @@ def test_tokens_alone_are_measured_without_an_artefact(bench: Any) -> None:
 
 
 def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) -> None:
-    from tokens_cells import sweep
-
     (cell,) = sweep(["random"], ["optin"], [0.5])
     bench.made.run([cell], {})
     (record,) = bench.made.records
@@ -275,8 +252,6 @@ def test_records_of_fewer_images_are_judged_again_by_their_counts(bench: Any) ->
 
 
 def test_further_images_are_judged_where_they_are_missing(bench: Any) -> None:
-    from tokens_cells import ledgers, sweep
-
     one, twin, joint = (*sweep(["tome"], ["optin", "constant"], [0.5]), *ledgers(["joint"], ["none"], [0.5]))
     bench.made.run([one], {})
     assert "further" not in bench.made.records[0]
@@ -295,10 +270,7 @@ def test_further_images_are_judged_where_they_are_missing(bench: Any) -> None:
 
 
 def test_counts_are_found_again_from_what_a_record_holds() -> None:
-    from tokens_cells import sweep
-    from tokens_sweep import Sweep
-
-    from fxprune.data.batch import Batch
+    from fxprune.data import Batch
 
     torch.manual_seed(0)
     model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)
@@ -320,8 +292,6 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
 
 
 def test_closeness() -> None:
-    from tokens_run import closeness
-
     one, two = torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     assert closeness(one, one) == {"agreement": 100, "kl": 0}
     p, q = one[0].softmax(-1), two[0].softmax(-1)
@@ -331,8 +301,6 @@ def test_closeness() -> None:
 
 
 def recipe(**changes: Any) -> Any:
-    from tokens_model import Recipe, Stage
-
     from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
@@ -349,8 +317,6 @@ def recipe(**changes: Any) -> Any:
 
 
 def pictures() -> Any:
-    from accuracy_models import Images
-
     generator = torch.Generator().manual_seed(0)
     return Images(
         torch.randn(40, 3, 32, 32, generator=generator),
@@ -361,8 +327,6 @@ def pictures() -> Any:
 
 
 def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    from tokens_model import trained
-
     class Stop(Exception):
         pass
 
@@ -391,8 +355,6 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_held_out_images_are_no_part_of_training() -> None:
-    from tokens_model import splits
-
     held, test = splits(recipe(), pictures())
     assert held.images.shape == (8, 3, 16, 16)
     assert held.labels.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
@@ -400,8 +362,6 @@ def test_held_out_images_are_no_part_of_training() -> None:
 
 
 def test_augmentation() -> None:
-    from tokens_model import Stage, cropped, mixed
-
     generator = torch.Generator().manual_seed(0)
     flat = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)
     made = cropped(flat, Stage(12, 1, 0.1, 0.5), generator)

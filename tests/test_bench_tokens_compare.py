@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +10,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.record import read
+from bench.tokens.cells import DRAWN, RATIOS, REDUCERS, sweep
+from bench.tokens.compare import (
+    averaged,
+    compared,
+    difference,
+    mean_of,
+    of_ledger,
+    of_row,
+    over_reducers,
+    overall,
+    packed,
+    pairs,
+    points,
+)
 from fxprune.cli.help import page
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
-
-
-@pytest.fixture(autouse=True)
-def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(TOOLS / "bench"), str(TOOLS), *sys.path])
+RESULTS = Path(__file__).resolve().parents[1] / "tools" / "bench" / "results"
 
 
 def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,)) -> list[Any]:
     """Records of a few cells: which images they have right, by (row, schedule, ratio, seed), else ``bits``."""
-    from tokens_cells import DRAWN, sweep
-    from tokens_compare import packed
-
     cells = [
         c
         for seed in seeds
@@ -47,8 +52,6 @@ def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,
 
 
 def test_schedules_are_counted_over_all_reducers() -> None:
-    from tokens_compare import overall
-
     bits = torch.arange(100) % 2 == 0
     fewer, one_less = bits.clone(), bits.clone()
     fewer[:40], one_less[0] = False, False
@@ -73,8 +76,6 @@ def test_schedules_are_counted_over_all_reducers() -> None:
 
 
 def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
-    from tokens_compare import compared, mean_of, of_row, over_reducers, pairs, points
-
     bits = torch.arange(100) % 2 == 0
     fewer, more = bits.clone(), bits.clone()
     fewer[:40], more[1:21] = False, True
@@ -103,8 +104,6 @@ def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
 
 
 def test_draws_are_one_line_of_the_picture() -> None:
-    from tokens_compare import averaged
-
     bits = torch.arange(8) % 2 == 0
     found = averaged(counted({}, bits, (0, 1, 2)))
     assert sorted((r["row"], r["schedule"], r["ratio"], r.get("draws")) for r in found) == sorted(
@@ -124,10 +123,7 @@ def counts(told: str) -> tuple[str, ...]:
 
 
 def test_the_page_says_what_is_counted() -> None:
-    from tokens_cells import RATIOS, REDUCERS
-    from tokens_compare import difference, of_ledger, of_row, over_reducers, overall, pairs
-
-    measured = json.loads((TOOLS / "bench" / "results" / "tokens.json").read_text(encoding="utf-8"))["measured"]
+    measured = read(RESULTS / "tokens.json")["measured"]
     text = page("tokens")
     said = " ".join(text.split())
     _, told = overall(measured, "optin")
@@ -163,8 +159,6 @@ def test_the_page_says_what_is_counted() -> None:
 
 
 def test_differences_are_paired() -> None:
-    from tokens_compare import difference, packed
-
     one = torch.arange(2000) % 4 > 0
     two = one.clone()
     two[:8] = False

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import Digits
+from runs import opened_run
 
 from fxprune.cli.demo import DigitsViT
 from fxprune.data import memory
 from fxprune.data.batch import Batch
 from fxprune.driver.decide_tokens import Decision
-from fxprune.driver.run import Limits, Work
+from fxprune.driver.run import find_groups
 from fxprune.ir.cost import Budget
 from fxprune.ir.group import Kind
 from fxprune.passes.analysis.importance import damage
@@ -24,10 +25,10 @@ from fxprune.request.tokens import TokenWish
 
 
 def decision(model: DigitsViT, digits: Digits, text: str, flops: float = 0.8) -> Decision:
-    work, wish = Work("eager", None, 0, lambda _: None, Limits()), TokenWish(text)
-    work.open(model, digits.test_images[:2], None, False, None, 0)
+    wish = TokenWish(text)
+    run = find_groups(opened_run(model, digits.test_images[:2]), tokens=True)
     asked = Wish(Budget("flops", flops), "l2", (Kind.TOKEN,), 1, tokens=wish)
-    return Decision(work, asked, wish, work.groups(tokens=True), [Batch((digits.train_images[:64],))])
+    return Decision(run, asked, wish, run.program, [Batch((digits.train_images[:64],))])
 
 
 def constant(one: Decision) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 
 import fxprune
@@ -52,6 +53,22 @@ def test_the_test_split_is_apart_and_in_proportion(digit_data: Digits) -> None:
     assert ((shares - 0.1).abs() < 0.01).all()
     assert torch.equal(digits(seed=0).test_images, digit_data.test_images)
     assert not torch.equal(digits(seed=1).test_images, digit_data.test_images)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_digits_and_their_split_are_scikit_learns(seed: int) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    theirs, ours = load_digits(), digits(seed)
+    images = torch.from_numpy(theirs.images / 8 - 1).float().unsqueeze(1)
+    labels = torch.from_numpy(theirs.target)
+    train, test = train_test_split(range(1797), test_size=0.25, stratify=theirs.target, random_state=seed)
+    assert torch.equal(ours.train_images, images[train])
+    assert torch.equal(ours.train_labels, labels[train])
+    assert torch.equal(ours.test_images, images[test])
+    assert torch.equal(ours.test_labels, labels[test])
 
 
 def test_the_vit_takes_any_batch() -> None:

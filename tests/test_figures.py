@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.record import read
 from fxprune.cli.help import page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ TABLES = {  # how a table of `fxprune help results` begins -> the task, decimals
 
 
 def results(name: str) -> dict[str, Any]:
-    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+    return read(RESULTS / f"{name}.json")
 
 
 def rows_of(text: str, start: str) -> tuple[str, list[list[str]]]:

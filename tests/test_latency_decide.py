@@ -17,6 +17,7 @@ from fxprune.cli.entry import USER_ERROR, main
 from fxprune.driver import decide_latency
 from fxprune.errors import BudgetInfeasible, LoadError, OptionError
 from fxprune.request.latency import FILE
+from fxprune.target import clock
 from fxprune.target.latency_table import LatencyTable
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None, "importance": "l2", "floor": 0.0}
@@ -58,7 +59,7 @@ def uneven(model: Feet) -> Feet:
 def _no_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tables are kept in the test's folder, and latency is a function of the program."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(decide_latency, "Clock", FakeClock)
+    monkeypatch.setattr(clock, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(fixed_and_work(4000.0)))
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
 

@@ -23,10 +23,10 @@ from fxprune.artifact.compare import compare, read_valid, rows_of
 from fxprune.artifact.delivered import record
 from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.data.memory import within
-from fxprune.driver import decide_latency
 from fxprune.errors import FxpruneError, LoweringError, OptionError
 from fxprune.intake.capture import capture
 from fxprune.report.render import render
+from fxprune.target import clock
 from fxprune.target.clock import Reading
 from fxprune.workflows.bench import bench
 
@@ -228,7 +228,7 @@ def test_a_budget_is_held_against_the_delivered_file(
     asked: dict[str, Any], ratio: float, achieved: float, met: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(decide_latency, "Clock", Told)
+    monkeypatch.setattr(clock, "Clock", Told)
     monkeypatch.setattr(Told, "time", staticmethod(fixed_and_work(4000.0)))
     monkeypatch.setattr(Told, "beside_ms", (14.4 / ratio, 14.4))
     torch.manual_seed(0)

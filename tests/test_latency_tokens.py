@@ -16,7 +16,6 @@ from token_models import TokenViT, analysed, planned, scrambled
 
 import fxprune
 from fxprune.cli.demo import Digits, DigitsViT
-from fxprune.driver import decide_latency
 from fxprune.driver.measure_latency import lowerable, measure_table, measure_tokens, schedules
 from fxprune.errors import BudgetInfeasible, LoadError, NothingToPrune
 from fxprune.ir.pipeline import Pipeline
@@ -29,6 +28,7 @@ from fxprune.passes.transform.merge_tokens import MergeTokens, without_tokens
 from fxprune.registry import backend
 from fxprune.request.latency import FILE
 from fxprune.request.tokens import TokenWish
+from fxprune.target import clock
 from fxprune.target.latency_table import LatencyTable, Setting, TokenPoint
 
 Machine = Callable[[Program], float]
@@ -59,7 +59,7 @@ def kept_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_watch(monkeypatch: pytest.MonkeyPatch, kept_tables: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept_tables))
-    monkeypatch.setattr(decide_latency, "Clock", FakeClock)
+    monkeypatch.setattr(clock, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(machine()))
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
 

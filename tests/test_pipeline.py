@@ -101,20 +101,20 @@ def test_a_transform_that_keeps_stale_facts_is_caught() -> None:
 
 def test_change_is_measured() -> None:
     pipeline = Pipeline((Clean(), PropagateAxes(), FindGroups()))
-    pipeline.run(program())
-    clean, axes, groups = pipeline.results
+    _, results = pipeline.apply(program())
+    clean, axes, groups = results
     assert (clean.removed, clean.edited > 0, clean.changed) == (1, True, True)
     assert not axes.changed
     assert not groups.changed
-    assert [r["name"] for r in describe_results(pipeline.results)] == ["clean", "propagate-axes", "find-groups"]
+    assert [r["name"] for r in describe_results(results)] == ["clean", "propagate-axes", "find-groups"]
 
 
 def test_resized_tensors_are_counted() -> None:
     facts = Pipeline((Clean(), PropagateAxes(), FindGroups())).run(program())
     plan = CompressionPlan({"up:ffn": Choice("ffn", 32, tuple(range(16)))})
     pipeline = Pipeline((SliceAxes(),), start=("axes", "groups", "plan"))
-    pipeline.run(facts.but(plan=plan))
-    assert pipeline.results[0].resized == 3  # up.weight, up.bias, down.weight
+    _, (result,) = pipeline.apply(facts.but(plan=plan))
+    assert result.resized == 3  # up.weight, up.bias, down.weight
 
 
 def test_a_pipeline_prints_itself() -> None:

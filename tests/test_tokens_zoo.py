@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from laws import counted_macs
+from runs import opened_run
 from torch import Tensor, nn
 
 from fxprune import CompressionPlan, Program
-from fxprune.driver.run import Limits, Work
+from fxprune.driver.run import find_groups
 from fxprune.ir.cost import CostModel
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, TokenPlan
@@ -20,6 +21,7 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.merge_tokens import MergeTokens
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.process.libraries import survive_torchvision
+from fxprune.request.limits import Limits
 from fxprune.testing import masking_error, run_flat
 
 Made = tuple[nn.Module, Tensor]
@@ -88,9 +90,7 @@ def found(make: Callable[[], Made]) -> tuple[Program, Tensor]:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.2)
-    work = Work("eager", None, 0, lambda e: None, Limits(align=1))
-    work.open(model, images, None, False, None, 0)
-    return work.groups(tokens=True), images
+    return find_groups(opened_run(model, images, limits=Limits(align=1)), tokens=True).program, images
 
 
 @pytest.mark.parametrize("name", USABLE)

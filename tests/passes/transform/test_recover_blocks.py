@@ -23,7 +23,8 @@ from fxprune.testing import run_flat
 
 def recovered(program: Program, given: Any, method: str = "ridge", **options: Any) -> tuple[Program, Any]:
     one = RecoverBlocks(method, data=given, **options)
-    return Pipeline((one,), start=tiled.START).run(program), (one.results or [None])[0]
+    after, (result,) = Pipeline((one,), start=tiled.START).apply(program)
+    return after, result.record
 
 
 @pytest.mark.parametrize("pattern", ["4x3", "2:4"])

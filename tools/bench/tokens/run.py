@@ -14,26 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_tasks import of_program
-from record import commit, said
-from tokens_cells import FIGURES, Cell, Record, key, reducer
-from tokens_compare import packed
-from tokens_model import Split
-from tokens_sweep import Sweep
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from bench.accuracy.tasks import of_program
+from bench.record import commit, said
+from bench.tokens.cells import FIGURES, Cell, Record, key, reducer
+from bench.tokens.compare import packed
+from bench.tokens.model import Split
+from bench.tokens.sweep import Sweep
 from fxprune.artifact.artifact import Artifact
-from fxprune.data.batch import Batch
+from fxprune.data import Batch
 from fxprune.errors import FxpruneError
 from fxprune.ir.plan import CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.process.events import Event
+from fxprune.process.jobs import session
 from fxprune.process.silence import quiet
-from fxprune.target.timing import latency, session
+from fxprune.target.timing import latency
 
 
 def reduced(

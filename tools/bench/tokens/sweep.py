@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tokens_cells import Cell
 from torch import Tensor, nn
 
-from fxprune.data.batch import Batch
+from bench.tokens.cells import Cell
+from fxprune.data import Batch
 from fxprune.driver.decide_tokens import Decision
-from fxprune.driver.run import Limits, Work
+from fxprune.driver.run import Run, find_groups, open_model
 from fxprune.ir.cost import Budget
 from fxprune.ir.group import Kind
 from fxprune.ir.plan import TokenPlan
 from fxprune.passes.transform.merge_tokens import trial
+from fxprune.process.events import Transcript
 from fxprune.process.silence import quiet
 from fxprune.request.goal import Wish
+from fxprune.request.request import Request
 from fxprune.request.tokens import TokenWish
 
 
@@ -62,14 +64,13 @@ class Sweep:
     def _decision(self, cell: Cell) -> Decision:
         wish = TokenWish(cell.tokens)
         if wish.reducer not in self._made:
-            work = Work("eager", None, cell.seed, lambda _: None, Limits())
+            request, tell = Request(seed=cell.seed), Transcript(lambda _: None)
             with quiet():
-                work.open(self.model, self.example, None, False, None, 0)
-                program = work.groups(tokens=True)
-            self._made[wish.reducer] = work, program, {}
-        work, program, scores = self._made[wish.reducer]
+                opened = open_model(request, tell, self.model, self.example)
+                self._made[wish.reducer] = find_groups(Run.of(request, opened, tell), tokens=True), {}
+        run, scores = self._made[wish.reducer]
         asked = Wish(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
-        return Decision(work, asked, wish, program, list(self.data), _scores=scores)
+        return Decision(run, asked, wish, run.program, list(self.data), _scores=scores)
 
 
 def _running(one: Decision, plan: TokenPlan) -> Callable[[Batch], Tensor]:

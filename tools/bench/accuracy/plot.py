@@ -1,15 +1,12 @@
 """The picture of tools/bench/accuracy.py: accuracy against FLOPs ratio, a panel per task, a line per row.
 
-    python tools/bench/accuracy_plot.py RESULTS.json [--out accuracy]
-
-Writes ``accuracy.png`` and ``accuracy.svg``. A line is the mean over seeds, the band reaches from the lowest to the
-highest one. Beside each panel stands another that shows only what is near dense. Needs matplotlib.
+``python tools/bench/accuracy.py --out RESULTS.json --check`` draws it anew, as ``RESULTS.png`` and ``.svg``. A
+line is the mean over seeds, the band reaches from the lowest to the highest one. Beside each panel stands another that
+shows only what is near dense. Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,19 +104,3 @@ def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, A
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     return drawn
-
-
-def main() -> int:
-    """Draw from a results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, help="path without suffix; beside the results by default")
-    args = parser.parse_args()
-    results = json.loads(args.results.read_text(encoding="utf-8"))
-    for path in plot(results, args.out or args.results.with_suffix("")):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

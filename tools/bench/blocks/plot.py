@@ -1,15 +1,11 @@
 """The pictures of tools/bench/blocks.py: accuracy per tile size, kept share per layer, and the tiles themselves.
 
-    python tools/bench/blocks_plot.py RESULTS.json
-
-Writes NAME.png (accuracy), NAME-layers.png (kept share per layer at one ratio) and NAME-tiles.png (masks). Needs
-matplotlib.
+``python tools/bench/blocks.py --out NAME.json --draw`` draws anew NAME.png (accuracy), NAME-layers.png (kept share per
+layer at one ratio) and NAME-tiles.png (masks). Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ COLOURS = {
     "wanda": "#5499c7",
     "obert": "#1e8449",
 }
+SHOWN = ("32x32", 0.5)  # tile and ratio of the plans whose layers are drawn
 BARS = ("lsp", "lsp-paper", "lsp-no-power", "uniform")
 
 
@@ -89,8 +86,9 @@ def _accuracy(results: Mapping[str, Any], plt: Any) -> Any:
     return figure
 
 
-def _layers(results: Mapping[str, Any], plt: Any, tile: str = "32x32", ratio: float = 0.5) -> Any:
+def _layers(results: Mapping[str, Any], plt: Any) -> Any:
     """Bars: the kept share of every layer, a group of bars per allocation."""
+    tile, ratio = SHOWN
     chosen = {
         (c["task"], c["row"]): c["kept"]
         for c in results["measured"]
@@ -133,17 +131,3 @@ def _tiles(results: Mapping[str, Any], plt: Any, most: int = 24) -> Any:
 
 def _short(name: str) -> str:
     return name.removesuffix(".weight").replace("encoder.", "").replace("layer.", "").replace("attention.", "attn.")
-
-
-def main() -> int:
-    """Draw from a results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    args = parser.parse_args()
-    for path in plot(json.loads(args.results.read_text(encoding="utf-8")), args.results.with_suffix("")):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

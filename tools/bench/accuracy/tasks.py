@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accuracy_models import CACHE, DATA, LOADERS, RECIPES, Images, Say, fingerprint, share_right, trained
 from torch import Tensor, nn
 from torch.fx import Interpreter
 from torch.nn import functional
 
-from fxprune.data.batch import Batch, Calibration
+from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, Images, Say, fingerprint, share_right, trained
+from fxprune.data import Batch, Calibration
 from fxprune.data.metrics import spearman
 from fxprune.intake.capture import capture
 from fxprune.ir.pipeline import Pipeline
@@ -204,7 +204,7 @@ def _pairs(path: Path) -> list[tuple[str, str, float]]:
 
 
 class Pictures:
-    """A classifier trained by ``accuracy_models`` on the train split; the figure is its accuracy on the test split."""
+    """A classifier trained by ``models.py`` on the train split; the figure is its accuracy on the test split."""
 
     metric, labelled, samples = "accuracy", True, 512
 

@@ -6,15 +6,13 @@ the start is out of a CPU's reach, so a recipe goes through stages: most epochs 
 to the stage's size, so that the short stage already sees the scales of the long one.
 
 The last ``held`` images of the train split are no part of training: they calibrate and select. Test images only judge.
-A checkpoint lies beside those of ``accuracy_models`` as ``NAME-HASH.pt``, the hash being that of everything in the
+A checkpoint lies beside those of ``accuracy/models.py`` as ``NAME-HASH.pt``, the hash being that of everything in the
 recipe, and training goes on after an interruption from the last whole epoch.
-
-    python tools/bench/tokens_model.py [--data FOLDER] [--cache FOLDER]        train what is not there
+``python tools/bench/tokens.py --prepare`` trains what is not there.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import time
@@ -23,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_models import BUILDERS, CACHE, DATA, LOADERS, Images, Say, _store, share_right
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.accuracy.models import BUILDERS, CACHE, Images, Say, _store, share_right
 
 
 @dataclass(frozen=True)
@@ -273,20 +272,3 @@ def mixed(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         :, :, top : top + rows, left : left + columns
     ]
     return made, rows * columns / (height * width)
-
-
-def main() -> int:
-    """Train what is not there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with cifar10/")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoints")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    _, about = trained(RECIPE, LOADERS[RECIPE.data](args.data), args.cache, lambda text: print(text, flush=True))
-    print(f"{RECIPE.path(args.cache)}: {json.dumps(about)}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

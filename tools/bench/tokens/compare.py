@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tokens_cells import DRAWN, RATIOS, REDUCERS, Record, ledgers, reducer, scheduled
 from torch import Tensor
+
+from bench.tokens.cells import DRAWN, RATIOS, REDUCERS, Record, ledgers, reducer, scheduled
 
 AVERAGED = ("accuracy", "agreement", "kl")
 SURE = 2.0  # standard errors beyond which a difference is taken for one

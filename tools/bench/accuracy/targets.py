@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accuracy_rows import BEST, ROWS, VARIANTS
+from bench.accuracy.rows import BEST, ROWS, VARIANTS
 
 DROPS: Mapping[str, Mapping[float, float]] = {
     "minilm-stsb": {0.9: 0.1, 0.75: 0.1, 0.6: 0.1, 0.5: 0.1, 0.4: 0.4, 0.3: 0.8, 0.2: 2.5}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CACHE = ROOT / "build" / "bench-models"
 DATA = ROOT.parent / "shared" / "data"
 Say = Callable[[str], None]
@@ -66,7 +66,7 @@ def cifar(folder: Path = DATA) -> Images:
 
 
 def digits(_: Path = DATA) -> Images:
-    """scikit-learn's handwritten digits [n, 1, 8, 8]; a quarter, drawn by class, is the test split."""
+    """UCI's handwritten digits [n, 1, 8, 8]; a quarter, drawn by class, is the test split."""
     from fxprune.cli.demo import digits as load
 
     return Images(**vars(load(seed=0)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,12 @@ from torch import Tensor, nn
 from fxprune.process.libraries import survive_torchvision
 from fxprune.process.silence import quiet
 
-Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+# how weights are made and inputs varied is the tests' own code: they need no tools, tools may need them (as tools/soak)
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))
+
+from zoo import Built, other_inputs, scramble
+
+__all__ = ["MODELS", "TEXT", "Built", "build", "other_inputs"]
 TEXT, WORDS = (2, 64), 200  # example batch and length; token ids below WORDS
 
 
@@ -202,54 +209,3 @@ def build(name: str, seed: int = 0) -> Built:
     with quiet():
         module, args, kwargs = MODELS[name]()
     return scramble(module, seed).eval(), args, kwargs
-
-
-def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Make every weight, bias, position table and statistic large enough that a mistake shows; outputs stay finite.
-
-    Matrices get standard deviation 1 / sqrt(fan in), norm weights and LayerScale 1 +- 0.3, biases 0.5, running
-    variances 0.5 to 1.5. Other buffers (rotary frequencies, index tables) keep their values. Changes ``module``.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(t: Tensor) -> Tensor:
-        return torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t.dtype)
-
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            if not p.is_floating_point():
-                continue
-            if p.dim() == 0 or "logit_scale" in name:
-                p.add_(0.1 * normal(p))
-            elif p.dim() == 1:
-                p.copy_(0.5 * normal(p) if name.endswith("bias") else 1 + 0.3 * normal(p))
-            elif p.shape[0] == 1 or "embed" in name or "table" in name:
-                p.copy_(0.5 * normal(p))
-            else:
-                p.copy_(normal(p) * (p.shape[0] / p.numel()) ** 0.5)
-        for name, b in module.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.5 * normal(b))
-            elif name.endswith("running_var"):
-                b.copy_(0.5 + torch.rand(b.shape, generator=generator))
-    return module
-
-
-def other_inputs(
-    args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, length: int | None = None, seed: int = 1
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs of the same kinds with another batch size, and another length for 2-D tensors of integers."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def other(t: Any) -> Any:
-        if not isinstance(t, Tensor):
-            return t
-        shape = (batch, *t.shape[1:])
-        if t.is_floating_point():
-            return torch.randn(shape, generator=generator)
-        if t.dim() == 2 and length is not None:
-            shape = (batch, length)
-        low, high = int(t.min()), int(t.max())
-        return torch.randint(low, high + 1, shape, generator=generator).to(t.dtype)
-
-    return tuple(map(other, args)), {k: other(v) for k, v in kwargs.items()}

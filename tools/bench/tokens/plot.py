@@ -1,21 +1,18 @@
 """The picture of tools/bench/tokens.py: accuracy against FLOPs, a panel per schedule; one budget; measured latency.
 
-    python tools/bench/tokens_plot.py RESULTS.json [--out tokens]
-
-Writes ``tokens.png`` and ``tokens.svg``. Above: a panel per schedule, a line per reducer. Below: ToMe's
-schedules, one budget for weights, tokens or both, then accuracy against measured latency, a panel per batch size,
-the ideal of each point (dense latency times its share of the MACs) as a faint mark. Needs matplotlib.
+``python tools/bench/tokens.py --out RESULTS.json --check`` draws it anew, as ``RESULTS.png`` and ``.svg``.
+Above: a panel per schedule, a line per reducer. Below: ToMe's schedules, one budget for weights, tokens or both, then
+accuracy against measured latency, a panel per batch size, the ideal of each point (dense latency times its share of
+the MACs) as a faint mark. Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokens_compare import averaged
+from bench.tokens.compare import averaged
 
 STYLES = {  # row -> (colour, line, marker)
     "tome": ("#c0392b", "-", "o"),
@@ -188,19 +185,3 @@ def _finish(panel: Any, title: str, across: str, dense: float, up: str = "accura
         panel.legend(fontsize=7, frameon=False, loc="lower left")
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
-
-
-def main() -> int:
-    """Draw from a results file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, help="path without suffix; beside the results by default")
-    args = parser.parse_args()
-    results = json.loads(args.results.read_text(encoding="utf-8"))
-    for path in plot(results, args.out or args.results.with_suffix("")):
-        print(path)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from accuracy_rows import Row, criterion_of, rearrange_pass
-from accuracy_tasks import Task, of_module, of_program
-from record import commit, said
-
-from fxprune.data.batch import Calibration
+from bench.accuracy.rows import Row, criterion_of, rearrange_pass
+from bench.accuracy.tasks import Task, of_module, of_program
+from bench.record import commit, said
+from fxprune.data import Calibration
 from fxprune.driver.decide import searching
 from fxprune.errors import FxpruneError
 from fxprune.ir.cost import Budget, CostModel
@@ -69,12 +67,11 @@ class _Scored:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A plan at a ratio, the seconds it took, and what recoveries of it have in common."""
+    """A plan at a ratio, and the seconds it took."""
 
     program: Program
     scored: _Scored
     seconds: float
-    verdicts: list[Verdict] = field(default_factory=list)
 
     @property
     def data(self) -> Calibration:
@@ -98,6 +95,7 @@ class Bench:
     say: Callable[[str], None] = print
     records: list[Record] = field(default_factory=list)
     _scored: dict[Any, _Scored] = field(default_factory=dict)
+    _verdicts: dict[int, tuple[Program, Verdict]] = field(default_factory=dict)  # by the identity of the program
     _planned: dict[Any, _Planned] = field(default_factory=dict)
     _peers: dict[int, Any] = field(default_factory=dict)
 
@@ -171,14 +169,18 @@ class Bench:
             program = Pipeline((rearrange_pass(planned.scored.data, seed),), start=FACTS).run(program)
         result: Record = {"score_seconds": round(planned.scored.seconds, 1), "plan_seconds": round(planned.seconds, 1)}
         started = time.perf_counter()
-        recover = Recover(method=row.recover, seed=seed, data=planned.data, verdicts=planned.verdicts)
+        recover = Recover(method=row.recover, seed=seed, data=planned.data)
         with quiet():
-            changed = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).run(program)
-        if recover.results:
-            done = recover.results[0].record()
+            if row.recover in ("auto", "tune"):  # which have that in common
+                if id(program) not in self._verdicts:
+                    self._verdicts[id(program)] = program, recover.judge(program)
+                recover = replace(recover, verdict=self._verdicts[id(program)][1])
+            changed, (found,) = Pipeline((recover,), start=FACTS[:2] + FACTS[3:]).apply(program)
+        if found.record is not None:
+            done = found.record.record()
             result |= {
                 "recover_seconds": round(time.perf_counter() - started, 1),
-                **{k: done[k] for k in ("method", "rel", "refit_rel", "guard") if k in done},
+                **{k: done[k] for k in ("method", "rel", "refit_rel") if k in done},
             }
         counts = {
             g.axis: len(program.need("plan").choices[g.name].keep)
@@ -266,8 +268,3 @@ def summary(records: Sequence[Record]) -> dict[str, dict[str, dict[str, Record]]
             cell["variant"] = best["variant"]
         found.setdefault(task, {}).setdefault(row, {})[f"{ratio:g}"] = cell
     return found
-
-
-def peers_on_path() -> Path:
-    """The folder that holds ``peers``; with ``peers`` itself on the path, its module would hide the package."""
-    return Path(__file__).resolve().parents[1]
