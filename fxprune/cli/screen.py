@@ -18,6 +18,7 @@ from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
 from ..report.latency import speed_lines
+from ..report.op_gaps import gap_lines, op_gaps
 from ..report.render import MEASURES, figures_of
 from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
@@ -183,7 +184,7 @@ class Screen:
                     "yes" if g.exact else "no",
                     _plain(places(g)),
                 )
-        notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
+        notes = [f"[yellow]note[/]  {_plain(n)}" for n in (*program.notes, *gap_lines(_gaps(program), "sliceable"))]
         drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
         told = None if program.tokens is None else describe_tokens(program.tokens, None)
         self._print(
@@ -400,8 +401,15 @@ def inspection(program: Program) -> dict[str, Any]:
         "groups": [one(g) for g in program.need("groups")],
         "notes": list(program.notes),
         "ops_without_a_rule": dict(axes.unknown),
+        "gaps": _gaps(program),
         "tokens": None if program.tokens is None else describe_tokens(program.tokens, None),
     }
+
+
+def _gaps(program: Program) -> list[dict[str, Any]]:
+    """What is not known of ops that prunable groups pass through."""
+    groups = program.need("groups")
+    return op_gaps(groups, [g.name for g in groups if g.prunable])
 
 
 def token_lines(told: Mapping[str, Any] | None) -> list[str]:

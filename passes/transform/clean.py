@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ...errors import CaptureError
-from ...ir.dataflow import Family, bind, family_of, is_mutable, op_name
+from ...ir.dataflow import Family, bind, family, family_of, is_mutable, op_name
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild, relax_views
@@ -112,8 +112,7 @@ def _drop_identities(graph: Graph, trained: Collection[str], *, pure: bool) -> b
             source = _only_part(node)
         if not isinstance(source, Node) or not isinstance(node.meta.get("val"), Tensor):
             continue
-        same = name in ("alias", "lift", "lift_fresh") or name == "cat"
-        same |= name == "detach" and source not in learns
+        same = name == "cat" or (family(node) is Family.SAME and (name != "detach" or source not in learns))
         same |= name == "lift_fresh_copy" and pure and not any(user.op == "output" for user in node.users)
         same |= name in ("to", "type_as") and _casts_nothing(node, source)
         if same:
