@@ -11,6 +11,7 @@ from ..ir.cost import COUNTED, CostModel
 from ..ir.group import Kind, PruneGroup
 from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
+from ..report.op_gaps import op_gaps
 from ..report.units import giga
 
 pass
@@ -51,8 +52,15 @@ def inspection(program: Program) -> dict[str, Any]:
         "groups": [one(g) for g in program.need("groups")],
         "notes": list(program.notes),
         "ops_without_a_rule": dict(axes.unknown),
+        "gaps": gaps_of(program),
         "tokens": None if program.tokens is None else describe_tokens(program.tokens, None),
     }
+
+
+def gaps_of(program: Program) -> list[dict[str, Any]]:
+    """What is not known of ops that prunable groups pass through."""
+    groups = program.need("groups")
+    return op_gaps(groups, [g.name for g in groups if g.prunable])
 
 
 def token_lines(told: Mapping[str, Any] | None) -> list[str]:

@@ -15,10 +15,21 @@ from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
 from ..report.latency import speed_lines
+from ..report.op_gaps import gap_lines
 from ..report.render import MEASURES, figures_of
 from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
-from .lines import _frozen, frozen_lines, kept_per_kind, latency_lines, places, plain_text, sparsity_lines, token_lines
+from .lines import (
+    _frozen,
+    frozen_lines,
+    gaps_of,
+    kept_per_kind,
+    latency_lines,
+    places,
+    plain_text,
+    sparsity_lines,
+    token_lines,
+)
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -180,7 +191,9 @@ class Screen:
                     "yes" if g.exact else "no",
                     plain_text(places(g)),
                 )
-        notes = [f"[yellow]note[/]  {plain_text(n)}" for n in program.notes]
+        notes = [
+            f"[yellow]note[/]  {plain_text(n)}" for n in (*program.notes, *gap_lines(gaps_of(program), "sliceable"))
+        ]
         drawn = [f"[bold]graph  {plain_text(graph)}[/]"] if graph else []
         told = None if program.tokens is None else describe_tokens(program.tokens, None)
         self._print(

@@ -15,6 +15,7 @@ from ...ir.cost import CostModel
 from ...ir.group import Kind, PruneGroup, Slot
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
+from .op_uses import op_uses
 from .walk import FIRST_PRIME
 
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
@@ -70,7 +71,7 @@ class FindGroups(Analysis):
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
         facts = _Facts(axes)
-        slots = _slots(program, axes)
+        slots, uses = _slots(program, axes), op_uses(program)
         parameters = set(program.exported.graph_signature.inputs_to_parameters.values())
         taken: collections.Counter[str] = collections.Counter()
         groups = []
@@ -89,6 +90,7 @@ class FindGroups(Analysis):
                 exact=axis not in facts.statistics,
                 nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
+                uses=uses.get(axis, ()),
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])

@@ -13,10 +13,11 @@ from torch.fx import Node
 from ... import plugins
 from ...errors import InternalError
 from ...ir.axis import Conflict, new_dim, total
+from ...ir.dataflow import ELEMENTWISE, family, op_name
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from . import rules  # noqa: F401  (fills RULES)
-from .walk import RULES, Args, Multi, Walk, op_name
+from .walk import RULES, Args, Multi, Walk
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         known = isinstance(source, Multi) and isinstance(index, int)
         return source[index] if known else walk.fresh("item of an unknown op")
     function = RULES.get(op_name(node))
-    if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
+    if function is None and family(node) in ELEMENTWISE:
         function = RULES["pointwise"]
     broken = ""
     if function is None:
@@ -98,8 +99,3 @@ def _freeze_all(walk: Walk, node: Node, why: str) -> Any:
     for source in node.all_input_nodes:
         walk.freeze(walk.dims[source], why)
     return walk.fresh(why)
-
-
-def _functional(node: Node) -> bool:
-    """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
-    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
