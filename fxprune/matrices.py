@@ -6,15 +6,14 @@ import collections
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from .errors import PlanError
+from .example_sizes import stand_ins
 from .group import PruneGroup
-from .parity import sizes_to_try
 from .program import Program
 from .sparsity import Sparsity, Tile, grid
 from .streams import LINEAR, MOVES, bind, op_name
@@ -90,7 +89,7 @@ def matrices(program: Program) -> list[Matrix]:
     bound, tensors = program.tensor_of_placeholder, program.tensors
     parameters = program.exported.graph_signature.inputs_to_parameters
     pointers = collections.Counter(tensors[n].data_ptr() for n in parameters.values() if n in tensors)
-    hints, found = _hints(program), []
+    known, found = stand_ins(program), []
     for node in program.graph.nodes:
         name = op_name(node)
         if node.op != "call_function" or name not in LINEAR:
@@ -106,7 +105,7 @@ def matrices(program: Program) -> list[Matrix]:
         shape = (tensor.shape[1], tensor.shape[0]) if transposed else (tensor.shape[0], tensor.shape[1])
         total = 1
         for size in value.shape[:-1]:
-            total *= _size(size, hints)
+            total *= known.real(size)
         batch = max(1, _batch(program))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
         movable = isinstance(bias, Node) and bias.name in bound
@@ -119,7 +118,7 @@ def matrices(program: Program) -> list[Matrix]:
                 weight.name,
                 bias.name if movable else "",
                 transposed,
-                shape,  # type: ignore[union-attr]
+                shape,
                 -(-total // batch),
                 batch,
                 "its weight is shared" if shared else _end(node, program),
@@ -189,18 +188,6 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
                 seen.add(other)
                 pending.append(other)
     return reached
-
-
-def _hints(program: Program) -> dict[str, int]:
-    """Symbol -> its size in the example inputs."""
-    return dict(sizes_to_try(program)[0])
-
-
-def _size(size: int | torch.SymInt, hints: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs({s: hints[str(s)] for s in expression.free_symbols if str(s) in hints}))
 
 
 def _batch(program: Program) -> int:

@@ -17,6 +17,7 @@ from .errors import FxpruneError, InternalError
 from .group import PruneGroup
 from .importance import ImportanceScores
 from .plan import CompressionPlan
+from .sizes import StandIns
 from .tokens import TokenFlow
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
@@ -92,8 +93,9 @@ class Axes:
 
     dims          node -> its dims (one list per output for multi-output nodes, None where there is no tensor)
     tags          free facts ``kind -> [(dim, node)]``: produce, conv, softmax, softmax-input, rep, expert
-    sizes         prime stand-in of a symbolic size -> its size in the example inputs
+    stand_ins     the numbers that symbolic sizes are here
     unknown       op without a rule -> how often it came
+    failed        (node, reason) of rules that failed; what they touch is frozen
     conflicts     (node, reason) of views without a common refinement
     """
 
@@ -104,10 +106,20 @@ class Axes:
     matmuls: tuple[Matmul, ...]
     frozen: tuple[Frozen, ...]
     tags: Mapping[str, tuple[tuple[Dim, str], ...]]
-    sizes: Mapping[int, int]
-    symbols: Mapping[int, str]
+    stand_ins: StandIns
     unknown: Mapping[str, int]
     conflicts: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str], ...]
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Number of a symbolic size -> its size in the example inputs."""
+        return self.stand_ins.example
+
+    @property
+    def symbols(self) -> Mapping[int, str]:
+        """Number of a symbolic size -> its name."""
+        return self.stand_ins.names
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ...errors import OptionError
 from ...group import Kind, PruneGroup, Slot
 from ...pipeline import Analysis
 from ...program import Axes, Program
-from .walk import FIRST_PRIME
+from ...sizes import OPEN
 
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
@@ -297,7 +297,7 @@ class _Facts:
     def why_frozen(self, axis: Axis, slots: list[Slot], parameters: set[str]) -> str:
         if axis in self.frozen:
             return self.frozen[axis]
-        if axis.size >= FIRST_PRIME and real_size(axis.size, self.axes.sizes) != axis.size:
+        if axis.size > OPEN and real_size(axis.size, self.axes.sizes) != axis.size:
             return "symbolic size"
         if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"

@@ -15,9 +15,10 @@ from ...axis import Axis, Dim, atoms, leaves, total
 from ...group import Kind
 from ...pipeline import Analysis
 from ...program import Axes, Matmul, Program
+from ...sizes import OPEN
 from ...streams import LINEAR
 from ...tokens import Positional, Swap, TokenFlow, TokenSite, patches_of
-from .walk import FIRST_PRIME, RULES, Multi, bind, op_name
+from .walk import RULES, Multi, bind, op_name
 
 SDPA = "scaled_dot_product_attention"
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
@@ -462,7 +463,7 @@ def _stream(dim: Dim) -> Dim:
 
 
 def _open(dim: Dim) -> bool:
-    return any(axis.size >= FIRST_PRIME for axis in leaves(dim)) or not _stream(dim)
+    return any(axis.size > OPEN for axis in leaves(dim)) or not _stream(dim)
 
 
 def _dims(found: Any) -> Iterator[Dim]:

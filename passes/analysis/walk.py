@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch.fx import Node
 
 from ... import plugins
-from ...axis import Conflict, Dim, Dims, new_dim, total, unify
-from ...errors import InternalError
+from ...axis import Conflict, Dim, Dims, new_dim, real_size, total, unify
+from ...errors import FxpruneError
+from ...example_sizes import stand_ins
+from ...flops import counted_by_torch
 from ...program import Axes, Contraction, Frozen, Literal, Matmul, Program, Statistic
-
-FIRST_PRIME = 1_000_003
+from ...sizes import OPEN
 
 
 class Multi(list[Any]):
@@ -117,10 +118,9 @@ class Walk:
         self.tags: dict[str, list[tuple[Dim, str]]] = collections.defaultdict(list)
         self.unknown: collections.Counter[str] = collections.Counter()
         self.conflicts: list[tuple[str, str]] = []
+        self.failed: list[tuple[str, str]] = []
         self._asked: dict[str, str] = {}
-        self._primes: dict[Any, int] = {}
-        self._hints = _symbol_hints(program)
-        self.sizes: dict[int, int] = {}
+        self.size = stand_ins(program)
         self._run()
 
     def axes(self) -> Axes:
@@ -132,36 +132,20 @@ class Walk:
             matmuls=tuple(self.matmuls),
             frozen=tuple(self.frozen),
             tags={kind: tuple(facts) for kind, facts in self.tags.items()},
-            sizes=self.sizes,
-            symbols={prime: str(symbol) for symbol, prime in self._primes.items()},
+            stand_ins=self.size,
             unknown=dict(self.unknown),
             conflicts=tuple(self.conflicts),
+            failed=tuple(self.failed),
         )
 
     # ------------------------------------------------------------ sizes
-
-    def size(self, size: int | SymInt) -> int:
-        """A size as an int. Every symbol stands for a prime of its own above a million, so that ``B*H`` factors
-        unambiguously and no static size can be mistaken for the batch."""
-        if isinstance(size, int):
-            return size
-        expr = size.node.expr
-        for symbol in sorted(expr.free_symbols, key=str):
-            if symbol not in self._primes:
-                prime = _next_prime(max(self._primes.values(), default=FIRST_PRIME - 1))
-                self._primes[symbol] = prime
-                self.sizes[prime] = self._hints.get(str(symbol), 2)
-        value = int(expr.subs({s: self._primes[s] for s in expr.free_symbols}))
-        if value not in self.sizes and not _is_product(value, self._primes.values()):
-            self.sizes[value] = int(expr.subs({s: self.sizes[self._primes[s]] for s in expr.free_symbols}))
-        return value
 
     def shape(self, node: Node | None = None) -> list[int]:
         return [self.size(s) for s in (node or self.node).meta["val"].shape]
 
     @staticmethod
     def symbolic(size: int) -> bool:
-        return size >= FIRST_PRIME
+        return size > OPEN
 
     # ------------------------------------------------------------ what rules say
 
@@ -284,16 +268,53 @@ class Walk:
             self.unknown[str(node.target)] += 1
             return self._freeze_all(node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
         try:
-            out = function(self, Args(node, self.dims))
+            return self._as_captured(function(self, Args(node, self.dims)))
         except Conflict as conflict:
             self.conflicts.append((node.name, str(conflict)))
-            return self._freeze_all(node, f"{op_name(node)}: {conflict}")
-        if isinstance(value, Tensor) and [total(d) for d in out] != self.shape(node):
-            raise InternalError(
-                f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
-                f"the graph has {self.shape(node)}"
-            )
+            why = f"{op_name(node)}: {conflict}"
+        except FxpruneError:
+            raise
+        except Exception as error:  # a rule may fail in any way: then nothing is known of its op
+            why = f"the axis rule for {node.target} failed ({_said(error)})"
+            self.failed.append((node.name, why))
+        self._forget(node)
+        return self._freeze_all(node, why)
+
+    def _as_captured(self, out: Any) -> Any:
+        """What a rule says of the current node, held against the graph.
+
+        Open sizes that cannot be shown to be equal give a frozen dim. Raises ValueError where a static one differs.
+        """
+        value = self.node.meta["val"]
+        if isinstance(value, Tensor):
+            return self._meeting(out, value)
+        return Multi(one if one is None else self._meeting(one, v) for one, v in zip(out, value, strict=True))
+
+    def _meeting(self, dims: Dims, value: Tensor) -> Dims:
+        wanted = list(map(self.size, value.shape))
+        said = [total(d) for d in dims]
+        if said == wanted:
+            return dims
+        out: Dims = []
+        for dim, size, want in zip(dims, said, wanted, strict=True):
+            if size == want:
+                out.append(dim)
+                continue
+            if not self.symbolic(size) and not self.symbolic(want):
+                raise ValueError(f"it says {said}, the graph has {wanted}")
+            fresh = new_dim(want)
+            self.freeze([dim, fresh], "an open size that cannot be followed")
+            out.append(fresh)
         return out
+
+    def _forget(self, node: Node) -> None:
+        """Take back what the current rule has said before it failed; dims that it unified stay together."""
+        self.literals = [fact for fact in self.literals if fact.node != node.name]
+        self.contractions = [fact for fact in self.contractions if fact.node != node.name]
+        self.statistics = [fact for fact in self.statistics if fact.node != node.name]
+        self.matmuls = [fact for fact in self.matmuls if fact.node != node.name]
+        for kind, tagged in self.tags.items():
+            self.tags[kind] = [fact for fact in tagged if fact[1] != node.name]
 
     def _ask_plugins(self, node: Node) -> str:
         """Import the rules that plugins have for an op's namespace, once per walk; "" or what is wrong with them."""
@@ -305,44 +326,33 @@ class Walk:
     def _freeze_all(self, node: Node, why: str) -> Any:
         for source in node.all_input_nodes:
             self.freeze(self.dims[source], why)
+        self._count(node)
         return self.fresh(why)
+
+    def _count(self, node: Node) -> None:
+        """An op that no rule reads costs what torch counts for it in the example, whatever is cut."""
+        count = counted_by_torch(node, self.size)
+        inputs = set(self.program.user_inputs)
+        first = (d[0] for n, d in self.dims.items() if n.op == "placeholder" and n.name in inputs and d)
+        batch: Dim = next((dim for dim in first if self.size.symbols(total(dim))), ())
+        samples = real_size(total(batch), self.size.example)
+        meets = {total(d) for n in node.all_input_nodes for d in _tensor_dims(self.dims[n])}
+        if count % samples or not any(self.size.symbols(size) & self.size.symbols(total(batch)) for size in meets):
+            batch, samples = (), 1
+        if count:
+            self.matmul([batch], (), (), new_dim(count // samples))
+
+
+def _tensor_dims(dims: Any) -> Dims:
+    """All dims of what a node gives."""
+    return [d for one in dims for d in (one or ())] if isinstance(dims, Multi) else list(dims or ())
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _functional(node: Node) -> bool:
     """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
     return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
-
-
-def _symbol_hints(program: Program) -> dict[str, int]:
-    """Symbol name -> its value in the example inputs."""
-    from torch.utils import _pytree as pytree
-
-    hints: dict[str, int] = {}
-    if program.exported.example_inputs is None:
-        return hints
-    flat = iter(pytree.tree_leaves(program.exported.example_inputs))
-    bound = program.tensor_of_placeholder
-    for node in program.placeholders():
-        if node.name in bound:
-            continue
-        example, value = next(flat, None), node.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(example, Tensor):
-            for symbol, real in zip(value.shape, example.shape, strict=True):
-                if isinstance(symbol, SymInt) and symbol.node.expr.is_symbol:
-                    hints[str(symbol.node.expr)] = real
-    return hints
-
-
-def _next_prime(above: int) -> int:
-    candidate = above + 1 + above % 2
-    while any(candidate % d == 0 for d in range(3, int(candidate**0.5) + 1, 2)):
-        candidate += 2
-    return candidate
-
-
-def _is_product(value: int, primes: Iterable[int]) -> bool:
-    """True for static * primes: those need no entry of their own, their factors have one."""
-    for prime in primes:
-        while value % prime == 0:
-            value //= prime
-    return value < FIRST_PRIME

@@ -15,7 +15,8 @@ from ....axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, tota
 from ....errors import InternalError
 from ....group import PruneGroup
 from ....program import Axes, Program
-from ..walk import FIRST_PRIME, bind
+from ....sizes import OPEN
+from ..walk import bind
 from .criterion import prunable
 
 
@@ -147,7 +148,7 @@ def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples:
     parts, length = atoms(operand.dims[operand.sampled]), shape[operand.sampled]
     where = next(i for i, axis in enumerate(parts) if axis in batch)
     outer, inner = parts[:where], parts[where + 1 :]
-    if any(axis.size >= FIRST_PRIME for axis in inner) and all(axis.size < FIRST_PRIME for axis in outer):
+    if any(axis.size > OPEN for axis in inner) and all(axis.size <= OPEN for axis in outer):
         each = length // (total(outer) * samples)
     else:
         each = math.prod(real_size(axis.size, sizes) for axis in inner)
