@@ -8,7 +8,6 @@ over, so a later split or merge needs no bookkeeping.
 from __future__ import annotations
 
 import collections
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,13 +15,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ... import plugins
-from ...axis import Conflict, Dim, Dims, new_dim, real_size, total, unify
-from ...errors import FxpruneError
-from ...example_sizes import stand_ins
-from ...flops import counted_by_torch
-from ...program import Axes, Contraction, Frozen, Literal, Matmul, Program, Statistic
-from ...sizes import OPEN
+from ...ir.axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
+from ...ir.axis import OPEN, Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.example_sizes import stand_ins
+from ...ir.program import Program
 
 
 class Multi(list[Any]):
@@ -104,7 +100,7 @@ def op_name(node: Node) -> str:
 
 
 class Walk:
-    """One forward walk; afterwards :meth:`axes` is the result."""
+    """What rules say of one graph, node by node (``PropagateAxes`` has the loop); :meth:`axes` is the result."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -119,9 +115,7 @@ class Walk:
         self.unknown: collections.Counter[str] = collections.Counter()
         self.conflicts: list[tuple[str, str]] = []
         self.failed: list[tuple[str, str]] = []
-        self._asked: dict[str, str] = {}
         self.size = stand_ins(program)
-        self._run()
 
     def axes(self) -> Axes:
         return Axes(
@@ -221,69 +215,12 @@ class Walk:
         parameters = self.program.exported.graph_signature.inputs_to_parameters
         return isinstance(node, Node) and node.name in parameters
 
-    # ------------------------------------------------------------ the loop
+    # ------------------------------------------------------------ what they said, held against the graph
 
-    def _run(self) -> None:
-        from . import rules  # noqa: F401  (fills RULES)
+    def as_captured(self, out: Any) -> Any:
+        """What a rule gave for the current node, where its sizes are those in the graph.
 
-        program, bound, tensors = self.program, self.program.tensor_of_placeholder, self.program.tensors
-        tied: dict[Any, Node] = {}
-        for node in program.graph.nodes:
-            self.node = node
-            if node.op == "placeholder":
-                value = node.meta.get("val")
-                dims = [new_dim(self.size(s)) for s in value.shape] if isinstance(value, Tensor) else None
-                self.dims[node] = dims
-                if node.name not in bound:
-                    self.freeze(dims, "graph input")
-                elif dims is not None:
-                    tensor = tensors[bound[node.name]]
-                    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else node.name
-                    for a, b in zip(dims, self.dims[tied.setdefault(key, node)], strict=True):
-                        self.unify(a, b)
-            elif node.op == "call_function":
-                self.dims[node] = self._step(node)
-            elif node.op == "output":
-                for out in node.all_input_nodes:
-                    self.freeze(self.dims[out], "graph output")
-            else:
-                self.dims[node] = None
-
-    def _step(self, node: Node) -> Any:
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor | list | tuple):
-            return None
-        if node.target is operator.getitem:
-            source, index = self.dims[node.all_input_nodes[0]], node.args[1]
-            known = isinstance(source, Multi) and isinstance(index, int)
-            return source[index] if known else self.fresh("item of an unknown op")
-        function = RULES.get(op_name(node))
-        if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
-            function = RULES["pointwise"]
-        broken = ""
-        if function is None:
-            broken = self._ask_plugins(node)
-            function = RULES.get(op_name(node))
-        if function is None:
-            self.unknown[str(node.target)] += 1
-            return self._freeze_all(node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
-        try:
-            return self._as_captured(function(self, Args(node, self.dims)))
-        except Conflict as conflict:
-            self.conflicts.append((node.name, str(conflict)))
-            why = f"{op_name(node)}: {conflict}"
-        except FxpruneError:
-            raise
-        except Exception as error:  # a rule may fail in any way: then nothing is known of its op
-            why = f"the axis rule for {node.target} failed ({_said(error)})"
-            self.failed.append((node.name, why))
-        self._forget(node)
-        return self._freeze_all(node, why)
-
-    def _as_captured(self, out: Any) -> Any:
-        """What a rule says of the current node, held against the graph.
-
-        Open sizes that cannot be shown to be equal give a frozen dim. Raises ValueError where a static one differs.
+        An open size that cannot be followed gives a frozen dim. Raises ValueError where a static one differs.
         """
         value = self.node.meta["val"]
         if isinstance(value, Tensor):
@@ -307,52 +244,12 @@ class Walk:
             out.append(fresh)
         return out
 
-    def _forget(self, node: Node) -> None:
-        """Take back what the current rule has said before it failed; dims that it unified stay together."""
-        self.literals = [fact for fact in self.literals if fact.node != node.name]
-        self.contractions = [fact for fact in self.contractions if fact.node != node.name]
-        self.statistics = [fact for fact in self.statistics if fact.node != node.name]
-        self.matmuls = [fact for fact in self.matmuls if fact.node != node.name]
+    def take_back(self) -> None:
+        """Forget what a rule that failed has said of the current node; dims that it unified stay together."""
+        name = self.node.name
+        self.literals = [fact for fact in self.literals if fact.node != name]
+        self.contractions = [fact for fact in self.contractions if fact.node != name]
+        self.statistics = [fact for fact in self.statistics if fact.node != name]
+        self.matmuls = [fact for fact in self.matmuls if fact.node != name]
         for kind, tagged in self.tags.items():
-            self.tags[kind] = [fact for fact in tagged if fact[1] != node.name]
-
-    def _ask_plugins(self, node: Node) -> str:
-        """Import the rules that plugins have for an op's namespace, once per walk; "" or what is wrong with them."""
-        namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
-        if namespace not in self._asked:
-            self._asked[namespace] = plugins.load_rules(namespace)
-        return self._asked[namespace]
-
-    def _freeze_all(self, node: Node, why: str) -> Any:
-        for source in node.all_input_nodes:
-            self.freeze(self.dims[source], why)
-        self._count(node)
-        return self.fresh(why)
-
-    def _count(self, node: Node) -> None:
-        """An op that no rule reads costs what torch counts for it in the example, whatever is cut."""
-        count = counted_by_torch(node, self.size)
-        inputs = set(self.program.user_inputs)
-        first = (d[0] for n, d in self.dims.items() if n.op == "placeholder" and n.name in inputs and d)
-        batch: Dim = next((dim for dim in first if self.size.symbols(total(dim))), ())
-        samples = real_size(total(batch), self.size.example)
-        meets = {total(d) for n in node.all_input_nodes for d in _tensor_dims(self.dims[n])}
-        if count % samples or not any(self.size.symbols(size) & self.size.symbols(total(batch)) for size in meets):
-            batch, samples = (), 1
-        if count:
-            self.matmul([batch], (), (), new_dim(count // samples))
-
-
-def _tensor_dims(dims: Any) -> Dims:
-    """All dims of what a node gives."""
-    return [d for one in dims for d in (one or ())] if isinstance(dims, Multi) else list(dims or ())
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _functional(node: Node) -> bool:
-    """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
-    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+            self.tags[kind] = [fact for fact in tagged if fact[1] != name]

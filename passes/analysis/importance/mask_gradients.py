@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Batch, Calibration
+from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError, InternalError
-from ....example_sizes import runtime_sizes
-from ....jobs import run_jobs
-from ....program import Program
+from ....ir.example_sizes import runtime_sizes
+from ....ir.program import Program
+from ....process.jobs import run_jobs
 from .consumers import Consumer, batch_axes, consumers, elements, sample_of
 from .objective import objectives
 
