@@ -27,7 +27,7 @@ from ..process.events import Event, OnEvent
 from ..process.silence import silence
 from ..request.goal import Wish
 from ..request.latency import LatencyWish, Timekeeping
-from ..request.limits import Limits
+from ..request.options import Limits
 from ..request.tiles import BlockWish
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..artifact.artifact import Artifact
 from ..data.batch import Batch, Calibration
+from ..data.memory import within
 from ..data.sources import load_data
 from ..driver.apply import read_plan, with_plan
 from ..driver.decide import decide
@@ -213,7 +214,7 @@ class Part:
             if _covers(call.root, tensors):
                 raise
             report["why"] = error.what + (f": {error.why}" if error.why else "")
-            known = whole in session.whole or options.plan is not None
+            known = whole in session.whole or options.request.decision.plan is not None
             session.whole[whole] = report["why"]
             if not known and any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
                 _warn(f"a graph of {call.name}, which is more than one, stays whole: {report['why']}")
@@ -252,9 +253,10 @@ class Part:
             module, mine = bound_module(self.gm, self.slots, names, values), user_slots(self.slots, names)
             dense = program_of(module, mine, copies, call.name)
             refuse_writes(dense)
-            work = Work("eager", None, options.seed, warn_only, options.limits, name=call.name, dense=dense, given=True)
+            asked = options.request
+            work = Work("eager", None, asked.seed, warn_only, asked.limits, name=call.name, dense=dense, given=True)
             work.source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
-            with resumable(None, warn_only):
+            with within(asked.decision.memory), resumable(None, warn_only):
                 found = _applied(work, session, options, report, call.root)
                 if found is not None:
                     return found
@@ -264,7 +266,8 @@ class Part:
 
 def _searched(work: Work, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
-    wish = options.wish
+    wish = options.request.goal
+    assert wish is not None
     decided = decide(work, wish)
     recovered = work.recover(decided, wish)
     plan = decided.need("plan")
@@ -281,8 +284,8 @@ def _applied(
 ) -> Artifact | None:
     """The plan that is there already, on this graph; None where it says nothing about it and is still to be made."""
     plan = session.plan
-    if options.plan is not None:
-        plan = read_plan(options.plan)
+    if options.request.decision.plan is not None:
+        plan = read_plan(options.request.decision.plan)
         if plan.tokens is not None or plan.blocks:
             raise OptionError(
                 "the backend 'fxprune' applies plans of heads, neurons and channels",
@@ -299,13 +302,13 @@ def _applied(
             raise NothingToPrune(
                 "nothing that the plan cuts can be cut in this graph", where=work.name, why=report["notes"][0]
             )
-        if options.plan is None:
+        if options.request.decision.plan is None:
             return None
         raise NothingToPrune(
             "the plan says nothing about this graph", where=work.name, why="its groups lie in other graphs of the model"
         )
     here.check(program.group_by_name)
-    report["reused"] = options.plan is None
+    report["reused"] = options.request.decision.plan is None
     program = with_tensors(program, session.weights)
     artifact = finish(work, with_plan(work, program, here))
     session.plan = replace(plan, choices={**session.plan.choices, **here.choices})
@@ -352,7 +355,8 @@ def _calibration(
 ) -> Calibration:
     """The data that was given, as this graph takes it; else the tensors that reach the graph in this call."""
     own = Calibration((Batch(part.args),), "the inputs of the first call")
-    if options.data is None:
+    asked = options.request.decision
+    if asked.data is None:
         _warn(
             f"no data was given: scored on the {own.samples} samples of the first call; give "
             "options={'data': ...} for a better choice"
@@ -371,7 +375,7 @@ def _calibration(
         forward = parameter_names(call.root)
         words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
-    data = load_data(options.data, loaded, samples=options.samples, seed=options.seed)
+    data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
     batches = data.batches
     if call.root is not None:
         batches = tuple(

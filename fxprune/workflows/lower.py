@@ -21,7 +21,7 @@ from ..ir.program import Program
 from ..process.events import Event, OnEvent, warn_only
 from ..process.silence import quiet, silence
 from ..request.latency import LatencyWish
-from ..request.limits import Limits
+from ..request.options import Limits
 from .bench import inputs_like
 
 MOST_EARLIER = 32

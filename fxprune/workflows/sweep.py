@@ -32,54 +32,14 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
 from ..report.render import measure_of
-from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.limits import FLOOR, Align, Floor, Limits
-from ..request.options import by_option
+from ..request.goal import Wish
+from ..request.limits import FLOOR, Align, Floor
+from ..request.options import Judging, Timing
+from ..request.request import Request
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
 FINEST = 0.01  # bisection ends where two ratios are this close
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What points of a sweep are judged on, and how the smallest good one is looked for.
-
-    data      labels optional: any kind of ``--data``; None holds a share of the calibration data back
-    held_out  that share: neither scoring nor recovery sees it
-    samples   at most so many of ``data``
-    max_drop  how much of the dense measure may go: of accuracy, or of an agreement of 1. None picks nothing
-    bisect    more ratios to try between the last good one and the first bad one
-    """
-
-    data: Any = None
-    held_out: float = 0.25
-    samples: int = 1024
-    max_drop: float | None = None
-    bisect: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise OptionError(
-                "a drop is a share between 0 and 1",
-                where=f"--max-drop {self.max_drop:g}",
-                cure="0.01 allows one point of a hundred",
-            )
-        if self.bisect < 0 or self.samples < 1:
-            raise OptionError("counts cannot be negative", where=f"--bisect {self.bisect}, samples {self.samples}")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What is timed once all points are there, interleaved: the target's files and the dense model's.
-
-    seconds  per point and batch size; 0 times nothing
-    """
-
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 1.0
 
 
 def budgets(text: dict[str, Any]) -> list[Budget]:
@@ -251,11 +211,8 @@ def sweep(
     points are taken up where model, data and options are the same. Raises OptionError without data, and as
     ``compile`` does; a ratio out of reach is a point that says so.
     """
-    asked = by_option("compile", locals())  # a point is what compile makes of them; a sweep's own are left out
-    for own in ("ratios", "judging", "timing", "sensitive", "out"):
-        del asked[own]
+    given = locals()
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
-    asked["held-out"] = judging.held_out if judging.data is None else 0.0
     if data is None:
         raise OptionError(
             "a sweep needs data",
@@ -263,28 +220,19 @@ def sweep(
             why="every ratio is judged on samples of it",
             cure="give --data, with labels if there are any",
         )
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    wish = Wish(
-        ratios[0],
-        importance or default_criterion(data),
-        kinds,
-        samples,
-        recover or "auto",
-        1,
-        head_scale,
-        members,
-        rearrange,
-        wished,
-        search,
-    )
+    held_out = judging.held_out if judging.data is None else 0.0
+    # a point is what compile makes of these options
+    request = Request.of("compile", {**given, ratios[0].metric: ratios[0].amount, "out": None, "held_out": held_out})
+    wish = request.goal
+    assert wish is not None
     work = Work(
         target,
         None,
         seed,
         on_event,
-        Limits(align, floor, allow_empty, freeze),
-        options=asked,
-        held_back=float(asked["held-out"]),
+        request.limits,
+        options={**request.options, ratios[0].metric: None},
+        held_back=held_out,
     )
     with _owned(out), within(memory), resumable(out, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
@@ -321,6 +269,7 @@ def measured_sensitivity(
     floor: Floor = FLOOR,
     allow_empty: bool = False,
     seed: int = 0,
+    memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
@@ -328,9 +277,11 @@ def measured_sensitivity(
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
     from .sensitivity import sensitivity
 
-    wish = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
-    work = Work("eager", None, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    with resumable(None, on_event):
+    request = Request.of("sensitivity", locals())
+    wish = request.goal
+    assert wish is not None
+    work = Work("eager", None, seed, on_event, request.limits)
+    with within(memory), resumable(None, on_event):
         work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
         batches = work.calibration.batches if work.calibration is not None else ()
         program, used = ready(work, wish)
