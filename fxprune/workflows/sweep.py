@@ -191,6 +191,7 @@ def sweep(
     samples: int = 128,
     seed: int = 0,
     recover: str | None = None,
+    rounds: int = 1,
     head_scale: float | str = 1.0,
     members: str = "auto",
     rearrange: int = 0,
@@ -207,9 +208,11 @@ def sweep(
     ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
     out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
 
-    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished
-    points are taken up where model, data and options are the same. Raises OptionError without data, and as
-    ``compile`` does; a ratio out of reach is a point that says so.
+    Other options as in :func:`fxprune.compile`; of ``rounds`` the first is scored once for all ratios. Budgets of time,
+    tiles and pipelines are compiled one by one (``fxprune sweep --help`` says why).
+
+    Interrupted, the same call goes on: finished scoring and finished points are taken up where model, data and options
+    are the same. Raises OptionError without data, and as ``compile`` does; a ratio out of reach is a point saying so.
     """
     given = locals()
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)

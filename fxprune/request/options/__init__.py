@@ -19,7 +19,8 @@ from .workflows import Delivery, Inner, Inquiry, Judging, Subject, Timing, Tunin
 
 __all__ = [
     "GROUPS", "Amount", "Budgets", "Decision", "Delivery", "Inner", "Inquiry", "Judging", "Latency", "Limits",
-    "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "asked_of", "options_of", "plain",
+    "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "asked_of", "every_option",
+    "flags", "options_of", "plain",
 ]  # fmt: skip
 
 GROUPS = (
@@ -37,6 +38,19 @@ def options_of(door: str) -> Mapping[str, Option]:
     ('head_scale', 1, 'decision')
     """
     return {one.flag: one for one in taken_by(door, GROUPS)}
+
+
+@cache
+def flags() -> frozenset[str]:
+    """The names that options have on the command line, whichever command takes them."""
+    doors = {door for one in every_option() for door in (*one.doors, *one.at)} - {"dynamo"}
+    return frozenset(one.flag for door in doors for one in options_of(door).values() if not one.place)
+
+
+@cache
+def every_option() -> tuple[Option, ...]:
+    """All entries of the table, as no door in particular takes them."""
+    return taken_by("", GROUPS)
 
 
 def asked_of(door: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from .table import COMMANDS, SEARCHING, Titles, listed, option
 Amount: TypeAlias = float | int | str | None
 
 _PER_CALL = "samples per call, where latency is measured (default: {default})"
-_MEASURED = "a sweep compares shares of what is counted; time is measured and corrected plan by plan"
+_MEASURED = "compile meets a budget of time, by measuring and searching again; a sweep times all its points (--seconds)"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.group import Kind
 from ..limits import FLOOR, Align, Floor, per_pattern, whole
-from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, option
+from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option
 
 if TYPE_CHECKING:
     from ...passes.analysis.find_groups import FindGroups
@@ -84,13 +84,7 @@ class Decision:
         },
     )
     rounds: int = option(
-        1,
-        "N",
-        "score, cut a part, score again, N times (default: {default})",
-        "compile plan dynamo",
-        in_passes=True,
-        parse=int,
-        at={"sweep": {"refused": "a sweep scores once"}},
+        1, "N", "score, cut a part, score again, N times (default: {default})", SEARCHING, in_passes=True, parse=int
     )
     head_scale: float | str = option(
         1,
@@ -98,6 +92,7 @@ class Decision:
         "factor on what heads are worth against neurons; auto tries a few (default: {default})",
         SEARCHING,
         in_passes=True,
+        parse=number_or_word,
     )
     members: str = option(
         "auto",
@@ -135,7 +130,7 @@ class Decision:
         "the passes themselves, as report.json states them, in place of the options that decide: "
         "'propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5}'",
         "compile plan",
-        at={"sweep": {"refused": "it states the passes of one ratio"}},
+        at={"sweep": {"refused": "a pipeline states the passes of one ratio"}},
     )
     tokens: str | None = option(
         None,
@@ -164,7 +159,7 @@ class Decision:
         "zero two of every four inputs, after slicing to the budget",
         "compile plan",
         in_passes=True,
-        at={"sweep": {"refused": "2:4 takes its share whatever the ratio is"}},
+        at={"sweep": {"refused": "2:4 takes the same share at every ratio"}},
     )
     seed: int = option(
         0,

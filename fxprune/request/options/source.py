@@ -17,7 +17,7 @@ class Source:
 
     TITLES: ClassVar[Titles] = {"": "loading", "lower": "the dense model, to be timed beside the result", "bench": ""}
 
-    model: Any = option(None, "MODEL", _MODEL, MODELS, place="1")
+    model: Any = option(None, "MODEL", _MODEL, MODELS, place="1", title="")
     checkpoint: str | os.PathLike[str] | None = option(
         None,
         "FILE",

@@ -160,7 +160,7 @@ def option(
 
 
 def taken_by(door: str, groups: Iterable[type[Any]]) -> tuple[Option, ...]:
-    """The options of ``groups`` that a door takes, or refuses with a reason, as they are there."""
+    """The options of ``groups`` that a door takes, or refuses with a reason, as they are there; "": all, as most do."""
     found = []
     for group in groups:
         titles: Mapping[str, str] = getattr(group, "TITLES", {})
@@ -169,7 +169,7 @@ def taken_by(door: str, groups: Iterable[type[Any]]) -> tuple[Option, ...]:
             if told is None:
                 continue
             everywhere = COMMANDS in told.doors and door != "dynamo"
-            if not (door in told.doors or door in told.at or everywhere):
+            if door and not (door in told.doors or door in told.at or everywhere):
                 continue
             known = {
                 "door": door,
@@ -219,3 +219,15 @@ def names(text: str) -> tuple[str, ...]:
     ('onnx', 'trt{dtype=fp16,via=onnx}')
     """
     return tuple(part for part in map(str.strip, re.split(r",(?![^{]*\})", text)) if part)
+
+
+def number_or_word(text: str) -> float | str:
+    """A number where the text is one.
+
+    >>> number_or_word("2"), number_or_word("auto")
+    (2.0, 'auto')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text
