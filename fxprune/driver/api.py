@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..artifact.artifact import Artifact, load
 from ..data.memory import within
@@ -18,22 +18,21 @@ from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..process import ranks
-from ..process.events import OnEvent, warn_only
+from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import one_budget
-from ..request.latency import Timekeeping
+from ..request.invocation import Invocation
 from ..request.limits import FLOOR, Align, Floor
 from ..request.options import Amount
 from ..request.request import Request
-from .apply import PlanLike, applied, lines_of, read_plan
-from .decide import decide
-from .decide_tiles import uncut, with_tiles
+from ..target.clock import SharedClock
+from .apply import PlanLike, apply_plan, lines_of, read_plan
+from .decide import Decided, decide
+from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
-from .run import Inputs, Model, Work
-
-if TYPE_CHECKING:
-    from .replay import StatedPipeline
+from .replay import StatedPipeline, read_pipeline, run_stated
+from .run import Inputs, Model, Run, find_groups, open_model
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -147,16 +146,21 @@ def compile(
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
     given = locals()
-    request = Request.of("compile", given)
-    if plan is not None and pipeline is None:
-        return _apply(Request.of("apply", given | {"align": 1 if align is None else align}), on_event)
-    work = _work(request, on_event, out)
+    if plan is not None and pipeline is None and data is None:
+        Invocation.of("compile", given).request  # noqa: B018  may refuse what is given besides
+        return _apply(Invocation.of("apply", {**given, "align": 1 if align is None else align}), on_event)
+    invoked, tell = Invocation.of("compile", given), Transcript(on_event)
+    request = invoked.request
     if pipeline is not None:
-        return _replay(work, request, lambda program, stated: finish(work, program, stated.after))
+        return _replay(invoked, request, tell, finish_stated)
+    if plan is not None:
+        chosen = read_plan(plan)
+        with within(memory), resumable(out, on_event), lines_of(chosen):
+            return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
     goal = request.goal
-    with within(memory), resumable(out, on_event), work.timing:
-        _open(work, request)
-        return finish(work, uncut(work) if goal is None else work.recover(decide(work, goal), goal))
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(invoked, request, tell, clock)
+        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -203,14 +207,14 @@ def plan(
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    request = Request.of("plan", locals())
-    work = _work(request, on_event, None)
+    invoked, tell = Invocation.of("plan", locals()), Transcript(on_event)
+    request = invoked.request
     if pipeline is not None:
-        return _written(_replay(work, request, lambda program, _: with_tiles(work, program)), out)
+        return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
     goal = request.goal
-    with within(memory), resumable(out, on_event), work.timing:
-        _open(work, request)
-        program = with_tiles(work, uncut(work) if goal is None else decide(work, goal))
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(invoked, request, tell, clock)
+        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
     return _written(program, out)
 
 
@@ -246,7 +250,7 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    return _apply(Request.of("apply", locals()), on_event)
+    return _apply(Invocation.of("apply", locals()), on_event)
 
 
 def inspect(
@@ -265,49 +269,44 @@ def inspect(
 
     Options as in :func:`compile`.
     """
-    request = Request.of("inspect", locals())
-    work = _work(request, on_event, None)
-    _open(work, request)
-    return work.groups(tokens=True)
+    invoked = Invocation.of("inspect", locals())
+    return find_groups(_open(invoked, invoked.request, Transcript(on_event)), tokens=True).program
 
 
-def _apply(request: Request, on_event: OnEvent) -> Artifact:
-    chosen = read_plan(request.decision.plan)
-    work = _work(request, on_event, request.writing.out)
-    _open(work, request)
-    return applied(work, chosen)
+def _apply(invoked: Invocation, on_event: OnEvent) -> Artifact:
+    chosen = read_plan(invoked.decision.plan)
+    with lines_of(chosen):
+        return finish(apply_plan(_open(invoked, invoked.request, Transcript(on_event)), chosen))
 
 
-def _work(request: Request, on_event: OnEvent, out: str | os.PathLike[str] | None) -> Work:
-    """A run of the request that has not begun."""
-    return Work(
-        request.writing.target,
-        out,
-        request.seed,
-        on_event,
-        request.limits,
-        blocks=request.tiles,
-        timing=Timekeeping(request.timing),
-        options=request.options,
-        held_back=request.held_out,
+def _open(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
+    """The run that begins with the model."""
+    source = invoked.source
+    opened = open_model(
+        request,
+        tell,
+        source.model,
+        source.example_inputs,
+        checkpoint=source.checkpoint,
+        trust_pickle=source.trust_pickle,
+        data=invoked.decision.data,
     )
+    return Run.of(request, opened, tell, clock)
 
 
-def _open(work: Work, request: Request) -> None:
-    """Load what the request names."""
-    model, asked = request.source, request.decision
-    work.open(model.model, model.example_inputs, model.checkpoint, model.trust_pickle, asked.data, asked.samples)
+def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
+    """The artefact of a pipeline that was run as far as slicing."""
+    return finish(decided, stated.after)
 
 
-def _replay(work: Work, request: Request, then: Callable[[Program, StatedPipeline], Made]) -> Made:
+def _replay(
+    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Made]
+) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
-    from .replay import decided_by, read_pipeline
-
-    asked = request.decision
-    stated = read_pipeline(asked.pipeline or "", one_budget(request.budget), work.seed, asked.plan)
-    with within(asked.memory), resumable(request.writing.out, work.on_event), lines_of(stated.plan):
-        _open(work, request)
-        return then(decided_by(work, stated, asked.samples), stated)
+    asked = invoked.decision
+    stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
+    with within(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
+        return then(run_stated(_open(invoked, request, tell), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

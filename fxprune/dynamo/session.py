@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..driver.apply import PlanLike
 from ..errors import OptionError, nearest
 from ..ir.plan import CompressionPlan
+from ..request.invocation import Invocation
 from ..request.options import options_of
 from ..request.request import Request
 
@@ -25,7 +27,7 @@ class Options:
     """``options`` of ``torch.compile``: those of :func:`fxprune.compile` that a graph in a running model can take
     (``fxprune help dynamo`` lists them), and two of its own.
 
-    request   all others. data: calibration data of the whole model, not of a part behind a graph break; without any,
+    asked     all others. data: calibration data of the whole model, not of a part behind a graph break; without any,
               the inputs of the first call are used, with a warning. plan: apply it (or the file it lies in) and search
               nothing: no data is read, nothing is recovered
     inner     what compiles the pruned graph: ``inductor``, ``aot_eager`` or ``eager``
@@ -33,7 +35,7 @@ class Options:
               model (compiled by ``inner``) instead of raising an error
     """
 
-    request: Request
+    asked: Invocation
     inner: str
     fallback: bool
 
@@ -58,7 +60,20 @@ class Options:
             )
         if values["importance"] is None:  # there always is some data: the inputs of the first call
             values["importance"] = "trajectory"
-        return Options(Request.of("dynamo", values), values["inner"], values["fallback"])
+        made = Options(Invocation.of("dynamo", values), values["inner"], values["fallback"])
+        made.request  # noqa: B018  reads every name in it
+        return made
+
+    @property
+    def request(self) -> Request:
+        """What is to be made of every graph."""
+        return self.asked.request
+
+    @property
+    def plan(self) -> PlanLike | None:
+        """The plan that is given."""
+        found: PlanLike | None = self.asked.decision.plan
+        return found
 
 
 @dataclass

@@ -32,16 +32,6 @@ def needed_budget(asked: Budgets) -> Budget:
     return found
 
 
-def budgets_of(budget: Budget) -> Budgets:
-    """The option that says this budget.
-
-    >>> budgets_of(Budget("latency", 12.0, relative=False))
-    Budgets(flops=None, params=None, bytes=None, latency=None, latency_ms=12.0)
-    """
-    name = "latency_ms" if budget.metric == "latency" and not budget.relative else budget.metric
-    return Budgets(**{name: budget.amount})
-
-
 def _not_one(given: dict[str, object]) -> OptionError:
     return OptionError(
         "give exactly one budget",

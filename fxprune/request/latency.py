@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import OptionError
-from ..target.clock import Clock
-from ..target.latency_table import LatencyTable
 from .limits import aligned_by_measure
 from .options import Budgets, Latency, Limits
 
@@ -45,25 +42,6 @@ class LatencyWish:
             )
 
 
-@dataclass
-class Timekeeping:
-    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
-
-    wish: LatencyWish
-    table: LatencyTable | None = None
-    clock: Clock | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    alignment: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Timekeeping:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.clock is not None:  # its files go
-            self.clock.__exit__()
-            self.clock = None
-
-
 def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -> LatencyWish:
     """How time is measured in a run that decides. Raises OptionError where options do not go together.
 
@@ -72,7 +50,7 @@ def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -
     timed = budget.latency is not None or budget.latency_ms is not None
     if zeros and (timed or asked.expect_latency):
         raise OptionError(
-            "zeros inside weights have no latency that can be foretold",
+            "zeros inside weights have no latency that can be predicted",
             where="--latency, --blocks",
             why="the table holds dense layers of fewer rows and columns",
             cure="give --flops",

@@ -18,8 +18,8 @@ from .table import Option, taken_by
 from .workflows import Delivery, Inner, Inquiry, Judging, Subject, Timing, Tuning
 
 __all__ = [
-    "GROUPS", "Amount", "Budgets", "Decision", "Delivery", "Inner", "Inquiry", "Judging", "Latency", "Limits",
-    "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "asked_of", "every_option",
+    "GROUPS", "OF_A_PLAN", "Amount", "Budgets", "Decision", "Delivery", "Inner", "Inquiry", "Judging", "Latency",
+    "Limits", "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "asked_of", "every_option",
     "flags", "options_of", "plain",
 ]  # fmt: skip
 
@@ -27,6 +27,10 @@ GROUPS = (
     Subject, Source, Screen, Budgets, Latency, Judging, Timing, Inquiry, Decision, Delivery, Limits, Writing, Tuning,
     Inner,
 )  # fmt: skip
+
+
+OF_A_PLAN = Limits(align=1, floor=0.0, allow_empty=True)
+"""Where a plan is applied: it was made under limits of its own, so only what breaks the model stands in its way."""
 
 
 @cache
