@@ -7,7 +7,7 @@ each contraction is what "this element is not there" means, for any model.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.dataflow import NORMS, Family, bind_values, family
+from .ir.example_sizes import runtime_sizes
 from .ir.plan import CompressionPlan
 from .ir.program import Program
 from .ir.signature import sample_inputs
@@ -161,19 +162,3 @@ class _Masked(Interpreter):
             run = functional.rms_norm if does is Family.RMS_NORM else functional.layer_norm
             out = run(small, [len(kept)], **affine, **eps)
         return torch.zeros_like(x).index_copy(position, kept, out)
-
-
-def runtime_sizes(program: Program, flat: Sequence[Any]) -> Mapping[int, int]:
-    """Stand-in primes of the symbols -> their sizes in the user inputs ``flat``; derived sizes are not included."""
-    axes, bound, values = program.need("axes"), program.tensor_of_placeholder, iter(flat)
-    stand_in = {name: prime for prime, name in axes.symbols.items()}
-    sizes: dict[int, int] = {}
-    for node in program.placeholders():
-        if node.name in bound:
-            continue
-        value, fake = next(values), node.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(fake, Tensor):
-            for real, symbol in zip(value.shape, fake.shape, strict=True):
-                if not isinstance(symbol, int) and str(symbol) in stand_in:
-                    sizes[stand_in[str(symbol)]] = real
-    return sizes

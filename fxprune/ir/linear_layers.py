@@ -6,7 +6,6 @@ import collections
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
@@ -14,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from ..errors import PlanError
 from .dataflow import MOVES, MULTIPLIES, Family, behind_views, bind, family, op_name, product
+from .example_sizes import stand_ins
 from .group import PruneGroup
 from .program import Program
-from .signature import sizes_to_try
 from .sparsity import Sparsity, Tile, grid
 
 ENDS = MOVES | {Family.SPLIT, Family.PICK, Family.SOFTMAX, Family.LOG_SOFTMAX, Family.EXPAND}
@@ -127,7 +126,7 @@ def matrices(program: Program) -> list[Matrix]:
     bound, tensors = program.tensor_of_placeholder, program.tensors
     parameters = program.exported.graph_signature.inputs_to_parameters
     pointers = collections.Counter(tensors[n].data_ptr() for n in parameters.values() if n in tensors)
-    hints, found = _hints(program), []
+    known, found = stand_ins(program), []
     for node in program.graph.nodes:
         layer = layer_at(node, parameters)
         if not isinstance(layer, Layer) or layer.form == "conv":
@@ -139,7 +138,7 @@ def matrices(program: Program) -> list[Matrix]:
         shape = (tensor.shape[1], tensor.shape[0]) if transposed else (tensor.shape[0], tensor.shape[1])
         total = 1
         for size in value.shape[:-1]:
-            total *= _size(size, hints)
+            total *= known.real(size)
         batch = max(1, _batch(program))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
         movable = bias.name if bias is not None and bias.name in bound else ""
@@ -226,18 +225,6 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
 
 def _ends(node: Node) -> bool:
     return family(node) in ENDS or op_name(node) in SQUASHES
-
-
-def _hints(program: Program) -> dict[str, int]:
-    """Symbol -> its size in the example inputs."""
-    return dict(sizes_to_try(program)[0])
-
-
-def _size(size: int | torch.SymInt, hints: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs({s: hints[str(s)] for s in expression.free_symbols if str(s) in hints}))
 
 
 def _batch(program: Program) -> int:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from ...errors import OptionError
 from ...ir.axes import Axes
-from ...ir.axis import Axis, Dim, atoms, leaves, real_size
+from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import CostModel
 from ...ir.group import Kind, PruneGroup, Slot
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
-from .walk import FIRST_PRIME
 
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
@@ -300,7 +299,7 @@ class _Facts:
     def why_frozen(self, axis: Axis, slots: list[Slot], parameters: set[str]) -> str:
         if axis in self.frozen:
             return self.frozen[axis]
-        if axis.size >= FIRST_PRIME and real_size(axis.size, self.axes.sizes) != axis.size:
+        if axis.size > OPEN and real_size(axis.size, self.axes.sizes) != axis.size:
             return "symbolic size"
         if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"

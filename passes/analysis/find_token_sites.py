@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from ...ir.axes import Axes, Matmul
-from ...ir.axis import Axis, Dim, atoms, leaves, total
+from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, total
 from ...ir.dataflow import ELEMENTWISE, ROW_NORMS, VIEWS, Family, bind, family, op_name, product
 from ...ir.group import Kind
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.token_flow import Positional, Swap, TokenFlow, TokenSite, patches_of
-from .walk import FIRST_PRIME, Multi
+from .walk import Multi
 
 MOVES = VIEWS | {Family.DROPOUT, Family.EXPAND, Family.JOIN, Family.SPLIT, Family.LIKE}
 """Ops that keep every token whole, wherever they put it."""
@@ -424,7 +424,7 @@ def _stream(dim: Dim) -> Dim:
 
 
 def _open(dim: Dim) -> bool:
-    return any(axis.size >= FIRST_PRIME for axis in leaves(dim)) or not _stream(dim)
+    return any(axis.size > OPEN for axis in leaves(dim)) or not _stream(dim)
 
 
 def _dims(found: Any) -> Iterator[Dim]:

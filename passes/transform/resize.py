@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
@@ -204,16 +204,7 @@ def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
     for tensor, expected in pairs:
         if not isinstance(tensor, Tensor) or expected is None:
             continue
-        have = [evaluate(s, axes.symbols) for s in tensor.shape]
+        have = [axes.stand_ins(s) for s in tensor.shape]
         said = [kept_total(d, counts) for d in expected]
         if have != said:
             raise InternalError(f"{node.format_node()} has shape {have} after slicing, its axes predict {said}")
-
-
-def evaluate(size: int | SymInt, symbols: Mapping[int, str]) -> int:
-    """A symbolic size with every symbol at its stand-in prime (see ``Axes.symbols``)."""
-    if isinstance(size, int):
-        return size
-    stand_in = {name: prime for prime, name in symbols.items()}
-    expr = size.node.expr
-    return int(expr.subs({s: stand_in[str(s)] for s in expr.free_symbols}))

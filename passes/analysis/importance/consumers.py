@@ -13,11 +13,10 @@ from torch.fx import Node
 
 from ....errors import InternalError
 from ....ir.axes import Axes
-from ....ir.axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.axis import OPEN, Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
 from ....ir.dataflow import bind, bind_values, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from ..walk import FIRST_PRIME
 from .criterion import prunable
 
 
@@ -149,7 +148,7 @@ def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples:
     parts, length = atoms(operand.dims[operand.sampled]), shape[operand.sampled]
     where = next(i for i, axis in enumerate(parts) if axis in batch)
     outer, inner = parts[:where], parts[where + 1 :]
-    if any(axis.size >= FIRST_PRIME for axis in inner) and all(axis.size < FIRST_PRIME for axis in outer):
+    if any(axis.size > OPEN for axis in inner) and all(axis.size <= OPEN for axis in outer):
         each = length // (total(outer) * samples)
     else:
         each = math.prod(real_size(axis.size, sizes) for axis in inner)

@@ -129,8 +129,8 @@ class DenseRun:
         return bool(self._symbols())
 
     def _symbols(self) -> set[str]:
-        primes = {axis.size for axis in self.batch_axes}
-        return {symbol for prime, symbol in self.axes.symbols.items() if prime in primes}
+        made = self.axes.stand_ins
+        return set[str]().union(*(made.symbols(axis.size) for axis in self.batch_axes))
 
     def stacked(self, node: Node, copies: int, made: dict[str, Any]) -> Any:
         """The dense value of ``node`` for ``copies`` copies of the batch. ``made`` holds those already there.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import recovering
-import tiled
 import torch
-from blocks import Encoder
+from support import recovering, tiled
+from support.blocks import Encoder
 
 from fxprune.cli.demo import Digits, DigitsViT
 from fxprune.errors import OptionError

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blocks import Encoder, ResidualConvolutions
-from recovering import START, analysed, floats, planned, recovered, texts
+from support.blocks import Encoder, ResidualConvolutions
+from support.recovering import START, analysed, floats, planned, recovered, texts
 from torch import Tensor, nn
 
 from fxprune.cli.demo import Digits, DigitsViT

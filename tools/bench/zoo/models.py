@@ -16,7 +16,7 @@ from fxprune.process.silence import quiet
 # how weights are made and inputs varied is the tests' own code: they need no tools, tools may need them (as tools/soak)
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))
 
-from zoo import Built, other_inputs, scramble
+from support.zoo import Built, other_inputs, scramble
 
 __all__ = ["MODELS", "TEXT", "Built", "build", "other_inputs"]
 TEXT, WORDS = (2, 64), 200  # example batch and length; token ids below WORDS
