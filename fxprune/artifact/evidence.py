@@ -142,7 +142,7 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
                 "the model does not run on the data",
                 where=data.origin,
                 why=first_line(error),
-                cure="give --input of the data's sizes, or data of the model's",
+                cure="give `--input` of the data's sizes, or data of the model's",
             ) from error
 
     first = run(inputs[0])
@@ -350,7 +350,7 @@ def time_of(payload: Payload, limits: Limits, seconds: float) -> Timing:
             "the program runs at one batch size only",
             where=f"--batch {limits.batch}",
             why=f"it was captured with a fixed batch of {fixed}",
-            cure=f"--batch {fixed}",
+            cure=f"`--batch {fixed}`",
         )
     flat = [t.to(payload.device) if isinstance(t, Tensor) else t for t in flat]
     with threads_of(limits.threads):

@@ -107,7 +107,7 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> tuple
             "there is no tensor among the example inputs",
             where=name,
             why=f"got {len(args)} positional and {len(kwargs)} keyword inputs",
-            cure="pass example inputs: capture(model, (tensor,)), or --input 1x3x224x224",
+            cure="pass example inputs: capture(model, (tensor,)), or `--input 1x3x224x224`",
         )
     batched = [t for t in tensors if t.dim()]
     single = bool(batched) and batched[0].shape[0] == 1
