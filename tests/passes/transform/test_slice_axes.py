@@ -112,7 +112,7 @@ def test_a_branch_of_which_nothing_stays_leaves_its_bias(keep: dict[str, tuple[i
 
 def test_dropping_a_branch_needs_permission() -> None:
     program = block()
-    with pytest.raises(PlanError, match="--allow-empty"):
+    with pytest.raises(PlanError, match="allow_empty=True"):
         cut(program, plan(program, ffn=()))
 
 
