@@ -25,8 +25,7 @@ from .target.parity import seeded, steady
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
     """Leaf axis -> kept indices, for every group that ``plan`` cuts."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return plan.keep(program.need("groups"))
 
 
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:

@@ -231,7 +231,7 @@ def build_report(
         "outputs": output_names(program.exported),
         "pruned": [
             {"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
-            for g, c in sorted(plan.choices.items())
+            for g, c in sorted(plan.elements.items())
             if len(c.keep) < c.size
         ],
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],

@@ -121,7 +121,7 @@ class Screen:
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
+        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.elements).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         self._print("", table, *frozen_lines(report.get("frozen", ()), short=True), *token_lines(report.get("tokens")))
         parity = report["parity"]
@@ -147,7 +147,7 @@ class Screen:
         """What a plan keeps, per kind, and what it costs."""
         plan, model = program.need("plan"), CostModel(program)
         dense = model()
-        cut = plan.choices
+        cut = plan.elements
         after = model({g.axis: len(cut[g.name].keep) for g in program.need("groups") if g.name in cut})
         if plan.tokens is not None and "predicted" in plan.about:  # tokens are no part of the dense polynomial
             after = Cost(**plan.about["predicted"])

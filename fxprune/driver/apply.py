@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..artifact.artifact import Artifact
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
-_SITE = re.compile(r"site '(.+)'")
 
 
 def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
@@ -31,9 +30,7 @@ def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifac
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    program = work.groups(
-        [c.kind for c in plan.choices.values()], merging is not None, merging is not None and merging.unmerge
-    )
+    program = work.groups(plan.kinds, merging is not None, merging is not None and merging.unmerge)
     wish = Wish(None, default_criterion(None), (), 1, recover)
     with lines_of(plan):
         return finish(work, work.recover(with_plan(work, program, plan), wish))
@@ -54,10 +51,10 @@ def lines_of(plan: CompressionPlan | None) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        found = _SITE.fullmatch(error.where)
+        found = re.fullmatch(r"site '(.+)'", error.where)
         if found is None or plan is None or plan.source is None:
             raise
-        where = f"{plan.source.at('tokens', 'removed', found[1])}: {error.where}"
+        where = plan.place(found[1])
         raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
 
 
@@ -66,7 +63,7 @@ def tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
     step = work.backend.granularity
     odd = [
         f"{name} ({len(c.keep)} of {c.size})"
-        for name, c in sorted(plan.choices.items())
+        for name, c in sorted(plan.elements.items())
         if c.kind in (str(Kind.FFN), str(Kind.CHANNEL))
         and len(c.keep) % step
         and len(c.keep) != c.size

@@ -132,7 +132,6 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
         )
     plan = scored.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
-    kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
     about = {
         **plan.about,
         **table,
@@ -142,9 +141,9 @@ def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | N
         "seed": work.seed,
         "budget": None if wish.budget is None else str(wish.budget),
         "dense": vars(CostModel(program)()),
-        "predicted": vars(CostModel(reduced)(kept)),
+        "predicted": vars(CostModel(reduced)(plan.sizes(reduced.need("groups")))),
     }
-    return scored.but(plan=CompressionPlan(plan.choices, about, plan.tokens))
+    return scored.but(plan=CompressionPlan(plan.choices, about))
 
 
 def _reachable(wish: Wish, program: Program) -> Budget:
@@ -238,7 +237,7 @@ def stated_counts(work: Work, program: Program, plan: CompressionPlan, budget: B
     from ..passes.search.keep_counts import KeepCounts, counts_of
 
     program = work.run(program, KeepCounts(counts_of(plan), budget))
-    if program.need("plan").choices != plan.choices:
+    if program.need("plan").elements != plan.elements:
         raise InternalError("counts do not say what the search decided", pipeline=work.pipeline)
     return program.but(plan=plan)
 

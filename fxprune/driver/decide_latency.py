@@ -183,7 +183,7 @@ def settled(work: Work, wish: Wish, program: Program, decide: Callable[[Wish], P
         except BudgetInfeasible:  # as it turned out; what was measured closest is still the best there is
             break
         before, after = at.need("plan"), again.need("plan")
-        if (after.choices, after.tokens) == (before.choices, before.tokens):
+        if after.choices == before.choices:
             break
         at = again
     miss, at, table = min(tried, key=lambda t: t[0])
@@ -237,8 +237,8 @@ def _search(program: Program, wish: Wish) -> Any:
 
 def kept_of(program: Program) -> dict[Axis, int]:
     """Counts that the plan leaves of the axes it cuts."""
-    choices = program.need("plan").choices
-    return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
+    found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
+    return found
 
 
 def told(work: Work, program: Program) -> dict[str, Any] | None:

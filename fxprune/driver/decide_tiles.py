@@ -65,7 +65,7 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
             work.block_recovery = one.results[0].record()
     plan = program.need("plan")
     blocks = {name: replace(one, order=orders.get(name, ())) for name, one in plan.blocks.items()}
-    program = program.but(plan=CompressionPlan({}, plan.about, blocks=blocks))
+    program = program.but(plan=CompressionPlan({}, plan.about).with_blocks(blocks))
     return program, program.need("plan")
 
 
@@ -109,7 +109,7 @@ def with_tiles(work: Work, program: Program) -> Program:
     sliced = work.run(program, SliceAxes())
     _, tiles = decided(work, work.run(sliced.without_facts(), FoldIndices()), dense)
     about = {**plan.about, "tiles": tiles.about, "pipeline": work.pipeline}
-    return program.but(plan=CompressionPlan(plan.choices, about, plan.tokens, tiles.blocks))
+    return program.but(plan=CompressionPlan(plan.choices, about).with_blocks(tiles.blocks))
 
 
 def sparsified(
@@ -127,13 +127,13 @@ def sparsified(
 
     if work.blocks is not None or work.tiles:
         program, tiles = decided(work, program, dense)
-        plan = CompressionPlan(plan.choices, {**plan.about, "tiles": tiles.about}, plan.tokens, tiles.blocks)
+        plan = replace(plan, about={**plan.about, "tiles": tiles.about}).with_blocks(tiles.blocks)
     else:
         orders = {name: one.order for name, one in plan.blocks.items() if one.order}
         if orders:
             program, _ = _permuted(work, work.run(program.without_facts(), PropagateAxes()), orders)
     told = _described(program, plan, dense, now, work.block_recovery)
-    only = CompressionPlan(blocks=plan.blocks)
+    only = CompressionPlan().with_blocks(plan.blocks)
     return work.run(program.without_facts().but(plan=only), SparsifyBlocks()), plan, told
 
 

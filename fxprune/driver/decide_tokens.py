@@ -154,16 +154,16 @@ class Decision:
         """The whole plan: the groups are searched with the tokens that are left, to the absolute budget."""
         if search is None:
             table = {"latency_table": self.wish.table.hash} if self.timed and self.wish.table is not None else {}
-            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}, plan)
+            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}).with_tokens(plan)
         if self.timed:  # the table is of the dense graph: what tokens do to it is in the model
             in_ms = Budget("latency", self.limit / NS, relative=False)
-            asked = self.program.but(plan=CompressionPlan({}, {}, plan))
+            asked = self.program.but(plan=CompressionPlan(plan.choices()))
             found = replace(search, budget=in_ms).run(asked).need("plan")
-            return CompressionPlan(found.choices, found.about, plan)
+            return CompressionPlan(found.choices, found.about).with_tokens(plan)
         whole = budget or Budget(self.metric, self.limit, relative=False)
-        reduced = self.work.reduced(self.program.but(plan=CompressionPlan({}, {}, plan)))
+        reduced = self.work.reduced(self.program.but(plan=CompressionPlan(plan.choices())))
         found = replace(search, budget=whole).run(reduced).need("plan")
-        return CompressionPlan(found.choices, found.about, plan)
+        return CompressionPlan(found.choices, found.about).with_tokens(plan)
 
     # ------------------------------------------------------------ schedules
     def within(self, limit: float, improve: bool = True) -> TokenPlan:
@@ -350,7 +350,7 @@ class Decision:
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
         fit, judge = self._seen(FIT), seen
-        if self.wish.recovery.method not in ("none",) and plan.choices and len(seen) > 1:
+        if self.wish.recovery.method not in ("none",) and plan.elements and len(seen) > 1:
             cut = min(len(fit), max(1, len(seen) * 3 // 4))
             fit, judge = seen[:cut], seen[cut:] or seen[-1:]
             program = self.work.fitted(program, Calibration(tuple(fit), "share"), self.work.seed)

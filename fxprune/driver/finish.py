@@ -148,9 +148,9 @@ def described(
             **({"held_out": work.held_back} if work.held_back else {}),
         },
     )
-    kept = {name: len(choice.keep) for name, choice in plan.choices.items()}
+    kept = {name: len(choice.keep) for name, choice in plan.elements.items()}
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
-    kinds = {str(k) for k in plan.about.get("kinds") or [c.kind for c in plan.choices.values()]}
+    kinds = {str(k) for k in plan.about.get("kinds") or plan.kinds}
     report["groups"] = group_entries(whole, kept, decided.scores, kinds)
     report["memory"] = {"dense": footprint(whole), "compressed": footprint(small), "counted": COUNTED}
     agreement = _agreement(work, decided, sliced, small, zeros=sparsity is not None)
@@ -189,7 +189,7 @@ def _agreement(work: Work, decided: Program, sliced: Program, small: Program, ze
             unfitted = work.reduced(decided)
             if tokens:
                 steps.append(("tokens reduced", unfitted))
-        if work.recovery is not None and unfitted.need("plan").choices:
+        if work.recovery is not None and unfitted.need("plan").elements:
             steps.append(("sliced, weights as they were", SliceAxes().run(unfitted)))
         fitted = "sliced" if work.recovery is None else f"recovered ({work.recovery['method']})"
         if zeros:

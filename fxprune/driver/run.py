@@ -211,5 +211,5 @@ class Work:
 
 def kept_counts(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
-    choices = program.need("plan").choices
-    return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
+    found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
+    return found

@@ -292,7 +292,7 @@ def _applied(
             )
     elif not plan.choices:
         return None
-    program = replace(work).groups(session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
+    program = replace(work).groups(session.kinds or plan.kinds)
     here = _part_of(plan, program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
@@ -322,7 +322,7 @@ def _part_of(
     groups, tensors = program.group_by_name, list(program.tensors)
     known = [] if root is None else [n for n, _ in root.named_parameters()]
     here: dict[str, Choice] = {}
-    for name, choice in plan.choices.items():
+    for name, choice in plan.elements.items():
         owner = name.rpartition(":")[0] + "."
         group, cut = groups.get(name), len(choice.keep) < choice.size
         read = any(n.startswith(owner) for n in tensors)

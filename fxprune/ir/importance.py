@@ -40,6 +40,13 @@ class ImportanceScores:
     order: Tensor | None = field(default=None, repr=False, compare=False)
     curve: Tensor | None = field(default=None, repr=False, compare=False)
 
+    def ranking(self) -> list[int]:
+        """Elements, the last to be removed first; ties by index. [size]"""
+        if self.order is not None:
+            return [int(i) for i in self.order.tolist()]
+        values = self.values.detach().to("cpu", torch.float64)
+        return [int(i) for i in torch.argsort(values, descending=True, stable=True).tolist()]
+
     def __post_init__(self) -> None:
         if self.values.dim() != 1:
             raise InternalError(f"scores of {self.group} have shape {list(self.values.shape)}, expected [size]")

@@ -161,7 +161,7 @@ def _label(group: PruneGroup) -> str:
 
 
 def _colour(group: PruneGroup) -> str:
-    return FROZEN if group.frozen else COLOURS.get(group.kind, OTHER)
+    return FROZEN if group.frozen else COLOURS.get(str(group.kind), OTHER)
 
 
 def _dimensions(facts: Any) -> str:

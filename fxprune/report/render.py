@@ -296,7 +296,7 @@ def _importance(report: Report, plan: CompressionPlan) -> str:
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         entries = [e for e in entries if e["scores"] is not None]
         for entry in entries:
-            choice = plan.choices.get(entry["group"])
+            choice = plan.elements.get(entry["group"])
             entry["gone"] = [] if choice is None else sorted(set(range(choice.size)) - set(choice.keep))
         if not entries:
             continue

@@ -28,7 +28,7 @@ class Ladder:
     """
 
     group: str
-    kind: Kind
+    kind: Kind | str
     axis: Axis
     order: tuple[int, ...]
     counts: tuple[int, ...]

@@ -93,7 +93,7 @@ class SearchPlan(Search):
             limit = self.budget.limit(dense if whole is program else CostModel(whole)())
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
-            return program.but(plan=replace(self._plan([], [], scores, dense, dense, "none needed"), tokens=tokens))
+            return program.but(plan=self._plan([], [], scores, dense, dense, "none needed").with_tokens(tokens))
         ladders = ladders_of(groups, scores, terms, self.head_scale)
         floor = model({one.axis: one.counts[0] for one in ladders})
         if floor.metric(metric) > limit:
@@ -120,7 +120,7 @@ class SearchPlan(Search):
             )
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{method} on the concave envelope of the values" if hull else method
-        return program.but(plan=replace(self._plan(ladders, levels, scores, dense, after, said), tokens=tokens))
+        return program.but(plan=self._plan(ladders, levels, scores, dense, after, said).with_tokens(tokens))
 
     def _method(self, ladders: Sequence[Ladder], terms: Sequence[Expression], separable: bool) -> str:
         """The search to use. Raises OptionError when the one that was asked for does not fit."""

@@ -173,5 +173,4 @@ class Recover(Transform):
 
 def _keep(program: Program, plan: CompressionPlan) -> dict[Axis, Tensor]:
     """Kept elements by the program's own axes."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return dict(plan.keep(program.need("groups")))
