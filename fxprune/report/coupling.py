@@ -15,7 +15,7 @@ from ..process.files import write_error
 if TYPE_CHECKING:
     import networkx as nx
 
-COLOURS = {
+COLOURS: dict[str, str] = {
     Kind.HEAD: "#4c78a8",
     Kind.KV: "#4c78a8",
     Kind.QUERY: "#4c78a8",
