@@ -17,6 +17,7 @@ from ..process import jobs, ranks
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .parts import carry_out
 from .run import Run, find_groups, recover, reduce_tokens
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     assert found.tokens is not None
     counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
     stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
-    reduced = reduce_tokens(stated.program, run.find_groups)
+    reduced = reduce_tokens(stated.program, run.finders)
     if goal.by_groups and goal.table is None:
         stated = stated.through(_search(goal, scale))
     elif goal.by_groups:
@@ -307,13 +308,12 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     from ..passes.analysis.importance.damage import Reference, divergences
     from ..passes.analysis.importance.obs import first
     from ..passes.search.search_plan import HEAD_SCALES, HEADS
-    from ..passes.transform.slice_axes import SliceAxes
 
     if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
         return search.head_scale, "head scale: there are no heads to weigh"
     batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
     for scale in HEAD_SCALES:
-        small = SliceAxes().run(replace(search, head_scale=scale).run(program))
+        small = carry_out(replace(search, head_scale=scale).run(program))
         found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
     best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
     told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())

@@ -20,7 +20,7 @@ from ..process import jobs
 from ..process.environment import versions
 from ..request.tiles import BlockWish
 from .decide import Decided, make_up_data
-from .run import Run, find_groups
+from .run import Run, carry_out_parts, find_groups
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def plan_tiles(decided: Decided) -> Decided:
             why="they are chosen on the graph that merging tokens leaves",
             cure="use compile",
         )
-    sliced = run.through(SliceAxes())
+    sliced = carry_out_parts(run).through(SliceAxes())
     sliced = sliced.on(sliced.program.without_facts()).through(FoldIndices())
     tiled = decide_tiles(sliced, decided.tiles, CostModel(program)())
     about = {**plan.about, "tiles": tiled.plan.about, "pipeline": tiled.run.pipeline}

@@ -27,7 +27,8 @@ from .decide_latency import describe_latency
 from .decide_tiles import zero_tiles
 from .judge import Judge, few
 from .measure_latency import lowerable
-from .run import Run, kept_counts, reduce_tokens
+from .parts import carry_out
+from .run import Run, carry_out_parts, kept_counts, reduce_tokens
 
 PICTURE = "tokens.png"
 
@@ -86,11 +87,11 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run = decided.run
     plan, dense = run.program.need("plan"), CostModel(run.program)()
     if plan.tokens is not None and not plan.tokens.empty:
-        run = run.through(MergeTokens(), PropagateAxes(), run.find_groups).but(plan=without_tokens(plan))
+        run = run.through(MergeTokens(), PropagateAxes(), *run.finders).but(plan=without_tokens(plan))
         run.program.need("plan").check(run.program.group_by_name)
     reduced = run.program
     predicted = CostModel(reduced)(kept_counts(reduced))
-    run = run.through(SliceAxes())
+    run = carry_out_parts(run).through(SliceAxes())
     cut = run.program
     run.tell.stage("compare slicing with masking")
     masked = _compare_with_masking(run, reduced)
@@ -202,7 +203,6 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
 
     Samples are those of the data that nothing was decided or fitted on, where it holds more than were asked for.
     """
-    from ..passes.transform.slice_axes import SliceAxes
 
     run, dense = decided.run, decided.unfitted
     data = run.opened.held or run.data
@@ -215,11 +215,11 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
         tokens = dense.plan is not None and dense.plan.tokens is not None and not dense.plan.tokens.empty
         unfitted = dense
         if decided.recovery is not None or tokens:
-            unfitted = reduce_tokens(dense, run.find_groups)
+            unfitted = reduce_tokens(dense, run.finders)
             if tokens:
                 steps.append(("tokens reduced", unfitted))
         if decided.recovery is not None and unfitted.need("plan").elements:
-            steps.append(("sliced, weights as they were", SliceAxes().run(unfitted)))
+            steps.append(("sliced, weights as they were", carry_out(unfitted)))
         fitted = "sliced" if decided.recovery is None else f"recovered ({decided.recovery['method']})"
         if sliced.sparsity is not None:
             steps += [(fitted, sliced.cut), ("zeros in weights", small)]

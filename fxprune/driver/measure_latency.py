@@ -27,6 +27,7 @@ from ..target.latency_table import (
     reducer_key,
     today,
 )
+from .parts import drop_parts
 
 if TYPE_CHECKING:
     from ..passes.transform.reducers.reducer import Reducer
@@ -45,7 +46,7 @@ def lowerable(program: Program, plan: CompressionPlan | None = None) -> Program:
     from ..passes.transform.spell_out_tokens import SpellOutTokens
 
     if plan is not None and plan.elements:
-        program = Pipeline((SliceAxes(),), start=FACTS).run(program.but(plan=plan))
+        program = Pipeline((SliceAxes(),), start=FACTS).run(drop_parts(program.but(plan=plan)))
     return Pipeline((FoldIndices(), SpellOutTokens())).run(program.without_facts())
 
 

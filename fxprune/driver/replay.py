@@ -217,37 +217,47 @@ def _without(names: Sequence[str], passes: Sequence[Pass]) -> list[Pass]:
 
 
 def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    """The passes without what merges tokens at their end. Raises OptionError for anything else there."""
+    """The passes without what merges tokens, or drops parts of kinds that bring their own passes, at their end. Raises
+    OptionError for anything else there."""
     names = [p.slug() for p in passes]
-    if MERGE not in names:
+    added = _added(names)
+    carriers = [name for name in (MERGE, *(k.apply.slug() for k in added)) if name in names]
+    if not carriers:
         return tuple(passes)
-    at = names.index(MERGE)
-    if not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in passes[:at]):
+    at = min(map(names.index, carriers))
+    first, before = names[at], passes[:at]
+    if MERGE in names and not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in before):
         raise OptionError(
             f"'{MERGE}' has nothing to merge",
             where=f"{OPTION} .. {MERGE}",
             why="no pass before it plans tokens",
             cure="put plan-tokens{reducer=tome,counts=[8 6]} before it",
         )
-    rest = _without(BEHIND_MERGING, passes[at + 1 :])
+    rest = list(passes[at:])
+    while rest and rest[0].slug() in carriers:
+        rest = _without((*BEHIND_MERGING, *(k.find.slug() for k in added)), rest[1:])
     if rest:
         raise OptionError(
-            f"'{rest[0].slug()}' stands between {MERGE} and {CUT}",
+            f"'{rest[0].slug()}' stands between {first} and {CUT}",
             where=f"{OPTION} .. {rest[0]}",
-            why="merging and slicing carry out one plan",
-            cure=f"put it before {MERGE}",
+            why="merging and slicing carry out one plan" if first == MERGE else "they carry out one plan",
+            cure=f"put it before {first}",
         )
-    stated, again = (
-        next((str(p) for p in part if p.slug() == "find-groups"), "") for part in (passes[:at][::-1], passes[at:])
-    )
-    if again not in ("", stated):
+    stated, again = ([str(p) for p in part if p.slug() == "find-groups"] for part in (passes[:at][::-1], passes[at:]))
+    odd = next((one for one in again if one not in stated[:1]), None)
+    if odd is not None:
         raise OptionError(
-            f"the groups behind {MERGE} are those that the plan was made for",
-            where=f"{OPTION} .. {again}",
-            why=f"before it stands {stated or 'none'}",
+            f"the groups behind {first} are those that the plan was made for",
+            where=f"{OPTION} .. {odd}",
+            why=f"before it stands {next(iter(stated), 'none')}",
             cure="state the same limits in both places",
         )
     return tuple(passes[:at])
+
+
+def _added(names: Sequence[str]) -> list[registry.KindPasses]:
+    """The kinds that bring their passes, where a pass of that name may be one of theirs."""
+    return [] if set(names) <= registry.PASSES.keys() else [registry.kind(k) for k in registry.added_kinds()]
 
 
 def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -357,9 +367,12 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
     jobs.identify(lambda: fingerprint(before, data, run.seed, said))
     unfitted, recovery = None, None
+    found_by = [k.find.slug() for k in _added([p.slug() for p in stated.before])]
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
             run = replace(run, find_groups=one)
+        if one.slug() in found_by:
+            run = replace(run, others=(*(p for p in run.others if p.slug() != one.slug()), one))
         if "data" in one.takes:
             run = _with_data(run, one, first=number == _first(stated))
         _check_needs(one, {f for f in FACTS if getattr(run.program, f) is not None}, stated.before)
@@ -373,7 +386,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     sliced = any("plan" in one.gives for one in stated.before)
     if not sliced:  # tiles alone
         if run.program.groups is None:
-            run = run.through(PropagateAxes(), run.find_groups)
+            run = run.through(PropagateAxes(), *run.finders)
         run = run.but(plan=CompressionPlan())
     plan = run.program.plan
     if plan is None:
@@ -430,7 +443,7 @@ def _check_counts(run: Run, passes: Sequence[Pass]) -> None:
     bound = getattr(last, "budget", None)
     if last is None or last.slug() not in COUNTED or not isinstance(bound, Budget) or bound.metric not in METRICS:
         return
-    small = reduce_tokens(run.program, run.find_groups)
+    small = reduce_tokens(run.program, run.finders)
     limit, now = bound.limit(CostModel(run.program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
     if now > limit:
         raise BudgetInfeasible(

@@ -7,7 +7,7 @@ and what the plan then says.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -157,6 +157,10 @@ class PruneGroup:
         """Its scores, made of those of its ``members``."""
         return scores[self.name]
 
+    def within(self, nodes: Set[str]) -> bool:
+        """Whether all that reads it is among these nodes: it is gone where they are."""
+        return bool(self.nodes) and set(self.nodes) <= nodes
+
     def but(self, **changes: object) -> PruneGroup:
         return replace(self, **changes)  # type: ignore[arg-type]
 
@@ -168,7 +172,7 @@ class Switch(PruneGroup):
     inside   names of the nodes that are gone with it, placeholders of its parameters included: what they cost is
              multiplied by whether it is there
     ends     names of the nodes through which it reaches the rest: where they are zero, it is as if it were gone
-    within   names of the groups whose elements all go with it: together they say what it is worth
+    shares   names of the groups that together are the whole of it, each part once: they say what it is worth
     """
 
     sliced: ClassVar[bool] = False
@@ -177,7 +181,7 @@ class Switch(PruneGroup):
     floor: int = 0
     inside: frozenset[str] = frozenset()
     ends: tuple[str, ...] = ()
-    within: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
 
     @property
     def prunable(self) -> bool:
@@ -185,17 +189,25 @@ class Switch(PruneGroup):
 
     @property
     def members(self) -> tuple[str, ...]:
-        return self.within
+        return self.shares
+
+    def within(self, nodes: Set[str]) -> bool:
+        return self.inside < nodes
 
     def level_above(self, share: float) -> int:
         """Gone, for every share below one: there is nothing between."""
         return self.size if share >= 1 else 0
 
     def derive(self, scores: Scores) -> ImportanceScores:
-        """Worth what losing each of its elements costs, added up."""
-        parts = [scores[name] for name in self.within]
-        total = torch.stack([p.values.detach().to("cpu", torch.float64).sum() for p in parts]).sum()
-        return replace(parts[0], group=self.name, values=total.view(1), gradients=None, order=None, curve=None)
+        """Worth what losing each of its elements costs, added up. Where scores only rank, by the rule that a search has
+        for groups that may go entirely (``ladder``): as much as going down to the best element, and once more."""
+        parts = [scores[name] for name in self.shares]
+        each = [p.values.detach().to("cpu", torch.float64) for p in parts]
+        total, curve = torch.stack([v.sum() for v in each]).sum().view(1), None
+        if not parts[0].comparable:
+            drops = [1.0 + float((v.sum() / v.max()).log()) for v in each if float(v.max()) > 0]
+            curve = torch.tensor([0.0, max(drops, default=0.0)], dtype=torch.float64)
+        return replace(parts[0], group=self.name, values=total, gradients=None, order=None, curve=curve)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,3 +259,18 @@ class Tie(PruneGroup):
         curve = torch.stack([c.double().cpu() for c in curves]).sum(0) if len(curves) == len(parts) else None
         order = torch.arange(self.size)
         return replace(first, group=self.name, values=ranked.sum(0), gradients=None, order=order, curve=curve)
+
+
+def lies_inside(groups: Sequence[PruneGroup], choices: Mapping[str, Choice]) -> set[str]:
+    """Names of the groups that are gone because a part that they lie inside is: nothing is left to choose of them."""
+    off = [g for g in groups if isinstance(g, Switch) and g.name in choices and not choices[g.name].keep]
+    return {g.name for g in groups if any(g.name != part.name and g.within(part.inside) for part in off)}
+
+
+def with_derived(groups: Sequence[PruneGroup], scores: Scores) -> dict[str, ImportanceScores]:
+    """The scores with those of groups that others speak for, made anew."""
+    found = dict(scores)
+    for group in groups:
+        if group.prunable and group.members:
+            found[group.name] = group.derive(found)
+    return found

@@ -25,7 +25,8 @@ class ImportanceScores:
     order       [size] int64 or None: all elements, the last to be removed first; by default the values' order
     curve       [size + 1] or None: what the ``k`` first elements of the order are worth together, for every k. For
                 damages that do not add up, e.g. measured after a repair; non-decreasing, in the scores' unit.
-                By default the sum of their values
+                By default the sum of their values. Where scores only rank: in shares of what the dense network spends
+                on the group
 
     Raises InternalError for shapes, orders or curves that are none.
     """
