@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import OptionError
 from .axes import Axes
 from .axis import Axis, Dim, atoms, real_size
-from .group import Switch
+from .group import PruneGroup, Switch
 from .program import Program
 
 METRICS = ("flops", "params", "bytes")
@@ -283,3 +283,12 @@ class _Patched(dict[Axis, int]):
 
     def get(self, axis: Axis, default: int = 0) -> int:  # type: ignore[override]
         return self._count if axis is self._axis else self._kept.get(axis, default)
+
+
+def with_macs(program: Program) -> Program:
+    """The program with what one element of each group costs filled in: the dense MACs minus those with one less."""
+    ledger = CostModel(program).ledger("flops", {})
+    groups: Sequence[PruneGroup] = program.need("groups")
+    return program.but(
+        groups=tuple(g if g.frozen else g.but(macs=-ledger.changes(g.sizes(g.size - 1))) for g in groups)
+    )
