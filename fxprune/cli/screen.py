@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.files import PAGE
+from ..ir.choice import BLOCK, TOKEN
 from ..ir.cost import COUNTED, Cost, CostModel
 from ..ir.group import Kind, PruneGroup
 from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
+from ..report.entries import entries_of, token_sites
 from ..report.latency import speed_lines
 from ..report.render import MEASURES, figures_of
 from ..report.target_lines import constant_lines, target_lines
@@ -123,7 +125,8 @@ class Screen:
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
         for kind, (groups, kept, size) in sorted(kept_per_kind(plan.elements).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
-        self._print("", table, *frozen_lines(report.get("frozen", ()), short=True), *token_lines(report.get("tokens")))
+        frozen = [f for f in report.get("frozen", ()) if f["kind"] != TOKEN]
+        self._print("", table, *frozen_lines(frozen, short=True), *token_lines(token_sites(report)))
         parity = report["parity"]
         lines = [
             f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
@@ -439,7 +442,7 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
         return []
     flops = told["flops"]
     share = {k: flops[k] / max(flops["dense"], 1) for k in ("effective", "executed")}
-    count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
+    count, pattern = len(entries_of(report, BLOCK)), told.get("pattern") or "tiles"
     return [
         f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
         f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"
