@@ -17,6 +17,7 @@ from ..process import jobs, ranks
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .parts import carry_out
 from .run import Run, find_groups, recover, reduce_tokens
 
 if TYPE_CHECKING:
@@ -155,14 +156,13 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     assert found.tokens is not None
     counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
     stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
-    reduced = reduce_tokens(stated.program, run.find_groups)
+    reduced = reduce_tokens(stated.program, run.finders)
     if goal.by_groups and goal.table is None:
         stated = stated.through(_search(goal, scale))
     elif goal.by_groups:
         stated = state_counts(stated, found, goal.budget)
     plan = stated.program.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
-    kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
     about = {
         **plan.about,
         **table,
@@ -172,9 +172,9 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
         "seed": run.seed,
         "budget": None if goal.budget is None else str(goal.budget),
         "dense": vars(CostModel(run.program)()),
-        "predicted": vars(CostModel(reduced)(kept)),
+        "predicted": vars(CostModel(reduced)(plan.sizes(reduced.need("groups")))),
     }
-    return stated.but(plan=CompressionPlan(plan.choices, about, plan.tokens)), latency
+    return stated.but(plan=CompressionPlan(plan.choices, about)), latency
 
 
 def _reachable(goal: Wish, program: Program) -> Budget:
@@ -278,7 +278,7 @@ def state_counts(run: Run, plan: CompressionPlan, budget: Budget | None) -> Run:
     from ..passes.search.keep_counts import KeepCounts, counts_of
 
     run = run.through(KeepCounts(counts_of(plan), budget))
-    if run.program.need("plan").choices != plan.choices:
+    if run.program.need("plan").elements != plan.elements:
         raise InternalError("counts do not say what the search decided", pipeline=run.pipeline)
     return run.but(plan=plan)
 
@@ -308,13 +308,12 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     from ..passes.analysis.importance.damage import Reference, divergences
     from ..passes.analysis.importance.obs import first
     from ..passes.search.search_plan import HEAD_SCALES, HEADS
-    from ..passes.transform.slice_axes import SliceAxes
 
     if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
         return search.head_scale, "head scale: there are no heads to weigh"
     batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
     for scale in HEAD_SCALES:
-        small = SliceAxes().run(replace(search, head_scale=scale).run(program))
+        small = carry_out(replace(search, head_scale=scale).run(program))
         found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
     best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
     told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())

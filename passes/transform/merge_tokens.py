@@ -212,4 +212,4 @@ class _Rewrite:
 
 def without_tokens(plan: CompressionPlan) -> CompressionPlan:
     """The plan's groups alone: what is left to do once tokens are reduced. No file says so any more."""
-    return replace(plan, tokens=None, source=None)
+    return replace(plan.with_tokens(None), source=None)
