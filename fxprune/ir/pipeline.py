@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch.fx import Node
 
 from ..errors import InternalError
+from .open_sizes import open_sizes
 from .program import FACTS, Program
 from .verify import verify
 
@@ -102,7 +103,7 @@ class Pipeline(Pass):
         for p in self.passes:
             if self.on_pass is not None:
                 self.on_pass(p, program)
-            before, started = snapshot(program), time.perf_counter()
+            before, taken, started = snapshot(program), open_sizes(program), time.perf_counter()
             after = p.run(program)
             seconds = time.perf_counter() - started
             result = measure(p, before, snapshot(after), seconds)
@@ -113,6 +114,9 @@ class Pipeline(Pass):
                 if isinstance(p, Transform) and stale:
                     raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}", pipeline=str(self))
             try:
+                less = taken.narrowed_to(open_sizes(after))
+                if less:
+                    raise InternalError(f"an open size was narrowed: {less}")
                 verify(after, graph_changed=result.changed)
             except InternalError as error:
                 raise InternalError(f"after '{p}': {error.what}", pipeline=str(self)) from error

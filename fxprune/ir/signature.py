@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from .fake_run import asked_sizes
+from .guards import holds, other_side
+from .open_sizes import shape_env_of
 from .program import Program
 
 Sizes = Mapping[str, int]
@@ -61,21 +64,52 @@ def dim_names(program: Program) -> dict[str, str]:
 
 
 def sizes_to_try(program: Program) -> list[dict[str, int]]:
-    """Values for the symbolic sizes: the example's, batch 1, batch + 1, and another length for what is no batch.
+    """Values for the symbolic sizes: the example's, batch 1, batch + 1, another length for what is no batch, and sizes
+    on the other side of those at which torch takes other kernels.
 
     Keys are symbols as in the graph (``s77``); an empty dict stands for a program without symbolic sizes.
     """
-    hints, batch, upper = _symbols(program)
+    hints, batch, _ = _symbols(program)
     trials = [dict(hints)]
-    others = [s for s in hints if s not in batch]
     if batch:
         trials.append({**hints, **{s: 1 for s in batch}})
         trials.append({**hints, **{s: hints[s] + 1 for s in batch}})
-    if others:
-        # shorter is always inside what a position table holds; an odd count finds a constant that was baked in
-        shorter = {s: min(upper[s], max(2, hints[s] // 2 + 1)) for s in others}
-        trials.append({**hints, **{s: hints[s] + 1 for s in batch}, **shorter})
+    if len(hints) > len(batch):
+        trials.append(all_other(program))
+    for condition in asked_sizes(program.graph).values():
+        symbol = str(next(iter(condition.free_symbols), ""))
+        size = other_side(condition, hints[symbol]) if symbol in hints else None
+        if size is not None:
+            trials.append({**hints, **{s: size for s in ([symbol] if symbol not in batch else batch)}})
     return [t for i, t in enumerate(trials) if t not in trials[:i]]
+
+
+def all_other(program: Program) -> dict[str, int]:
+    """Values for the symbolic sizes of which none is the example's, that meet what the program demands of them.
+
+    Batches grow by one sample. Other sizes shrink where they may: shorter is always inside what a position table
+    holds, and an odd count finds a constant that was baked in.
+    """
+    hints, batch, upper = _symbols(program)
+    more = {s: hints[s] + 1 for s in batch}
+    ways: tuple[Callable[[int], int], ...] = (
+        lambda n: max(2, n // 2 + 1),
+        lambda n: n - 1,
+        lambda n: n + 1,
+        lambda n: n // 2,
+        lambda n: 2 * n,
+    )
+    trials = [
+        {**hints, **more, **{s: min(upper[s], way(n)) for s, n in hints.items() if s not in batch}} for way in ways
+    ]
+    return next((t for t in trials if min(t.values(), default=1) > 0 and _may_be(program, t)), trials[0])
+
+
+def _may_be(program: Program, sizes: Sizes) -> bool:
+    """Whether nothing that torch found out about the program's sizes while it was traced speaks against ``sizes``."""
+    env = shape_env_of(program.exported)
+    known = {} if env is None else {s: sizes[str(s)] for s in env.var_to_range if str(s) in sizes}
+    return env is None or all(holds(env.simplify(guard.expr), known) is not False for guard in env.guards)
 
 
 def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:

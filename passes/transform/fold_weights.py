@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
+from ...ir.fake_run import fake_mode_of
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .inplace import is_mutable, op_name
-from .resize import fake_mode_of
 
 LAYERS = {
     "linear",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ...ir.fake_run import infer
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import infer
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
