@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.cli.demo import Digits, DigitsViT
-from fxprune.dynamo.graph import qualified_name
 from fxprune.dynamo import part, session
+from fxprune.dynamo.graph import qualified_name
 from fxprune.errors import LoadError, OptionError
 from fxprune.process.events import FxpruneWarning
 

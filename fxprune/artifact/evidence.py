@@ -23,10 +23,11 @@ from ..data.metrics import choose, divergence, score
 from ..errors import FxpruneError, LoadError, MissingDevice, OptionError, VerifyError
 from ..intake.diagnose import first_line
 from ..intake.tensors import read_safetensors
+from ..ir.agreement import compare, tolerance_of
 from ..ir.program import Program
 from ..ir.signature import dim_names, output_names, sample_inputs
 from ..target.backend import Backend, Runner
-from ..target.parity import compare, eager, steady, tolerance_of
+from ..target.parity import eager, steady
 from ..target.timing import Timing, latency
 from .gates import FAILED, UNFINISHED, Gate, Limits, gate
 

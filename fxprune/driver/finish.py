@@ -88,7 +88,7 @@ def _compare(work: Work, program: Program, sliced: Program) -> dict[str, float]:
     Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
     VerifyError where the model draws random numbers, so that nothing can be said.
     """
-    from ..target.parity import tolerance_of, why_random
+    from ..ir.agreement import tolerance_of, why_random
     from ..testing import masking_error
 
     with silence():

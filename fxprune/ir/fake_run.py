@@ -40,7 +40,7 @@ def run_fake(graph: Graph, target: Any, args: Sequence[Any], kwargs: Mapping[str
 
 
 def asked_sizes(graph: Graph) -> dict[str, sympy.Basic]:
-    """The conditions on sizes, by their text, that kernels were chosen by when ops of this graph ran on fake tensors."""
+    """The conditions on sizes, by their text, by which kernels were chosen when ops of this graph ran on fakes."""
     asked: dict[str, sympy.Basic] = graph.owning_module.meta.setdefault(ASKED, {})
     return asked
 

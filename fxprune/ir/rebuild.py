@@ -39,8 +39,8 @@ def rebuild(
 
     The signature follows the graph by itself: placeholders that were erased leave it, output nodes that were replaced
     are renamed in it. Parameters, buffers and constants that no placeholder stands for any more are dropped from the
-    tensors, unless they are given explicitly. What the program demands of open sizes is what ``exported`` demands, whatever
-    torch was asked since. Raises what ``ExportedProgram.validate`` raises when the edit was wrong.
+    tensors, unless they are given explicitly. What the program demands of open sizes is what ``exported`` demands,
+    whatever torch was asked since. Raises what ``ExportedProgram.validate`` raises when the edit was wrong.
     """
     graph_module.graph.lint()
     graph_module.recompile()

@@ -51,7 +51,7 @@ def _output_nodes(exported: ExportedProgram) -> list[Any]:
 def dim_names(program: Program) -> dict[str, str]:
     """Symbol -> a word for people and for ONNX: ``batch``, ``sequence``, else the input's name and the position."""
     names: dict[str, str] = {}
-    for name, value in zip(program.user_inputs, _input_values(program), strict=True):
+    for name, value in zip(program.user_inputs, input_values(program), strict=True):
         for position, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
             if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol or str(size.node.expr) in names:
                 continue
@@ -130,7 +130,7 @@ def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]
     hints: dict[str, int] = {}
     batch: set[str] = set()
     examples = pytree.tree_leaves(program.example_inputs)
-    for value, example in zip(_input_values(program), examples, strict=True):
+    for value, example in zip(input_values(program), examples, strict=True):
         if not isinstance(value, Tensor):
             continue
         for position, size in enumerate(value.shape):
@@ -147,7 +147,7 @@ def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]
     return hints, batch, upper
 
 
-def _input_values(program: Program) -> list[Any]:
+def input_values(program: Program) -> list[Any]:
     """What the graph knows of each user input: a fake tensor with symbolic sizes, or a constant."""
     wanted = set(program.user_inputs)
     return [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
@@ -162,7 +162,7 @@ def describe_inputs(program: Program) -> list[dict[str, Any]]:
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape],
         }
-        for name, value in zip(program.user_inputs, _input_values(program), strict=True)
+        for name, value in zip(program.user_inputs, input_values(program), strict=True)
         if isinstance(value, Tensor)
     ]
 
@@ -175,7 +175,7 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
     """
     generator = torch.Generator().manual_seed(seed)
     flat = []
-    for value, example in zip(_input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
+    for value, example in zip(input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
         if not isinstance(example, Tensor):
             flat.append(example)
             continue

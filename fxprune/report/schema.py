@@ -50,6 +50,7 @@ _PARITY = _object(
     tried={"type": "array"},
     skipped={"type": "array"},
     unsteady=_COUNT,
+    rounded=_one("number", "a difference beyond the tolerance that is rounding: the pruned graph is as far from fp64"),
     runtime=_one("string", "what ran the file"),
     constant={"type": "array", "items": _TEXT, "description": "outputs that were the same for every input"},
     versions=_object("package -> version, when it was lowered", more=_TEXT),

@@ -19,8 +19,8 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Graph, Node
 
 from ...ir.axis import Axis, Dims, leaves, total
-from ...ir.group import Kind
 from ...ir.fake_run import fake_mode_of
+from ...ir.group import Kind
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
