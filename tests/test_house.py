@@ -30,8 +30,8 @@ LONGEST = 550
 # fmt: off
 ROOMS = (
     "errors", "process", "surroundings", "ops", "ir", "report", "intake", "data", "target", "plugins", "registry",
-    "passes", "backends", "testing", "request", "artifact", "driver", "workflows", "__init__", "extend", "dynamo", "cli",
-    "__main__",
+    "passes", "backends", "testing", "request", "artifact", "driver", "workflows", "__init__", "extend", "dynamo",
+    "cli", "__main__",
 )
 # fmt: on
 HEAVY = {
