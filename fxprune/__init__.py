@@ -8,11 +8,9 @@
 This file is the public API: what it does not name may change.
 """
 
-from .api import apply, compile, inspect, load, plan
-from .artifact import Artifact
-from .backend import Backend, Lowered
-from .cost import Budget, Cost, CostModel
-from .data import Batch, Calibration
+from .artifact.artifact import Artifact
+from .data.batch import Batch, Calibration
+from .driver.api import apply, compile, inspect, load, plan
 from .errors import (
     BudgetInfeasible,
     CaptureError,
@@ -26,13 +24,15 @@ from .errors import (
     UnsupportedOp,
     VerifyError,
 )
-from .events import Event, FxpruneWarning
-from .group import Kind, PruneGroup
-from .importance import ImportanceScores
-from .lower import lower
-from .pipeline import Analysis, Pass, Pipeline, Search, Transform
-from .plan import Choice, CompressionPlan
-from .program import Program
+from .ir.cost import Budget, Cost, CostModel
+from .ir.group import Kind, PruneGroup
+from .ir.importance import ImportanceScores
+from .ir.pipeline import Analysis, Pass, Pipeline, Search, Transform
+from .ir.plan import Choice, CompressionPlan
+from .ir.program import Program
+from .process.events import Event, FxpruneWarning
+from .target.backend import Backend, Lowered
+from .workflows.lower import lower
 
 __version__ = "0.1.0"
 

@@ -10,9 +10,9 @@ import importlib
 from typing import Any
 
 from . import plugins
-from .backend import Backend
 from .errors import InternalError, OptionError, nearest
-from .options import build, parse
+from .ir.spec import build, parse
+from .target.backend import Backend
 
 Table = dict[str, str]
 

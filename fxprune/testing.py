@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from .axis import Keep, kept_index, kept_total, total
-from .parity import sample_inputs, seeded, steady
-from .plan import CompressionPlan
-from .program import Program, Statistic
+from .ir.axes import Statistic
+from .ir.axis import Keep, kept_index, kept_total, total
+from .ir.plan import CompressionPlan
+from .ir.program import Program
+from .ir.signature import sample_inputs
+from .target.parity import seeded, steady
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
@@ -44,7 +46,7 @@ def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float
     """:func:`relative_error` of ``sliced`` against ``program`` masked by its plan, on seeded inputs like the example's.
 
     Ops that draw random numbers draw the same ones in both runs. Where the error is beyond ``limit``, samples at which
-    the masked program itself jumps when its inputs move by a rounding error (:func:`fxprune.parity.steady`) do not
+    the masked program itself jumps when its inputs move by a rounding error (``parity.steady``) do not
     count: there, two exact forms of it may decide differently.
     """
     flat = sample_inputs(program, seed=seed)

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from fxprune.axis import Keep
-from fxprune.data import Batch
-from fxprune.group import PruneGroup
+from fxprune.data.batch import Batch
+from fxprune.ir.axis import Keep
+from fxprune.ir.group import PruneGroup
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.features import Tap, View
-from fxprune.program import Program
 from fxprune.testing import _Masked, run_flat
 
 Watched = tuple[dict[str, Tensor], list[Any]]

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.axis import leaves
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible
-from fxprune.group import DEFAULT_KINDS, Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.axis import leaves
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.group import DEFAULT_KINDS, Kind
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -33,10 +36,7 @@ from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 from fxprune.testing import masked_run, relative_error, run_flat
 
 TOLERANCE = 1e-4  # relative, fp32
@@ -189,7 +189,7 @@ def leaves_end_somewhere(program: Program) -> None:
 
 def shapes_are_predicted(program: Program) -> None:
     """The axes of every tensor multiply to the size the graph says (at the example's symbols)."""
-    from fxprune.axis import real_size, total
+    from fxprune.ir.axis import real_size, total
 
     for node in program.graph.nodes:
         dims, value = program.need("axes").dims.get(node.name), node.meta.get("val")

@@ -8,10 +8,12 @@ import laws
 import torch
 from torch import Tensor, nn
 
-from fxprune.axis import Keep
-from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
-from fxprune.group import DEFAULT_KINDS
+from fxprune.data.batch import Batch, Calibration
+from fxprune.intake.capture import capture
+from fxprune.ir.axis import Keep
+from fxprune.ir.group import DEFAULT_KINDS
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
@@ -21,8 +23,6 @@ from fxprune.passes.transform.recovery.moments import Moments
 from fxprune.passes.transform.recovery.sites import Site, find_sites
 from fxprune.passes.transform.resize import resize
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 from fxprune.testing import keep_of, masked_run, relative_error, run_flat
 
 START = ("axes", "groups", "plan")

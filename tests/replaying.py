@@ -9,7 +9,7 @@ from blocks import GroupedQueries, WrittenAttention
 from torch import nn
 
 from fxprune import Artifact, CompressionPlan
-from fxprune.demo import DigitsViT
+from fxprune.cli.demo import DigitsViT
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None}
 

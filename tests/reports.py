@@ -13,9 +13,9 @@ import torch
 from conftest import tiny_vit
 
 import fxprune
-from fxprune.artifact import Artifact
-from fxprune.demo import Digits
-from fxprune.plan import CompressionPlan
+from fxprune.artifact.artifact import Artifact
+from fxprune.cli.demo import Digits
+from fxprune.ir.plan import CompressionPlan
 
 SVG = "{http://www.w3.org/2000/svg}"
 

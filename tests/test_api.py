@@ -13,8 +13,7 @@ from conftest import tiny_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import work
-from fxprune.demo import Digits, DigitsViT, accuracy
+from fxprune.cli.demo import Digits, DigitsViT, accuracy
 from fxprune.errors import (
     BudgetInfeasible,
     FxpruneError,
@@ -25,7 +24,8 @@ from fxprune.errors import (
     PlanError,
     VerifyError,
 )
-from fxprune.events import Event, FxpruneWarning
+from fxprune.process.events import Event, FxpruneWarning
+from fxprune.request.goal import kinds_of
 
 SHAPE = "2x1x8x8"
 
@@ -221,7 +221,7 @@ def test_neurons_come_in_aligned_counts(trained: DigitsViT) -> None:
     ],
 )
 def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
-    assert [str(k) for k in work.kinds_of(words)] == kinds
+    assert [str(k) for k in kinds_of(words)] == kinds
 
 
 # ------------------------------------------------------------ what goes wrong
@@ -259,7 +259,7 @@ def test_wrong_names_are_told_before_the_work_begins(monkeypatch: pytest.MonkeyP
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("the model was captured first")
 
-    monkeypatch.setattr("fxprune.capture.capture", never)
+    monkeypatch.setattr("fxprune.intake.capture.capture", never)
     for wrong in ({"target": "onx"}, {"importance": "fischer"}, {"prune": "neuronz"}, {"align": 0}):
         with pytest.raises(OptionError):
             fxprune.compile(tiny_vit(), SHAPE, flops=0.5, **wrong)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ from replaying import EVERY, QUIET, assert_same, assert_same_report, assert_same
 
 import fxprune
 from fxprune import Artifact, CompressionPlan, FxpruneError, Kind, OptionError, PlanError, Program
-from fxprune.applied import applied
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.plan import TokenPlan
-from fxprune.work import Limits, Work
+from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.driver.apply import applied
+from fxprune.driver.run import Limits, Work
+from fxprune.ir.plan import TokenPlan
 
 X = "2x1x8x8"
 KINDS = tuple(Kind)

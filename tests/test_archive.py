@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxprune.archive import check_archive, read_program, write_program
 from fxprune.errors import LoadError
+from fxprune.intake.archive import check_archive, read_program, write_program
 
 
 class Rolled(nn.Module):

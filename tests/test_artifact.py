@@ -16,14 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import archive, artifact, publish
-from fxprune.artifact import Artifact, build_report, load
-from fxprune.capture import capture
-from fxprune.cost import Cost
+from fxprune.artifact import artifact
+from fxprune.artifact.artifact import Artifact, build_report, load
+from fxprune.artifact.module import module_of
 from fxprune.errors import FxpruneError, LoadError, OptionError, VerifyError
-from fxprune.module import module_of
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
+from fxprune.intake import archive
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Cost
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.process import files
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -270,7 +272,7 @@ def test_a_failed_verification_leaves_the_old_one(
 def test_killed_in_the_middle_the_old_one_still_loads(saved: Path, old: dict[str, bytes]) -> None:
     code = """
 import os, sys
-from fxprune.artifact import Artifact
+from fxprune.artifact.artifact import Artifact
 from fxprune import artifact
 one = Artifact.read(sys.argv[1])
 artifact._fingerprint = lambda path: os._exit(9)
@@ -289,7 +291,7 @@ def test_writers_of_one_place_never_mix(tmp_path: Path) -> None:
 
     def write(word: str) -> None:
         for _ in range(20):
-            with publish.published(place) as directory:
+            with files.published(place) as directory:
                 for name in "abc":
                     (directory / name).write_text(word)
 
@@ -313,8 +315,8 @@ def test_writers_of_one_place_never_mix(tmp_path: Path) -> None:
 def test_without_an_atomic_exchange_a_failure_puts_the_old_one_back(
     saved: Path, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "_exchange", lambda one, two: False)
-    with publish.published(saved) as directory:
+    monkeypatch.setattr(files, "_exchange", lambda one, two: False)
+    with files.published(saved) as directory:
         for name, data in old.items():
             (directory / name).write_bytes(data)
     assert unchanged(saved, old)
@@ -326,7 +328,7 @@ def test_without_an_atomic_exchange_a_failure_puts_the_old_one_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", refuse_the_new_one)
-    with pytest.raises(FxpruneError, match="cannot be written"), publish.published(saved) as directory:
+    with pytest.raises(FxpruneError, match="cannot be written"), files.published(saved) as directory:
         (directory / "new").touch()
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == old
 

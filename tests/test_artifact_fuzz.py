@@ -24,19 +24,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxprune
-from fxprune import export_step
-from fxprune.artifact import Artifact
-from fxprune.block_table import BlockTable, Timing, made
-from fxprune.cli import build_parser
-from fxprune.data import load_data
+from fxprune.artifact.artifact import Artifact
+from fxprune.artifact.compare import again, compare
+from fxprune.artifact.explain import explain
+from fxprune.artifact.manifest import MANIFEST, read_manifest, seal_of, wrong_files
+from fxprune.cli.commands import build_parser
+from fxprune.cli.config_file import read as read_options
+from fxprune.data.sources import load_data
 from fxprune.errors import FxpruneError
-from fxprune.explain import explain
-from fxprune.latency_table import Curve, LatencyTable, Point, Setting
-from fxprune.load import load
-from fxprune.manifest import MANIFEST, read_manifest, seal_of, wrong_files
-from fxprune.plan import CompressionPlan
-from fxprune.report_compare import again, compare
-from fxprune.toml_options import read as read_options
+from fxprune.intake.load import load
+from fxprune.ir.plan import CompressionPlan
+from fxprune.target.block_table import BlockTable, Timing, made
+from fxprune.target.latency_table import Curve, LatencyTable, Point, Setting
+from fxprune.workflows import export
 
 ODD: tuple[Any, ...] = (
     None,
@@ -141,7 +141,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fxprune.plan(net, torch.randn(4, 8), flops=0.7, importance="l2", out=folder / "plan.json")
     np.savez(folder / "x.npz", x=np.random.default_rng(0).standard_normal((20, 8), dtype="f4"))
-    export_step.export(
+    export.export(
         folder / "model.pt",
         folder / "plan.json",
         targets=["eager"],
@@ -196,7 +196,7 @@ def test_manifests(seed: int, model: Path, tmp_path: Path) -> None:
         wrong_files(place, read_manifest(place))
     if seed % 5 == 1:
         with contextlib.suppress(FxpruneError):
-            assert export_step.verify(place, latency=False)["status"] in ("passed", "failed", "unfinished")
+            assert export.verify(place, latency=False)["status"] in ("passed", "failed", "unfinished")
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -291,7 +291,7 @@ def test_names_that_lead_out_of_an_artefact_are_refused(name: str, model: Path, 
     manifest["seal"] = seal_of(manifest)
     (tmp_path / "release" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(FxpruneError, match="no path inside the delivery"):
-        export_step.verify(tmp_path / "release", latency=False)
+        export.verify(tmp_path / "release", latency=False)
     assert (tmp_path / "outside.pt2").read_bytes() == b"mine"
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.axis import (
+from fxprune.ir.axis import (
     Axis,
     Conflict,
     Dim,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.data import Batch
+from fxprune.data.batch import Batch
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 RATIO, NAME = 0.6, "vit-digits"

@@ -167,7 +167,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     import tokens_run
 
     import fxprune
-    from fxprune.plan import CompressionPlan
+    from fxprune.ir.plan import CompressionPlan
 
     torch.manual_seed(0)
     model, images = Classifier().eval(), torch.randn(60, 3, 4, 4)
@@ -298,7 +298,7 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
     from tokens_cells import sweep
     from tokens_sweep import Sweep
 
-    from fxprune.data import Batch
+    from fxprune.data.batch import Batch
 
     torch.manual_seed(0)
     model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)
@@ -333,7 +333,7 @@ def test_closeness() -> None:
 def recipe(**changes: Any) -> Any:
     from tokens_model import Recipe, Stage
 
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     pytest.importorskip("timm")

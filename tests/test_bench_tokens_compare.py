@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.help import page
+from fxprune.cli.help import page
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 

@@ -9,12 +9,12 @@ import tiled
 import torch
 from torch import nn
 
-from fxprune.block_gate import decide, kept_dense, report, sparse_weights, words
-from fxprune.block_table import BlockTable, Timing, cached_path, made, table_for
-from fxprune.capture import capture
 from fxprune.errors import LoadError
-from fxprune.program import Program
-from fxprune.sparsity import is_two_of_four, spread, two_of_four
+from fxprune.intake.capture import capture
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import is_two_of_four, spread, two_of_four
+from fxprune.target.block_table import BlockTable, Timing, cached_path, made, table_for
+from fxprune.target.gate import decide, kept_dense, report, sparse_weights, words
 
 
 class Two(nn.Module):

@@ -15,11 +15,11 @@ import zoo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import capture
 from fxprune.errors import CaptureError
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.transform.clean import Clean
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 SEQUENCES = (
     "tied",

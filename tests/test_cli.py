@@ -20,8 +20,9 @@ import torch
 from conftest import tiny_vit
 
 import fxprune
-from fxprune.cli import INTERNAL, INTERRUPTED, OK, USER_ERROR, build_parser, main
-from fxprune.demo import DigitsViT
+from fxprune.cli.commands import build_parser
+from fxprune.cli.demo import DigitsViT
+from fxprune.cli.entry import INTERNAL, INTERRUPTED, OK, USER_ERROR, main
 
 LOADING = ["--input", "2x1x8x8", "--trust-pickle"]
 
@@ -308,7 +309,7 @@ def test_an_unexpected_exception_exits_70_with_the_command(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the moon is full")
 
-    monkeypatch.setattr("fxprune.api.compile", broken)
+    monkeypatch.setattr("fxprune.driver.api.compile", broken)
     code, _, err = run(capsys, "compile", "model.pt", "--flops", "0.5")
     assert code == INTERNAL
     assert "fxprune compile model.pt --flops 0.5" in err

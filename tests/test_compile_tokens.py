@@ -12,8 +12,8 @@ from token_models import TokenViT, scrambled
 
 import fxprune
 from fxprune import BudgetInfeasible, CompressionPlan, NothingToPrune, OptionError, PlanError
-from fxprune.cli import main
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.cli.entry import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from laws import analysed
 from torch import Tensor, nn
 
-from fxprune.axis import Axis, new_dim, sum_dim
-from fxprune.capture import capture
-from fxprune.cost import Budget, Cost, CostModel, expression
 from fxprune.errors import OptionError
+from fxprune.intake.capture import capture
+from fxprune.ir.axis import Axis, new_dim, sum_dim
+from fxprune.ir.cost import Budget, Cost, CostModel, expression
+from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
-from fxprune.pipeline import Pipeline
 
 
 class DeiTBlock(nn.Module):

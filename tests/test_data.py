@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune.data import Batch, Calibration, example_from, generate, load_data
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.sources import example_from, generate, load_data
 from fxprune.errors import LoadError
-from fxprune.load import Loaded, load, survive_torchvision
+from fxprune.intake.load import Loaded, load
+from fxprune.process.libraries import survive_torchvision
 
 
 class Pictures(nn.Module):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune.cost import CostModel
 from fxprune.errors import OptionError
+from fxprune.ir.cost import CostModel
+from fxprune.ir.plan import Choice, CompressionPlan, compose
 from fxprune.passes.search.search_plan import HEAD_SCALES
-from fxprune.plan import Choice, CompressionPlan, compose
 
 
 class Chain(nn.Module):

@@ -8,18 +8,19 @@ import pytest
 import torch
 from conftest import Digits
 
-from fxprune import memory
-from fxprune.cost import Budget
-from fxprune.data import Batch
-from fxprune.decide_tokens import Decision
-from fxprune.demo import DigitsViT
-from fxprune.group import Kind
+from fxprune.cli.demo import DigitsViT
+from fxprune.data import memory
+from fxprune.data.batch import Batch
+from fxprune.driver.decide_tokens import Decision
+from fxprune.driver.run import Limits, Work
+from fxprune.ir.cost import Budget
+from fxprune.ir.group import Kind
 from fxprune.passes.analysis.importance import damage
 from fxprune.passes.analysis.importance.damage import Reference, divergence, divergences
 from fxprune.passes.search.token_schedule import eliminate, profile
 from fxprune.passes.transform.merge_tokens import trial
-from fxprune.token_wish import TokenWish
-from fxprune.work import Limits, Wish, Work
+from fxprune.request.goal import Wish
+from fxprune.request.tokens import TokenWish
 
 
 def decision(model: DigitsViT, digits: Digits, text: str, flops: float = 0.8) -> Decision:

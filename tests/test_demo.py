@@ -13,7 +13,7 @@ import onnxruntime
 import torch
 
 import fxprune
-from fxprune.demo import Digits, DigitsViT, digits
+from fxprune.cli.demo import Digits, DigitsViT, digits
 
 
 def test_the_demo_runs_and_its_numbers_are_those_of_its_files(tmp_path: Path) -> None:

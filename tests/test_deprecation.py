@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fxprune import OptionError
-from fxprune.deprecation import DEPRECATED, Deprecation, FxpruneDeprecation, deprecated, number, renamed
+from fxprune.process.deprecation import DEPRECATED, Deprecation, FxpruneDeprecation, deprecated, number, renamed
 
 
 @pytest.fixture(autouse=True)

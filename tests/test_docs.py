@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fxprune import Budget, CompressionPlan, options
-from fxprune.cli import build_parser
-from fxprune.pipeline_text import read_pipeline
-from fxprune.toml_options import with_file
+from fxprune import Budget, CompressionPlan
+from fxprune.cli.commands import build_parser
+from fxprune.cli.config_file import with_file
+from fxprune.driver.replay import read_pipeline
+from fxprune.ir import spec
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -69,7 +70,7 @@ def shell(text: str) -> list[str]:
 
 def pages() -> dict[str, list[str]]:
     """Commands of the README and of every help page, by where they stand."""
-    from fxprune.help import TOPICS, page
+    from fxprune.cli.help import TOPICS, page
 
     def shown(text: str) -> str:
         """Lines two spaces in; prose is not indented, or more."""
@@ -92,7 +93,7 @@ def test_commands_of_the_pages_parse(command: str) -> None:
     for option in ("importance", "recover", "tokens", "blocks"):
         text = getattr(args, option, None)
         if text and option != "blocks":
-            options.parse(text, f"--{option}")
+            spec.parse(text, f"--{option}")
     if getattr(args, "pipeline", None):
         budget = None if args.flops is None else Budget.parse("flops", args.flops)
         read_pipeline(args.pipeline, budget, plan=CompressionPlan() if args.plan else None)
@@ -105,7 +106,7 @@ def test_there_are_commands_in_the_pages() -> None:
 
 
 def test_the_toml_of_the_page_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxprune.help import page
+    from fxprune.cli.help import page
 
     monkeypatch.chdir(tmp_path)
     block = re.search(r"^  flops = .*\n(?:(?:  .*)?\n)+", page("options"), re.MULTILINE)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxprune import doctor, registry
-from fxprune.cli import OK, USER_ERROR, main
+from fxprune import registry
+from fxprune.cli import doctor
+from fxprune.cli.entry import OK, USER_ERROR, main
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from dynamo_models import _fresh as _fresh
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import dynamo, dynamo_session
-from fxprune.demo import Digits, DigitsViT
-from fxprune.dynamo_graph import qualified_name
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.dynamo import part, session
+from fxprune.dynamo.graph import qualified_name
 from fxprune.errors import LoadError, OptionError
-from fxprune.events import FxpruneWarning
+from fxprune.process.events import FxpruneWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:no data was given")
 
@@ -35,23 +35,23 @@ def test_every_size_runs_by_one_plan_and_one_set_of_weights(trained: DigitsViT, 
 
     def loader() -> Iterator[tuple[Tensor, Tensor]]:
         scored.append(1)
-        for part in torch.arange(64).split(24):
-            yield digit_data.train_images[part], digit_data.train_labels[part]
+        for rows in torch.arange(64).split(24):
+            yield digit_data.train_images[rows], digit_data.train_labels[rows]
 
     class Loader:
         __iter__ = staticmethod(loader)
 
     images = digit_data.test_images
     compiled, _ = run(trained, images[:16], options={"flops": 0.5, "data": Loader(), **EAGER})
-    plan = dynamo.plan_of(compiled)
+    plan = part.plan_of(compiled)
     outputs = {}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is made again
         for batch in (16, 5, 33, 1, 16):
             outputs[batch] = compiled(images[:batch])
     assert scored == [1]
-    assert dynamo.plan_of(compiled).choices == plan.choices
-    first, *others = dynamo.report_of(compiled)
+    assert part.plan_of(compiled).choices == plan.choices
+    first, *others = part.report_of(compiled)
     assert (first["status"], first["reused"], first["open"]) == ("pruned", False, [[]])
     assert others
     assert all(r["status"] == "pruned" and r["reused"] for r in others)
@@ -77,13 +77,13 @@ def test_a_given_plan_is_applied_under_the_names_that_fxprune_plan_gives(trained
         with torch.no_grad():
             assert torch.equal(got, want(x))
             assert torch.equal(compiled(x[:3]), want(x[:3]))
-        assert dynamo.plan_of(compiled).choices == plan.choices
+        assert part.plan_of(compiled).choices == plan.choices
 
 
 def test_a_plan_made_here_applies_elsewhere(trained: DigitsViT) -> None:
     x = torch.randn(4, 1, 8, 8)
     compiled, got = run(trained, x, options=dict(L2))
-    plan = fxprune.CompressionPlan.from_json(dynamo.plan_of(compiled).to_json())
+    plan = fxprune.CompressionPlan.from_json(part.plan_of(compiled).to_json())
     assert plan.choices == fxprune.plan(trained, x, flops=0.5, importance="l2").need("plan").choices
     with torch.no_grad():
         assert torch.equal(fxprune.apply(trained, plan, x).module(x), got)
@@ -93,13 +93,13 @@ def test_a_plan_made_here_applies_elsewhere(trained: DigitsViT) -> None:
 def test_inductor_is_the_default_and_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 8)).eval(), torch.randn(4, 8)
-    assert dynamo.Options.of({"flops": 0.5}).inner == "inductor"
+    assert part.Options.of({"flops": 0.5}).inner == "inductor"
     compiled, got = run(model, x, options={"flops": 0.5, "importance": "l2"}, dynamic=True)
     with torch.no_grad():
-        want = fxprune.apply(model, dynamo.plan_of(compiled), x).module
+        want = fxprune.apply(model, part.plan_of(compiled), x).module
         close(got, want(x))
         close(compiled(torch.ones(7, 8)), want(torch.ones(7, 8)))
-    assert len(dynamo.report_of(compiled)) == 1  # an open graph serves every batch
+    assert len(part.report_of(compiled)) == 1  # an open graph serves every batch
 
 
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
@@ -110,7 +110,7 @@ def test_buffers_and_plain_tensors_are_the_models_own(inner: str) -> None:
         model.body[1].running_var.uniform_(0.5, 1.5)
     before, x = copy.deepcopy(model.state_dict()), torch.randn(4, 8)
     compiled, got = run(model, x, options={**L2, "inner": inner})
-    want = fxprune.compile(model, x, plan=dynamo.plan_of(compiled)).module
+    want = fxprune.compile(model, x, plan=part.plan_of(compiled)).module
     with torch.no_grad():
         close(got, want(x))
         close(compiled(torch.ones(9, 8)), want(torch.ones(9, 8)))
@@ -122,12 +122,12 @@ def test_buffers_and_plain_tensors_are_the_models_own(inner: str) -> None:
 def test_tied_parameters_stay_tied_and_sequences_stay_open() -> None:
     model, ids = Tied().eval(), torch.randint(0, 20, (3, 6))
     compiled, got = run(model, ids, options=dict(L2), dynamic=True)
-    want = fxprune.compile(model, ids, plan=dynamo.plan_of(compiled)).module
+    want = fxprune.compile(model, ids, plan=part.plan_of(compiled)).module
     other = torch.randint(0, 20, (2, 9))
     with torch.no_grad():
         assert torch.equal(got, want(ids))
         close(compiled(other), want(other))
-    assert dynamo.report_of(compiled)[0]["open"] == [[0, 1]]
+    assert part.report_of(compiled)[0]["open"] == [[0, 1]]
 
 
 def test_each_part_of_a_broken_model_is_pruned_or_reported() -> None:
@@ -138,12 +138,12 @@ def test_each_part_of_a_broken_model_is_pruned_or_reported() -> None:
         got = compiled(x)
     text = "\n".join(str(w.message) for w in told)
     assert "lies behind a graph break" in text
-    reports = dynamo.report_of(compiled)
+    reports = part.report_of(compiled)
     assert [r["status"] for r in reports].count("pruned") == 2
     whole = [r for r in reports if r["status"] == "whole"]
     assert whole
     assert all(r["why"] and r["why"] in text for r in whole)
-    plan = dynamo.plan_of(compiled)
+    plan = part.plan_of(compiled)
     assert set(plan.choices) == {"first.ffn.0:ffn", "second.0:ffn"}  # as the whole model calls them
     with torch.no_grad():
         close(got, fxprune.apply(model, plan, x).module(x))
@@ -184,7 +184,7 @@ def test_a_model_compiled_in_place_is_known_as_well() -> None:
     model.eval()
     with torch.no_grad():
         assert torch.equal(model(x), want(x))
-    assert dynamo.plan_of(model).choices == plan.choices
+    assert part.plan_of(model).choices == plan.choices
 
 
 def test_given_data_it_decides_and_recovers_as_fxprune_compile_does() -> None:
@@ -192,7 +192,7 @@ def test_given_data_it_decides_and_recovers_as_fxprune_compile_does() -> None:
     data = [torch.randint(0, 20, (16, 6)) for _ in range(3)]
     compiled, got = run(model, x, options={"flops": 0.6, "data": data, "recover": "ridge", **EAGER}, dynamic=True)
     whole = fxprune.compile(model, x, flops=0.6, data=data, recover="ridge")
-    assert dynamo.plan_of(compiled).choices == whole.plan.choices
+    assert part.plan_of(compiled).choices == whole.plan.choices
     with torch.no_grad():
         torch.testing.assert_close(got, whole.module(x), rtol=1e-5, atol=1e-5)
 
@@ -206,14 +206,14 @@ def test_what_was_decided_is_forgotten_with_the_model() -> None:
     gc.collect()
     assert gone() is None
     kept, _ = run(Mlp().eval(), torch.randn(4, 8), options=dict(L2))
-    assert [s.root() for s in dynamo_session._sessions] == [kept._orig_mod]
+    assert [s.root() for s in session._sessions] == [kept._orig_mod]
 
 
 def test_the_first_call_calibrates_on_its_own_inputs_and_says_so() -> None:
     model = Mlp().eval()
     with pytest.warns(FxpruneWarning, match="scored on the 6 samples of the first call"):
         compiled, _ = run(model, torch.randn(6, 8), options={"flops": 0.5, **EAGER})
-    assert dynamo.plan_of(compiled).about["data"] == "the inputs of the first call"
+    assert part.plan_of(compiled).about["data"] == "the inputs of the first call"
 
 
 def test_data_of_other_sizes_than_a_fixed_graph_are_refused_or_told() -> None:

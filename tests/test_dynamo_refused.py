@@ -11,9 +11,9 @@ from dynamo_models import _fresh as _fresh
 from torch import nn
 
 import fxprune
-from fxprune import dynamo
+from fxprune.dynamo import part
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError, PlanError
-from fxprune.events import FxpruneWarning
+from fxprune.process.events import FxpruneWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:no data was given")
 
@@ -78,20 +78,20 @@ def test_changed_weights_are_noticed() -> None:
     torch._dynamo.reset()
     fresh, got = run(model, x, options=dict(L2))
     with torch.no_grad():
-        close(got, fxprune.apply(model, dynamo.plan_of(fresh), x).module(x))
+        close(got, fxprune.apply(model, part.plan_of(fresh), x).module(x))
 
 
 def test_another_branch_keeps_the_plan_and_decides_nothing_again() -> None:
     model, x = Branching().eval(), torch.randn(4, 8)
     compiled, got = run(model, x, options=dict(L2))
-    plan = dynamo.plan_of(compiled)
+    plan = part.plan_of(compiled)
     assert set(plan.choices) == {"one.0:ffn"}
     with torch.no_grad():
         close(compiled(x, more=True), model.more(got))  # what was not decided at first stays whole
         with pytest.warns(FxpruneWarning, match="'one.0:ffn' stays whole"):
             close(compiled(x, features=True), model(x, features=True))
-    assert dynamo.plan_of(compiled).choices == plan.choices
-    assert [(r["status"], r["reused"]) for r in dynamo.report_of(compiled)] == [
+    assert part.plan_of(compiled).choices == plan.choices
+    assert [(r["status"], r["reused"]) for r in part.report_of(compiled)] == [
         ("pruned", False),
         ("pruned", True),
         ("whole", True),
@@ -112,7 +112,7 @@ def test_two_models_of_one_class_and_one_options_dict_are_two() -> None:
     (first, a), (second, b) = run(one, x, options=options), run(two, x, options=options)
     for model, compiled, got in ((one, first, a), (two, second, b)):
         with torch.no_grad():
-            assert torch.equal(got, fxprune.apply(model, dynamo.plan_of(compiled), x).module(x))
+            assert torch.equal(got, fxprune.apply(model, part.plan_of(compiled), x).module(x))
             assert torch.equal(compiled(x), got)
 
 
@@ -158,4 +158,4 @@ def test_nothing_to_prune_is_an_error_and_never_a_silent_copy() -> None:
     with pytest.raises(OptionError, match="no mode"):
         run(Mlp().eval(), torch.randn(4, 8), options=None, mode="max-autotune")
     with pytest.raises(OptionError, match="was not compiled"):
-        dynamo.plan_of(Mlp())
+        part.plan_of(Mlp())

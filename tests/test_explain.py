@@ -12,9 +12,9 @@ from conftest import tiny_vit
 from reports import read
 
 import fxprune
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.explain import explain, worth
-from fxprune.report_scores import decode
+from fxprune.artifact.explain import explain, worth
+from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.report.scores import decode
 
 FFN, HEAD = "blocks.0.mlp.0:ffn", "blocks.1.attn.qkv:head"
 

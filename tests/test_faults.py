@@ -12,7 +12,7 @@ from conftest import Digits
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.demo import DigitsViT
+from fxprune.cli.demo import DigitsViT
 from fxprune.errors import FxpruneError
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import artifact, publish
-from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.artifact import artifact
+from fxprune.artifact.manifest import read_manifest, wrong_files
+from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.errors import FxpruneError
-from fxprune.manifest import read_manifest, wrong_files
-from fxprune.sweep import Judging, Timing, budgets, sweep
+from fxprune.process import files
+from fxprune.workflows.sweep import Judging, Timing, budgets, sweep
 
 COMMANDS = {
     "compile": "compile model.pt --input 2x8 --flops 0.5 --out out",
@@ -30,7 +31,7 @@ COMMANDS = {
     "sweep": "sweep model.pt --data x.npz --flops 0.6 --importance l2 --recover none --seconds 0 --out out",
     "export": "export model.pt --plan plan.json --target eager --verify x.npz --seconds 0.02 --out out --force",
 }
-BOOT = "import torch; torch.set_num_threads(1); from fxprune.cli import main; "
+BOOT = "import torch; torch.set_num_threads(1); from fxprune.cli.entry import main; "
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_full_disk_and_ctrl_c_leave_everything_as_it_was(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(publish, "_sync", fails)
+            patch.setattr(files, "_sync", fails)
             capsys.readouterr()
             assert main(argv) == code
         said = capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fxprune.help import page
+from fxprune.cli.help import page
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "tools" / "bench" / "results"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
-from fxprune.footprint import activations, footprint
+from fxprune.intake.capture import capture
+from fxprune.target.footprint import activations, footprint
 
 
 def test_a_chain_holds_two_neighbours_at_a_time() -> None:

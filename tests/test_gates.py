@@ -7,9 +7,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from fxprune.delivery import failed
+from fxprune.artifact.evidence import failed
+from fxprune.artifact.gates import FAILED, PASSED, UNFINISHED, Gate, Limits, exit_code, gate, junit, worst
 from fxprune.errors import MissingDevice, OptionError, VerifyError
-from fxprune.gates import FAILED, PASSED, UNFINISHED, Gate, Limits, exit_code, gate, junit, worst
 
 
 def test_a_gate_holds_up_to_its_limit_and_fails_for_what_is_no_number() -> None:

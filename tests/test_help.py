@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.commands import COMMANDS
-from fxprune.commands.parser import EPILOG
-from fxprune.help import TOPICS, contents, page
+from fxprune.cli.commands import COMMANDS
+from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.cli.help import TOPICS, contents, page
+from fxprune.cli.parser import EPILOG
 from fxprune.registry import names
 
 FOLDER = Path(__file__).resolve().parents[1] / "fxprune" / "help"
@@ -67,7 +67,7 @@ def test_the_page_of_exit_codes_is_the_epilog_of_every_command() -> None:
 
 
 def test_options_that_the_pages_name_exist() -> None:
-    from fxprune.cli import build_parser
+    from fxprune.cli.commands import build_parser
 
     known = {o for p in build_parser()[1].values() for o in p._option_string_actions} | {"--nproc-per-node"}
     for topic in TOPICS:

@@ -12,71 +12,28 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import fxprune
-from fxprune.deprecation import DEPRECATED, number
-from fxprune.pipeline import Pass, Pipeline
+from fxprune import extend
+from fxprune.ir.pipeline import Pass, Pipeline
+from fxprune.process.deprecation import DEPRECATED, number
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for folder in ("fxprune", "passes", "backends") for p in (ROOT / folder).rglob("*.py"))
 CODE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
 LONGEST = 550
 
-# Floors: a module imports its own floor and those below. Modules of fxprune/ that are not named live on floor 2.
-FLOORS = {
-    **dict.fromkeys(["errors", "json_lines", "quiet"], 0),
-    **dict.fromkeys(["axis", "program", "plan", "cost", "importance", "group", "sparsity", "tokens"], 1),
-    **dict.fromkeys(["passes", "backends"], 3),
-    **dict.fromkeys(
-        [
-            "__init__",
-            "__main__",
-            "api",
-            "bench",
-            "block_wish",
-            "budgets",
-            "cli",
-            "commands",
-            "decide",
-            "decide_tokens",
-            "demo",
-            "doctor",
-            "draw",
-            "dynamo",
-            "dynamo_graph",
-            "dynamo_session",
-            "events",
-            "explain",
-            "export_step",
-            "help",
-            "latency_decide",
-            "latency_delivered",
-            "latency_measure",
-            "latency_tokens",
-            "applied",
-            "limits",
-            "lower",
-            "outcome",
-            "pipeline_text",
-            "report_compare",
-            "report_facts",
-            "sensitivity",
-            "show",
-            "sparsify",
-            "sweep",
-            "sweep_page",
-            "testing",
-            "token_picture",
-            "token_scores",
-            "token_wish",
-            "toml_options",
-            "tune",
-            "work",
-        ],
-        4,
-    ),
-}
+# Rooms, ground floor first: a module imports from its own room and from those before it. Written nowhere else but in
+# the rooms' ruff.toml, which say the same in the editor.
+# fmt: off
+ROOMS = (
+    "errors", "process", "surroundings", "ops", "ir", "report", "intake", "data", "target", "plugins", "registry",
+    "passes", "backends", "testing", "request", "artifact", "driver", "workflows", "__init__", "extend", "dynamo",
+    "cli", "__main__",
+)
+# fmt: on
 HEAVY = {
     "timm",
     "transformers",
@@ -131,32 +88,73 @@ def imports(path: Path) -> Iterator[tuple[int, str, bool]]:
     yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
 
 
-def floor(module: str) -> int:
-    parts = module.split(".")
-    return FLOORS.get(parts[1] if len(parts) > 1 else "__init__", 2)
-
-
 def room(module: str) -> str:
-    """Parts of floor 3 that never import each other."""
-    return ".".join(module.split(".")[:3])
+    """``fxprune.ir.axis`` -> ``ir``; the facade is the room ``__init__``."""
+    return [*module.split("."), "__init__"][1]
+
+
+def arrows() -> nx.DiGraph:
+    """Module -> module for every import of the package, those inside functions and under TYPE_CHECKING included."""
+    known = {module_name(p) for p in SOURCES}
+    graph = nx.DiGraph()
+    for path in SOURCES:
+        here = module_name(path)
+        for line, module, _ in imports(path):
+            while module not in known and "." in module:
+                module = module.rpartition(".")[0]
+            if module in known and module != here:
+                graph.add_edge(here, module, line=line)
+    return graph
 
 
 def names(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=names)
-def test_imports_point_down(path: Path) -> None:
-    here = module_name(path)
-    for line, module, _ in imports(path):
-        if module.partition(".")[0] != "fxprune" or here == "fxprune":
-            continue
-        if module == "fxprune":  # `from . import registry` is resolved above; this is the facade itself
-            assert floor(here) == 4 or path.name == "backend.py", f"{path}:{line} imports the facade"
-            continue
-        assert floor(module) <= floor(here), f"{path}:{line}: floor {floor(here)} imports {module} of {floor(module)}"
-        if floor(here) == floor(module) == 3:
-            assert room(here) == room(module), f"{path}:{line}: {room(here)} imports {room(module)}"
+def test_every_module_has_a_room() -> None:
+    assert {room(module_name(p)) for p in SOURCES} == set(ROOMS)
+
+
+def test_imports_point_down_the_rooms() -> None:
+    for one, other, line in arrows().edges(data="line"):
+        here, there = room(one), room(other)
+        assert ROOMS.index(there) <= ROOMS.index(here), f"{one}:{line}: {here} lies below {there} ({other})"
+        if here == there and here in ("passes", "backends"):  # verbs of a kind, and each target: among themselves
+            parts = {".".join(m.split(".")[:3]) for m in (one, other)} - {f"fxprune.{here}"}
+            assert len(parts) == 1, f"{one}:{line} imports {other}: parts of {here} never import each other"
+
+
+def test_no_circle_of_imports() -> None:
+    circles = [sorted(part) for part in nx.strongly_connected_components(arrows()) if len(part) > 1]
+    assert circles == []
+
+
+def test_rooms_say_what_they_are_in_one_line() -> None:
+    for folder in sorted(p for p in (ROOT / "fxprune").iterdir() if (p / "__init__.py").exists()):
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+        assert text.splitlines()[:1], folder
+        assert text.splitlines()[0].endswith("."), folder
+
+
+def test_the_editor_bans_the_rooms_above() -> None:
+    """Ruff knows each room's banned imports from the ruff.toml in it: exactly the rooms above, each with a cure."""
+    tomllib = pytest.importorskip("tomllib")
+    rooms = [r for r in ROOMS if (ROOT / "fxprune" / r).is_dir()]
+    for name in rooms:
+        told = tomllib.loads((ROOT / "fxprune" / name / "ruff.toml").read_text(encoding="utf-8"))
+        banned = told.get("lint", {}).get("flake8-tidy-imports", {}).get("banned-api", {})
+        above = [r for r in ROOMS[ROOMS.index(name) + 1 :] if not r.startswith("__")]
+        assert list(banned) == [f"fxprune.{r}" for r in above], name
+        assert all(one["msg"] for one in banned.values())
+
+
+def test_ruff_names_the_way_out_of_an_upward_import(tmp_path: Path) -> None:
+    text = "def late() -> None:\n    from ..driver import api  # noqa: F401\n"
+    command = [sys.executable, "-m", "ruff", "check", "--select", "TID251", "--stdin-filename", "fxprune/ir/made_up.py"]
+    run = subprocess.run([*command, "-"], cwd=ROOT, input=text, capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert "fxprune.driver" in run.stdout
+    assert "a stage returns values" in run.stdout
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=names)
@@ -268,10 +266,21 @@ def test_the_public_api_is_what_it_was() -> None:
         assert getattr(fxprune, name) is not None
 
 
-def test_functions_of_the_api_are_not_shadowed_by_the_modules_of_their_name() -> None:
-    for name in ("load", "lower", "plan"):
-        importlib.import_module(f"fxprune.{name}")
-        assert inspect.isfunction(getattr(fxprune, name))
+def test_no_module_bears_the_name_of_a_public_function() -> None:
+    modules = {module_name(p) for p in SOURCES}
+    for name in fxprune.__all__:
+        assert f"fxprune.{name}" not in modules
+
+
+def test_one_line_brings_all_that_a_plugin_needs() -> None:
+    """The plugin of the tests, which is the one of ``fxprune help plugins``, imports from ``fxprune.extend`` alone."""
+    for path in sorted((ROOT / "tests" / "plugin").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fxprune":
+                assert node.module == "fxprune.extend", f"{path}:{node.lineno}"
+    assert sorted(set(extend.__all__)) == sorted(extend.__all__)
+    for name in extend.__all__:
+        assert getattr(extend, name) is not None
 
 
 IMPORT = """

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune import jobs, journal
-from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.fingerprint import fingerprint
 from fxprune.errors import FxpruneError
-from fxprune.jobs import identify, run_jobs, session
-from fxprune.journal import Journal, fingerprint
-from fxprune.packets import pack, unpack
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
+from fxprune.process import jobs, journal
+from fxprune.process.jobs import identify, run_jobs, session
+from fxprune.process.journal import Journal
+from fxprune.process.packets import pack, unpack
 
 COUNT = 6
 
@@ -202,7 +203,7 @@ def test_an_error_leaves_only_what_took_long(out: Path, monkeypatch: pytest.Monk
 KILLED = """
 import os, signal, sys, torch
 from fxprune import journal
-from fxprune.jobs import identify, run_jobs, session
+from fxprune.process.jobs import identify, run_jobs, session
 journal.FLUSH_SECONDS, journal.BYTES_PER_SECOND = 0.0, float("inf")
 
 def work(i):

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import latency_clock
-from fxprune.backend import Lowered, Runner
 from fxprune.backends.eager.backend import EagerBackend
-from fxprune.latency_clock import TURNS, Clock, at_batch, reading
-from fxprune.latency_measure import lowerable
-from fxprune.program import Program
+from fxprune.driver.measure_latency import lowerable
+from fxprune.ir.program import Program
 from fxprune.registry import backend
+from fxprune.target import clock as clocks
+from fxprune.target.backend import Lowered, Runner
+from fxprune.target.clock import TURNS, Clock, at_batch, reading
 
 INPUT = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 
@@ -58,7 +58,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
 def program() -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
-    return lowerable(fxprune.capture.capture(model, (INPUT,)))
+    return lowerable(fxprune.intake.capture.capture(model, (INPUT,)))
 
 
 def test_a_real_clock_reads_both_and_leaves_no_files(
@@ -86,7 +86,7 @@ def test_of_large_programs_one_is_loaded_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(latency_clock, "TOGETHER", limit)
+    monkeypatch.setattr(clocks, "TOGETHER", limit)
     payload = counting().lower(program, tmp_path).payload
     gc.collect()
     with Clock(counting(), program, batch=2, seconds=0.01) as clock:
@@ -103,7 +103,7 @@ def test_of_large_programs_one_is_loaded_at_a_time(
 
 def test_in_blocks_a_drift_slows_both_alike(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block is slower than the one before: 10 ms and 4 ms at first, and as much again by the eighth."""
-    monkeypatch.setattr(latency_clock, "TOGETHER", 0)
+    monkeypatch.setattr(clocks, "TOGETHER", 0)
     now = [0.0]
     blocks: list[str] = []
 
@@ -113,7 +113,7 @@ def test_in_blocks_a_drift_slows_both_alike(program: Program, monkeypatch: pytes
         blocks.append(name)
         return {name: [(10.0 if name == "dense" else 4.0) * (1 + now[0])] * 3}, {name: 1}
 
-    monkeypatch.setattr(latency_clock, "sampled", sampled)
+    monkeypatch.setattr(clocks, "sampled", sampled)
     with Clock(backend("eager"), program, batch=2) as clock:
         one = clock.beside(lambda: backend("eager").load(clock._payload), 0.1)  # type: ignore[arg-type]
     assert blocks == list(TURNS)

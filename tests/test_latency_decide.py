@@ -13,11 +13,11 @@ from timing import FakeClock, fixed_and_work
 from torch import nn
 
 import fxprune
-from fxprune import latency_decide
-from fxprune.cli import USER_ERROR, main
+from fxprune.cli.entry import USER_ERROR, main
+from fxprune.driver import decide_latency
 from fxprune.errors import BudgetInfeasible, LoadError, OptionError
-from fxprune.latency_decide import FILE
-from fxprune.latency_table import LatencyTable
+from fxprune.request.latency import FILE
+from fxprune.target.latency_table import LatencyTable
 
 QUIET: dict[str, Any] = {"on_event": lambda event: None, "importance": "l2", "floor": 0.0}
 
@@ -58,7 +58,7 @@ def uneven(model: Feet) -> Feet:
 def _no_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tables are kept in the test's folder, and latency is a function of the program."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency_decide, "Clock", FakeClock)
+    monkeypatch.setattr(decide_latency, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(fixed_and_work(4000.0)))
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
 
@@ -216,7 +216,7 @@ def test_widths_follow_what_the_target_likes(model: Feet, monkeypatch: pytest.Mo
     assert made.report["latency"]["alignment"]["multiples_of"] == 32
     warned: list[str] = []
     options = {**QUIET, "on_event": lambda e: warned.append(e.text) if e.kind == "warning" else None}
-    monkeypatch.setattr(latency_decide, "SLOWER", 1.0)
+    monkeypatch.setattr(decide_latency, "SLOWER", 1.0)
     fxprune.compile(model, INPUT, flops=0.6, **options)
     assert "--align 32" in warned[0]
     monkeypatch.setattr(FakeClock, "time", staticmethod(padded_to(8)))

@@ -17,16 +17,18 @@ from timing import FakeClock, fixed_and_work
 from torch import nn
 
 import fxprune
-from fxprune import latency_decide, latency_delivered, report
-from fxprune.artifact import Artifact
-from fxprune.bench import bench
-from fxprune.capture import capture
-from fxprune.cli import OK, USER_ERROR, main
+from fxprune.artifact import delivered
+from fxprune.artifact.artifact import Artifact
+from fxprune.artifact.compare import compare, read_valid, rows_of
+from fxprune.artifact.delivered import record
+from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.data.memory import within
+from fxprune.driver import decide_latency
 from fxprune.errors import FxpruneError, LoweringError, OptionError
-from fxprune.latency_clock import Reading
-from fxprune.latency_delivered import record
-from fxprune.memory import within
-from fxprune.report_compare import compare, read_valid, rows_of
+from fxprune.intake.capture import capture
+from fxprune.report.render import render
+from fxprune.target.clock import Reading
+from fxprune.workflows.bench import bench
 
 INPUT = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
 QUIET: dict[str, Any] = {"importance": "l2", "align": 1, "on_event": lambda _: None}
@@ -173,7 +175,7 @@ class Told(FakeClock):
 
 
 def test_what_cannot_be_measured_is_said_and_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(latency_delivered, "Clock", Told)
+    monkeypatch.setattr(delivered, "Clock", Told)
 
     def why(**more: Any) -> str:
         found = fxprune.compile(perceptron(), INPUT, flops=0.5, out=tmp_path / "a", **{"seconds": 1.0, **QUIET, **more})
@@ -188,7 +190,7 @@ def test_what_cannot_be_measured_is_said_and_is_no_error(monkeypatch: pytest.Mon
     assert why() == "no kernel: of this kind"
     monkeypatch.setattr(Told, "fails", RuntimeError("lost\nmore"))
     assert why() == "RuntimeError: lost"
-    monkeypatch.setattr(latency_delivered, "LARGEST", 1000)
+    monkeypatch.setattr(delivered, "LARGEST", 1000)
     assert "the dense weights take" in why()
     with pytest.raises(OptionError, match="cannot be negative"):
         fxprune.compile(perceptron(), INPUT, flops=0.5, seconds=-1, **QUIET)
@@ -196,9 +198,9 @@ def test_what_cannot_be_measured_is_said_and_is_no_error(monkeypatch: pytest.Mon
 
 def test_memory_that_is_scarce_is_left_alone() -> None:
     program = capture(nn.Linear(512, 512).eval(), (torch.randn(2, 512),))
-    assert latency_delivered._too_large(program) == ""
+    assert delivered._too_large(program) == ""
     with within("1MiB"):
-        assert "more than --memory allows" in latency_delivered._too_large(program)
+        assert "more than --memory allows" in delivered._too_large(program)
 
 
 @needs_no_gpu
@@ -226,7 +228,7 @@ def test_a_budget_is_held_against_the_delivered_file(
     asked: dict[str, Any], ratio: float, achieved: float, met: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency_decide, "Clock", Told)
+    monkeypatch.setattr(decide_latency, "Clock", Told)
     monkeypatch.setattr(Told, "time", staticmethod(fixed_and_work(4000.0)))
     monkeypatch.setattr(Told, "beside_ms", (14.4 / ratio, 14.4))
     torch.manual_seed(0)
@@ -248,11 +250,11 @@ def test_a_budget_is_held_against_the_delivered_file(
 
 @pytest.mark.parametrize(("error", "said"), [(0.001, False), (0.2, True)])
 def test_a_busy_machine_is_named(error: float, said: bool, made: Path) -> None:
-    from fxprune.report_latency import speed_lines
+    from fxprune.report.latency import speed_lines
 
     found = read_valid(made)
     found["measured"]["rows"][0].update(ratio=0.5, error=error, speedup=2.0)
-    page = words(parsed(report.render(found, Artifact.read(made).plan, {})))
+    page = words(parsed(render.render(found, Artifact.read(made).plan, {})))
     for text in (page, "\n".join(speed_lines(found))):
         assert ("the ratio is known to 40 % only" in text) == said
         assert "2.00x" in text
@@ -261,11 +263,11 @@ def test_a_busy_machine_is_named(error: float, said: bool, made: Path) -> None:
 @pytest.mark.parametrize(("dense_ms", "said"), [(10.5, False), (16.0, True), (6.0, True)])
 def test_medians_that_tell_another_story_are_named(dense_ms: float, said: bool, made: Path) -> None:
     """Slow spells that hit only some rounds move a median of times, and not the median of the rounds' ratios."""
-    from fxprune.report_latency import speed_lines
+    from fxprune.report.latency import speed_lines
 
     found = read_valid(made)
     found["measured"]["rows"][0].update(ratio=0.5, error=0.001, speedup=2.0, dense_ms=dense_ms, compressed_ms=5.0)
-    page = words(parsed(report.render(found, Artifact.read(made).plan, {})))
+    page = words(parsed(render.render(found, Artifact.read(made).plan, {})))
     for text in (page, "\n".join(speed_lines(found))):
         assert (f"the two medians alone would say {dense_ms / 5:.2f}x" in text) == said
         assert ("the machine was busy" in text) == said
@@ -273,9 +275,9 @@ def test_medians_that_tell_another_story_are_named(dense_ms: float, said: bool, 
 
 
 def test_export_times_every_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fxprune.export_step import export, verify
+    from fxprune.workflows.export import export, verify
 
-    monkeypatch.setattr(latency_delivered, "SECONDS", 0.02)
+    monkeypatch.setattr(delivered, "SECONDS", 0.02)
     np.savez(tmp_path / "data.npz", input=INPUT.repeat(4, 1).numpy())
     plan = fxprune.plan(perceptron(), INPUT, flops=0.5, **QUIET).need("plan")
     export(
@@ -332,7 +334,7 @@ def test_what_must_not_be_recorded_changes_nothing(
     def full(*_: Any) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(report, "render", full)
+    monkeypatch.setattr(render, "render", full)
     with pytest.raises(FxpruneError, match="nothing was changed"):
         record(small, [row], one.backend, one.program)
     assert files(small) == before

@@ -12,10 +12,10 @@ import torch
 from laws import analysed
 from timing import made_up
 
+from fxprune.driver.measure_latency import counts_of, measure_table, probes_of
 from fxprune.errors import LoadError
-from fxprune.latency_measure import counts_of, measure_table, probes_of
-from fxprune.latency_table import LatencyTable, Point, Setting, cached_path, classes, fingerprint, setting_of
-from fxprune.program import Program
+from fxprune.ir.program import Program
+from fxprune.target.latency_table import LatencyTable, Point, Setting, cached_path, classes, fingerprint, setting_of
 
 
 def even(_kind: str, count: int, size: int) -> float:
@@ -138,7 +138,7 @@ def test_only_what_is_asked_for_and_not_yet_known_is_measured(vit: Program, monk
     from timing import FakeClock
 
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
-    from fxprune.latency_measure import lowerable
+    from fxprune.driver.measure_latency import lowerable
     from fxprune.registry import backend
 
     setting, kept = Setting("eager", "d"), []

@@ -15,22 +15,21 @@ from timing import FakeClock
 from token_models import TokenViT, analysed, planned, scrambled
 
 import fxprune
-from fxprune import latency_decide
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.driver import decide_latency
+from fxprune.driver.measure_latency import lowerable, measure_table, measure_tokens, schedules
 from fxprune.errors import BudgetInfeasible, LoadError, NothingToPrune
-from fxprune.latency_decide import FILE
-from fxprune.latency_measure import lowerable, measure_table
-from fxprune.latency_table import LatencyTable, Setting, TokenPoint
-from fxprune.latency_tokens import measure_tokens, schedules
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan, TokenPlan
+from fxprune.ir.program import FACTS, Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.search.latency_model import LatencyModel, times_of
 from fxprune.passes.transform.merge_tokens import MergeTokens, without_tokens
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan, TokenPlan
-from fxprune.program import FACTS, Program
 from fxprune.registry import backend
-from fxprune.token_wish import TokenWish
+from fxprune.request.latency import FILE
+from fxprune.request.tokens import TokenWish
+from fxprune.target.latency_table import LatencyTable, Setting, TokenPoint
 
 Machine = Callable[[Program], float]
 
@@ -60,7 +59,7 @@ def kept_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_watch(monkeypatch: pytest.MonkeyPatch, kept_tables: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept_tables))
-    monkeypatch.setattr(latency_decide, "Clock", FakeClock)
+    monkeypatch.setattr(decide_latency, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(machine()))
     monkeypatch.setattr(FakeClock, "read_so_far", 0)
 

@@ -23,13 +23,13 @@ from laws import (
     sliced_equals_masked,
 )
 
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible, NothingToPrune
-from fxprune.group import Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.group import Kind
+from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.pipeline import Pipeline
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)

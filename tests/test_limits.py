@@ -8,8 +8,8 @@ from conftest import tiny_vit
 
 import fxprune
 from fxprune import OptionError, PruneGroup
-from fxprune.limits import Limits, per_pattern
 from fxprune.passes.analysis.find_groups import named_by
+from fxprune.request.limits import Limits, per_pattern
 
 SHAPE = "2x1x8x8"
 MLP, HEADS = "blocks.1.mlp.0:ffn", "blocks.1.attn.qkv:head"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.errors import LoadError
-from fxprune.load import load, survive_torchvision
+from fxprune.intake.load import load
+from fxprune.process.libraries import survive_torchvision
 
 
 def tiny() -> nn.Module:

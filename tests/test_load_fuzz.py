@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from fxprune.data import load_data
+from fxprune.data.sources import load_data
+from fxprune.data.texts import read_texts
 from fxprune.errors import FxpruneError
-from fxprune.load import Loaded, load
-from fxprune.tensors import read_checkpoint
-from fxprune.texts import read_texts
+from fxprune.intake.load import Loaded, load
+from fxprune.intake.tensors import read_checkpoint
 
 
 class Ids(nn.Module):

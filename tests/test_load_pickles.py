@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from fxprune.errors import LoadError
-from fxprune.load import load
-from fxprune.pickles import load_pickle
-from fxprune.rehearsal import rehearse
+from fxprune.intake.load import load
+from fxprune.intake.pickles import load_pickle
+from fxprune.intake.rehearsal import rehearse
 
 
 def write_archive(path: Path, program: bytes, extra: dict[str, bytes] | None = None) -> Path:
@@ -71,7 +71,7 @@ def test_modules_with_functions_and_partials_inside_load(tmp_path: Path) -> None
 
 
 def test_timm_module_loads(tmp_path: Path) -> None:
-    from fxprune.load import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     timm = pytest.importorskip("timm")
@@ -271,7 +271,7 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
 
 
 def test_formats_before_torch_1_6_give_weights_only(tmp_path: Path) -> None:
-    from fxprune.tensors import read_checkpoint
+    from fxprune.intake.tensors import read_checkpoint
 
     state = tiny().state_dict()
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from fxprune.errors import LoadError
-from fxprune.load import load, survive_torchvision
+from fxprune.intake.load import load
+from fxprune.process.libraries import survive_torchvision
 
 
 def tiny() -> nn.Module:

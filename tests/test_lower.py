@@ -13,11 +13,11 @@ from token_models import TokenViT, scrambled
 from torch import nn
 
 import fxprune
-from fxprune.artifact import Artifact
-from fxprune.bench import bench
-from fxprune.cli import main
+from fxprune.artifact.artifact import Artifact
+from fxprune.cli.entry import main
 from fxprune.errors import LoadError, MissingDevice, OptionError
-from fxprune.events import FxpruneWarning
+from fxprune.process.events import FxpruneWarning
+from fxprune.workflows.bench import bench
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.measure import environment, latency, sampled, usable_cores, versions
+from fxprune.process.environment import environment, usable_cores, versions
+from fxprune.target.timing import latency, sampled
 
 
 class Clock:

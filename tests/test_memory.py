@@ -12,16 +12,16 @@ from conftest import Digits, tiny_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import memory
-from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
-from fxprune.demo import DigitsViT
+from fxprune.cli.demo import DigitsViT
+from fxprune.data import memory
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import FxpruneError, OptionError
-from fxprune.events import Event
-from fxprune.jobs import run_jobs
+from fxprune.intake.capture import capture
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.fisher import Fisher
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
-from fxprune.program import Program
+from fxprune.process.events import Event
+from fxprune.process.jobs import run_jobs
 
 
 def calibration(digits: Digits, count: int = 64, batch: int = 32) -> Calibration:
@@ -194,7 +194,7 @@ def test_recovery_sees_what_fits(trained: DigitsViT, digit_data: Digits) -> None
 
 
 def test_jobs_after_a_change_of_data_are_not_kept_under_the_old_name() -> None:
-    from fxprune import jobs
+    from fxprune.process import jobs
 
     with jobs.session():
         jobs.identify(lambda: "a")

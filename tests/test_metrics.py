@@ -8,8 +8,8 @@ from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor
 from torch.nn import functional
 
+from fxprune.data.metrics import choose, divergence, score
 from fxprune.errors import OptionError
-from fxprune.metrics import choose, divergence, score
 
 LOGITS = {"logits": torch.randn(6, 5)}
 

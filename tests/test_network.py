@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import Digits
 
-from fxprune.cli import OK, main
-from fxprune.demo import DigitsViT
+from fxprune.cli.demo import DigitsViT
+from fxprune.cli.entry import OK, main
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import archive, op_libraries
-from fxprune.backend import lower_and_verify
-from fxprune.capture import capture
 from fxprune.errors import LoadError
-from fxprune.op_libraries import foreign_ops, notes_on_ops
+from fxprune.intake import archive, op_libraries
+from fxprune.intake.capture import capture
+from fxprune.intake.op_libraries import foreign_ops, notes_on_ops
+from fxprune.process.libraries import survive_torchvision
 from fxprune.registry import backend
-from fxprune.surroundings import survive_torchvision
+from fxprune.target.backend import lower_and_verify
 
 survive_torchvision()
 pytest.importorskip("transformers.integrations.moe")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.options import build, parse
+from fxprune.ir.spec import build, parse
 from fxprune.passes.analysis.score_groups import criterion
 
 

@@ -18,8 +18,8 @@ import torch
 from test_docs import README, pages
 from torch import nn
 
-from fxprune.cli import main
-from fxprune.load import survive_torchvision
+from fxprune.cli.entry import main
+from fxprune.process.libraries import survive_torchvision
 
 ROOT = README.parent
 PAGES = pages()
@@ -198,7 +198,7 @@ def test_every_line_of_a_shell_block_is_accounted_for() -> None:
 
 
 def test_python_lines_of_the_pages_run(capsys: pytest.CaptureFixture[str]) -> None:
-    from fxprune.help import TOPICS, page
+    from fxprune.cli.help import TOPICS, page
 
     found = [line for topic in TOPICS for line in re.findall(r'python -c "([^"]*)"', page(topic))]
     assert found

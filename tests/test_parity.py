@@ -11,22 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
-from fxprune.cli import main
+from fxprune.cli.entry import main
 from fxprune.errors import VerifyError
-from fxprune.parity import (
-    check_parity,
-    compare,
-    eager,
-    output_names,
-    random_ops,
-    sample_inputs,
-    seeded,
-    sizes_to_try,
-    tolerance_of,
-)
-from fxprune.program import Program
-from fxprune.target_lines import constant_lines
+from fxprune.intake.capture import capture
+from fxprune.ir.program import Program
+from fxprune.ir.signature import output_names, sample_inputs, sizes_to_try
+from fxprune.report.target_lines import constant_lines
+from fxprune.target.parity import check_parity, compare, eager, random_ops, seeded, tolerance_of
 
 NAN, INF = float("nan"), float("inf")
 

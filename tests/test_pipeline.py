@@ -10,19 +10,19 @@ import torch
 from laws import analysed
 from torch import Tensor, nn
 
-from fxprune.capture import capture
 from fxprune.errors import InternalError
-from fxprune.group import PruneGroup
-from fxprune.importance import ImportanceScores
+from fxprune.intake.capture import capture
+from fxprune.ir.group import PruneGroup
+from fxprune.ir.importance import ImportanceScores
+from fxprune.ir.pipeline import Analysis, Pass, Pipeline, Transform, describe_results
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.ir.rebuild import copy_graph, rebuild
+from fxprune.ir.verify import verify
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Analysis, Pass, Pipeline, Transform, describe_results
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
-from fxprune.rebuild import copy_graph, rebuild
-from fxprune.verify import verify
 
 
 class FeedForward(nn.Module):

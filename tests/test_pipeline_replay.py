@@ -16,11 +16,12 @@ from replaying import EVERY, MODELS, QUIET, assert_same, assert_same_weights, ba
 from timing import FakeClock, fixed_and_work, made_up
 
 import fxprune
-from fxprune import CompressionPlan, latency_decide
-from fxprune.cli import OK, main
+from fxprune import CompressionPlan
+from fxprune.cli.entry import OK, main
+from fxprune.driver import decide_latency
+from fxprune.driver.replay import read_pipeline
 from fxprune.errors import FxpruneError, NothingToPrune
-from fxprune.latency_table import TokenCurve, TokenPoint
-from fxprune.pipeline_text import read_pipeline
+from fxprune.target.latency_table import TokenCurve, TokenPoint
 
 # ------------------------------------------------------------ compile, and compile again by the text
 
@@ -118,7 +119,7 @@ def test_a_run_replays(name: str) -> None:
 @pytest.fixture
 def _no_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(latency_decide, "Clock", FakeClock)
+    monkeypatch.setattr(decide_latency, "Clock", FakeClock)
     monkeypatch.setattr(FakeClock, "time", staticmethod(fixed_and_work(500.0)))
 
 
@@ -211,7 +212,7 @@ class Stopped(FakeClock):
 @pytest.mark.parametrize("importance", ["l2", "trajectory"])
 def test_a_given_table_with_tokens_replays(importance: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Widths and tokens by one table, and again by what the pipeline states: without a clock, then without a table."""
-    monkeypatch.setattr(latency_decide, "Clock", Stopped)
+    monkeypatch.setattr(decide_latency, "Clock", Stopped)
     data, x = batches((1, 8, 8)), torch.randn(2, 1, 8, 8)
     asked: dict[str, Any] = {
         "prune": "heads,ffn,tokens",

@@ -11,8 +11,8 @@ from conftest import tiny_vit
 
 import fxprune
 from fxprune import Artifact, Budget, OptionError
-from fxprune.demo import DigitsViT
-from fxprune.pipeline_text import PREPARATION, read_pipeline
+from fxprune.cli.demo import DigitsViT
+from fxprune.driver.replay import PREPARATION, read_pipeline
 
 SHAPE = "2x1x8x8"
 PLAIN = "propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes"

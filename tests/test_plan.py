@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.axis import Axis
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.group import Kind, PruneGroup
-from fxprune.plan import MAX_BYTES, VERSION, Choice, CompressionPlan
+from fxprune.ir.axis import Axis
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.plan import MAX_BYTES, VERSION, Choice, CompressionPlan
 
 PLAN = CompressionPlan(
     {"b:ffn": Choice("ffn", 8, (0, 3, 7)), "a:head": Choice("head", 4, (1,))}, {"criterion": "l2", "seed": 0}

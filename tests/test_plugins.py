@@ -15,8 +15,9 @@ from token_models import TokenViT, scrambled
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import OptionError, doctor, plugins, registry
-from fxprune.help import page
+from fxprune import OptionError, plugins, registry
+from fxprune.cli import doctor
+from fxprune.cli.help import page
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(__file__).parent / "plugin" / "fxprune_example"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from laws import ALL_KINDS, analysed, random_plan, sliced
 
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.printer import to_text
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.pipeline import Pipeline
-from fxprune.printer import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
 BLOCKS = ["gated_ffn", "attention_matmul", "gqa_repeat", "rotary", "shuffle", "transposed_weights", "group_norm"]

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from fxprune.events import Event, resumable, warn_only
-from fxprune.jobs import run_jobs
-from fxprune.progress import Progress, pace
-from fxprune.show import Screen
+from fxprune.cli.progress import Progress, pace
+from fxprune.cli.screen import Screen
+from fxprune.process.events import Event, warn_only
+from fxprune.process.jobs import resumable, run_jobs
 
 
 class Clock:

@@ -15,15 +15,15 @@ import torch
 from token_models import TokenViT, scrambled
 from torch import nn
 
-from fxprune import ranks
-from fxprune.cli import OK, USER_ERROR, main
+from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import FxpruneError, InternalError
+from fxprune.process import ranks
 
 TOGETHER = """
 import json, os, sys, torch
 from fxprune import cli, ranks
 from fxprune.errors import FxpruneError
-from fxprune.jobs import run_jobs
+from fxprune.process.jobs import run_jobs
 
 def work(i):
     ran.append(i)
@@ -65,7 +65,7 @@ LOST = """
 import os, sys, torch
 from datetime import timedelta
 from fxprune import journal, ranks
-from fxprune.jobs import identify, run_jobs, session
+from fxprune.process.jobs import identify, run_jobs, session
 from torch import distributed
 me = int(sys.argv[1])
 journal.BYTES_PER_SECOND = float("inf")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError
 
 SHAPE = (torch.randn(2, 1, 8, 8),)

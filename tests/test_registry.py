@@ -9,9 +9,9 @@ from importlib import metadata
 import pytest
 
 from fxprune import registry
-from fxprune.backend import Backend
 from fxprune.errors import OptionError
 from fxprune.registry import backend, lookup, names
+from fxprune.target.backend import Backend
 
 
 def test_backends_are_made_by_name_with_their_options() -> None:

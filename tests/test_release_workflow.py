@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.cli import main
+from fxprune.cli.entry import main
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = (ROOT / "tests" / "golden" / "release.yml").read_text(encoding="utf-8")

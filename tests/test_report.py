@@ -15,22 +15,23 @@ from conftest import tiny_vit
 from reports import SVG, parsed, read, references, words
 
 import fxprune
-from fxprune import schema
-from fxprune.artifact import Artifact, load
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.cost import CostModel
-from fxprune.data import Batch, Calibration, held_out, load_data
-from fxprune.demo import Digits, accuracy
+from fxprune.artifact.artifact import Artifact, load
+from fxprune.artifact.compare import again, compare, read_valid
+from fxprune.cli.demo import Digits, accuracy
+from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.sources import held_out, load_data
+from fxprune.driver.judge import Judge, few
 from fxprune.errors import LoadError
-from fxprune.load import Loaded
-from fxprune.outcome import Judge, few
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.report import render
-from fxprune.report_compare import again, compare, read_valid
-from fxprune.report_plots import kept_bars, scatter
-from fxprune.report_schema import REPORT
-from fxprune.report_scores import decode, encode, ranked
-from fxprune.schema import KEYWORDS, problems
+from fxprune.intake.load import Loaded
+from fxprune.ir.cost import CostModel
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.report import json_schema
+from fxprune.report.json_schema import KEYWORDS, problems
+from fxprune.report.plots import kept_bars, scatter
+from fxprune.report.render import render
+from fxprune.report.schema import REPORT
+from fxprune.report.scores import decode, encode, ranked
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_what_does_not_fit_is_told_with_its_place(report: dict[str, Any], path: 
 def test_missing_keys_and_many_problems(report: dict[str, Any]) -> None:
     del report["pipeline"]
     assert problems(report, REPORT) == ["report.pipeline is missing"]
-    assert len(problems({}, REPORT)) == schema.MOST
+    assert len(problems({}, REPORT)) == json_schema.MOST
     assert problems({"a": 1}, {"type": "object", "properties": {}, "additionalProperties": False}) == [
         "report.a is not known"
     ]
@@ -365,9 +366,9 @@ def test_few_samples_for_large_models(digit_data: Digits, monkeypatch: pytest.Mo
     program = fxprune.inspect(tiny_vit().eval(), torch.randn(2, 1, 8, 8), on_event=lambda _: None)
     data = Calibration((Batch((digit_data.test_images[:50],)), Batch((digit_data.test_images[50:90],))), "here")
     assert [b.size for b in few(program, data)] == [16, 16, 16, 2, 14]
-    monkeypatch.setattr("fxprune.outcome.WORK", 20 * CostModel(program)().flops)
+    monkeypatch.setattr("fxprune.driver.judge.WORK", 20 * CostModel(program)().flops)
     assert [b.size for b in few(program, data)] == [16, 4]
-    monkeypatch.setattr("fxprune.outcome.WORK", 1)
+    monkeypatch.setattr("fxprune.driver.judge.WORK", 1)
     assert torch.equal(few(program, data)[0].args[0], digit_data.test_images[:8])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fxprune.report_compare import compare, render
+from fxprune.artifact.compare import compare, render
 
 BROWSER = next(
     (

@@ -12,14 +12,14 @@ import torch
 from token_models import TokenViT, scrambled
 from torch import nn
 
-from fxprune import journal
-from fxprune.artifact import Artifact
-from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.artifact.artifact import Artifact
+from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.driver.token_scores import TokenScores
 from fxprune.errors import FxpruneError
+from fxprune.ir.token_flow import TokenSite
 from fxprune.passes.analysis.importance.mask_gradients import TappedRun
 from fxprune.passes.transform.reducers.reducer import Reducer
-from fxprune.token_scores import TokenScores
-from fxprune.tokens import TokenSite
+from fxprune.process import journal
 
 KEPT = Path(".small.progress")
 FISHER = ["model.pt2", "--data", "data.pt", "--flops", "0.6", "--importance", "fisher"]
@@ -125,10 +125,10 @@ def test_a_plan_is_resumed_too_and_a_late_error_keeps_what_took_long(
 
     monkeypatch.setattr(journal, "WORTH_KEEPING", 0.0)
     save = Artifact.save
-    monkeypatch.setattr("fxprune.artifact.Artifact.save", full_disk)
+    monkeypatch.setattr("fxprune.artifact.artifact.Artifact.save", full_disk)
     assert main(["compile", *FISHER, "--out", "small", "-q"]) == USER_ERROR
     assert KEPT.is_dir()
-    monkeypatch.setattr("fxprune.artifact.Artifact.save", save)
+    monkeypatch.setattr("fxprune.artifact.artifact.Artifact.save", save)
     assert main(["compile", *FISHER, "--out", "small"]) == OK
     assert "resumed: 4 of 4" in capsys.readouterr().err
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.semi_structured import to_semi_structured, why_not
-from fxprune.sparsity import two_of_four
+from fxprune.ir.sparsity import two_of_four
+from fxprune.target.semi_structured import to_semi_structured, why_not
 
 
 def pairs(n: int, k: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.block_table import Timing, made
-from fxprune.cli import OK, USER_ERROR, main
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError, PlanError
-from fxprune.matrices import live_tiles
-from fxprune.sparsity import is_two_of_four
+from fxprune.ir.linear_layers import live_tiles
+from fxprune.ir.sparsity import is_two_of_four
+from fxprune.target.block_table import Timing, made
 
 SHAPE = (torch.randn(2, 1, 8, 8),)
 

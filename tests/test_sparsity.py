@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fxprune.errors import OptionError, PlanError
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.sparsity import Sparsity, grid, spread, tile_areas, tile_of, tile_sums, two_of_four
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.sparsity import Sparsity, grid, spread, tile_areas, tile_of, tile_sums, two_of_four
 
 
 def test_density_and_mask_count_what_ragged_tiles_hold() -> None:

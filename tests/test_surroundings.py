@@ -14,8 +14,8 @@ import pytest
 from torch import nn
 
 from fxprune.errors import LoadError
-from fxprune.load import Loaded, load, survive_torchvision
-from fxprune.surroundings import offline
+from fxprune.intake.load import Loaded, load
+from fxprune.process.libraries import offline, survive_torchvision
 
 
 def tiny() -> nn.Module:
@@ -53,7 +53,7 @@ def test_a_torchvision_built_for_another_torch_is_survived(tmp_path: Path) -> No
     (package / "__init__.py").write_text(BROKEN)
     (package / "inner.py").write_text("")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + (
-        "from fxprune.load import survive_torchvision\n"
+        "from fxprune.process.libraries import survive_torchvision\n"
         "assert survive_torchvision() and survive_torchvision()\n"
         "import torchvision; assert torchvision.works\n"
     )

@@ -13,19 +13,20 @@ from reports import parsed, references, words
 from torch import nn
 
 import fxprune
-from fxprune import sweep as sweeping
-from fxprune.artifact import Artifact, load, read_report
-from fxprune.cli import INTERRUPTED, OK, USER_ERROR, main
-from fxprune.cost import Budget
-from fxprune.data import Batch, Calibration
+from fxprune.artifact.artifact import Artifact, load
+from fxprune.artifact.files import read_report
+from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import NothingToPrune, OptionError
+from fxprune.ir.cost import Budget
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.damage import divergence
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
-from fxprune.sensitivity import sensitivity
-from fxprune.sweep import Judging, Sweep, Timing, budgets
+from fxprune.workflows import sweep as sweeping
+from fxprune.workflows.sensitivity import sensitivity
+from fxprune.workflows.sweep import Judging, Sweep, Timing, budgets
 
 COMMAND = [
     "sweep",
@@ -242,7 +243,7 @@ def test_the_page_of_a_sweep(folder: Path) -> None:
         "sensitivity": None,
         "points": [p for p in result["points"] if "infeasible" in p],
     }
-    from fxprune.sweep_page import render
+    from fxprune.report.sweep import render
 
     assert "keep the dense model" in words(parsed(render(nothing)))
 

@@ -9,7 +9,7 @@ from PIL import Image
 from token_models import TokenViT, analysed, planned, scrambled
 
 from fxprune.passes.transform.merge_tokens import MergeTokens
-from fxprune.token_picture import GAP, SIDE, places, token_picture
+from fxprune.report.token_picture import GAP, SIDE, places, token_picture
 
 
 def test_patches_of_one_token_share_their_colour_and_dropped_ones_are_black() -> None:

@@ -9,12 +9,12 @@ import torch
 from token_models import TokenViT, analysed, scrambled
 from torch import nn
 
-from fxprune.data import Batch
+from fxprune.data.batch import Batch
+from fxprune.driver.token_scores import TokenScores, _Watch, even, increments
+from fxprune.ir.plan import TokenPlan
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.passes.transform.reducers.one import One
 from fxprune.passes.transform.reducers.tome import Tome
-from fxprune.plan import TokenPlan
-from fxprune.token_scores import TokenScores, _Watch, even, increments
 
 
 def scores_of(model: nn.Module, images: torch.Tensor) -> TokenScores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.token_wish import TokenWish, token_wish
+from fxprune.request.tokens import TokenWish, token_wish
 
 
 def same(counts: object) -> list[int]:

@@ -11,16 +11,16 @@ from laws import counted_macs
 from torch import Tensor, nn
 
 from fxprune import CompressionPlan, Program
-from fxprune.cost import CostModel
+from fxprune.driver.run import Limits, Work
+from fxprune.ir.cost import CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, TokenPlan
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.merge_tokens import MergeTokens
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, TokenPlan
-from fxprune.surroundings import survive_torchvision
+from fxprune.process.libraries import survive_torchvision
 from fxprune.testing import masking_error, run_flat
-from fxprune.work import Limits, Work
 
 Made = tuple[nn.Module, Tensor]
 

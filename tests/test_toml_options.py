@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.cli import OK, USER_ERROR, build_parser, main
+from fxprune.cli.commands import build_parser
+from fxprune.cli.config_file import NAME, with_file
+from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError
-from fxprune.toml_options import NAME, with_file
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,7 @@ def test_python_310_reads_it_with_tomli() -> None:
     code = (
         "import sys\nif sys.version_info >= (3, 11):\n"
         "    import tomllib; sys.modules['tomli'] = tomllib; sys.version_info = (3, 10, 0)\n"
-        "from fxprune.cli import build_parser; from fxprune.toml_options import with_file;"
+        "from fxprune.cli.entry import build_parser; from fxprune.cli.config_file import with_file;"
         "print(with_file(['compile', 'm'], 'compile', build_parser()[1])[0])"
     )
     Path(NAME).write_text("seed = 3\n")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fxprune.backends.onnx import tune as onnx_tune
-from fxprune.block_table import BlockTable, Timing, cached_path, made
 from fxprune.errors import MissingDevice, OptionError
-from fxprune.events import Event
-from fxprune.tune import summary, tune
+from fxprune.process.events import Event
+from fxprune.target.block_table import BlockTable, Timing, cached_path, made
+from fxprune.target.tune import summary, tune
 
 
 def fake(shapes, rows, patterns, densities, dtype, on_case):  # type: ignore[no-untyped-def]

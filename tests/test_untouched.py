@@ -13,9 +13,9 @@ from fingerprints import fingerprint
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.capture import capture
 from fxprune.errors import CaptureError
-from fxprune.untouched import untouched
+from fxprune.intake.capture import capture
+from fxprune.intake.untouched import untouched
 
 CALLS: dict[str, Callable[..., Any]] = {
     "inspect": fxprune.inspect,

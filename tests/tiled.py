@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.cost import Budget
-from fxprune.data import Calibration
-from fxprune.matrices import BlockGroup
+from fxprune.data.batch import Calibration
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget
+from fxprune.ir.linear_layers import BlockGroup
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -20,8 +22,6 @@ from fxprune.passes.search.search_blocks import SearchBlocks
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.sparsify_blocks import SparsifyBlocks
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 START = ("axes", "groups", "plan")
 

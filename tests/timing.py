@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fxprune.latency_clock import Clock, Reading
-from fxprune.latency_measure import at_counts, counts_of, probes_of
-from fxprune.latency_table import Curve, LatencyTable, Point, Setting, classes, fingerprint
-from fxprune.program import Program
+from fxprune.driver.measure_latency import at_counts, counts_of, probes_of
+from fxprune.ir.program import Program
+from fxprune.target.clock import Clock, Reading
+from fxprune.target.latency_table import Curve, LatencyTable, Point, Setting, classes, fingerprint
 
 Time = Callable[[Program], float]
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import CompressionPlan, TokenPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.find_token_sites import FindTokenSites
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.drop_masks import DropMasks
-from fxprune.pipeline import Pipeline
-from fxprune.plan import CompressionPlan, TokenPlan
-from fxprune.program import Program
 
 
 class Block(nn.Module):

@@ -22,8 +22,8 @@ from blocks import (
 )
 from torch import Tensor, nn
 
-from fxprune.quiet import quiet
-from fxprune.surroundings import survive_torchvision
+from fxprune.process.libraries import survive_torchvision
+from fxprune.process.silence import quiet
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 WORDS = 60

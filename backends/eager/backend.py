@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...archive import read_program, write_program
-from ...backend import Backend, Lowered, Runner
-from ...parity import eager
-from ...program import Program
+from ...intake.archive import read_program, write_program
+from ...ir.program import Program
+from ...target.backend import Backend, Lowered, Runner
+from ...target.parity import eager
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ...archive import write_program
-from ...backend import Backend, Lowered, Runner
 from ...errors import LoweringError, MissingDevice, OptionError
-from ...measure import cpu_name
-from ...origin import first_line
-from ...parity import eager
-from ...program import Program
-from ...quiet import quiet
+from ...intake.archive import write_program
+from ...ir.program import Program
+from ...ir.provenance import first_line
+from ...process.environment import cpu_name
+from ...process.silence import quiet
+from ...target.backend import Backend, Lowered, Runner
+from ...target.parity import eager
 
 DEVICES = ("cpu", "cuda")
 

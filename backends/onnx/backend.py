@@ -14,17 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...backend import Backend, Lowered, Runner
-from ...block_gate import report, words
-from ...block_table import table_for
+from ...data.memory import give_back
 from ...errors import LoweringError, OptionError
-from ...measure import cpu_name, session
-from ...memory import give_back
-from ...origin import first_line, source_line
-from ...parity import dim_names, output_names
-from ...pipeline import Pass, Pipeline
-from ...program import Program
-from ...quiet import quiet
+from ...ir.pipeline import Pass, Pipeline
+from ...ir.program import Program
+from ...ir.provenance import first_line, source_line
+from ...ir.signature import dim_names, output_names
+from ...process.environment import cpu_name, versions
+from ...process.silence import quiet
+from ...target.backend import Backend, Lowered, Runner
+from ...target.block_table import table_for
+from ...target.gate import report, words
+from ...target.timing import session
 from .block_ell import UseBlockEll
 from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
@@ -194,14 +195,8 @@ def _name_everything(model: Any, program: Program) -> None:
                     for dim in dims
                 ]
             )
-    model.producer_name, model.producer_version = "fxprune", _version()
+    model.producer_name, model.producer_version = "fxprune", versions().get("fxprune", "0")
     model.graph.name = re.sub(r"\W", "_", program.name)
-
-
-def _version() -> str:
-    import fxprune
-
-    return getattr(fxprune, "__version__", "0")
 
 
 _GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]+)\]")

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from ...block_gate import Decision, SparseLayer, decide
-from ...block_table import BlockTable
-from ...pipeline import Transform
-from ...program import Program
-from ...replacing import Replacing
-from ...streams import LINEAR, bind, op_name
+from ...ir.dataflow import LINEAR, bind, op_name
+from ...ir.layer_editor import Replacing
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...target.block_table import BlockTable
+from ...target.gate import Decision, SparseLayer, decide
 
 aten = torch.ops.aten
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LoweringError
-from ...origin import first_line
-from ...quiet import quiet
+from ...ir.provenance import first_line
+from ...process.silence import quiet
 
 SMALL = 1024  # bytes of a constant that shape inference may want to read
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # fields of ModelProto, GraphProto and TensorProto in onnx.proto

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild, relax_views
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild, relax_views
 
 aten = torch.ops.aten
 

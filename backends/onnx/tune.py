@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...block_gate import SparseLayer
-from ...block_table import BlockTable, Timing, made
-from ...capture import capture
 from ...errors import OptionError
-from ...matrices import live_tiles, matrices
-from ...measure import cpu_name, latency, session
-from ...program import Program
-from ...quiet import quiet
-from ...sparsity import grid, spread, tile_of
+from ...intake.capture import capture
+from ...ir.linear_layers import live_tiles, matrices
+from ...ir.program import Program
+from ...ir.sparsity import grid, spread, tile_of
+from ...process.environment import cpu_name
+from ...process.silence import quiet
+from ...target.block_table import BlockTable, Timing, made
+from ...target.gate import SparseLayer
+from ...target.timing import latency, session
 from .block_ell import padded, replaced
 
 FORM = "ell"

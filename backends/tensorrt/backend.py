@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 import torch
 
 from ... import registry
-from ...backend import Backend, Lowered, Runner
-from ...data import Calibration
+from ...data.batch import Calibration
 from ...errors import OptionError, nearest
-from ...parity import TOLERANCE, eager, output_names
-from ...pipeline import Pipeline
-from ...program import Program
+from ...ir.pipeline import Pipeline
+from ...ir.program import Program
+from ...ir.signature import output_names
+from ...target.backend import Backend, Lowered, Runner
+from ...target.parity import TOLERANCE, eager
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
 from .profiles import InputProfile, asked, profiles, ranges

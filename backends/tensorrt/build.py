@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ...errors import LoweringError, OptionError
-from ...origin import first_line
-from ...parity import output_names
-from ...program import Program
+from ...ir.program import Program
+from ...ir.provenance import first_line
+from ...ir.signature import output_names
 from .coverage import check_coverage, lowered
 from .profiles import InputProfile
 from .toolchain import Toolchain

@@ -11,10 +11,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
-from ...origin import made_by, source_line
-from ...program import Program
-from ...quiet import quiet
-from ...rebuild import copy_graph, rebuild
+from ...ir.program import Program
+from ...ir.provenance import made_by, source_line
+from ...ir.rebuild import copy_graph, rebuild
+from ...process.silence import quiet
 
 MARK = "fxprune_node"
 

@@ -9,9 +9,9 @@ import torch
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ...pipeline import Transform
-from ...program import Program
-from ...replacing import Replacing
+from ...ir.layer_editor import Replacing
+from ...ir.pipeline import Transform
+from ...ir.program import Program
 
 aten = torch.ops.aten
 

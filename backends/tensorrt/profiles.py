@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ...parity import dim_names, sample_inputs, size_ranges
-from ...program import Program
+from ...ir.program import Program
+from ...ir.signature import dim_names, sample_inputs, size_ranges
 
 Range = tuple[int, int, int]  # least, best, largest
 ROOM = 4  # largest over the example's where nothing else bounds it

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from ...errors import LoweringError
-from ...origin import made_by, source_line
-from ...program import Program
+from ...ir.program import Program
+from ...ir.provenance import made_by, source_line
 
 LIMIT = 65504.0
 SAMPLES = 32

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...errors import MissingDevice
-from ...origin import first_line
-from ...quiet import quiet
+from ...ir.provenance import first_line
+from ...process.silence import quiet
 
 PARSERS = ("tensorrt", "tensorrt_rtx")
 INSTALL = "pip install 'fxprune[tensorrt]'"

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...archive import read_program, write_program
-from ...backend import Backend, Lowered, Runner
-from ...block_gate import cuda_name, report, words
-from ...block_table import table_for
+from ...intake.archive import read_program, write_program
+from ...ir.pipeline import Pipeline
+from ...ir.program import Program
 from ...ops import block_sparse_linear  # noqa: F401  (the op must be known before a payload is read)
-from ...parity import eager
-from ...pipeline import Pipeline
-from ...program import Program
+from ...target.backend import Backend, Lowered, Runner
+from ...target.block_table import table_for
+from ...target.gate import cuda_name, report, words
+from ...target.parity import eager
 from .legalize import UseKernels
 
 

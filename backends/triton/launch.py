@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...block_table import BlockTable, table_for
 from ...errors import LoweringError
+from ...target.block_table import BlockTable, table_for
 from .configurations import CONFIGURATIONS, Configuration, default
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ...block_gate import Decision, decide
-from ...block_table import BlockTable
+from ...ir.dataflow import LINEAR, bind, op_name
+from ...ir.layer_editor import Replacing
+from ...ir.pipeline import Transform
+from ...ir.program import Program
 from ...ops.block_sparse_linear import pack
-from ...pipeline import Transform
-from ...program import Program
-from ...replacing import Replacing
-from ...streams import LINEAR, bind, op_name
+from ...target.block_table import BlockTable
+from ...target.gate import Decision, decide
 
 
 @dataclass(frozen=True)

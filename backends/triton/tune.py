@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...block_gate import cuda_name
-from ...block_table import BlockTable, Timing, made
 from ...errors import MissingDevice, OptionError
+from ...ir.sparsity import grid, tile_of
 from ...ops.block_sparse_linear import pack
-from ...sparsity import grid, tile_of
+from ...target.block_table import BlockTable, Timing, made
+from ...target.gate import cuda_name
 from .configurations import CONFIGURATIONS, usable
 from .launch import launch
 

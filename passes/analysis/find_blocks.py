@@ -6,13 +6,14 @@ import fnmatch
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...axis import Axis
 from ...errors import OptionError
-from ...group import Kind, Slot
-from ...matrices import BlockGroup, Matrix, matrices
-from ...pipeline import Analysis
-from ...program import Axes, Program
-from ...sparsity import grid, tile_of
+from ...ir.axes import Axes
+from ...ir.axis import Axis
+from ...ir.group import Kind, Slot
+from ...ir.linear_layers import BlockGroup, Matrix, matrices
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
+from ...ir.sparsity import grid, tile_of
 from .importance.consumers import batch_axes, sampled_dim
 
 

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...axis import Axis, Dim, atoms, leaves, real_size
-from ...cost import CostModel
 from ...errors import OptionError
-from ...group import Kind, PruneGroup, Slot
-from ...pipeline import Analysis
-from ...program import Axes, Program
+from ...ir.axes import Axes
+from ...ir.axis import Axis, Dim, atoms, leaves, real_size
+from ...ir.cost import CostModel
+from ...ir.group import Kind, PruneGroup, Slot
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
 from .walk import FIRST_PRIME
 
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...axis import Axis, Dim, atoms, leaves, total
-from ...group import Kind
-from ...pipeline import Analysis
-from ...program import Axes, Matmul, Program
-from ...streams import LINEAR
-from ...tokens import Positional, Swap, TokenFlow, TokenSite, patches_of
+from ...ir.axes import Axes, Matmul
+from ...ir.axis import Axis, Dim, atoms, leaves, total
+from ...ir.dataflow import LINEAR
+from ...ir.group import Kind
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
+from ...ir.token_flow import Positional, Swap, TokenFlow, TokenSite, patches_of
 from .walk import FIRST_PRIME, RULES, Multi, bind, op_name
 
 SDPA = "scaled_dot_product_attention"

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ...data import Calibration
+from ...data.batch import Calibration
 from ...errors import InternalError, OptionError
-from ...group import Kind
-from ...importance import ImportanceScores
-from ...pipeline import Analysis
-from ...program import Program
+from ...ir.group import Kind
+from ...ir.importance import ImportanceScores
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
 from .importance.obs import Obs
 
 KINDS = (Kind.FFN, Kind.CHANNEL)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ...data import Calibration
+from ...data.batch import Calibration
 from ...errors import OptionError
-from ...pipeline import Analysis
-from ...program import Program
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
 from .importance.criterion import Criterion
 from .score_groups import criterion
 

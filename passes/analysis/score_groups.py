@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 
 from ... import registry
-from ...data import Calibration
+from ...data.batch import Calibration
 from ...errors import FxpruneError, OptionError
-from ...importance import ImportanceScores
-from ...options import build, parse
-from ...pipeline import Analysis
-from ...program import Program
+from ...ir.importance import ImportanceScores
+from ...ir.pipeline import Analysis
+from ...ir.program import Program
+from ...ir.spec import build, parse
 from .importance.criterion import Criterion, prunable
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...pipeline import Analysis
-from ...plan import compose
-from ...program import Program
+from ...ir.pipeline import Analysis
+from ...ir.plan import compose
+from ...ir.program import Program
 
 
 @dataclass(frozen=True)

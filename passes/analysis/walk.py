@@ -8,7 +8,6 @@ over, so a later split or merge needs no bookkeeping.
 from __future__ import annotations
 
 import collections
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,10 +15,9 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
 
-from ... import plugins
-from ...axis import Conflict, Dim, Dims, new_dim, total, unify
-from ...errors import InternalError
-from ...program import Axes, Contraction, Frozen, Literal, Matmul, Program, Statistic
+from ...ir.axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
+from ...ir.axis import Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.program import Program
 
 FIRST_PRIME = 1_000_003
 
@@ -103,7 +101,7 @@ def op_name(node: Node) -> str:
 
 
 class Walk:
-    """One forward walk; afterwards :meth:`axes` is the result."""
+    """What rules say of one graph, node by node (``PropagateAxes`` has the loop); :meth:`axes` is the result."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -117,11 +115,9 @@ class Walk:
         self.tags: dict[str, list[tuple[Dim, str]]] = collections.defaultdict(list)
         self.unknown: collections.Counter[str] = collections.Counter()
         self.conflicts: list[tuple[str, str]] = []
-        self._asked: dict[str, str] = {}
         self._primes: dict[Any, int] = {}
         self._hints = _symbol_hints(program)
         self.sizes: dict[int, int] = {}
-        self._run()
 
     def axes(self) -> Axes:
         return Axes(
@@ -236,81 +232,6 @@ class Walk:
             node = node.args[0]
         parameters = self.program.exported.graph_signature.inputs_to_parameters
         return isinstance(node, Node) and node.name in parameters
-
-    # ------------------------------------------------------------ the loop
-
-    def _run(self) -> None:
-        from . import rules  # noqa: F401  (fills RULES)
-
-        program, bound, tensors = self.program, self.program.tensor_of_placeholder, self.program.tensors
-        tied: dict[Any, Node] = {}
-        for node in program.graph.nodes:
-            self.node = node
-            if node.op == "placeholder":
-                value = node.meta.get("val")
-                dims = [new_dim(self.size(s)) for s in value.shape] if isinstance(value, Tensor) else None
-                self.dims[node] = dims
-                if node.name not in bound:
-                    self.freeze(dims, "graph input")
-                elif dims is not None:
-                    tensor = tensors[bound[node.name]]
-                    key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride()) if tensor.numel() else node.name
-                    for a, b in zip(dims, self.dims[tied.setdefault(key, node)], strict=True):
-                        self.unify(a, b)
-            elif node.op == "call_function":
-                self.dims[node] = self._step(node)
-            elif node.op == "output":
-                for out in node.all_input_nodes:
-                    self.freeze(self.dims[out], "graph output")
-            else:
-                self.dims[node] = None
-
-    def _step(self, node: Node) -> Any:
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor | list | tuple):
-            return None
-        if node.target is operator.getitem:
-            source, index = self.dims[node.all_input_nodes[0]], node.args[1]
-            known = isinstance(source, Multi) and isinstance(index, int)
-            return source[index] if known else self.fresh("item of an unknown op")
-        function = RULES.get(op_name(node))
-        if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
-            function = RULES["pointwise"]
-        broken = ""
-        if function is None:
-            broken = self._ask_plugins(node)
-            function = RULES.get(op_name(node))
-        if function is None:
-            self.unknown[str(node.target)] += 1
-            return self._freeze_all(node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
-        try:
-            out = function(self, Args(node, self.dims))
-        except Conflict as conflict:
-            self.conflicts.append((node.name, str(conflict)))
-            return self._freeze_all(node, f"{op_name(node)}: {conflict}")
-        if isinstance(value, Tensor) and [total(d) for d in out] != self.shape(node):
-            raise InternalError(
-                f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
-                f"the graph has {self.shape(node)}"
-            )
-        return out
-
-    def _ask_plugins(self, node: Node) -> str:
-        """Import the rules that plugins have for an op's namespace, once per walk; "" or what is wrong with them."""
-        namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
-        if namespace not in self._asked:
-            self._asked[namespace] = plugins.load_rules(namespace)
-        return self._asked[namespace]
-
-    def _freeze_all(self, node: Node, why: str) -> Any:
-        for source in node.all_input_nodes:
-            self.freeze(self.dims[source], why)
-        return self.fresh(why)
-
-
-def _functional(node: Node) -> bool:
-    """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
-    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
 
 
 def _symbol_hints(program: Program) -> dict[str, int]:

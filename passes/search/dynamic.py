@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...cost import Expression
+from ...ir.cost import Expression
 from .fill import fill
 from .ladder import Ladder, Levels, ledger_at, step_costs
 
@@ -35,8 +35,8 @@ def dynamic(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float
 
     The floors' own cost must fit within ``limit``.
 
-    >>> from fxprune.axis import Axis
-    >>> from fxprune.group import Kind
+    >>> from fxprune.ir.axis import Axis
+    >>> from fxprune.ir.group import Kind
     >>> bent = Ladder("f", Kind.FFN, Axis(2), (0, 1), (0, 1, 2), (0.0, 1.0, 9.0))
     >>> flat = Ladder("g", Kind.FFN, Axis(2), (0, 1), (0, 1, 2), (0.0, 4.0, 8.0))
     >>> dynamic([bent, flat], [Expression(1, (bent.axis,)), Expression(1, (flat.axis,))], 2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from ...cost import Expression, Ledger
 from ...errors import OptionError
+from ...ir.cost import Expression, Ledger
 from .ladder import Ladder, Levels, value_of
 
 LIMIT = 200_000  # combinations; more than that is not a yardstick any more

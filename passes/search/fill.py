@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from ...cost import Ledger
+from ...ir.cost import Ledger
 from .ladder import Ladder, Levels
 
 

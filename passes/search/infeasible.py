@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from ...axis import Axis, leaves
-from ...cost import Budget, Cost, CostModel
 from ...errors import BudgetInfeasible, NothingToPrune
-from ...group import Kind, PruneGroup
-from ...program import Axes, Program
+from ...ir.axes import Axes
+from ...ir.axis import Axis, leaves
+from ...ir.cost import Budget, Cost, CostModel
+from ...ir.group import Kind, PruneGroup
+from ...ir.program import Program
 
 NAMED = 4  # how many causes an error names
 VISIBLE = 0.005  # a share below this would be printed as 0.00

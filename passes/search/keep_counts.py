@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...cost import COUNTED, Budget, CostModel
 from ...errors import OptionError, nearest
-from ...pipeline import Search
-from ...plan import Choice, CompressionPlan
-from ...program import Program
+from ...ir.cost import COUNTED, Budget, CostModel
+from ...ir.pipeline import Search
+from ...ir.plan import Choice, CompressionPlan
+from ...ir.program import Program
 from .ladder import ladder
 
 

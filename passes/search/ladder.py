@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ...axis import Axis
-from ...cost import Expression, Ledger
-from ...group import Kind, PruneGroup
-from ...importance import ImportanceScores
+from ...ir.axis import Axis
+from ...ir.cost import Expression, Ledger
+from ...ir.group import Kind, PruneGroup
+from ...ir.importance import ImportanceScores
 
 Levels = list[int]  # one rung per ladder: what a search returns
 

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from ...cost import Expression, Ledger
+from ...ir.cost import Expression, Ledger
 from .fill import fill
 from .ladder import Ladder, Levels, ledger_at
 

@@ -7,14 +7,14 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...axis import Axis
-from ...cost import Budget, Cost, CostModel, Expression, Kept
 from ...errors import BudgetInfeasible, OptionError
-from ...group import PruneGroup
-from ...latency_table import Curve, LatencyTable, Point, classes, reducer_key
-from ...plan import TokenPlan
-from ...program import Program
-from ...tokens import TokenFlow
+from ...ir.axis import Axis
+from ...ir.cost import Budget, Cost, CostModel, Expression, Kept
+from ...ir.group import PruneGroup
+from ...ir.plan import TokenPlan
+from ...ir.program import Program
+from ...ir.token_flow import TokenFlow
+from ...target.latency_table import Curve, LatencyTable, Point, classes, reducer_key
 from .latency_fit import fit_latency, rising
 from .token_latency import TokenTimes, token_times
 

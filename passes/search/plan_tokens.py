@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ... import registry
-from ...cost import Budget
 from ...errors import OptionError
-from ...pipeline import Search
-from ...plan import CompressionPlan, TokenPlan
-from ...program import Program
-from ...tokens import TokenFlow
+from ...ir.cost import Budget
+from ...ir.pipeline import Search
+from ...ir.plan import CompressionPlan, TokenPlan
+from ...ir.program import Program
+from ...ir.token_flow import TokenFlow
 
 
 @dataclass(frozen=True)

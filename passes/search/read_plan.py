@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from ... import registry
 from ...errors import InternalError, OptionError, PlanError
-from ...pipeline import Search
-from ...plan import CompressionPlan
-from ...program import Program
-from ...tokens import counts_behind
+from ...ir.pipeline import Search
+from ...ir.plan import CompressionPlan
+from ...ir.program import Program
+from ...ir.token_flow import counts_behind
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ...pipeline import Search
-from ...plan import Choice, CompressionPlan
-from ...program import Program
+from ...ir.pipeline import Search
+from ...ir.plan import Choice, CompressionPlan
+from ...ir.program import Program
 
 WHOLE = 4096  # elements up to which all products are held at once, 8 bytes each: 128 MiB
 

@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...cost import COUNTED, Budget, CostModel
 from ...errors import BudgetInfeasible, NothingToPrune, OptionError, nearest
-from ...importance import ImportanceScores
-from ...matrices import BlockGroup
-from ...pipeline import Search
-from ...plan import CompressionPlan
-from ...program import Program
-from ...sparsity import TWO_OF_FOUR, Sparsity, tile_areas, two_of_four
+from ...ir.cost import COUNTED, Budget, CostModel
+from ...ir.importance import ImportanceScores
+from ...ir.linear_layers import BlockGroup
+from ...ir.pipeline import Search
+from ...ir.plan import CompressionPlan
+from ...ir.program import Program
+from ...ir.sparsity import TWO_OF_FOUR, Sparsity, tile_areas, two_of_four
 from .tile_allocation import Counts, LayerCurve, kkt, lsp, uniform
 
 ALLOCATIONS = ("auto", "kkt", "lsp", "uniform")

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 from ... import registry
-from ...cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
 from ...errors import InternalError, OptionError, nearest
-from ...group import DEFAULT_KINDS, Kind, PruneGroup
-from ...importance import ImportanceScores
-from ...latency_table import LatencyTable
-from ...pipeline import Search
-from ...plan import Choice, CompressionPlan, TokenPlan
-from ...program import Program
+from ...ir.cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
+from ...ir.group import DEFAULT_KINDS, Kind, PruneGroup
+from ...ir.importance import ImportanceScores
+from ...ir.pipeline import Search
+from ...ir.plan import Choice, CompressionPlan, TokenPlan
+from ...ir.program import Program
+from ...target.latency_table import LatencyTable
 from . import two_class as scan
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...axis import Axis
-from ...cost import CostModel, Expression
-from ...latency_table import TokenCurve
-from ...plan import TokenPlan
-from ...program import Program
-from ...tokens import TokenFlow
+from ...ir.axis import Axis
+from ...ir.cost import CostModel, Expression
+from ...ir.plan import TokenPlan
+from ...ir.program import Program
+from ...ir.token_flow import TokenFlow
+from ...target.latency_table import TokenCurve
 from .latency_fit import rising
 from .token_schedule import TokenCosts
 

@@ -6,10 +6,10 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...axis import Axis
-from ...cost import CostModel
-from ...program import Program
-from ...tokens import TokenFlow
+from ...ir.axis import Axis
+from ...ir.cost import CostModel
+from ...ir.program import Program
+from ...ir.token_flow import TokenFlow
 
 Cap = Callable[[int, int], int]
 """(tokens here, protected ones) -> the most that may go at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...cost import Expression
+from ...ir.cost import Expression
 from .ladder import Ladder, Levels, ledger_at, step_costs
 
 
@@ -30,8 +30,8 @@ def two_class(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: flo
 
     Chunks that cost nothing stay. The floors' own cost must fit within ``limit``.
 
-    >>> from fxprune.axis import Axis
-    >>> from fxprune.group import Kind
+    >>> from fxprune.ir.axis import Axis
+    >>> from fxprune.ir.group import Kind
     >>> heads = Ladder("h", Kind.HEAD, Axis(2), (0, 1), (0, 1, 2), (0.0, 5.0, 6.0))
     >>> neurons = Ladder("f", Kind.FFN, Axis(4), (0, 1, 2, 3), (0, 1, 2, 3, 4), (0.0, 4.0, 7.0, 9.0, 10.0))
     >>> two_class([heads, neurons], [Expression(3, (heads.axis,)), Expression(1, (neurons.axis,))], 5)

@@ -13,10 +13,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ...errors import OptionError
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
-from ...streams import op_name
+from ...ir.dataflow import op_name
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 
 aten = torch.ops.aten
 

@@ -12,9 +12,9 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from ...errors import CaptureError
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild, relax_views
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild, relax_views
 from .inplace import is_mutable, make_functional, op_name
 from .straighten import straighten
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ...axis import Axis, Dims, atoms, leaves
 from ...errors import PlanError
-from ...program import Axes
+from ...ir.axes import Axes
+from ...ir.axis import Axis, Dims, atoms, leaves
 
 aten = torch.ops.aten
 

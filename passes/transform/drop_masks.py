@@ -10,10 +10,10 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node, map_arg
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
-from ...streams import bind, op_name
+from ...ir.dataflow import bind, op_name
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 
 LARGEST = 2**24  # entries of a mask that is looked at
 SPREAD = ("expand", "expand_as")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .unshare import PREFIX
 
 

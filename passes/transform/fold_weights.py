@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .inplace import is_mutable, op_name
 from .resize import fake_mode_of
 

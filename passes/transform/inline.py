@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ...cost import CostModel
 from ...errors import OptionError
-from ...pipeline import Transform
-from ...plan import compose
-from ...program import Program
+from ...ir.cost import CostModel
+from ...ir.pipeline import Transform
+from ...ir.plan import compose
+from ...ir.program import Program
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from ... import registry
-from ...axis import Axis, Dim
 from ...errors import OptionError
-from ...pipeline import Transform
-from ...plan import CompressionPlan, TokenPlan
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
-from ...streams import bind, op_name
-from ...tokens import TokenFlow, TokenSite, counts_behind, patches_of
+from ...ir.axis import Axis, Dim
+from ...ir.dataflow import bind, op_name
+from ...ir.pipeline import Transform
+from ...ir.plan import CompressionPlan, TokenPlan
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
+from ...ir.token_flow import TokenFlow, TokenSite, counts_behind, patches_of
 from .reducers.reducer import Reducer, Taps
 from .resize import edit_literal, propagate
 

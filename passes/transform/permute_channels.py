@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...axis import Axis, kept_index, leaves
 from ...errors import OptionError, PlanError
-from ...group import Kind
-from ...matrices import Matrix, matrices
-from ...pipeline import Transform
-from ...program import Program
+from ...ir.axis import Axis, kept_index, leaves
+from ...ir.group import Kind
+from ...ir.linear_layers import Matrix, matrices
+from ...ir.pipeline import Transform
+from ...ir.program import Program
 from .sparsify_blocks import with_parameters
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ...axis import Axis
-from ...data import Calibration
+from ...data.batch import Calibration
+from ...data.memory import that_fit
 from ...errors import InternalError, OptionError, nearest
-from ...memory import that_fit
-from ...pipeline import Transform
-from ...plan import CompressionPlan
-from ...program import Program
+from ...ir.axis import Axis
+from ...ir.pipeline import Transform
+from ...ir.plan import CompressionPlan
+from ...ir.program import Program
 from .recovery.choose import Guard, Verdict
 from .recovery.closed_form import ClosedForm
 from .recovery.record import Recovery

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...data import Calibration
+from ...data.batch import Calibration
+from ...data.memory import that_fit
 from ...errors import OptionError, nearest
-from ...matrices import Matrix, sparse_layers
-from ...memory import that_fit
-from ...pipeline import Transform
-from ...program import Program
-from ...sparsity import Sparsity
+from ...ir.linear_layers import Matrix, sparse_layers
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.sparsity import Sparsity
 from .recovery.agreement import Yardstick
 from .recovery.choose import TOLERANCE, agreed, split_in_folds
 from .recovery.record import Recovery

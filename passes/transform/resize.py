@@ -14,10 +14,11 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
-from ...axis import Axis, Dim, Keep, kept_index, kept_total, total
 from ...errors import InternalError
-from ...program import Axes, Literal, Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.axes import Axes, Literal
+from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, total
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")

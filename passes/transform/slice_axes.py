@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...pipeline import Transform
-from ...program import Program
+from ...ir.pipeline import Transform
+from ...ir.program import Program
 from .resize import resize
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ...matrices import sparse_layers
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
-from ...sparsity import Sparsity
+from ...ir.linear_layers import sparse_layers
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
+from ...ir.sparsity import Sparsity
 
 
 @dataclass(frozen=True)

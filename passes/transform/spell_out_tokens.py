@@ -12,10 +12,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...errors import InternalError
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
-from ...streams import op_name
+from ...ir.dataflow import op_name
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .resize import fake_mode_of
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .resize import infer
 
 aten = torch.ops.aten

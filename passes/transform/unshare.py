@@ -18,11 +18,11 @@ from torch._subclasses import FakeTensorMode
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
-from ...axis import Axis, Dims, leaves, total
-from ...group import Kind
-from ...pipeline import Transform
-from ...program import Program
-from ...rebuild import copy_graph, rebuild
+from ...ir.axis import Axis, Dims, leaves, total
+from ...ir.group import Kind
+from ...ir.pipeline import Transform
+from ...ir.program import Program
+from ...ir.rebuild import copy_graph, rebuild
 from .resize import fake_mode_of
 
 PREFIX = "fxprune_index_"

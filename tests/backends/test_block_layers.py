@@ -10,13 +10,13 @@ import torch
 
 from fxprune.backends.onnx.block_ell import UseBlockEll
 from fxprune.backends.triton.legalize import UseKernels
-from fxprune.block_gate import sparse_weights
-from fxprune.block_table import BlockTable, Timing
-from fxprune.matrices import matrices
+from fxprune.ir.linear_layers import matrices
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import grid, spread
 from fxprune.passes.transform.sparsify_blocks import masked
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.sparsity import grid, spread
+from fxprune.target.block_table import BlockTable, Timing
+from fxprune.target.gate import sparse_weights
 from fxprune.testing import relative_error, run_flat
 
 MODELS = ("vit", "bert", "swin", "transposed_weights", "gated_ffn", "gqa_repeat")

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fxprune.backend import lower_and_verify
-from fxprune.capture import capture
+from fxprune.intake.capture import capture
 from fxprune.registry import backend
+from fxprune.target.backend import lower_and_verify
 
 
 class Two(nn.Module):

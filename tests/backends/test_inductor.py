@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import registry
-from fxprune.archive import read_program
-from fxprune.artifact import Artifact, build_report
-from fxprune.backend import lower_and_verify
+from fxprune.artifact.artifact import Artifact, build_report
 from fxprune.backends.inductor.backend import InductorBackend, lacking
-from fxprune.capture import capture
-from fxprune.cost import Cost
 from fxprune.errors import LoadError, MissingDevice, OptionError
-from fxprune.plan import CompressionPlan
-from fxprune.program import Program
+from fxprune.intake.archive import read_program
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Cost
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.target.backend import lower_and_verify
 
 needs_compiler = pytest.mark.skipif(bool(lacking("cpu")), reason="needs a C++ compiler")
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
@@ -96,7 +96,7 @@ def test_torch_alone_loads_it(artifact: Artifact, tmp_path: Path) -> None:
 
 @needs_compiler
 def test_it_is_read_back_and_timed(artifact: Artifact) -> None:
-    from fxprune.bench import bench
+    from fxprune.workflows.bench import bench
 
     assert artifact.path is not None
     assert Artifact.read(artifact.path).backend == InductorBackend()

@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxprune.artifact import Artifact, build_report, load
-from fxprune.backend import Lowered, lower_and_verify
+from fxprune.artifact.artifact import Artifact, build_report, load
 from fxprune.backends.onnx import backend as onnx_backend
 from fxprune.backends.onnx import file as onnx_file
 from fxprune.backends.onnx.backend import OnnxBackend
 from fxprune.backends.onnx.legalize import SpellOutAttention
-from fxprune.capture import capture
-from fxprune.cost import Cost
 from fxprune.errors import LoweringError, OptionError
-from fxprune.parity import Parity, eager
-from fxprune.pipeline import Pipeline
-from fxprune.plan import CompressionPlan
-from fxprune.program import Program
-from fxprune.surroundings import survive_torchvision
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Cost
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.process.libraries import survive_torchvision
+from fxprune.target.backend import Lowered, lower_and_verify
+from fxprune.target.parity import Parity, eager
 
 
 def lower(program: Program, directory: Path, **options: Any) -> tuple[Lowered, Parity, onnx.ModelProto]:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.backend import lower_and_verify
 from fxprune.backends.onnx import tune as onnx_tune
 from fxprune.backends.onnx.block_ell import UseBlockEll, ell
-from fxprune.block_table import BlockTable, Timing, made
-from fxprune.capture import capture
 from fxprune.errors import OptionError
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
-from fxprune.sparsity import spread
+from fxprune.target.backend import lower_and_verify
+from fxprune.target.block_table import BlockTable, Timing, made
 from fxprune.testing import run_flat
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fxprune
-from fxprune.plan import CompressionPlan
-from fxprune.quiet import quiet
+from fxprune.ir.plan import CompressionPlan
+from fxprune.process.silence import quiet
 
 
 class PostNorm(nn.Module):

@@ -10,11 +10,11 @@ import torch
 from token_models import TokenViT, analysed, planned, scrambled
 
 import fxprune
-from fxprune.backend import lower_and_verify
 from fxprune.backends.onnx.backend import OnnxBackend
+from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.transform.merge_tokens import MergeTokens
 from fxprune.passes.transform.spell_out_tokens import SpellOutTokens
-from fxprune.pipeline import Pipeline
+from fxprune.target.backend import lower_and_verify
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is part of the test extra on Linux with x86-64")
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.cost import CostModel
+from fxprune.ir.cost import CostModel
+from fxprune.ir.program import Program
 from fxprune.ops.block_sparse_linear import block_sparse_linear, pack, unpack
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.program import Program
 
 SHAPES = [  # N, K, tile
     (8, 12, (4, 4)),
@@ -140,7 +140,7 @@ def test_everything_but_the_kernel_is_there_without_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import fxprune, fxprune.backends.triton.backend, fxprune.backends.triton.launch, torch\n"
-        "import fxprune.backends.triton.tune, fxprune.tune\n"
+        "import fxprune.backends.triton.tune, fxprune.target.tune\n"
         "print(torch.ops.fxprune.block_sparse_linear.default)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.ops import OPS
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 
 FORBIDDEN = ("sort", "topk", "scatter", "index_add", "index_put", "cumsum", "nonzero", ".item", "assert", "masked_")
 Results = tuple[Tensor, ...]

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import FxpruneError, OptionError
-from fxprune.group import Kind, PruneGroup
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.tiles import TileCriterion
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 from fxprune.registry import CRITERIA, lookup
 
 torch.set_num_threads(1)

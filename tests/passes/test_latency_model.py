@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from laws import analysed
 from timing import made_up
 
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible, OptionError
-from fxprune.importance import ImportanceScores
-from fxprune.latency_table import Curve, Point, classes
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.importance import ImportanceScores
+from fxprune.ir.program import Program
 from fxprune.passes.search.latency_model import NS, LatencyModel, effect, layers, liked, rising
 from fxprune.passes.search.search_plan import SearchPlan
-from fxprune.program import Program
+from fxprune.target.latency_table import Curve, Point, classes
 
 SHARES = {"head": 0.3, "ffn": 0.5}
 

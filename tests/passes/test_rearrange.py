@@ -10,19 +10,19 @@ from test_importance import Block, analysed, by_kind, calibration, finite_differ
 from torch import Tensor
 from torch.nn import functional
 
-from fxprune.cost import Budget
 from fxprune.errors import OptionError
-from fxprune.group import Kind
-from fxprune.importance import ImportanceScores
+from fxprune.ir.cost import Budget
+from fxprune.ir.group import Kind
+from fxprune.ir.importance import ImportanceScores
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.fisher import Fisher
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search import rearrange
 from fxprune.passes.search.rearrange import Rearrange, rearranged
 from fxprune.passes.search.search_plan import SearchPlan
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
 
 torch.set_num_threads(1)
 VECTOR = torch.tensor([[1.0, -1.0, 0.0, 0.95], [0.0, 0.1, 0.9, 0.0]])

@@ -9,11 +9,11 @@ import random
 import pytest
 import torch
 
-from fxprune.axis import Axis
-from fxprune.cost import Expression
 from fxprune.errors import OptionError
-from fxprune.group import Kind, PruneGroup
-from fxprune.importance import ImportanceScores
+from fxprune.ir.axis import Axis
+from fxprune.ir.cost import Expression
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.importance import ImportanceScores
 from fxprune.passes.search import two_class as scan
 from fxprune.passes.search.exhaustive import exhaustive
 from fxprune.passes.search.ladder import Ladder, ladder, ledger_at, value_of

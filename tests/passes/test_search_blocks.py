@@ -6,8 +6,8 @@ import pytest
 import tiled
 import torch
 
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
+from fxprune.ir.cost import Budget, CostModel
 from fxprune.passes.search.search_blocks import SearchBlocks
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from test_search import Case, cost, make, random_chain
 
-from fxprune.axis import Axis
-from fxprune.cost import Expression
 from fxprune.errors import InternalError
-from fxprune.group import Kind, PruneGroup
-from fxprune.importance import ImportanceScores
+from fxprune.ir.axis import Axis
+from fxprune.ir.cost import Expression
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.importance import ImportanceScores
 from fxprune.passes.search import two_class as scan
 from fxprune.passes.search.dynamic import BUCKETS, dynamic
 from fxprune.passes.search.exhaustive import exhaustive

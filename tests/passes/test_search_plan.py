@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
-from fxprune.group import Kind, PruneGroup
-from fxprune.importance import ImportanceScores
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.importance import ImportanceScores
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
-from fxprune.pipeline import Pipeline
-from fxprune.plan import CompressionPlan
-from fxprune.program import Program
 
 torch.set_num_threads(1)
 

@@ -7,9 +7,11 @@ import torch
 from token_models import TokenViT, scrambled
 from torch import nn
 
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import InternalError, OptionError
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.find_token_sites import FindTokenSites
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
@@ -20,8 +22,6 @@ from fxprune.passes.search.plan_tokens import PlanTokens
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.join_rounds import JoinRounds
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 
 def found(floor: float = 0.1) -> Program:

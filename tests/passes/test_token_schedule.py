@@ -6,10 +6,10 @@ import pytest
 import torch
 from token_models import TokenViT, analysed, scrambled
 
-from fxprune.axis import Axis
-from fxprune.cost import CostModel
+from fxprune.ir.axis import Axis
+from fxprune.ir.cost import CostModel
+from fxprune.ir.program import Program
 from fxprune.passes.search.token_schedule import TokenCosts, decreasing, eliminate, profile, rounded
-from fxprune.program import Program
 
 
 def half(tokens: int, protected: int) -> int:
@@ -22,7 +22,7 @@ def all_but_one(tokens: int, protected: int) -> int:
 
 @pytest.fixture(scope="module")
 def deit() -> Program:
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     import timm

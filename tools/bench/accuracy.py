@@ -39,7 +39,7 @@ from accuracy_tasks import TASKS, Missing, Task, of_program, open_task
 from lists import names, numbers
 from record import peak_memory, write
 
-from fxprune.cost import CostModel
+from fxprune.ir.cost import CostModel
 
 RATIOS = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)
 SEEDS = (0, 1, 2)

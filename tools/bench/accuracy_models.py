@@ -67,7 +67,7 @@ def cifar(folder: Path = DATA) -> Images:
 
 def digits(_: Path = DATA) -> Images:
     """scikit-learn's handwritten digits [n, 1, 8, 8]; a quarter, drawn by class, is the test split."""
-    from fxprune.demo import digits as load
+    from fxprune.cli.demo import digits as load
 
     return Images(**vars(load(seed=0)))
 
@@ -144,7 +144,7 @@ def _resnet(**sizes: Any) -> nn.Module:
 
 
 def _vit(**sizes: Any) -> nn.Module:
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     from timm.models.vision_transformer import VisionTransformer
@@ -153,7 +153,7 @@ def _vit(**sizes: Any) -> nn.Module:
 
 
 def _digits_vit(**sizes: Any) -> nn.Module:
-    from fxprune.demo import DigitsViT
+    from fxprune.cli.demo import DigitsViT
 
     return DigitsViT(**sizes)
 

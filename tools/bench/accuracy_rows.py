@@ -8,11 +8,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fxprune.data import Calibration
+from fxprune.data.batch import Calibration
 from fxprune.errors import OptionError
+from fxprune.ir.pipeline import Pass
 from fxprune.passes.analysis.score_groups import criterion as criterion_of
 from fxprune.passes.transform.recover import METHODS
-from fxprune.pipeline import Pass
 
 PEER = ("uniform", "uniform global", "bottleneck", "bottleneck global", "bottleneck isomorphic")
 REARRANGE = "fxprune.passes.search.rearrange", "Rearrange"

@@ -16,10 +16,12 @@ from accuracy_rows import Row, criterion_of, rearrange_pass
 from accuracy_tasks import Task, of_module, of_program
 from record import commit, said
 
-from fxprune.cost import Budget, CostModel
-from fxprune.data import Calibration
-from fxprune.decide import searching
+from fxprune.data.batch import Calibration
+from fxprune.driver.decide import searching
 from fxprune.errors import FxpruneError
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.criterion import Criterion
 from fxprune.passes.analysis.rank_within import RankWithin
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -27,9 +29,7 @@ from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.recover import Recover
 from fxprune.passes.transform.recovery.choose import Verdict
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 
 FACTS = ("axes", "groups", "scores", "plan")
 Record = dict[str, Any]

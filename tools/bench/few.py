@@ -38,7 +38,7 @@ from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, po
 from fxprune.passes.transform.recovery.choose import TOLERANCE, Guard, split_in_folds, yardsticks
 from fxprune.passes.transform.recovery.closed_form import ClosedForm
 from fxprune.passes.transform.resize import resize
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 from fxprune.testing import keep_of
 
 POOL, OTHERS, HELD_OUT = 512, 99, 0.2

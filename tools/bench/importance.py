@@ -28,10 +28,12 @@ from accuracy_tasks import Missing, Sentences
 from record import peak_memory, write
 from torch import Tensor
 
-from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
-from fxprune.group import Kind, PruneGroup
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.metrics import spearman
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import output_change
@@ -42,8 +44,6 @@ from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, c
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 from fxprune.testing import _Masked, run_flat
 
 KINDS = (Kind.HEAD, Kind.FFN)
@@ -171,7 +171,7 @@ def minilm(folder: Path, sentences: int) -> tuple[Program, Calibration]:
 
 def deit(images: int) -> tuple[Program, Calibration]:
     """Random weights, random images."""
-    from fxprune.surroundings import survive_torchvision
+    from fxprune.process.libraries import survive_torchvision
 
     survive_torchvision()
     import timm

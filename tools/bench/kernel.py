@@ -30,9 +30,9 @@ from torch.nn import functional
 from fxprune.backends.triton.configurations import CONFIGURATIONS, usable
 from fxprune.backends.triton.launch import launch
 from fxprune.backends.triton.tune import DTYPES, check_device, inputs, quartiles
-from fxprune.block_table import Timing, made
 from fxprune.errors import MissingDevice
-from fxprune.sparsity import spread, tile_of, two_of_four
+from fxprune.ir.sparsity import spread, tile_of, two_of_four
+from fxprune.target.block_table import Timing, made
 
 SHAPES = {  # model: (out, in) of qkv or its parts, projection, and the two feed-forward layers
     "DeiT-S": ((1152, 384), (384, 384), (1536, 384), (384, 1536)),
@@ -116,13 +116,13 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
     """DeiT-B end to end at batch 1, 8 and 64: dense weights, and what the gate makes of the same weights."""
     import timm
 
+    from fxprune.artifact.module import module_of
     from fxprune.backends.triton.legalize import UseKernels
-    from fxprune.capture import capture
-    from fxprune.matrices import matrices
-    from fxprune.module import module_of
+    from fxprune.intake.capture import capture
+    from fxprune.ir.linear_layers import matrices
+    from fxprune.ir.pipeline import Pipeline
+    from fxprune.ir.sparsity import grid
     from fxprune.passes.transform.sparsify_blocks import masked
-    from fxprune.pipeline import Pipeline
-    from fxprune.sparsity import grid
 
     table = made(
         device,

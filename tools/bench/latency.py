@@ -35,11 +35,11 @@ from record import write
 
 import fxprune
 from fxprune import registry
+from fxprune.driver.measure_latency import lowerable
+from fxprune.driver.run import Limits, Work
 from fxprune.errors import FxpruneError
-from fxprune.latency_clock import SURELY, Clock
-from fxprune.latency_measure import lowerable
-from fxprune.surroundings import survive_torchvision
-from fxprune.work import Limits, Work
+from fxprune.process.libraries import survive_torchvision
+from fxprune.target.clock import SURELY, Clock
 
 Record = dict[str, Any]
 MODELS = ("deit_tiny", "deit_small", "deit_base", "bert_base", "resnet50")
@@ -180,7 +180,7 @@ def budgets(records: Records, model: str, target: str, args: argparse.Namespace)
 
 def plans(records: Records, target: str, args: argparse.Namespace) -> None:
     """By time against by FLOPs, at the same measured latency, on digits."""
-    from fxprune.demo import DigitsViT, digits, train
+    from fxprune.cli.demo import DigitsViT, digits, train
 
     for ratio in args.ratios:
         key = {

@@ -54,7 +54,7 @@ NOTHING = {
 }
 MAKE = """
 import json, sys, torch
-from fxprune.surroundings import survive_torchvision
+from fxprune.process.libraries import survive_torchvision
 survive_torchvision()
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the files lie while it runs (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path("build/memory.json"))
     args = parser.parse_args()
-    from fxprune.memory import share, within
+    from fxprune.data.memory import share, within
 
     with within(args.memory):
         budget = share(2**62, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fxprune
-from fxprune.measure import environment
+from fxprune.process.environment import environment
 
 MIB = 2**20
 

@@ -26,14 +26,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.artifact import Artifact
-from fxprune.data import Batch
+from fxprune.artifact.artifact import Artifact
+from fxprune.data.batch import Batch
 from fxprune.errors import FxpruneError
-from fxprune.events import Event
-from fxprune.measure import latency, session
-from fxprune.plan import CompressionPlan
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.process.events import Event
+from fxprune.process.silence import quiet
+from fxprune.target.timing import latency, session
 
 
 def reduced(

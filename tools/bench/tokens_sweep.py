@@ -11,15 +11,16 @@ import torch
 from tokens_cells import Cell
 from torch import Tensor, nn
 
-from fxprune.cost import Budget
-from fxprune.data import Batch
-from fxprune.decide_tokens import Decision
-from fxprune.group import Kind
+from fxprune.data.batch import Batch
+from fxprune.driver.decide_tokens import Decision
+from fxprune.driver.run import Limits, Work
+from fxprune.ir.cost import Budget
+from fxprune.ir.group import Kind
+from fxprune.ir.plan import TokenPlan
 from fxprune.passes.transform.merge_tokens import trial
-from fxprune.plan import TokenPlan
-from fxprune.quiet import quiet
-from fxprune.token_wish import TokenWish
-from fxprune.work import Limits, Wish, Work
+from fxprune.process.silence import quiet
+from fxprune.request.goal import Wish
+from fxprune.request.tokens import TokenWish
 
 
 @dataclass

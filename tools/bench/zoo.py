@@ -41,12 +41,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from zoo_models import MODELS, TEXT, Built, build, other_inputs
 
-from fxprune.archive import read_program, write_program
-from fxprune.backend import lower_and_verify
 from fxprune.backends.onnx.backend import OnnxBackend
-from fxprune.capture import capture
-from fxprune.cost import Budget, CostModel
 from fxprune.errors import BudgetInfeasible
+from fxprune.intake.archive import read_program, write_program
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -57,9 +58,8 @@ from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unshare import Unshare
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
+from fxprune.target.backend import lower_and_verify
 from fxprune.testing import masked_run, relative_error, run_flat
 
 TOLERANCE = 1e-4  # relative, fp32
@@ -176,7 +176,7 @@ def prune(subject: Subject, ratio: float, onnx: bool, threads: int) -> Row:
 
 def lowest(program: Program) -> float:
     """Share of the dense MACs when every group of the default kinds is at its floor."""
-    from fxprune.group import DEFAULT_KINDS
+    from fxprune.ir.group import DEFAULT_KINDS
 
     model = CostModel(program)
     floors = {g.axis: g.levels()[0] for g in program.need("groups") if g.prunable and g.kind in DEFAULT_KINDS}

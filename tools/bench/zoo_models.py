@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.quiet import quiet
-from fxprune.surroundings import survive_torchvision
+from fxprune.process.libraries import survive_torchvision
+from fxprune.process.silence import quiet
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 TEXT, WORDS = (2, 64), 200  # example batch and length; token ids below WORDS

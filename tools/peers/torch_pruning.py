@@ -32,9 +32,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.data import Batch
+from fxprune.data.batch import Batch
 from fxprune.errors import BudgetInfeasible
-from fxprune.quiet import quiet
+from fxprune.process.silence import quiet
 
 STEPS = 12  # of bisection, for either unknown
 CLOSE = 0.99  # of the budget: near enough

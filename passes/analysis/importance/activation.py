@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Calibration
+from ....data.batch import Calibration
 from ....errors import InternalError
-from ....jobs import run_jobs
-from ....program import Program
+from ....ir.program import Program
+from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers, elements
 from .criterion import Criterion, prunable
 from .mask_gradients import guarded, not_finite

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ....axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
 from ....errors import InternalError
-from ....group import PruneGroup
-from ....program import Axes, Program
+from ....ir.axes import Axes
+from ....ir.axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.group import PruneGroup
+from ....ir.program import Program
 from ..walk import FIRST_PRIME, bind
 from .criterion import prunable
 

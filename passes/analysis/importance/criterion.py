@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ....data import Calibration
-from ....group import PruneGroup
-from ....program import Program
+from ....data.batch import Calibration
+from ....ir.group import PruneGroup
+from ....ir.program import Program
 
 
 class Criterion(ABC):

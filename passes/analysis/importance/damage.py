@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from ....axis import kept_index
-from ....data import Batch
-from ....group import PruneGroup
-from ....memory import share
-from ....program import Program
+from ....data.batch import Batch
+from ....data.memory import share
+from ....ir.axis import kept_index
+from ....ir.group import PruneGroup
+from ....ir.program import Program
 from .consumers import Consumer, consumers
 from .distance import output_change
 from .mask_gradients import samples_of, sizes_now

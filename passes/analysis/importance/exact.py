@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ....data import Batch
+from ....data.batch import Batch
 from ....errors import FxpruneError
-from ....group import PruneGroup
-from ....jobs import run_jobs
-from ....program import Program
+from ....ir.group import PruneGroup
+from ....ir.program import Program
+from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure, output_change
 from .features import Tap, View, find_taps, operand_source, views

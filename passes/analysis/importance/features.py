@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from ....group import Kind
-from ....program import Program
+from ....ir.group import Kind
+from ....ir.program import Program
 from ..walk import bind, op_name
 from .consumers import Consumer, consumers
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Calibration
+from ....data.batch import Calibration
 from ....errors import OptionError
-from ....program import Program
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 from .mask_gradients import Gradients, Passes, batch_by_batch, notes_on_samples
 

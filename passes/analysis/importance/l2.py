@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....data import Calibration
-from ....program import Program
+from ....data.batch import Calibration
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 from .magnitude import sum_over_slots
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Calibration
+from ....data.batch import Calibration
 from ....errors import InternalError
-from ....matrices import BlockGroup
-from ....program import Program
-from ....ranks import add_up, mine
+from ....ir.linear_layers import BlockGroup
+from ....ir.program import Program
+from ....process.ranks import add_up, mine
 from .mask_gradients import first_samples
 from .objective import objectives, padding
 from .tile_products import LayerRun

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....data import Calibration
+from ....data.batch import Calibration
 from ....errors import OptionError, nearest
-from ....program import Program
-from ....sparsity import TWO_OF_FOUR
+from ....ir.program import Program
+from ....ir.sparsity import TWO_OF_FOUR
 from .distortion import CURVES, distortion, isotonic
 from .tile_products import Products, tile_products
 from .tiles import TileCriterion, tiles

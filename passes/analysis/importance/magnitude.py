@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ....axis import element_of
 from ....errors import FxpruneError
-from ....group import PruneGroup
-from ....program import Program
+from ....ir.axis import element_of
+from ....ir.group import PruneGroup
+from ....ir.program import Program
 
 
 def sum_over_slots(program: Program, group: PruneGroup, of: Callable[[Tensor], Tensor]) -> Tensor:

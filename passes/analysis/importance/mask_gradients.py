@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Batch, Calibration
+from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError, InternalError
-from ....jobs import run_jobs
-from ....program import Axes, Program
+from ....ir.axes import Axes
+from ....ir.program import Program
+from ....process.jobs import run_jobs
 from ..walk import FIRST_PRIME
 from .consumers import Consumer, batch_axes, consumers, elements, sample_of
 from .objective import objectives

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....data import Calibration
+from ....data.batch import Calibration
 from ....errors import OptionError
-from ....program import Program
-from ....sparsity import TWO_OF_FOUR, grid
+from ....ir.program import Program
+from ....ir.sparsity import TWO_OF_FOUR, grid
 from .layer_inputs import LayerInputs, layer_inputs
 from .tiles import TileCriterion, tiles
 

@@ -13,9 +13,9 @@ from torch.fx import Interpreter
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data import Batch, Calibration
+from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError
-from ....program import Program
+from ....ir.program import Program
 
 IGNORED = -100  # the label that torch and transformers use for "no label here"
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ....data import Batch, Calibration
+from ....data.batch import Batch, Calibration
 from ....errors import InternalError, OptionError
-from ....group import Kind, PruneGroup
-from ....program import Program
+from ....ir.group import Kind, PruneGroup
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 from .damage import Change, Damage
 from .l2 import L2

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ....data import Batch
-from ....jobs import run_jobs
-from ....program import Program
+from ....data.batch import Batch
+from ....ir.program import Program
+from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure
 from .features import Tap, View, find_taps, views

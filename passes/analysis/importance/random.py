@@ -7,8 +7,8 @@ import zlib
 import torch
 from torch import Tensor
 
-from ....data import Calibration
-from ....program import Program
+from ....data.batch import Calibration
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 
 

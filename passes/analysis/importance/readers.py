@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....axis import element_of, leaves, real_size
-from ....data import Batch
-from ....group import PruneGroup
-from ....memory import share
-from ....program import Axes, Program
-from ....ranks import add_up, mine
-from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
+from ....data.batch import Batch
+from ....data.memory import share
+from ....ir.axes import Axes
+from ....ir.axis import element_of, leaves, real_size
+from ....ir.dataflow import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
+from ....ir.group import PruneGroup
+from ....ir.program import Program
+from ....process.ranks import add_up, mine
 from .consumers import consumers
 from .objective import padding
 

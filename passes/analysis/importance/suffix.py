@@ -10,10 +10,11 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node, map_arg
 
-from ....axis import atoms
-from ....data import Batch
-from ....group import PruneGroup
-from ....program import Axes, Program
+from ....data.batch import Batch
+from ....ir.axes import Axes
+from ....ir.axis import atoms
+from ....ir.group import PruneGroup
+from ....ir.program import Program
 from ..walk import op_name
 from .consumers import Consumer, batch_axes, elements
 from .features import operand_source, reach

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Calibration
-from ....program import Program
+from ....data.batch import Calibration
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 from .mask_gradients import add_over_passes, notes_on_samples
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from ....data import Batch, Calibration
+from ....data.batch import Batch, Calibration
 from ....errors import InternalError
-from ....jobs import run_jobs
-from ....matrices import BlockGroup
-from ....program import Axes, Program
-from ....sparsity import Tile, tile_areas, tile_sums
+from ....ir.axes import Axes
+from ....ir.linear_layers import BlockGroup
+from ....ir.program import Program
+from ....ir.sparsity import Tile, tile_areas, tile_sums
+from ....process.jobs import run_jobs
 from .consumers import Operand, batch_axes, sample_of, sampled_dim
 from .mask_gradients import first_samples, guarded, not_finite, samples_of, sizes_now
 from .objective import objectives
@@ -50,7 +51,7 @@ def tile_products(
     """Group name -> its products over all samples, from one forward and ``probes`` backward runs per batch.
 
     Per-sample gradients of a linear layer are ``g_n = sum over positions of e x^T`` (e: gradient of its output, x: its
-    input); they are made a few samples at a time, pooled and forgotten. Every batch is a job (see ``fxprune.jobs``).
+    input); they are made a few samples at a time, pooled and forgotten. Every batch is a job (see ``process/jobs``).
 
     slopes   also ``taylor``, which wants the mean gradient of every weight; zeros without
     Memory   samples x tiles per layer, with ``slopes`` one gradient per weight and batch, and what one batch's backward

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ....errors import OptionError
-from ....matrices import BlockGroup
-from ....program import Program
+from ....ir.linear_layers import BlockGroup
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 
 

@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ....correlation import spearman
-from ....data import Batch, Calibration, evenly
+from ....data.batch import Batch, Calibration, evenly
+from ....data.memory import share
+from ....data.metrics import spearman
 from ....errors import InternalError, OptionError, nearest
-from ....group import DEFAULT_KINDS, Kind, PruneGroup
-from ....memory import share
-from ....program import Program
+from ....ir.group import DEFAULT_KINDS, Kind, PruneGroup
+from ....ir.program import Program
 from .criterion import Criterion, prunable
 from .distance import Measure
 from .exact import Removals

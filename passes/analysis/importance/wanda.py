@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ....data import Calibration
-from ....program import Program
-from ....sparsity import tile_areas, tile_sums
+from ....data.batch import Calibration
+from ....ir.program import Program
+from ....ir.sparsity import tile_areas, tile_sums
 from .layer_inputs import layer_inputs
 from .tiles import TileCriterion, tiles
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....axis import Dims, new_dim, total
+from ....ir.axis import Dims, new_dim, total
 from ..walk import Args, Walk, rule
 
 

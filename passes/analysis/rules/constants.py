@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....axis import Dims
+from ....ir.axis import Dims
 from ..walk import Args, Walk, rule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from ....axis import Axis, Conflict, Dim, Dims, total
+from ....ir.axis import Axis, Conflict, Dim, Dims, total
 from ..walk import Args, Walk, rule
 
 

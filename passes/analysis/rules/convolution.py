@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....axis import Conflict, Dim, Dims, new_dim, total
+from ....ir.axis import Conflict, Dim, Dims, new_dim, total
 from ..walk import Args, Walk, rule
 
 SPATIAL = "spatial"

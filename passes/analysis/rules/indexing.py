@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ....axis import Conflict, Dims, total
+from ....ir.axis import Conflict, Dims, total
 from ..walk import Args, Multi, Walk, rule
 
 GATHERED = "gathered by index"

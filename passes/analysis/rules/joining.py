@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....axis import Axis, Conflict, Dim, Dims, cut, new_dim, sum_dim, total
+from ....ir.axis import Axis, Conflict, Dim, Dims, cut, new_dim, sum_dim, total
 from ..walk import Args, Multi, Walk, rule
 
 

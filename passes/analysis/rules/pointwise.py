@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....axis import Dims
+from ....ir.axis import Dims
 from ..walk import Args, Multi, Walk, rule
 
 
@@ -97,7 +97,7 @@ def like_first(w: Walk, a: Args) -> Dims:
 @rule("glu")
 def glu(w: Walk, a: Args) -> Dims:
     """The two halves of ``dim`` meet element-wise; the op finds the middle by itself."""
-    from ....axis import cut, total
+    from ....ir.axis import cut, total
 
     x, dim = a.self, a.dim % len(a.self)
     left, right = cut(x[dim], total(x[dim]) // 2)

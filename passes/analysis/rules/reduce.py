@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ....axis import Conflict, Dims, total
+from ....ir.axis import Conflict, Dims, total
 from ..walk import Args, Multi, Walk, rule
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....axis import Axis, Conflict, Dim, Dims, atoms, new_dim, split, total
+from ....ir.axis import Axis, Conflict, Dim, Dims, atoms, new_dim, split, total
 from ..walk import Args, Walk, rule
 from .reduce import positions
 

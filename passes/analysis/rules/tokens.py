@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....axis import Dim, Dims, new_dim, total
+from ....ir.axis import Dim, Dims, new_dim, total
 from ....ops.library import OPS
 from ..walk import Args, Multi, Walk, rule
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....correlation import spearman
-from ....data import Batch
-from ....program import Program
-from .lockstep import padding
+from ....data.batch import Batch
+from ....data.metrics import spearman
+from ....ir.program import Program
 from .outputs import class_rows, divergence, floating, run, sample_count, unit
+from .stream import padding
 from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it

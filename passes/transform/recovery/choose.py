@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ....axis import Keep
-from ....data import Batch, Calibration
-from ....program import Program
+from ....data.batch import Batch, Calibration
+from ....ir.axis import Keep
+from ....ir.program import Program
 from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pooled
 from .closed_form import STRONG, ClosedForm
 from .outputs import sample_count

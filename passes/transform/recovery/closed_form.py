@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....axis import Keep
-from ....data import Batch
-from ....program import Program
-from ....ranks import mine
+from ....data.batch import Batch
+from ....ir.axis import Keep
+from ....ir.program import Program
+from ....process.ranks import mine
 from .lockstep import Lockstep
 from .moments import System
 from .record import Fitted, Recovery, Step

@@ -13,8 +13,8 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data import Batch
-from ....program import Program
+from ....data.batch import Batch
+from ....ir.program import Program
 
 
 @dataclass(frozen=True)

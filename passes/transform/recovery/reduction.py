@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ....axis import leaves
+from ....ir.axis import leaves
+from ....ir.dataflow import op_name
+from ....ir.token_flow import TokenFlow
 from ....ops.library import OPS
-from ....streams import op_name
-from ....tokens import TokenFlow
 from .sites import Site, Sites
 
 if TYPE_CHECKING:
-    from .lockstep import Stream
+    from .stream import Stream
 
 
 class Reduction:

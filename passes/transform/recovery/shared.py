@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ....ranks import add_up, mine
+from ....process.ranks import add_up, mine
 from .moments import Moments
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ....axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
-from ....program import Axes, Program
-from ....streams import CONVOLUTION, LINEAR, bind, goes_to, op_name
+from ....ir.axes import Axes
+from ....ir.axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
+from ....ir.dataflow import CONVOLUTION, LINEAR, bind, goes_to, op_name
+from ....ir.program import Program
 
 WIDEST = 16384  # outputs of a layer that is refit only because of what it reads: vocabularies are left alone
 KEEPING = ("layer_norm", "rms_norm", "_fused_rms_norm", "dropout", "contiguous", "clone", "alias", "detach", "to")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data import Batch
-from ....matrices import Matrix
-from ....program import Program
-from ....ranks import mine
-from ....sparsity import Sparsity
-from ....streams import goes_to
+from ....data.batch import Batch
+from ....ir.dataflow import goes_to
+from ....ir.linear_layers import Matrix
+from ....ir.program import Program
+from ....ir.sparsity import Sparsity
+from ....process.ranks import mine
 from .closed_form import LARGEST, LIMIT, RETRIES
 from .lockstep import Lockstep
 from .moments import System

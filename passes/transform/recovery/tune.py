@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.nn import functional
 
-from ....axis import Keep
-from ....data import Batch
-from ....memory import share
-from ....program import Axes, Program
-from ....streams import op_name, row_weight
+from ....data.batch import Batch
+from ....data.memory import share
+from ....ir.axes import Axes
+from ....ir.axis import Keep
+from ....ir.dataflow import op_name, row_weight
+from ....ir.program import Program
 from .agreement import Agreement, Yardstick
-from .lockstep import padding
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
 from .sites import Site, aligned, find_sites
+from .stream import padding
 
 TABLES = ("embedding", "embedding_bag", "index", "index_select", "gather")
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""

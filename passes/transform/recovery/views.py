@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....data import Batch
-from ....program import Program
-from .lockstep import padding
+from ....data.batch import Batch
+from ....ir.program import Program
+from .stream import padding
 
 WORST_NOISE = 0.8  # largest share of replaced tokens, and of noise in the standard deviation of a float input
 CROP, LIGHT, GRAIN = 0.4, 0.5, 0.3  # strongest view of an image: side cut off; contrast and brightness; noise

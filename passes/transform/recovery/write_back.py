@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ....axis import Keep, kept_index
-from ....program import Program
-from ....rebuild import copy_graph, rebuild
+from ....ir.axis import Keep, kept_index
+from ....ir.program import Program
+from ....ir.rebuild import copy_graph, rebuild
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ....errors import OptionError
+from ....ir.token_flow import TokenSite
 from ....ops import OPS
-from ....tokens import TokenSite
 
 aten = torch.ops.aten
 

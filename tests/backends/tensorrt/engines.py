@@ -92,7 +92,7 @@ def vit_with_tokens(target: str, out: Path) -> dict[str, Any]:
 
 def lowered(program: Any, target: str, out: Path) -> dict[str, Any]:
     from fxprune import registry
-    from fxprune.backend import lower_and_verify
+    from fxprune.target.backend import lower_and_verify
 
     out.mkdir()
     made, parity = lower_and_verify(registry.target(target), program, out)
@@ -100,14 +100,14 @@ def lowered(program: Any, target: str, out: Path) -> dict[str, Any]:
 
 
 def odd(target: str, out: Path) -> dict[str, Any]:
-    from fxprune.capture import capture
+    from fxprune.intake.capture import capture
 
     return lowered(capture(Odd().eval(), (torch.randn(2, 8),)), target, out)
 
 
 def tokens_not_spelt_out(target: str, out: Path) -> dict[str, Any]:
+    from fxprune.ir.pipeline import Pipeline
     from fxprune.passes.transform.merge_tokens import MergeTokens
-    from fxprune.pipeline import Pipeline
 
     dense = planned(analysed(scrambled(TokenViT(depth=2))), "tome", [3, 2])
     merged = Pipeline((MergeTokens(),), start=("axes", "groups", "tokens", "plan")).run(dense)

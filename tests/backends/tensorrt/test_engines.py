@@ -15,9 +15,9 @@ import torch
 import zoo
 
 from fxprune import registry
-from fxprune.backend import lower_and_verify
-from fxprune.capture import capture
 from fxprune.errors import OptionError
+from fxprune.intake.capture import capture
+from fxprune.target.backend import lower_and_verify
 
 WITHOUT_GPU = "the engines of a machine without a GPU; with one, engines are run (test_tensorrt)"
 pytestmark = pytest.mark.skipif(

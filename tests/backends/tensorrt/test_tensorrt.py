@@ -11,17 +11,17 @@ import zoo
 from torch import Tensor, nn
 
 from fxprune import registry
-from fxprune.backend import lower_and_verify
 from fxprune.backends.tensorrt import toolchain
 from fxprune.backends.tensorrt.backend import TensorRTBackend
 from fxprune.backends.tensorrt.legalize import PoolByMean, SpellOutGathers, SpellOutMaxima
 from fxprune.backends.tensorrt.profiles import profiles, ranges
-from fxprune.capture import capture
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import LoweringError, MissingDevice, OptionError
-from fxprune.parity import check_parity, eager
-from fxprune.pipeline import Pipeline, Transform
-from fxprune.program import Program
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline, Transform
+from fxprune.ir.program import Program
+from fxprune.target.backend import lower_and_verify
+from fxprune.target.parity import check_parity, eager
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
 

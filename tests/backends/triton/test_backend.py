@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.backend import lower_and_verify
 from fxprune.backends.triton.configurations import CONFIGURATIONS, Configuration
 from fxprune.backends.triton.launch import fastest
 from fxprune.backends.triton.legalize import UseKernels
-from fxprune.block_table import BlockTable, Timing, cached_path, made
-from fxprune.capture import capture
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
-from fxprune.sparsity import spread
+from fxprune.target.backend import lower_and_verify
+from fxprune.target.block_table import BlockTable, Timing, cached_path, made
 from fxprune.testing import run_flat
 
 

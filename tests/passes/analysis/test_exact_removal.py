@@ -12,9 +12,11 @@ import zoo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.data import Batch
-from fxprune.group import Kind, PruneGroup
+from fxprune.data.batch import Batch
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind, PruneGroup
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import Measure
@@ -23,8 +25,6 @@ from fxprune.passes.analysis.importance.features import find_taps, views
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 KINDS = (Kind.HEAD, Kind.KV, Kind.FFN, Kind.CHANNEL)
 MANY, ONE = 2**30, 1

@@ -9,15 +9,15 @@ import torch
 import zoo
 from torch import nn
 
-from fxprune.capture import capture
-from fxprune.cost import CostModel
 from fxprune.errors import OptionError
-from fxprune.matrices import matrices
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import CostModel
+from fxprune.ir.linear_layers import matrices
+from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
-from fxprune.pipeline import Pipeline
 
 
 def test_every_inner_layer_has_tiles_and_the_ends_stay_dense() -> None:

@@ -10,13 +10,13 @@ import zoo
 from laws import analysed
 from torch import Tensor, nn
 
-from fxprune.capture import capture
 from fxprune.errors import OptionError
-from fxprune.group import Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 
 # Counted from the configurations in zoo.py: two blocks each give two groups of heads and two of neurons; a gated or
 # pooled classifier gives one more FFN, a bias network (Swin v2) one per block; one-head stages give no heads.

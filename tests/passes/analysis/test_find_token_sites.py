@@ -7,8 +7,8 @@ import torch
 from token_models import TokenViT, analysed, scrambled
 from torch import Tensor, nn
 
-from fxprune.cost import CostModel
-from fxprune.tokens import TokenFlow
+from fxprune.ir.cost import CostModel
+from fxprune.ir.token_flow import TokenFlow
 
 
 def flow(unmerge: bool = False, **options: object) -> TokenFlow:
@@ -87,11 +87,11 @@ def test_an_open_number_of_tokens_is_frozen() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.block(self.table(ids))[:, 0]
 
-    from fxprune.capture import capture
+    from fxprune.intake.capture import capture
+    from fxprune.ir.pipeline import Pipeline
     from fxprune.passes.analysis.find_token_sites import FindTokenSites
     from fxprune.passes.analysis.propagate_axes import PropagateAxes
     from fxprune.passes.transform.clean import Clean
-    from fxprune.pipeline import Pipeline
 
     program = capture(Text().eval(), (torch.randint(0, 11, (2, 7)),), {})
     found = Pipeline((Clean(), PropagateAxes(), FindTokenSites())).run(program).need("tokens")

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture import capture
-from fxprune.cost import Budget
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import OptionError
-from fxprune.group import Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.cost import Budget
+from fxprune.ir.group import Kind
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.damage import Change, Damage
 from fxprune.passes.analysis.importance.obs import Obs, filled, slopes, some
@@ -20,8 +22,6 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.rank_within import RankWithin, ordered
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
 from fxprune.testing import masked, run_flat
 
 

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune.ops  # noqa: F401  registers them
-from fxprune.axis import Axis, kept_index, leaves
+from fxprune.ir.axes import Axes
+from fxprune.ir.axis import Axis, kept_index, leaves
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.walk import RULES, op_name
 from fxprune.passes.transform.resize import resize
-from fxprune.program import Axes, Program
 from fxprune.testing import masked, run_flat
 
 

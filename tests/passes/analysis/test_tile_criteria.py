@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune import jobs
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.fingerprint import fingerprint
 from fxprune.errors import InternalError, OptionError
-from fxprune.journal import Journal, fingerprint
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import tile_areas, tile_sums, two_of_four
 from fxprune.passes.analysis.importance.distortion import distortion, isotonic
 from fxprune.passes.analysis.importance.obert import _one_row, left_to_right
 from fxprune.passes.analysis.importance.tile_products import tile_products
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.sparsity import tile_areas, tile_sums, two_of_four
+from fxprune.process import jobs
+from fxprune.process.journal import Journal
 
 CRITERIA = ("lsp", "lsp{order=taylor}", "lsp{curve=taylor2}", "magnitude", "wanda", "obert")
 

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxprune.capture import capture
-from fxprune.correlation import spearman
-from fxprune.data import Batch, Calibration
+from fxprune.data.batch import Batch, Calibration
+from fxprune.data.metrics import spearman
 from fxprune.errors import OptionError
-from fxprune.group import Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import map_change
@@ -20,9 +23,6 @@ from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, b
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
 from fxprune.testing import masked
 
 WIDTH, HEADS, HIDDEN, DEPTH, TOKENS = 12, 3, 10, 3, 5

@@ -8,13 +8,13 @@ from test_trajectory import DEPTH, analysed, data, group, model, scores
 from torch import Tensor
 
 from fxprune.errors import OptionError
-from fxprune.group import Kind
+from fxprune.ir.group import Kind
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.features import Tap, feature_rows
 from fxprune.passes.analysis.importance.trajectory import PowersOfTen, Trajectory
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import torch
 import zoo
 from torch import Tensor, nn
 
-from fxprune.capture import capture
 from fxprune.errors import OptionError
-from fxprune.parity import check_parity, eager
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.transform.cast_floats import CastFloats, narrowed
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
+from fxprune.target.parity import check_parity, eager
 
 
 def cast(program: Program, dtype: str = "float16", spatial: bool = True) -> Program:

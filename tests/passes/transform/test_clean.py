@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
 from fxprune.errors import CaptureError
+from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pipeline, snapshot
+from fxprune.ir.program import Program
+from fxprune.ir.rebuild import copy_graph, rebuild
 from fxprune.passes.transform.clean import Clean
-from fxprune.pipeline import Pipeline, snapshot
-from fxprune.program import Program
-from fxprune.rebuild import copy_graph, rebuild
 
 
 class Lambda(nn.Module):

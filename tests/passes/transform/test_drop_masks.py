@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture import capture
+from fxprune.intake.capture import capture
+from fxprune.ir.dataflow import bind, op_name
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.transform.drop_masks import DropMasks
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.streams import bind, op_name
 from fxprune.testing import run_flat
 
 

@@ -11,17 +11,17 @@ from laws import counted_macs
 from token_models import TokenViT, analysed, planned, scrambled
 from torch import Tensor
 
-from fxprune.backend import lower_and_verify
 from fxprune.backends.eager.backend import EagerBackend
-from fxprune.cost import CostModel
 from fxprune.errors import OptionError, PlanError
+from fxprune.ir.cost import CostModel
+from fxprune.ir.dataflow import op_name
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import CompressionPlan, TokenPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.merge_tokens import MergeTokens, trial
 from fxprune.passes.transform.spell_out_tokens import SpellOutTokens
-from fxprune.pipeline import Pipeline
-from fxprune.plan import CompressionPlan, TokenPlan
-from fxprune.program import Program
-from fxprune.streams import op_name
+from fxprune.target.backend import lower_and_verify
 from fxprune.testing import run_flat
 
 REDUCERS = (

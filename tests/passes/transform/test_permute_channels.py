@@ -9,10 +9,10 @@ import tiled
 import torch
 
 from fxprune.errors import OptionError
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import two_of_four
 from fxprune.passes.transform.permute_channels import PermuteChannels, exchanged
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.sparsity import two_of_four
 from fxprune.testing import relative_error, run_flat
 
 

@@ -10,8 +10,10 @@ from laws import ALL_KINDS, inputs, random_plan, sliced, sliced_equals_masked
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from fxprune.capture import capture
-from fxprune.group import Kind
+from fxprune.intake.capture import capture
+from fxprune.ir.group import Kind
+from fxprune.ir.pipeline import Pass, Pipeline
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
@@ -20,8 +22,6 @@ from fxprune.passes.transform.fold_weights import FoldWeights
 from fxprune.passes.transform.inline import Inline
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
-from fxprune.pipeline import Pass, Pipeline
-from fxprune.program import Program
 from fxprune.testing import run_flat
 
 

@@ -14,14 +14,14 @@ from blocks import Encoder, Parallel, ResidualConvolutions
 from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
 from torch.fx import Interpreter, Node
 
-from fxprune.data import Batch, Calibration
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import OptionError
-from fxprune.group import Kind
+from fxprune.ir.group import Kind
+from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.passes.transform.recover import Recover
-from fxprune.passes.transform.recovery.lockstep import Stream
+from fxprune.passes.transform.recovery.stream import Stream
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.plan import Choice, CompressionPlan
 from fxprune.testing import relative_error, run_flat
 
 # ---------------------------------------------------------------- what is found

@@ -10,14 +10,14 @@ import tiled
 import torch
 from blocks import Encoder
 
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.program import Program
+from fxprune.ir.sparsity import Sparsity
 from fxprune.passes.transform.recover_blocks import RecoverBlocks
 from fxprune.passes.transform.recovery.moments import Moments
 from fxprune.passes.transform.recovery.tile_form import by_rows
-from fxprune.pipeline import Pipeline
-from fxprune.program import Program
-from fxprune.sparsity import Sparsity
 from fxprune.testing import run_flat
 
 

@@ -10,8 +10,11 @@ from blocks import Encoder, ResidualConvolutions
 from recovering import START, analysed, floats, planned, recovered, texts
 from torch import Tensor, nn
 
-from fxprune.data import Batch, Calibration
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.data.batch import Batch, Calibration
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.recover import Recover
@@ -22,9 +25,6 @@ from fxprune.passes.transform.recovery.record import Recovery
 from fxprune.passes.transform.recovery.views import noisy, view
 from fxprune.passes.transform.resize import resize
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Program
 from fxprune.testing import keep_of, run_flat
 
 

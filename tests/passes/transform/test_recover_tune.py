@@ -10,15 +10,15 @@ from blocks import Encoder, Tied
 from recovering import analysed, flat, laws_hold, planned, recovered, texts
 from torch import nn
 
-from fxprune.data import Batch, Calibration
-from fxprune.demo import Digits, DigitsViT
+from fxprune.cli.demo import Digits, DigitsViT
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import OptionError
+from fxprune.ir.program import Program
 from fxprune.passes.transform.recover import Recover
 from fxprune.passes.transform.recovery.outputs import Output, class_rows, divergence, floating, run
 from fxprune.passes.transform.recovery.tune import Tuner, output_loss, schedule, trainable
 from fxprune.passes.transform.resize import resize
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.program import Program
 from fxprune.testing import keep_of, run_flat
 
 

@@ -8,16 +8,17 @@ from laws import ALL_KINDS, analysed, inputs, random_plan, sliced
 from torch import Tensor, nn
 from torch.fx import Node
 
-from fxprune.capture import capture
-from fxprune.cost import CostModel
 from fxprune.errors import InternalError, PlanError
+from fxprune.intake.capture import capture
+from fxprune.ir.axes import Literal
+from fxprune.ir.cost import CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.slice_axes import SliceAxes
-from fxprune.pipeline import Pipeline
-from fxprune.plan import Choice, CompressionPlan
-from fxprune.program import Literal, Program
 from fxprune.testing import masked_run, relative_error, run_flat
 
 

@@ -9,10 +9,10 @@ from blocks import TransposedWeights
 from recovering import floats
 
 from fxprune.errors import PlanError
-from fxprune.matrices import live_tiles
+from fxprune.ir.linear_layers import live_tiles
+from fxprune.ir.plan import CompressionPlan
+from fxprune.ir.sparsity import Sparsity
 from fxprune.ops.block_sparse_linear import block_sparse_linear, pack
-from fxprune.plan import CompressionPlan
-from fxprune.sparsity import Sparsity
 from fxprune.testing import run_flat
 
 

@@ -4,10 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fxprune import Backend, Lowered, Program
-from fxprune.archive import read_program, write_program
-from fxprune.backend import Runner
-from fxprune.parity import eager
+from fxprune.extend import Backend, Lowered, Program, Runner, eager, read_program, write_program
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxprune import Calibration, Program
-from fxprune.passes.analysis.importance.criterion import Criterion, prunable
+from fxprune.extend import Calibration, Criterion, Program, prunable
 
 
 class First(Criterion):

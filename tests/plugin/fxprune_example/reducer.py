@@ -6,11 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.ops.library import define
-from fxprune.ops.reduction import check_counts, sizes, unchanged
-from fxprune.passes.analysis.rules.tokens import reduced
-from fxprune.passes.analysis.walk import rule
-from fxprune.passes.transform.reducers.reducer import Reducer
+from fxprune.extend import Reducer, check_counts, define, reduced, rule, sizes, unchanged
 
 
 def crop_tokens(x: Tensor, size: Tensor | None, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:

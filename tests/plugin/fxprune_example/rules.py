@@ -1,7 +1,6 @@
 """Axis rules for the ops of one library: what their output's dimensions are made of."""
 
-from fxprune.axis import Dims
-from fxprune.passes.analysis.walk import Args, Walk, rule
+from fxprune.extend import Args, Dims, Walk, rule
 
 
 @rule("fxprune_example::twist")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fxprune import Analysis, Program
+from fxprune.extend import Analysis, Program
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from fxprune.cost import Expression
-from fxprune.passes.search.ladder import Ladder, ledger_at
+from fxprune.extend import Expression, Ladder, ledger_at
 
 
 def even(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float) -> list[int]:

@@ -1,0 +1,1 @@
+"""What is written, checked, delivered and compared."""

@@ -1,0 +1,188 @@
+"""Why elements of a group went, from what its artefact's report and plan hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import OptionError, nearest
+from ..ir.plan import CompressionPlan
+from ..report.scores import decode, ranked
+from .compare import read_valid
+from .files import PLAN, check_files
+
+Entry = Mapping[str, Any]
+
+
+def explain(artifact: str | Path, group: str) -> dict[str, Any]:
+    """What is known of one group: its ``elements`` in the order in which they would be kept, and ``because``, in words.
+
+    group   as in plan.json and the report, e.g. ``blocks.0.mlp.fc1:ffn``
+
+    Raises OptionError with the nearest name, LoadError for an artefact that is damaged or from before scores were kept.
+    """
+    path = Path(artifact)
+    report = read_valid(path)
+    check_files(path, report, only=(PLAN,))
+    entries = {g["group"]: g for g in report.get("groups", ())}
+    frozen = {f["group"]: f for f in report["frozen"]}
+    if group in frozen:
+        f = frozen[group]
+        return {
+            "group": group,
+            "kind": f["kind"],
+            "size": f["size"],
+            "kept": f["size"],
+            "frozen": f["why"],
+            "elements": [],
+            "recovery": [],
+            "because": [f"nothing went: the group is frozen ({f['why']})"],
+        }
+    if group not in entries:
+        raise OptionError(
+            f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen)
+        )
+    entry = entries[group]
+    choice = CompressionPlan.read(path / PLAN).choices.get(group)
+    keep = set(range(entry["size"])) if choice is None else set(choice.keep)
+    elements: list[dict[str, Any]] = []
+    if entry["scores"] is not None:
+        scores = decode(entry["scores"], entry["size"])
+        by_score = {e: i + 1 for i, e in enumerate(sorted(range(len(scores)), key=lambda e: (-scores[e], e)))}
+        elements = [
+            {"element": e, "score": scores[e], "rank": i + 1, "rank_by_score": by_score[e], "kept": e in keep}
+            for i, e in enumerate(ranked(entry))
+        ]
+    else:
+        elements = [
+            {"element": e, "score": None, "rank": None, "rank_by_score": None, "kept": e in keep}
+            for e in range(entry["size"])
+        ]
+    recovery = [s for s in (report.get("recovery") or {}).get("steps", ()) if s["parameter"] in entry["parameters"]]
+    edge = _edge(entry, len(keep), report)
+    return {
+        "group": group,
+        **{
+            k: entry[k]
+            for k in (
+                "kind",
+                "size",
+                "granularity",
+                "floor",
+                "macs",
+                "params",
+                "criterion",
+                "unit",
+                "comparable",
+                "parameters",
+            )
+        },
+        "kept": len(keep),
+        "removed": sorted(set(range(entry["size"])) - keep),
+        "elements": elements,
+        "edge": edge,
+        "recovery": recovery,
+        "frozen": "",
+        "because": _because(entry, len(keep), elements, edge, recovery, report),
+    }
+
+
+def _nearest(group: str, entries: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> str:
+    said = nearest(group, [*entries, *frozen])
+    close = said.partition("? (")
+    return close[0] + "?" if close[1] and len(entries) + len(frozen) > 12 else said
+
+
+def worth(entry: Entry, kept: int) -> tuple[float | None, float | None]:
+    """(what the last chunk that stays is worth per element's MAC, what the first one that went was worth).
+
+    A chunk is one step of the granularity. How many stay is decided by the best scores, whoever the members are. None
+    where there is no such chunk, or no scores.
+    """
+    if entry["scores"] is None or not entry["macs"]:
+        return None, None
+    best, step = sorted(decode(entry["scores"], entry["size"]), reverse=True), entry["granularity"]
+    down = kept - step if kept < entry["size"] else ((entry["size"] - 1) // step) * step
+    inside = sum(best[max(down, 0) : kept]) / ((kept - max(down, 0)) * entry["macs"]) if kept > 0 else None
+    upper = min(kept + step, entry["size"])
+    outside = sum(best[kept:upper]) / ((upper - kept) * entry["macs"]) if kept < entry["size"] else None
+    return inside, outside
+
+
+def _edge(entry: Entry, kept: int, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores per MAC at the cut, here and elsewhere; only where scores of different groups can be compared."""
+    inside, outside = worth(entry, kept)
+    edge: dict[str, Any] = {"kept": inside, "removed": outside, "elsewhere": None}
+    if not entry["comparable"]:
+        return edge
+    others = [
+        (g["group"], *worth(g, g["kept"]))
+        for g in report["groups"]
+        if g["group"] != entry["group"] and g["comparable"] and g.get("searched", True)
+    ]
+    spared = [(w, name) for name, w, _ in others if w is not None]
+    if spared:
+        low, name = min(spared)
+        edge["elsewhere"] = {"kept": low, "group": name}
+    return edge
+
+
+def _because(
+    entry: Entry,
+    kept: int,
+    elements: list[dict[str, Any]],
+    edge: Mapping[str, Any],
+    recovery: list[dict[str, Any]],
+    report: Mapping[str, Any],
+) -> list[str]:
+    size, gone, unit = entry["size"], entry["size"] - kept, entry["unit"]
+    lines = [
+        f"{gone} of {size} went; each costs {entry['macs'] / 1e3:,.3f} kMACs and {entry['params']:,} parameters "
+        "in the dense model"
+    ]
+    if not entry.get("searched", True):
+        lines.append(f"groups of kind '{entry['kind']}' were not asked for (--prune)")
+    lines.append(
+        f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
+        + (": it is at its floor" if kept == entry["floor"] and gone else "")
+    )
+    if entry["scores"] is None:
+        return [*lines, "no scores are known: the plan was given, not searched"]
+    stay = [e["score"] for e in elements if e["kept"]]
+    went = [e["score"] for e in elements if not e["kept"]]
+    if went and stay:
+        lines.append(
+            f"{entry['criterion']} ({unit}): what went scores {min(went):.4g} to {max(went):.4g}, what stays "
+            f"{min(stay):.4g} to {max(stay):.4g}"
+        )
+    if entry["order"] is not None and gone:
+        swapped = sum(not e["kept"] and e["rank_by_score"] <= kept for e in elements)
+        lines.append(
+            f"how many stay follows from the scores, which ones from structured OBS: {swapped} of those that "
+            "went score among the best, but others can do their work"
+        )
+    elif went and stay and max(went) > min(stay):
+        lines.append("members were chosen by more than their own scores (rearranged, or scored again in rounds)")
+    if not entry["comparable"]:
+        lines.append(
+            "scores of different groups have no common unit: the group competes by the share of its score "
+            "that stays, against the share of the MACs it costs"
+        )
+    elif edge["removed"] is not None and edge["elsewhere"] is not None and edge["removed"] > 0:
+        where, value = edge["elsewhere"]["group"], edge["elsewhere"]["kept"]
+        lines.append(
+            f"threshold: the next ones to keep here are worth {1e6 * edge['removed']:.4g} per MMAC; the least "
+            f"that stays elsewhere is worth {1e6 * value:.4g} ({where})"
+        )
+    scale = (report.get("search") or {}).get("head_scale", 1.0)
+    if scale != 1.0 and entry["kind"] in ("head", "kv", "query"):
+        lines.append(f"heads counted {scale:g} times their score")
+    for step in recovery:
+        lines.append(
+            f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
+            f"after ({step['role']})"
+        )
+    if gone and not recovery:
+        lines.append("recovery changed no weight that the group reaches")
+    return lines

@@ -1,0 +1,5 @@
+"""The command line: commands, help and what people see on the screen."""
+
+from .entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,177 @@
+"""Plugins
+
+A package of yours adds to fxprune through entry points of the group fxprune.plugins, named kind.name. The kinds are
+criterion, rule, reducer, search, backend and pass. In its pyproject.toml:
+
+    [project.entry-points."fxprune.plugins"]
+    "criterion.first" = "fxprune_example.criterion:First"
+    "rule.fxprune_example" = "fxprune_example.rules"
+    "reducer.crop" = "fxprune_example.reducer:Crop"
+    "search.even" = "fxprune_example.search:even"
+    "backend.mydevice" = "fxprune_example.backend:MyDevice"
+    "pass.say-hello" = "fxprune_example.say_hello:SayHello"
+
+Then the names are there: --importance first, --tokens crop, --search even, --target mydevice, --pipeline
+"..,say-hello{to=you},..". Nothing is imported before it is asked for; built-in names cannot be taken over; a plugin
+that is broken is named where it matters and disturbs nobody else. `fxprune doctor` tries every plugin.
+
+The files below are the whole package; tests install and run it.
+
+A criterion (fxprune_example/criterion.py). It gets the program with its groups, and one non-negative tensor per
+prunable group is its answer; `comparable = True` if scores of different groups may be compared.
+
+    \"\"\"A criterion: one non-negative number per element.\"\"\"
+
+    import torch
+    from torch import Tensor
+
+    from fxprune.extend import Calibration, Criterion, Program, prunable
+
+
+    class First(Criterion):
+        \"\"\"Early elements matter more: ``I[i] = size - i``. Unit: places.\"\"\"
+
+        name = "first"
+        unit = "places"
+
+        def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
+            return {g.name: torch.arange(g.size, 0, -1, dtype=torch.float64) for g in prunable(program)}
+
+An op rule (rules.py), here for an op of the package itself (ops.py). The entry point is named after the namespace
+of the ops (aten, torchvision, yours) and its value is the module. A rule returns the dimensions of the output, made
+of those of the inputs: it may `w.unify(a, b)` what must agree, `w.contract` what is summed over, `w.freeze(dim,
+why)` what must stay. When in doubt, freeze.
+
+    \"\"\"An op of one's own: what models call.\"\"\"
+
+    import torch
+
+    torch.library.define("fxprune_example::twist", "(Tensor x) -> Tensor")
+
+
+    @torch.library.impl("fxprune_example::twist", "CompositeImplicitAutograd")
+    def twist(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x)
+
+and its rule:
+
+    \"\"\"Axis rules for the ops of one library: what their output's dimensions are made of.\"\"\"
+
+    from fxprune.extend import Args, Dims, Walk, rule
+
+
+    @rule("fxprune_example::twist")
+    def twisted(w: Walk, a: Args) -> Dims:
+        return list(a.x)  # element by element: every dimension is the input's
+
+A token reducer (reducer.py), with the op that it inserts: plain ATen with static counts, which every target takes.
+
+    \"\"\"A token reducer, with the op that it inserts and that op's rule.\"\"\"
+
+    from dataclasses import dataclass
+    from typing import Any
+
+    import torch
+    from torch import Tensor
+
+    from fxprune.extend import Reducer, check_counts, define, reduced, rule, sizes, unchanged
+
+
+    def crop_tokens(x: Tensor, size: Tensor | None, r: int, protected: int) -> tuple[Tensor, Tensor, Tensor]:
+        \"\"\"Drop the last ``r`` tokens. Static counts: (x', their sizes, every token's place or -1).\"\"\"
+        tokens = x.shape[1]
+        check_counts(tokens, r, protected, tokens - protected - 1)
+        if r == 0:
+            return unchanged(x, size)
+        place = torch.arange(tokens, device=x.device)
+        place = torch.where(place < tokens - r, place, -1).repeat(x.shape[0], 1)
+        return x[:, : tokens - r].clone(), sizes(x, size)[:, : tokens - r].clone(), place
+
+
+    def crop_macs(x: tuple[int, ...], size: tuple[int, ...] | None, r: int, protected: int) -> int:
+        \"\"\"Nothing is multiplied.\"\"\"
+        return 0
+
+
+    define("crop_tokens", "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)",
+           crop_tokens, crop_macs)
+    rule("fxprune::crop_tokens")(reduced)
+
+
+    @dataclass(frozen=True)
+    class Crop(Reducer):
+        \"\"\"The last tokens go.\"\"\"
+
+        name = "crop"
+        merges = False
+
+        def reduce(self, taps: Any, r: int) -> Any:
+            return taps.op("crop_tokens", taps.x, taps.size, r, taps.protected)
+
+A search (search.py). A ladder is one group's choice: `counts[i]` elements are worth `values[i]`. What exceeds the
+limit is an error.
+
+    \"\"\"A search: one rung per ladder, within the limit.\"\"\"
+
+    from collections.abc import Sequence
+
+    from fxprune.extend import Expression, Ladder, ledger_at
+
+
+    def even(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: float) -> list[int]:
+        \"\"\"Every group keeps the same share of its rungs: the largest share that fits.\"\"\"
+        for share in range(100, -1, -1):
+            levels = [one.top * share // 100 for one in ladders]
+            if ledger_at(terms, ladders, levels).total <= limit:
+                return levels
+        return [0] * len(ladders)
+
+A backend (backend.py). What `lower` writes is run against the program before anyone gets it.
+
+    \"\"\"A backend: how a program becomes a file, and how that file runs.\"\"\"
+
+    from dataclasses import dataclass
+    from pathlib import Path
+    from typing import ClassVar
+
+    from fxprune.extend import Backend, Lowered, Program, Runner, eager, read_program, write_program
+
+
+    @dataclass(frozen=True)
+    class MyDevice(Backend):
+        \"\"\"Here: a .pt2 under another name.\"\"\"
+
+        name: ClassVar[str] = "mydevice"
+        suffix: ClassVar[str] = ".mine.pt2"
+        granularity: ClassVar[int] = 4
+
+        def lower(self, program: Program, directory: Path) -> Lowered:
+            path = self.payload(directory)
+            write_program(program.exported, path)
+            return Lowered(path, (path,), self.load(path))
+
+        def load(self, payload: Path) -> Runner:
+            return eager(read_program(payload))
+
+A pass (say_hello.py), for --pipeline. An Analysis or Search leaves graph and weights alone; a Transform may change
+them and drops the facts. The pipeline checks that, and verifies the program after every pass.
+
+    \"\"\"A pass, for --pipeline: a frozen dataclass with one method; its fields are its options.\"\"\"
+
+    from dataclasses import dataclass
+
+    from fxprune.extend import Analysis, Program
+
+
+    @dataclass(frozen=True)
+    class SayHello(Analysis):
+        \"\"\"Leave a note in the report.\"\"\"
+
+        to: str = "world"
+
+        def run(self, program: Program) -> Program:
+            return program.but(notes=(*program.notes, f"hello, {self.to}"))
+
+Inside fxprune's own tree the same things are a file beside their like and one line in fxprune/registry.py (README,
+"The code").
+"""

@@ -1,0 +1,29 @@
+"""What authors of plugins import: one line brings all that a criterion, rule, reducer, search, backend or pass needs.
+
+    from fxprune.extend import Criterion, Program, prunable
+
+`fxprune help plugins` shows a whole package. These names stay; the modules they come from may move.
+"""
+
+from .data import Batch, Calibration
+from .intake.archive import read_program, write_program
+from .ir.axis import Dims
+from .ir.cost import Expression
+from .ir.pipeline import Analysis, Pass, Search, Transform
+from .ir.program import Program
+from .ops.library import define
+from .ops.reduction import check_counts, sizes, unchanged
+from .passes.analysis.importance.criterion import Criterion, prunable
+from .passes.analysis.rules.tokens import reduced
+from .passes.analysis.walk import Args, Walk, rule
+from .passes.search.ladder import Ladder, ledger_at
+from .passes.transform.reducers.reducer import Reducer
+from .target.backend import Backend, Lowered, Runner
+from .target.parity import eager
+
+# fmt: off
+__all__ = [
+    "Analysis", "Args", "Backend", "Batch", "Calibration", "Criterion", "Dims", "Expression", "Ladder", "Lowered",
+    "Pass", "Program", "Reducer", "Runner", "Search", "Transform", "Walk", "check_counts", "define", "eager",
+    "ledger_at", "prunable", "read_program", "reduced", "rule", "sizes", "unchanged", "write_program",
+]

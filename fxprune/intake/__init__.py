@@ -1,0 +1,1 @@
+"""A model comes in, and nothing that came with it runs."""

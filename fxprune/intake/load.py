@@ -1,0 +1,365 @@
+"""Load a model from whatever it was saved as, without running code that came with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..errors import FxpruneError, LoadError
+from . import archive, huggingface, images
+from .evaluation import unwrap
+from .example_inputs import (
+    failure,
+    from_file,
+    from_program,
+    from_text,
+    is_file,
+    parameter_names,
+    picture_hints,
+    propose,
+    vocabulary,
+)
+from .images import ImagePreprocess
+from .pickles import load_pickle
+from .rehearsal import first_line
+from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
+from .timm_models import load_timm
+
+_INPUT_CURE = "give them: --input 1x3x224x224 (or --input 1x128:int64 for token ids), or --data"
+_SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or timm:NAME"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be captured, and what is known about its inputs.
+
+    args, kwargs   example inputs of batch 2 (as carried by the file for a ``.pt2``)
+    image          how a picture becomes an input, for models that take [batch, channels, height, width]
+    tokenizer      the folder whose tokenizer makes the model's token ids
+    folder         the Hugging Face folder the model came from
+    input_names    names of the inputs: those of ``args`` in order, then those of ``kwargs``
+    notes          what the user must know: random weights, unused weights, changed precision
+    """
+
+    model: nn.Module | ExportedProgram
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    image: ImagePreprocess | None = None
+    tokenizer: Path | None = None
+    folder: Path | None = None
+    input_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Example inputs by name, in the order of ``input_names``."""
+        return dict(zip(self.input_names, (*self.args, *self.kwargs.values()), strict=True))
+
+
+def load(
+    source: nn.Module | ExportedProgram | str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    input: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
+    trust_pickle: bool = False,
+    need_inputs: bool = True,
+) -> Loaded:
+    """Load ``source``, and find example inputs for it.
+
+    source        a module or exported program; a path to what ``torch.save(model)`` or ``torch.export.save`` wrote, to
+                  a Hugging Face folder or an fxprune artefact; or ``timm:NAME``
+    checkpoint    weights for ``timm:NAME``: .pt, .pth or .safetensors
+    input         example inputs: ``"1x3x224x224"``, ``"1x128:int64"``, a file of tensors, or tensors. Without it the
+                  model's own description is asked (timm's and Hugging Face's configs), then its first layer
+    trust_pickle  run whatever code a pickled file contains
+    need_inputs   raise where no example inputs are known; False leaves them empty, for data to provide them
+
+    Never uses the network. Raises LoadError with what, where, why and cure.
+    """
+    loaded = _open(source, checkpoint, trust_pickle)
+    try:
+        _check_weights(loaded)
+        return _describe(_with_inputs(loaded, input, need_inputs))
+    except FxpruneError:
+        raise
+    except Exception as failure:
+        if not isinstance(source, (str, os.PathLike)):
+            raise
+        raise LoadError(
+            "the model in the file is damaged", where=str(source), why=first_line(failure), cure="save it again"
+        ) from failure
+
+
+def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool) -> Loaded:
+    if isinstance(source, str) and source.startswith("timm:"):
+        model, notes = load_timm(source.removeprefix("timm:"), checkpoint)
+        return Loaded(model, source.removeprefix("timm:"), notes=notes)
+    if checkpoint is not None:
+        raise LoadError(
+            "a checkpoint needs an architecture",
+            where=f"--checkpoint {checkpoint}",
+            why=f"{source if isinstance(source, (str, os.PathLike)) else type(source).__name__} brings its own weights",
+            cure="timm:NAME --checkpoint FILE; for other models put the weights into the module before saving it",
+        )
+    if isinstance(source, nn.Module):
+        if isinstance(source, torch.jit.ScriptModule):
+            raise LoadError(
+                "a TorchScript module cannot be exported",
+                where=type(source).__name__,
+                why="its Python code is gone",
+                cure="pass the original nn.Module",
+            )
+        return Loaded(unwrap(source), type(unwrap(source)).__name__)
+    if isinstance(source, ExportedProgram):
+        return Loaded(source, "exported")
+    if not isinstance(source, (str, os.PathLike)):
+        raise LoadError(
+            f"a {type(source).__name__} is no model",
+            why="a module, an exported program, a path or timm:NAME is expected",
+            cure=f"give {_SOURCES}" + ("" if not isinstance(source, Mapping) else "; a state dict has no architecture"),
+        )
+    return _open_path(Path(source), trust_pickle)
+
+
+def _open_path(path: Path, trust_pickle: bool) -> Loaded:
+    if path.is_dir():
+        return _open_folder(path, trust_pickle)
+    if not path.exists() and not path.suffix:
+        raise LoadError(
+            "there is no such model",
+            where=str(path),
+            why="no file or folder has this name, and nothing is fetched from the network",
+            cure=f"give {_SOURCES} (models by timm name: timm:{path.name})",
+        )
+    existing(path)
+    suffix = path.suffix.lower()
+    if suffix == ".pt2":
+        return Loaded(archive.read_program(path, trust=trust_pickle), path.stem)
+    if suffix == ".safetensors":
+        raise _state_dict_alone(path)
+    if suffix == ".onnx":
+        raise LoadError(
+            "an ONNX file cannot be loaded as a model",
+            where=str(path),
+            why="fxprune starts from PyTorch, where weights can be scored and trained",
+            cure="give the model that was exported to it",
+        )
+    if suffix not in TORCH_SUFFIXES:
+        raise LoadError(
+            "this is no kind of model file",
+            where=str(path),
+            why=f"its suffix is '{path.suffix}'",
+            cure=f"give {_SOURCES}",
+        )
+    found = load_pickle(path, modules=True, trust_pickle=trust_pickle)
+    if isinstance(found, Mapping) and not isinstance(found, nn.Module):  # {"model": module, "epoch": 3}
+        inner = [value for value in found.values() if isinstance(value, nn.Module)]
+        found = inner[0] if len(inner) == 1 else found
+    if isinstance(found, nn.Module):
+        model = unwrap(found)
+        try:
+            model.eval()
+        except Exception as failure:
+            raise LoadError("the pickled module is damaged", where=str(path), why=repr(failure)) from None
+        return Loaded(model, path.stem)
+    if find_state_dict(found) is not None:
+        raise _state_dict_alone(path)
+    raise LoadError(
+        "the file holds no model",
+        where=str(path),
+        why=f"it holds a {type(found).__name__}",
+        cure="torch.save(model, path) saves the module itself; torch.export.save a program that needs no class",
+    )
+
+
+def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:
+    if (folder / "model.pt2").is_file():
+        program = archive.read_program(folder / "model.pt2", trust=trust_pickle)
+        return Loaded(program, folder.name)
+    if (folder / "config.json").is_file():
+        model, notes = huggingface.load_folder(folder)
+        name = folder.resolve().name
+        return Loaded(model, name, tokenizer=huggingface.tokenizer_folder(folder), folder=folder, notes=notes)
+    raise LoadError(
+        "the folder holds no model",
+        where=str(folder),
+        why="neither config.json (Hugging Face) nor model.pt2 (fxprune artefact) is in it",
+        cure=f"give {_SOURCES}",
+    )
+
+
+def _state_dict_alone(path: Path) -> LoadError:
+    return LoadError(
+        "the file holds weights alone, and no architecture to put them in",
+        where=str(path),
+        why="a state dict names tensors; it does not say which model computes with them",
+        cure=f"give the architecture: timm:NAME with --checkpoint {path}, or a Hugging Face folder with config.json "
+        "beside the weights; in Python, load them into the module and pass that",
+    )
+
+
+def _check_weights(loaded: Loaded) -> None:
+    """Raise LoadError for weights that are not numbers: every score and comparison after them would be meaningless."""
+    model = loaded.model
+    if isinstance(model, ExportedProgram):
+        parameters, others = dict(model.named_parameters()), {**dict(model.named_buffers()), **model.constants}
+    else:
+        parameters, others = dict(model.named_parameters()), dict(model.named_buffers())
+    try:
+        meta = [name for name, value in parameters.items() if value.is_meta]
+        bad = [name for name, value in parameters.items() if _floats(value) and not bool(torch.isfinite(value).all())]
+        # buffers may hold -inf on purpose (attention masks), never NaN
+        bad += [name for name, value in others.items() if _floats(value) and bool(torch.isnan(value).any())]
+    except Exception as failure:
+        raise LoadError("the model's weights cannot be read", where=loaded.name, why=repr(failure)[:300]) from None
+    if meta:
+        raise LoadError(
+            "the model has no weights",
+            where=f"{loaded.name}: {shorten(meta)}",
+            why="they are on the meta device",
+            cure="load the weights before passing the model",
+        )
+    if bad:
+        raise LoadError(
+            "the model's weights are not finite numbers",
+            where=f"{loaded.name}: {shorten(bad)}",
+            why="they hold NaN or infinity",
+            cure="training diverged, or the file is damaged: take an earlier checkpoint",
+        )
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_meta and value.dtype.is_floating_point and value.numel() > 0
+
+
+def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
+    model = loaded.model
+    forward = parameter_names(model)
+    if given is not None:
+        args, kwargs = _given(given, model, forward)
+        args, kwargs = _by_name(loaded, args, kwargs, forward)
+    else:
+        args, kwargs = _own_inputs(loaded)
+    if not args and not kwargs and needed:
+        raise LoadError(
+            "the model does not say what its inputs look like",
+            where=loaded.name,
+            why=f"its forward takes ({', '.join(forward)})",
+            cure=_INPUT_CURE,
+        )
+    args, kwargs = _to_device(model, args, kwargs)
+    if isinstance(model, nn.Module) and given is not None:
+        said = failure(model, args, kwargs)
+        if said is not None:
+            raise _not_accepted(loaded, args, kwargs, said)
+    names = (*_positional_names(forward, len(args)), *kwargs)
+    return replace(loaded, args=args, kwargs=kwargs, input_names=names)
+
+
+def _positional_names(forward: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return (*forward[:count], *(f"input_{i}" for i in range(len(forward), count)))
+
+
+def _given(given: Any, model: nn.Module | ExportedProgram, forward: tuple[str, ...]) -> Any:
+    if isinstance(given, Tensor):
+        return (given,), {}
+    if isinstance(given, Mapping):
+        return (), dict(given)
+    if isinstance(given, (tuple, list)):
+        return tuple(given), {}
+    if isinstance(given, os.PathLike) or is_file(str(given)):
+        return from_file(Path(given), forward)
+    return from_text(str(given), forward, vocabulary(model))
+
+
+def _by_name(loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...]) -> Any:
+    """A transformers model takes its inputs by name: name those given by position, and add the mask to lone ids."""
+    model = loaded.model
+    if not _is_transformers(model):
+        return args, kwargs
+    assert isinstance(model, nn.Module)
+    if args:
+        main = getattr(model, "main_input_name", forward[0])
+        order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
+        kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
+    ids = kwargs.get("input_ids")
+    if isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
+        kwargs["attention_mask"] = torch.ones_like(ids)
+    return (), kwargs
+
+
+def _is_transformers(model: Any) -> bool:
+    """A transformers model, told by duck typing so that transformers need not be imported."""
+    return isinstance(model, nn.Module) and hasattr(model, "config") and hasattr(model, "main_input_name")
+
+
+def _own_inputs(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs by what the model says about itself."""
+    model = loaded.model
+    if isinstance(model, ExportedProgram):
+        return from_program(model)
+    if _is_transformers(model):
+        kwargs = huggingface.example_kwargs(model, loaded.folder)
+        if kwargs:
+            return (), kwargs
+    cfg = _timm_cfg(model)
+    hints = picture_hints(model, cfg.get("input_size"))
+    proposed = propose(model, hints if cfg else ())
+    if proposed is None and cfg:  # fake tensors may fail where real ones do not
+        return (torch.randn(2, *hints[0], generator=torch.Generator().manual_seed(0)),), {}
+    return proposed or (), {}
+
+
+def _timm_cfg(model: Any) -> Mapping[str, Any]:
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    return cfg if isinstance(cfg, Mapping) else {}
+
+
+def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, Any], said: str) -> LoadError:
+    own_args, own_kwargs = _own_inputs(loaded)
+    given, own = (
+        ", ".join(f"{list(t.shape)} {t.dtype}" for t in (*a, *k.values()) if isinstance(t, Tensor))
+        for a, k in ((args, kwargs), (own_args, own_kwargs))
+    )
+    known = bool(own) and own != given
+    return LoadError(
+        "the model does not accept these inputs",
+        where=f"{loaded.name}: {given}",
+        why=f"it takes {own}; on these it says: {said}" if known else f"it says: {said}",
+        cure="leave --input away, or give the shapes the model was built for" if known else _INPUT_CURE,
+    )
+
+
+def _to_device(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if isinstance(model, ExportedProgram):
+        return args, dict(kwargs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), (tuple(args), dict(kwargs)))
+
+
+def _describe(loaded: Loaded) -> Loaded:
+    """Add how pictures are preprocessed, for a model whose one floating input looks like pictures."""
+    pictures = [
+        t
+        for t in (*loaded.args, *loaded.kwargs.values())
+        if isinstance(t, Tensor) and t.dim() == 4 and t.dtype.is_floating_point and t.shape[1] in (1, 3)
+    ]
+    if len(pictures) != 1:
+        return loaded
+    shape = pictures[0].shape
+    size = (int(shape[1]), int(shape[2]), int(shape[3]))
+    cfg = _timm_cfg(loaded.model)
+    if cfg:
+        return replace(loaded, image=images.from_timm(cfg, size))
+    if loaded.folder is not None:
+        return replace(loaded, image=images.from_preprocessor(images.read_preprocessor(loaded.folder), size))
+    return replace(loaded, image=images.assumed(size))

@@ -1,0 +1,165 @@
+"""Passes and pipelines: order checked when built, the program verified and its change measured after every pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch.fx import Node
+
+from ..errors import InternalError
+from .program import FACTS, Program
+from .verify import verify
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = ""
+
+    @classmethod
+    def slug(cls) -> str:
+        """``SliceAxes`` -> ``slice-axes``: the name on the command line and of the file."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+    @abstractmethod
+    def run(self, program: Program) -> Program:
+        """Return a new program; the one given stays as it was."""
+
+    def __str__(self) -> str:
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        said = [f"{k.replace('_', '-')}={_text(v)}" for k, v in options.items() if v != default[k]]
+        return self.slug() + (f"{{{','.join(said)}}}" if said else "")
+
+
+class Analysis(Pass):
+    """Finds facts; leaves the graph and the weights alone."""
+
+    kind: ClassVar[str] = "analysis"
+
+
+class Search(Pass):
+    """Decides; leaves the graph and the weights alone."""
+
+    kind: ClassVar[str] = "search"
+
+
+class Transform(Pass):
+    """Changes the graph or the weights, and drops the facts when it did."""
+
+    kind: ClassVar[str] = "transform"
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did, measured by the pipeline and never claimed by the pass."""
+
+    name: str
+    text: str
+    seconds: float
+    added: int
+    removed: int
+    edited: int
+    resized: int
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.added or self.removed or self.edited or self.resized)
+
+
+@dataclass(frozen=True)
+class Pipeline(Pass):
+    """A sequence of passes, itself a pass. ``start`` names the facts the input program already has."""
+
+    passes: tuple[Pass, ...]
+    start: tuple[str, ...] = ()
+    on_pass: Callable[[Pass, Program], None] | None = field(default=None, repr=False, compare=False)
+    results: list[PassResult] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        have, dropped_by = set(self.start), ""
+        for p in self.passes:
+            missing = [f for f in p.needs if f not in have]
+            if missing:
+                makers = [q.slug() for q in self.passes if set(missing) & set(q.gives)]
+                hint = f"'{makers[0]}' must come before" if makers else "no pass of this pipeline gives it"
+                lost = f" after '{dropped_by}' changed the graph" if dropped_by else ""
+                raise InternalError(f"pass '{p.slug()}' needs {', '.join(missing)}{lost}: {hint}", pipeline=str(self))
+            if isinstance(p, Transform):
+                have, dropped_by = set(), p.slug()
+            have |= set(p.gives)
+
+    def run(self, program: Program) -> Program:
+        for p in self.passes:
+            if self.on_pass is not None:
+                self.on_pass(p, program)
+            before, started = snapshot(program), time.perf_counter()
+            after = p.run(program)
+            seconds = time.perf_counter() - started
+            result = measure(p, before, snapshot(after), seconds)
+            if result.changed:
+                if not isinstance(p, Transform | Pipeline):
+                    raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}", pipeline=str(self))
+                stale = [f for f in FACTS if getattr(after, f) is not None and getattr(after, f) is getattr(program, f)]
+                if isinstance(p, Transform) and stale:
+                    raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}", pipeline=str(self))
+            try:
+                verify(after, graph_changed=result.changed)
+            except InternalError as error:
+                raise InternalError(f"after '{p}': {error.what}", pipeline=str(self)) from error
+            self.results.append(result)
+            program = after
+        return program
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + " ".join(map(_text, value)) + "]"
+    return str(value)
+
+
+Snapshot = dict[str, tuple[str, tuple[Any, ...]]]
+
+
+def snapshot(program: Program) -> tuple[Snapshot, dict[str, tuple[int, ...]]]:
+    """Every node as text and every tensor's shape: fx's own hooks do not fire on argument edits."""
+
+    def describe(node: Node) -> tuple[str, tuple[Any, ...]]:
+        return str(node.target), (repr(node.args), repr(node.kwargs))
+
+    nodes = {n.name: describe(n) for n in program.graph.nodes}
+    shapes = {name: (t.data_ptr(), *t.shape) for name, t in program.tensors.items()}
+    return nodes, shapes
+
+
+def measure(p: Pass, before: Any, after: Any, seconds: float) -> PassResult:
+    """What ``p`` did, from the snapshots before and after it."""
+    (nodes0, shapes0), (nodes1, shapes1) = before, after
+    return PassResult(
+        name=p.slug(),
+        text=str(p),
+        seconds=seconds,
+        added=len(nodes1.keys() - nodes0.keys()),
+        removed=len(nodes0.keys() - nodes1.keys()),
+        edited=sum(nodes0[n] != nodes1[n] for n in nodes0.keys() & nodes1.keys()),
+        resized=sum(shapes0.get(n) != s for n, s in shapes1.items()) + len(shapes0.keys() - shapes1.keys()),
+    )
+
+
+def describe_results(results: Sequence[PassResult]) -> list[dict[str, Any]]:
+    """Pass results as plain data for ``report.json``."""
+    return [{**dataclasses.asdict(r), "seconds": round(r.seconds, 4)} for r in results]

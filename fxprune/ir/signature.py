@@ -1,0 +1,171 @@
+"""What a program takes and returns: names, open sizes, and inputs drawn to fit them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from .program import Program
+
+Sizes = Mapping[str, int]
+
+
+def output_names(exported: ExportedProgram) -> list[str]:
+    """A name per output tensor: its key for dicts (``logits``), ``output`` if alone, else ``output_0``...
+
+    Unique, and different from every input's name. Outputs that are no tensor (None, a number) have no name.
+    """
+    spec = exported.call_spec.out_spec
+    outputs = [n.meta.get("val") if isinstance(n, torch.fx.Node) else n for n in _output_nodes(exported)]
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
+    taken, names = set(exported.graph_signature.user_inputs), []
+    for (path, _leaf), value in zip(paths, outputs, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        words = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+        if not words or words[0].isdigit():
+            words.insert(0, "output")
+        name = "_".join(words)
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _output_nodes(exported: ExportedProgram) -> list[Any]:
+    """What the graph returns to the user, in order (buffer updates come before and are not the user's)."""
+    returned = list(exported.graph.output_node().args[0])
+    return returned[len(returned) - exported.call_spec.out_spec.num_leaves :]
+
+
+def dim_names(program: Program) -> dict[str, str]:
+    """Symbol -> a word for people and for ONNX: ``batch``, ``sequence``, else the input's name and the position."""
+    names: dict[str, str] = {}
+    for name, value in zip(program.user_inputs, _input_values(program), strict=True):
+        for position, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol or str(size.node.expr) in names:
+                continue
+            counts = position == 1 and not value.is_floating_point()
+            word = "batch" if position == 0 else "sequence" if counts else f"{name}_{position}"
+            if word in names.values():
+                word = f"{name}_{word}"
+            names[str(size.node.expr)] = word
+    return names
+
+
+def sizes_to_try(program: Program) -> list[dict[str, int]]:
+    """Values for the symbolic sizes: the example's, batch 1, batch + 1, and another length for what is no batch.
+
+    Keys are symbols as in the graph (``s77``); an empty dict stands for a program without symbolic sizes.
+    """
+    hints, batch, upper = _symbols(program)
+    trials = [dict(hints)]
+    others = [s for s in hints if s not in batch]
+    if batch:
+        trials.append({**hints, **{s: 1 for s in batch}})
+        trials.append({**hints, **{s: hints[s] + 1 for s in batch}})
+    if others:
+        # shorter is always inside what a position table holds; an odd count finds a constant that was baked in
+        shorter = {s: min(upper[s], max(2, hints[s] // 2 + 1)) for s in others}
+        trials.append({**hints, **{s: hints[s] + 1 for s in batch}, **shorter})
+    return [t for i, t in enumerate(trials) if t not in trials[:i]]
+
+
+def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:
+    """Symbol -> (least legal size, the example's, largest legal size; 2**31 and more where nothing bounds it).
+
+    torch captures no batch of 1 as such: a lower bound of 2 that only says so counts as 1, as verification tries it.
+    """
+    hints, _, upper = _symbols(program)
+    bounds = {str(k): v for k, v in program.exported.range_constraints.items()}
+    lower = {
+        s: int(bounds[s].lower) if s in bounds and getattr(bounds[s].lower, "is_Integer", False) else 1 for s in hints
+    }
+    return {s: (1 if lower[s] <= 2 else lower[s], hint, upper[s]) for s, hint in hints.items()}
+
+
+def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]]:
+    """(symbol -> its size in the example, symbols that stand in a dimension 0, symbol -> its largest legal value)."""
+    hints: dict[str, int] = {}
+    batch: set[str] = set()
+    examples = pytree.tree_leaves(program.example_inputs)
+    for value, example in zip(_input_values(program), examples, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        for position, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                symbol = str(size.node.expr)
+                hints.setdefault(symbol, int(example.shape[position]))
+                if position == 0:
+                    batch.add(symbol)
+    ranges = {str(k): v for k, v in program.exported.range_constraints.items()}
+    upper = {}
+    for symbol in hints:
+        limit = ranges[symbol].upper if symbol in ranges else math.inf
+        upper[symbol] = int(limit) if getattr(limit, "is_Integer", False) else 2**31
+    return hints, batch, upper
+
+
+def _input_values(program: Program) -> list[Any]:
+    """What the graph knows of each user input: a fake tensor with symbolic sizes, or a constant."""
+    wanted = set(program.user_inputs)
+    return [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
+
+
+def describe_inputs(program: Program) -> list[dict[str, Any]]:
+    """Name, dtype and shape (open sizes as words) of every user input tensor, for reports."""
+    words = dim_names(program)
+    return [
+        {
+            "name": name,
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape],
+        }
+        for name, value in zip(program.user_inputs, _input_values(program), strict=True)
+        if isinstance(value, Tensor)
+    ]
+
+
+def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -> list[Any]:
+    """User inputs, flat, like the example's but of other ``sizes`` (symbol -> size) and with seeded values.
+
+    Finite floating tensors are normal with the example's mean and deviation; all others draw from the values that the
+    example holds, so ids stay inside their vocabulary and masks stay masks. Non-tensors are the example's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat = []
+    for value, example in zip(_input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
+        if not isinstance(example, Tensor):
+            flat.append(example)
+            continue
+        shape = [_resolve(s, sizes or {}, int(example.shape[i])) for i, s in enumerate(value.shape)]
+        source = example.detach().cpu()
+        if source.is_floating_point() and bool(source.isfinite().all()):
+            wide = source.double()
+            deviation = float(wide.std(correction=0)) if wide.numel() else 0.0
+            drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + (
+                float(wide.mean()) if wide.numel() else 0.0
+            )
+        elif source.numel():
+            drawn = source.flatten()[torch.randint(source.numel(), shape, generator=generator)]
+        else:
+            drawn = torch.zeros(shape)
+        flat.append(drawn.to(source.dtype).to(example.device))
+    return flat
+
+
+def _resolve(size: Any, sizes: Sizes, example: int) -> int:
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    expression = size.node.expr
+    known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
+    if len(known) < len(expression.free_symbols):
+        return example
+    return int(expression.subs(known))

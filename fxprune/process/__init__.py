@@ -1,0 +1,1 @@
+"""This process: what it tells, writes, shares and keeps."""

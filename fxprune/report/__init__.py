@@ -1,0 +1,1 @@
+"""Plain data as pages and pictures."""

@@ -1,0 +1,438 @@
+"""``report.html``: everything ``report.json`` knows, on one page for people. One file, no script, no request."""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..ir.plan import CompressionPlan
+from .latency import (
+    earlier_section,
+    foretold_section,
+    measured_section,
+    parity_rows,
+    passed,
+    summary_card,
+    summary_rows,
+    why_none,
+)
+from .page import Markup, bar, cards, code, figure, folded, page, paragraph, picture, section, table, text
+from .plots import SERIES, heat_map, kept_bars, pairs
+from .target_lines import constant_lines
+from .units import giga, mebi, mega
+
+Report = Mapping[str, Any]
+PLURAL = {
+    "head": "attention heads",
+    "kv": "key/value heads",
+    "ffn": "neurons",
+    "channel": "channels",
+    "token": "tokens",
+    "query": "query heads",
+    "qk": "query/key width",
+    "v": "value width",
+    "width": "residual width",
+}
+COSTS = (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi))
+MEASURES = {
+    "accuracy": "accuracy",
+    "top1": "agreement with dense (top 1)",
+    "relational": "relational agreement",
+    "cosine": "cosine with dense",
+    "kl": "KL to dense, nats",
+}
+
+
+def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes]) -> str:
+    """The page. All names in ``report`` are taken for untrusted text.
+
+    pictures   PNG files of the artefact by name, such as the one that ``report["tokens"]["picture"]`` names
+    """
+    return page(
+        f"fxprune: {report['name']}",
+        [
+            _head(report),
+            _summary(report),
+            _errors(report),
+            _kept(report),
+            _tokens(report, pictures),
+            _importance(report, plan),
+            _zeros(report),
+            measured_section(report),
+            foretold_section(report),
+            _exactness(report),
+            earlier_section(report),
+            _frozen(report),
+            _replay(report),
+            _provenance(report),
+        ],
+    )
+
+
+def figures_of(report: Report) -> tuple[str, float | None, float | None]:
+    """(measure, of the dense model, of the compressed one): accuracy where labels are, else agreement; "" without."""
+    told = report.get("agreement")
+    if not told or not told["steps"]:
+        return "", None, None
+    last = told["steps"][-1]
+    name = measure_of(last)
+    dense = told.get("dense_accuracy") if name == "accuracy" else 1.0
+    return name, dense, last.get(name)
+
+
+def measure_of(figures: Report) -> str:
+    """The figure that says most: accuracy, else agreement of the largest logit, else relational, else cosine."""
+    return next((name for name in ("accuracy", "top1", "relational", "cosine") if name in figures), "")
+
+
+def labels(entries: Sequence[Mapping[str, Any]], key: str = "group") -> list[str]:
+    """Short names of groups or sites: the number of the layer where that tells them apart, else the path.
+
+    >>> labels([{"group": "blocks.0.mlp.fc1:ffn"}, {"group": "blocks.1.mlp.fc1:ffn"}])
+    ['0', '1']
+    """
+    names = [str(e[key]) for e in entries]
+    numbers = ["".join(re.findall(r"(?:^|\.)(\d+)(?=\.)", n)[:1]) for n in names]
+    stages = [".".join(re.findall(r"(?:^|\.)(\d+)(?=\.)", n)) for n in names]
+    for made in (numbers, stages):
+        if all(made) and len(set(made)) == len(made):
+            return made
+    return [n.partition(":")[0] for n in names]
+
+
+def budget_words(report: Report) -> str:
+    """What was asked for."""
+    budget = report.get("budget")
+    if not budget:
+        return "no budget: the plan or the token counts were given"
+    if budget["relative"]:
+        return f"at most {budget['amount']:g} of the dense {budget['metric']}"
+    return f"at most {budget['amount']:.6g} {budget['metric']}"
+
+
+def _head(report: Report) -> str:
+    made = f"target {report['target']}, criterion {report.get('importance') or 'none'}, seed {report['seed']}"
+    return f"<h1>{text(report['name'])}</h1>\n{paragraph(made, 'soft')}"
+
+
+def _summary(report: Report) -> str:
+    cost, memory, parity = report["cost"], report.get("memory"), report.get("parity")
+    measure, dense, small = figures_of(report)
+    rows: list[Sequence[object]] = []
+    if small is not None:
+        rows.append((MEASURES[measure], f"{dense:.4f}" if dense is not None else "", f"{small:.4f}", ""))
+    for label, key, show in COSTS:
+        rows.append((label, show(cost["dense"][key]), show(cost["compressed"][key]), f"{cost['ratio'][key]:.3f}"))
+    if memory:
+        for label, key in (
+            ("largest activations, one sample (estimate)", "activations"),
+            ("weights and activations", ""),
+        ):
+            a, b = (
+                side[key] if key else side["weights"] + side["activations"]
+                for side in (memory["dense"], memory["compressed"])
+            )
+            rows.append((label, mebi(a), mebi(b), f"{b / a:.3f}" if a else ""))
+    rows += summary_rows(report)
+    payload = report.get("files", {}).get(report.get("payload"))
+    if payload:
+        rows.append((f"file {report['payload']}", "", mebi(payload["size_bytes"]), ""))
+    shown = [
+        (label, f"{cost['ratio'][key]:.3f}", f"{show(cost['dense'][key])} to {show(cost['compressed'][key])}")
+        for label, key, show in COSTS
+    ]
+    if small is not None:
+        shown.insert(0, (MEASURES[measure], f"{small:.3f}", f"dense {dense:.3f}" if dense is not None else ""))
+    shown += summary_card(report)
+    if parity:
+        shown.append(
+            (
+                f"{report['target']} differs by",
+                f"{parity['max_rel']:.1e}",
+                f"relative; accepted {parity['tolerance']:.0e}",
+            )
+        )
+    about = report.get("agreement")
+    where = (
+        ""
+        if not about
+        else (
+            f"{MEASURES.get(measure, '')} on {about['samples']} samples of {about['origin']}"
+            + (
+                " that nothing was decided or fitted on."
+                if about["held_out"]
+                else " that scoring and recovery saw too: the data held no others, so read it as an upper bound."
+            )
+        )
+    )
+    return section(
+        "Dense against compressed",
+        cards(shown),
+        table(("", "dense", "compressed", "ratio"), rows, (1, 2, 3)),
+        paragraph(f"Budget: {budget_words(report)}. MACs are {cost['counted']}.", "soft"),
+        paragraph(where, "soft") if where else "",
+        paragraph(f"Memory is {memory['counted']}.", "soft") if memory else "",
+        paragraph(why_none(report), "soft") if why_none(report) else "",
+    )
+
+
+def _errors(report: Report) -> str:
+    parts = []
+    steps = (report.get("agreement") or {}).get("steps", ())
+    keys = [k for k in ("accuracy", "top1", "kl", "cosine", "relational") if any(k in s for s in steps)]
+    if steps:
+        parts.append(
+            table(
+                ("after", *(MEASURES[k] for k in keys)),
+                [(s["after"], *(f"{s[k]:.4g}" if k in s else "" for k in keys)) for s in steps],
+                range(1, len(keys) + 1),
+            )
+        )
+    recovery = report.get("recovery") or {}
+    fitted = [s for s in recovery.get("steps", ()) if _finite(s["before"]) and _finite(s["after"])]
+    if fitted:
+        parts.append(
+            figure(
+                pairs(
+                    "recovery",
+                    [s["parameter"].removesuffix(".weight") for s in fitted],
+                    [s["before"] for s in fitted],
+                    [s["after"] for s in fitted],
+                    "weighted error",
+                ),
+                f"Error of each layer's target before and after recovery ({recovery['method']}, on "
+                f"{recovery.get('samples', 0)} samples).",
+            )
+        )
+    guard = recovery.get("guard") or {}
+    if guard:
+        columns = sorted({k for v in guard.values() for k in v})
+        why = recovery.get("rejected") or {}
+        rows = [
+            (
+                ("* " if name == (recovery.get("chosen") or recovery["method"]) else "") + name,
+                *(f"{v[k]:.5g}" if k in v else "" for k in columns),
+                why.get(name, ""),
+            )
+            for name, v in guard.items()
+        ]
+        parts.append(
+            folded(
+                f"candidates of recovery, judged on {recovery.get('held_out', 0)} held-out samples",
+                table(("candidate", *columns, "rejected because"), rows, range(1, len(columns) + 1)),
+            )
+        )
+    return section("Error after each step", *parts)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _by_kind(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Kind -> its groups with short labels: those that the search might cut, or that were cut."""
+    found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for entry in report.get("groups", ()):
+        if entry.get("searched", True) or entry["kept"] < entry["size"]:
+            found[entry["kind"]].append(dict(entry))
+    for entries in found.values():
+        for entry, label in zip(entries, labels(entries), strict=True):
+            entry["label"] = label
+    return found
+
+
+def _kept(report: Report) -> str:
+    parts, rows = [], []
+    for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
+        kept, size = (sum(e[k] for e in entries) for k in ("kept", "size"))
+        words = PLURAL.get(kind, kind)
+        parts.append(
+            figure(
+                kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words),
+                f"{words}: {kept} of {size} stay in {len(entries)} groups",
+            )
+        )
+        rows += [
+            (
+                code(e["group"]),
+                e["kind"],
+                e["kept"],
+                e["size"],
+                bar(e["kept"] / max(e["size"], 1)),
+                f"{e['macs'] / 1e3:,.1f}",
+                e["floor"],
+                e["granularity"],
+            )
+            for e in entries
+        ]
+    listing = table(("group", "kind", "kept", "of", "", "kMACs each", "floor", "multiple of"), rows, (2, 3, 5, 6, 7))
+    return section("What stays, layer by layer", *parts, folded(f"all {len(rows)} groups", listing))
+
+
+def _tokens(report: Report, pictures: Mapping[str, bytes]) -> str:
+    told = report.get("tokens") or {}
+    sites = [
+        {"group": s["site"], "size": s["tokens"], "kept": s["left"]} for s in told.get("sites", ()) if not s["frozen"]
+    ]
+    if not told.get("reducer") or not any(s["kept"] < s["size"] for s in sites):
+        return ""
+    for site, label in zip(sites, labels(sites), strict=True):
+        site["label"] = label
+    png = pictures.get(told.get("picture", ""))
+    return section(
+        "Tokens",
+        figure(kept_bars("tokens", sites, SERIES[2], "tokens"), f"Tokens behind every attention, by {told['reducer']}"),
+        picture(png, "Inputs, and below them what is left: merged patches share a colour, dropped ones are black")
+        if png
+        else "",
+    )
+
+
+def _importance(report: Report, plan: CompressionPlan) -> str:
+    parts = []
+    for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
+        entries = [e for e in entries if e["scores"] is not None]
+        for entry in entries:
+            choice = plan.choices.get(entry["group"])
+            entry["gone"] = [] if choice is None else sorted(set(range(choice.size)) - set(choice.keep))
+        if not entries:
+            continue
+        first = entries[0]
+        scale = (
+            f"{first['criterion']}, in {first['unit']}, over the largest"
+            if first["comparable"]
+            else f"{first['criterion']}, over the largest of its group (scores of different groups have no common unit)"
+        )
+        parts.append(
+            figure(
+                heat_map(f"heat-{i}", entries),
+                f"{PLURAL.get(kind, kind)}: {scale}. A row per group; red: what went, or where keeping stopped",
+            )
+        )
+    return section("Importance", *parts)
+
+
+def _zeros(report: Report) -> str:
+    told = report.get("sparsity")
+    if not told:
+        return ""
+    flops, gate = told.get("flops", {}), (told.get("gate") or {}).get("layers", ())
+    said = {d["parameter"]: d for d in gate}
+    rows = [
+        (
+            code(w["parameter"]),
+            "x".join(map(str, w["shape"])),
+            w["kept"],
+            w["tiles"],
+            bar(w["density"]),
+            f"{w['density']:.3f}",
+            said.get(w["parameter"], {}).get("said", ""),
+        )
+        for w in told.get("weights", ())
+    ]
+    whole = max(flops.get("dense", 1), 1)
+    words = "; ".join(
+        f"{giga(flops[k])} GMACs {k} ({flops[k] / whole:.3f} of dense)" for k in ("effective", "executed") if k in flops
+    )
+    listing = table(("weight", "shape", "tiles kept", "of", "", "density", "on this target"), rows, (2, 3, 5))
+    return section(
+        "Zeros inside weights",
+        paragraph(f"{told.get('pattern') or 'tiles'}: {words}."),
+        folded(f"{len(rows)} weights", listing),
+    )
+
+
+def _exactness(report: Report) -> str:
+    rows: list[Sequence[object]] = []
+    masked, parity = report.get("masked"), report.get("parity")
+    if masked:
+        rows.append(
+            (
+                "sliced graph against the dense one with masks",
+                "",
+                f"{masked['max_rel']:.1e}",
+                f"{masked['tolerance']:.0e}",
+                passed(masked["max_rel"] <= masked["tolerance"]),
+                "",
+            )
+        )
+    rows += parity_rows(report)
+    more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
+    if parity and parity.get("unsteady"):
+        more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
+    more += constant_lines(parity)
+    listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
+    return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
+
+
+def _frozen(report: Report) -> str:
+    reasons: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for entry in report.get("frozen", ()):
+        reasons[entry["why"].partition(" at ")[0]].append(entry)
+    for site in (report.get("tokens") or {}).get("sites", ()):
+        if site["frozen"]:
+            reasons[site["frozen"].partition(" at ")[0]].append(
+                {"group": site["site"], "kind": "token", "size": site["tokens"], "why": site["frozen"]}
+            )
+    rows = [
+        (
+            why,
+            len(entries),
+            ", ".join(sorted({e["kind"] for e in entries})),
+            Markup(
+                folded(
+                    "which",
+                    "".join(f"<div>{code(e['group'])} {text(e['size'])}: {text(e['why'])}</div>" for e in entries),
+                )
+            ),
+        )
+        for why, entries in sorted(reasons.items(), key=lambda item: -len(item[1]))
+    ]
+    return section("Frozen, and why", table(("reason", "groups", "kinds", ""), rows, (1,)))
+
+
+def _replay(report: Report) -> str:
+    rows = [
+        (p["name"], f"{p['seconds']:.3f}", p["added"], p["removed"], p["edited"], p["resized"])
+        for p in report["passes"]
+    ]
+    beside = ["the same model, data, --samples", f"--seed {report['seed']}"]
+    beside += [f"--held-out {data['held_out']:g}" for data in [report.get("data") or {}] if data.get("held_out")]
+    beside += ["--plan with the plan.json that lies here"] * ("read-plan" in report["pipeline"])
+    return section(
+        "The pipeline that replays it",
+        f"<pre>{text(report['pipeline'])}</pre>",
+        paragraph(f"fxprune compile --pipeline takes this text. Beside it give {', '.join(beside)}.", "soft"),
+        folded(
+            f"what each of {len(rows)} passes changed",
+            table(("pass", "seconds", "nodes added", "removed", "edited", "tensors resized"), rows, range(1, 6)),
+        ),
+    )
+
+
+def _provenance(report: Report) -> str:
+    data = report.get("data")
+    facts: list[Sequence[object]] = [
+        (
+            "data",
+            "none"
+            if not data
+            else f"{data['origin']}: {data['samples']} samples"
+            + (", labelled" if data["labelled"] else "")
+            + (", made up" if data["generated"] else "")
+            + (f"; beside them {data['held_out']:g} of the data was held back" if data.get("held_out") else ""),
+        ),
+        ("inputs", "; ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in report["inputs"])),
+        ("outputs", ", ".join(report["outputs"])),
+        ("versions", ", ".join(f"{k} {v}" for k, v in report["versions"].items())),
+    ]
+    files = [(code(name), f"{entry['size_bytes']:,}", code(entry["sha256"])) for name, entry in report["files"].items()]
+    return section(
+        "Notes, versions, hashes",
+        *(paragraph(n) for n in report["notes"]),
+        table(("", ""), facts),
+        table(("file", "bytes", "SHA-256"), files, (1,)),
+    )

@@ -1,0 +1,1 @@
+"""All that may be asked, each option once."""

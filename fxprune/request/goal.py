@@ -1,0 +1,179 @@
+"""What a search is to reach: the budget, the kinds that may be cut, and how they are judged and repaired."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OptionError, nearest
+from ..ir.cost import Budget
+from ..ir.group import DEFAULT_KINDS, Kind
+from ..target.latency_table import LatencyTable
+from .tokens import TokenWish, token_wish
+
+if TYPE_CHECKING:
+    from ..passes.analysis.importance.criterion import Criterion
+    from ..passes.transform.recover import Recover
+
+
+MOST_ROUNDS = 20
+MEMBERS = ("auto", "scores", "obs")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
+
+    No budget: the token counts are explicit, and nothing else is cut.
+    """
+
+    budget: Budget | None
+    criterion: str
+    kinds: tuple[Kind | str, ...]
+    samples: int
+    recover: str = "none"
+    rounds: int = 1
+    head_scale: float | str = 1.0
+    members: str = "auto"
+    rearrange: int = 0
+    tokens: TokenWish | None = None
+    search: str = "auto"
+    table: LatencyTable | None = None
+
+    def __post_init__(self) -> None:
+        from ..passes.search.search_plan import SearchPlan, kinds_named
+
+        kinds_named(self.kinds)
+        if self.tokens is not None and self.rounds > 1:
+            raise OptionError(
+                "rounds and tokens do not go together",
+                where=f"--rounds {self.rounds}",
+                why="tokens are decided once, on the dense model",
+                cure="leave one of them away",
+            )
+        if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
+            raise OptionError(
+                "rounds and latency do not go together",
+                where=f"--rounds {self.rounds}",
+                why="what is measured is the dense model, not what a round leaves",
+                cure="leave one away",
+            )
+        self.recovery  # noqa: B018  reads its name and options
+        if self.samples < 1:
+            raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
+        if self.members not in MEMBERS:
+            raise OptionError(
+                f"unknown way to choose members '{self.members}'",
+                where="--members",
+                cure=nearest(self.members, MEMBERS),
+            )
+        if self.rearrange < 0:
+            raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
+        self.made  # noqa: B018  reads the criterion's name and options
+        SearchPlan(
+            self.budget or Budget("flops", 1.0),
+            method=self.search,
+            head_scale=1.0 if self.head_scale == "auto" else self.scale,
+        )
+        if self.members == "obs" and not self.made.comparable:
+            raise OptionError(
+                f"the scores of '{self.made.name}' cannot say how many stay per group",
+                where="--members obs",
+                why="they only rank elements within a group",
+                cure="use trajectory or fisher, or leave --members away",
+            )
+
+    @cached_property
+    def made(self) -> Criterion:
+        """The criterion itself."""
+        from ..passes.analysis.score_groups import criterion
+
+        return criterion(self.criterion)
+
+    @cached_property
+    def recovery(self) -> Recover:
+        """The recovery itself, without data: from ``name`` or ``name{option=value}``."""
+        from ..ir.spec import build, parse
+        from ..passes.transform.recover import Recover
+
+        name, options = parse(self.recover, "--recover")
+        made: Recover = build(Recover, {"method": name, **options}, f"recovery '{name}'", "--recover")
+        return made
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion or the recovery runs the model."""
+        by_groups = self.by_groups and (self.made.needs_data or self.by_obs or self.head_scale == "auto")
+        return by_groups or self.recovery.method != "none" or (self.tokens is not None and self.tokens.needs_data)
+
+    @property
+    def group_kinds(self) -> tuple[Kind | str, ...]:
+        """The kinds of groups that may be cut: all but tokens."""
+        return tuple(k for k in self.kinds if str(k) != str(Kind.TOKEN))
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether groups take part at all."""
+        return self.budget is not None and bool(self.group_kinds)
+
+    def at(self, budget: Budget) -> Wish:
+        """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
+        made = dataclasses.replace(self, budget=budget)
+        made.__dict__.update(made=self.made, ranks=self.ranks)
+        return made
+
+    @cached_property
+    def ranks(self) -> dict[str, Any]:
+        """What the ranking by OBS remembers."""
+        return {}
+
+    @property
+    def scale(self) -> float:
+        """The head scale as a number. Raises OptionError when it is none."""
+        try:
+            return float(self.head_scale)
+        except ValueError:
+            raise OptionError(
+                f"'{self.head_scale}' is no head scale", where="--head-scale", cure="write a number, or auto"
+            ) from None
+
+    @property
+    def by_obs(self) -> bool:
+        """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
+        mixed = self.made.comparable and self.made.name != "obs" and not self.rearrange
+        fitted = self.recovery.method not in ("none", "scale")
+        return self.members == "obs" or (self.members == "auto" and mixed and fitted)
+
+
+def default_criterion(data: Any) -> str:
+    """The best that the inputs allow."""
+    return "l2" if data is None else "trajectory"
+
+
+def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]:
+    """Kinds to prune from what the user wrote: plural or singular, and ``heads`` takes KV groups along.
+
+    >>> [str(k) for k in kinds_of("heads,ffn")]
+    ['head', 'kv', 'ffn']
+    """
+    if prune is None:
+        return DEFAULT_KINDS
+    words = prune.split(",") if isinstance(prune, str) else [str(p) for p in prune]
+    known, kinds = {str(k) for k in Kind}, []
+    for word in (w.strip().lower() for w in words):
+        kind = word if word in known else word.removesuffix("s")
+        kinds += ["head", "kv"] if word == "heads" else [kind if kind in known else word]
+    return tuple(dict.fromkeys(kinds))
+
+
+def kinds_and_tokens(
+    prune: str | Sequence[str | Kind] | None, tokens: str | None, unmerge: bool
+) -> tuple[tuple[Kind | str, ...], TokenWish | None]:
+    """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
+    kinds = kinds_of(prune)
+    return kinds, token_wish(tokens, kinds, unmerge)

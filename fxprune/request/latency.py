@@ -1,0 +1,92 @@
+"""What is asked of measured time, and how it is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OptionError
+from ..target.clock import Clock
+from ..target.latency_table import LatencyTable
+from .limits import Align, aligned_by_measure
+
+if TYPE_CHECKING:
+    pass
+
+
+MISS = 0.05  # of the target: more than that, either way, and the search is repeated
+FILE = "latency.json"
+
+
+@dataclass(frozen=True)
+class LatencyWish:
+    """How latency is measured, and what for besides a budget of it.
+
+    batch    samples per call;  threads: CPU threads of the runtime, 0 leaves it the choice
+    table    path of a table to go by, whole: nothing is measured then, and the plan is the same on every machine
+    expect   measure also where the budget is one of MACs, parameters or bytes
+    align    let the measured table say what kept counts are multiples of
+    seconds  to time the delivered file for, beside the dense one; None: a short while, 0: not at all
+    """
+
+    batch: int = 1
+    threads: int = 0
+    table: str = ""
+    expect: bool = False
+    align: bool = False
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise OptionError("a batch holds at least one sample", where=f"--batch {self.batch}")
+        if self.threads < 0:
+            raise OptionError("threads cannot be negative", where=f"--threads {self.threads}")
+        if self.seconds is not None and not 0 <= self.seconds < math.inf:
+            raise OptionError(
+                "time to measure cannot be negative", where=f"--seconds {self.seconds:g}", cure="0 measures nothing"
+            )
+
+
+@dataclass
+class Timekeeping:
+    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
+
+    wish: LatencyWish
+    table: LatencyTable | None = None
+    clock: Clock | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    alignment: dict[str, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> Timekeeping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.clock is not None:  # its files go
+            self.clock.__exit__()
+            self.clock = None
+
+
+def timekeeping(
+    batch: int,
+    threads: int,
+    table: Any,
+    expect: bool,
+    align: Align,
+    latency: Any,
+    latency_ms: Any,
+    blocks: Any,
+    seconds: float | None = None,
+) -> Timekeeping:
+    """From the options of the API. Raises OptionError where they do not go together."""
+    timed = latency is not None or latency_ms is not None
+    if blocks is not None and (timed or expect):
+        raise OptionError(
+            "zeros inside weights have no latency that can be foretold",
+            where="--latency, --blocks",
+            why="the table holds dense layers of fewer rows and columns",
+            cure="give --flops",
+        )
+    return Timekeeping(
+        LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
+    )

@@ -1,0 +1,98 @@
+"""``Limits``: what a search may not cross, for all groups or for those that a pattern names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import OptionError
+
+if TYPE_CHECKING:
+    from ..passes.analysis.find_groups import FindGroups
+
+FLOOR = 0.1
+AUTO = "auto"  # an alignment: what the target is measured to like
+Align: TypeAlias = int | str | Sequence[int | str] | None
+Floor: TypeAlias = float | str | Sequence[float | str]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may not cross, see :func:`compile`.
+
+    align    a number, or ``PATTERN=N``, or several of both; None, or no plain number: the target's choice
+    floor    a share, or ``PATTERN=SHARE``, or several of both
+    freeze   globs of parameters or groups that keep their size
+
+    A pattern is a glob of a group's name or of a module above it, or a kind (see ``FindGroups``).
+    """
+
+    align: Align = None
+    floor: Floor = FLOOR
+    allow_empty: bool = False
+    freeze: Sequence[str] = ()
+
+    def find_groups(self, granularity: int) -> FindGroups:
+        """The pass that knows them. Raises OptionError for values out of range."""
+        from ..passes.analysis.find_groups import FindGroups
+
+        align, aligns = per_pattern(self.align, "--align")
+        floor, floors = per_pattern(self.floor, "--floor")
+        return FindGroups(
+            align=granularity if align is None else whole(align, "--align"),
+            floor=FLOOR if floor is None else floor,
+            allow_empty=self.allow_empty,
+            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
+            aligns=aligns,
+            floors=floors,
+        )
+
+
+def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[str, ...]]:
+    """The plain number among what was given (the last one wins, None where there is none), and the ``PATTERN=NUMBER``.
+
+    >>> per_pattern("8,*.ffn=32", "--align")
+    (8.0, ('*.ffn=32',))
+    """
+    if given is None:
+        return None, ()
+    several = [given] if isinstance(given, int | float | str) else list(given)
+    plain, patterns = None, []
+    for part in (p.strip() for one in several for p in str(one).split(",")):
+        if part == AUTO and option == "--align":
+            continue
+        _, equals, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise OptionError(
+                f"'{part}' cannot be read",
+                where=f"{option} {part}",
+                cure=f"write a number, or PATTERN=NUMBER such as 'blocks.*.mlp={_EXAMPLES[option]}'",
+            ) from None
+        if equals:
+            patterns.append(part)
+        else:
+            plain = value
+    return plain, tuple(patterns)
+
+
+def aligned_by_measure(align: Align) -> bool:
+    """Whether ``auto`` is among what was given.
+
+    >>> aligned_by_measure(["auto", "*.ffn=32"]), aligned_by_measure(8)
+    (True, False)
+    """
+    several = [align] if isinstance(align, int | str) or align is None else list(align)
+    return any(p.strip() == AUTO for one in several for p in str(one).split(","))
+
+
+_EXAMPLES = {"--align": "32", "--floor": "0.3"}
+
+
+def whole(number: float, option: str) -> int:
+    """``number`` as an integer. Raises OptionError for a fraction."""
+    if number != int(number):
+        raise OptionError("a multiple is a whole number", where=f"{option} {number:g}")
+    return int(number)

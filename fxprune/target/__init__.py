@@ -1,0 +1,1 @@
+"""A target: lowered to it, proven equal, timed."""

@@ -1,0 +1,1 @@
+"""Many runs, or one carried further."""

@@ -1,0 +1,120 @@
+"""``fxprune lower``: an artefact for another target, or finished on the machine that has what its target needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import registry
+from ..artifact.artifact import Artifact
+from ..artifact.delivered import Stopwatch, check_dense
+from ..artifact.files import check_destination
+from ..data.batch import Calibration
+from ..data.sources import load_data
+from ..driver.measure_latency import lowerable
+from ..driver.run import Work
+from ..errors import OptionError
+from ..intake.load import load as load_model
+from ..ir.cost import CostModel
+from ..ir.program import Program
+from ..process.events import Event, OnEvent, warn_only
+from ..process.silence import quiet, silence
+from ..request.latency import LatencyWish
+from ..request.limits import Limits
+from .bench import inputs_like
+
+MOST_EARLIER = 32
+
+
+def lower(
+    artifact: str | os.PathLike[str],
+    *,
+    target: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data: Any = None,
+    samples: int = 128,
+    against: Any = None,
+    batch: int = 1,
+    threads: int = 0,
+    seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    example_inputs: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
+) -> Artifact:
+    """Lower and verify the pruned program that ``artifact`` holds; nothing is searched and no weight changes.
+
+    target   as for :func:`fxprune.compile`; by default the one that the artefact was made for, with its options
+    out      where the result goes; by default it replaces ``artifact``, whose old payload goes once this one is whole
+    data, samples   calibration data, for targets that look at it: ``trt{dtype=fp16}`` checks every value against the
+             end of float16 on it. Texts and pictures are read as ``against`` reads them
+    against  the dense model that the artefact came from (a path or what :func:`fxprune.compile` takes), lowered in the
+             same way to be timed beside the result; without it the result is timed alone
+    batch, threads, seconds   of that timing, as in :func:`fxprune.compile`
+    checkpoint, example_inputs, trust_pickle   for ``against``
+
+    Parity and latency of the target that it had before stay in the report, under ``earlier``.
+
+    What this machine lacks is told as a warning, and in the report under ``unfinished``. Raises FxpruneError, and
+    leaves the artefact as it was.
+    """
+    on_event(Event("stage", f"load {os.fspath(artifact)}"))
+    made = Artifact.read(Path(artifact))
+    backend = made.backend if target is None else registry.target(target)
+    destination = Path(artifact) if out is None else Path(out)
+    if out is not None and destination.exists() and Path(artifact).exists() and destination.samefile(artifact):
+        raise OptionError(
+            "the output is the artefact itself", where=f"--out {destination}", cure="leave --out away to replace it"
+        )
+    check_destination(destination)
+    wish = LatencyWish(batch, threads, seconds=seconds)
+    work = None
+    if against is not None:
+        work = Work("eager", None, int(made.report["seed"]), on_event, Limits(align=1, floor=0.0, allow_empty=True))
+        inputs = inputs_like(made.program) if example_inputs is None else example_inputs
+        work.open(against, inputs, checkpoint, trust_pickle, None, 0)
+    if data is not None:
+        backend = backend.with_data(_calibration(made, work, data, samples))
+    dense = None if work is None else _dense(work, made, str(against))
+    made.report["earlier"] = _earlier(made, backend.text)
+    made.backend = backend
+    on_event(Event("stage", f"lower to {backend.text}, verify and save"))
+    with quiet():
+        made.save(destination, measure=Stopwatch(wish, "lower", dense, tell=on_event))
+    for missing in missing_of(made.report):
+        on_event(Event("warning", f"not finished: {missing}"))
+    return made
+
+
+def _calibration(made: Artifact, work: Work | None, data: Any, samples: int) -> Calibration:
+    """The data as the pruned program takes its inputs; tokenizer and picture sizes are those of the dense model."""
+    source = load_model(made.program.exported) if work is None or work.source is None else work.source
+    return load_data(data, source, samples=samples, seed=int(made.report["seed"]))
+
+
+def _dense(work: Work, made: Artifact, where: str) -> Program:
+    """The dense program as it is lowered. Raises OptionError where the artefact did not come from it."""
+    with silence():
+        program = work.groups()
+        check_dense(vars(CostModel(program)()), made.report, where)
+        return lowerable(program)
+
+
+def _earlier(made: Artifact, target: str) -> list[dict[str, Any]]:
+    """What the report knows of other targets: the newest of each, the one that is left now among them."""
+    report, left = made.report, made.backend.text
+    mine = {
+        "target": left,
+        "payload": report.get("payload"),
+        "parity": report.get("parity"),
+        "measured": report.get("measured"),
+    }
+    finished = not report.get("unfinished") and mine["parity"] is not None
+    found = [one for one in report.get("earlier", ()) if one["target"] not in (left, target)]
+    return [*found, mine][-MOST_EARLIER:] if finished and left != target else found
+
+
+def missing_of(report: dict[str, Any]) -> list[str]:
+    """What the machine lacked that lowered this artefact, in words."""
+    return list((report.get("unfinished") or {}).get("missing", ()))

@@ -1,0 +1,516 @@
+"""``fxprune sweep``: one scoring, many budgets. What each is worth on samples kept for that, and which one to take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..artifact.artifact import Artifact
+from ..artifact.files import check_destination, check_files, read_report
+from ..data.batch import Calibration
+from ..data.fingerprint import fingerprint
+from ..data.memory import within
+from ..data.sources import load_data
+from ..driver.apply import with_plan
+from ..driver.decide import decide_on, ready, score
+from ..driver.finish import finish
+from ..driver.judge import Judge
+from ..driver.run import Inputs, Model, Work
+from ..errors import BudgetInfeasible, LoadError, OptionError
+from ..ir.cost import COUNTED, METRICS, Budget, CostModel
+from ..ir.plan import CompressionPlan
+from ..ir.program import Program
+from ..process import jobs
+from ..process.events import Event, OnEvent, warn_only
+from ..process.files import write_text
+from ..process.jobs import resumable
+from ..process.silence import silence
+from ..report.render import measure_of
+from ..request.goal import Wish, default_criterion, kinds_and_tokens
+from ..request.limits import FLOOR, Align, Floor, Limits
+from ..request.options import by_option
+
+RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
+DENSE = "dense"
+FINEST = 0.01  # bisection ends where two ratios are this close
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What points of a sweep are judged on, and how the smallest good one is looked for.
+
+    data      labels optional: any kind of ``--data``; None holds a share of the calibration data back
+    held_out  that share: neither scoring nor recovery sees it
+    samples   at most so many of ``data``
+    max_drop  how much of the dense measure may go: of accuracy, or of an agreement of 1. None picks nothing
+    bisect    more ratios to try between the last good one and the first bad one
+    """
+
+    data: Any = None
+    held_out: float = 0.25
+    samples: int = 1024
+    max_drop: float | None = None
+    bisect: int = 3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise OptionError(
+                "a drop is a share between 0 and 1",
+                where=f"--max-drop {self.max_drop:g}",
+                cure="0.01 allows one point of a hundred",
+            )
+        if self.bisect < 0 or self.samples < 1:
+            raise OptionError("counts cannot be negative", where=f"--bisect {self.bisect}, samples {self.samples}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is timed once all points are there, interleaved: the target's files and the dense model's.
+
+    seconds  per point and batch size; 0 times nothing
+    """
+
+    batches: tuple[int, ...] = (1,)
+    seconds: float = 1.0
+
+
+def budgets(text: dict[str, Any]) -> list[Budget]:
+    """The one metric with its ratios, largest first. Raises OptionError for none, several, or amounts."""
+    given = {name: value for name, value in text.items() if value is not None}
+    if len(given) != 1:
+        raise OptionError(
+            "give the ratios of exactly one budget",
+            where=", ".join(f"--{n} {v}" for n, v in given.items()),
+            why=f"found {len(given)} of {', '.join(METRICS)}",
+            cure="for example --flops 0.9,0.75,0.5",
+        )
+    metric, value = next(iter(given.items()))
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+    made = [Budget.parse(metric, word) for word in words if str(word).strip()]
+    if not made or not all(b.relative for b in made):
+        raise OptionError(
+            "a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example --{metric} 0.9,0.75,0.5"
+        )
+    return sorted(dict.fromkeys(made), key=lambda b: -b.amount)
+
+
+@dataclass
+class Sweep:
+    """One sweep: the scored model, what it is judged on, and the points so far.
+
+    point  one ratio as plain data: ratio, cost, figures, drop and artifact (its directory), or ``infeasible``: why not
+    """
+
+    work: Work
+    wish: Wish
+    program: Program
+    data: Calibration | None
+    judge: Judge
+    out: Path
+    key: str
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    def try_(self, budget: Budget) -> dict[str, Any]:
+        """The point of a budget: found where an earlier run of this sweep left it, else made."""
+        place = self.out / f"{budget.amount:g}"
+        point = self._found(place, budget)
+        if point is None:
+            self.work.stage(f"{budget.metric} {budget.amount:g}")
+            try:
+                with resumable(place, self.work.on_event):
+                    point = self._made(place, budget)
+            except BudgetInfeasible as error:
+                point = {"ratio": budget.amount, "infeasible": str(error)}
+                self.work.warn(f"{budget} is out of reach: {error.why or error.what}")
+        self.points.append(point)
+        return point
+
+    def _found(self, place: Path, budget: Budget) -> dict[str, Any] | None:
+        try:
+            report = read_report(place)
+            told = report.get("sweep")
+            if not isinstance(told, dict) or told.get("key") != self.key or told.get("ratio") != budget.amount:
+                return None
+            check_files(place, report)
+            point = self._point(place, budget, report)
+        except (LoadError, KeyError, TypeError, AttributeError):  # none there, or damaged: it is made again
+            return None
+        self.work.on_event(Event("note", f"{budget} was finished before: {place}"))
+        return point
+
+    def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
+        check_destination(place)
+        work = replace(
+            self.work,
+            out=None,
+            passes=list(self.work.passes),
+            results=list(self.work.results),
+            notes=list(self.work.notes),
+            recovery=None,
+            decided=None,
+            options={**self.work.options, budget.metric: budget.amount},
+        )
+        wish = self.wish.at(budget)
+        program = work.recover(decide_on(work, wish, self.program, self.data), wish)
+        artifact = finish(work, program)
+        with silence():
+            figures = self.judge.of(artifact.program)
+        artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
+        work.stage(f"lower to {work.target}, verify and save")
+        with silence():
+            artifact.save(place)
+        return self._point(place, budget, artifact.report)
+
+    def _point(self, place: Path, budget: Budget, report: dict[str, Any]) -> dict[str, Any]:
+        figures = report["sweep"]["figures"]
+        return {
+            "ratio": budget.amount,
+            "artifact": place.name,
+            "cost": report["cost"]["compressed"],
+            "share": report["cost"]["ratio"],
+            "figures": figures,
+            "drop": self.drop(figures),
+            "recovery": (report.get("recovery") or {}).get("method", "none"),
+        }
+
+    @property
+    def dense_value(self) -> float:
+        """The dense model's own measure: 1 where the measure is an agreement with it."""
+        return 1.0 if self.judge.accuracy is None else self.judge.accuracy
+
+    def drop(self, figures: dict[str, float]) -> float:
+        """How much of the measure is lost; negative where the smaller model does better."""
+        return self.dense_value - figures[measure_of(figures)]
+
+    def narrow(self, metric: str, most: float, steps: int) -> None:
+        """Halve the gap between the smallest ratio within the drop and the largest below it that is not."""
+        for _ in range(steps):
+            good = min((p["ratio"] for p in self.points if "drop" in p and p["drop"] <= most), default=1.0)
+            bad = max((p["ratio"] for p in self.points if p["ratio"] < good), default=0.0)
+            middle = round((good + bad) / 2, 4)
+            if not bad or good - bad <= FINEST or middle in (good, bad):
+                return
+            self.try_(Budget(metric, middle))
+
+    def chosen(self, most: float) -> dict[str, Any] | None:
+        """The point of least cost within the drop."""
+        within = [p for p in self.points if "drop" in p and p["drop"] <= most]
+        return min(within, key=lambda p: (p["cost"][self.metric], p["ratio"]), default=None)
+
+    @property
+    def metric(self) -> str:
+        assert self.wish.budget is not None
+        return self.wish.budget.metric
+
+
+def sweep(
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    ratios: Sequence[Budget],
+    data: Any,
+    out: str | os.PathLike[str],
+    judging: Judging | None = None,
+    timing: Timing | None = None,
+    sensitive: bool = False,
+    target: str = "eager",
+    importance: str | None = None,
+    prune: Any = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    samples: int = 128,
+    seed: int = 0,
+    recover: str | None = None,
+    head_scale: float | str = 1.0,
+    members: str = "auto",
+    rearrange: int = 0,
+    tokens: str | None = None,
+    unmerge: bool = False,
+    search: str = "auto",
+    memory: float | str | None = None,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
+) -> dict[str, Any]:
+    """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
+
+    ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
+    out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
+
+    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished
+    points are taken up where model, data and options are the same. Raises OptionError without data, and as
+    ``compile`` does; a ratio out of reach is a point that says so.
+    """
+    asked = by_option("compile", locals())  # a point is what compile makes of them; a sweep's own are left out
+    for own in ("ratios", "judging", "timing", "sensitive", "out"):
+        del asked[own]
+    judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
+    asked["held-out"] = judging.held_out if judging.data is None else 0.0
+    if data is None:
+        raise OptionError(
+            "a sweep needs data",
+            where="--data",
+            why="every ratio is judged on samples of it",
+            cure="give --data, with labels if there are any",
+        )
+    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
+    wish = Wish(
+        ratios[0],
+        importance or default_criterion(data),
+        kinds,
+        samples,
+        recover or "auto",
+        1,
+        head_scale,
+        members,
+        rearrange,
+        wished,
+        search,
+    )
+    work = Work(
+        target,
+        None,
+        seed,
+        on_event,
+        Limits(align, floor, allow_empty, freeze),
+        options=asked,
+        held_back=float(asked["held-out"]),
+    )
+    with _owned(out), within(memory), resumable(out, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        made = _prepared(work, wish, judging, out)
+        measured = None
+        if sensitive:
+            from .sensitivity import sensitivity
+
+            work.stage("measure sensitivity")
+            with silence():
+                measured = sensitivity(score(work, wish, made.program, made.data), made.judge.batches, wish.group_kinds)
+        for budget in ratios:
+            made.try_(budget)
+        if judging.max_drop is not None:
+            made.narrow(made.metric, judging.max_drop, judging.bisect)
+        made.points.sort(key=lambda p: -p["ratio"])
+        timings = _timed(made, timing) if timing.seconds > 0 else []
+        result = _result(made, judging, timings, measured)
+        _write(out, result)
+    return result
+
+
+def measured_sensitivity(
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    data: Any,
+    samples: int = 64,
+    shares: Sequence[float] = (0.75, 0.5, 0.25),
+    importance: str = "trajectory",
+    prune: Any = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    seed: int = 0,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
+) -> dict[str, Any]:
+    """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
+    from .sensitivity import sensitivity
+
+    wish = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
+    work = Work("eager", None, seed, on_event, Limits(align, floor, allow_empty, freeze))
+    with resumable(None, on_event):
+        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
+        batches = work.calibration.batches if work.calibration is not None else ()
+        program, used = ready(work, wish)
+        scored = score(work, wish, program, used)
+        work.stage("measure sensitivity")
+        with silence():
+            found = sensitivity(scored, batches, wish.group_kinds, shares)
+    return {"name": work.name, "importance": str(wish.made), **found}
+
+
+def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
+    if judging.data is not None:
+        assert work.source is not None
+        work.held = load_data(judging.data, work.source, samples=judging.samples, seed=work.seed)
+    assert work.held is not None
+    program, data = ready(work, wish)
+    about = [str(wish.made), repr(replace(wish, budget=None)), repr(judging.data), work.target, repr(work.limits)]
+    jobs.identify(lambda: fingerprint(program, data, work.seed, about))
+    key = fingerprint(program, data, work.seed, [*about, _held(work.held)])
+    scored = score(work, wish, program, data)
+    with silence():
+        judge = Judge(scored, work.held.batches)
+    if judge.samples < 100:
+        work.warn(
+            f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
+            "measure; give more --samples, or --judge"
+        )
+    return Sweep(work, wish, scored, data, judge, out, key)
+
+
+def _held(data: Calibration) -> str:
+    """A hash of the samples that points are judged on."""
+    from torch import Tensor
+
+    digest = hashlib.sha256()
+    for batch in data.batches:
+        for value in (*batch.args, *batch.kwargs.values(), batch.labels):
+            if isinstance(value, Tensor):
+                digest.update(repr((value.dtype, value.shape)).encode())
+                digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
+    """Latency of every point's file and of the dense one, all in turns, per batch size."""
+    from ..artifact.delivered import record, row_of
+    from ..target.clock import reading
+    from ..target.timing import sampled
+    from ..target.timing import timing as timing_of
+    from .bench import call_at, runner_of
+
+    folders = [p["artifact"] for p in made.points if "artifact" in p]
+    if not folders:
+        return []
+    made.work.stage("measure latency of all")
+    dense = made.out / DENSE
+    if not _same(dense, made.key):
+        work = replace(
+            made.work,
+            out=None,
+            passes=list(made.work.passes),
+            results=list(made.work.results),
+            notes=[],
+            recovery=None,
+            decided=None,
+            budget=None,
+            calibration=None,
+            held=None,
+            options={},
+        )
+        with silence():
+            artifact = finish(work, with_plan(work, made.program.but(tokens=None), CompressionPlan()))
+            artifact.report["sweep"] = {"key": made.key}
+            artifact.save(dense)
+    opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
+    runners = {name: (a.program, runner_of(a)) for name, a in opened.items()}
+    rows, told = [], {name: list[dict[str, Any]]() for name in folders}
+    for batch in timing.batches:
+        calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
+        samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
+        for name in folders:
+            macs = opened[name].report["cost"]["ratio"]["flops"]
+            told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
+        rows.append(
+            {
+                "batch": batch,
+                "timings": {
+                    name: {
+                        **timing_of(values, counts[name], batch).to_dict(),
+                        **({} if name == DENSE else {k: told[name][-1][k] for k in ("ratio", "error", "realised")}),
+                    }
+                    for name, values in samples.items()
+                },
+            }
+        )
+    for name in folders:
+        record(made.out / name, told[name], opened[name].backend, opened[name].program)
+    return rows
+
+
+def _same(place: Path, key: str) -> bool:
+    try:
+        told = read_report(place).get("sweep")
+    except LoadError:
+        return False
+    return isinstance(told, dict) and told.get("key") == key
+
+
+def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measured: Any) -> dict[str, Any]:
+    from ..process.environment import environment
+
+    dense = CostModel(made.program)()
+    chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
+    figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
+    judged = made.work.held
+    assert judged is not None
+    return {
+        "fxprune_sweep": VERSION,
+        "name": made.work.name,
+        "target": made.work.target,
+        "metric": made.metric,
+        "measure": measure_of(figures),
+        "dense": {"cost": vars(dense), "value": made.dense_value},
+        "judged": {
+            "origin": judged.origin,
+            "samples": made.judge.samples,
+            "resolution": 1 / max(made.judge.samples, 1),
+        },
+        "max_drop": judging.max_drop,
+        "chosen": None if chosen is None else chosen["artifact"],
+        "points": made.points,
+        "latency": timings,
+        "environment": environment(),
+        "sensitivity": measured,
+        "importance": str(made.wish.made),
+        "recover": made.wish.recover,
+        "seed": made.work.seed,
+        "counted": COUNTED,
+        "notes": list(dict.fromkeys(made.work.notes)),
+    }
+
+
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """Make the directory, or find that it is one of ours; a failure before the first point leaves none behind.
+
+    Raises OptionError for somebody else's.
+    """
+    if out.exists() and not out.is_dir():
+        raise OptionError(
+            "the output is a directory, but a file lies there", where=str(out), cure="choose another --out"
+        )
+    there = out.exists()
+    if there and any(out.iterdir()):
+        try:
+            told = json.loads((out / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict) or told.get("fxprune_sweep") != VERSION:
+            raise OptionError(
+                "the directory is not empty and no sweep wrote it, so it is left alone",
+                where=str(out),
+                cure="choose another --out",
+            )
+        yield
+        return
+    write_text(out / RESULT, json.dumps({"fxprune_sweep": VERSION, "points": []}) + "\n")
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if [p.name for p in out.iterdir()] == [RESULT]:
+                (out / RESULT).unlink()
+                if not there:
+                    out.rmdir()
+        raise
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    from ..report.sweep import render
+
+    write_text(out / PAGE, render(result))
+    write_text(out / RESULT, json.dumps(result, indent=2) + "\n")
