@@ -16,9 +16,14 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
 from ..errors import CaptureError
 from ..ir.program import Program
+from ..ir.rebuild import copy_graph, rebuild
+from ..ir.writes import written_inputs
 from ..process.silence import quiet
 from .containers import plain, plain_signature
 from .diagnose import first_line, last_word, why_capture_failed
+from .evaluation import evaluation_form, unwrap
+from .tensors import shorten
+from .untouched import Originals, untouched
 
 
 def capture(
@@ -42,8 +47,7 @@ def capture(
     notes: list[str] = []
     if isinstance(model, ExportedProgram):
         return Program(plain_signature(model, notes), name=name, notes=tuple(notes))
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = unwrap(model)
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"a {type(model).__name__} cannot be captured",
@@ -52,29 +56,9 @@ def capture(
             cure="pass the nn.Module itself, or a torch.export.ExportedProgram",
         )
     args, kwargs = _example(args, kwargs or {}, name)
-    with evaluation_form(model), _plain_outputs(model, notes), quiet():  # what torch and the model say meanwhile
-        exported = _export(model, args, kwargs, notes, name)
+    with evaluation_form(model) as originals, _plain_outputs(model, notes), quiet():  # silence what is said meanwhile
+        exported = _own_state(_export(model, args, kwargs, notes, name), originals)
     return Program(plain_signature(exported, notes), name=name, notes=tuple(dict.fromkeys(notes)))
-
-
-@contextmanager
-def evaluation_form(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode, without gradient regions and without fused fast paths; as it was afterwards.
-
-    Tracing under ``no_grad`` keeps regions that a model wraps into ``no_grad`` itself (rotary tables) part of the flat
-    graph. It is not recorded in the graph: the weights stay trainable.
-    """
-    training = {m: m.training for m in model.modules()}
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, flag in training.items():
-            module.training = flag
 
 
 @contextmanager
@@ -122,6 +106,31 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> tuple
     return positional, keyword
 
 
+def _own_state(exported: ExportedProgram, originals: Originals) -> ExportedProgram:
+    """``exported`` with a copy of each tensor that its graph writes into (a counter, a running mean), and of each that
+    will be put back in the model as it was before ``model.eval()`` (a weight with its low-rank update)."""
+    signature = exported.graph_signature
+    bound = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    written = {bound[name] for name in written_inputs(exported.graph) if name in bound}
+    written |= {n for held in (exported.state_dict, exported.constants) for n, t in held.items() if originals.wrote(t)}
+    if not written:
+        return exported
+
+    def own(tensor: Any) -> Any:
+        copy = tensor.detach().clone()
+        return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+    state, constants = (
+        {n: own(t) if n in written else t for n, t in held.items()}
+        for held in (exported.state_dict, exported.constants)
+    )
+    return rebuild(exported, copy_graph(exported), state_dict=state, constants=constants)
+
+
 @dataclass(frozen=True)
 class _Result:
     exported: ExportedProgram
@@ -134,12 +143,12 @@ class _Result:
 
 
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str], name: str
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], notes: list[str], name: str, *, warm: bool = False
 ) -> ExportedProgram:
     """Export with as many open sizes as the model allows, from the most general to all constant.
 
     Sizes are open each on its own (``Dim.AUTO``) at first; then inputs share one batch; then the sequence is constant;
-    then everything is.
+    then everything is. Where all of it fails, the same once more with the model as its first call leaves it (``warm``).
     """
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     lengths = {t.shape[1] for t in tensors if t.dim() == 2 and _counts(t)}
@@ -155,6 +164,8 @@ def _export(
         batches, sequence = ladder.pop(0)
         try:
             exported = _export_once(model, args, kwargs, tensors, lengths, batches, sequence)
+        except CaptureError:  # no choice of sizes can mend it
+            raise
         except Exception as error:  # torch raises anything here, and so does the model
             if not reason:
                 failure = error
@@ -174,6 +185,13 @@ def _export(
         if not best.batch_fixed:
             break
     if best is None:
+        if not warm:  # what the model makes at its first call may be what tracing cannot follow
+            with untouched(model, args, kwargs):
+                model(
+                    *pytree.tree_map_only(Tensor, torch.clone, args),
+                    **pytree.tree_map_only(Tensor, torch.clone, kwargs),
+                )
+                return _export(model, args, kwargs, notes, name, warm=True)
         raise last_word(failure, name) from failure
     why = f": {reason or 'the code of the model fixes it'}"
     if best.batch_fixed:
@@ -197,7 +215,26 @@ def _export_once(
         if tensor.dim():
             shapes[tensor] = {0: batch, **{i: sequence for i in _sequence_dims(tensor, lengths)}}
     open_sizes = shapes.dynamic_shapes(model, args, kwargs)
-    return torch.export.export(model, args, kwargs, dynamic_shapes=open_sizes, strict=False)
+    before = {n for n, _ in model.named_parameters()}
+    with untouched(model, args, kwargs):  # every attempt begins with the model as it was given
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=open_sizes, strict=False)
+        made = [n for n, _ in model.named_parameters() if n not in before]
+    if made:
+        raise CaptureError(
+            "the model makes weights of its own when it first runs",
+            where=shorten(made),
+            why="a module that was never called has none there, and every copy of it would draw others",
+            cure="call it once on an input before passing it",
+        )
+    for held, value in exported.constants.items():
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                "the model computes with an object that is no tensor",
+                where=held,
+                why=f"it is a {type(value).__name__}, which no artefact can hold",
+                cure="compute what it gives outside the model, and pass that as an input",
+            )
+    return exported
 
 
 def _sequence_dims(tensor: Tensor, lengths: set[int]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ..errors import CaptureError
+from .evaluation import run
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -45,7 +46,7 @@ def why_capture_failed(
             cure=f"pip install {missing}",
         )
     try:
-        model(*args, **kwargs)
+        run(model, args, kwargs)
     except Exception as broken:  # the model's own failure is what we want to tell
         why = f"{type(broken).__name__}: {first_line(broken)}" if str(broken).strip() else type(broken).__name__
         cure = "pass inputs of the shape and type the model takes (--input, or args and kwargs)"

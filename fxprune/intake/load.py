@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import FxpruneError, LoadError
 from . import archive, huggingface, images
+from .evaluation import unwrap
 from .example_inputs import (
-    accepts,
     failure,
     from_file,
     from_program,
@@ -118,7 +118,7 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
                 why="its Python code is gone",
                 cure="pass the original nn.Module",
             )
-        return Loaded(_unwrap(source), type(_unwrap(source)).__name__)
+        return Loaded(unwrap(source), type(unwrap(source)).__name__)
     if isinstance(source, ExportedProgram):
         return Loaded(source, "exported")
     if not isinstance(source, (str, os.PathLike)):
@@ -165,7 +165,7 @@ def _open_path(path: Path, trust_pickle: bool) -> Loaded:
         inner = [value for value in found.values() if isinstance(value, nn.Module)]
         found = inner[0] if len(inner) == 1 else found
     if isinstance(found, nn.Module):
-        model = _unwrap(found)
+        model = unwrap(found)
         try:
             model.eval()
         except Exception as failure:
@@ -205,12 +205,6 @@ def _state_dict_alone(path: Path) -> LoadError:
         cure=f"give the architecture: timm:NAME with --checkpoint {path}, or a Hugging Face folder with config.json "
         "beside the weights; in Python, load them into the module and pass that",
     )
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return model.module
-    return model
 
 
 def _check_weights(loaded: Loaded) -> None:
@@ -263,7 +257,7 @@ def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
             cure=_INPUT_CURE,
         )
     args, kwargs = _to_device(model, args, kwargs)
-    if isinstance(model, nn.Module) and given is not None and not accepts(model, args, kwargs):
+    if isinstance(model, nn.Module) and given is not None:
         said = failure(model, args, kwargs)
         if said is not None:
             raise _not_accepted(loaded, args, kwargs, said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .group import PruneGroup
 from .importance import ImportanceScores
 from .plan import CompressionPlan
 from .token_flow import TokenFlow
+from .writes import written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
 
@@ -116,9 +118,22 @@ class Program:
         return flat
 
     def arguments(self, flat: Sequence[Any]) -> list[Any]:
-        """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter."""
+        """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter.
+
+        What the graph writes into is a copy: every run begins with the same values, and leaves them so.
+        """
         tensors, bound, rest = self.tensors, self.tensor_of_placeholder, iter(flat)
-        return [tensors[bound[n.name]] if n.name in bound else next(rest) for n in self.placeholders()]
+        values = [tensors[bound[n.name]] if n.name in bound else next(rest) for n in self.placeholders()]
+        written = self.written
+        return [
+            v.detach().clone() if n.name in written and isinstance(v, Tensor) else v
+            for n, v in zip(self.placeholders(), values, strict=True)
+        ]
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """Placeholders whose memory the graph writes into."""
+        return frozenset(written_inputs(self.graph))
 
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,6 +16,7 @@ from ..ir.agreement import TOLERANCE, compare, relative_error, seeded, tolerance
 from ..ir.double import exactly, within_rounding
 from ..ir.program import Program
 from ..ir.signature import Sizes, dim_names, output_names, sample_inputs, sizes_to_try
+from ..ir.writes import written_inputs
 
 Runner = Callable[[Sequence[Any]], list[Any]]
 """User inputs flat and in graph order (tensors, numbers, None) -> output tensors flat and in order."""
@@ -68,13 +69,22 @@ class Parity:
 
 
 def eager(exported: ExportedProgram) -> Runner:
-    """``exported`` itself as a runner, without gradients."""
+    """``exported`` itself as a runner, without gradients; what it writes into is put back after every run."""
     module, spec = exported.module(), exported.call_spec.in_spec
+    written = bool(written_inputs(exported.graph))
+    state = [*module.parameters(), *module.buffers(), *exported.constants.values()] if written else []
 
     def run(flat: Sequence[Any]) -> list[Any]:
-        args, kwargs = pytree.tree_unflatten(list(flat), spec)
+        args, kwargs = pytree.tree_unflatten(
+            [v.clone() if written and isinstance(v, Tensor) else v for v in flat], spec
+        )
         with torch.no_grad():
-            return [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            before = [(t, t.clone()) for t in state if isinstance(t, Tensor)]
+            made = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            made = [t.clone() for t in made] if written else made  # an output may lie where something is put back
+            for tensor, value in before:
+                tensor.copy_(value)
+        return made
 
     return run
 
