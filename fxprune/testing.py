@@ -21,7 +21,7 @@ from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.plan import CompressionPlan
 from .ir.program import Program
-from .ir.signature import sample_inputs
+from .ir.signature import Sizes, sample_inputs
 from .target.parity import steady
 
 

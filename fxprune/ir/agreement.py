@@ -154,6 +154,7 @@ def _in_words(got: Tensor, want: Tensor, error: Tensor, relative: float, toleran
     number = complex if want.is_complex() else float
     return (
         f"relative error {relative:.2e} is above the tolerance {tolerance:.0e}: max |difference| "
-        f"{float(error.max()):.2e} at index {index} (got {number(got[tuple(index)]):.6g}, expected {number(want[tuple(index)]):.6g}), "
+        f"{float(error.max()):.2e} at index {index} (got {number(got[tuple(index)]):.6g}, "
+        f"expected {number(want[tuple(index)]):.6g}), "
         f"mean {float(error.mean()):.2e}, max |reference| {scale:.2e}"
     )

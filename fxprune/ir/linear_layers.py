@@ -16,7 +16,7 @@ from ..errors import PlanError
 from .dataflow import LINEAR, MOVES, bind, op_name
 from .group import PruneGroup
 from .program import Program
-from .signature import sizes_to_try
+from .signature import example_sizes
 from .sparsity import Sparsity, Tile, grid
 
 ENDS = MOVES | {
@@ -193,7 +193,7 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
 
 def _hints(program: Program) -> dict[str, int]:
     """Symbol -> its size in the example inputs."""
-    return dict(sizes_to_try(program)[0])
+    return example_sizes(program)
 
 
 def _size(size: int | torch.SymInt, hints: Mapping[str, int]) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -92,24 +93,55 @@ def all_other(program: Program) -> dict[str, int]:
     """
     hints, batch, upper = _symbols(program)
     more = {s: hints[s] + 1 for s in batch}
-    ways: tuple[Callable[[int], int], ...] = (
-        lambda n: max(2, n // 2 + 1),
-        lambda n: n - 1,
-        lambda n: n + 1,
-        lambda n: n // 2,
-        lambda n: 2 * n,
-    )
     trials = [
-        {**hints, **more, **{s: min(upper[s], way(n)) for s, n in hints.items() if s not in batch}} for way in ways
+        {**hints, **more, **{s: min(upper[s], way(n)) for s, n in hints.items() if s not in batch}} for way in _WAYS
     ]
-    return next((t for t in trials if min(t.values(), default=1) > 0 and _may_be(program, t)), trials[0])
+    fit = [t for t in trials if min(t.values(), default=1) > 0 and refused_by(program, t) is None]
+    return (fit or trials)[0]
 
 
-def _may_be(program: Program, sizes: Sizes) -> bool:
-    """Whether nothing that torch found out about the program's sizes while it was traced speaks against ``sizes``."""
+_WAYS: tuple[Callable[[int], int], ...] = (
+    lambda n: max(2, n // 2 + 1),
+    lambda n: n - 1,
+    lambda n: n + 1,
+    lambda n: n // 2,
+    lambda n: 2 * n,
+)
+
+
+def example_sizes(program: Program) -> dict[str, int]:
+    """The symbolic sizes of the user inputs, and what they are in the example."""
+    return _symbols(program)[0]
+
+
+def stuck(program: Program) -> dict[str, sympy.Basic]:
+    """Symbols that can have the example's size only, alone and together with all others that are no batches, each with
+    a condition that says so. Sizes are tried, not solved for."""
+    hints, batch, upper = _symbols(program)
+    others = {s: n for s, n in hints.items() if s not in batch}
+    found: dict[str, sympy.Basic] = {}
+    for symbol, size in others.items():
+        trials = [{**hints, symbol: way(size)} for way in _WAYS]
+        trials += [{**hints, **{s: way(n) for s, n in others.items()}} for way in _WAYS]
+        trials = [t for t in trials if t[symbol] != size and all(0 < n <= upper[s] for s, n in t.items())]
+        refused = [refused_by(program, trial) for trial in trials]
+        if refused and all(condition is not None and _names(condition, symbol) for condition in refused):
+            found[symbol] = next(c for c in refused if c is not None)
+    return found
+
+
+def _names(condition: sympy.Basic, symbol: str) -> bool:
+    return any(str(s) == symbol for s in condition.free_symbols)
+
+
+def refused_by(program: Program, sizes: Sizes) -> sympy.Basic | None:
+    """A condition that torch found while it traced the program, and that ``sizes`` (by symbol) do not meet."""
     env = shape_env_of(program.exported)
-    known = {} if env is None else {s: sizes[str(s)] for s in env.var_to_range if str(s) in sizes}
-    return env is None or all(holds(env.simplify(guard.expr), known) is not False for guard in env.guards)
+    if env is None:
+        return None
+    known = {s: sizes[str(s)] for s in env.var_to_range if str(s) in sizes}
+    conditions = (env.simplify(guard.expr) for guard in env.guards)
+    return next((c for c in conditions if holds(c, known) is False), None)
 
 
 def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:

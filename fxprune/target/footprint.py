@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir.dataflow import op_name
 from ..ir.program import Program
-from ..ir.signature import dim_names, sizes_to_try
+from ..ir.signature import dim_names, example_sizes
 
 COUNTED = (
     "bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
@@ -30,7 +30,7 @@ def footprint(program: Program) -> dict[str, int]:
 
 def activations(program: Program) -> int:
     """Bytes of the largest set of values alive at once, see ``COUNTED``."""
-    sizes = dict(sizes_to_try(program)[0])
+    sizes = example_sizes(program)
     sizes.update({s: 1 for s, word in dim_names(program).items() if word == "batch" or word.endswith("_batch")})
     nodes = [n for n in program.graph.nodes if n.op != "output"]
     bound = program.tensor_of_placeholder
