@@ -165,18 +165,18 @@ def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
     if not wish.needs_data:
         return None
     if work.calibration is None:
-        return made_up(work, wish.criterion, wish.samples)
+        return made_up(work, program, wish.criterion, wish.samples)
     return without_labels_of_others(work, program, work.calibration)
 
 
-def made_up(work: Work, criterion: str, samples: int) -> Calibration:
+def made_up(work: Work, program: Program, criterion: str, samples: int) -> Calibration:
     """Generated inputs, with a warning."""
     assert work.source is not None
     work.warn(
         f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
         "will see; give --data (data=...) for a better choice"
     )
-    return generate(work.source, samples=samples, seed=work.seed)
+    return generate_for(program, work.source, samples, work.seed)
 
 
 def without_labels_of_others(work: Work, program: Program, data: Calibration) -> Calibration:

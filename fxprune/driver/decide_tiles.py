@@ -196,7 +196,7 @@ def _data(work: Work, passes: Sequence[Pass], program: Program) -> Calibration |
             f"no data was given: '{asking[0]}' scores tiles on generated inputs, which are not what the "
             "model will see; give --data (data=...) for a better choice"
         )
-        work.calibration = generate(work.source, samples=128, seed=work.seed)
+        work.calibration = generate_for(program, work.source, 128, work.seed)
     work.calibration = without_foreign_labels(program, work.calibration)
     return work.calibration
 

@@ -16,7 +16,8 @@ from .. import registry
 from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
-from ..errors import FxpruneError, InternalError, OptionError
+from ..data.fixed_sizes import fit_sizes, open_dimensions
+from ..errors import FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.cost import Budget
@@ -101,22 +102,37 @@ class Work:
             loaded = load_model(
                 source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
             )
-            if data is not None:
-                self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
-                self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
-                if not loaded.args and not loaded.kwargs:
-                    first = self.calibration.batches[0]
-                    loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+            data_first = data is not None and not loaded.args and not loaded.kwargs
+            if data_first:
+                first = load_data(data, loaded, samples=samples, seed=self.seed).batches[0]
+                loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
         for note in loaded.notes:
             self.warn(note)
-        self.source, self.name = loaded, loaded.name
+        self.name = loaded.name
         self.stage("capture the graph")
         with silence():
             self.dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+            self.source = loaded = dataclasses.replace(loaded, free=open_dimensions(self.dense))
+            if data is not None:
+                self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
+                self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
+        self._fit_sizes(self.dense)
         if self.held_back:
             self._hold_back(self.dense)
         if self.calibration is not None:
             self.calibration = memory.in_flight(self.dense, self.calibration)
+
+    def _fit_sizes(self, dense: Program) -> None:
+        """The data in the sizes that could not stay open, and the graph held against the module on some of it."""
+        if self.calibration is not None:
+            self.calibration, notes = fit_sizes(dense, self.calibration)
+            for note in notes:
+                self.warn(note)
+        if self.held is not None:
+            try:
+                self.held, _ = fit_sizes(dense, self.held)
+            except LoadError:  # too few are left of those that were held back
+                self.held = None
 
     def _hold_back(self, dense: Program) -> None:
         """Keep a share of the calibration data from everything that decides or fits; the result is judged on it."""
