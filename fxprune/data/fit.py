@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoadError
-from ..intake.images import ImagePreprocess
 from ..intake.closed_sizes import openable
+from ..intake.images import ImagePreprocess
 from ..intake.load import Loaded
 from ..intake.tensors import shorten
 
@@ -72,7 +72,8 @@ def finish(
     if not examples:
         lone = len(tensors) == 1
         return (tuple(tensors.values()) if lone else ()), ({} if lone else dict(tensors)), labels
-    fitted = {name: _fit(value, examples[name], name, loaded.image, where, loaded.free.get(name, frozenset()))
+    fitted = {
+        name: _fit(value, examples[name], name, loaded.image, where, loaded.free.get(name, frozenset()))
         for name, value in tensors.items()
     }
     values = []

@@ -27,7 +27,9 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
     batches = [kept for batch in data.batches if (kept := _cut(program, batch)) is not None]
     if len(batches) < len(data.batches) or any(a is not b for a, b in zip(batches, data.batches, strict=True)):
         left = sum(b.size for b in batches)
-        notes.append(f"the data is cut to the length that is fixed: {left} of {data.samples} samples are as long or longer")
+        notes.append(
+            f"the data is cut to the length that is fixed: {left} of {data.samples} samples are as long or longer"
+        )
     if size is not None and any(batch.size != size for batch in batches):
         before = sum(b.size for b in batches)
         batches = _in_batches_of(size, batches)
@@ -44,7 +46,7 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
 
 
 def fixed_batch_size(program: Program) -> int | None:
-    """The one batch size that ``program`` takes; None where it is open. A size of 1 beside an open one goes with all."""
+    """The one batch size that ``program`` takes; None where it is open. A 1 beside an open one goes with all."""
     inputs = [v for v in input_values(program) if isinstance(v, Tensor) and v.dim()]
     sizes = [_number(v.shape[0]) for v in inputs]
     batch = next((len(t) for t in pytree.tree_leaves(program.example_inputs) if isinstance(t, Tensor) and t.dim()), 0)
@@ -112,7 +114,9 @@ def _in_batches_of(size: int, batches: list[Batch]) -> list[Batch]:
     whole: list[Batch] = []
     rest: dict[Any, Batch] = {}
     for batch in batches:
-        shape = tuple(tuple(t.shape[1:]) for t in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(t, Tensor))
+        shape = tuple(
+            tuple(t.shape[1:]) for t in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(t, Tensor)
+        )
         joined = _joined(rest.pop(shape), batch) if shape in rest else batch
         full = joined.size // size * size
         whole += [joined.pick(torch.arange(start, start + size)) for start in range(0, full, size)]

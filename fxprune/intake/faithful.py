@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError, VerifyError
+from ..errors import CaptureError, FxpruneError, VerifyError
 from ..ir.agreement import compare, relative_error, seeded, tolerance_of, why_random
 from ..ir.double import exactly, run_nodes, within_rounding
 from ..ir.program import Program
 from ..ir.proof import Link
-from ..ir.signature import all_other, dim_names, example_sizes, input_values, refused_by, sample_inputs
+from ..ir.signature import all_other, dim_names, input_sizes, input_values, refused_by, sample_inputs
 from .containers import plain
 from .diagnose import first_line
-from .evaluation import evaluation_form, own_inputs
+from .evaluation import evaluation_form, own_inputs, unwrap
 
 COMPARED = "the module and its captured graph"
 SEED = 0
@@ -50,6 +50,22 @@ def compare_with_module(model: nn.Module, program: Program) -> tuple[Link, list[
         worst = max(worst, error)
         tried.append(named)
     return Link(COMPARED, worst, tolerance_of(program), tuple(tried)), notes
+
+
+def compare_on_data(
+    model: Any, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Link, ...], list[str]]:
+    """(how near ``program`` is to ``model`` on samples of the user's data, notes). Nothing where the model is a program
+    itself, or where the samples cannot be run. Raises CaptureError as :func:`compare_with_module` does."""
+    if not isinstance(model, nn.Module):
+        return (), []
+    try:
+        error, notes = difference(unwrap(model), program, args, kwargs, "the first samples of the data")
+    except (_DoesNotRun, FxpruneError) as failure:
+        if isinstance(failure, CaptureError):
+            raise
+        return (), []  # what the data lacks is told where it is used
+    return (Link(f"{COMPARED}, on the data", error, tolerance_of(program)),), notes
 
 
 class _DoesNotRun(Exception):
@@ -139,7 +155,7 @@ def _named(value: Any) -> dict[str, Tensor]:
 
 def _inputs(program: Program) -> list[tuple[dict[str, int], list[Any]]]:
     """(sizes by symbol, user inputs): at most two samples of the example, and drawn ones of other sizes."""
-    hints = example_sizes(program)
+    hints = input_sizes(program)
     batch = {str(v.shape[0]) for v in input_values(program) if isinstance(v, Tensor) and v.dim()} & hints.keys()
     few = {s: min(2, hints[s]) for s in batch}
     rows = [

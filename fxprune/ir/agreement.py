@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VerifyError
+from .dataflow import bind, is_random
 from .program import Program
 from .signature import input_values
 
@@ -31,15 +32,12 @@ def tolerance_of(program: Program, tolerance: Mapping[torch.dtype, float] = TOLE
 
 def random_ops(program: Program) -> list[str]:
     """Names of the nodes that draw random numbers whenever the program runs."""
-    drawn = torch.Tag.nondeterministic_seeded
-    return [n.name for n in program.graph.nodes if drawn in getattr(n.target, "tags", ()) and not _at_rest(n)]
+    return [n.name for n in program.graph.nodes if is_random(n) and not _at_rest(n)]
 
 
 def _at_rest(node: torch.fx.Node) -> bool:
     """An op that may draw and does not: dropout in evaluation form, attention without dropout."""
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    given |= dict(zip([a.name for a in arguments], node.args, strict=False)) | dict(node.kwargs)
+    given = bind(node)
     chance = given.get("p", given.get("dropout_p"))
     return chance == 0 or given.get("train", given.get("training")) is False
 

@@ -15,12 +15,14 @@ class Link:
     max_rel    largest difference of an output, relative to its largest magnitude
     tolerance  the largest that is accepted
     tried      the sizes of each run, by their names: ``({"batch": 2}, {"batch": 3})``
+    rounded    a larger difference that is rounding: the model itself is as far from what fp64 gives
     """
 
     compared: str
     max_rel: float
     tolerance: float
     tried: tuple[Mapping[str, int], ...] = ()
+    rounded: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -28,4 +30,5 @@ class Link:
             "max_rel": self.max_rel,
             "tolerance": self.tolerance,
             "tried": [dict(sizes) for sizes in self.tried],
+            **({"rounded": self.rounded} if self.rounded else {}),
         }

@@ -109,7 +109,7 @@ _WAYS: tuple[Callable[[int], int], ...] = (
 )
 
 
-def example_sizes(program: Program) -> dict[str, int]:
+def input_sizes(program: Program) -> dict[str, int]:
     """The symbolic sizes of the user inputs, and what they are in the example."""
     return _symbols(program)[0]
 

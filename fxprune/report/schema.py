@@ -195,6 +195,18 @@ REPORT: dict[str, Any] = {
             "what must keep its size",
             _object("a group", "group kind size why", group=_TEXT, kind=_TEXT, size=_COUNT, why=_TEXT),
         ),
+        gaps=_list(
+            "ops that were sliced although something is not known of them",
+            _object(
+                "an op and what it lacks",
+                "op lacks why nodes groups",
+                op=_TEXT,
+                lacks=_one("string", "recovery, cost or importance"),
+                why=_TEXT,
+                nodes=_list("of the dense graph", _TEXT),
+                groups=_list("that were cut", _TEXT),
+            ),
+        ),
         notes=_list("what the user should know", _TEXT),
         parity=_or_null(_PARITY),
         payload=_one(["string", "null"], "the target's main file"),
@@ -213,6 +225,19 @@ REPORT: dict[str, Any] = {
             "every file but this one", more=_object("", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)
         ),
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),
+        proof={
+            "type": "array",
+            "description": "the chain from the user's module to the sliced graph: each link ran both forms of the model",
+            "items": _object(
+                "two forms that agree",
+                "compared max_rel tolerance tried",
+                compared=_TEXT,
+                max_rel=_NUMBER,
+                tolerance=_NUMBER,
+                tried={"type": "array"},
+                rounded=_one("number", "a larger difference that is rounding: the model is as far from fp64"),
+            ),
+        },
         importance=_one(["string", "null"], "the criterion"),
         data=_or_null(
             _object(

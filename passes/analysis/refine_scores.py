@@ -25,12 +25,16 @@ class RefineScores(Analysis):
     Errors   OptionError for an unknown name or missing data
     """
 
+    takes = ("criterion", "data")
     needs = ("axes", "groups", "scores", "plan")
     gives = ("scores",)
 
     criterion: str | Criterion = "trajectory"
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
+
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion

@@ -37,12 +37,16 @@ class ScoreGroups(Analysis):
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
     """
 
+    takes = ("criterion", "data")
     needs = ("axes", "groups")
     gives = ("scores",)
 
     criterion: str | Criterion = "l2"
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
+
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion

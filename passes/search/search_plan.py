@@ -53,6 +53,7 @@ class SearchPlan(Search):
              far as the method says so); the same scores give the same plan
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("budget", "reduced")
     needs: ClassVar[tuple[str, ...]] = ("axes", "groups", "scores")
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 
@@ -73,6 +74,9 @@ class SearchPlan(Search):
                 why="it multiplies what heads are worth",
                 cure="1 leaves the scores as they are",
             )
+
+    def runs(self) -> tuple[object, ...]:
+        return () if self.method == "auto" else (registry.lookup("search", self.method),)
 
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
