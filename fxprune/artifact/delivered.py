@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..data import memory
-from ..errors import FxpruneError, OptionError
+from ..errors import FxpruneError, OptionError, spell
 from ..ir.program import Program
 from ..ir.provenance import first_line
 from ..process.environment import versions

@@ -293,7 +293,7 @@ def _apply_known_plan(
             )
     elif not plan.choices:
         return None
-    known = find_groups(run, session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
+    known = find_groups(run, session.kinds or plan.kinds)
     here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
@@ -324,7 +324,7 @@ def _part_of(
     groups, tensors = program.group_by_name, list(program.tensors)
     known = [] if root is None else [n for n, _ in root.named_parameters()]
     here: dict[str, Choice] = {}
-    for name, choice in plan.choices.items():
+    for name, choice in plan.elements.items():
         owner = name.rpartition(":")[0] + "."
         group, cut = groups.get(name), len(choice.keep) < choice.size
         read = any(n.startswith(owner) for n in tensors)

@@ -142,7 +142,7 @@ def test_a_point_is_what_compile_makes(folder: Path) -> None:
         align=4,
         on_event=lambda _: None,
     )
-    point = json.loads(Path("sw/0.6/plan.json").read_text())["groups"]
+    point = json.loads(Path("sw/0.6/plan.json").read_text())["choices"]
     assert {g: tuple(c["keep"]) for g, c in point.items()} == {g: c.keep for g, c in made.plan.choices.items()}
     x = torch.randn(5, 6)
     torch.testing.assert_close(load("sw/0.6")(x), made.module(x), rtol=0, atol=0)
