@@ -22,7 +22,7 @@ SPELLING: dict[str, str] = {}
 """Option on the command line -> in Python: ``head-scale`` -> ``head_scale=``; the table of options fills it in."""
 
 _typed: ContextVar[bool] = ContextVar("typed", default=False)
-_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?: (?=\S))?")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?:=| (?=\S))?")
 _OPTION_VALUE = re.compile(r"--([a-z][a-z-]*)(?: (\S+))?")
 _MARKED = re.compile(r"`(--[^`]*)`")
 

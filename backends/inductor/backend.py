@@ -43,6 +43,7 @@ class InductorBackend(Backend):
     autotune: bool = False
 
     name: ClassVar[str] = "inductor"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (("a C++ compiler", "install gcc or clang"),)
     suffix: ClassVar[str] = ".inductor.pt2"
 
     def __post_init__(self) -> None:

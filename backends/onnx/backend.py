@@ -52,6 +52,8 @@ class OnnxBackend(Backend):
     table: str = ""
 
     name: ClassVar[str] = "onnx"
+    requires: ClassVar[Sequence[str]] = ("onnx", "onnxscript", "onnxruntime")
+    packages: ClassVar[Sequence[str]] = (*requires, "onnxruntime-gpu")
     suffix: ClassVar[str] = ".onnx"
 
     def __post_init__(self) -> None:

@@ -68,6 +68,11 @@ class TensorRTBackend(Backend):
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "trt"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (
+        ("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
+        ("a CUDA GPU", "an engine runs on the kind of GPU it was built for"),
+    )
+    packages: ClassVar[Sequence[str]] = ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "torch-tensorrt-rtx")
     suffix: ClassVar[str] = ".engine"
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +32,11 @@ class TritonBackend(Backend):
     table: str = ""
 
     name: ClassVar[str] = "triton"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (
+        ("triton", "pip install 'fxprune[triton]'"),
+        ("a CUDA GPU", "files are written without one, not run"),
+    )
+    packages: ClassVar[Sequence[str]] = ("triton",)
     suffix: ClassVar[str] = ".triton.pt2"
     granularity: ClassVar[int] = 16
 

@@ -314,7 +314,7 @@ def _read(
                 f"'{name}' cannot search by time in a pipeline",
                 where=where,
                 why="there is no table of the target to go by",
-                cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}",
+                cure=f"give `--{bound.metric}` without a pipeline; its report then states {COUNTED[1]}",
             )
     except OptionError as error:  # of a pass's own checks, which name options of the command line
         at = error.where if error.where.startswith(spell(OPTION, bare=True)) else where

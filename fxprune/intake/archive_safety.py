@@ -190,6 +190,7 @@ def check_archive(path: str | Path) -> None:
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
+    """The archive. Raises LoadError where there is none, or it is damaged."""
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:

@@ -108,7 +108,7 @@ class Budget:
                 "a budget ratio is at most 1",
                 where=where,
                 why="a ratio is the share of the dense cost that stays",
-                cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. --{metric} 2.3G",
+                cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. `--{metric} 2.3G`",
             )
         return Budget(metric, number)
 

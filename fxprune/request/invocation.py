@@ -12,8 +12,9 @@ from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
 from .goal import Wish, default_criterion, kinds_and_tokens
 from .latency import LatencyWish, latency_wish
+from .limits import AUTO, aligned_by_measure
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
-from .options.table import REQUIRED
+from .options.table import DECIDING, REQUIRED
 from .request import Request
 from .tiles import BlockWish, kinds_and_blocks, split_request
 
@@ -59,6 +60,12 @@ class Invocation:
                 where=f"--recover {asked.recover}",
                 why="it fits what stays to what the dense model does on it",
                 cure="give `--data`",
+            )
+        if aligned_by_measure(self.limits.align) and self.command not in DECIDING.split():
+            raise OptionError(
+                "nothing is measured here that could say what the target likes",
+                where=f"--align {AUTO}",
+                cure="write a number, or PATTERN=NUMBER",
             )
         tiles, goal = self._split()
         return Request(

@@ -65,12 +65,17 @@ class Backend(ABC):
     suffix       of the main file
     granularity  kept channel and neuron counts are best multiples of this
     tolerance    dtype -> largest accepted error relative to the largest output magnitude
+    requires     what it needs of the machine, for ``fxprune doctor``: a module, ``one or another``, "a CUDA GPU" or "a
+                 C++ compiler"; or such a thing with the cure where it is missing
+    packages     distributions whose versions are worth knowing
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     granularity: ClassVar[int] = 8
     tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+    requires: ClassVar[Sequence[str | tuple[str, str]]] = ()
+    packages: ClassVar[Sequence[str]] = ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def budgets(text: dict[str, Any]) -> list[Budget]:
     made = [Budget.parse(metric, word) for word in words if str(word).strip()]
     if not made or not all(b.relative for b in made):
         raise OptionError(
-            "a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example --{metric} 0.9,0.75,0.5"
+            "a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example `--{metric} 0.9,0.75,0.5`"
         )
     return sorted(dict.fromkeys(made), key=lambda b: -b.amount)
 

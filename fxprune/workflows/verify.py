@@ -124,6 +124,7 @@ def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manif
 
 
 def limits_of(manifest: Mapping[str, Any]) -> Limits:
+    """The limits that a delivery was made under. Raises LoadError where the manifest does not say them."""
     known = {f.name for f in dataclasses.fields(Limits)}
     given = manifest["request"]["limits"]
     if set(given) != known or not all(type(given[k]) is int for k in ("batch", "threads")):

@@ -84,7 +84,7 @@ def test_the_budget_may_come_from_outside() -> None:
 def test_plan_stops_before_slicing_and_writes(tmp_path: Path) -> None:
     program = fxprune.plan(tiny_vit().eval(), SHAPE, pipeline=PLAIN, out=tmp_path / "plan.json")
     assert program.need("plan").about["pipeline"].endswith("search-plan{budget=flops=0.5}")
-    assert json.loads((tmp_path / "plan.json").read_text())["groups"]
+    assert json.loads((tmp_path / "plan.json").read_text())["choices"]
 
 
 SEARCH = "search-plan{budget=flops=0.5}"

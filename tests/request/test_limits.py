@@ -40,7 +40,7 @@ def test_numbers_and_patterns_are_told_apart(given: object, plain: float | None,
 @pytest.mark.parametrize(
     ("align", "floor", "message"),
     [
-        ("many", 0.1, "--align many"),
+        ("many", 0.1, "align=many"),
         ("*.ffn=x", 0.1, "cannot be read"),
         ("*.ffn=0", 0.1, "at least 1"),
         ("*.ffn=2.5", 0.1, "whole number"),
