@@ -50,7 +50,7 @@ def compare_with_masking(run: Run, dense: Program) -> Link:
     Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
     VerifyError where the model draws random numbers, so that nothing can be said.
     """
-    plan, sliced, seed = dense.need("plan"), run.program, run.seed
+    plan, sliced = dense.need("plan"), run.program
 
     def exact(flat: Sequence[Any]) -> list[Any] | None:
         try:

@@ -127,7 +127,7 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Examp
             why=f"got {len(args)} positional and {len(kwargs)} keyword inputs",
             cure="pass example inputs: capture(model, (tensor,)), or --input 1x3x224x224",
         )
-    return pytree.tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], spec)  # type: ignore[no-any-return]
+    return pytree.tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], spec)
 
 
 def _doubled(given: Example) -> Example | None:
@@ -135,7 +135,7 @@ def _doubled(given: Example) -> Example | None:
     first = next((t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()), None)
     if first is None or first.shape[0] != 1:
         return None
-    return pytree.tree_map_only(  # type: ignore[no-any-return]
+    return pytree.tree_map_only(
         Tensor, lambda t: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t.detach(), given
     )
 
