@@ -10,6 +10,7 @@ from ..artifact.artifact import Artifact, build_report
 from ..artifact.delivered import Stopwatch
 from ..errors import InternalError, VerifyError
 from ..ir.cost import Cost, CostModel
+from ..ir.flops import check_counts
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -50,7 +51,9 @@ def finish(work: Work, program: Program, after: Sequence[Pass] = ()) -> Artifact
     work.stage("compare slicing with masking")
     masked = _compare(work, program, sliced)
     small = work.run(sliced.without_facts(), FoldIndices(), SpellOutTokens())
-    counted = CostModel(work.run(small, PropagateAxes()))()
+    analysed = work.run(small, PropagateAxes())
+    check_counts(analysed, work.pipeline)
+    counted = CostModel(analysed)()
     if (counted.flops, counted.params) != (predicted.flops, predicted.params):
         raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=work.pipeline)
     for one in after:

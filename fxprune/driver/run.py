@@ -20,6 +20,7 @@ from ..errors import FxpruneError, InternalError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.cost import Budget
+from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
@@ -173,9 +174,11 @@ class Work:
         ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
         program = self.run(self.dense, Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
         more = [FindTokenSites(unmerge=unmerge)] if tokens else []
-        if program.groups is None:  # a table was unshared: what is known about the graph is out of date
-            return self.run(program, PropagateAxes(), self.find_groups, *more)
-        return self.run(program, self.find_groups, *more)
+        # where a table was unshared, what is known about the graph is out of date
+        again = [PropagateAxes()] if program.groups is None else []
+        program = self.run(program, *again, self.find_groups, *more)
+        check_counts(program, self.pipeline)
+        return program
 
     def reduced(self, program: Program) -> Program:
         """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on
