@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.axis import Axis, Conflict, Dim, Dims, cut, new_dim, sum_dim, total
+from ....ir.axis import Axis, Conflict, Dim, Dims, cut, new_dim, pieces, sum_dim, total
 from ..walk import Args, Multi, Walk, rule
 
 
@@ -52,14 +52,10 @@ def split(w: Walk, a: Args) -> Multi:
         parts = [new_dim(size) for size in sizes]
         w.freeze([x[dim], *parts], "split of an open size")
         return Multi([*x[:dim], part, *x[dim + 1 :]] for part in parts)
-    rest, pieces = x[dim], []
-    for size in sizes[:-1]:
-        piece, rest = cut(rest, size)
-        pieces.append(piece)
-    pieces.append(rest)
-    if len(pieces) > 1:
-        w.literal("", "split", pieces)
-    return Multi([*x[:dim], piece, *x[dim + 1 :]] for piece in pieces)
+    parts = pieces(x[dim], sizes)
+    if len(parts) > 1:
+        w.literal("", "split", parts)
+    return Multi([*x[:dim], part, *x[dim + 1 :]] for part in parts)
 
 
 @rule("slice", "narrow", "slice_copy")
