@@ -123,7 +123,8 @@ def _frontier(program: Program) -> Iterable[_Edge]:
         # sizes of the inputs carry nothing of them
         if any(n in fed for n in inputs) and not isinstance(node.meta.get("val"), int | SymInt):
             fed.add(node)
-        weighted = node in fed and node.name in products and any(n.name in parameters for n in inputs)
+        weights = {n for n in inputs if node.name in products and _moved(n).name in parameters}
+        weighted = node in fed and bool(weights)
         if weighted:
             layer = node.name  # readers between two weight products belong to one layer and may share an index
         embeds = "embedding" in str(node.target) and any(
@@ -133,13 +134,20 @@ def _frontier(program: Program) -> Iterable[_Edge]:
             content.add(node)
             for source in inputs:
                 dims: Dims | None = axes.dims.get(source.name)
-                if source in content or source.name in parameters or not isinstance(dims, list):
+                if source in content or source in weights or source.name in parameters or not isinstance(dims, list):
                     continue
                 for position, dim in enumerate(dims):
                     # an index has a static length: heads folded into the batch (Bloom) stay tied, and frozen
                     static = isinstance(source.meta["val"].shape[position], int)
                     if static and total(dim) > 1:
                         yield _Edge(source.name, node.name, position, dim, layer)
+
+
+def _moved(node: Node) -> Node:
+    """What ``node`` is a transposed or reshaped view of: ``x @ weight.T`` reads the weight."""
+    while node.op == "call_function" and op_name(node) in VIEWS:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _is_tensor(program: Program, node: Node) -> bool:

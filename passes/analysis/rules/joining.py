@@ -86,7 +86,7 @@ def slice_(w: Walk, a: Args) -> Dims:
     try:
         if step > 1:
             return _strided(w, a, x, dim, full, got, start, step)
-        before, kept = _between(x[dim], start, start + got)
+        before, kept = between(x[dim], start, start + got)
     except Conflict as conflict:
         return frozen(w.conflict([x[dim]], conflict))
     w.literal("start", "sum", [before] if start else [])
@@ -97,7 +97,7 @@ def slice_(w: Walk, a: Args) -> Dims:
     return [*x[:dim], kept, *x[dim + 1 :]]
 
 
-def _between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
+def between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
     """``dim`` before ``start``, and from ``start`` to ``end``."""
     before: Dim = ()
     if end < total(dim):
