@@ -7,7 +7,7 @@ each contraction is what "this element is not there" means, for any model.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
+from .ir.dataflow import NORMS, Family, bind_values, family
 from .ir.example_sizes import runtime_sizes
+from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
 from .ir.signature import sample_inputs
@@ -26,21 +28,24 @@ from .target.parity import seeded, steady
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
     """Leaf axis -> kept indices, for every group that ``plan`` cuts."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return plan.keep(program.need("groups"))
 
 
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
     """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
 
-    Sums and products see zeros in place of removed elements; means and variances run over the kept ones.
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones. A part that is
+    gone is zero where it reaches the rest.
     """
-    return masked(program, keep_of(program, plan), flat)
+    parts = (g for g in program.need("groups") if isinstance(g, Switch) and g.name in plan.choices)
+    silent = {end for part in parts if not len(plan.kept(part)) for end in part.ends}
+    return masked(program, keep_of(program, plan), flat, silent)
 
 
-def masked(program: Program, keep: Keep, flat: Sequence[Any]) -> list[Any]:
-    """:func:`masked_run` for kept elements given by axis. Outputs keep their dense shape."""
-    return run_flat(program, flat, _Masked(program, keep, flat))
+def masked(program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> list[Any]:
+    """:func:`masked_run` for kept elements given by axis, and names of nodes whose values are zero. Outputs keep their
+    dense shape."""
+    return run_flat(program, flat, _Masked(program, keep, flat, silent))
 
 
 def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float = float("inf")) -> float:
@@ -93,8 +98,9 @@ def relative_error(got: Sequence[Any], want: Sequence[Any]) -> float:
 
 
 class _Masked(Interpreter):
-    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any]) -> None:
+    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> None:
         super().__init__(program.exported.graph_module)
+        self.silent = silent
         axes = program.need("axes")
         self.axes, self.keep, self.counts = axes, keep, {a: len(i) for a, i in keep.items()}
         self.sizes = runtime_sizes(program, flat)
@@ -114,10 +120,13 @@ class _Masked(Interpreter):
         return kept_total(dim, self.counts) != total(dim)
 
     def run_node(self, n: Node) -> Any:
+        return torch.zeros_like(self._run(n)) if n.name in self.silent else self._run(n)
+
+    def _run(self, n: Node) -> Any:
         if not any(n.name in found for found in (self.masks, self.selected, self.named)):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        bound = dict(zip([a.name for a in n.target._schema.arguments], args, strict=False)) | dict(kwargs)  # type: ignore[union-attr]
+        bound = bind_values(n.target, args, kwargs)
         for path, position, dim in self.masks.get(n.name, ()):
             name, _, index = path.partition(".")
             operand = bound[name][int(index)] if index else bound[name]
@@ -140,24 +149,24 @@ class _Masked(Interpreter):
         first = next(iter(bound))
         x: Tensor = bound[first]
         functional = torch.nn.functional
-        name = n.target._schema.name  # type: ignore[union-attr]
+        does = family(n)
         source = n.all_input_nodes[0].name
         whole = {p: self.axes.dims[source][p] for p, _ in self.selected[n.name]}
         index = {p: kept_index(dim, self.keep, self.sizes) for p, dim in whole.items()}
         small = x
         for position, kept in index.items():
             small = small.index_select(position, kept)
-        if "norm" not in name:
+        if does not in NORMS:
             return n.target(small, **{k: v for k, v in bound.items() if k != first})  # type: ignore[operator]
         (position, kept), *more = index.items()
         assert not more, "a norm over one cut dim is all the oracle knows"
         affine = {k: bound[k].index_select(0, kept) for k in ("weight", "bias") if bound.get(k) is not None}
         eps = {"eps": bound["eps"]} if bound.get("eps") is not None else {}
-        if "group_norm" in name:
+        if does is Family.GROUP_NORM:
             groups = next(lit for lit in self.axes.literals if lit.node == n.name and lit.argument == "num_groups")
             count = sum(kept_total(d, self.counts) for d in groups.dims)
             out = functional.group_norm(small, count, **affine, **eps)
         else:
-            run = functional.rms_norm if "rms" in name else functional.layer_norm
+            run = functional.rms_norm if does is Family.RMS_NORM else functional.layer_norm
             out = run(small, [len(kept)], **affine, **eps)
         return torch.zeros_like(x).index_copy(position, kept, out)

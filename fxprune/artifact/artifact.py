@@ -23,16 +23,17 @@ from ..errors import LoadError, OptionError
 from ..intake.archive import read_program, write_program
 from ..intake.op_libraries import notes_on_ops
 from ..ir.cost import COUNTED, Budget, Cost
-from ..ir.group import PruneGroup
 from ..ir.pipeline import PassResult, describe_results
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
 from ..process.environment import versions
 from ..process.files import published
+from ..report.entries import VERSION
+from ..report.op_gaps import gap_lines
 from ..target.backend import Backend, Lowered, lower_and_verify
 from ..target.gate import executed
-from .files import PAGE, PLAN, PROGRAM, REPORT, VERSION, check_destination, check_files, file_entry, read_report
+from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
 from .module import ProgramModule, module_of
 
 Measure: TypeAlias = Callable[[Backend, Lowered, Program, Mapping[str, Any]], dict[str, Any]]
@@ -179,7 +180,8 @@ def build_report(
     dense: Cost,
     compressed: Cost,
     plan: CompressionPlan,
-    groups: Sequence[PruneGroup] = (),
+    frozen: Sequence[Mapping[str, Any]] = (),
+    gaps: Sequence[Mapping[str, Any]] = (),
     budget: Budget | None = None,
     pipeline: str = "",
     passes: Sequence[PassResult] = (),
@@ -196,6 +198,7 @@ def build_report(
     passes          what each pass changed, measured       cost      {dense, compressed, ratio, counted}: flops are
     inputs, outputs names, dtypes and shapes                         multiply-accumulates at the example shapes
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
+    gaps            [{op, lacks, why, nodes, groups}]: ops that were sliced without recovery, cost or importance
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
     options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
@@ -231,11 +234,12 @@ def build_report(
         "outputs": output_names(program.exported),
         "pruned": [
             {"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
-            for g, c in sorted(plan.choices.items())
+            for g, c in sorted(plan.elements.items())
             if len(c.keep) < c.size
         ],
-        "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "notes": [*notes, *notes_on_ops(program.exported)],
+        "frozen": [dict(one) for one in frozen],
+        "gaps": [dict(one) for one in gaps],
+        "notes": [*notes, *gap_lines(gaps), *notes_on_ops(program.exported)],
         "parity": None,
         "payload": None,
         "files": {},

@@ -1,7 +1,7 @@
 """``fxprune demo``: train a small ViT on handwritten digits, compress it to ONNX, and tell honestly what happened.
 
-Needs no network: the digits (1797 images of 8x8, the UCI test set) come with scikit-learn. A quarter of them, drawn by
-class, is the test split; neither training nor calibration sees it.
+Needs no network: the digits (1797 images of 8x8, the UCI test set) lie beside this file, and digits.txt says whose they
+are. A quarter of them, drawn by class, is the test split; neither training nor calibration sees it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..process.events import Event, OnEvent, warn_only
 from ..process.files import write_error
+
+if TYPE_CHECKING:
+    from ..artifact.artifact import Artifact
 
 BATCHES = (1, 32)
 RESULT = "demo.json"
@@ -98,15 +101,41 @@ class Digits:
 
 
 def digits(seed: int = 0) -> Digits:
-    """scikit-learn's handwritten digits, a quarter held out for testing, each class in proportion."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """UCI's handwritten digits, a quarter held out for testing, each class in proportion.
 
-    data = load_digits()
-    images = torch.tensor(data.images / 8 - 1, dtype=torch.float32).unsqueeze(1)
-    labels = torch.tensor(data.target, dtype=torch.long)
-    train, test = train_test_split(range(len(labels)), test_size=0.25, stratify=data.target, random_state=seed)
+    The same draws as scikit-learn's stratified ``train_test_split``, which made the split before: figures stay.
+    """
+    import numpy as np
+
+    with np.load(Path(__file__).with_name("digits.npz")) as packed:
+        pixels, classes = packed["images"], packed["labels"]
+    images = torch.from_numpy(pixels).float().unsqueeze(1) / 8 - 1
+    labels = torch.from_numpy(classes).long()
+    draw, counts = np.random.RandomState(seed), np.bincount(classes)
+    train: list[int] = []
+    test: list[int] = []
+    for label, kept in enumerate(_in_proportion(counts, len(classes) * 3 // 4, draw)):
+        members = np.flatnonzero(classes == label)[draw.permutation(counts[label])].tolist()
+        train += members[:kept]
+        test += members[kept:]
+    train, test = draw.permutation(train).tolist(), draw.permutation(test).tolist()
     return Digits(images[train], labels[train], images[test], labels[test])
+
+
+def _in_proportion(counts: Any, total: int, draw: Any) -> list[int]:
+    """``total`` things shared among classes in proportion to ``counts``; largest remainders go up, ties are drawn."""
+    import numpy as np
+
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact).astype(int)
+    remainders = exact - shares
+    for remainder in np.unique(remainders)[::-1]:
+        left = total - int(shares.sum())
+        if not left:
+            break
+        tied = np.flatnonzero(remainders == remainder)
+        shares[draw.choice(tied, min(left, len(tied)), replace=False)] += 1
+    return [int(share) for share in shares]
 
 
 def train(model: nn.Module, data: Digits, *, epochs: int, seed: int = 0, lr: float = 2e-3) -> nn.Module:
@@ -158,11 +187,11 @@ def run(
 
     from ..driver import api
     from ..ir.plan import CompressionPlan
-    from ..request.budget import one_budget
-    from ..target.timing import latency, session
+    from ..request.budget import needed_budget
+    from ..request.options import Budgets
 
     started = time.perf_counter()
-    budget = one_budget(flops, None, None)
+    budget = needed_budget(Budgets(flops=flops))
     if epochs < 1:
         raise OptionError("epochs must be at least 1", where=f"--epochs {epochs}")
     out = _own_folder(Path(out))
@@ -197,27 +226,8 @@ def run(
     )
     dense = api.apply(out / "model.pt", CompressionPlan(), out=out / "dense", seconds=0, **common)
     on_event(Event("stage", "measure accuracy and latency of both ONNX files"))
-    sides: dict[str, dict[str, Any]] = {}
-    sessions = {}
-    for name, artifact in (("dense", dense), ("compressed", small)):
-        file = out / name / str(artifact.report["payload"])
-        sessions[name] = session(file, threads)
-        logits = _call(sessions[name], data.test_images.numpy())()[0]
-        with torch.no_grad():
-            eager = artifact.module(data.test_images)
-        sides[name] = {
-            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels),
-            **artifact.report["cost"]["compressed"],
-            "file_bytes": file.stat().st_size,
-            "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
-        }
-    for batch in BATCHES:
-        feed = data.test_images[:batch].numpy()
-        calls = {name: _call(running, feed) for name, running in sessions.items()}
-        for name, timing in latency(calls, seconds=LATENCY_SECONDS, items=batch).items():
-            sides[name][f"latency_ms_{batch}"] = timing.median_ms
     result = {
-        **sides,
+        **_measure({"dense": dense, "compressed": small}, out, data, threads),
         "budget": str(budget),
         "importance": small.report["importance"],
         "batches": list(BATCHES),
@@ -234,6 +244,32 @@ def run(
     }
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _measure(artifacts: Mapping[str, Artifact], out: Path, data: Digits, threads: int) -> dict[str, dict[str, Any]]:
+    """What each ONNX file is worth on the test images, and how fast it is in turns with the other."""
+    from ..target.timing import latency, session
+
+    sides: dict[str, dict[str, Any]] = {}
+    sessions = {}
+    for name, artifact in artifacts.items():
+        file = out / name / str(artifact.report["payload"])
+        sessions[name] = session(file, threads)
+        logits = _call(sessions[name], data.test_images.numpy())()[0]
+        with torch.no_grad():
+            eager = artifact.module(data.test_images)
+        sides[name] = {
+            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels),
+            **artifact.report["cost"]["compressed"],
+            "file_bytes": file.stat().st_size,
+            "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
+        }
+    for batch in BATCHES:
+        feed = data.test_images[:batch].numpy()
+        calls = {name: _call(running, feed) for name, running in sessions.items()}
+        for name, timing in latency(calls, seconds=LATENCY_SECONDS, items=batch).items():
+            sides[name][f"latency_ms_{batch}"] = timing.median_ms
+    return sides
 
 
 @contextmanager

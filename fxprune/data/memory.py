@@ -14,9 +14,10 @@ from torch import SymInt, Tensor
 
 from ..errors import FxpruneError, OptionError
 from ..ir.cost import Budget
-from ..ir.dataflow import MOVES, op_name
+from ..ir.dataflow import MOVES, family
 from ..ir.pipeline import Pass
 from ..ir.program import Program
+from ..ir.signature import samples_in
 from ..process.jobs import unidentified
 from .batch import Batch, Calibration, evenly
 
@@ -105,7 +106,7 @@ def in_flight(program: Program, data: Calibration) -> Calibration:
 
 def through(program: Program) -> int:
     """Bytes of all values that one sample's run makes, views not counted."""
-    made = (n for n in program.graph.nodes if n.op == "call_function" and op_name(n) not in MOVES)
+    made = (n for n in program.graph.nodes if n.op == "call_function" and family(n) not in MOVES)
     return -(-sum(_bytes(t) for n in made for t in _tensors(n.meta.get("val"))) // _example_size(program))
 
 
@@ -128,8 +129,7 @@ def alive(program: Program) -> int:
 def _example_size(program: Program) -> int:
     """Samples of the example inputs."""
     args, kwargs = program.example_inputs
-    first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), None)
-    return max(1 if first is None else first.shape[0], 1)
+    return max(samples_in((*args, *kwargs.values())), 1)
 
 
 def _tensors(value: object) -> Sequence[Tensor]:

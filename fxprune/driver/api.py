@@ -7,37 +7,33 @@ MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -
 
 from __future__ import annotations
 
-import inspect as inspection
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..artifact.artifact import Artifact, load
 from ..data.memory import within
-from ..errors import OptionError
-from ..ir.cost import METRICS
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..process import ranks
-from ..process.events import OnEvent, warn_only
+from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
-from ..request.budget import Amount, budget_or_none, one_budget
-from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.latency import LatencyWish, Timekeeping, timekeeping
-from ..request.limits import FLOOR, Align, Floor, Limits
-from ..request.options import by_option
-from ..request.tiles import Request, divided, kinds_and_blocks
-from .apply import PlanLike, applied, lines_of, read_plan
-from .decide import decide
-from .decide_tiles import uncut, with_tiles
+from ..request.budget import one_budget
+from ..request.invocation import Invocation
+from ..request.limits import FLOOR, Align, Floor
+from ..request.options import Amount
+from ..request.request import Request
+from ..target.clock import SharedClock
+from .apply import PlanLike, apply_plan, lines_of, read_plan
+from .decide import Decided, decide
+from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
-from .run import Inputs, Model, Work
-
-if TYPE_CHECKING:
-    from .replay import StatedPipeline
+from .replay import run_stated
+from .run import Inputs, Model, Run, find_groups, open_model
+from .stated import StatedPipeline, read_pipeline
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -150,93 +146,22 @@ def compile(
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
-    asked = by_option("compile", locals())
-    if plan is not None and pipeline is None:
-        if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
-            raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
-        if recover not in (None, "none"):
-            raise OptionError(
-                "a plan is applied without recovery",
-                where=f"--recover {recover}",
-                why="applying a plan uses no data",
-                cure="give a budget and data instead, or a pipeline: read-plan,recover (fxprune help pipelines)",
-            )
-        return apply(
-            model,
-            plan,
-            example_inputs,
-            target=target,
-            out=out,
-            seed=seed,
-            batch=batch,
-            threads=threads,
-            seconds=seconds,
-            checkpoint=checkpoint,
-            trust_pickle=trust_pickle,
-            on_event=on_event,
-        )
+    given = locals()
+    if plan is not None and pipeline is None and data is None:
+        Invocation.of("compile", given).request  # noqa: B018  may refuse what is given besides
+        return _apply(Invocation.of("apply", {**given, "align": 1 if align is None else align}), on_event)
+    invoked, tell = Invocation.of("compile", given), Transcript(on_event)
+    request = invoked.request
     if pipeline is not None:
-        work = Work(
-            target,
-            out,
-            seed,
-            on_event,
-            Limits(),
-            timing=_timed(batch, threads, seconds, latency_table),
-            held_back=held_out,
-        )
-        return _planned(
-            model,
-            example_inputs,
-            asked,
-            work,
-            pipeline,
-            data,
-            samples,
-            lambda program, stated: finish(work, program, stated.after),
-        )
-    if recover not in (None, "none") and data is None:
-        raise OptionError(
-            "recovery needs data",
-            where=f"--recover {recover}",
-            why="it fits what stays to what the dense model does on it",
-            cure="give --data",
-        )
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
-    work = Work(
-        target,
-        out,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        blocks=zeros,
-        timing=timing,
-        options=asked,
-        held_back=held_out,
-    )
-    wish = None
-    if zeros is None or rest.slices or wished is not None:
-        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
-        how = rest.recover or ("none" if data is None else "auto")
-        wish = Wish(
-            budget,
-            rest.importance or default_criterion(data),
-            kinds,
-            samples,
-            how,
-            rounds,
-            head_scale,
-            members,
-            rearrange,
-            wished,
-            search,
-        )
-    with within(memory), resumable(out, on_event), timing:
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        return finish(work, uncut(work) if wish is None else work.recover(decide(work, wish), wish))
+        return _replay(invoked, request, tell, finish_stated)
+    if plan is not None:
+        chosen = read_plan(plan)
+        with within(memory), resumable(out, on_event), lines_of(chosen):
+            return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
+    goal = request.goal
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(invoked, request, tell, clock)
+        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -283,64 +208,14 @@ def plan(
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    asked = by_option("plan", locals())
+    invoked, tell = Invocation.of("plan", locals()), Transcript(on_event)
+    request = invoked.request
     if pipeline is not None:
-        work = Work(
-            target,
-            None,
-            seed,
-            on_event,
-            Limits(),
-            timing=_timed(batch, threads, None, latency_table),
-            held_back=held_out,
-        )
-        return _written(
-            _planned(
-                model,
-                example_inputs,
-                asked,
-                work,
-                pipeline,
-                data,
-                samples,
-                lambda program, stated: with_tiles(work, program),
-            ),
-            out,
-        )
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    zeros, rest = divided(
-        blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze, plain=True
-    )
-    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
-    work = Work(
-        target,
-        None,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        blocks=zeros,
-        timing=timing,
-        held_back=held_out,
-    )
-    wish = None
-    if zeros is None or rest.slices or wished is not None:
-        wish = Wish(
-            budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
-            rest.importance or default_criterion(data),
-            kinds,
-            samples,
-            "none" if data is None else "auto",
-            rounds,
-            head_scale,
-            members,
-            rearrange,
-            wished,
-            search,
-        )
-    with within(memory), resumable(out, on_event), timing:
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
+        return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
+    goal = request.goal
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(invoked, request, tell, clock)
+        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
     return _written(program, out)
 
 
@@ -376,20 +251,7 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    asked = by_option("apply", locals())
-    chosen = read_plan(plan)
-    # The plan was made under limits of its own: here only what would break the model stands in its way.
-    work = Work(
-        target,
-        out,
-        seed,
-        on_event,
-        Limits(align=align, floor=0.0, allow_empty=True),
-        options=asked,
-        timing=_timed(batch, threads, seconds),
-    )
-    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return applied(work, chosen)
+    return _apply(Invocation.of("apply", locals()), on_event)
 
 
 def inspect(
@@ -408,82 +270,46 @@ def inspect(
 
     Options as in :func:`compile`.
     """
-    work = Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
-    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return work.groups(tokens=True)
+    invoked = Invocation.of("inspect", locals())
+    return find_groups(_open(invoked, invoked.request, Transcript(on_event)), tokens=True).program
 
 
-def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> Timekeeping:
-    """For a run that does not search by time: how its result is timed, and the table to foretell it by."""
-    return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds))
+def _apply(invoked: Invocation, on_event: OnEvent) -> Artifact:
+    chosen = read_plan(invoked.decision.plan)
+    with lines_of(chosen):
+        return finish(apply_plan(_open(invoked, invoked.request, Transcript(on_event)), chosen))
 
 
-def _planned(
-    model: Model,
-    example_inputs: Inputs,
-    asked: Mapping[str, Any],
-    work: Work,
-    pipeline: str,
-    data: Any,
-    samples: int,
-    then: Callable[[Program, StatedPipeline], Made],
+def _open(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
+    """The run that begins with the model."""
+    source = invoked.source
+    opened = open_model(
+        request,
+        tell,
+        source.model,
+        source.example_inputs,
+        checkpoint=source.checkpoint,
+        trust_pickle=source.trust_pickle,
+        data=invoked.decision.data,
+    )
+    return Run.of(request, opened, tell, clock)
+
+
+def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
+    """The artefact of a pipeline that was run as far as slicing."""
+    return finish(decided, stated.after)
+
+
+def _replay(
+    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Made]
 ) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
-    from .replay import decided_by, read_pipeline
-
-    stated_alone(asked)
-    given = [asked[m] for m in METRICS]
-    stated = read_pipeline(
-        pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed, asked.get("plan")
-    )
-    work.options = asked
-    with within(asked["memory"]), resumable(asked["out"], work.on_event), lines_of(stated.plan):
-        work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
-        return then(decided_by(work, stated, samples), stated)
+    asked = invoked.decision
+    stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
+    with within(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
+        return then(run_stated(_open(invoked, request, tell), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
     write_text(path, plan.to_json())
-
-
-_BESIDE = {
-    "command",
-    "model",
-    "input",
-    "batch",
-    "threads",
-    "seconds",
-    "checkpoint",
-    "trust-pickle",
-    "data",
-    "samples",
-    "seed",
-    "target",
-    "out",
-    "pipeline",
-    "memory",
-    "flops",
-    "params",
-    "bytes",
-    "plan",
-    "latency-table",
-    "held-out",
-}
-
-
-def stated_alone(asked: Mapping[str, Any]) -> None:
-    """Raise OptionError where an option is given that the passes' own options say. asked: values by option"""
-
-    def told(value: Any) -> str:  # as a report's options say it again: floor=0.1 comes as ("0.1",)
-        return str(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
-
-    usual = {name.replace("_", "-"): p.default for name, p in inspection.signature(compile).parameters.items()}
-    for name in sorted(asked.keys() - _BESIDE):
-        if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
-            raise OptionError(
-                f"--pipeline and --{name} say the same thing",
-                where="--pipeline",
-                why="the pipeline states every pass with its own options",
-                cure="leave one of them away",
-            )

@@ -1,37 +1,80 @@
-"""The weights of linear layers as matrices [out, in]: where they stand, what they cost, and what is zero in them."""
+"""Layers with a weight: which argument is what. Of linear ones the weight as a matrix [out, in], its cost and zeros."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..errors import PlanError
-from .dataflow import LINEAR, MOVES, bind, op_name
+from .axis import Axis
+from .choice import AnyChoice
+from .dataflow import MOVES, MULTIPLIES, Family, behind_views, bind, family, op_name, product
 from .example_sizes import stand_ins
-from .group import PruneGroup
+from .group import PruneGroup, Scores
+from .importance import ImportanceScores
 from .program import Program
-from .sparsity import Sparsity, Tile, grid
+from .signature import samples_in
+from .sparsity import TWO_OF_FOUR, Sparsity, Tile, grid, two_of_four
 
-ENDS = MOVES | {
-    "getitem",
-    "unbind",
-    "select",
-    "split",
-    "chunk",
-    "split_with_sizes",
-    "softmax",
-    "log_softmax",
-    "sigmoid",
-    "tanh",
-    "expand",
-}
-"""Between a classifier and what the graph returns nothing but these stands."""
+ENDS = MOVES | {Family.SPLIT, Family.PICK, Family.SOFTMAX, Family.LOG_SOFTMAX, Family.EXPAND}
+"""Between a classifier and what the graph returns nothing but these stands, and ``SQUASHES``."""
+SQUASHES = ("sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies its input by a weight, and for which one can solve.
+
+    operand  name of the argument that holds the input;  source: the input
+    form     ``linear`` W [out, in], ``transposed`` W [in, out] or ``conv`` W [out, in, ..kernel]
+    """
+
+    operand: str
+    source: Node
+    weight: Node
+    bias: Node | None
+    form: str
+
+    @property
+    def into(self) -> int:
+        """The dimension of the weight that is summed over."""
+        return 0 if self.form == "transposed" else 1
+
+
+def layer_at(node: Node, tensors: Collection[str]) -> Layer | str | None:
+    """The layer at ``node``, or why it cannot be solved for; None where no weight is multiplied.
+
+    tensors   names of the placeholders that stand for parameters and buffers
+    """
+    does = family(node)
+    if node.op != "call_function" or (does is not None and does not in MULTIPLIES):
+        return None
+    if not any(behind_views(n).name in tensors for n in node.all_input_nodes):
+        return None
+    one, args = product(node), bind(node)
+    if one is None and does is None:
+        return "the table of ops does not say what it multiplies"
+    convolves = does is Family.CONVOLUTION
+    if one is None or one.form in ("", "deconv") or args.get("transposed") or args.get("groups", 1) != 1:
+        what = "grouped and transposed convolutions" if convolves else "products of this kind"
+        return f"{what} are not solved for"
+    source, weight, bias = args[one.left], args[one.right], args.get(one.added)
+    if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in tensors:
+        return "its weight is not multiplied as it is stored"
+    dims = len(weight.meta["val"].shape)
+    if convolves and (dims not in (3, 4) or isinstance(args.get("padding"), str)):
+        return "this kind of convolution is not solved for"
+    if not convolves and dims != 2:
+        return "its weight has not two dimensions"
+    return Layer(one.left, source, weight, bias if isinstance(bias, Node) else None, one.form)
 
 
 @dataclass(frozen=True)
@@ -79,9 +122,32 @@ class BlockGroup(PruneGroup):
     pattern  ``32x32`` or ``2:4`` (a tile is then one weight)
     """
 
+    sliced: ClassVar[bool] = False
+
     matrix: Matrix
     pattern: str
     tile: Tile
+
+    def sizes(self, count: int) -> dict[Axis, int]:
+        """Weights keep their size: what tiles save is reckoned by the search over tiles."""
+        return {}
+
+    def choose(self, count: int, scores: Scores) -> dict[str, AnyChoice]:
+        """The best ``count`` tiles, or with 2:4 the two best of every four, as a plan says it; {} where all stay."""
+        own = scores[self.name]
+        if self.pattern == TWO_OF_FOUR:
+            kept = two_of_four(own.values.view(self.matrix.shape))
+        elif count == self.size:
+            return {}
+        else:
+            kept = torch.ones(self.size, dtype=torch.bool)
+            kept[self.removal(own)[: self.size - count]] = False
+            kept = kept.view(grid(self.matrix.shape, self.tile))
+        return {self.name: Sparsity(self.pattern, self.matrix.shape, kept)}
+
+    def removal(self, scores: ImportanceScores) -> Tensor:
+        """Tiles in the order in which they go; of equal ones the first. [size] int64"""
+        return scores.values.argsort(stable=True) if scores.order is None else scores.order.flip(0)
 
 
 def matrices(program: Program) -> list[Matrix]:
@@ -91,29 +157,25 @@ def matrices(program: Program) -> list[Matrix]:
     pointers = collections.Counter(tensors[n].data_ptr() for n in parameters.values() if n in tensors)
     known, found = stand_ins(program), []
     for node in program.graph.nodes:
-        name = op_name(node)
-        if node.op != "call_function" or name not in LINEAR:
+        layer = layer_at(node, parameters)
+        if not isinstance(layer, Layer) or layer.form == "conv":
             continue
-        args, (operand, key, offset) = bind(node), LINEAR[name]
-        source, weight, bias = args.get(operand), args.get(key), args.get(offset) if offset else None
-        if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in parameters:
-            continue
+        weight, bias, transposed = layer.weight, layer.bias, layer.form == "transposed"
         tensor, value = tensors[bound[weight.name]], node.meta.get("val")
-        if tensor.dim() != 2 or not tensor.is_floating_point() or not isinstance(value, Tensor):
+        if not tensor.is_floating_point() or not isinstance(value, Tensor):
             continue
-        transposed = name != "linear"
         shape = (tensor.shape[1], tensor.shape[0]) if transposed else (tensor.shape[0], tensor.shape[1])
         total = 1
         for size in value.shape[:-1]:
             total *= known.real(size)
-        batch = max(1, _batch(program))
+        batch = max(1, samples_in(pytree.tree_leaves(program.example_inputs)))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
-        movable = bias.name if isinstance(bias, Node) and bias.name in bound else ""
+        movable = bias.name if bias is not None and bias.name in bound else ""
         found.append(
             Matrix(
                 node.name,
-                source.name,
-                operand,
+                layer.source.name,
+                layer.operand,
                 bound[weight.name],
                 weight.name,
                 movable,
@@ -177,12 +239,12 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
                 return False
             reached = True
             continue
-        if not forward and op_name(current) not in ENDS:
+        if not forward and not _ends(current):
             return False
         for other in current.users if forward else current.all_input_nodes:
             if forward and other.op == "output":
                 reached = True
-            elif forward and op_name(other) not in ENDS:
+            elif forward and not _ends(other):
                 return False
             elif other not in seen:
                 seen.add(other)
@@ -190,7 +252,5 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
     return reached
 
 
-def _batch(program: Program) -> int:
-    """Samples in the example inputs: the first dimension of the first tensor."""
-    leaves = pytree.tree_leaves(program.example_inputs)
-    return next((len(t) for t in leaves if isinstance(t, Tensor) and t.dim()), 1)
+def _ends(node: Node) -> bool:
+    return family(node) in ENDS or op_name(node) in SQUASHES

@@ -12,27 +12,48 @@ from typing import Any, ClassVar
 
 from torch.fx import Node
 
-from ..errors import InternalError
+from ..errors import FxpruneError, InternalError, PlanError, PluginError, brought_by
 from .program import FACTS, Program
+from .provenance import first_line
 from .verify import verify
 
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text."""
+    """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text.
+
+    name          on the command line; that of the class (``SliceAxes`` -> ``slice-axes``) where it states none. The
+                  registry gives a plugin's pass the name of its entry point
+    needs, gives  facts of the program that it reads, and that it leaves known
+    takes         fields that the run fills in when the pass's turn comes: ``data`` (calibration batches), ``reduced``
+                  (the program with its plan's tokens reduced), ``dense`` (multiply-accumulates before slicing); and
+                  those that a pipeline text may leave to the options beside it: ``budget``, ``criterion``
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
 
     @classmethod
     def slug(cls) -> str:
-        """``SliceAxes`` -> ``slice-axes``: the name on the command line and of the file."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+        """The name on the command line and of the file: ``slice-axes``."""
+        return cls.name or re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     @abstractmethod
     def run(self, program: Program) -> Program:
         """Return a new program; the one given stays as it was."""
+
+    def apply(self, program: Program) -> tuple[Program, Any]:
+        """(a new program, what the pass has to tell of it): the record of what a pass found that is no fact of the
+        program, plain and frozen; None where there is nothing. A pass with a record writes this, and :meth:`run` by it.
+        """
+        return self.run(program), None
+
+    def runs(self) -> tuple[object, ...]:
+        """What else may break something when the pass runs: a criterion, a search. Plugins are told from fxprune so."""
+        return ()
 
     def __str__(self) -> str:
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
@@ -61,7 +82,7 @@ class Transform(Pass):
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did, measured by the pipeline and never claimed by the pass."""
+    """What one pass did, measured by the pipeline and never claimed by the pass; ``record`` is what it returned."""
 
     name: str
     text: str
@@ -70,6 +91,7 @@ class PassResult:
     removed: int
     edited: int
     resized: int
+    record: Any = field(default=None, repr=False, compare=False)
 
     @property
     def changed(self) -> bool:
@@ -83,7 +105,6 @@ class Pipeline(Pass):
     passes: tuple[Pass, ...]
     start: tuple[str, ...] = ()
     on_pass: Callable[[Pass, Program], None] | None = field(default=None, repr=False, compare=False)
-    results: list[PassResult] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         have, dropped_by = set(self.start), ""
@@ -99,29 +120,70 @@ class Pipeline(Pass):
             have |= set(p.gives)
 
     def run(self, program: Program) -> Program:
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, tuple[PassResult, ...]]:
+        """(the program behind all passes, what each of them did)."""
+        results = []
         for p in self.passes:
             if self.on_pass is not None:
                 self.on_pass(p, program)
-            before, started = snapshot(program), time.perf_counter()
-            after = p.run(program)
-            seconds = time.perf_counter() - started
-            result = measure(p, before, snapshot(after), seconds)
-            if result.changed:
-                if not isinstance(p, Transform | Pipeline):
-                    raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}", pipeline=str(self))
-                stale = [f for f in FACTS if getattr(after, f) is not None and getattr(after, f) is getattr(program, f)]
-                if isinstance(p, Transform) and stale:
-                    raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}", pipeline=str(self))
-            try:
-                verify(after, graph_changed=result.changed)
-            except InternalError as error:
-                raise InternalError(f"after '{p}': {error.what}", pipeline=str(self)) from error
-            self.results.append(result)
+            result, after = self._step(p, program)
+            results.append(result)
             program = after
-        return program
+        return program, tuple(results)
+
+    def _step(self, p: Pass, program: Program) -> tuple[PassResult, Program]:
+        """One pass, and what it did. Raises PluginError where a plugin breaks something, InternalError where we do."""
+        by = next(filter(None, map(brought_by, (p, *p.runs()))), "")
+        try:
+            before, started = snapshot(program), time.perf_counter()
+            after, record = p.apply(program)
+            seconds = time.perf_counter() - started
+            if by and not isinstance(after, Program):
+                raise InternalError(f"it gave a {type(after).__name__}, not a Program")
+            result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
+            _check(p, program, after, result, by)
+            return result, after
+        except FxpruneError:
+            raise
+        except Exception as error:
+            if by:
+                broken = isinstance(error, InternalError)
+                whose = "of a plugin" if brought_by(p) else "with what a plugin brought"
+                raise PluginError(
+                    f"the pass '{p.slug()}' {whose} {'broke an invariant' if broken else 'failed'}",
+                    by=by,
+                    where=str(self),
+                    why=error.what if isinstance(error, InternalError) else first_line(error),
+                ) from error
+            if not isinstance(error, InternalError):
+                raise
+            raise InternalError(error.what, pipeline=str(self)) from error
 
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
+
+
+def _check(p: Pass, before: Program, after: Program, result: PassResult, by: str) -> None:
+    """Raise InternalError unless the pass changed no more than its kind may, and left a program that is whole.
+
+    by   who brought it: a plan that does not fit comes from the user's file, or from a plugin
+    """
+    if result.changed:
+        if not isinstance(p, Transform | Pipeline):
+            raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}")
+        stale = [f for f in FACTS if getattr(after, f) is not None and getattr(after, f) is getattr(before, f)]
+        if isinstance(p, Transform) and stale:
+            raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}")
+    try:
+        verify(after, graph_changed=result.changed)
+    except InternalError as error:
+        raise InternalError(f"after '{p}': {error.what}") from error
+    except PlanError as error:
+        if not by:
+            raise
+        raise InternalError(f"after '{p}': {error.what}: {error.where}, {error.why}") from error
 
 
 def _text(value: Any) -> str:
@@ -162,4 +224,5 @@ def measure(p: Pass, before: Any, after: Any, seconds: float) -> PassResult:
 
 def describe_results(results: Sequence[PassResult]) -> list[dict[str, Any]]:
     """Pass results as plain data for ``report.json``."""
-    return [{**dataclasses.asdict(r), "seconds": round(r.seconds, 4)} for r in results]
+    names = [f.name for f in dataclasses.fields(PassResult) if f.name != "record"]
+    return [{**{n: getattr(r, n) for n in names}, "seconds": round(r.seconds, 4)} for r in results]

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from ..errors import OptionError
-from ..target.clock import Clock
-from ..target.latency_table import LatencyTable
-from .limits import Align, aligned_by_measure
-
-if TYPE_CHECKING:
-    pass
-
+from .limits import aligned_by_measure
+from .options import Budgets, Latency, Limits
 
 MISS = 0.05  # of the target: more than that, either way, and the search is repeated
 FILE = "latency.json"
@@ -48,45 +42,24 @@ class LatencyWish:
             )
 
 
-@dataclass
-class Timekeeping:
-    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
+def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -> LatencyWish:
+    """How time is measured in a run that decides. Raises OptionError where options do not go together.
 
-    wish: LatencyWish
-    table: LatencyTable | None = None
-    clock: Clock | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    alignment: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Timekeeping:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.clock is not None:  # its files go
-            self.clock.__exit__()
-            self.clock = None
-
-
-def timekeeping(
-    batch: int,
-    threads: int,
-    table: Any,
-    expect: bool,
-    align: Align,
-    latency: Any,
-    latency_ms: Any,
-    blocks: Any,
-    seconds: float | None = None,
-) -> Timekeeping:
-    """From the options of the API. Raises OptionError where they do not go together."""
-    timed = latency is not None or latency_ms is not None
-    if blocks is not None and (timed or expect):
+    zeros   tiles inside weights are asked for
+    """
+    timed = budget.latency is not None or budget.latency_ms is not None
+    if zeros and (timed or asked.expect_latency):
         raise OptionError(
-            "zeros inside weights have no latency that can be foretold",
+            "zeros inside weights have no latency that can be predicted",
             where="--latency, --blocks",
             why="the table holds dense layers of fewer rows and columns",
             cure="give --flops",
         )
-    return Timekeeping(
-        LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
+    return LatencyWish(
+        asked.batch,
+        asked.threads,
+        "" if asked.latency_table is None else str(asked.latency_table),
+        asked.expect_latency,
+        aligned_by_measure(limits.align),
+        asked.seconds,
     )

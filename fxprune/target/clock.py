@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import statistics
@@ -20,7 +19,7 @@ from ..data.memory import give_back
 from ..errors import OptionError
 from ..ir.pipeline import Pipeline
 from ..ir.program import Program
-from ..ir.signature import dim_names, sample_inputs
+from ..ir.signature import dim_names, sample_inputs, samples_in
 from ..process.environment import cpu_name
 from .backend import Backend, Lowered
 from .parity import Runner
@@ -73,7 +72,12 @@ class Clock:
     ) -> None:
         if batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
-        self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
+        self.backend, self.batch, self.threads, self.seconds = (
+            backend.with_threads(threads) if threads else backend,
+            batch,
+            threads,
+            seconds,
+        )
         self.device = "cuda" if backend.runs_on() == "cuda" and torch.cuda.is_available() else "cpu"
         self.flat = on_device(at_batch(dense, batch), self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="fxprune-latency-")
@@ -197,6 +201,31 @@ class Clock:
         return call
 
 
+class SharedClock:
+    """The one clock of a run, made when it is first asked for, so that the dense program is lowered once; a context.
+
+    batch, threads   as :class:`Clock` takes them
+    """
+
+    def __init__(self, batch: int = 1, threads: int = 0) -> None:
+        self.batch, self.threads = batch, threads
+        self.made: Clock | None = None
+
+    def of(self, backend: Backend, dense: Callable[[], Program]) -> Clock:
+        """The clock; ``dense`` is asked for where there is none yet."""
+        if self.made is None:
+            self.made = Clock(backend, dense(), self.batch, self.threads, together=SURELY)
+        return self.made
+
+    def __enter__(self) -> SharedClock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.made is not None:  # its files go
+            self.made.__exit__()
+            self.made = None
+
+
 def reading(dense: list[float], small: list[float]) -> Reading:
     """From the milliseconds of both, round by round.
 
@@ -232,19 +261,13 @@ def batch_for(program: Program, batch: int) -> int:
     try:
         at_batch(program, batch)
     except OptionError:
-        return next(len(t) for t in sample_inputs(program, {}) if isinstance(t, torch.Tensor) and t.dim())
+        return samples_in(sample_inputs(program, {}))
     return batch
 
 
 def on_device(flat: Sequence[Any], device: str) -> list[Any]:
     """Inputs where the payload takes them, so that no copy is timed."""
     return [t.to(device) if isinstance(t, torch.Tensor) and device != "cpu" else t for t in flat]
-
-
-def with_threads(backend: Backend, threads: int) -> Backend:
-    """The backend with so many threads, where it has a say in it."""
-    has = any(f.name == "threads" for f in dataclasses.fields(backend))
-    return dataclasses.replace(backend, threads=threads) if has and threads else backend  # type: ignore[call-arg]
 
 
 @contextlib.contextmanager

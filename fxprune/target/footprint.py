@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from ..ir.dataflow import op_name
+from ..ir.dataflow import Family, family, returns_view
 from ..ir.program import Program
-from ..ir.signature import dim_names, sizes_to_try
+from ..ir.signature import dim_names, size_at, sizes_to_try
 
 COUNTED = (
     "bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
     "each held from its op to its last reader; views share, nothing is fused, scratch space is not counted"
 )
-_VIEWS = ("reshape", "flatten", "contiguous", "expand_as", "view", "getitem")
+_VIEWS = (Family.RESHAPE, Family.PERMUTE, Family.UNIT, Family.EXPAND, Family.SAME, Family.SPLIT)
 
 
 def footprint(program: Program) -> dict[str, int]:
@@ -55,13 +55,8 @@ def activations(program: Program) -> int:
 
 
 def _shares(node: Node) -> bool:
-    """Whether what the node returns is its first input's own memory, as far as its schema says."""
-    if node.op != "call_function":
-        return False
-    if op_name(node).rpartition(":")[2] in _VIEWS:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+    """Whether what the node returns is its first input's own memory, or usually is."""
+    return node.op == "call_function" and (family(node) in _VIEWS or returns_view(node))
 
 
 def _bytes(node: Node, sizes: dict[str, int]) -> int:
@@ -73,11 +68,4 @@ def _bytes(node: Node, sizes: dict[str, int]) -> int:
 
 
 def _elements(value: Tensor, sizes: dict[str, int]) -> int:
-    count = 1
-    for size in value.shape:
-        if isinstance(size, torch.SymInt):
-            expression = size.node.expr
-            known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
-            size = int(expression.subs(known)) if len(known) == len(expression.free_symbols) else 1
-        count *= size
-    return count
+    return math.prod(size_at(size, sizes, 1) for size in value.shape)

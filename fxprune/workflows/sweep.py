@@ -17,69 +17,28 @@ from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import within
 from ..data.sources import load_data
-from ..driver.apply import with_plan
-from ..driver.decide import decide_on, ready, score
+from ..driver.apply import give_plan
+from ..driver.decide import decide_on, prepare, score
 from ..driver.finish import finish
 from ..driver.judge import Judge
-from ..driver.run import Inputs, Model, Work
+from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import BudgetInfeasible, LoadError, OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
 from ..ir.plan import CompressionPlan
-from ..ir.program import Program
 from ..process import jobs
-from ..process.events import Event, OnEvent, warn_only
+from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
 from ..report.render import measure_of
-from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.limits import FLOOR, Align, Floor, Limits
-from ..request.options import by_option
+from ..request.goal import Wish
+from ..request.invocation import Invocation
+from ..request.limits import FLOOR, Align, Floor
+from ..request.options import Judging, Timing
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
 FINEST = 0.01  # bisection ends where two ratios are this close
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What points of a sweep are judged on, and how the smallest good one is looked for.
-
-    data      labels optional: any kind of ``--data``; None holds a share of the calibration data back
-    held_out  that share: neither scoring nor recovery sees it
-    samples   at most so many of ``data``
-    max_drop  how much of the dense measure may go: of accuracy, or of an agreement of 1. None picks nothing
-    bisect    more ratios to try between the last good one and the first bad one
-    """
-
-    data: Any = None
-    held_out: float = 0.25
-    samples: int = 1024
-    max_drop: float | None = None
-    bisect: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise OptionError(
-                "a drop is a share between 0 and 1",
-                where=f"--max-drop {self.max_drop:g}",
-                cure="0.01 allows one point of a hundred",
-            )
-        if self.bisect < 0 or self.samples < 1:
-            raise OptionError("counts cannot be negative", where=f"--bisect {self.bisect}, samples {self.samples}")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What is timed once all points are there, interleaved: the target's files and the dense model's.
-
-    seconds  per point and batch size; 0 times nothing
-    """
-
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 1.0
 
 
 def budgets(text: dict[str, Any]) -> list[Budget]:
@@ -109,10 +68,9 @@ class Sweep:
     point  one ratio as plain data: ratio, cost, figures, drop and artifact (its directory), or ``infeasible``: why not
     """
 
-    work: Work
-    wish: Wish
-    program: Program
-    data: Calibration | None
+    scored: Run
+    goal: Wish
+    held: Calibration
     judge: Judge
     out: Path
     key: str
@@ -123,13 +81,13 @@ class Sweep:
         place = self.out / f"{budget.amount:g}"
         point = self._found(place, budget)
         if point is None:
-            self.work.stage(f"{budget.metric} {budget.amount:g}")
+            self.scored.tell.stage(f"{budget.metric} {budget.amount:g}")
             try:
-                with resumable(place, self.work.on_event):
+                with resumable(place, self.scored.tell.on_event):
                     point = self._made(place, budget)
             except BudgetInfeasible as error:
                 point = {"ratio": budget.amount, "infeasible": str(error)}
-                self.work.warn(f"{budget} is out of reach: {error.why or error.what}")
+                self.scored.tell.warn(f"{budget} is out of reach: {error.why or error.what}")
         self.points.append(point)
         return point
 
@@ -143,28 +101,19 @@ class Sweep:
             point = self._point(place, budget, report)
         except (LoadError, KeyError, TypeError, AttributeError):  # none there, or damaged: it is made again
             return None
-        self.work.on_event(Event("note", f"{budget} was finished before: {place}"))
+        self.scored.tell.on_event(Event("note", f"{budget} was finished before: {place}"))
         return point
 
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
-        work = replace(
-            self.work,
-            out=None,
-            passes=list(self.work.passes),
-            results=list(self.work.results),
-            notes=list(self.work.notes),
-            recovery=None,
-            decided=None,
-            options={**self.work.options, budget.metric: budget.amount},
-        )
-        wish = self.wish.at(budget)
-        program = work.recover(decide_on(work, wish, self.program, self.data), wish)
-        artifact = finish(work, program)
+        request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
+        run = replace(self.scored, request=request, tell=self.scored.tell.branch())
+        goal = self.goal.at(budget)
+        artifact = finish(decide_on(run, goal).recovered(goal.recovery))
         with silence():
             figures = self.judge.of(artifact.program)
         artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
-        work.stage(f"lower to {work.target}, verify and save")
+        run.tell.stage(f"lower to {request.target}, verify and save")
         with silence():
             artifact.save(place)
         return self._point(place, budget, artifact.report)
@@ -207,8 +156,8 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        assert self.wish.budget is not None
-        return self.wish.budget.metric
+        assert self.goal.budget is not None
+        return self.goal.budget.metric
 
 
 def sweep(
@@ -231,6 +180,7 @@ def sweep(
     samples: int = 128,
     seed: int = 0,
     recover: str | None = None,
+    rounds: int = 1,
     head_scale: float | str = 1.0,
     members: str = "auto",
     rearrange: int = 0,
@@ -247,15 +197,14 @@ def sweep(
     ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
     out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
 
-    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished
-    points are taken up where model, data and options are the same. Raises OptionError without data, and as
-    ``compile`` does; a ratio out of reach is a point that says so.
+    Other options as in :func:`fxprune.compile`; of ``rounds`` the first is scored once for all ratios. Budgets of time,
+    tiles and pipelines are compiled one by one (``fxprune sweep --help`` says why).
+
+    Interrupted, the same call goes on: finished scoring and finished points are taken up where model, data and options
+    are the same. Raises OptionError without data, and as ``compile`` does; a ratio out of reach is a point saying so.
     """
-    asked = by_option("compile", locals())  # a point is what compile makes of them; a sweep's own are left out
-    for own in ("ratios", "judging", "timing", "sensitive", "out"):
-        del asked[own]
+    given = locals()
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
-    asked["held-out"] = judging.held_out if judging.data is None else 0.0
     if data is None:
         raise OptionError(
             "a sweep needs data",
@@ -263,39 +212,25 @@ def sweep(
             why="every ratio is judged on samples of it",
             cure="give --data, with labels if there are any",
         )
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    wish = Wish(
-        ratios[0],
-        importance or default_criterion(data),
-        kinds,
-        samples,
-        recover or "auto",
-        1,
-        head_scale,
-        members,
-        rearrange,
-        wished,
-        search,
-    )
-    work = Work(
-        target,
-        None,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        options=asked,
-        held_back=float(asked["held-out"]),
-    )
+    first, held_out = ratios[0], judging.held_out if judging.data is None else 0.0
+    # a point is what compile makes of these options
+    asked = {**given, first.metric: first.amount, "out": None, "held_out": held_out}
+    request, tell = Invocation.of("compile", asked).request, Transcript(on_event)
+    request = replace(request, options={**request.options, first.metric: None})
+    goal = request.goal
+    assert goal is not None
     with _owned(out), within(memory), resumable(out, on_event):
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        made = _prepared(work, wish, judging, out)
+        opened = open_model(
+            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+        )
+        made = _prepared(Run.of(request, opened, tell), goal, judging, out)
         measured = None
         if sensitive:
             from .sensitivity import sensitivity
 
-            work.stage("measure sensitivity")
+            tell.stage("measure sensitivity")
             with silence():
-                measured = sensitivity(score(work, wish, made.program, made.data), made.judge.batches, wish.group_kinds)
+                measured = sensitivity(made.scored.program, made.judge.batches, goal.group_kinds)
         for budget in ratios:
             made.try_(budget)
         if judging.max_drop is not None:
@@ -321,6 +256,7 @@ def measured_sensitivity(
     floor: Floor = FLOOR,
     allow_empty: bool = False,
     seed: int = 0,
+    memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
@@ -328,37 +264,39 @@ def measured_sensitivity(
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
     from .sensitivity import sensitivity
 
-    wish = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
-    work = Work("eager", None, seed, on_event, Limits(align, floor, allow_empty, freeze))
-    with resumable(None, on_event):
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        batches = work.calibration.batches if work.calibration is not None else ()
-        program, used = ready(work, wish)
-        scored = score(work, wish, program, used)
-        work.stage("measure sensitivity")
+    request = Invocation.of("sensitivity", locals()).request
+    goal, tell = request.goal, Transcript(on_event)
+    assert goal is not None
+    with within(memory), resumable(None, on_event):
+        opened = open_model(
+            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+        )
+        batches = opened.data.batches if opened.data is not None else ()
+        scored = score(prepare(Run.of(request, opened, tell), goal), goal)
+        tell.stage("measure sensitivity")
         with silence():
-            found = sensitivity(scored, batches, wish.group_kinds, shares)
-    return {"name": work.name, "importance": str(wish.made), **found}
+            found = sensitivity(scored.program, batches, goal.group_kinds, shares)
+    return {"name": opened.name, "importance": str(goal.made), **found}
 
 
-def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
+def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
+    held, request = run.opened.held, run.request
     if judging.data is not None:
-        assert work.source is not None
-        work.held = load_data(judging.data, work.source, samples=judging.samples, seed=work.seed)
-    assert work.held is not None
-    program, data = ready(work, wish)
-    about = [str(wish.made), repr(replace(wish, budget=None)), repr(judging.data), work.target, repr(work.limits)]
-    jobs.identify(lambda: fingerprint(program, data, work.seed, about))
-    key = fingerprint(program, data, work.seed, [*about, _held(work.held)])
-    scored = score(work, wish, program, data)
+        held = load_data(judging.data, run.opened.source, samples=judging.samples, seed=run.seed)
+    assert held is not None
+    run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
+    about = [str(goal.made), repr(replace(goal, budget=None)), repr(judging.data), request.target, repr(request.limits)]
+    jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
+    key = fingerprint(run.program, run.data, run.seed, [*about, _held(held)])
+    scored = score(run, goal)
     with silence():
-        judge = Judge(scored, work.held.batches)
+        judge = Judge(scored.program, held.batches)
     if judge.samples < 100:
-        work.warn(
+        run.tell.warn(
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
             "measure; give more --samples, or --judge"
         )
-    return Sweep(work, wish, scored, data, judge, out, key)
+    return Sweep(scored, goal, held, judge, out, key)
 
 
 def _held(data: Calibration) -> str:
@@ -385,34 +323,25 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     folders = [p["artifact"] for p in made.points if "artifact" in p]
     if not folders:
         return []
-    made.work.stage("measure latency of all")
+    made.scored.tell.stage("measure latency of all")
     dense = made.out / DENSE
     if not _same(dense, made.key):
-        work = replace(
-            made.work,
-            out=None,
-            passes=list(made.work.passes),
-            results=list(made.work.results),
-            notes=[],
-            recovery=None,
-            decided=None,
-            budget=None,
-            calibration=None,
-            held=None,
-            options={},
-        )
+        scored = made.scored
+        request = replace(scored.request, options={})
+        opened = replace(scored.opened, data=None, held=None)
+        run = replace(scored, request=request, opened=opened, data=None, tell=Transcript(scored.tell.on_event))
         with silence():
-            artifact = finish(work, with_plan(work, made.program.but(tokens=None), CompressionPlan()))
+            artifact = finish(give_plan(run.but(tokens=None), CompressionPlan()))
             artifact.report["sweep"] = {"key": made.key}
             artifact.save(dense)
-    opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
-    runners = {name: (a.program, runner_of(a)) for name, a in opened.items()}
+    read = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
+    runners = {name: (a.program, runner_of(a)) for name, a in read.items()}
     rows, told = [], {name: list[dict[str, Any]]() for name in folders}
     for batch in timing.batches:
         calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
         samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
         for name in folders:
-            macs = opened[name].report["cost"]["ratio"]["flops"]
+            macs = read[name].report["cost"]["ratio"]["flops"]
             told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
         rows.append(
             {
@@ -427,7 +356,7 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
             }
         )
     for name in folders:
-        record(made.out / name, told[name], opened[name].backend, opened[name].program)
+        record(made.out / name, told[name], read[name].backend, read[name].program)
     return rows
 
 
@@ -442,20 +371,18 @@ def _same(place: Path, key: str) -> bool:
 def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measured: Any) -> dict[str, Any]:
     from ..process.environment import environment
 
-    dense = CostModel(made.program)()
+    dense = CostModel(made.scored.program)()
     chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
     figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
-    judged = made.work.held
-    assert judged is not None
     return {
         "fxprune_sweep": VERSION,
-        "name": made.work.name,
-        "target": made.work.target,
+        "name": made.scored.opened.name,
+        "target": made.scored.request.target,
         "metric": made.metric,
         "measure": measure_of(figures),
         "dense": {"cost": vars(dense), "value": made.dense_value},
         "judged": {
-            "origin": judged.origin,
+            "origin": made.held.origin,
             "samples": made.judge.samples,
             "resolution": 1 / max(made.judge.samples, 1),
         },
@@ -465,11 +392,11 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
         "latency": timings,
         "environment": environment(),
         "sensitivity": measured,
-        "importance": str(made.wish.made),
-        "recover": made.wish.recover,
-        "seed": made.work.seed,
+        "importance": str(made.goal.made),
+        "recover": made.goal.recover,
+        "seed": made.scored.seed,
         "counted": COUNTED,
-        "notes": list(dict.fromkeys(made.work.notes)),
+        "notes": list(dict.fromkeys(made.scored.tell.notes)),
     }
 
 

@@ -14,12 +14,13 @@ from torch.utils import _pytree as pytree
 from ... import plugins
 from ...errors import FxpruneError
 from ...ir.axis import Conflict, Dim, new_dim, real_size, total
+from ...ir.dataflow import ELEMENTWISE, family, op_name
 from ...ir.flops import counted_by_torch
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.provenance import first_line
 from . import rules  # noqa: F401  (fills RULES)
-from .walk import RULES, Args, Multi, Walk, op_name
+from .walk import RULES, Args, Multi, Rule, Walk
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,14 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         source, index = walk.dims[node.all_input_nodes[0]], node.args[1]
         known = isinstance(source, Multi) and isinstance(index, int)
         return source[index] if known else walk.fresh("item of an unknown op")
-    function = RULES.get(op_name(node))
-    if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
-        function = RULES["pointwise"]
+    function = _rule_of(node)
     broken = ""
     if function is None:
         namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
         if namespace not in asked:
             asked[namespace] = plugins.load_rules(namespace)
         broken = asked[namespace]
-        function = RULES.get(op_name(node))
+        function = _rule_of(node)
     if function is None:
         walk.unknown[str(node.target)] += 1
         return _freeze_all(walk, node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
@@ -97,6 +96,11 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         walk.failed.append((node.name, why))
     walk.take_back()
     return _freeze_all(walk, node, why)
+
+
+def _rule_of(node: Node) -> Rule | None:
+    """That of its op by name, or the one for all that is element-wise."""
+    return RULES.get(op_name(node)) or (RULES["pointwise"] if family(node) in ELEMENTWISE else None)
 
 
 def _freeze_all(walk: Walk, node: Node, why: str) -> Any:
@@ -122,8 +126,3 @@ def _batch_of(walk: Walk, node: Node) -> Dim:
     values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])
     sizes = (walk.size(s) for v in values if isinstance(v, Tensor) for s in v.shape)
     return batch if any(walk.size.symbols(size) & symbols for size in sizes) else ()
-
-
-def _functional(node: Node) -> bool:
-    """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
-    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)

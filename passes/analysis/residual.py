@@ -8,10 +8,10 @@ from torch.fx import Node
 
 from ...ir.axes import Axes
 from ...ir.axis import Axis, Dims, leaves, total
+from ...ir.dataflow import Family, op_name, ops_in
 from ...ir.program import Program
-from .walk import op_name
 
-ADDITIONS = ("add", "sub", "addcmul", "lerp")
+ADDITIONS = ops_in(Family.ADD) | {"addcmul", "lerp"}
 
 
 def residual_streams(program: Program) -> set[Axis]:

@@ -9,6 +9,7 @@ import torch
 from ... import registry
 from ...data.batch import Calibration
 from ...errors import FxpruneError, OptionError
+from ...ir.group import with_derived
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -37,12 +38,16 @@ class ScoreGroups(Analysis):
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
     """
 
+    takes = ("criterion", "data")
     needs = ("axes", "groups")
     gives = ("scores",)
 
     criterion: str | Criterion = "l2"
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
+
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
@@ -73,4 +78,5 @@ class ScoreGroups(Analysis):
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:
             notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")
+        scores = with_derived(program.need("groups"), scores)
         return program.but(scores=scores, notes=tuple(dict.fromkeys((*program.notes, *notes))))

@@ -11,12 +11,12 @@ import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ...ir.axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
 from ...ir.axis import OPEN, Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.dataflow import behind_views, bind
 from ...ir.example_sizes import stand_ins
 from ...ir.program import Program
 
@@ -54,21 +54,6 @@ class Args:
         return flat
 
 
-def bind(node: Node) -> dict[str, Any]:
-    """Schema argument name -> argument, defaults filled in; positional names ``0``, ``1``.. for plain functions."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {**{str(i): a for i, a in enumerate(node.args)}, **node.kwargs}
-    bound = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        elif i < len(node.args):
-            bound[argument.name] = node.args[i]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
-
-
 def _resolve(value: Any, dims: dict[Node, Any]) -> Any:
     if isinstance(value, Node):
         return dims[value]
@@ -90,13 +75,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def op_name(node: Node) -> str:
-    """``linear`` for aten.linear.default, ``lib::op`` for ops of other libraries, the name for plain functions."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.removeprefix("aten::")
-    return getattr(node.target, "__name__", str(node.target))
 
 
 class Walk:
@@ -205,15 +183,8 @@ class Walk:
 
     def is_weight(self, node: Any) -> bool:
         """True for a parameter, and for a transposed or reshaped one (``x @ weight.T``)."""
-        while (
-            isinstance(node, Node)
-            and node.op == "call_function"
-            and op_name(node)
-            in ("t", "transpose", "numpy_T", "mT", "permute", "view", "reshape", "unsqueeze", "to", "contiguous")
-        ):
-            node = node.args[0]
         parameters = self.program.exported.graph_signature.inputs_to_parameters
-        return isinstance(node, Node) and node.name in parameters
+        return isinstance(node, Node) and behind_views(node).name in parameters
 
     # ------------------------------------------------------------ what they said, held against the graph
 

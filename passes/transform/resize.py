@@ -18,11 +18,10 @@ from torch.utils import _pytree as pytree
 from ...errors import InternalError
 from ...ir.axes import Axes, Literal
 from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, real_size, total
+from ...ir.dataflow import Family, bind, family
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
-
-RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")
 
 
 def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> ExportedProgram:
@@ -90,7 +89,7 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
     if not any(changes(d, counts) for d in literal.dims):
         return False
     if literal.form == "split":
-        arguments = _bind(node)
+        arguments = bind(node)
         node.target = torch.ops.aten.split_with_sizes.default
         node.args = (node.args[0], [kept_total(d, counts) for d in literal.dims], arguments.get("dim", 0))
         node.kwargs = {}
@@ -99,7 +98,7 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
     elif literal.form == "sum":
         _set(node, literal.argument, sum(kept_total(d, counts) for d in literal.dims))
     elif literal.form == "shape":
-        old = list(_bind(node)[literal.argument])
+        old = list(bind(node)[literal.argument])
         _set(node, literal.argument, _shape(module, node, old, literal.dims, counts, made_by))
     else:
         raise InternalError(f"unknown literal form {literal.form}")
@@ -116,7 +115,7 @@ def _shape(
             new.append(size)
         elif isinstance(size, int):
             new.append(kept_total(dim, counts))
-        elif any(r in str(node.target) for r in RESHAPES) and -1 not in old and -1 not in new:
+        elif family(node) is Family.RESHAPE and -1 not in old and -1 not in new:
             new.append(-1)
         else:
             share = Fraction(kept_total(dim, counts), total(dim))
@@ -129,11 +128,6 @@ def _shape(
                     made.meta.update(stack_trace=node.meta.get("stack_trace"), fxprune_pass=made_by)
             new.append(size)
     return new
-
-
-def _bind(node: Node) -> dict[str, Any]:
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    return {**{a.name: v for a, v in zip(schema, node.args, strict=False)}, **node.kwargs}
 
 
 def _set(node: Node, name: str, value: Any) -> None:

@@ -14,9 +14,9 @@ from torch.fx import Node
 from ....errors import InternalError
 from ....ir.axes import Axes
 from ....ir.axis import OPEN, Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.dataflow import bind, bind_values, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from ..walk import bind
 from .criterion import prunable
 
 
@@ -36,8 +36,7 @@ class Operand:
 
     def value(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         name, _, index = self.path.partition(".")
-        at = self._index(name)
-        value = kwargs[name] if name in kwargs else args[at]
+        value = bind_values(self.node.target, args, kwargs)[name]
         tensor: Tensor = value[int(index)] if index else value
         return tensor
 
@@ -114,7 +113,8 @@ def _kernel(axes: Axes, node: Node, operand: Operand, batch: set[Axis]) -> Opera
     weight = bind(node).get("weight")
     if not isinstance(weight, Node) or operand.path != "input":
         return None
-    position = 0 if "transpose" in str(node.target) else 1
+    one, turned = product(node), bind(node).get("transposed")
+    position = 0 if turned or (one is not None and one.form == "deconv") else 1
     return _operand(axes, node, "weight", position, batch)
 
 

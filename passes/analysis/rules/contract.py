@@ -137,8 +137,8 @@ def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     if not arrow:
         once = sorted(c for c in left.replace(",", "").replace(".", "") if left.count(c) == 1)
         right = "..." * ("..." in left) + "".join(once)
-    terms = [t.replace("...", more[extra - (n - len(t) + 3) :]) if "..." in t else t for t, n in zip(terms, ranks, strict=True)]
-    return terms, right.replace("...", more)
+    last = [max(extra - (n - len(t) + 3), 0) for t, n in zip(terms, ranks, strict=True)]  # fewer dims are the last ones
+    return [t.replace("...", more[i:]) for t, i in zip(terms, last, strict=True)], right.replace("...", more)
 
 
 def _product(w: Walk, at: Mapping[str, Dim], one: str, two: str, kept: Collection[str], form: str) -> None:

@@ -71,7 +71,7 @@ def gather(w: Walk, a: Args) -> Dims:
 
 @rule("slice_scatter")
 def slice_scatter(w: Walk, a: Args) -> Dims:
-    """``self`` with a slice along one dim replaced by ``src``: what a ``cat`` of what is before, ``src`` and the rest is."""
+    """``self`` with a slice along one dim replaced by ``src``: a ``cat`` of what is before, ``src`` and the rest."""
     x, source, dim = a.self, a.src, a.dim % len(a.self)
     for i, (p, q) in enumerate(zip(x, source, strict=True)):
         if i != dim:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiled
 import torch
-from blocks import TransposedWeights
-from recovering import floats
+from support import tiled
+from support.blocks import TransposedWeights
+from support.recovering import floats
 
 from fxprune.errors import PlanError
 from fxprune.ir.linear_layers import live_tiles
@@ -64,7 +64,7 @@ def test_a_plan_of_another_architecture_is_refused_by_name() -> None:
     program = tiled.analysed(tiled.model(), given)
     kept = torch.ones(3, 3, dtype=torch.bool)
     for name, message in (("up.weight", "another architecture"), ("missing.weight", "no linear layer")):
-        plan = CompressionPlan(blocks={name: Sparsity("8x4", (20, 12), kept)})
+        plan = CompressionPlan().with_blocks({name: Sparsity("8x4", (20, 12), kept)})
         with pytest.raises(PlanError, match=message) as error:
             tiled.zeroed(program.but(plan=plan))
         assert name in error.value.where
