@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
-from ..errors import FxpruneError, InternalError, OptionError
+from ..data.fixed_sizes import fit_sizes, open_dimensions
+from ..errors import FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.flops import check_counts
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
 
+FEW = 2
+"""Samples of the data on which the captured graph is held against the module."""
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
@@ -77,28 +81,53 @@ def open_model(
         check_destination(Path(request.out))
     given = not isinstance(model, str | os.PathLike)
     tell.stage(f"load {type(model).__name__ if given else model}")
-    calibration = held = None
     with silence():
         source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
         loaded = load_model(
             source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
         )
-        if data is not None:
-            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
-            if not loaded.args and not loaded.kwargs:
-                first = calibration.batches[0]
-                loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+        if data is not None and not loaded.args and not loaded.kwargs:
+            first = load_data(data, loaded, samples=request.samples, seed=request.seed).batches[0]
+            loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+    loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
+    calibration = held = None
+    if data is not None:  # behind the graph, which says of which sizes it may be
+        with silence():
+            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
+            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+        dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     if request.held_out:
         calibration, held = _hold_back(dense, calibration, request.held_out)
     if calibration is not None:
         calibration = memory.in_flight(dense, calibration)
     return Opened(dense, loaded, calibration, held, given)
+
+
+def _fitting(
+    tell: Transcript, dense: Program, loaded: Loaded, data: Calibration, held: Calibration | None
+) -> tuple[Program, Calibration, Calibration | None]:
+    """(the graph, held against the module on some of the data too, the data and what is held back of it in the sizes
+    that the graph takes)."""
+    from ..intake.faithful import compare_on_data
+
+    data, notes = fit_sizes(dense, data)
+    if held is not None:
+        try:
+            held, _ = fit_sizes(dense, held)
+        except LoadError:  # it does not fill a batch
+            held = None
+    first = data.batches[0]
+    few = first if dense.fixed_batch else first.pick(torch.arange(min(first.size, FEW)))
+    with silence():
+        link, said = compare_on_data(loaded.model, dense, few.args, few.kwargs)
+    for note in [*notes, *said]:
+        tell.warn(note)
+    return dense.but(proof=(*dense.proof, *link)), data, held
 
 
 def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:

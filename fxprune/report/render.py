@@ -356,6 +356,11 @@ def _exactness(report: Report) -> str:
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
+    if parity and parity.get("rounded"):
+        more.append(
+            f"outputs differ by {parity['rounded']:.1e} in places, which is rounding: the pruned model itself is as "
+            "far from what fp64 gives"
+        )
     more += constant_lines(parity)
     listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
     return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
