@@ -138,7 +138,7 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
                 "the model does not run on the data",
                 where=data.origin,
                 why=first_line(error),
-                cure="give --input of the data's sizes, or data of the model's",
+                cure="give `--input` of the data's sizes, or data of the model's",
             ) from error
 
     first = run(inputs[0])

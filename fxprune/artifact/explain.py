@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError, nearest
+from ..errors import OptionError, nearest, spell
 from ..ir.plan import CompressionPlan
 from ..report.scores import decode, ranked
 from .compare import read_valid
@@ -142,7 +142,7 @@ def _because(
         "in the dense model"
     ]
     if not entry.get("searched", True):
-        lines.append(f"groups of kind '{entry['kind']}' were not asked for (--prune)")
+        lines.append(spell(f"groups of kind '{entry['kind']}' were not asked for (`--prune`)"))
     lines.append(
         f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
         + (": it is at its floor" if kept == entry["floor"] and gone else "")

@@ -90,7 +90,9 @@ def generate(
         args, kwargs = inputs
         names, below = (*(f"input_{i}" for i in range(len(args))), *kwargs), 0
     if not args and not kwargs:
-        raise LoadError("inputs cannot be made up", why="no example inputs are known", cure="give --input or --data")
+        raise LoadError(
+            "inputs cannot be made up", why="no example inputs are known", cure="give `--input` or `--data`"
+        )
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for start in range(0, samples, batch):

@@ -205,7 +205,7 @@ def make_up_data(run: Run, who: str, samples: int) -> Calibration:
     """Generated inputs, with a warning that names who is content with them."""
     run.tell.warn(
         f"no data was given: {who} on generated inputs, which are not what the model "
-        "will see; give --data (data=...) for a better choice"
+        "will see; give `--data` for a better choice"
     )
     return generate_for(run.program, run.opened.source, samples, run.seed)
 

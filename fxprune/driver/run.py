@@ -140,7 +140,7 @@ def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[
             "there is too little data to hold some back",
             where=f"--held-out {share:g}",
             why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
-            cure="give more; a sweep may --judge on other data",
+            cure="give more; a sweep may `--judge` on other data",
         )
     one, two = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
     return one, two

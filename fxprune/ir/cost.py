@@ -57,10 +57,12 @@ class Budget:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and number > 0):
-            raise OptionError(f"'{value}' is no latency", where=where, cure="write --latency 0.6 or --latency-ms 12")
+            raise OptionError(
+                f"'{value}' is no latency", where=where, cure="write `--latency 0.6` or `--latency-ms 12`"
+            )
         if number > 1 and not ms:
             raise OptionError(
-                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: --latency-ms {value}"
+                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: `--latency-ms {value}`"
             )
         return Budget("latency", number, relative=not ms)
 

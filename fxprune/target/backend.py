@@ -139,6 +139,6 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
         what=lowered.payload.name,
         tolerance=backend.tolerances(),
         seed=seed,
-        cure="please report it with the model's name; --target eager works meanwhile",
+        cure="please report it with the model's name; `--target eager` works meanwhile",
     )
     return lowered, parity

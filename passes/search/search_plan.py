@@ -125,7 +125,7 @@ class SearchPlan(Search):
                 f"the search '{method}' exceeds the budget",
                 where=f"--search {method}",
                 why=f"{metric} {after.metric(metric)}, at most {limit:g}",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{said} on the concave envelope of the values" if hull else said
@@ -164,7 +164,7 @@ class SearchPlan(Search):
                 where="--search two-class",
                 why="its groups have more than two costs per chunk, costs that multiply, or values that "
                 "are not concave",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method == "dynamic" and not separable:
             raise OptionError(
@@ -172,7 +172,7 @@ class SearchPlan(Search):
                 where="--search dynamic",
                 why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
                 "the size of other groups",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method != "auto":
             return self.method
@@ -245,7 +245,7 @@ def ladders_of(
                     "a head scale needs comparable scores",
                     where=f"--head-scale {head_scale:g}",
                     why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
-                    cure="use --importance fisher, or leave the option away",
+                    cure="use `--importance fisher`, or leave the option away",
                 )
             one = replace(one, values=tuple(head_scale * value for value in one.values))
         ladders.append(one)
