@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import plugins
-from .errors import InternalError, OptionError, nearest
+from .errors import InternalError, OptionError, brought_by, nearest
 from .ir.pipeline import Pass
 from .ir.spec import build, parse
 from .target.backend import Backend
@@ -27,21 +27,20 @@ BACKENDS: Table = {
     "trt": "fxprune.backends.tensorrt.backend:TensorRTBackend",
 }
 CRITERIA: Table = {
-    name: f"fxprune.passes.analysis.importance.{name}:{name.capitalize()}"
-    for name in (
-        "l1",
-        "l2",
-        "activation",
-        "taylor",
-        "fisher",
-        "trajectory",
-        "obs",
-        "random",
-        "lsp",
-        "wanda",
-        "obert",
-    )  # these three and magnitude score tiles
-} | {"magnitude": "fxprune.passes.analysis.importance.tile_magnitude:TileMagnitude"}
+    "l1": "fxprune.passes.analysis.importance.l1:L1",
+    "l2": "fxprune.passes.analysis.importance.l2:L2",
+    "activation": "fxprune.passes.analysis.importance.activation:Activation",
+    "taylor": "fxprune.passes.analysis.importance.taylor:Taylor",
+    "fisher": "fxprune.passes.analysis.importance.fisher:Fisher",
+    "trajectory": "fxprune.passes.analysis.importance.trajectory:Trajectory",
+    "obs": "fxprune.passes.analysis.importance.obs:Obs",
+    "random": "fxprune.passes.analysis.importance.random:Random",
+    # of tiles
+    "lsp": "fxprune.passes.analysis.importance.lsp:Lsp",
+    "wanda": "fxprune.passes.analysis.importance.wanda:Wanda",
+    "obert": "fxprune.passes.analysis.importance.obert:Obert",
+    "magnitude": "fxprune.passes.analysis.importance.tile_magnitude:TileMagnitude",
+}
 REDUCERS: Table = {
     "tome": "fxprune.passes.transform.reducers.tome:Tome",
     "prune": "fxprune.passes.transform.reducers.prune:Prune",
@@ -51,8 +50,10 @@ REDUCERS: Table = {
     "random": "fxprune.passes.transform.reducers.random:Random",
 }
 SEARCHES: Table = {
-    name: f"fxprune.passes.search.{name.replace('-', '_')}:{name.replace('-', '_')}"
-    for name in ("two-class", "lagrangian", "dynamic", "exhaustive")
+    "two-class": "fxprune.passes.search.two_class:two_class",
+    "lagrangian": "fxprune.passes.search.lagrangian:lagrangian",
+    "dynamic": "fxprune.passes.search.dynamic:dynamic",
+    "exhaustive": "fxprune.passes.search.exhaustive:exhaustive",
 }
 PASSES: Table = {
     "propagate-axes": "fxprune.passes.analysis.propagate_axes:PropagateAxes",
@@ -162,7 +163,6 @@ def _of_plugin(kind: str, name: str, plugin: plugins.Plugin) -> Any:
         found: Any = importlib.import_module(module)
         for part in filter(None, attribute.split(".")):
             found = getattr(found, part)
-        return found
     except Exception as error:  # whatever the plugin's own code raises when it is imported
         raise OptionError(
             f"the {kind} '{name}' cannot be imported",
@@ -170,6 +170,25 @@ def _of_plugin(kind: str, name: str, plugin: plugins.Plugin) -> Any:
             why=f"{type(error).__name__}: {error}",
             cure="install what it needs, or remove the plugin",
         ) from error
+    return _named(found, kind, name, plugin)
+
+
+def _named(found: Any, kind: str, name: str, plugin: plugins.Plugin) -> Any:
+    """What a plugin brought under the name of its entry point, whatever its class is called: reports name it so, and
+    their pipelines ask for it by that name. Raises OptionError where the class itself states another one."""
+    if kind not in ("pass", "criterion", "reducer") or not isinstance(found, type) or not brought_by(found):
+        return found
+    stated = getattr(found, "name", "")
+    if not stated:
+        found.name = name  # type: ignore[attr-defined]
+    elif stated != name:
+        raise OptionError(
+            f"the {kind} '{name}' calls itself '{stated}'",
+            where=str(plugin),
+            why="reports would name what nobody finds",
+            cure=f'write name = "{name}" in its class, or name the entry point {kind}.{stated}',
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,16 @@ from ..errors import LoadError, OptionError
 from ..intake.archive import read_program, write_program
 from ..intake.op_libraries import notes_on_ops
 from ..ir.cost import COUNTED, Budget, Cost
+from ..ir.group import PruneGroup
 from ..ir.pipeline import PassResult, describe_results
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
+from ..ir.token_flow import TokenFlow
 from ..process.environment import versions
 from ..process.files import published
-from ..report.entries import VERSION
+from ..report.entries import VERSION, frozen_entries
+from ..report.op_gaps import gap_lines, op_gaps
 from ..target.backend import Backend, Lowered, lower_and_verify
 from ..target.gate import executed
 from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
@@ -179,7 +182,8 @@ def build_report(
     dense: Cost,
     compressed: Cost,
     plan: CompressionPlan,
-    frozen: Sequence[Mapping[str, Any]] = (),
+    groups: Sequence[PruneGroup] = (),
+    flow: TokenFlow | None = None,
     budget: Budget | None = None,
     pipeline: str = "",
     passes: Sequence[PassResult] = (),
@@ -196,6 +200,7 @@ def build_report(
     passes          what each pass changed, measured       cost      {dense, compressed, ratio, counted}: flops are
     inputs, outputs names, dtypes and shapes                         multiply-accumulates at the example shapes
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
+    gaps            [{op, lacks, why, nodes, groups}]: ops that were sliced without recovery, cost or importance
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
     options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
@@ -212,6 +217,7 @@ def build_report(
     ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
+    gaps = op_gaps(groups, [g for g, c in plan.elements.items() if not c.whole])
     return {
         "fxprune_report": VERSION,
         "name": name,
@@ -234,8 +240,9 @@ def build_report(
             for g, c in sorted(plan.elements.items())
             if len(c.keep) < c.size
         ],
-        "frozen": [dict(one) for one in frozen],
-        "notes": [*notes, *notes_on_ops(program.exported)],
+        "frozen": frozen_entries(groups, flow),
+        "gaps": gaps,
+        "notes": [*notes, *gap_lines(gaps), *notes_on_ops(program.exported)],
         "parity": None,
         "payload": None,
         "files": {},

@@ -34,6 +34,9 @@ class RefineScores(Analysis):
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
 
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
+
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):

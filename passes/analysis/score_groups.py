@@ -46,6 +46,9 @@ class ScoreGroups(Analysis):
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
 
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
+
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):

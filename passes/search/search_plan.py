@@ -75,6 +75,9 @@ class SearchPlan(Search):
                 cure="1 leaves the scores as they are",
             )
 
+    def runs(self) -> tuple[object, ...]:
+        return () if self.method == "auto" else (registry.lookup("search", self.method),)
+
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
         if tokens is None or tokens.empty or self.budget.metric == "latency":

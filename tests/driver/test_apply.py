@@ -21,10 +21,10 @@ from support.runs import opened_run
 import fxprune
 from fxprune import Artifact, CompressionPlan, FxpruneError, Kind, OptionError, PlanError, Program
 from fxprune.cli.entry import OK, USER_ERROR, main
-from fxprune.driver.api import OF_A_PLAN
 from fxprune.driver.apply import apply_plan
 from fxprune.driver.finish import finish
 from fxprune.ir.plan import TokenPlan
+from fxprune.request.options import OF_A_PLAN
 
 X = "2x1x8x8"
 KINDS = tuple(Kind)

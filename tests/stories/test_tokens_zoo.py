@@ -21,7 +21,7 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.merge_tokens import MergeTokens
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.process.libraries import survive_torchvision
-from fxprune.request.limits import Limits
+from fxprune.request.options import Limits
 from fxprune.testing import masking_error, run_flat
 
 Made = tuple[nn.Module, Tensor]

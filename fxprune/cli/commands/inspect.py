@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
 from .. import arguments
-from ..parser import Parser
 
 if TYPE_CHECKING:
     from ..screen import Screen
@@ -16,21 +15,14 @@ if TYPE_CHECKING:
 HELP = "show what can be pruned, what cannot, and why"
 
 
-def options(p: Parser) -> None:
-    """What the command line takes."""
-    arguments.model(p)
-    arguments.limits(p)
-    p.add_argument("--graph", metavar="FILE", help="draw the coupling graph into this .svg or .dot file")
-
-
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ...driver import api
-    from ..screen import inspection
+    from ..lines import inspection
 
     if args.graph and Path(args.graph).suffix not in (".svg", ".dot"):
         raise OptionError("the graph can be drawn as .svg or .dot", where=f"--graph {args.graph}")
-    program = api.inspect(args.model, on_event=screen.tell, **arguments.limits_of(args), **arguments.source(args))
+    program = api.inspect(**arguments.call_of(args), on_event=screen.tell)
     if args.graph:
         from ...report.coupling import draw
 
