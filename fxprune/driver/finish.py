@@ -18,7 +18,8 @@ from ..ir.rebuild import owning
 from ..ir.token_flow import TokenFlow, describe_tokens
 from ..process import ranks
 from ..process.silence import silence
-from ..report.entries import group_entries, token_entries
+from ..report.entries import frozen_entries, group_entries, token_entries
+from ..report.op_gaps import op_gaps
 from ..request.latency import FILE
 from ..request.options import plain
 from ..target.footprint import COUNTED, footprint
@@ -160,8 +161,8 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
         dense=CostModel(whole)(),
         compressed=sliced.counted,
         plan=plan,
-        groups=whole.need("groups"),
-        flow=whole.tokens,
+        frozen=frozen_entries(whole.need("groups"), whole.tokens),
+        gaps=op_gaps(whole.need("groups"), [g for g, c in plan.elements.items() if len(c.keep) < c.size]),
         budget=tiles or decided.budget,
         pipeline=sliced.run.pipeline,
         passes=sliced.run.results,

@@ -17,7 +17,7 @@ from .apply import tell_of_odd_counts
 from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .run import Run, kept_counts, reduce_tokens
-from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, added_kinds
+from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
 
 def run_stated(run: Run, stated: StatedPipeline) -> Decided:
@@ -37,7 +37,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
     jobs.identify(lambda: fingerprint(before, data, run.seed, said))
     unfitted, recovery = None, None
-    found_by = [k.find.slug() for k in added_kinds([p.slug() for p in stated.before])]
+    found_by = [k.find.slug() for k in kinds_added([p.slug() for p in stated.before])]
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
             run = replace(run, find_groups=one)

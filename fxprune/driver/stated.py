@@ -213,7 +213,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     """The passes without what merges tokens, or drops parts of kinds that bring their own passes, at their end. Raises
     OptionError for anything else there."""
     names = [p.slug() for p in passes]
-    added = added_kinds(names)
+    added = kinds_added(names)
     carriers = [name for name in (MERGE, *(k.apply.slug() for k in added)) if name in names]
     if not carriers:
         return tuple(passes)
@@ -236,7 +236,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
             why="merging and slicing carry out one plan" if first == MERGE else "they carry out one plan",
             cure=f"put it before {first}",
         )
-    stated, again = ([str(p) for p in part if p.slug() == "find-groups"] for part in (before[::-1], passes[at:]))
+    stated, again = ([str(p) for p in part if p.slug() == "find-groups"] for part in (passes[:at][::-1], passes[at:]))
     odd = next((one for one in again if one not in stated[:1]), None)
     if odd is not None:
         raise OptionError(
@@ -248,8 +248,8 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     return tuple(before)
 
 
-def added_kinds(names: Sequence[str]) -> list[registry.KindPasses]:
-    """The kinds that bring their passes, where a pass of these names may be one of theirs."""
+def kinds_added(names: Sequence[str]) -> list[registry.KindPasses]:
+    """The kinds that bring their passes, where a pass of that name may be one of theirs."""
     return [] if set(names) <= registry.PASSES.keys() else [registry.kind(k) for k in registry.added_kinds()]
 
 

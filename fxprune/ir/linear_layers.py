@@ -21,6 +21,7 @@ from .example_sizes import stand_ins
 from .group import PruneGroup, Scores
 from .importance import ImportanceScores
 from .program import Program
+from .signature import samples_in
 from .sparsity import TWO_OF_FOUR, Sparsity, Tile, grid, two_of_four
 
 ENDS = MOVES | {Family.SPLIT, Family.PICK, Family.SOFTMAX, Family.LOG_SOFTMAX, Family.EXPAND}
@@ -167,7 +168,7 @@ def matrices(program: Program) -> list[Matrix]:
         total = 1
         for size in value.shape[:-1]:
             total *= known.real(size)
-        batch = max(1, _batch(program))
+        batch = max(1, samples_in(pytree.tree_leaves(program.example_inputs)))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
         movable = bias.name if bias is not None and bias.name in bound else ""
         found.append(
@@ -253,9 +254,3 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
 
 def _ends(node: Node) -> bool:
     return family(node) in ENDS or op_name(node) in SQUASHES
-
-
-def _batch(program: Program) -> int:
-    """Samples in the example inputs: the first dimension of the first tensor."""
-    leaves = pytree.tree_leaves(program.example_inputs)
-    return next((len(t) for t in leaves if isinstance(t, Tensor) and t.dim()), 1)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import registry
-from ..data.batch import Batch
+from ..data.batch import Batch, sample_count
 from ..driver.parts import carry_out
 from ..driver.run import reduce_tokens
 from ..errors import NothingToPrune, OptionError
@@ -83,7 +83,7 @@ def sensitivity(
         "frozen": [f for f in frozen if f["kind"] in wanted],
         "unit": UNIT,
         "flops": trial.model().flops,
-        "samples": sum(b.size for b in batches),
+        "samples": sample_count(batches),
         "shares": list(shares),
     }
 
