@@ -11,6 +11,7 @@ from ..artifact.artifact import Artifact, build_report
 from ..artifact.delivered import Stopwatch
 from ..errors import InternalError
 from ..ir.cost import Cost, CostModel
+from ..ir.flops import check_counts
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -116,6 +117,7 @@ def _counted(run: Run) -> tuple[Run, Cost]:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     known = run.through(PropagateAxes())
+    check_counts(known.program, known.pipeline)
     return known.on(run.program), CostModel(known.program)()
 
 

@@ -21,6 +21,7 @@ from ..data.fixed_sizes import fit_sizes, open_dimensions
 from ..errors import FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
+from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
@@ -278,7 +279,9 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    return run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    check_counts(run.program, run.pipeline)
+    return run
 
 
 def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:

@@ -245,7 +245,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
             why=f"before it stands {next(iter(stated), 'none')}",
             cure="state the same limits in both places",
         )
-    return tuple(passes[:at])
+    return tuple(before)
 
 
 def kinds_added(names: Sequence[str]) -> list[registry.KindPasses]:

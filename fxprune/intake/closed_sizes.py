@@ -7,18 +7,19 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch import Tensor
-from torch._guards import TracingContext
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..ir.guards import guards_told_to
 from ..ir.open_sizes import shape_env_of
 from .diagnose import line_of
+
+if TYPE_CHECKING:
+    import sympy
 
 # Ops that hold a size against a weight's: what they close is a width of the model, and no length.
 _WEIGHED = re.compile(r"(^|_)(mm|addmm|linear|conv\w*|\w*norm|multi_head_attention_forward|check_input)(_|$)")
@@ -70,6 +71,8 @@ class Closed:
 @contextmanager
 def listening() -> Iterator[list[Heard]]:
     """The conditions that torch decides by the example's sizes while a model is traced, as they come."""
+    from torch._guards import TracingContext
+
     heard: list[Heard] = []
 
     def listen(condition: sympy.Basic) -> None:
@@ -136,6 +139,8 @@ def constant(size: int | torch.SymInt) -> int | None:
 
 def _closing(size: int | torch.SymInt, env: Any, heard: Sequence[Heard]) -> Heard | None:
     """What was asked when the symbol of a size that is a constant now became one; None where it never was a symbol."""
+    from sympy import Eq
+
     raw = getattr(getattr(size, "node", None), "_expr", None)
     if raw is None or env is None or not getattr(raw, "free_symbols", None):
         return None
@@ -143,5 +148,5 @@ def _closing(size: int | torch.SymInt, env: Any, heard: Sequence[Heard]) -> Hear
     for _ in range(len(env.replacements)):  # one symbol stood for another before it became a number
         names |= {s for name in names for s in getattr(env.replacements.get(name), "free_symbols", ())}
     about = [h for h in heard if h.condition.free_symbols & names]
-    alone = [h for h in about if isinstance(h.condition, sympy.Eq) and len(h.condition.free_symbols) == 1]
+    alone = [h for h in about if isinstance(h.condition, Eq) and len(h.condition.free_symbols) == 1]
     return next(iter(alone or about), None)

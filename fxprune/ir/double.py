@@ -26,7 +26,8 @@ def in_double(program: Program) -> Program:
     Its facts hold as before; fake values keep their old dtypes, so no pass may run on it. Costs a copy of the weights.
     """
     module = copy_graph(program.exported)
-    for part in (m for m in module.modules() if isinstance(m, GraphModule)):
+    parts = [part for part in module.modules() if isinstance(part, GraphModule)]
+    for part in parts:
         for node in list(part.graph.nodes):
             if "_assert_tensor_metadata" in str(node.target):
                 part.graph.erase_node(node)

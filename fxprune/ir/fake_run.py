@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -14,6 +13,9 @@ from torch.fx import Graph, Node
 
 from ..errors import InternalError
 from .guards import guards_told_to
+
+if TYPE_CHECKING:
+    import sympy
 
 ASKED = "fxprune_asked"  # key in a graph module's meta: the conditions on sizes by which torch chose kernels
 
@@ -41,8 +43,8 @@ def run_fake(graph: Graph, target: Any, args: Sequence[Any], kwargs: Mapping[str
 
 def asked_sizes(graph: Graph) -> dict[str, sympy.Basic]:
     """The conditions on sizes, by their text, by which kernels were chosen when ops of this graph ran on fakes."""
-    assert graph.owning_module is not None
-    asked: dict[str, sympy.Basic] = graph.owning_module.meta.setdefault(ASKED, {})
+    module = graph.owning_module
+    asked: dict[str, sympy.Basic] = {} if module is None else module.meta.setdefault(ASKED, {})
     return asked
 
 

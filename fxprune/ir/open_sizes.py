@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from .program import Program
+
+if TYPE_CHECKING:  # it brings sympy
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
 @dataclass(frozen=True)
@@ -59,5 +62,5 @@ def shape_env_of(exported: ExportedProgram) -> ShapeEnv | None:
     for node in exported.graph.nodes:
         mode = getattr(node.meta.get("val"), "fake_mode", None)
         if mode is not None:
-            return mode.shape_env if isinstance(mode.shape_env, ShapeEnv) else None
+            return mode.shape_env
     return None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -16,6 +15,9 @@ from .fake_run import asked_sizes
 from .guards import holds, other_side
 from .open_sizes import shape_env_of
 from .program import Program
+
+if TYPE_CHECKING:
+    import sympy
 
 Sizes = Mapping[str, int]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -62,6 +63,10 @@ class TokenSite:
     def levels(self) -> list[int]:
         """Tokens that may be left, as far as the site knows: a reducer may not take as many at once."""
         return list(range(self.size + 1)) if self.usable else [self.size]
+
+    def level_above(self, share: float) -> int:
+        """The fewest tokens that are at least this share."""
+        return math.ceil(share * self.size - 1e-9)
 
     def sizes(self, count: int) -> dict[Axis, int]:
         """What ``count`` tokens left do to the variables of the cost, from here to the next site (of

@@ -14,6 +14,7 @@ from .entries import entries_of
 from .latency import (
     earlier_section,
     foretold_section,
+    in_words,
     measured_section,
     parity_rows,
     passed,
@@ -341,17 +342,12 @@ def _zeros(report: Report) -> str:
 def _exactness(report: Report) -> str:
     rows: list[Sequence[object]] = []
     masked, parity = report.get("masked"), report.get("parity")
-    if masked:
-        rows.append(
-            (
-                "sliced graph against the dense one with masks",
-                "",
-                f"{masked['max_rel']:.1e}",
-                f"{masked['tolerance']:.0e}",
-                passed(masked["max_rel"] <= masked["tolerance"]),
-                "",
-            )
-        )
+    old = [{"compared": "the dense graph with masks and the sliced one", **masked}] if masked else []
+    links = report.get("proof") or old
+    for link in links:
+        verdict = passed(link["max_rel"] <= link["tolerance"])
+        sizes = in_words(link.get("tried", ()))
+        rows.append((link["compared"], "", f"{link['max_rel']:.1e}", f"{link['tolerance']:.0e}", verdict, sizes))
     rows += parity_rows(report)
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):

@@ -234,7 +234,7 @@ REPORT: dict[str, Any] = {
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),
         proof={
             "type": "array",
-            "description": "from the user's module to the sliced graph: each link ran both forms of the model",
+            "description": "the chain from the user's module to the sliced graph: in each link both forms were run",
             "items": _object(
                 "two forms that agree",
                 "compared max_rel tolerance tried",

@@ -24,6 +24,7 @@ from ..driver.judge import Judge
 from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import BudgetInfeasible, LoadError, OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
+from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..process import jobs
 from ..process.events import Event, OnEvent, Transcript, warn_only
@@ -272,11 +273,25 @@ def measured_sensitivity(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
         batches = opened.data.batches if opened.data is not None else ()
-        scored = score(prepare(Run.of(request, opened, tell), goal), goal)
+        run, parts = prepare(Run.of(request, opened, tell), goal), []
+        others = [k for k in goal.kinds if str(k) != str(Kind.BLOCK)]
+        if others:
+            parts.append((score(run, goal), others))
+        if len(others) < len(goal.kinds):
+            parts.append((_with_tiles(run, goal), [Kind.BLOCK]))
         tell.stage("measure sensitivity")
         with silence():
-            found = sensitivity(scored.program, batches, goal.group_kinds, shares)
-    return {"name": opened.name, "importance": str(goal.made), **found}
+            found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
+    joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
+    return {"name": opened.name, "importance": str(goal.made), **found[0], **joined}
+
+
+def _with_tiles(run: Run, goal: Wish) -> Run:
+    """The run with the tiles of its dense program as groups, scored by the goal's criterion where that scores tiles."""
+    from ..passes.analysis.find_blocks import FindBlocks
+    from ..passes.analysis.score_groups import ScoreGroups
+
+    return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
 
 
 def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:

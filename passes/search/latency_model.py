@@ -132,7 +132,7 @@ class LatencyModel(CostModel):
         return timed
 
     def __call__(self, kept: Kept | None = None) -> TimedCost:
-        found = {m: sum(t(kept or {}) for t in terms) for m, terms in self.terms.items()}
+        found = {m: math.ceil(sum(t(kept or {}) for t in terms)) for m, terms in self.terms.items()}
         return TimedCost(found["flops"], found["params"], found["bytes"], found["latency"])
 
     def told_tokens(self) -> dict[str, object] | None:

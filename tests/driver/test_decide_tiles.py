@@ -127,8 +127,8 @@ def test_two_of_four_with_its_order_of_neurons(trained: DigitsViT, batches: list
 def test_a_plan_that_orders_what_is_not_there_is_refused(trained: DigitsViT) -> None:
     plan = compiled(trained, sparse="2:4").plan
     raw = json.loads(plan.to_json())
-    one = next(v for v in raw["blocks"].values() if "order" in v)
-    other = raw["blocks"]["blocks.0.attn.qkv.weight"]
+    one = next(v for v in raw["choices"].values() if "order" in v)
+    other = raw["choices"]["blocks.0.attn.qkv.weight:block"]
     other["order"] = list(range(other["shape"][1]))
     with pytest.raises(PlanError, match="reads no neurons"):
         fxprune.apply(trained, fxprune.CompressionPlan.from_json(json.dumps(raw)), SHAPE)

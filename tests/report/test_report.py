@@ -112,7 +112,8 @@ def test_drawings_show_the_kept_counts(page: str, report: dict[str, Any]) -> Non
     root = parsed(page)
     figures = [f for f in root.iter("figure") if f.find(f"{SVG}svg") is not None]
     kinds = {g["kind"] for g in report["groups"] if g["searched"]}
-    assert len(figures) == 2 * len(kinds) + 2  # bars and heat maps, recovery, tokens
+    assert {"head", "ffn", "token"} == kinds
+    assert len(figures) == 2 * len(kinds - {"token"}) + 2  # bars and heat maps, recovery, tokens
     gone = sum(g["size"] - g["kept"] for g in report["groups"] if g["kind"] == "head")
     heat = next(f for f in figures if "attention heads: trajectory" in words(f))
     crosses = [e for e in heat.iter(f"{SVG}use") if "#ff3b30" in (e.get("style") or "")]
@@ -250,7 +251,7 @@ def test_the_report_fits_its_schema_and_the_schema_knows_every_key(report: dict[
     [
         (("cost", "dense", "flops"), "many", "report.cost.dense.flops must be integer, not str"),
         (("groups", 0, "kept"), -1, "report.groups[0].kept must be at least 0"),
-        (("fxprune_report",), 2, "report.fxprune_report must be 1"),
+        (("fxprune_report",), 1, "report.fxprune_report must be 2"),
         (("agreement", "held_out"), 1, "report.agreement.held_out must be boolean, not int"),
         (("notes",), {}, "report.notes must be array, not dict"),
         (("recovery", "steps", 0, "before"), None, "report.recovery.steps[0].before must be number, not NoneType"),
