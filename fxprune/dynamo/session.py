@@ -50,7 +50,7 @@ class Options:
                     f"the backend 'fxprune' has no option '{name}'",
                     where="torch.compile(options=...)",
                     why=every[name].refused if name in every else "",
-                    cure=nearest(str(name), known),
+                    cure="leave it away" if name in every else nearest(str(name), known),
                 )
         values = {name: one.default for name, one in known.items()} | dict(given or {})
         if values["inner"] not in INNER:
