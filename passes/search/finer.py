@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...errors import spell
 from ...ir.cost import Expression
 from ...ir.group import PruneGroup
 from .fill import fill
@@ -62,7 +63,7 @@ def note_of_slack(found: Filled, make: MakeLadders, terms: Sequence[Expression],
         return ""
     asked, rest = " and ".join(map(str, strict)), max(best.left, 0.0)
     left = f"{found.left:.0%} of the budget is left, because counts are multiples of {asked}"
-    return f"{left}: --align {best.step} would leave {rest:.0%}"
+    return spell(f"{left}: `--align {best.step}` would leave {rest:.0%}")
 
 
 def _halved(step: int) -> int:
