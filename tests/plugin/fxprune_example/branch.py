@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonpath
 
 import torch
 from torch.fx import Node
@@ -33,10 +32,10 @@ def branches(program: Program, add: Node) -> Iterator[Switch]:
         reads = any(user in inside for user in stream.users) and names & bound.keys()
         if not reads or stream.meta["val"].shape != add.meta["val"].shape:
             continue
-        path = commonpath([bound[n].replace(".", "/") for n in names & bound.keys()]).replace("/", ".")
+        last = [bound[n.name] for n in program.placeholders() if n.name in names][-1]
         shares = tuple(g.name for g in program.need("groups") if g.prunable and g.within(names))
         yield Switch(
-            name=f"{path}:branch",
+            name=last.rpartition(".")[0] + ":branch",
             kind="branch",
             axis=Axis(1, "branch"),
             inside=names,
