@@ -275,7 +275,7 @@ def test_a_plan_without_its_plugin_is_an_error_at_its_line(tmp_path: Path, monke
     assert f"plan.json:{line}: group '{IDLE}.down:branch'" in caught.value.where
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.25])
 def test_beside_tokens(share: float) -> None:
     """Of what the budget takes away tokens take a share, which may be none."""
     torch.manual_seed(0)
@@ -283,7 +283,7 @@ def test_beside_tokens(share: float) -> None:
     made = fxprune.compile(
         model,
         x[:2],
-        flops=0.4,
+        flops=0.85,
         prune="ffn,branch,tokens",
         tokens=f"tome{{schedule=constant,share={share}}}",
         data=x,
@@ -291,7 +291,7 @@ def test_beside_tokens(share: float) -> None:
     )
     assert ("token" in made.plan.kinds) == (share > 0)
     assert {"ffn", "branch"} & set(made.plan.kinds)
-    assert made.report["cost"]["ratio"]["flops"] <= 0.4
+    assert made.report["cost"]["ratio"]["flops"] <= 0.85
     again = fxprune.compile(model, x[:2], pipeline=made.report["pipeline"], data=x, **QUIET)
     assert again.plan.choices == made.plan.choices
     assert again.report["pipeline"] == made.report["pipeline"]

@@ -25,7 +25,7 @@ class FindBranches(Analysis):
 
 def branches(program: Program, add: Node) -> Iterator[Switch]:
     """The branch that ``add`` adds to what it reads itself."""
-    nodes = [a for a in add.args[:2] if isinstance(a, Node) and a.op == "call_function"] if add.target is ADD else []
+    nodes = [a for a in add.args[:2] if isinstance(a, Node) and a.op == "call_function" and add.target is ADD]
     for stream, end in zip(nodes, reversed(nodes), strict=True):
         inside = only_for(end, add)
         names, bound = frozenset(n.name for n in inside), program.tensor_of_placeholder
