@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from .. import registry
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
@@ -76,5 +77,8 @@ def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:
-    """The plan itself, from wherever it lies."""
-    return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    """The plan itself, from wherever it lies. Raises PlanError for a kind that nobody knows."""
+    found = plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    if not registry.KINDS.keys() >= set(found.kinds):
+        found.check_kinds(registry.names("kind"))
+    return found

@@ -155,9 +155,9 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     first = scored.on(decided(goal))
     after, latency = refine_to_target(first, goal, latency, decided)
     found = after.need("plan")
-    assert found.tokens is not None
-    counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
-    stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
+    removed = {} if found.tokens is None else found.tokens.removed  # none where groups take all of it
+    counts = tuple(removed.get(site.name, 0) for site in run.program.need("tokens").usable)
+    stated = scored.through(PlanTokens(goal.tokens.reducer, counts, None if goal.by_groups else goal.budget))
     reduced = reduce_tokens(stated.program, run.finders)
     if goal.by_groups and goal.table is None:
         stated = stated.through(_search(goal, scale))
