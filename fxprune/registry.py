@@ -134,7 +134,7 @@ def lookup(kind: str, name: str) -> Any:
     if found is not None:
         return found
     noun, option = _WORDS[kind]
-    wrong = plugins.installed()[1]
+    wrong = plugins.find_plugins()[1]
     raise OptionError(
         f"unknown {noun} '{name}'",
         where=option,

@@ -38,13 +38,13 @@ class UseBlockEll(Transform):
     results: list[Decision] = field(default_factory=list, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
-        decisions = decide(program, self.table, self.device, padded)
+        decisions = decide(program, self.table, self.device, count_padded)
         self.results.extend(decisions)
         chosen = [d.layer for d in decisions if d.sparse]
-        return replaced(program, chosen, self.slug()) if chosen else program
+        return replace_layers(program, chosen, self.slug()) if chosen else program
 
 
-def replaced(program: Program, layers: Sequence[SparseLayer], by: str) -> Program:
+def replace_layers(program: Program, layers: Sequence[SparseLayer], by: str) -> Program:
     """The program with these layers as block-ELL."""
     edit = Replacing(program, by)
     for layer in layers:
@@ -105,6 +105,6 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
     edit.instead(node, y)
 
 
-def padded(layer: SparseLayer) -> int:
+def count_padded(layer: SparseLayer) -> int:
     """How many tiles run when every row of tiles is as long as the fullest."""
     return len(layer.live) * max(1, int(layer.live.sum(1).max()))

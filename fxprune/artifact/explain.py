@@ -10,7 +10,7 @@ from ..errors import OptionError, nearest, spell
 from ..ir.choice import BLOCK, TOKEN, AnyChoice, Choice
 from ..ir.plan import CompressionPlan
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
-from ..report.scores import decode, ranked
+from ..report.scores import decode, rank
 from .compare import read_valid
 from .files import PLAN, check_files
 
@@ -99,7 +99,7 @@ def _elements(entry: Entry, keep: set[int]) -> list[dict[str, Any]]:
     by_score = {e: i + 1 for i, e in enumerate(sorted(range(len(scores)), key=lambda e: (-scores[e], e)))}
     return [
         {"element": e, "score": scores[e], "rank": i + 1, "rank_by_score": by_score[e], "kept": e in keep}
-        for i, e in enumerate(ranked(entry))
+        for i, e in enumerate(rank(entry))
     ]
 
 

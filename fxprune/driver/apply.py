@@ -13,7 +13,7 @@ from .. import registry
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
-from ..request.goal import Wish, default_criterion
+from ..request.goal import Goal, default_criterion
 from .decide import Decided
 from .proof import prove_prepared
 from .run import Run, find_groups
@@ -29,7 +29,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     merging = plan.tokens
     run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge)
     run = prove_prepared(run)
-    how = Wish(None, default_criterion(None), (), 1, recover).recovery
+    how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)
 

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..artifact.artifact import Artifact
 from ..data.batch import Batch, Calibration
-from ..data.memory import within
+from ..data.memory import memory_limit
 from ..data.sources import load_data
 from ..driver.apply import give_plan, read_plan
 from ..driver.decide import decide
@@ -142,7 +142,7 @@ class Part:
     def _whole(self, options: Options, values: Sequence[Any]) -> Any:
         """The graph as dynamo made it, compiled by ``inner``; gradients flow."""
         if self.dense is None:
-            self.dense = _compiled(self.gm, options.inner, None)
+            self.dense = _compile(self.gm, options.inner, None)
         return self.dense(*values)
 
     def _refuse(self, call: Call, values: Sequence[Any]) -> None:
@@ -224,7 +224,7 @@ class Part:
                 "cost": artifact.report["cost"],
                 "notes": [*report["notes"], *artifact.report["notes"]],
             }
-            built.run = _compiled(artifact.module.requires_grad_(False), options.inner, any(s.dims for s in mine))
+            built.run = _compile(artifact.module.requires_grad_(False), options.inner, any(s.dims for s in mine))
         session.reports.append(report)
         return built
 
@@ -255,7 +255,7 @@ class Part:
             refuse_writes(dense)
             source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
             run = Run.of(options.request, Opened(dense, source, given=True), Transcript(warn_only))
-            with within(options.asked.decision.memory), resumable(None, warn_only):
+            with memory_limit(options.asked.decision.memory), resumable(None, warn_only):
                 found = _apply_known_plan(run, session, options, report, call.root)
                 if found is not None:
                     return found
@@ -398,7 +398,7 @@ def _covers(root: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
     return root is None or all(id(p) in mine for p in root.parameters())
 
 
-def _compiled(module: nn.Module, inner: str, opened: bool | None) -> Callable[..., Any]:
+def _compile(module: nn.Module, inner: str, opened: bool | None) -> Callable[..., Any]:
     """``module`` by ``inner``. opened: whether sizes may vary; None leaves it to dynamo."""
     if inner == "eager":
         return module

@@ -13,17 +13,17 @@ from ..ir.plan import CompressionPlan
 from .entries import entries_of
 from .latency import (
     earlier_section,
-    foretold_section,
     in_words,
+    mark,
     measured_section,
     parity_rows,
-    passed,
+    predicted_section,
     summary_card,
     summary_rows,
     why_none,
 )
 from .op_gaps import gap_lines
-from .page import Markup, bar, cards, code, figure, folded, page, paragraph, picture, section, table, text
+from .page import Markup, bar, cards, code, figure, fold, page, paragraph, picture, section, table, text
 from .plots import SERIES, heat_map, kept_bars, pairs
 from .target_lines import constant_lines
 from .units import giga, mebi, mega
@@ -67,7 +67,7 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _importance(report, plan),
             _zeros(report),
             measured_section(report),
-            foretold_section(report),
+            predicted_section(report),
             _exactness(report),
             earlier_section(report),
             _frozen(report),
@@ -226,7 +226,7 @@ def _errors(report: Report) -> str:
             for name, v in guard.items()
         ]
         parts.append(
-            folded(
+            fold(
                 f"candidates of recovery, judged on {recovery.get('held_out', 0)} held-out samples",
                 table(("candidate", *columns, "rejected because"), rows, range(1, len(columns) + 1)),
             )
@@ -273,7 +273,7 @@ def _kept(report: Report) -> str:
             for e in entries
         ]
     listing = table(("group", "kind", "kept", "of", "", "kMACs each", "floor", "multiple of"), rows, (2, 3, 5, 6, 7))
-    return section("What stays, layer by layer", *parts, folded(f"all {len(rows)} groups", listing))
+    return section("What stays, layer by layer", *parts, fold(f"all {len(rows)} groups", listing))
 
 
 def _tokens(report: Report, pictures: Mapping[str, bytes]) -> str:
@@ -335,7 +335,7 @@ def _zeros(report: Report) -> str:
     return section(
         "Zeros inside weights",
         paragraph(f"{told.get('pattern') or 'tiles'}: {words}."),
-        folded(f"{len(rows)} weights", listing),
+        fold(f"{len(rows)} weights", listing),
     )
 
 
@@ -345,7 +345,7 @@ def _exactness(report: Report) -> str:
     old = [{"compared": "the dense graph with masks and the sliced one", **masked}] if masked else []
     links = report.get("proof") or old
     for link in links:
-        verdict = passed(link["max_rel"] <= link["tolerance"])
+        verdict = mark(link["max_rel"] <= link["tolerance"])
         sizes = in_words(link.get("tried", ()))
         rows.append((link["compared"], "", f"{link['max_rel']:.1e}", f"{link['tolerance']:.0e}", verdict, sizes))
     rows += parity_rows(report)
@@ -372,7 +372,7 @@ def _frozen(report: Report) -> str:
             len(entries),
             ", ".join(sorted({e["kind"] for e in entries})),
             Markup(
-                folded(
+                fold(
                     "which",
                     "".join(f"<div>{code(e['group'])} {text(e['size'])}: {text(e['why'])}</div>" for e in entries),
                 )
@@ -395,7 +395,7 @@ def _replay(report: Report) -> str:
         "The pipeline that replays it",
         f"<pre>{text(report['pipeline'])}</pre>",
         paragraph(f"fxprune compile --pipeline takes this text. Beside it give {', '.join(beside)}.", "soft"),
-        folded(
+        fold(
             f"what each of {len(rows)} passes changed",
             table(("pass", "seconds", "nodes added", "removed", "edited", "tensors resized"), rows, range(1, 6)),
         ),

@@ -100,7 +100,7 @@ def summary(table: BlockTable) -> dict[str, Any]:
     }
 
 
-def given(**texts: str | None) -> dict[str, Any]:
+def drop_unset(**texts: str | None) -> dict[str, Any]:
     """Lists from the command line, those that were given: ``shapes`` and ``patterns`` of NxK, ``rows``, ``densities``.
 
     >>> given(shapes="1536x384,384x1536", rows=None, densities="0.5")

@@ -22,8 +22,8 @@ from typing import Any
 
 from ..artifact import delivered
 from ..artifact.artifact import Artifact
-from ..artifact.delivered import Stopwatch
-from ..artifact.evidence import Evidence, Payload, failed, gates_of, gather
+from ..artifact.delivered import DeliveredLatency
+from ..artifact.evidence import Evidence, Payload, fail_gate, gates_of, gather
 from ..artifact.gates import PASSED, UNFINISHED, Gate, Limits, gate, worst
 from ..artifact.manifest import (
     EVIDENCE,
@@ -32,7 +32,7 @@ from ..artifact.manifest import (
     check_delivery,
     fingerprints,
     read_manifest,
-    sealed,
+    seal,
     write_manifest,
     wrong_files,
 )
@@ -47,10 +47,10 @@ from ..errors import LoweringError, MissingDevice, OptionError, VerifyError
 from ..ir.spec import build, parse
 from ..process.environment import environment, versions
 from ..process.events import Event, OnEvent, Transcript, warn_only
-from ..process.files import published, sha256_of
+from ..process.files import publish, sha256_of
 from ..process.silence import silence
 from ..registry import lookup
-from ..request.latency import LatencyWish
+from ..request.latency import LatencyGoal
 from ..request.options import OF_A_PLAN
 from ..request.request import Request
 from ..target.backend import Backend
@@ -145,13 +145,13 @@ def export(
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
         evidence = gather(opened.dense, small.program, judge, metric)
-    watch = Stopwatch(
-        LatencyWish(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
+    watch = DeliveredLatency(
+        LatencyGoal(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
         "export",
         lowerable(decided.unfitted),
     )
     release = _Release(opened, judge, small, evidence, limits, seconds, watch, tell)
-    with published(out) as directory:
+    with publish(out) as directory:
         entries = {f: _deliver(release, backend, text, directory / f) for f, (text, backend) in backends.items()}
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
@@ -177,7 +177,7 @@ class _Release:
     evidence: Evidence
     limits: Limits
     seconds: float
-    watch: Stopwatch
+    watch: DeliveredLatency
     tell: Transcript
 
 
@@ -196,7 +196,7 @@ def _manifest(
     """
     opened, judge, evidence = release.opened, release.judge, release.evidence
     data = opened.data
-    return sealed(
+    return seal(
         {
             "name": opened.name,
             "status": worst(e["status"] for e in entries.values()),
@@ -252,7 +252,7 @@ def _deliver(release: _Release, backend: Backend, text: str, folder: Path) -> di
         name = (
             "target" if isinstance(error, MissingDevice) else "parity" if isinstance(error, VerifyError) else "lowering"
         )
-        gates.append(failed(name, error))
+        gates.append(fail_gate(name, error))
         if name != "target":
             shutil.rmtree(folder, ignore_errors=True)
     return {**entry, "status": worst(g.status for g in gates), "gates": [g.to_dict() for g in gates]}

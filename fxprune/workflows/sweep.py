@@ -15,12 +15,12 @@ from ..artifact.artifact import Artifact
 from ..artifact.files import check_destination, check_files, read_report
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.memory import within
+from ..data.memory import memory_limit
 from ..data.sources import load_data
 from ..driver.apply import give_plan
 from ..driver.decide import decide_on, prepare, score
 from ..driver.finish import finish
-from ..driver.judge import Judge
+from ..driver.judge import AgreementEvaluator
 from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import BudgetInfeasible, LoadError, OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
@@ -32,7 +32,7 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
 from ..report.render import measure_of
-from ..request.goal import Wish
+from ..request.goal import Goal
 from ..request.invocation import Invocation
 from ..request.limits import FLOOR, Align, Floor
 from ..request.options import Judging, Timing
@@ -70,9 +70,9 @@ class Sweep:
     """
 
     scored: Run
-    goal: Wish
+    goal: Goal
     held: Calibration
-    judge: Judge
+    judge: AgreementEvaluator
     out: Path
     key: str
     points: list[dict[str, Any]] = field(default_factory=list)
@@ -220,11 +220,11 @@ def sweep(
     request = replace(request, options={**request.options, first.metric: None})
     goal = request.goal
     assert goal is not None
-    with _owned(out), within(memory), resumable(out, on_event):
+    with _own(out), memory_limit(memory), resumable(out, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
-        made = _prepared(Run.of(request, opened, tell), goal, judging, out)
+        made = _prepare(Run.of(request, opened, tell), goal, judging, out)
         measured = None
         if sensitive:
             from .sensitivity import sensitivity
@@ -237,13 +237,13 @@ def sweep(
         if judging.max_drop is not None:
             made.narrow(made.metric, judging.max_drop, judging.bisect)
         made.points.sort(key=lambda p: -p["ratio"])
-        timings = _timed(made, timing) if timing.seconds > 0 else []
+        timings = _time_points(made, timing) if timing.seconds > 0 else []
         result = _result(made, judging, timings, measured)
         _write(out, result)
     return result
 
 
-def measured_sensitivity(
+def measure_sensitivity(
     model: Model,
     example_inputs: Inputs = None,
     *,
@@ -268,7 +268,7 @@ def measured_sensitivity(
     request = Invocation.of("sensitivity", locals()).request
     goal, tell = request.goal, Transcript(on_event)
     assert goal is not None
-    with within(memory), resumable(None, on_event):
+    with memory_limit(memory), resumable(None, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
@@ -283,29 +283,35 @@ def measured_sensitivity(
         with silence():
             found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
     joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
-    return {"name": opened.name, "importance": str(goal.made), **found[0], **joined}
+    return {"name": opened.name, "importance": str(goal.scorer), **found[0], **joined}
 
 
-def _with_tiles(run: Run, goal: Wish) -> Run:
+def _with_tiles(run: Run, goal: Goal) -> Run:
     """The run with the tiles of its dense program as groups, scored by the goal's criterion where that scores tiles."""
     from ..passes.analysis.find_blocks import FindBlocks
     from ..passes.analysis.score_groups import ScoreGroups
 
-    return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
+    return run.through(FindBlocks(), ScoreGroups(goal.scorer if goal.scorer.scores_tiles else "lsp", seed=run.seed))
 
 
-def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
+def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     held, request = run.opened.held, run.request
     if judging.data is not None:
         held = load_data(judging.data, run.opened.source, samples=judging.samples, seed=run.seed)
     assert held is not None
     run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
-    about = [str(goal.made), repr(replace(goal, budget=None)), repr(judging.data), request.target, repr(request.limits)]
+    about = [
+        str(goal.scorer),
+        repr(replace(goal, budget=None)),
+        repr(judging.data),
+        request.target,
+        repr(request.limits),
+    ]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
-    key = fingerprint(run.program, run.data, run.seed, [*about, _held(held)])
+    key = fingerprint(run.program, run.data, run.seed, [*about, _digest_of(held)])
     scored = score(run, goal)
     with silence():
-        judge = Judge(scored.program, held.batches)
+        judge = AgreementEvaluator(scored.program, held.batches)
     if judge.samples < 100:
         run.tell.warn(
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
@@ -314,7 +320,7 @@ def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
     return Sweep(scored, goal, held, judge, out, key)
 
 
-def _held(data: Calibration) -> str:
+def _digest_of(data: Calibration) -> str:
     """A hash of the samples that points are judged on."""
     from torch import Tensor
 
@@ -327,11 +333,11 @@ def _held(data: Calibration) -> str:
     return digest.hexdigest()
 
 
-def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
+def _time_points(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     """Latency of every point's file and of the dense one, all in turns, per batch size."""
     from ..artifact.delivered import record, row_of
-    from ..target.clock import reading
-    from ..target.timing import sampled
+    from ..target.clock import pair_latencies
+    from ..target.timing import sample_times
     from ..target.timing import timing as timing_of
     from .bench import call_at, runner_of
 
@@ -354,10 +360,10 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     rows, told = [], {name: list[dict[str, Any]]() for name in folders}
     for batch in timing.batches:
         calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
-        samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
+        samples, counts = sample_times(calls, seconds=timing.seconds * len(calls))
         for name in folders:
             macs = read[name].report["cost"]["ratio"]["flops"]
-            told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
+            told[name].append(row_of(pair_latencies(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
         rows.append(
             {
                 "batch": batch,
@@ -407,7 +413,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
         "latency": timings,
         "environment": environment(),
         "sensitivity": measured,
-        "importance": str(made.goal.made),
+        "importance": str(made.goal.scorer),
         "recover": made.goal.recover,
         "seed": made.scored.seed,
         "counted": COUNTED,
@@ -416,7 +422,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
 
 
 @contextmanager
-def _owned(out: Path) -> Iterator[None]:
+def _own(out: Path) -> Iterator[None]:
     """Make the directory, or find that it is one of ours; a failure before the first point leaves none behind.
 
     Raises OptionError for somebody else's.

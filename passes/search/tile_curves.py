@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def smoothed(curve: Tensor, weight: float) -> Tensor:
+def smooth_curve(curve: Tensor, weight: float) -> Tensor:
     """The exponential moving average, without the bias of its start.
 
     ``l <- w l + (1 - w) y,  y_k = l / (1 - w^k)``      w = 0 leaves the curve as it is

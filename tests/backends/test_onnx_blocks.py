@@ -19,7 +19,7 @@ from fxprune.ir.program import Program
 from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
 from fxprune.target.backend import lower_and_verify
-from fxprune.target.block_table import BlockTable, Timing, made
+from fxprune.target.block_table import BlockTable, Timing, make_table
 from fxprune.testing import run_flat
 
 
@@ -45,7 +45,7 @@ def program() -> Program:
 
 def winning(form: str = "ell") -> BlockTable:
     rows = [Timing(n, k, "16x32", "float32", 18, 1.0, 2.0, 1.0) for n, k in ((70, 40), (40, 70))]
-    return made("some CPU", form, rows)
+    return make_table("some CPU", form, rows)
 
 
 def test_block_ell_holds_the_weight() -> None:
@@ -75,7 +75,7 @@ def test_winning_layers_are_a_gather_and_one_product_at_any_size() -> None:
 
 def test_layers_are_looked_up_by_what_padding_makes_of_them() -> None:
     """``a`` keeps 6 of 10 tiles and multiplies all 10: a timing at 0.7 says nothing about it."""
-    narrow = made("some CPU", "ell", [Timing(70, 40, "16x32", "float32", 18, 0.7, 9.0, 1.0)])
+    narrow = make_table("some CPU", "ell", [Timing(70, 40, "16x32", "float32", 18, 0.7, 9.0, 1.0)])
     gate = UseBlockEll(narrow, "some CPU")
     assert Pipeline((gate,)).run(program()) is not None
     assert not any(d.sparse for d in gate.results)

@@ -20,7 +20,7 @@ from fxprune.ir.program import Program
 from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
 from fxprune.target.backend import lower_and_verify
-from fxprune.target.block_table import BlockTable, Timing, cached_path, made
+from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table
 from fxprune.testing import run_flat
 
 
@@ -52,7 +52,7 @@ def program(dtype: torch.dtype = torch.float32) -> Program:
 
 def winning(dtype: str = "float32", **changes: Any) -> BlockTable:
     shapes = ((70, 40), (40, 70), (40, 40))
-    return made(
+    return make_table(
         "NVIDIA X",
         "kernel",
         [
