@@ -16,6 +16,9 @@ from .files import PLAN, check_files
 
 Entry = Mapping[str, Any]
 
+FIELDS = ("kind", "size", "granularity", "floor", "macs", "params", "criterion", "unit", "comparable", "parameters")
+"""What an explanation repeats of a group's entry in the report."""
+
 
 def explain(artifact: str | Path, group: str) -> dict[str, Any]:
     """What is known of one thing that a search could choose: its ``elements`` in the order in which they would be kept,
@@ -54,21 +57,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
     edge = _edge(entry, len(keep), report)
     return {
         "group": group,
-        **{
-            k: entry[k]
-            for k in (
-                "kind",
-                "size",
-                "granularity",
-                "floor",
-                "macs",
-                "params",
-                "criterion",
-                "unit",
-                "comparable",
-                "parameters",
-            )
-        },
+        **{k: entry[k] for k in FIELDS},
         "kept": len(keep),
         "removed": sorted(set(range(entry["size"])) - keep),
         "elements": elements,

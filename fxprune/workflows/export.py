@@ -104,14 +104,7 @@ def export(
     backends = _backends(targets)
     chosen = read_plan(plan)
     check_delivery(out)
-    how = recover or ("none" if data is None else "auto")
-    if (how == "none") != (data is None):
-        raise OptionError(
-            "recovery and calibration data go together",
-            where=f"--recover {how}",
-            why="what stays is fitted to what the dense model does on data",
-            cure="give both, or neither",
-        )
+    how = _recovery(recover, data)
     request = Request(seed=seed, limits=OF_A_PLAN, samples=samples)
     tell = Transcript(on_event)
     judged = open_model(
@@ -162,6 +155,19 @@ def export(
         manifest = _manifest(release, request_facts, plan_hash, _origin(model), entries, carried, directory)
         write_manifest(manifest, directory)
     return hand_over(manifest, junit_file)
+
+
+def _recovery(recover: str | None, data: Any) -> str:
+    """How what stays is fitted. Raises OptionError where data and recovery do not go together."""
+    how = recover or ("none" if data is None else "auto")
+    if (how == "none") != (data is None):
+        raise OptionError(
+            "recovery and calibration data go together",
+            where=f"--recover {how}",
+            why="what stays is fitted to what the dense model does on data",
+            cure="give both, or neither",
+        )
+    return how
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,10 @@ def always(program: Program, form: str) -> BlockTable:
 def test_block_sparse_equals_dense_with_zeroed_tiles(name: str, use: Any, op: str) -> None:
     program = zeroed(name)
     gate = use(always(program, "any"), "any")
-    result = Pipeline((gate,)).run(program)
-    assert gate.results
-    assert all(d.sparse for d in gate.results)
-    assert sum(op in str(n.target) for n in result.graph.nodes) >= len(gate.results)
+    result, (gated,) = Pipeline((gate,)).apply(program)
+    assert gated.record
+    assert all(d.sparse for d in gated.record)
+    assert sum(op in str(n.target) for n in result.graph.nodes) >= len(gated.record)
     for batch in (2, 3):
         flat = laws.inputs(program, batch)
         assert relative_error(run_flat(result, flat), run_flat(program, flat)) < laws.TOLERANCE

@@ -25,8 +25,9 @@ from fxprune.passes.analysis.importance.damage import divergence
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.workflows import sweep as sweeping
+from fxprune.workflows.points import Sweep
 from fxprune.workflows.sensitivity import sensitivity
-from fxprune.workflows.sweep import Judging, Sweep, Timing, budgets
+from fxprune.workflows.sweep import Judging, Timing, budgets
 
 COMMAND = [
     "sweep",

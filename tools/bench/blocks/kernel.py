@@ -157,7 +157,7 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
                 masks[matrix.parameter] = matrix.stored(spread(kept.view(size), matrix.shape, tile_of(tile)))
         zeroed = program.without_facts(exported=mask_tiles(program, masks))
         gate = UseKernels(table, device)
-        quick = Pipeline((gate,)).run(zeroed)
+        quick, (gated,) = Pipeline((gate,)).apply(zeroed)
         here = x.cuda()
         times = {}
         for name, one in (("dense", zeroed), ("sparse", quick)):
@@ -167,8 +167,8 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
         found["batches"][batch] = {
             **times,
             "ratio": times["dense"][1] / times["sparse"][1],
-            "layers": sum(d.sparse for d in gate.results),
-            "of": len(gate.results),
+            "layers": sum(d.sparse for d in gated.record),
+            "of": len(gated.record),
         }
     return found
 
