@@ -61,7 +61,7 @@ def allowed() -> int | None:
 def share(usual: int, part: float) -> int:
     """``usual`` bytes, or ``part`` of the budget where there is one and that is less.
 
-    >>> with within("64MiB"):
+    >>> with memory_limit("64MiB"):
     ...     share(2**30, 0.25), share(2**20, 0.25)
     (16777216, 1048576)
     """

@@ -229,7 +229,7 @@ class SharedClock:
 def pair_latencies(dense: list[float], small: list[float]) -> PairedLatency:
     """From the milliseconds of both, round by round.
 
-    >>> reading([10.0, 20.0, 10.0], [5.0, 10.0, 6.0]).ratio
+    >>> pair_latencies([10.0, 20.0, 10.0], [5.0, 10.0, 6.0]).ratio
     0.5
     """
     ratios = [b / a for a, b in zip(dense, small, strict=True)]

@@ -95,7 +95,7 @@ def exchange_members(gradients: Tensor, pruned: Sequence[int], rounds: int = 1) 
     gradients   [rows, size]
 
     >>> g = torch.tensor([[1.0, -1.0, 0.0, 0.95], [0.0, 0.1, 0.9, 0.0]])
-    >>> rearranged(g, [2, 3]), rearranged(g, [2, 3], rounds=2)
+    >>> exchange_members(g, [2, 3]), exchange_members(g, [2, 3], rounds=2)
     ([1, 3], [0, 1])
     """
     rows = gradients.detach().to("cpu", torch.float64)

@@ -15,7 +15,7 @@ def smooth_curve(curve: Tensor, weight: float) -> Tensor:
 
     Source   LSP's code (as in TensorBoard); the paper does not state w, the code uses 0.1 and 0.9
 
-    >>> smoothed(torch.tensor([2.0, 2.0, 2.0]), 0.9).tolist()
+    >>> smooth_curve(torch.tensor([2.0, 2.0, 2.0]), 0.9).tolist()
     [2.0, 2.0, 2.0]
     """
     if weight == 0:

@@ -169,7 +169,7 @@ def _local(order: Sequence[int], added: Sequence[float]) -> list[tuple[int, floa
 def fill(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
     """[size + 1] what keeping k elements is worth: minus the damage, linear between the points, never falling.
 
-    >>> filled([(1, 2.0), (3, 0.0)], 3)
+    >>> fill([(1, 2.0), (3, 0.0)], 3)
     tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
     least, points = float("inf"), []
