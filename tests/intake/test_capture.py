@@ -66,7 +66,9 @@ def test_every_model_computes_the_same_at_another_size_before_and_after_clean(na
     module, args, kwargs = zoo.build(name)
     program = capture(module, args, kwargs, name=name)
     cleaned = Pipeline((Clean(),)).run(program)
-    assert not [note for note in cleaned.notes if "fixed at" in note or "in place" in note]
+    assert not [note for note in cleaned.notes if "in place" in note]
+    fixed = [note for note in cleaned.notes if "fixed at" in note]
+    assert ["expected_seq_length" in note for note in fixed] == [True] * (name == "whisper_encoder")  # its own demand
     ops = {str(node.target) for node in cleaned.graph.nodes}
     assert not [op for op in ops if "dropout" in op or "_assert" in op]
     for batch, length in ((3, 13), (1, 5)):
