@@ -141,7 +141,7 @@ def test_the_report_of_a_replay_says_of_time_what_is_known(tmp_path: Path, monke
         assert kept.report["latency"][key] == first[key]
     assert kept.report["latency"]["achieved_ms"] is None
     assert "latency" not in none.report
-    for made, known in ((given, "is the table's"), (kept, "is the table's"), (none, "are not known (--latency-table")):
+    for made, known in ((given, "is the table's"), (kept, "is the table's"), (none, "are not known (latency_table=")):
         assert (
             made.report["budget"]
             == one.report["budget"]
