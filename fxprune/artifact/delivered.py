@@ -112,7 +112,7 @@ class DeliveredLatency:
                     "compressed_ms": timing.median_ms,
                     "rounds": timing.samples,
                 }
-                return row, "the dense model was not at hand: name it with `--against`"
+                return row, spell("the dense model was not at hand: name it with `--against`")
             took = clock.dense_seconds()
             if took > LONGEST:
                 return None, f"one call of the dense model takes {took:.1f} s, {LONGEST:g} s is the limit here"
@@ -263,5 +263,5 @@ def _too_large(dense: Program) -> str:
     if weights > LARGEST:
         return f"the dense weights take {mebi(weights)}, {mebi(LARGEST)} is the limit here (fxprune bench has none)"
     if budget is not None and weights > budget:
-        return f"the dense weights, lowered, take {mebi(weights)}, more than `--memory` allows"
+        return spell(f"the dense weights, lowered, take {mebi(weights)}, more than `--memory` allows")
     return ""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxprune.artifact import artifact
+from fxprune.artifact import files as artifact_files
 from fxprune.artifact.artifact import Artifact, build_report, load
 from fxprune.artifact.module import module_of
 from fxprune.errors import FxpruneError, LoadError, OptionError, VerifyError
@@ -240,7 +240,7 @@ def test_a_full_disk_is_an_error_with_a_cure_and_leaves_the_old_one(
         make(program).save(saved)
     assert str(saved) in caught.value.where
     assert "No space left" in caught.value.why
-    assert "--out" in caught.value.cure
+    assert "out=" in caught.value.cure
     assert caught.value.exit_code == 2
     assert unchanged(saved, old)
 
@@ -273,9 +273,9 @@ def test_killed_in_the_middle_the_old_one_still_loads(saved: Path, old: dict[str
     code = """
 import os, sys
 from fxprune.artifact.artifact import Artifact
-from fxprune import artifact
+from fxprune.artifact import artifact
 one = Artifact.read(sys.argv[1])
-artifact._fingerprint = lambda path: os._exit(9)
+artifact.file_entry = lambda path: os._exit(9)
 one.save(sys.argv[1])
 """
     done = subprocess.run(
@@ -359,7 +359,7 @@ def test_a_file_in_the_way_and_overwrite_false(program: Program, saved: Path) ->
 def test_a_place_that_cannot_be_written(program: Program, saved: Path) -> None:
     with pytest.raises(FxpruneError, match="cannot be written") as caught:
         make(program).save(saved / "report.json" / "deeper")
-    assert "--out" in caught.value.cure
+    assert "out=" in caught.value.cure
 
 
 # ---------------------------------------------------------------- bad input
@@ -406,7 +406,7 @@ def test_a_bad_report_is_refused(saved: Path, report: str, said: str) -> None:
 
 
 def test_a_report_beyond_the_limit_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "MAX_REPORT", 10)
+    monkeypatch.setattr(artifact_files, "MAX_REPORT", 10)
     with pytest.raises(LoadError, match="too large"):
         load(saved)
 

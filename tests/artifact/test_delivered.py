@@ -24,7 +24,7 @@ from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.data.memory import memory_limit
 from fxprune.errors import FxpruneError, LoweringError, OptionError
 from fxprune.intake.capture import capture
-from fxprune.report.render import render
+from fxprune.report import render
 from fxprune.target import clock
 from fxprune.target.clock import PairedLatency
 from fxprune.workflows.bench import bench
@@ -199,7 +199,7 @@ def test_memory_that_is_scarce_is_left_alone() -> None:
     program = capture(nn.Linear(512, 512).eval(), (torch.randn(2, 512),))
     assert delivered._too_large(program) == ""
     with memory_limit("1MiB"):
-        assert "more than --memory allows" in delivered._too_large(program)
+        assert "more than memory= allows" in delivered._too_large(program)
 
 
 @needs_no_gpu
