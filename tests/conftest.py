@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from support.digits import tiny_vit
 
 from fxprune.artifact import delivered
 from fxprune.cli.demo import Digits, DigitsViT, digits, train
@@ -47,15 +48,11 @@ def reported(
     trained_weights: dict[str, torch.Tensor], digit_data: Digits, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """An artefact with heads, neurons and tokens cut and recovered, for tests that leave it as it is."""
-    from reports import compiled
+    from support.reports import compiled
 
     out = tmp_path_factory.mktemp("reported") / "small"
     compiled(trained_weights, digit_data, out, prune="heads,ffn,tokens", tokens="tome{schedule=constant}")
     return out
-
-
-def tiny_vit() -> DigitsViT:
-    return DigitsViT(dim=32, depth=2, heads=4, hidden=96)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

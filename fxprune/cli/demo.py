@@ -1,7 +1,7 @@
 """``fxprune demo``: train a small ViT on handwritten digits, compress it to ONNX, and tell honestly what happened.
 
-Needs no network: the digits (1797 images of 8x8, the UCI test set) come with scikit-learn. A quarter of them, drawn by
-class, is the test split; neither training nor calibration sees it.
+Needs no network: the digits (1797 images of 8x8, the UCI test set) lie beside this file, and digits.txt says whose they
+are. A quarter of them, drawn by class, is the test split; neither training nor calibration sees it.
 """
 
 from __future__ import annotations
@@ -98,15 +98,41 @@ class Digits:
 
 
 def digits(seed: int = 0) -> Digits:
-    """scikit-learn's handwritten digits, a quarter held out for testing, each class in proportion."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    """UCI's handwritten digits, a quarter held out for testing, each class in proportion.
 
-    data = load_digits()
-    images = torch.tensor(data.images / 8 - 1, dtype=torch.float32).unsqueeze(1)
-    labels = torch.tensor(data.target, dtype=torch.long)
-    train, test = train_test_split(range(len(labels)), test_size=0.25, stratify=data.target, random_state=seed)
+    The same draws as scikit-learn's stratified ``train_test_split``, which made the split before: figures stay.
+    """
+    import numpy as np
+
+    with np.load(Path(__file__).with_name("digits.npz")) as packed:
+        pixels, classes = packed["images"], packed["labels"]
+    images = torch.from_numpy(pixels).float().unsqueeze(1) / 8 - 1
+    labels = torch.from_numpy(classes).long()
+    draw, counts = np.random.RandomState(seed), np.bincount(classes)
+    train: list[int] = []
+    test: list[int] = []
+    for label, kept in enumerate(_in_proportion(counts, len(classes) * 3 // 4, draw)):
+        members = np.flatnonzero(classes == label)[draw.permutation(counts[label])].tolist()
+        train += members[:kept]
+        test += members[kept:]
+    train, test = draw.permutation(train).tolist(), draw.permutation(test).tolist()
     return Digits(images[train], labels[train], images[test], labels[test])
+
+
+def _in_proportion(counts: Any, total: int, draw: Any) -> list[int]:
+    """``total`` things shared among classes in proportion to ``counts``; largest remainders go up, ties are drawn."""
+    import numpy as np
+
+    exact = counts / counts.sum() * total
+    shares = np.floor(exact).astype(int)
+    remainders = exact - shares
+    for remainder in np.unique(remainders)[::-1]:
+        left = total - int(shares.sum())
+        if not left:
+            break
+        tied = np.flatnonzero(remainders == remainder)
+        shares[draw.choice(tied, min(left, len(tied)), replace=False)] += 1
+    return [int(share) for share in shares]
 
 
 def train(model: nn.Module, data: Digits, *, epochs: int, seed: int = 0, lr: float = 2e-3) -> nn.Module:

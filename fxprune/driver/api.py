@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect as inspection
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ..artifact.artifact import Artifact, load
 from ..data.memory import within
@@ -21,23 +22,23 @@ from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..process import ranks
-from ..process.events import OnEvent, warn_only
+from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import Amount, budget_or_none, one_budget
 from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.latency import LatencyWish, Timekeeping, timekeeping
+from ..request.latency import LatencyWish, latency_wish
 from ..request.limits import FLOOR, Align, Floor, Limits
 from ..request.options import by_option
-from ..request.tiles import Request, divided, kinds_and_blocks
-from .apply import PlanLike, applied, lines_of, read_plan
-from .decide import decide
-from .decide_tiles import uncut, with_tiles
+from ..request.request import Request
+from ..request.tiles import Slicing, kinds_and_blocks, split_request
+from ..target.clock import SharedClock
+from .apply import PlanLike, apply_plan, lines_of, read_plan
+from .decide import Decided, decide
+from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
-from .run import Inputs, Model, Work
-
-if TYPE_CHECKING:
-    from .replay import StatedPipeline
+from .replay import StatedPipeline, read_pipeline, run_stated
+from .run import Inputs, Model, Run, find_groups, open_model
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
@@ -154,79 +155,50 @@ def compile(
     if plan is not None and pipeline is None:
         if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
             raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
-        if recover not in (None, "none"):
-            raise OptionError(
-                "a plan is applied without recovery",
-                where=f"--recover {recover}",
-                why="applying a plan uses no data",
-                cure="give a budget and data instead, or a pipeline: read-plan,recover (fxprune help pipelines)",
+        if data is None:
+            if recover not in (None, "none"):
+                raise _no_data_to_recover(recover)
+            return apply(
+                model,
+                plan,
+                example_inputs,
+                target=target,
+                out=out,
+                seed=seed,
+                batch=batch,
+                threads=threads,
+                seconds=seconds,
+                checkpoint=checkpoint,
+                trust_pickle=trust_pickle,
+                on_event=on_event,
             )
-        return apply(
-            model,
-            plan,
-            example_inputs,
-            target=target,
-            out=out,
-            seed=seed,
-            batch=batch,
-            threads=threads,
-            seconds=seconds,
-            checkpoint=checkpoint,
-            trust_pickle=trust_pickle,
-            on_event=on_event,
-        )
-    if pipeline is not None:
-        work = Work(
-            target,
-            out,
-            seed,
-            on_event,
-            Limits(),
-            timing=_timed(batch, threads, seconds, latency_table),
-            held_back=held_out,
-        )
-        return _planned(
-            model,
-            example_inputs,
-            asked,
-            work,
-            pipeline,
-            data,
-            samples,
-            lambda program, stated: finish(work, program, stated.after),
-        )
+    tell = Transcript(on_event)
+    if plan is not None or pipeline is not None:
+        timing = _timed(batch, threads, seconds, latency_table)
+        limits = Limits() if pipeline is not None else OF_A_PLAN
+        request = Request(target, out, seed, limits, latency=timing, samples=samples, held_out=held_out, options=asked)
+        if pipeline is not None:
+            return _replay(model, example_inputs, request, tell, pipeline, data, finish_stated)
+        assert plan is not None
+        chosen = read_plan(plan)
+        with within(memory), resumable(out, on_event), lines_of(chosen):
+            run = _open(request, tell, model, example_inputs, data)
+            return finish(apply_plan(run, chosen, recover or "auto"))
     if recover not in (None, "none") and data is None:
-        raise OptionError(
-            "recovery needs data",
-            where=f"--recover {recover}",
-            why="it fits what stays to what the dense model does on it",
-            cure="give --data",
-        )
+        raise _no_data_to_recover(recover)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    zeros, rest = divided(blocks, sparse, Request(flops, params, bytes, importance, recover), data is not None, freeze)
-    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
-    work = Work(
-        target,
-        out,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        blocks=zeros,
-        timing=timing,
-        options=asked,
-        held_back=held_out,
-    )
-    wish = None
+    asking = Slicing(flops, params, bytes, importance, recover)
+    zeros, rest = split_request(blocks, sparse, asking, data is not None, freeze)
+    timing = latency_wish(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
+    goal = None
     if zeros is None or rest.slices or wished is not None:
-        budget = budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms)
-        how = rest.recover or ("none" if data is None else "auto")
-        wish = Wish(
-            budget,
+        goal = Wish(
+            budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
             rest.importance or default_criterion(data),
             kinds,
             samples,
-            how,
+            rest.recover or ("none" if data is None else "auto"),
             rounds,
             head_scale,
             members,
@@ -234,9 +206,11 @@ def compile(
             wished,
             search,
         )
-    with within(memory), resumable(out, on_event), timing:
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        return finish(work, uncut(work) if wish is None else work.recover(decide(work, wish), wish))
+    limits = Limits(align, floor, allow_empty, freeze)
+    request = Request(target, out, seed, limits, goal, zeros, timing, samples, held_out, asked)
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(request, tell, model, example_inputs, data, clock)
+        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -284,48 +258,20 @@ def plan(
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
     asked = by_option("plan", locals())
+    tell = Transcript(on_event)
     if pipeline is not None:
-        work = Work(
-            target,
-            None,
-            seed,
-            on_event,
-            Limits(),
-            timing=_timed(batch, threads, None, latency_table),
-            held_back=held_out,
-        )
-        return _written(
-            _planned(
-                model,
-                example_inputs,
-                asked,
-                work,
-                pipeline,
-                data,
-                samples,
-                lambda program, stated: with_tiles(work, program),
-            ),
-            out,
-        )
+        timing = _timed(batch, threads, None, latency_table)
+        request = Request(target, None, seed, latency=timing, samples=samples, held_out=held_out, options=asked)
+        decided = _replay(model, example_inputs, request, tell, pipeline, data, lambda made, _: plan_tiles(made))
+        return _written(decided.run.program, out)
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
     kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    zeros, rest = divided(
-        blocks, sparse, Request(flops, params, bytes, importance, None), data is not None, freeze, plain=True
-    )
-    timing = timekeeping(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
-    work = Work(
-        target,
-        None,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        blocks=zeros,
-        timing=timing,
-        held_back=held_out,
-    )
-    wish = None
+    asking = Slicing(flops, params, bytes, importance, None)
+    zeros, rest = split_request(blocks, sparse, asking, data is not None, freeze, plain=True)
+    timing = latency_wish(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
+    goal = None
     if zeros is None or rest.slices or wished is not None:
-        wish = Wish(
+        goal = Wish(
             budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
             rest.importance or default_criterion(data),
             kinds,
@@ -338,9 +284,11 @@ def plan(
             wished,
             search,
         )
-    with within(memory), resumable(out, on_event), timing:
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        program = with_tiles(work, uncut(work) if wish is None else decide(work, wish))
+    limits = Limits(align, floor, allow_empty, freeze)
+    request = Request(target, None, seed, limits, goal, zeros, timing, samples, held_out, asked)
+    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+        run = _open(request, tell, model, example_inputs, data, clock)
+        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
     return _written(program, out)
 
 
@@ -378,18 +326,10 @@ def apply(
     """
     asked = by_option("apply", locals())
     chosen = read_plan(plan)
-    # The plan was made under limits of its own: here only what would break the model stands in its way.
-    work = Work(
-        target,
-        out,
-        seed,
-        on_event,
-        Limits(align=align, floor=0.0, allow_empty=True),
-        options=asked,
-        timing=_timed(batch, threads, seconds),
-    )
-    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return applied(work, chosen)
+    limits = replace(OF_A_PLAN, align=align)
+    request = Request(target, out, seed, limits, latency=_timed(batch, threads, seconds), options=asked)
+    with lines_of(chosen):
+        return finish(apply_plan(_open(request, Transcript(on_event), model, example_inputs, None), chosen))
 
 
 def inspect(
@@ -408,38 +348,62 @@ def inspect(
 
     Options as in :func:`compile`.
     """
-    work = Work("eager", None, 0, on_event, Limits(align, floor, allow_empty, freeze))
-    work.open(model, example_inputs, checkpoint, trust_pickle, None, 0)
-    return work.groups(tokens=True)
+    asked = by_option("inspect", locals())
+    request = Request(limits=Limits(align, floor, allow_empty, freeze), options=asked)
+    return find_groups(_open(request, Transcript(on_event), model, example_inputs, None), tokens=True).program
 
 
-def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> Timekeeping:
-    """For a run that does not search by time: how its result is timed, and the table to foretell it by."""
-    return Timekeeping(LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds))
+# A plan was made under limits of its own: where it is applied, only what would break the model stands in its way.
+OF_A_PLAN = Limits(align=1, floor=0.0, allow_empty=True)
 
 
-def _planned(
+def _open(
+    request: Request, tell: Transcript, model: Model, inputs: Inputs, data: Any, clock: SharedClock | None = None
+) -> Run:
+    """The run that begins with the model, opened as the request's options say."""
+    asked = request.options
+    opened = open_model(
+        request, tell, model, inputs, checkpoint=asked["checkpoint"], trust_pickle=asked["trust-pickle"], data=data
+    )
+    return Run.of(request, opened, tell, clock)
+
+
+def _no_data_to_recover(recover: str | None) -> OptionError:
+    return OptionError(
+        "recovery needs data",
+        where=f"--recover {recover}",
+        why="it fits what stays to what the dense model does on it",
+        cure="give --data",
+    )
+
+
+def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> LatencyWish:
+    """For a run that does not search by time: how its result is timed, and the table to predict it by."""
+    return LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds)
+
+
+def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
+    """The artefact of a pipeline that was run as far as slicing."""
+    return finish(decided, stated.after)
+
+
+def _replay(
     model: Model,
-    example_inputs: Inputs,
-    asked: Mapping[str, Any],
-    work: Work,
+    inputs: Inputs,
+    request: Request,
+    tell: Transcript,
     pipeline: str,
     data: Any,
-    samples: int,
-    then: Callable[[Program, StatedPipeline], Made],
+    then: Callable[[Decided, StatedPipeline], Made],
 ) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
-    from .replay import decided_by, read_pipeline
-
+    asked = request.options
     stated_alone(asked)
     given = [asked[m] for m in METRICS]
-    stated = read_pipeline(
-        pipeline, one_budget(*given) if given != [None] * len(given) else None, work.seed, asked.get("plan")
-    )
-    work.options = asked
-    with within(asked["memory"]), resumable(asked["out"], work.on_event), lines_of(stated.plan):
-        work.open(model, example_inputs, asked["checkpoint"], asked["trust-pickle"], data, samples)
-        return then(decided_by(work, stated, samples), stated)
+    budget = one_budget(*given) if given != [None] * len(given) else None
+    stated = read_pipeline(pipeline, budget, request.seed, asked.get("plan"))
+    with within(asked["memory"]), resumable(asked["out"], tell.on_event), lines_of(stated.plan):
+        return then(run_stated(_open(request, tell, model, inputs, data), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

@@ -7,45 +7,40 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
-from ..ir.program import Program
-from ..process.events import Event
 from ..request.goal import Wish, default_criterion
-from .finish import finish
-from .run import Work
-
-if TYPE_CHECKING:
-    from ..artifact.artifact import Artifact
+from .decide import Decided
+from .run import Run, find_groups
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 _SITE = re.compile(r"site '(.+)'")
 
 
-def applied(work: Work, plan: CompressionPlan, recover: str = "none") -> Artifact:
-    """The opened model cut as ``plan`` says, and recovered on its calibration data where that is asked for.
+def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decided:
+    """The opened model with ``plan`` as its plan, and recovered on its calibration data where that is asked for.
 
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    program = work.groups(
-        [c.kind for c in plan.choices.values()], merging is not None, merging is not None and merging.unmerge
+    run = find_groups(
+        run, [c.kind for c in plan.choices.values()], merging is not None, merging is not None and merging.unmerge
     )
-    wish = Wish(None, default_criterion(None), (), 1, recover)
+    how = Wish(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
-        return finish(work, work.recover(with_plan(work, program, plan), wish))
+        return give_plan(run, plan).recovered(how)
 
 
-def with_plan(work: Work, program: Program, plan: CompressionPlan) -> Program:
-    """``program``, whose groups are known, with ``plan`` as a pass of the pipeline states it."""
+def give_plan(run: Run, plan: CompressionPlan) -> Decided:
+    """The run, whose groups are known, with ``plan`` as a pass of the pipeline states it."""
     from ..passes.search.read_plan import ReadPlan
 
-    program = work.run(program, ReadPlan(plan.digest, plan))
-    tell_of_odd_counts(work, plan)
-    return program
+    run = run.through(ReadPlan(plan.digest, plan))
+    tell_of_odd_counts(run, plan)
+    return Decided(run, run.program)
 
 
 @contextmanager
@@ -61,9 +56,10 @@ def lines_of(plan: CompressionPlan | None) -> Iterator[None]:
         raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
 
 
-def tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
+def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:
     """A plan may keep any count; what the target's kernels do not like is said."""
-    step = work.backend.granularity
+    backend = run.request.backend
+    step = backend.granularity
     odd = [
         f"{name} ({len(c.keep)} of {c.size})"
         for name, c in sorted(plan.choices.items())
@@ -74,12 +70,10 @@ def tell_of_odd_counts(work: Work, plan: CompressionPlan) -> None:
     ]
     if odd:
         more = f" and {len(odd) - 3} more" if odd[3:] else ""
-        text = (
-            f"the plan keeps counts that are no multiples of {step}, which {work.backend.name} likes: "
+        run.tell.note(
+            f"the plan keeps counts that are no multiples of {step}, which {backend.name} likes: "
             f"{', '.join(odd[:3])}{more}"
         )
-        work.notes.append(text)
-        work.on_event(Event("note", text))
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:

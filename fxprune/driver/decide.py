@@ -1,8 +1,8 @@
-"""From a wish to a plan: score, search, and what may follow: refined scores, rearranged masks, rounds, head scales."""
+"""From a goal to a plan: score, search, and what may follow: refined scores, rearranged masks, rounds, head scales."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..data.batch import Calibration
@@ -15,251 +15,289 @@ from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..process import jobs, ranks
 from ..process.environment import versions
-from .decide_latency import prepared, settled
+from ..process.silence import silence
+from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .run import Run, find_groups, recover, reduce_tokens
 
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
     from ..passes.analysis.rank_within import RankWithin
     from ..passes.search.search_plan import SearchPlan
+    from ..passes.transform.recover import Recover
     from ..request.goal import Wish
-    from .run import Work
 
 SWEPT = 128  # samples that head scales are compared on
 
 
-def decide(work: Work, wish: Wish) -> Program:
-    """The dense program with its scores and a plan within the budget.
+@dataclass(frozen=True)
+class Decided:
+    """A run whose program has its plan, and what is known of how that came about.
+
+    run       dense, with groups, scores and the plan; once recovered, with the weights that were fitted
+    unfitted  the same with the weights as they were
+    recovery  what fitting them did, as plain data; None where there was none
+    budget    that the plan was made under; None where there was none
+    tiles     passes that choose zero tiles behind slicing, where they are stated in place of the request's
+    """
+
+    run: Run
+    unfitted: Program
+    budget: Budget | None = None
+    latency: KnownLatency = field(default_factory=lambda: KnownLatency())
+    recovery: dict[str, Any] | None = None
+    tiles: tuple[Pass, ...] = ()
+
+    def recovered(self, how: Recover) -> Decided:
+        """The same plan with what stays fitted to the data, as ``how`` says."""
+        behind = recover(self.run, how)
+        if behind is self.run:
+            return self
+        return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
+
+
+def decide(run: Run, goal: Wish) -> Decided:
+    """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
     """
-    program, data = ready(work, wish)
-    return decide_on(work, wish, program, data)
+    return decide_on(prepare(run, goal), goal)
 
 
-def ready(work: Work, wish: Wish) -> tuple[Program, Calibration | None]:
-    """The dense program with its groups, and the data that will be used: what every plan of it begins with."""
-    program = work.groups(wish.kinds, wish.tokens is not None, wish.tokens is not None and wish.tokens.unmerge)
-    data = work.calibration = calibration(work, wish, program)  # the report names what was used
-    return program, data
+def prepare(run: Run, goal: Wish) -> Run:
+    """The run with its groups, and the data that will be used: what every plan of it begins with."""
+    run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+    return replace(run, data=usable_data(run, goal))  # the report names what was used
 
 
-def score(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
-    """``program`` with the scores of the wish's criterion; as it is where it has scores already."""
+def score(run: Run, goal: Wish) -> Run:
+    """The run with the scores of the goal's criterion; as it is where it has scores already."""
     from ..passes.analysis.score_groups import ScoreGroups
 
-    if program.scores is not None or not wish.by_groups:
-        return program
-    return work.run(program, ScoreGroups(criterion=wish.made, data=data, seed=work.seed))
+    if run.program.scores is not None or not goal.by_groups:
+        return run
+    return run.through(ScoreGroups(criterion=goal.made, seed=run.seed))
 
 
-def decide_on(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
-    """:func:`decide` on what :func:`ready` made; scores that are there (:func:`score`) are used, not made again."""
+def decide_on(run: Run, goal: Wish) -> Decided:
+    """:func:`decide` on what :func:`prepare` made; scores that are there (:func:`score`) are used, not made again."""
     from ..passes.transform.join_rounds import JoinRounds
 
-    work.budget, chosen = wish.budget, wish.made
-    wish, program = prepared(work, wish, program)
-    jobs.identify(lambda: fingerprint(program, data, work.seed, [repr(wish), str(chosen), repr(work.blocks)]))
-    if wish.tokens is not None:
-        return _with_tokens(work, wish, program, data)
-    assert wish.budget is not None
-    steps = amounts(wish, program)
-    for number, budget in enumerate(steps, 1):
+    budget, criterion = goal.budget, goal.made
+    run, goal, latency = attach_latency_table(run, goal)
+    said = [repr(goal), str(criterion), repr(run.request.tiles)]
+    jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, said))
+    if goal.tokens is not None:
+        run, latency = _decide_with_tokens(run, goal, latency)
+        return Decided(run, run.program, budget, latency)
+    assert goal.budget is not None
+    steps = amounts(goal, run.program)
+    for number, part in enumerate(steps, 1):
         if number > 1:
-            program = _next_round(work, wish, program)
-        program = _once(work, replace(wish, budget=budget), program, data)
+            run = _next_round(run, goal)
+        run = _decide_once(run, replace(goal, budget=part))
     if len(steps) > 1:
-        program = work.run(program, JoinRounds())
-    after = settled(work, wish, program)
-    if after is not program:
-        program = stated_counts(work, program, after.need("plan"), wish.budget)
-    plan = program.need("plan")
-    return program.but(plan=replace(plan, about={**plan.about, **_about(work, wish, data), "rounds": len(steps)}))
+        run = run.through(JoinRounds())
+    after, latency = refine_to_target(run, goal, latency, lambda by: _search_again(run.program, by))
+    if after is not run.program:
+        run = _rearrange(state_counts(run, after.need("plan"), goal.budget), goal)
+    plan = run.program.need("plan")
+    run = run.but(plan=replace(plan, about={**plan.about, **_about(run, goal), "rounds": len(steps)}))
+    return Decided(run, run.program, budget, latency)
 
 
-def _about(work: Work, wish: Wish, data: Calibration | None) -> dict[str, Any]:
+def _about(run: Run, goal: Wish) -> dict[str, Any]:
     """Where a plan comes from."""
+    data = run.data
     return {
-        "model": work.name,
-        "pipeline": work.pipeline,
-        "importance": str(wish.made),
+        "model": run.opened.name,
+        "pipeline": run.pipeline,
+        "importance": str(goal.made),
         "data": data.origin if data else None,
         "samples": data.samples if data else 0,
         "versions": versions(),
     }
 
 
-def _scored_beside_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
-    """The program with scores where groups take part besides tokens.
+def _score_beside_tokens(run: Run, goal: Wish) -> Run:
+    """The run with scores where groups take part besides tokens.
 
     Scores are those of the dense graph: removals do not run side by side where tokens merge (methods C), and a head is
     worth what it is worth to all tokens. They do not depend on what a table of latencies says.
     """
-    if not wish.by_groups:
-        return program
-    return _once(work, replace(wish, budget=_reachable(wish, program), tokens=None, table=None), program, data)
+    if not goal.by_groups:
+        return run
+    return _decide_once(run, replace(goal, budget=_reachable(goal, run.program), tokens=None, table=None))
 
 
-def _with_tokens(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Run, KnownLatency]:
     """Tokens, and groups beside them where a budget leaves them something to give. What was decided, and measured where
     the budget is one of latency, is then stated as passes, which make the plan."""
     from ..passes.search.plan_tokens import PlanTokens
-    from ..process.silence import silence
     from .decide_tokens import decide_tokens
 
-    assert wish.tokens is not None
-    scored = _scored_beside_tokens(work, wish, program, data)
-    scale = 1.0 if scored.plan is None else float(scored.plan.about.get("head_scale", 1.0))
+    assert goal.tokens is not None
+    scored = _score_beside_tokens(run, goal)
+    plan = scored.program.plan
+    scale = 1.0 if plan is None else float(plan.about.get("head_scale", 1.0))
     scores: dict[str, list[list[float]]] = {}  # of tokens, for all rounds of measurement
 
     def decided(by: Wish) -> Program:
-        work.stage("schedule tokens")
+        run.tell.stage("schedule tokens")
         with silence():
             search = _search(by, scale) if by.by_groups else None
-            return scored.but(plan=decide_tokens(work, by, scored, data, search, scores))
+            return scored.program.but(plan=decide_tokens(scored, by, search, scores))
 
-    found = settled(work, wish, decided(wish), decided).need("plan")
+    first = scored.on(decided(goal))
+    after, latency = refine_to_target(first, goal, latency, decided)
+    found = after.need("plan")
     assert found.tokens is not None
-    counts = tuple(found.tokens.removed.get(site.name, 0) for site in program.need("tokens").usable)
-    scored = work.run(scored, PlanTokens(found.tokens.reducer, counts, None if wish.by_groups else wish.budget))
-    reduced = work.reduced(scored)
-    if wish.by_groups:
-        scored = (
-            work.run(scored, replace(_search(wish, scale), reduced=reduced))
-            if wish.table is None
-            else stated_counts(work, scored, found, wish.budget)
-        )
-    plan = scored.need("plan")
+    counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
+    stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
+    reduced = reduce_tokens(stated.program, run.find_groups)
+    if goal.by_groups and goal.table is None:
+        stated = stated.through(_search(goal, scale))
+    elif goal.by_groups:
+        stated = state_counts(stated, found, goal.budget)
+    plan = stated.program.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
     kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
     about = {
         **plan.about,
         **table,
-        **_about(work, wish, data),
+        **_about(stated, goal),
         "rounds": 1,
-        "tokens": wish.tokens.text,
-        "seed": work.seed,
-        "budget": None if wish.budget is None else str(wish.budget),
-        "dense": vars(CostModel(program)()),
+        "tokens": goal.tokens.text,
+        "seed": run.seed,
+        "budget": None if goal.budget is None else str(goal.budget),
+        "dense": vars(CostModel(run.program)()),
         "predicted": vars(CostModel(reduced)(kept)),
     }
-    return scored.but(plan=CompressionPlan(plan.choices, about, plan.tokens))
+    return stated.but(plan=CompressionPlan(plan.choices, about, plan.tokens)), latency
 
 
-def _reachable(wish: Wish, program: Program) -> Budget:
-    """The wish's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only,
+def _reachable(goal: Wish, program: Program) -> Budget:
+    """The goal's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only,
     so that a share of the latency is as good as one of the MACs."""
-    assert wish.budget is not None
-    asked, kinds = wish.budget, {str(k) for k in wish.group_kinds}
+    assert goal.budget is not None
+    asked, kinds = goal.budget, {str(k) for k in goal.group_kinds}
     if asked.metric == "latency":
-        asked = Budget("flops", asked.amount / (1.0 if asked.relative or wish.table is None else wish.table.dense_ms))
+        asked = Budget("flops", asked.amount / (1.0 if asked.relative or goal.table is None else goal.table.dense_ms))
     model, metric = CostModel(program), asked.metric
     least = model({g.axis: g.levels()[0] for g in program.need("groups") if g.prunable and str(g.kind) in kinds})
     limit = max(asked.limit(model()), 1.001 * least.metric(metric))
     return Budget(metric, min(limit, float(model().metric(metric))), relative=False)
 
 
-def calibration(work: Work, wish: Wish, program: Program) -> Calibration | None:
+def usable_data(run: Run, goal: Wish) -> Calibration | None:
     """The data that will be used: none when nothing needs any, made up (loudly) when nobody gave some."""
-    if not wish.needs_data:
+    if not goal.needs_data:
         return None
-    if work.calibration is None:
-        return made_up(work, wish.criterion, wish.samples)
-    return without_labels_of_others(work, program, work.calibration)
+    if run.data is None:
+        return make_up_data(run, f"'{goal.criterion}' scores", goal.samples)
+    return without_labels_of_others(run, run.data)
 
 
-def made_up(work: Work, criterion: str, samples: int) -> Calibration:
-    """Generated inputs, with a warning."""
-    assert work.source is not None
-    work.warn(
-        f"no data was given: '{criterion}' scores on generated inputs, which are not what the model "
+def make_up_data(run: Run, who: str, samples: int) -> Calibration:
+    """Generated inputs, with a warning that names who is content with them."""
+    run.tell.warn(
+        f"no data was given: {who} on generated inputs, which are not what the model "
         "will see; give --data (data=...) for a better choice"
     )
-    return generate(work.source, samples=samples, seed=work.seed)
+    return generate(run.opened.source, samples=samples, seed=run.seed)
 
 
-def without_labels_of_others(work: Work, program: Program, data: Calibration) -> Calibration:
+def without_labels_of_others(run: Run, data: Calibration) -> Calibration:
     """The data, without labels that no output of the model predicts (with a warning)."""
     from ..passes.analysis.importance.objective import without_foreign_labels
 
-    bare = without_foreign_labels(program, data) if data.labelled else data
+    bare = without_foreign_labels(run.program, data) if data.labelled else data
     if data.labelled and not bare.labelled:
-        work.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
+        run.tell.warn(f"the labels in {data.origin} are left out: no output of the model predicts them")
     return bare
 
 
-def amounts(wish: Wish, program: Program) -> list[Budget]:
-    """The budget of every round, as a share of the whole model: equal factors of the cost, the last one the wish's
+def amounts(goal: Wish, program: Program) -> list[Budget]:
+    """The budget of every round, as a share of the whole model: equal factors of the cost, the last one the goal's
     own."""
-    assert wish.budget is not None
-    if wish.rounds == 1:
-        return [wish.budget]
+    assert goal.budget is not None
+    if goal.rounds == 1:
+        return [goal.budget]
     dense = CostModel(program)()
-    share = min(1.0, wish.budget.limit(dense) / dense.metric(wish.budget.metric))
-    return [Budget(wish.budget.metric, round(share ** (i / wish.rounds), 6)) for i in range(1, wish.rounds)] + [
-        wish.budget
+    share = min(1.0, goal.budget.limit(dense) / dense.metric(goal.budget.metric))
+    return [Budget(goal.budget.metric, round(share ** (i / goal.rounds), 6)) for i in range(1, goal.rounds)] + [
+        goal.budget
     ]
 
 
-def _once(work: Work, wish: Wish, program: Program, data: Calibration | None) -> Program:
+def _decide_once(run: Run, goal: Wish) -> Run:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
     from ..passes.analysis.rank_within import RankWithin
+
+    search = _search(goal, 1.0 if goal.head_scale == "auto" else goal.scale)
+    members = RankWithin(found=goal.ranks) if goal.by_obs and run.data is not None else None
+    run = _search_through(score(run, goal), *searching(search, goal.made, run.seed, members))
+    if goal.head_scale == "auto" and run.data is not None:
+        best, told = best_scale(run.program, search, run.data)
+        run = _search_through(run.but(notes=(*run.program.notes, told)), replace(search, head_scale=best))
+    return _rearrange(run, goal)
+
+
+def _rearrange(run: Run, goal: Wish) -> Run:
+    """The run with members chosen again by what they do together, where that is asked for."""
     from ..passes.search.rearrange import Rearrange
 
-    search = _search(wish, 1.0 if wish.head_scale == "auto" else wish.scale)
-    members = RankWithin(data=data, found=wish.ranks) if wish.by_obs and data is not None else None
-    program = _run(work, score(work, wish, program, data), *searching(search, wish.made, data, work.seed, members))
-    if wish.head_scale == "auto" and data is not None:
-        best, told = best_scale(program, search, data)
-        program = _run(work, program.but(notes=(*program.notes, told)), replace(search, head_scale=best))
-    return work.run(program, Rearrange(wish.rearrange)) if wish.rearrange else program
+    return run.through(Rearrange(goal.rearrange)) if goal.rearrange else run
 
 
-def _run(work: Work, program: Program, *passes: Pass) -> Program:
-    """``work.run``; a search by measured time is stated by what it decided."""
+def _search_again(program: Program, goal: Wish) -> Program:
+    """The program with the plan of the same search by the goal's table, which measuring corrected. Members as scores
+    and ranks have them: how many stay is all that a clock can tell."""
+    return _search(goal, float(program.need("plan").about.get("head_scale", 1.0))).run(program)
+
+
+def _search_through(run: Run, *passes: Pass) -> Run:
+    """``run.through``; a search by measured time is stated by what it decided."""
     from ..passes.search.search_plan import SearchPlan
-    from ..process.silence import silence
 
     for one in passes:
         if isinstance(one, SearchPlan) and one.table is not None:
-            work.stage("search plan")
+            run.tell.stage("search plan")
             with silence():
-                found = one.run(program).need("plan")
-            program = stated_counts(work, program, found, one.budget)
+                found = one.run(run.program).need("plan")
+            run = state_counts(run, found, one.budget)
         else:
-            program = work.run(program, one)
-    return program
+            run = run.through(one)
+    return run
 
 
-def stated_counts(work: Work, program: Program, plan: CompressionPlan, budget: Budget | None) -> Program:
-    """The program with ``plan``, which a search by measured time made of its scores, said as counts in the pipeline:
+def state_counts(run: Run, plan: CompressionPlan, budget: Budget | None) -> Run:
+    """The run with ``plan``, which a search by measured time made of its scores, said as counts in the pipeline:
     neither a clock nor a table is at hand where it runs again. ``budget``: of that search"""
     from ..passes.search.keep_counts import KeepCounts, counts_of
 
-    program = work.run(program, KeepCounts(counts_of(plan), budget))
-    if program.need("plan").choices != plan.choices:
-        raise InternalError("counts do not say what the search decided", pipeline=work.pipeline)
-    return program.but(plan=plan)
+    run = run.through(KeepCounts(counts_of(plan), budget))
+    if run.program.need("plan").choices != plan.choices:
+        raise InternalError("counts do not say what the search decided", pipeline=run.pipeline)
+    return run.but(plan=plan)
 
 
-def _search(wish: Wish, head_scale: float) -> SearchPlan:
+def _search(goal: Wish, head_scale: float) -> SearchPlan:
     from ..passes.search.search_plan import SearchPlan
 
-    assert wish.budget is not None
-    return SearchPlan(wish.budget, kinds=wish.group_kinds, method=wish.search, head_scale=head_scale, table=wish.table)
+    assert goal.budget is not None
+    return SearchPlan(goal.budget, kinds=goal.group_kinds, method=goal.search, head_scale=head_scale, table=goal.table)
 
 
-def searching(
-    search: SearchPlan, criterion: Criterion, data: Calibration | None, seed: int, members: RankWithin | None
-) -> list[Pass]:
+def searching(search: SearchPlan, criterion: Criterion, seed: int, members: RankWithin | None) -> list[Pass]:
     """The passes from scores to a plan: search, score what that left in doubt again, choose members, search again."""
     from ..passes.analysis.importance.criterion import Criterion
     from ..passes.analysis.refine_scores import RefineScores
 
     again: list[Pass] = []
     if type(criterion).refine is not Criterion.refine:
-        again.append(RefineScores(criterion=criterion, data=data, seed=seed))
+        again.append(RefineScores(criterion=criterion, seed=seed))
     if members is not None:
         again.append(members)
     return [search, *again, search] if again else [search]
@@ -283,7 +321,7 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
-def _next_round(work: Work, wish: Wish, program: Program) -> Program:
+def _next_round(run: Run, goal: Wish) -> Run:
     """What the plan of a round leaves: recovered, sliced, with its groups under the limits of the whole program's."""
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
@@ -291,10 +329,8 @@ def _next_round(work: Work, wish: Wish, program: Program) -> Program:
     from ..passes.transform.recover import Recover
     from ..passes.transform.slice_axes import SliceAxes
 
-    how = (
-        []
-        if wish.recovery.method == "none" or work.calibration is None
-        else [Recover(method="ridge", data=work.calibration, seed=work.seed)]
-    )
-    small = work.run(program, StartRound(), *how, SliceAxes())
-    return work.run(small.without_facts(), PropagateAxes(), FindGroups(freeze=work.find_groups.freeze, inherit=True))
+    fits = goal.recovery.method != "none" and run.data is not None
+    how = [Recover(method="ridge", seed=run.seed)] if fits else []
+    small = run.through(StartRound(), *how, SliceAxes())
+    freeze = run.find_groups.freeze
+    return small.on(small.program.without_facts()).through(PropagateAxes(), FindGroups(freeze=freeze, inherit=True))

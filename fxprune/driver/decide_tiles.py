@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.sources import generate
 from ..errors import OptionError
 from ..ir.cost import Cost, CostModel
 from ..ir.linear_layers import sparse_layers
@@ -20,20 +19,34 @@ from ..ir.sparsity import TWO_OF_FOUR
 from ..process import jobs
 from ..process.environment import versions
 from ..request.tiles import BlockWish
+from .decide import Decided, make_up_data
+from .run import Run, find_groups
 
-if TYPE_CHECKING:
-    from .run import Work
+
+@dataclass(frozen=True)
+class Tiled:
+    """A sliced program whose tiles were chosen.
+
+    run       with fitted weights; its plan is of tiles alone
+    recovery  what fitting did, as plain data
+    """
+
+    run: Run
+    plan: CompressionPlan
+    recovery: dict[str, Any] | None = field(default=None)
 
 
-def uncut(work: Work) -> Program:
+def keep_everything(run: Run) -> Decided:
     """The dense program, with its groups and a plan that cuts nothing: where tiles are all that is asked for."""
-    work.budget = work.blocks.budget if work.blocks is not None else None
-    return work.groups().but(plan=CompressionPlan({}, {"model": work.name, "versions": versions()}))
+    tiles = run.request.tiles
+    run = find_groups(run).but(plan=CompressionPlan({}, {"model": run.opened.name, "versions": versions()}))
+    return Decided(run, run.program, tiles.budget if tiles is not None else None)
 
 
-def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, CompressionPlan]:
-    """(the sliced ``program`` with its tiles chosen and its weights fitted, a plan of tiles alone).
+def decide_tiles(run: Run, stated: Sequence[Pass], dense: Cost) -> Tiled:
+    """The sliced program with its tiles chosen and its weights fitted.
 
+    stated  passes that choose them, in place of those that the request's options say
     dense   what the model cost before slicing: the budget's ratio is of that
     """
     from ..passes.analysis.propagate_axes import PropagateAxes
@@ -41,100 +54,99 @@ def decided(work: Work, program: Program, dense: Cost) -> tuple[Program, Compres
     from ..passes.transform.permute_channels import PermuteChannels
     from ..passes.transform.recover_blocks import RecoverBlocks
 
-    program = work.run(program.without_facts(), PropagateAxes())
-    passes = work.tiles or _of_wish(work, program)
-    data = _data(work, passes, program)
-    before = program
-    jobs.identify(lambda: fingerprint(before, data, work.seed, [",".join(map(str, passes))]))
-    orders: dict[str, tuple[int, ...]] = {}
+    run = run.on(run.program.without_facts()).through(PropagateAxes())
+    passes = tuple(stated) or _passes_of(run)
+    run = replace(run, data=_usable_data(run, passes))
+    before, data = run.program, run.data
+    jobs.identify(lambda: fingerprint(before, data, run.seed, [",".join(map(str, passes))]))
+    orders: Mapping[str, tuple[int, ...]] = {}
+    recovery = None
     for one in passes:
-        if program.axes is None and "axes" in one.needs:
-            program = work.run(program, PropagateAxes())
-        if takes_data(one):
-            one = replace(one, data=data)  # type: ignore[call-arg]
+        if run.program.axes is None and "axes" in one.needs:
+            run = run.through(PropagateAxes())
         if isinstance(one, SearchBlocks):
             one = replace(one, dense=dense.flops)
+        run = run.through(one)
         if isinstance(one, PermuteChannels):
-            one = replace(one, results=[])
-        if isinstance(one, RecoverBlocks):
-            one = replace(one, results=[])
-        program = work.run(program, one)
-        if isinstance(one, PermuteChannels) and one.results:
-            orders = one.results[0]
-        if isinstance(one, RecoverBlocks) and one.results:
-            work.block_recovery = one.results[0].record()
-    plan = program.need("plan")
+            orders = run.record
+        if isinstance(one, RecoverBlocks) and run.record is not None:
+            recovery = run.record.record()
+    plan = run.program.need("plan")
     blocks = {name: replace(one, order=orders.get(name, ())) for name, one in plan.blocks.items()}
-    program = program.but(plan=CompressionPlan({}, plan.about, blocks=blocks))
-    return program, program.need("plan")
+    tiles = CompressionPlan({}, plan.about, blocks=blocks)
+    return Tiled(run.but(plan=tiles), tiles, recovery)
 
 
-def _of_wish(work: Work, program: Program) -> tuple[Pass, ...]:
+def _passes_of(run: Run) -> tuple[Pass, ...]:
     """The passes that make tiles as they were asked for by options, without data."""
     from ..passes.analysis.find_blocks import FindBlocks
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.score_groups import ScoreGroups
     from ..passes.transform.permute_channels import PermuteChannels
 
-    wish, seed = work.blocks, work.seed
+    wish, seed = run.request.tiles, run.seed
     assert wish is not None
     permute = wish.pattern == TWO_OF_FOUR and wish.tiling.permute
     recover = [] if wish.recovery.method == "none" else [replace(wish.recovery, seed=seed)]
     return (
         *([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
-        FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(program, wish)),
+        FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(run.program, wish)),
         ScoreGroups(criterion=wish.made, seed=seed),
         wish.search,
         *recover,
     )
 
 
-def with_tiles(work: Work, program: Program) -> Program:
-    """The dense ``program`` with the tiles of what its plan would leave added to the plan; nothing is changed in it."""
+def plan_tiles(decided: Decided) -> Decided:
+    """The plan with the tiles of what it would leave added; the dense program stays as it is."""
     from ..passes.transform.fold_indices import FoldIndices
     from ..passes.transform.slice_axes import SliceAxes
 
-    plan = program.need("plan")
-    if work.blocks is None and not work.tiles:
-        return program
+    run, wish = decided.run, decided.run.request.tiles
+    program, plan = run.program, run.program.need("plan")
+    if wish is None and not decided.tiles:
+        return decided
     if plan.tokens is not None and not plan.tokens.empty:
-        where = work.blocks.where if work.blocks is not None else f"--pipeline .. {work.tiles[0]}"
         raise OptionError(
             "tiles cannot be planned beside tokens",
-            where=where,
+            where=wish.where if wish is not None else f"--pipeline .. {decided.tiles[0]}",
             why="they are chosen on the graph that merging tokens leaves",
             cure="use compile",
         )
-    dense = CostModel(program)()
-    sliced = work.run(program, SliceAxes())
-    _, tiles = decided(work, work.run(sliced.without_facts(), FoldIndices()), dense)
-    about = {**plan.about, "tiles": tiles.about, "pipeline": work.pipeline}
-    return program.but(plan=CompressionPlan(plan.choices, about, plan.tokens, tiles.blocks))
+    sliced = run.through(SliceAxes())
+    sliced = sliced.on(sliced.program.without_facts()).through(FoldIndices())
+    tiled = decide_tiles(sliced, decided.tiles, CostModel(program)())
+    about = {**plan.about, "tiles": tiled.plan.about, "pipeline": tiled.run.pipeline}
+    whole = CompressionPlan(plan.choices, about, plan.tokens, tiled.plan.blocks)
+    return replace(decided, run=replace(tiled.run, program=program.but(plan=whole)))
 
 
-def sparsified(
-    work: Work, program: Program, plan: CompressionPlan, dense: Cost, now: Cost
-) -> tuple[Program, CompressionPlan, dict[str, Any]]:
-    """(the sliced ``program`` with zeros in its weights, the whole plan, what the report says of it).
+def zero_tiles(run: Run, decided: Decided, dense: Cost, now: Cost) -> tuple[Run, CompressionPlan, dict[str, Any]]:
+    """(the sliced ``run`` with zeros in its weights, the whole plan, what the report says of it).
 
-    Tiles are chosen and weights fitted where the run asks for it; else those of ``plan`` are zeroed, and nothing is
+    Tiles are chosen and weights fitted where the run asks for it; else those of the plan are zeroed, and nothing is
     searched or fitted.
 
     dense, now   cost before anything, and after slicing
     """
+    from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.permute_channels import PermuteChannels
     from ..passes.transform.sparsify_blocks import SparsifyBlocks
 
-    if work.blocks is not None or work.tiles:
-        program, tiles = decided(work, program, dense)
-        plan = CompressionPlan(plan.choices, {**plan.about, "tiles": tiles.about}, plan.tokens, tiles.blocks)
-    else:
-        orders = {name: one.order for name, one in plan.blocks.items() if one.order}
-        if orders:
-            program, _ = _permuted(work, work.run(program.without_facts(), PropagateAxes()), orders)
-    told = _described(program, plan, dense, now, work.block_recovery)
-    only = CompressionPlan(blocks=plan.blocks)
-    return work.run(program.without_facts().but(plan=only), SparsifyBlocks()), plan, told
+    plan, recovery = decided.run.program.need("plan"), None
+    if run.request.tiles is not None or decided.tiles:
+        tiled = decide_tiles(run, decided.tiles, dense)
+        run, recovery = tiled.run, tiled.recovery
+        plan = CompressionPlan(plan.choices, {**plan.about, "tiles": tiled.plan.about}, plan.tokens, tiled.plan.blocks)
+    elif orders := {name: one.order for name, one in plan.blocks.items() if one.order}:
+        run = run.on(run.program.without_facts())
+        run = run.through(PropagateAxes(), FindGroups(align=1), PermuteChannels(orders=orders))  # nothing is searched
+        if run.program.axes is None:
+            run = run.through(PropagateAxes())
+    told = _described(run.program, plan, dense, now, recovery)
+    run = run.on(run.program.without_facts().but(plan=CompressionPlan(blocks=plan.blocks)))
+    return run.through(SparsifyBlocks()), plan, told
 
 
 def _described(
@@ -168,42 +180,25 @@ def _described(
     }
 
 
-def _permuted(
-    work: Work, program: Program, orders: dict[str, tuple[int, ...]] | None
-) -> tuple[Program, dict[str, tuple[int, ...]]]:
-    from ..passes.analysis.find_groups import FindGroups
-    from ..passes.analysis.propagate_axes import PropagateAxes
-    from ..passes.transform.permute_channels import PermuteChannels
-
-    one = PermuteChannels(orders=orders)  # which needs no seed: nothing is searched
-    program = work.run(program, FindGroups(align=1), one)
-    if program.axes is None:
-        program = work.run(program, PropagateAxes())
-    return program, one.results[0] if one.results else {}
-
-
-def _data(work: Work, passes: Sequence[Pass], program: Program) -> Calibration | None:
+def _usable_data(run: Run, passes: Sequence[Pass]) -> Calibration | None:
     """What tiles are scored on and fitted to: none when nothing needs any, made up (loudly) when nobody gave some."""
     from ..passes.analysis.importance.objective import without_foreign_labels
+    from ..passes.transform.recover_blocks import RecoverBlocks
 
-    asking = [c for c in (getattr(one, "criterion", None) for one in passes) if getattr(c, "needs_data", False)]
-    fitting = any(takes_data(one) and getattr(one, "method", "none") != "none" for one in passes)
-    if not asking and (not fitting or work.calibration is None):
-        return None
-    if work.calibration is None:
-        assert work.source is not None
-        work.warn(
-            f"no data was given: '{asking[0]}' scores tiles on generated inputs, which are not what the "
-            "model will see; give --data (data=...) for a better choice"
-        )
-        work.calibration = generate(work.source, samples=128, seed=work.seed)
-    work.calibration = without_foreign_labels(program, work.calibration)
-    return work.calibration
-
-
-def takes_data(one: Pass) -> bool:
-    """Whether a pass runs on calibration data, which is given to it when its turn comes."""
-    return any(f.name == "data" and not f.repr for f in fields(one))
+    asking = [
+        c
+        for one in passes
+        if "criterion" in one.takes
+        for c in [getattr(one, "criterion", None)]
+        if getattr(c, "needs_data", False)
+    ]
+    fitting = any(isinstance(one, RecoverBlocks) and one.method != "none" for one in passes)
+    if not asking and (not fitting or run.data is None):
+        return run.data
+    data = run.data
+    if data is None:
+        data = make_up_data(run, f"'{asking[0]}' scores tiles", run.request.samples)
+    return without_foreign_labels(run.program, data)
 
 
 def _known(program: Program, wish: BlockWish) -> tuple[str, ...]:

@@ -12,19 +12,18 @@ from torch import Tensor
 from ..data.batch import Batch, Calibration
 from ..errors import BudgetInfeasible, NothingToPrune, OptionError
 from ..ir.cost import Budget, Cost, CostModel
-from ..ir.group import Kind
 from ..ir.plan import CompressionPlan, TokenPlan
 from ..ir.program import Program
 from ..ir.token_flow import TokenFlow
 from ..process.ranks import agree
 from ..request.tokens import TokenWish
+from .run import Run, fit_by_ridge, reduce_tokens
 from .token_scores import TokenScores
 
 if TYPE_CHECKING:
     from ..passes.search.search_plan import SearchPlan
     from ..passes.search.token_schedule import TokenCosts
     from ..request.goal import Wish
-    from .run import Work
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
@@ -50,30 +49,25 @@ def check_sites(program: Program, wish: TokenWish) -> TokenFlow:
 
 
 def decide_tokens(
-    work: Work,
-    wish: Wish,
-    scored: Program,
-    data: Calibration | None,
-    search: SearchPlan | None,
-    scores: dict[str, list[list[float]]] | None = None,
+    run: Run, goal: Wish, search: SearchPlan | None, scores: dict[str, list[list[float]]] | None = None
 ) -> CompressionPlan:
     """The plan for tokens, and for groups where ``search`` is given, within the budget (if there is one).
 
-    scored  the dense program with groups, token flow, and scores where groups take part
+    run     its program is dense, with groups, token flow, and scores where groups take part
     scores  of tokens, kept between decisions on the same program and data
 
     Tokens take a share of what the budget takes away, and the search over groups takes the rest on the reduced graph,
     so that its ledger has the true cost of every head and neuron with the tokens that are left. Which share: the one
     whose plan, with what is left fitted by ridge where recovery is wanted, keeps the outputs closest to the dense ones.
     """
-    tokens = wish.tokens
+    tokens = goal.tokens
     assert tokens is not None
-    check_sites(scored, tokens)
-    one = Decision(work, wish, tokens, scored, [] if data is None else list(data.batches))
+    check_sites(run.program, tokens)
+    one = Decision(run, goal, tokens, run.program, [] if run.data is None else list(run.data.batches))
     one._scores = one._scores if scores is None else scores
     if tokens.explicit:
         removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
-        if search is None and wish.budget is not None and one.costs.total(removed) > one.limit:
+        if search is None and goal.budget is not None and one.costs.total(removed) > one.limit:
             raise BudgetInfeasible(
                 "the token counts do not meet the budget",
                 where=f"--tokens {tokens.text}",
@@ -94,8 +88,8 @@ class Decision:
     """One model and one wish on the way to token counts; what was scored and tried is remembered, and what the dense
     model makes of the samples that schedules and shares are compared on."""
 
-    work: Work
-    wish: Wish
+    run: Run
+    goal: Wish
     tokens: TokenWish
     program: Program
     batches: list[Batch]
@@ -107,14 +101,14 @@ class Decision:
         from ..passes.search.token_schedule import TokenCosts
 
         self.flow: TokenFlow = self.program.need("tokens")
-        self.metric = self.wish.budget.metric if self.wish.budget is not None else "flops"
+        self.metric = self.goal.budget.metric if self.goal.budget is not None else "flops"
         self.costs: TokenCosts
-        if self.timed and self.wish.table is not None:
+        if self.timed and self.goal.table is not None:
             from ..passes.search.latency_model import LatencyModel, times_of
 
-            model = LatencyModel(self.program, self.wish.table)
+            model = LatencyModel(self.program, self.goal.table)
             none = TokenPlan(self.tokens.reducer, {}, self.tokens.unmerge)
-            self.costs = times_of(self.program, model, none).costs(self.wish.table.correction)
+            self.costs = times_of(self.program, model, none).costs(self.goal.table.correction)
             cost: Cost = model()
         elif self.metric == "flops":
             self.costs = TokenCosts.of(self.program, {}, self.metric, lru_cache(None)(self._overhead))
@@ -128,7 +122,7 @@ class Decision:
             )
         self.dense = cost.metric(self.metric)
         self.reference = Reference(self.program)
-        self.limit = float(self.dense) if self.wish.budget is None else self.wish.budget.limit(cost)
+        self.limit = float(self.dense) if self.goal.budget is None else self.goal.budget.limit(cost)
 
     @property
     def timed(self) -> bool:
@@ -153,7 +147,7 @@ class Decision:
     def planned(self, plan: TokenPlan, search: SearchPlan | None, budget: Budget | None = None) -> CompressionPlan:
         """The whole plan: the groups are searched with the tokens that are left, to the absolute budget."""
         if search is None:
-            table = {"latency_table": self.wish.table.hash} if self.timed and self.wish.table is not None else {}
+            table = {"latency_table": self.goal.table.hash} if self.timed and self.goal.table is not None else {}
             return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}, plan)
         if self.timed:  # the table is of the dense graph: what tokens do to it is in the model
             in_ms = Budget("latency", self.limit / NS, relative=False)
@@ -161,7 +155,7 @@ class Decision:
             found = replace(search, budget=in_ms).run(asked).need("plan")
             return CompressionPlan(found.choices, found.about, plan)
         whole = budget or Budget(self.metric, self.limit, relative=False)
-        reduced = self.work.reduced(self.program.but(plan=CompressionPlan({}, {}, plan)))
+        reduced = reduce_tokens(self.program.but(plan=CompressionPlan({}, {}, plan)), self.run.find_groups)
         found = replace(search, budget=whole).run(reduced).need("plan")
         return CompressionPlan(found.choices, found.about, plan)
 
@@ -209,7 +203,7 @@ class Decision:
         even = self._even(limit)
         if how == "auto" and not self.batches:
             how = "constant"
-            self.work.warn("no data was given: the same number of tokens goes at every attention")
+            self.run.tell.warn("no data was given: the same number of tokens goes at every attention")
         constant = even[0]
         if how == "constant":
             return constant
@@ -233,7 +227,7 @@ class Decision:
         from ..passes.transform.merge_tokens import trial
 
         if how not in self._scores:
-            self.work.stage("score tokens")
+            self.run.tell.stage("score tokens")
             made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
             self._scores[how] = made.removals(REMOVALS) if how == "removal" else made.curves(self.tokens.made)
         return self._scores[how]
@@ -328,7 +322,7 @@ class Decision:
         value, share, plan = min(found, key=lambda f: f[:2])
         if len(found) > 1:
             told = ", ".join(f"{s:g}: {v:.3g}" for v, s, _ in found)
-            self.work.notes.append(
+            self.run.tell.note(
                 f"tokens take {share:g} of what the budget takes away (divergence of the outputs by share: {told})"
             )
             if self.tokens.deciding.schedule == "auto" and self.tokens.deciding.improve and share:
@@ -350,15 +344,10 @@ class Decision:
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
         fit, judge = self._seen(FIT), seen
-        if self.wish.recovery.method not in ("none",) and plan.choices and len(seen) > 1:
+        if self.goal.recovery.method not in ("none",) and plan.choices and len(seen) > 1:
             cut = min(len(fit), max(1, len(seen) * 3 // 4))
             fit, judge = seen[:cut], seen[cut:] or seen[-1:]
-            program = self.work.fitted(program, Calibration(tuple(fit), "share"), self.work.seed)
+            program = fit_by_ridge(program, self.run.find_groups, Calibration(tuple(fit), "share"), self.run.seed)
         judge = judge[: max(1, -(-self.tokens.deciding.seen // max(judge[0].size, 1)))]
-        small = SliceAxes().run(self.work.reduced(program))
+        small = SliceAxes().run(reduce_tokens(program, self.run.find_groups))
         return float(agree({"kept": divergences(self.reference, small, judge).mean()})["kept"])
-
-
-def weight_kinds(kinds: Sequence[Kind | str]) -> tuple[Kind | str, ...]:
-    """Kinds of groups: all but tokens."""
-    return tuple(k for k in kinds if str(k) != str(Kind.TOKEN))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +22,107 @@ from ..report.scores import group_entries
 from ..request.latency import FILE
 from ..request.options import plain
 from ..target.footprint import COUNTED, footprint
-from .decide_latency import told
-from .decide_tiles import sparsified
+from .decide import Decided
+from .decide_latency import describe_latency
+from .decide_tiles import zero_tiles
 from .judge import Judge, few
 from .measure_latency import lowerable
-from .run import Work, kept_counts
+from .run import Run, kept_counts, reduce_tokens
 
 PICTURE = "tokens.png"
 
 
-def finish(work: Work, program: Program, after: Sequence[Pass] = ()) -> Artifact:
-    """Slice, prove that slicing equals masking, report, and lower and save where ``out`` says.
+@dataclass(frozen=True)
+class Sliced:
+    """What slicing made of a plan.
+
+    run       behind the last pass: its program is the result
+    reduced   the dense program as it was cut, with its tokens reduced;  cut: what slicing left of that
+    plan      the whole plan, tiles included
+    counted   what the result costs;  masked: how exact slicing was;  sparsity: what is known of zeros in weights
+    """
+
+    run: Run
+    reduced: Program
+    cut: Program
+    plan: CompressionPlan
+    counted: Cost
+    masked: Mapping[str, float]
+    sparsity: dict[str, Any] | None
+
+
+def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
+    """Slice, prove that slicing equals masking, report, and lower and save where the request's ``out`` says.
 
     after   passes that were asked for behind slicing
     """
+    run = decided.run
+    request, tell, whole = run.request, run.tell, run.program
+    sliced = _slice(decided, after)
+    small = owning(sliced.run.program, whole) if run.opened.given else sliced.run.program
+    report, extras = _describe(decided, sliced, small)
+    timed = describe_latency(run, decided.budget, decided.latency)
+    if timed is not None and decided.latency.table is not None:
+        report["latency"], extras[FILE] = timed, decided.latency.table.to_json().encode()
+    report["options"] = plain(request.options)
+    artifact = Artifact(small, sliced.plan, report, request.backend.with_data(run.data), extras=extras)
+    if request.out is not None and ranks.rank() == 0:
+        tell.stage(f"lower to {request.target}, verify and save")
+        with silence():
+            artifact.save(Path(request.out), measure=stopwatch(decided))
+        for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
+            tell.warn(f"not finished: {missing}")
+    return artifact
+
+
+def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
+    """The plan carried out. Raises InternalError where slicing is not masking, or costs what was not predicted."""
     from ..passes.analysis.propagate_axes import PropagateAxes
     from ..passes.transform.fold_indices import FoldIndices
     from ..passes.transform.merge_tokens import MergeTokens, without_tokens
     from ..passes.transform.slice_axes import SliceAxes
     from ..passes.transform.spell_out_tokens import SpellOutTokens
 
-    whole, plan, model = program, program.need("plan"), CostModel(program)
+    run = decided.run
+    plan, dense = run.program.need("plan"), CostModel(run.program)()
     if plan.tokens is not None and not plan.tokens.empty:
-        program = work.run(program, MergeTokens(), PropagateAxes(), work.find_groups).but(plan=without_tokens(plan))
-        program.need("plan").check(program.group_by_name)
-    predicted = CostModel(program)(kept_counts(program))
-    sliced = work.run(program, SliceAxes())
-    work.stage("compare slicing with masking")
-    masked = _compare(work, program, sliced)
-    small = work.run(sliced.without_facts(), FoldIndices(), SpellOutTokens())
-    counted = CostModel(work.run(small, PropagateAxes()))()
+        run = run.through(MergeTokens(), PropagateAxes(), run.find_groups).but(plan=without_tokens(plan))
+        run.program.need("plan").check(run.program.group_by_name)
+    reduced = run.program
+    predicted = CostModel(reduced)(kept_counts(reduced))
+    run = run.through(SliceAxes())
+    cut = run.program
+    run.tell.stage("compare slicing with masking")
+    masked = _compare_with_masking(run, reduced)
+    run = run.on(cut.without_facts()).through(FoldIndices(), SpellOutTokens())
+    run, counted = _counted(run)
     if (counted.flops, counted.params) != (predicted.flops, predicted.params):
-        raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=work.pipeline)
+        raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=run.pipeline)
     for one in after:
-        small = work.run(small, one)
-        counted = CostModel(work.run(small, PropagateAxes()))()
+        run, counted = _counted(run.through(one))
     sparsity = None
-    if work.blocks is not None or work.tiles or plan.blocks:
-        small, plan, sparsity = sparsified(work, small, plan, model(), counted)
-    if work.given:
-        small = owning(small, whole)
-    report, extras = described(work, whole, program, sliced, small, plan, counted, masked, sparsity)
-    timed = told(work, whole)
-    if timed is not None and work.timing.table is not None:
-        report["latency"], extras[FILE] = timed, work.timing.table.to_json().encode()
-    report["options"] = plain(work.options)
-    artifact = Artifact(small, plan, report, work.backend.with_data(work.calibration), extras=extras)
-    if work.out is not None and ranks.rank() == 0:
-        work.stage(f"lower to {work.target}, verify and save")
-        with silence():
-            artifact.save(Path(work.out), measure=stopwatch(work, whole))
-        for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
-            work.warn(f"not finished: {missing}")
-    return artifact
+    if run.request.tiles is not None or decided.tiles or plan.blocks:
+        run, plan, sparsity = zero_tiles(run, decided, dense, counted)
+    return Sliced(run, reduced, cut, plan, counted, masked, sparsity)
 
 
-def stopwatch(work: Work, whole: Program) -> Stopwatch:
+def _counted(run: Run) -> tuple[Run, Cost]:
+    """(the run with its program as it is, what that costs)."""
+    from ..passes.analysis.propagate_axes import PropagateAxes
+
+    known = run.through(PropagateAxes())
+    return known.on(run.program), CostModel(known.program)()
+
+
+def stopwatch(decided: Decided) -> Stopwatch:
     """What times the result beside the dense program, once it is written."""
-    by = str(work.options.get("command", "compile"))
-    return Stopwatch(work.timing.wish, by, lowerable(work.decided or whole), work.timing.clock, work.on_event)
+    run = decided.run
+    by = str(run.request.options.get("command", "compile"))
+    return Stopwatch(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
 
 
-def _compare(work: Work, program: Program, sliced: Program) -> dict[str, float]:
-    """Largest relative difference between the sliced graph and the dense one with the same elements masked.
+def _compare_with_masking(run: Run, dense: Program) -> dict[str, float]:
+    """Largest relative difference between the run's sliced graph and ``dense`` with the same elements masked.
 
     Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
     VerifyError where the model draws random numbers, so that nothing can be said.
@@ -92,126 +131,116 @@ def _compare(work: Work, program: Program, sliced: Program) -> dict[str, float]:
     from ..testing import masking_error
 
     with silence():
-        limit = tolerance_of(program)
-        error = masking_error(program, sliced, work.seed, limit)
+        limit = tolerance_of(dense)
+        error = masking_error(dense, run.program, run.seed, limit)
     if not error <= limit:
-        why, cure = why_random(program)
+        why, cure = why_random(dense)
         if why:
-            raise VerifyError("slicing cannot be compared with masking", where=work.name, why=why, cure=cure)
+            raise VerifyError("slicing cannot be compared with masking", where=run.opened.name, why=why, cure=cure)
         raise InternalError(
-            f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})", pipeline=work.pipeline
+            f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})", pipeline=run.pipeline
         )
     return {"max_rel": error, "tolerance": limit}
 
 
-def described(
-    work: Work,
-    whole: Program,
-    reduced: Program,
-    sliced: Program,
-    small: Program,
-    plan: CompressionPlan,
-    counted: Cost,
-    masked: Mapping[str, float],
-    sparsity: dict[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(the report as far as it is known before lowering, more files for the artefact by name).
 
-    whole     the dense program as it was cut: recovered weights, groups and plan;  reduced: the same with its tokens
-              reduced;  sliced: what slicing left of that;  small: the result;  counted: what it costs
-    masked    how exact slicing was;  sparsity: what is known of zeros in weights
+    small   the result
     """
-    calibration, decided = work.calibration, work.decided or whole
-    tiles = None if work.blocks is None else work.blocks.budget  # of the whole: slicing goes a part of the way
+    run, request, plan = decided.run, decided.run.request, sliced.plan
+    whole, data = run.program, run.data
+    tiles = None if request.tiles is None else request.tiles.budget  # of the whole: slicing goes a part of the way
     report = build_report(
         small,
-        name=work.name,
-        target=work.backend.name,
+        name=run.opened.name,
+        target=request.backend.name,
         dense=CostModel(whole)(),
-        compressed=counted,
+        compressed=sliced.counted,
         plan=plan,
         groups=whole.need("groups"),
-        budget=tiles or work.budget,
-        pipeline=work.pipeline,
-        passes=work.results,
-        seed=work.seed,
-        notes=list(dict.fromkeys([*work.notes, *small.notes])),
-        masked=dict(masked),
+        budget=tiles or decided.budget,
+        pipeline=sliced.run.pipeline,
+        passes=sliced.run.results,
+        seed=run.seed,
+        notes=list(dict.fromkeys([*run.tell.notes, *small.notes])),
+        masked=dict(sliced.masked),
         importance=plan.about.get("criterion"),
         data=None
-        if calibration is None
+        if data is None
         else {
-            "origin": calibration.origin,
-            "samples": calibration.samples,
-            "labelled": calibration.labelled,
-            "generated": calibration.generated,
-            **({"held_out": work.held_back} if work.held_back else {}),
+            "origin": data.origin,
+            "samples": data.samples,
+            "labelled": data.labelled,
+            "generated": data.generated,
+            **({"held_out": request.held_out} if request.held_out else {}),
         },
     )
     kept = {name: len(choice.keep) for name, choice in plan.choices.items()}
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
     kinds = {str(k) for k in plan.about.get("kinds") or [c.kind for c in plan.choices.values()]}
-    report["groups"] = group_entries(whole, kept, decided.scores, kinds)
+    report["groups"] = group_entries(whole, kept, decided.unfitted.scores, kinds)
     report["memory"] = {"dense": footprint(whole), "compressed": footprint(small), "counted": COUNTED}
-    agreement = _agreement(work, decided, sliced, small, zeros=sparsity is not None)
+    agreement = _agreement(decided, sliced, small)
     if agreement is not None:
         report["agreement"] = agreement
-    if work.recovery is not None:
-        report["recovery"] = work.recovery
-    if sparsity is not None:
-        report["sparsity"] = sparsity
+    if decided.recovery is not None:
+        report["recovery"] = decided.recovery
+    if sliced.sparsity is not None:
+        report["sparsity"] = sliced.sparsity
     extras = {}
     if whole.tokens is not None:
         report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
-        picture = _picture(work, whole.tokens, reduced)
+        picture = _picture(run, whole.tokens, sliced.reduced)
         if picture is not None:
             extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
     return report, extras
 
 
-def _agreement(work: Work, decided: Program, sliced: Program, small: Program, zeros: bool) -> dict[str, Any] | None:
+def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, Any] | None:
     """The outputs after every step that changes them, against the dense ones. None without data of the user's.
 
     Samples are those of the data that nothing was decided or fitted on, where it holds more than were asked for.
     """
     from ..passes.transform.slice_axes import SliceAxes
 
-    data = work.held or work.calibration
+    run, dense = decided.run, decided.unfitted
+    data = run.opened.held or run.data
     if data is None or data.generated:
         return None
-    work.stage("compare with the dense model")
+    run.tell.stage("compare with the dense model")
     with silence():
-        judge = Judge(decided, few(decided, data))
+        judge = Judge(dense, few(dense, data))
         steps: list[tuple[str, Program]] = []
-        tokens = decided.plan is not None and decided.plan.tokens is not None and not decided.plan.tokens.empty
-        unfitted = decided
-        if work.recovery is not None or tokens:
-            unfitted = work.reduced(decided)
+        tokens = dense.plan is not None and dense.plan.tokens is not None and not dense.plan.tokens.empty
+        unfitted = dense
+        if decided.recovery is not None or tokens:
+            unfitted = reduce_tokens(dense, run.find_groups)
             if tokens:
                 steps.append(("tokens reduced", unfitted))
-        if work.recovery is not None and unfitted.need("plan").choices:
+        if decided.recovery is not None and unfitted.need("plan").choices:
             steps.append(("sliced, weights as they were", SliceAxes().run(unfitted)))
-        fitted = "sliced" if work.recovery is None else f"recovered ({work.recovery['method']})"
-        if zeros:
-            steps += [(fitted, sliced), ("zeros in weights", small)]
+        fitted = "sliced" if decided.recovery is None else f"recovered ({decided.recovery['method']})"
+        if sliced.sparsity is not None:
+            steps += [(fitted, sliced.cut), ("zeros in weights", small)]
         else:
             steps.append((fitted, small))
         found = [{"after": name, **judge.of(program)} for name, program in steps]
     return {
         "samples": judge.samples,
-        "held_out": work.held is not None,
+        "held_out": run.opened.held is not None,
         "origin": data.origin,
         "dense_accuracy": judge.accuracy,
         "steps": found,
     }
 
 
-def _picture(work: Work, flow: TokenFlow, reduced: Program) -> bytes | None:
+def _picture(run: Run, flow: TokenFlow, reduced: Program) -> bytes | None:
     """Which patches merged into which, of a few inputs: the data's, else the example's."""
     from ..report.token_picture import token_picture
 
-    if work.calibration is None:
+    if run.data is None:
         flat = reduced.flatten(*reduced.example_inputs)
     else:
-        flat = reduced.flatten(work.calibration.batches[0].args, work.calibration.batches[0].kwargs)
+        flat = reduced.flatten(run.data.batches[0].args, run.data.batches[0].kwargs)
     return token_picture(flow, reduced, flat)

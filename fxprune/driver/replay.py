@@ -29,13 +29,14 @@ from ..errors import BudgetInfeasible, OptionError
 from ..ir.cost import METRICS, Budget, CostModel
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
-from ..ir.program import FACTS, Program
+from ..ir.program import FACTS
 from ..ir.spec import build, parse, split
 from ..process import jobs
+from ..process.environment import versions
 from .apply import PlanLike, read_plan, tell_of_odd_counts
-from .decide_latency import recalled
-from .decide_tiles import takes_data
-from .run import Work, kept_counts
+from .decide import Decided, make_up_data, without_labels_of_others
+from .decide_latency import KnownLatency, recall_latency_table
+from .run import Run, kept_counts, reduce_tokens
 
 OPTION = "--pipeline"
 PREPARATION = ("clean", "inline", "drop-masks", "fold-weights")
@@ -65,7 +66,7 @@ class StatedPipeline:
         """The bound of the last search that may have one, tiles first; none where counts without one are stated behind
         it."""
         for passes in (self.tiles, self.before):
-            bounds = [p.budget for p in passes if hasattr(p, "budget")]
+            bounds = [getattr(p, "budget", None) for p in passes if "budget" in p.takes]
             if bounds and isinstance(bounds[-1], Budget):
                 return bounds[-1]
         return None
@@ -79,7 +80,7 @@ class StatedPipeline:
     @property
     def criterion(self) -> str | None:
         """What the last pass that scores scores by."""
-        found = [str(p.criterion) for p in self.before if hasattr(p, "criterion")]
+        found = [str(getattr(p, "criterion", None)) for p in self.before if "criterion" in p.takes]
         return found[-1] if found else None
 
 
@@ -339,8 +340,8 @@ def _built_in() -> list[tuple[str, Any]]:
     return [(name, registry.lookup("pass", name)) for name in registry.PASSES]
 
 
-def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
-    """The dense program with the plan that the stated passes make; what they did is in ``work``.
+def run_stated(run: Run, stated: StatedPipeline) -> Decided:
+    """The dense program with the plan that the stated passes make.
 
     Passes that score or recover get the calibration data; where none was given, it is made up for criteria that need
     some, with a warning, and recovery is an error. A plan that is read stays as it is, with what it says about itself.
@@ -351,83 +352,86 @@ def decided_by(work: Work, stated: StatedPipeline, samples: int) -> Program:
     from ..passes.analysis.propagate_axes import PropagateAxes
     from ..passes.transform.recover import Recover
     from ..passes.transform.slice_axes import SliceAxes
-    from ..process.environment import versions
-    from .decide import made_up, without_labels_of_others
 
-    dense = work.dense
-    assert dense is not None
-    program, data = dense, work.calibration
+    opened, before, data = run.opened, run.program, run.data
     said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
-    jobs.identify(lambda: fingerprint(dense, data, work.seed, said))
-    work.tiles = stated.tiles
+    jobs.identify(lambda: fingerprint(before, data, run.seed, said))
+    unfitted, recovery = None, None
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
-            work.find_groups = one
-        if takes_data(one):
-            if data is None and getattr(getattr(one, "criterion", None), "needs_data", False):
-                data = work.calibration = made_up(work, str(one.criterion), samples)  # type: ignore[attr-defined]
-            if data is not None and number == _first(stated):
-                data = work.calibration = without_labels_of_others(work, program, data)
-            one = replace(one, data=data)  # type: ignore[call-arg]
-        plan = program.plan
-        if plan is not None and plan.tokens is not None and any(f.name == "reduced" for f in dataclasses.fields(one)):
-            one = replace(one, reduced=work.reduced(program))  # type: ignore[call-arg]
-        _check_needs(one, {f for f in FACTS if getattr(program, f) is not None}, stated.before)
-        if isinstance(one, Recover) and program.whole is None:  # of the result, not of a round
-            work.decided = program
-            one = replace(one, results=[])
-        program = work.run(program, one)
+            run = replace(run, find_groups=one)
+        if "data" in one.takes:
+            run = _with_data(run, one, first=number == _first(stated))
+        _check_needs(one, {f for f in FACTS if getattr(run.program, f) is not None}, stated.before)
+        last = isinstance(one, Recover) and run.program.whole is None  # of the result, not of a round
+        unfitted = run.program if last else unfitted
+        run = run.through(one)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
-            program = program.without_facts()
-        if isinstance(one, Recover) and program.whole is None and one.results:
-            work.recovery = one.results[-1].record()
+            run = run.on(run.program.without_facts())
+        if last and run.record is not None:
+            recovery = run.record.record()
     sliced = any("plan" in one.gives for one in stated.before)
     if not sliced:  # tiles alone
-        if program.groups is None:
-            program = work.run(program, PropagateAxes(), work.find_groups)
-        program = program.but(plan=CompressionPlan())
-    if program.plan is None:
+        if run.program.groups is None:
+            run = run.through(PropagateAxes(), run.find_groups)
+        run = run.but(plan=CompressionPlan())
+    plan = run.program.plan
+    if plan is None:
         raise OptionError(
             "the plan is gone when it is time to slice",
             where=f"{OPTION} {stated.text}",
             why="a pass behind the search changed the graph, and facts about the old one were dropped",
             cure="put passes that change the graph before propagate-axes",
         )
-    work.budget, plan = stated.budget, program.plan
     if plan.blocks and stated.tiles:
         raise OptionError(
             "the plan holds tiles, and the pipeline plans others",
             where=f"{OPTION} .. {stated.tiles[0]}",
             cure="leave the passes of tiles away, or take them out of the plan",
         )
+    latency = KnownLatency()
     if sliced:
-        _check_counts(work, program, stated.before)
-        recalled(work, program, kept=not stated.read)
+        _check_counts(run, stated.before)
+        latency = recall_latency_table(run, stated.budget, kept=not stated.read)
     if stated.read:
-        tell_of_odd_counts(work, plan)
-        return program
-    rounds = {"rounds": 1} if sliced else {}
-    about = {
-        **rounds,
-        **plan.about,
-        "model": work.name,
-        "pipeline": work.pipeline,
-        "importance": stated.criterion,
-        "data": data.origin if data else None,
-        "samples": data.samples if data else 0,
-        "versions": versions(),
-    }
-    return program.but(plan=replace(plan, about=about))
+        tell_of_odd_counts(run, plan)
+    else:
+        used = run.data
+        about = {
+            **({"rounds": 1} if sliced else {}),
+            **plan.about,
+            "model": opened.name,
+            "pipeline": run.pipeline,
+            "importance": stated.criterion,
+            "data": used.origin if used else None,
+            "samples": used.samples if used else 0,
+            "versions": versions(),
+        }
+        run = run.but(plan=replace(plan, about=about))
+    unfitted = run.program if unfitted is None else unfitted
+    return Decided(run, unfitted, stated.budget, latency, recovery, stated.tiles)
 
 
-def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
+def _with_data(run: Run, one: Pass, first: bool) -> Run:
+    """The run with the data that a pass is to have: made up where a criterion needs some and nobody gave any, without
+    labels that the model does not predict (looked at once, by the first pass that takes data)."""
+    criterion = getattr(one, "criterion", None) if "criterion" in one.takes else None
+    data = run.data
+    if data is None and criterion is not None and criterion.needs_data:
+        data = make_up_data(run, f"'{criterion}' scores", run.request.samples)
+    if data is not None and first:
+        data = without_labels_of_others(run, data)
+    return replace(run, data=data)
+
+
+def _check_counts(run: Run, passes: Sequence[Pass]) -> None:
     """Raise BudgetInfeasible where counts exceed the budget that is stated with them; time is not reckoned here."""
-    last = next((p for p in reversed(passes) if hasattr(p, "budget")), None)
+    last = next((p for p in reversed(passes) if "budget" in p.takes), None)
     bound = getattr(last, "budget", None)
     if last is None or last.slug() not in COUNTED or not isinstance(bound, Budget) or bound.metric not in METRICS:
         return
-    small = work.reduced(program)
-    limit, now = bound.limit(CostModel(program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
+    small = reduce_tokens(run.program, run.find_groups)
+    limit, now = bound.limit(CostModel(run.program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
     if now > limit:
         raise BudgetInfeasible(
             "the counts exceed the budget that is stated with them",
@@ -439,4 +443,4 @@ def _check_counts(work: Work, program: Program, passes: Sequence[Pass]) -> None:
 
 def _first(stated: StatedPipeline) -> int:
     """The first pass that takes data: labels are looked at once, on the graph as it is then."""
-    return next((i for i, p in enumerate(stated.before) if takes_data(p)), -1)
+    return next((i for i, p in enumerate(stated.before) if "data" in p.takes), -1)

@@ -1,212 +1,271 @@
-"""One run of the tool: limits, wishes, and the passes from a model to a verified artefact."""
+"""A run: a model that was opened, and the passes that carry its program on. Values all of them; who adds a step gets a
+new run."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from .. import registry
 from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
 from ..errors import FxpruneError, InternalError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
-from ..ir.cost import Budget
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
-from ..process.events import Event, OnEvent
+from ..process.events import Transcript
 from ..process.silence import silence
-from ..request.goal import Wish
-from ..request.latency import LatencyWish, Timekeeping
-from ..request.limits import Limits
-from ..request.tiles import BlockWish
+from ..request.request import Request
+from ..target.clock import SharedClock
 
 if TYPE_CHECKING:
-    pass
+    from ..passes.analysis.find_groups import FindGroups
+    from ..passes.transform.recover import Recover
 
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
-@dataclass
-class Work:
-    """One run: where it goes, who listens, and what has happened so far."""
+@dataclass(frozen=True)
+class Opened:
+    """A model as it came in, captured, with the data that it is judged and repaired by.
 
-    target: str
-    out: str | os.PathLike[str] | None
-    seed: int
-    on_event: OnEvent
-    limits: Limits
-    name: str = ""
-    budget: Budget | None = None
-    dense: Program | None = None
-    source: Loaded | None = None
-    calibration: Calibration | None = None
-    given: bool = False  # the caller holds the model: its weights must stay the caller's
-    passes: list[Pass] = field(default_factory=list)
-    results: list[PassResult] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    recovery: dict[str, Any] | None = None
-    blocks: BlockWish | None = None
-    tiles: tuple[Pass, ...] = ()  # in place of ``blocks`` where the passes themselves are stated
-    block_recovery: dict[str, Any] | None = None
-    held: Calibration | None = None  # samples of the data that nothing was decided or fitted on
-    held_back: float = 0.0  # the share of the data that these are, where it was asked for
-    decided: Program | None = None  # dense weights, the plan and the scores: before recovery
-    options: Mapping[str, Any] = field(default_factory=dict)  # what the caller asked for, by name
-    timing: Timekeeping = field(default_factory=lambda: Timekeeping(LatencyWish()))
+    data   what may be scored and fitted on;  held: samples of it that nothing is decided or fitted on
+    given  the caller holds the model: its weights must stay the caller's
+    """
 
-    def __post_init__(self) -> None:
-        # what is wrong with the request must not cost a minute of scoring first
-        table = self.blocks.tiling.table if self.blocks is not None else ""
-        self.backend = registry.target(self.target, **({"table": table} if table else {}))
-        self.find_groups = self.limits.find_groups(self.backend.granularity)
-        if not 0 <= self.held_back < 1:
-            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_back:g}")
-        if self.out is not None:
-            check_destination(Path(self.out))
+    dense: Program
+    source: Loaded
+    data: Calibration | None = None
+    held: Calibration | None = None
+    given: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.source.name
+
+
+def open_model(
+    request: Request,
+    tell: Transcript,
+    model: Model,
+    inputs: Inputs = None,
+    *,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
+    data: Any = None,
+) -> Opened:
+    """Load model and data, capture the graph."""
+    from ..data.sources import held_out, load_data
+    from ..intake.capture import capture
+    from ..intake.load import load as load_model
+    from .judge import JUDGED
+
+    if request.out is not None:
+        check_destination(Path(request.out))
+    given = not isinstance(model, str | os.PathLike)
+    tell.stage(f"load {type(model).__name__ if given else model}")
+    calibration = held = None
+    with silence():
+        source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
+        loaded = load_model(
+            source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
+        )
+        if data is not None:
+            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
+            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+            if not loaded.args and not loaded.kwargs:
+                first = calibration.batches[0]
+                loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+    for note in loaded.notes:
+        tell.warn(note)
+    tell.stage("capture the graph")
+    with silence():
+        dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+    if request.held_out:
+        calibration, held = _hold_back(dense, calibration, request.held_out)
+    if calibration is not None:
+        calibration = memory.in_flight(dense, calibration)
+    return Opened(dense, loaded, calibration, held, given)
+
+
+def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:
+    """(the rest, a share of the data that is kept from everything that decides or fits: the result is judged on it)."""
+    from ..passes.transform.recovery.choose import split
+
+    rest, held = ([], []) if data is None else split(dense, data, share)
+    if data is None or not held or not rest:
+        raise OptionError(
+            "there is too little data to hold some back",
+            where=f"--held-out {share:g}",
+            why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
+            cure="give more; a sweep may --judge on other data",
+        )
+    one, two = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
+    return one, two
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pass that ran, and what the pipeline measured of it; ``result.record`` is what the pass itself returned."""
+
+    ran: Pass
+    result: PassResult
+
+
+@dataclass(frozen=True)
+class Run:
+    """A program on its way: what it is now, and the steps that brought it there.
+
+    program      as it is now; the opened model's at first
+    clock        that times what was asked for; the dense program is lowered to it once
+    data         what passes score and fit on; in smaller batches once memory ran out
+    find_groups  the pass that knows the limits: the request's, or the one that a pipeline states
+    steps        so far, in order: the pipeline text of the report
+    """
+
+    request: Request
+    opened: Opened
+    tell: Transcript
+    program: Program
+    data: Calibration | None
+    find_groups: FindGroups
+    clock: SharedClock
+    steps: tuple[Step, ...] = ()
+
+    @classmethod
+    def of(cls, request: Request, opened: Opened, tell: Transcript, clock: SharedClock | None = None) -> Run:
+        """The run that begins with the opened model."""
+        asked = request.latency
+        clock = clock or SharedClock(asked.batch, asked.threads)
+        return cls(request, opened, tell, opened.dense, opened.data, request.find_groups, clock)
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.request.seed
 
     @property
     def pipeline(self) -> str:
         """The passes so far, as text that replays them."""
-        return ",".join(map(str, self.passes))
+        return ",".join(str(step.ran) for step in self.steps)
 
-    def stage(self, text: str) -> None:
-        self.on_event(Event("stage", text))
+    @property
+    def results(self) -> list[PassResult]:
+        """What every pass did."""
+        return [step.result for step in self.steps]
 
-    def warn(self, text: str) -> None:
-        self.notes.append(text)
-        self.on_event(Event("warning", text))
+    @property
+    def record(self) -> Any:
+        """What the last pass returned beside the program; None where it returned nothing."""
+        return self.steps[-1].result.record if self.steps else None
 
-    def open(self, model: Model, inputs: Inputs, checkpoint: Any, trust_pickle: bool, data: Any, samples: int) -> None:
-        """Load model and data, capture the graph."""
-        from ..data.sources import held_out, load_data
-        from ..intake.capture import capture
-        from ..intake.load import load as load_model
-        from .judge import JUDGED
+    def but(self, **changes: Any) -> Run:
+        """The same run with some facts of its program replaced (see :meth:`Program.but`)."""
+        return dataclasses.replace(self, program=self.program.but(**changes))
 
-        self.given = not isinstance(model, str | os.PathLike)
-        self.stage(f"load {type(model).__name__ if self.given else model}")
-        with silence():
-            source: Any = model if self.given or str(model).startswith("timm:") else Path(str(model))
-            loaded = load_model(
-                source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
-            )
-            if data is not None:
-                self.calibration = load_data(data, loaded, samples=samples, seed=self.seed)
-                self.held = held_out(data, loaded, samples=samples, seed=self.seed, count=JUDGED)
-                if not loaded.args and not loaded.kwargs:
-                    first = self.calibration.batches[0]
-                    loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
-        for note in loaded.notes:
-            self.warn(note)
-        self.source, self.name = loaded, loaded.name
-        self.stage("capture the graph")
-        with silence():
-            self.dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
-        if self.held_back:
-            self._hold_back(self.dense)
-        if self.calibration is not None:
-            self.calibration = memory.in_flight(self.dense, self.calibration)
+    def on(self, program: Program) -> Run:
+        """The same run with another program: nothing that a pass did, so no step."""
+        return dataclasses.replace(self, program=program)
 
-    def _hold_back(self, dense: Program) -> None:
-        """Keep a share of the calibration data from everything that decides or fits; the result is judged on it."""
-        from ..passes.transform.recovery.choose import split
+    def through(self, *passes: Pass) -> Run:
+        """The run behind these passes, each with what it takes of the run: the one way that a pass is carried out,
+        whether options or a pipeline's text say so.
 
-        data = self.calibration
-        rest, held = ([], []) if data is None else split(dense, data, self.held_back)
-        if data is None or not held or not rest:
-            raise OptionError(
-                "there is too little data to hold some back",
-                where=f"--held-out {self.held_back:g}",
-                why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
-                cure="give more; a sweep may --judge on other data",
-            )
-        self.calibration, self.held = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
+        Where memory runs out, it is tried again on batches of half the size, which the run then holds. An error that
+        is nobody's fault but fxprune's comes with the pipeline that reproduces it.
+        """
+        run = self
+        for one in passes:
+            run = run._behind(run._supplied(one))
+        return run
 
-    def run(self, program: Program, *passes: Pass) -> Program:
-        """Run passes and remember what they did."""
-        have = tuple(f for f in FACTS if getattr(program, f) is not None)
-        pipeline = Pipeline(passes, start=have, on_pass=lambda p, _: self.stage(f"{p.slug().replace('-', ' ')}"))
-        self.passes += passes
+    def _supplied(self, one: Pass) -> Pass:
+        """The pass with what it takes of the run."""
+        given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
+        plan = self.program.plan
+        if "reduced" in one.takes and plan is not None and plan.tokens is not None:
+            given["reduced"] = reduce_tokens(self.program, self.find_groups)
+        return dataclasses.replace(one, **given) if given else one
+
+    def _behind(self, one: Pass) -> Run:
+        have = tuple(f for f in FACTS if getattr(self.program, f) is not None)
+        pipeline = Pipeline((one,), start=have)
+        text = ",".join(filter(None, [self.pipeline, str(one)]))
+        self.tell.stage(one.slug().replace("-", " "))
         try:
             with silence():
-                return pipeline.run(program)
+                program, (result,) = pipeline.apply(self.program)
         except InternalError as error:
-            raise InternalError(error.what, pipeline=self.pipeline) from error
+            raise InternalError(error.what, pipeline=text) from error
         except Exception as error:
             if memory.ran_out(error):
-                del self.passes[-len(passes) :]
-                less, self.calibration = memory.with_smaller_batches(passes, self.calibration, error, self.warn)
-                return self.run(program, *less)
+                (less,), data = memory.with_smaller_batches((one,), self.data, error, self.tell.warn)
+                return dataclasses.replace(self, data=data)._behind(less)
             if isinstance(error, FxpruneError):
                 raise
-            raise InternalError(f"{type(error).__name__}: {error}", pipeline=self.pipeline) from error
-        finally:
-            self.results += pipeline.results
+            raise InternalError(f"{type(error).__name__}: {error}", pipeline=text) from error
+        return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
-    def groups(self, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Program:
-        """The cleaned program with its axes and groups. Query/key or value width among ``kinds`` unfuses qkv first.
 
-        tokens   also where tokens may become fewer;  unmerge: and where they must be restored
-        """
-        from ..passes.analysis.find_groups import FindGroups
-        from ..passes.analysis.find_token_sites import FindTokenSites
-        from ..passes.analysis.propagate_axes import PropagateAxes
-        from ..passes.transform.clean import Clean
-        from ..passes.transform.drop_masks import DropMasks
-        from ..passes.transform.fold_weights import FoldWeights
-        from ..passes.transform.inline import Inline
-        from ..passes.transform.unfuse import Unfuse
-        from ..passes.transform.unshare import Unshare
+def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
+    """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
+    unfuses qkv first.
 
-        assert self.dense is not None
-        ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
-        program = self.run(self.dense, Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
-        more = [FindTokenSites(unmerge=unmerge)] if tokens else []
-        if program.groups is None:  # a table was unshared: what is known about the graph is out of date
-            return self.run(program, PropagateAxes(), self.find_groups, *more)
-        return self.run(program, self.find_groups, *more)
+    tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+    """
+    from ..passes.analysis.find_groups import FindGroups
+    from ..passes.analysis.find_token_sites import FindTokenSites
+    from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.clean import Clean
+    from ..passes.transform.drop_masks import DropMasks
+    from ..passes.transform.fold_weights import FoldWeights
+    from ..passes.transform.inline import Inline
+    from ..passes.transform.unfuse import Unfuse
+    from ..passes.transform.unshare import Unshare
 
-    def reduced(self, program: Program) -> Program:
-        """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on
-        them. A program whose plan reduces none is returned as it is."""
-        from ..passes.analysis.propagate_axes import PropagateAxes
-        from ..passes.transform.merge_tokens import MergeTokens, without_tokens
+    ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
+    run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
+    return run.through(*again, run.find_groups, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
 
-        plan = program.need("plan")
-        if plan.tokens is None or plan.tokens.empty:
-            return program
-        # not part of the pipeline text: a trial of a plan is no step towards the result
-        small = Pipeline((MergeTokens(), PropagateAxes(), self.find_groups), start=FACTS).run(program)
-        return small.but(plan=without_tokens(plan), scores=program.scores)
 
-    def recover(self, program: Program, wish: Wish) -> Program:
-        """The dense program with recovered weights for what the plan keeps; the record goes into the report."""
-        self.decided = program
-        if wish.recovery.method == "none":
-            return program
-        reduced = None if program.tokens is None else self.reduced(program)
-        one = dataclasses.replace(wish.recovery, data=self.calibration, seed=self.seed, results=[], reduced=reduced)
-        program = self.run(program, one)
-        self.recovery = one.results[0].record() if one.results else None
+def reduce_tokens(program: Program, find_groups: FindGroups) -> Program:
+    """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on them.
+    A program whose plan reduces none is returned as it is. No step of a run: a trial of a plan leads to no result."""
+    from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.merge_tokens import MergeTokens, without_tokens
+
+    plan = program.need("plan")
+    if plan.tokens is None or plan.tokens.empty:
         return program
+    small = Pipeline((MergeTokens(), PropagateAxes(), find_groups), start=FACTS).run(program)
+    return small.but(plan=without_tokens(plan), scores=program.scores)
 
-    def fitted(self, program: Program, data: Calibration, seed: int) -> Program:
-        """The dense program with weights fitted by ridge to ``data``, to compare plans as recovery would leave them."""
-        from ..passes.transform.recover import Recover
 
-        reduced = None if program.tokens is None else self.reduced(program)
-        return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
+def recover(run: Run, how: Recover) -> Run:
+    """The run with the dense program's weights recovered for what its plan keeps, where ``how`` asks for any."""
+    if how.method == "none":
+        return run
+    return run.through(dataclasses.replace(how, seed=run.seed))
+
+
+def fit_by_ridge(program: Program, find_groups: FindGroups, data: Calibration, seed: int) -> Program:
+    """The dense program with weights fitted by ridge to ``data``, to compare plans as recovery would leave them."""
+    from ..passes.transform.recover import Recover
+
+    reduced = None if program.tokens is None else reduce_tokens(program, find_groups)
+    return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
 
 def kept_counts(program: Program) -> dict[Axis, int]:

@@ -25,17 +25,18 @@ from torch.utils import _pytree as pytree
 from ..artifact.artifact import Artifact
 from ..data.batch import Batch, Calibration
 from ..data.sources import load_data
-from ..driver.apply import read_plan, with_plan
+from ..driver.apply import give_plan, read_plan
 from ..driver.decide import decide
 from ..driver.finish import finish
-from ..driver.run import Work
+from ..driver.run import Opened, Run, find_groups
 from ..errors import BudgetInfeasible, FxpruneError, NothingToPrune, OptionError, PlanError
 from ..intake.example_inputs import parameter_names
 from ..intake.load import Loaded
 from ..ir.plan import Choice, CompressionPlan
 from ..ir.program import Program
-from ..process.events import Event, warn_only
+from ..process.events import Event, Transcript, warn_only
 from ..process.jobs import resumable
+from ..request.request import Request
 from .graph import (
     Slot,
     bound_module,
@@ -208,7 +209,7 @@ class Part:
         try:
             if whole in session.whole:  # as it was found at other sizes
                 raise NothingToPrune(session.whole[whole])
-            artifact = self._pruned(options, session, report, names, values, [values[i] for i in user], call)
+            artifact = self._prune(options, session, report, names, values, [values[i] for i in user], call)
         except (NothingToPrune, BudgetInfeasible, PlanError) as error:
             if _covers(call.root, tensors):
                 raise
@@ -227,7 +228,7 @@ class Part:
         session.reports.append(report)
         return built
 
-    def _pruned(
+    def _prune(
         self,
         options: Options,
         session: Session,
@@ -252,32 +253,32 @@ class Part:
             module, mine = bound_module(self.gm, self.slots, names, values), user_slots(self.slots, names)
             dense = program_of(module, mine, copies, call.name)
             refuse_writes(dense)
-            work = Work("eager", None, options.seed, warn_only, options.limits, name=call.name, dense=dense, given=True)
-            work.source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
+            request = Request(seed=options.seed, limits=options.limits)
+            source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
+            run = Run.of(request, Opened(dense, source, given=True), Transcript(warn_only))
             with resumable(None, warn_only):
-                found = _applied(work, session, options, report, call.root)
+                found = _apply_known_plan(run, session, options, report, call.root)
                 if found is not None:
                     return found
-                work.calibration = _calibration(options, work.source, mine, inputs, call)
-                return _searched(work, session, options)
+                return _search(replace(run, data=_calibration(options, source, mine, inputs, call)), session, options)
 
 
-def _searched(work: Work, session: Session, options: Options) -> Artifact:
+def _search(run: Run, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
-    wish = options.wish
-    decided = decide(work, wish)
-    recovered = work.recover(decided, wish)
-    plan = decided.need("plan")
-    artifact = finish(work, recovered)
-    before = decided.tensors
-    session.weights |= {n: t for n, t in recovered.tensors.items() if n not in before or t is not before[n]}
-    session.kinds = tuple(map(str, wish.kinds))
+    goal = options.wish
+    decided = decide(run, goal)
+    recovered = decided.recovered(goal.recovery)
+    artifact = finish(recovered)
+    plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors
+    after = recovered.run.program.tensors
+    session.weights |= {n: t for n, t in after.items() if n not in before or t is not before[n]}
+    session.kinds = tuple(map(str, goal.kinds))
     session.plan = replace(plan, choices={**session.plan.choices, **plan.choices})
     return artifact
 
 
-def _applied(
-    work: Work, session: Session, options: Options, report: dict[str, Any], root: nn.Module | None
+def _apply_known_plan(
+    run: Run, session: Session, options: Options, report: dict[str, Any], root: nn.Module | None
 ) -> Artifact | None:
     """The plan that is there already, on this graph; None where it says nothing about it and is still to be made."""
     plan = session.plan
@@ -292,22 +293,23 @@ def _applied(
             )
     elif not plan.choices:
         return None
-    program = replace(work).groups(session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
-    here = _part_of(plan, program, bool(session.weights), report, root)
+    known = find_groups(run, session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
+    here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
             raise NothingToPrune(
-                "nothing that the plan cuts can be cut in this graph", where=work.name, why=report["notes"][0]
+                "nothing that the plan cuts can be cut in this graph", where=run.opened.name, why=report["notes"][0]
             )
         if options.plan is None:
             return None
         raise NothingToPrune(
-            "the plan says nothing about this graph", where=work.name, why="its groups lie in other graphs of the model"
+            "the plan says nothing about this graph",
+            where=run.opened.name,
+            why="its groups lie in other graphs of the model",
         )
-    here.check(program.group_by_name)
+    here.check(known.program.group_by_name)
     report["reused"] = options.plan is None
-    program = with_tensors(program, session.weights)
-    artifact = finish(work, with_plan(work, program, here))
+    artifact = finish(give_plan(known.on(with_tensors(known.program, session.weights)), here))
     session.plan = replace(plan, choices={**session.plan.choices, **here.choices})
     return artifact
 

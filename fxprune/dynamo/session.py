@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..driver.api import PlanLike
-from ..driver.run import Limits
 from ..errors import OptionError, nearest
 from ..ir.plan import CompressionPlan
 from ..request.budget import budget_or_none
 from ..request.goal import Wish, kinds_of
+from ..request.limits import Limits
 
 INNER = ("inductor", "eager", "aot_eager")
 _CALLED = nn.Module._wrapped_call_impl.__code__

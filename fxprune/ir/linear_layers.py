@@ -109,15 +109,15 @@ def matrices(program: Program) -> list[Matrix]:
             total *= _size(size, hints)
         batch = max(1, _batch(program))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
-        movable = isinstance(bias, Node) and bias.name in bound
+        movable = bias.name if isinstance(bias, Node) and bias.name in bound else ""
         found.append(
             Matrix(
                 node.name,
-                source.name,  # type: ignore[union-attr]
+                source.name,
                 operand,
                 bound[weight.name],
                 weight.name,
-                bias.name if movable else "",
+                movable,
                 transposed,
                 shape,
                 -(-total // batch),

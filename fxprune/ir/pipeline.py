@@ -19,10 +19,17 @@ from .verify import verify
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text."""
+    """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text.
+
+    needs, gives  facts of the program that it reads, and that it leaves known
+    takes         fields that the run fills in when the pass's turn comes: ``data`` (calibration batches), ``reduced``
+                  (the program with its plan's tokens reduced), ``dense`` (multiply-accumulates before slicing); and
+                  those that a pipeline text may leave to the options beside it: ``budget``, ``criterion``
+    """
 
     needs: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = ""
 
     @classmethod
@@ -33,6 +40,12 @@ class Pass(ABC):
     @abstractmethod
     def run(self, program: Program) -> Program:
         """Return a new program; the one given stays as it was."""
+
+    def apply(self, program: Program) -> tuple[Program, Any]:
+        """(a new program, what the pass has to tell of it): the record of what a pass found that is no fact of the
+        program, plain and frozen; None where there is nothing. A pass with a record writes this, and :meth:`run` by it.
+        """
+        return self.run(program), None
 
     def __str__(self) -> str:
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
@@ -61,7 +74,7 @@ class Transform(Pass):
 
 @dataclass(frozen=True)
 class PassResult:
-    """What one pass did, measured by the pipeline and never claimed by the pass."""
+    """What one pass did, measured by the pipeline and never claimed by the pass; ``record`` is what it returned."""
 
     name: str
     text: str
@@ -70,6 +83,7 @@ class PassResult:
     removed: int
     edited: int
     resized: int
+    record: Any = field(default=None, repr=False, compare=False)
 
     @property
     def changed(self) -> bool:
@@ -83,7 +97,6 @@ class Pipeline(Pass):
     passes: tuple[Pass, ...]
     start: tuple[str, ...] = ()
     on_pass: Callable[[Pass, Program], None] | None = field(default=None, repr=False, compare=False)
-    results: list[PassResult] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         have, dropped_by = set(self.start), ""
@@ -99,13 +112,18 @@ class Pipeline(Pass):
             have |= set(p.gives)
 
     def run(self, program: Program) -> Program:
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, tuple[PassResult, ...]]:
+        """(the program behind all passes, what each of them did)."""
+        results = []
         for p in self.passes:
             if self.on_pass is not None:
                 self.on_pass(p, program)
             before, started = snapshot(program), time.perf_counter()
-            after = p.run(program)
+            after, record = p.apply(program)
             seconds = time.perf_counter() - started
-            result = measure(p, before, snapshot(after), seconds)
+            result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
             if result.changed:
                 if not isinstance(p, Transform | Pipeline):
                     raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}", pipeline=str(self))
@@ -116,9 +134,9 @@ class Pipeline(Pass):
                 verify(after, graph_changed=result.changed)
             except InternalError as error:
                 raise InternalError(f"after '{p}': {error.what}", pipeline=str(self)) from error
-            self.results.append(result)
+            results.append(result)
             program = after
-        return program
+        return program, tuple(results)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
@@ -162,4 +180,5 @@ def measure(p: Pass, before: Any, after: Any, seconds: float) -> PassResult:
 
 def describe_results(results: Sequence[PassResult]) -> list[dict[str, Any]]:
     """Pass results as plain data for ``report.json``."""
-    return [{**dataclasses.asdict(r), "seconds": round(r.seconds, 4)} for r in results]
+    names = [f.name for f in dataclasses.fields(PassResult) if f.name != "record"]
+    return [{**{n: getattr(r, n) for n in names}, "seconds": round(r.seconds, 4)} for r in results]

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import OptionError
-from ..target.clock import Clock
-from ..target.latency_table import LatencyTable
 from .limits import Align, aligned_by_measure
-
-if TYPE_CHECKING:
-    pass
-
 
 MISS = 0.05  # of the target: more than that, either way, and the search is repeated
 FILE = "latency.json"
@@ -48,26 +42,7 @@ class LatencyWish:
             )
 
 
-@dataclass
-class Timekeeping:
-    """What is known about latency in one run; ``table`` is the one that the plan follows from."""
-
-    wish: LatencyWish
-    table: LatencyTable | None = None
-    clock: Clock | None = None
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    alignment: dict[str, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> Timekeeping:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.clock is not None:  # its files go
-            self.clock.__exit__()
-            self.clock = None
-
-
-def timekeeping(
+def latency_wish(
     batch: int,
     threads: int,
     table: Any,
@@ -77,16 +52,14 @@ def timekeeping(
     latency_ms: Any,
     blocks: Any,
     seconds: float | None = None,
-) -> Timekeeping:
+) -> LatencyWish:
     """From the options of the API. Raises OptionError where they do not go together."""
     timed = latency is not None or latency_ms is not None
     if blocks is not None and (timed or expect):
         raise OptionError(
-            "zeros inside weights have no latency that can be foretold",
+            "zeros inside weights have no latency that can be predicted",
             where="--latency, --blocks",
             why="the table holds dense layers of fewer rows and columns",
             cure="give --flops",
         )
-    return Timekeeping(
-        LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
-    )
+    return LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)

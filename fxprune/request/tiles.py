@@ -124,7 +124,7 @@ class BlockWish:
 
 
 @dataclass(frozen=True)
-class Request:
+class Slicing:
     """What is left for slicing once tiles have taken their part of the options: a budget, or none of its own."""
 
     flops: Any
@@ -165,9 +165,9 @@ def kinds_and_blocks(
     return rest, f"{TILE}{{slice={math.sqrt(budget.amount):.6g}}}"
 
 
-def divided(
-    blocks: str | None, sparse: str | None, request: Request, data: bool, freeze: Any, plain: bool = False
-) -> tuple[BlockWish | None, Request]:
+def split_request(
+    blocks: str | None, sparse: str | None, request: Slicing, data: bool, freeze: Any, plain: bool = False
+) -> tuple[BlockWish | None, Slicing]:
     """What ``--blocks`` or ``--sparse`` asks for, and what slicing is asked for before it.
 
     With ``--blocks`` the budget is that of both; ``slice=0.7`` says how much of it slicing takes. With ``--sparse`` the

@@ -197,6 +197,31 @@ class Clock:
         return call
 
 
+class SharedClock:
+    """The one clock of a run, made when it is first asked for, so that the dense program is lowered once; a context.
+
+    batch, threads   as :class:`Clock` takes them
+    """
+
+    def __init__(self, batch: int = 1, threads: int = 0) -> None:
+        self.batch, self.threads = batch, threads
+        self.made: Clock | None = None
+
+    def of(self, backend: Backend, dense: Callable[[], Program]) -> Clock:
+        """The clock; ``dense`` is asked for where there is none yet."""
+        if self.made is None:
+            self.made = Clock(backend, dense(), self.batch, self.threads, together=SURELY)
+        return self.made
+
+    def __enter__(self) -> SharedClock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.made is not None:  # its files go
+            self.made.__exit__()
+            self.made = None
+
+
 def reading(dense: list[float], small: list[float]) -> Reading:
     """From the milliseconds of both, round by round.
 

@@ -39,19 +39,20 @@ from ..artifact.manifest import (
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.sources import load_data
-from ..driver.api import Inputs, Model
-from ..driver.apply import PlanLike, applied, read_plan
+from ..driver.api import OF_A_PLAN
+from ..driver.apply import PlanLike, apply_plan, lines_of, read_plan
+from ..driver.finish import finish
 from ..driver.measure_latency import lowerable
-from ..driver.run import Limits as SearchLimits
-from ..driver.run import Work
+from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import FxpruneError, LoadError, LoweringError, MissingDevice, OptionError, VerifyError
 from ..ir.spec import build, parse
 from ..process.environment import environment, versions
-from ..process.events import Event, OnEvent, warn_only
+from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.files import published, sha256_of, write_error
 from ..process.silence import silence
 from ..registry import lookup
 from ..request.latency import LatencyWish
+from ..request.request import Request
 from ..target.backend import Backend
 from ..target.parity import check_parity
 
@@ -111,14 +112,17 @@ def export(
             why="what stays is fitted to what the dense model does on data",
             cure="give both, or neither",
         )
-    work = Work("eager", None, seed, on_event, SearchLimits(align=1, floor=0.0, allow_empty=True))
-    work.open(model, example_inputs, checkpoint, trust_pickle, verify, samples)
-    judge, work.calibration = work.calibration, None  # it judges the result, it is no part of it
+    request = Request(seed=seed, limits=OF_A_PLAN, samples=samples)
+    tell = Transcript(on_event)
+    judged = open_model(
+        request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=verify
+    )
+    judge, calibration = judged.data, None  # it judges the result, it is no part of it
     assert judge is not None
-    assert work.dense is not None
-    assert work.source is not None
     if data is not None:
-        work.calibration = load_data(data, work.source, samples=data_samples, seed=seed)
+        calibration = load_data(data, judged.source, samples=data_samples, seed=seed)
+    opened = replace(judged, data=calibration)
+    dense = opened.dense
     asked = {
         "targets": list(targets),
         "limits": dataclasses.asdict(limits),
@@ -133,26 +137,28 @@ def export(
         repr(sorted(asked.items())),
         plan_hash,
         repr(sorted(versions().items())),
-        fingerprint(work.dense, work.calibration, seed),
+        fingerprint(dense, calibration, seed),
     ]
-    key = fingerprint(work.dense, judge, seed, said)
+    key = fingerprint(dense, judge, seed, said)
     kept = None if force else _unchanged(out, key)
     if kept is not None:
         on_event(Event("note", f"{out} holds the result of this request already and is whole; nothing was done"))
         return _told(kept, junit_file)
-    small = applied(work, chosen, how)
+    with lines_of(chosen):
+        decided = apply_plan(Run.of(request, opened, tell), chosen, how)
+        small = finish(decided)
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
-        evidence = gather(work.dense, small.program, judge, metric)
+        evidence = gather(dense, small.program, judge, metric)
     watch = Stopwatch(
         LatencyWish(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
         "export",
-        None if work.decided is None else lowerable(work.decided),
+        lowerable(decided.unfitted),
     )
     with published(out) as directory:
         entries = {
             folder: _deliver(
-                small, backend, text, directory / folder, evidence, limits, seconds, work.calibration, watch, on_event
+                small, backend, text, directory / folder, evidence, limits, seconds, calibration, watch, on_event
             )
             for folder, (text, backend) in backends.items()
         }
@@ -163,16 +169,16 @@ def export(
             save_file(carried, directory / EVIDENCE)
         manifest = sealed(
             {
-                "name": work.name,
+                "name": opened.name,
                 "status": worst(e["status"] for e in entries.values()),
                 "request": {"sha256": key, **asked},
                 "inputs": {
-                    "model": {**_origin(model), "program_sha256": fingerprint(work.dense, None, 0)},
+                    "model": {**_origin(model), "program_sha256": fingerprint(dense, None, 0)},
                     "plan": {"sha256": plan_hash},
                     "data": {**_origin(judge.origin), "samples": evidence.samples, "labelled": judge.labelled},
                     "calibration": None
-                    if work.calibration is None
-                    else {**_origin(work.calibration.origin), "samples": work.calibration.samples},
+                    if calibration is None
+                    else {**_origin(calibration.origin), "samples": calibration.samples},
                 },
                 "metric": {
                     "name": evidence.metric,

@@ -12,16 +12,17 @@ from ..artifact.delivered import Stopwatch, check_dense
 from ..artifact.files import check_destination
 from ..data.batch import Calibration
 from ..data.sources import load_data
+from ..driver.api import OF_A_PLAN
 from ..driver.measure_latency import lowerable
-from ..driver.run import Work
+from ..driver.run import Run, find_groups, open_model
 from ..errors import OptionError
 from ..intake.load import load as load_model
 from ..ir.cost import CostModel
 from ..ir.program import Program
-from ..process.events import Event, OnEvent, warn_only
+from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.silence import quiet, silence
 from ..request.latency import LatencyWish
-from ..request.limits import Limits
+from ..request.request import Request
 from .bench import inputs_like
 
 MOST_EARLIER = 32
@@ -69,14 +70,16 @@ def lower(
         )
     check_destination(destination)
     wish = LatencyWish(batch, threads, seconds=seconds)
-    work = None
+    run = None
     if against is not None:
-        work = Work("eager", None, int(made.report["seed"]), on_event, Limits(align=1, floor=0.0, allow_empty=True))
+        request = Request(seed=int(made.report["seed"]), limits=OF_A_PLAN)
         inputs = inputs_like(made.program) if example_inputs is None else example_inputs
-        work.open(against, inputs, checkpoint, trust_pickle, None, 0)
+        tell = Transcript(on_event)
+        opened = open_model(request, tell, against, inputs, checkpoint=checkpoint, trust_pickle=trust_pickle)
+        run = Run.of(request, opened, tell)
     if data is not None:
-        backend = backend.with_data(_calibration(made, work, data, samples))
-    dense = None if work is None else _dense(work, made, str(against))
+        backend = backend.with_data(_calibration(made, run, data, samples))
+    dense = None if run is None else _dense(run, made, str(against))
     made.report["earlier"] = _earlier(made, backend.text)
     made.backend = backend
     on_event(Event("stage", f"lower to {backend.text}, verify and save"))
@@ -87,16 +90,16 @@ def lower(
     return made
 
 
-def _calibration(made: Artifact, work: Work | None, data: Any, samples: int) -> Calibration:
+def _calibration(made: Artifact, run: Run | None, data: Any, samples: int) -> Calibration:
     """The data as the pruned program takes its inputs; tokenizer and picture sizes are those of the dense model."""
-    source = load_model(made.program.exported) if work is None or work.source is None else work.source
+    source = load_model(made.program.exported) if run is None else run.opened.source
     return load_data(data, source, samples=samples, seed=int(made.report["seed"]))
 
 
-def _dense(work: Work, made: Artifact, where: str) -> Program:
+def _dense(run: Run, made: Artifact, where: str) -> Program:
     """The dense program as it is lowered. Raises OptionError where the artefact did not come from it."""
     with silence():
-        program = work.groups()
+        program = find_groups(run).program
         check_dense(vars(CostModel(program)()), made.report, where)
         return lowerable(program)
 

@@ -17,17 +17,16 @@ from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import within
 from ..data.sources import load_data
-from ..driver.apply import with_plan
-from ..driver.decide import decide_on, ready, score
+from ..driver.apply import give_plan
+from ..driver.decide import decide_on, prepare, score
 from ..driver.finish import finish
 from ..driver.judge import Judge
-from ..driver.run import Inputs, Model, Work
+from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import BudgetInfeasible, LoadError, OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
 from ..ir.plan import CompressionPlan
-from ..ir.program import Program
 from ..process import jobs
-from ..process.events import Event, OnEvent, warn_only
+from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
@@ -35,6 +34,7 @@ from ..report.render import measure_of
 from ..request.goal import Wish, default_criterion, kinds_and_tokens
 from ..request.limits import FLOOR, Align, Floor, Limits
 from ..request.options import by_option
+from ..request.request import Request
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
@@ -109,10 +109,9 @@ class Sweep:
     point  one ratio as plain data: ratio, cost, figures, drop and artifact (its directory), or ``infeasible``: why not
     """
 
-    work: Work
-    wish: Wish
-    program: Program
-    data: Calibration | None
+    scored: Run
+    goal: Wish
+    held: Calibration
     judge: Judge
     out: Path
     key: str
@@ -123,13 +122,13 @@ class Sweep:
         place = self.out / f"{budget.amount:g}"
         point = self._found(place, budget)
         if point is None:
-            self.work.stage(f"{budget.metric} {budget.amount:g}")
+            self.scored.tell.stage(f"{budget.metric} {budget.amount:g}")
             try:
-                with resumable(place, self.work.on_event):
+                with resumable(place, self.scored.tell.on_event):
                     point = self._made(place, budget)
             except BudgetInfeasible as error:
                 point = {"ratio": budget.amount, "infeasible": str(error)}
-                self.work.warn(f"{budget} is out of reach: {error.why or error.what}")
+                self.scored.tell.warn(f"{budget} is out of reach: {error.why or error.what}")
         self.points.append(point)
         return point
 
@@ -143,28 +142,19 @@ class Sweep:
             point = self._point(place, budget, report)
         except (LoadError, KeyError, TypeError, AttributeError):  # none there, or damaged: it is made again
             return None
-        self.work.on_event(Event("note", f"{budget} was finished before: {place}"))
+        self.scored.tell.on_event(Event("note", f"{budget} was finished before: {place}"))
         return point
 
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
-        work = replace(
-            self.work,
-            out=None,
-            passes=list(self.work.passes),
-            results=list(self.work.results),
-            notes=list(self.work.notes),
-            recovery=None,
-            decided=None,
-            options={**self.work.options, budget.metric: budget.amount},
-        )
-        wish = self.wish.at(budget)
-        program = work.recover(decide_on(work, wish, self.program, self.data), wish)
-        artifact = finish(work, program)
+        request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
+        run = replace(self.scored, request=request, tell=self.scored.tell.branch())
+        goal = self.goal.at(budget)
+        artifact = finish(decide_on(run, goal).recovered(goal.recovery))
         with silence():
             figures = self.judge.of(artifact.program)
         artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
-        work.stage(f"lower to {work.target}, verify and save")
+        run.tell.stage(f"lower to {request.target}, verify and save")
         with silence():
             artifact.save(place)
         return self._point(place, budget, artifact.report)
@@ -207,8 +197,8 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        assert self.wish.budget is not None
-        return self.wish.budget.metric
+        assert self.goal.budget is not None
+        return self.goal.budget.metric
 
 
 def sweep(
@@ -264,7 +254,7 @@ def sweep(
             cure="give --data, with labels if there are any",
         )
     kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    wish = Wish(
+    goal = Wish(
         ratios[0],
         importance or default_criterion(data),
         kinds,
@@ -277,25 +267,21 @@ def sweep(
         wished,
         search,
     )
-    work = Work(
-        target,
-        None,
-        seed,
-        on_event,
-        Limits(align, floor, allow_empty, freeze),
-        options=asked,
-        held_back=float(asked["held-out"]),
-    )
+    limits, held_out = Limits(align, floor, allow_empty, freeze), float(asked["held-out"])
+    request = Request(target, None, seed, limits, goal, samples=samples, held_out=held_out, options=asked)
+    tell = Transcript(on_event)
     with _owned(out), within(memory), resumable(out, on_event):
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        made = _prepared(work, wish, judging, out)
+        opened = open_model(
+            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+        )
+        made = _prepared(Run.of(request, opened, tell), goal, judging, out)
         measured = None
         if sensitive:
             from .sensitivity import sensitivity
 
-            work.stage("measure sensitivity")
+            tell.stage("measure sensitivity")
             with silence():
-                measured = sensitivity(score(work, wish, made.program, made.data), made.judge.batches, wish.group_kinds)
+                measured = sensitivity(made.scored.program, made.judge.batches, goal.group_kinds)
         for budget in ratios:
             made.try_(budget)
         if judging.max_drop is not None:
@@ -328,37 +314,39 @@ def measured_sensitivity(
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
     from .sensitivity import sensitivity
 
-    wish = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
-    work = Work("eager", None, seed, on_event, Limits(align, floor, allow_empty, freeze))
+    goal = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
+    request = Request(seed=seed, limits=Limits(align, floor, allow_empty, freeze), goal=goal, samples=samples)
+    tell = Transcript(on_event)
     with resumable(None, on_event):
-        work.open(model, example_inputs, checkpoint, trust_pickle, data, samples)
-        batches = work.calibration.batches if work.calibration is not None else ()
-        program, used = ready(work, wish)
-        scored = score(work, wish, program, used)
-        work.stage("measure sensitivity")
+        opened = open_model(
+            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+        )
+        batches = opened.data.batches if opened.data is not None else ()
+        scored = score(prepare(Run.of(request, opened, tell), goal), goal)
+        tell.stage("measure sensitivity")
         with silence():
-            found = sensitivity(scored, batches, wish.group_kinds, shares)
-    return {"name": work.name, "importance": str(wish.made), **found}
+            found = sensitivity(scored.program, batches, goal.group_kinds, shares)
+    return {"name": opened.name, "importance": str(goal.made), **found}
 
 
-def _prepared(work: Work, wish: Wish, judging: Judging, out: Path) -> Sweep:
+def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
+    held, request = run.opened.held, run.request
     if judging.data is not None:
-        assert work.source is not None
-        work.held = load_data(judging.data, work.source, samples=judging.samples, seed=work.seed)
-    assert work.held is not None
-    program, data = ready(work, wish)
-    about = [str(wish.made), repr(replace(wish, budget=None)), repr(judging.data), work.target, repr(work.limits)]
-    jobs.identify(lambda: fingerprint(program, data, work.seed, about))
-    key = fingerprint(program, data, work.seed, [*about, _held(work.held)])
-    scored = score(work, wish, program, data)
+        held = load_data(judging.data, run.opened.source, samples=judging.samples, seed=run.seed)
+    assert held is not None
+    run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
+    about = [str(goal.made), repr(replace(goal, budget=None)), repr(judging.data), request.target, repr(request.limits)]
+    jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
+    key = fingerprint(run.program, run.data, run.seed, [*about, _held(held)])
+    scored = score(run, goal)
     with silence():
-        judge = Judge(scored, work.held.batches)
+        judge = Judge(scored.program, held.batches)
     if judge.samples < 100:
-        work.warn(
+        run.tell.warn(
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
             "measure; give more --samples, or --judge"
         )
-    return Sweep(work, wish, scored, data, judge, out, key)
+    return Sweep(scored, goal, held, judge, out, key)
 
 
 def _held(data: Calibration) -> str:
@@ -385,34 +373,25 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
     folders = [p["artifact"] for p in made.points if "artifact" in p]
     if not folders:
         return []
-    made.work.stage("measure latency of all")
+    made.scored.tell.stage("measure latency of all")
     dense = made.out / DENSE
     if not _same(dense, made.key):
-        work = replace(
-            made.work,
-            out=None,
-            passes=list(made.work.passes),
-            results=list(made.work.results),
-            notes=[],
-            recovery=None,
-            decided=None,
-            budget=None,
-            calibration=None,
-            held=None,
-            options={},
-        )
+        scored = made.scored
+        request = replace(scored.request, options={})
+        opened = replace(scored.opened, data=None, held=None)
+        run = replace(scored, request=request, opened=opened, data=None, tell=Transcript(scored.tell.on_event))
         with silence():
-            artifact = finish(work, with_plan(work, made.program.but(tokens=None), CompressionPlan()))
+            artifact = finish(give_plan(run.but(tokens=None), CompressionPlan()))
             artifact.report["sweep"] = {"key": made.key}
             artifact.save(dense)
-    opened = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
-    runners = {name: (a.program, runner_of(a)) for name, a in opened.items()}
+    read = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
+    runners = {name: (a.program, runner_of(a)) for name, a in read.items()}
     rows, told = [], {name: list[dict[str, Any]]() for name in folders}
     for batch in timing.batches:
         calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
         samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
         for name in folders:
-            macs = opened[name].report["cost"]["ratio"]["flops"]
+            macs = read[name].report["cost"]["ratio"]["flops"]
             told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
         rows.append(
             {
@@ -427,7 +406,7 @@ def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
             }
         )
     for name in folders:
-        record(made.out / name, told[name], opened[name].backend, opened[name].program)
+        record(made.out / name, told[name], read[name].backend, read[name].program)
     return rows
 
 
@@ -442,20 +421,18 @@ def _same(place: Path, key: str) -> bool:
 def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measured: Any) -> dict[str, Any]:
     from ..process.environment import environment
 
-    dense = CostModel(made.program)()
+    dense = CostModel(made.scored.program)()
     chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
     figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
-    judged = made.work.held
-    assert judged is not None
     return {
         "fxprune_sweep": VERSION,
-        "name": made.work.name,
-        "target": made.work.target,
+        "name": made.scored.opened.name,
+        "target": made.scored.request.target,
         "metric": made.metric,
         "measure": measure_of(figures),
         "dense": {"cost": vars(dense), "value": made.dense_value},
         "judged": {
-            "origin": judged.origin,
+            "origin": made.held.origin,
             "samples": made.judge.samples,
             "resolution": 1 / max(made.judge.samples, 1),
         },
@@ -465,11 +442,11 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
         "latency": timings,
         "environment": environment(),
         "sensitivity": measured,
-        "importance": str(made.wish.made),
-        "recover": made.wish.recover,
-        "seed": made.work.seed,
+        "importance": str(made.goal.made),
+        "recover": made.goal.recover,
+        "seed": made.scored.seed,
         "counted": COUNTED,
-        "notes": list(dict.fromkeys(made.work.notes)),
+        "notes": list(dict.fromkeys(made.scored.tell.notes)),
     }
 
 

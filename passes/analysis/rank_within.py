@@ -37,6 +37,7 @@ class RankWithin(Analysis):
     Law     the counts of a search do not change
     """
 
+    takes = ("data",)
     needs = ("axes", "groups", "scores")
     gives = ("scores",)
 

@@ -25,6 +25,7 @@ class RefineScores(Analysis):
     Errors   OptionError for an unknown name or missing data
     """
 
+    takes = ("criterion", "data")
     needs = ("axes", "groups", "scores", "plan")
     gives = ("scores",)
 

@@ -37,6 +37,7 @@ class ScoreGroups(Analysis):
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
     """
 
+    takes = ("criterion", "data")
     needs = ("axes", "groups")
     gives = ("scores",)
 

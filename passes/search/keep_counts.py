@@ -26,6 +26,7 @@ class KeepCounts(Search):
              off its multiples
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("budget",)
     needs: ClassVar[tuple[str, ...]] = ("groups", "scores")
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 

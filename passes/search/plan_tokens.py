@@ -28,6 +28,7 @@ class PlanTokens(Search):
     go at once.
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("budget",)
     needs: ClassVar[tuple[str, ...]] = ("tokens",)
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 

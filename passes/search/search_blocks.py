@@ -38,6 +38,7 @@ class SearchBlocks(Search):
     Errors   OptionError, NothingToPrune, BudgetInfeasible with the range that is reachable
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("budget", "dense")
     needs: ClassVar[tuple[str, ...]] = ("axes", "groups", "scores")
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 

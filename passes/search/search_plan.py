@@ -53,6 +53,7 @@ class SearchPlan(Search):
              far as the method says so); the same scores give the same plan
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("budget", "reduced")
     needs: ClassVar[tuple[str, ...]] = ("axes", "groups", "scores")
     gives: ClassVar[tuple[str, ...]] = ("plan",)
 

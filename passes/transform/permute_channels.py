@@ -28,7 +28,6 @@ class PermuteChannels(Transform):
              made where it gains
 
     orders    weight that reads neurons -> their order, from a plan: nothing is searched then
-    results   what was done, in that form, is appended
 
     Needs ``axes`` and ``groups`` of slicing (``FindGroups``). Law: the kept magnitude of no layer falls; same seed,
     same order.
@@ -41,13 +40,16 @@ class PermuteChannels(Transform):
     rounds: int = 50
     seed: int = 0
     orders: Mapping[str, Sequence[int]] | None = field(default=None, repr=False)
-    results: list[dict[str, tuple[int, ...]]] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise OptionError("at least one round of exchanges is needed", where=f"rounds={self.rounds}")
 
     def run(self, program: Program) -> Program:
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, dict[str, tuple[int, ...]]]:
+        """(the permuted program, the order of every weight that reads neurons: what ``orders`` takes)."""
         sides = _neurons(program)
         found: dict[Axis, Tensor] = {}
         if self.orders is not None:
@@ -66,9 +68,9 @@ class PermuteChannels(Transform):
                 weights = [m.matrix(program.tensors[m.parameter].detach()).float().abs() for m in readers]
                 found[axis] = exchanged(torch.cat(weights), self.rounds, self.seed)
         if not found:
-            return program
-        self.results.append({m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]})
-        return program.without_facts(exported=with_parameters(program, _permuted(program, found)))
+            return program, {}
+        orders = {m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]}
+        return program.without_facts(exported=with_parameters(program, _permuted(program, found))), orders
 
 
 def _neurons(program: Program) -> dict[Axis, list[Matrix]]:

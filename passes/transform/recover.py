@@ -64,9 +64,8 @@ class Recover(Transform):
     steps, lr of ``tune``
     reduced   the program with its plan's tokens reduced, its axes and groups: what is then cut and fitted, to the dense
               one with the same tokens merged (see ``Lockstep``). Weights then make up for merged tokens, too
-    results   one :class:`Recovery` per run is appended
-    verdicts  what ``auto`` and ``tune`` found of the closed forms; another run that shares the list, on the same
-              program object and data, does not look for it again
+    verdict   what ``auto`` and ``tune`` find of the closed forms, from :meth:`judge`: on the same program object and
+              data it is not looked for again
 
     On MiniLM and STS-B at 0.3 of the MACs refitting layers whose own axes are whole (the last layer's attention) is
     worth 0.1 to 0.2 points over refitting only those that make a cut axis.
@@ -85,6 +84,7 @@ class Recover(Transform):
             with residual targets: K-prune, arXiv:2308.03449; bias: FLAP, arXiv:2312.11983; scales: arXiv:2204.09656
     """
 
+    takes = ("data", "reduced")
     needs = ("axes", "groups", "plan")
     gives = ("axes", "groups", "plan", "tokens")
 
@@ -100,8 +100,7 @@ class Recover(Transform):
     seed: int = 0
     data: Calibration | None = field(default=None, repr=False)
     reduced: Program | None = field(default=None, repr=False, compare=False)
-    results: list[Recovery] = field(default_factory=list, repr=False, compare=False)
-    verdicts: list[Verdict] = field(default_factory=list, repr=False, compare=False)
+    verdict: Verdict | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -124,11 +123,15 @@ class Recover(Transform):
             )
 
     def run(self, program: Program) -> Program:
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, Recovery | None]:
+        """(the program with fitted weights, what was fitted and its worth; None where the plan cuts nothing)."""
         plan = program.need("plan")
         plan.check(program.group_by_name)
         keep, merging = _keep(program, plan), plan.tokens is not None and not plan.tokens.empty
         if self.method == "none" or not (keep or merging):
-            return program
+            return program, None
         if self.data is None or not self.data.batches:
             raise OptionError(
                 "recovery needs data",
@@ -136,31 +139,21 @@ class Recover(Transform):
                 why="it fits what stays to what the dense model does on calibration inputs",
                 cure="give --data, or --recover none",
             )
-        data, base = that_fit(program, self.data), program
-        if merging:
-            if self.reduced is None:
-                raise InternalError("a plan that reduces tokens is recovered on the reduced program")
-            base = self.reduced
-        pruned = base.without_facts(exported=resize(base, _keep(base, plan), self.slug()))
-        form = ClosedForm(
-            self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond, self.readout
-        )
+        data, pruned = that_fit(program, self.data), self._pruned(program)
         if self.method in ("auto", "tune"):
-            tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
-            guard = Guard(form, self.held_out, self.seed, tuner)
-            known = [v for v in self.verdicts if guard.holds(v, program, data)]
-            verdict = known[0] if known else guard.judge(program, pruned, keep, data)
-            self.verdicts[:] = [verdict]
+            guard, verdict = self._guard, self.verdict
+            if verdict is None or not guard.holds(verdict, program, data):
+                verdict = guard.judge(program, pruned, keep, data)
             found = guard.finish(verdict, program, pruned, keep, data)
         else:
-            found = form.fit(program, pruned, keep, data.batches)
-        self.results.append(replace(found.recovery, asked=self.method))
+            found = self._form.fit(program, pruned, keep, data.batches)
+        record = replace(found.recovery, asked=self.method)
         notes = (*program.notes, str(found.recovery))
         if not found.tensors:
-            return program.but(notes=notes)
+            return program.but(notes=notes), record
         exported = written_back(program, keep, found.tensors)
         tokens = None if program.tokens is None else replace(program.tokens)
-        return program.but(
+        fitted = program.but(
             exported=exported,
             scores=None,
             axes=replace(program.need("axes")),
@@ -169,6 +162,33 @@ class Recover(Transform):
             tokens=tokens,
             notes=notes,
         )
+        return fitted, record
+
+    def judge(self, program: Program) -> Verdict:
+        """What ``auto`` and ``tune`` find of the closed forms on the data: given as ``verdict``, they need not look."""
+        assert self.data is not None
+        keep = _keep(program, program.need("plan"))
+        return self._guard.judge(program, self._pruned(program), keep, that_fit(program, self.data))
+
+    @property
+    def _form(self) -> ClosedForm:
+        return ClosedForm(
+            self.method, self.rel, self.refit_rel, self.rel is None, self.solver, self.beyond, self.readout
+        )
+
+    @property
+    def _guard(self) -> Guard:
+        tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
+        return Guard(self._form, self.held_out, self.seed, tuner)
+
+    def _pruned(self, program: Program) -> Program:
+        """What the plan leaves, before anything is fitted."""
+        plan, base = program.need("plan"), program
+        if plan.tokens is not None and not plan.tokens.empty:
+            if self.reduced is None:
+                raise InternalError("a plan that reduces tokens is recovered on the reduced program")
+            base = self.reduced
+        return base.without_facts(exported=resize(base, _keep(base, plan), self.slug()))
 
 
 def _keep(program: Program, plan: CompressionPlan) -> dict[Axis, Tensor]:

@@ -40,13 +40,13 @@ class RecoverBlocks(Transform):
              ``obs``    y: the layer's dense output, rows alike: what block OBS's updates of all tiles amount to
              ``auto``   ridge, obs or none: the best agreement with the dense outputs on held-out samples
     rel      ridge strength; by default 0.3 (obs: 0.01), 5 below 50 samples
-    results  one record per run is appended
 
     Law      error after <= before at every layer on the fit samples; what is zeroed later has no influence
     Cost     one run of each graph per candidate, k^3 / 3 per row of tiles that reads k inputs; memory 8 in^2 bytes
     Source   methods 8.1, 9.6; joint and sequential OBS updates agree
     """
 
+    takes: ClassVar[tuple[str, ...]] = ("data",)
     needs: ClassVar[tuple[str, ...]] = ("axes", "groups", "plan")
     gives: ClassVar[tuple[str, ...]] = ("axes", "groups", "plan")
 
@@ -55,7 +55,6 @@ class RecoverBlocks(Transform):
     held_out: float = 0.2
     seed: int = 0
     data: Calibration | None = field(default=None, repr=False)
-    results: list[Recovery] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -68,10 +67,14 @@ class RecoverBlocks(Transform):
             raise OptionError("held_out is a share between 0 and 1", where=f"held_out={self.held_out}")
 
     def run(self, program: Program) -> Program:
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, Recovery | None]:
+        """(the program with fitted weights, what was fitted and what it was worth; None where nothing is zeroed)."""
         plan = program.need("plan")
         layers = list(sparse_layers(program, plan.blocks))
         if self.method == "none" or not layers:
-            return program
+            return program, None
         if self.data is None or not self.data.batches:
             raise OptionError(
                 "recovery needs data",
@@ -95,17 +98,16 @@ class RecoverBlocks(Transform):
                 held_out=record.held_out,
             )
         record = replace(record, chosen=record.method)
-        self.results.append(record)
         notes = (*program.notes, f"tiles: {record}")
         if not tensors:
-            return program.but(notes=notes)
+            return program.but(notes=notes), record
         bound, whole = program.tensor_of_placeholder, program.tensors
         new = {}
         for placeholder, tensor in tensors.items():
             name = bound[placeholder]
             new[name] = tensor.where(masks[name], whole[name].to(tensor)) if name in masks else tensor
         exported = with_parameters(program, new)
-        return program.but(
+        fitted = program.but(
             exported=exported,
             scores=None,
             axes=replace(program.need("axes")),
@@ -113,6 +115,7 @@ class RecoverBlocks(Transform):
             plan=replace(plan),
             notes=notes,
         )
+        return fitted, record
 
     def _form(self, method: str, samples: int) -> TileForm:
         usual = STRONG if samples < FEW else 0.3 if method == "ridge" else 0.01

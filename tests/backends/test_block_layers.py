@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import laws
 import pytest
 import torch
+from support import laws
 
 from fxprune.backends.onnx.block_ell import UseBlockEll
 from fxprune.backends.triton.legalize import UseKernels

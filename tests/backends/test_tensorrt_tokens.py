@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from token_models import TokenViT, analysed, planned, scrambled
+from support.token_models import TokenViT, analysed, planned, scrambled
 
 import fxprune
 from fxprune.backends.onnx.backend import OnnxBackend

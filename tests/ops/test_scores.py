@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from token_laws import Deployed, assert_counted, assert_registered, call, other_batch
+from support.token_laws import Deployed, assert_counted, assert_registered, call, other_batch
 from torch import Tensor
 
 from fxprune.ops.scores import KINDS, attention_map, token_score

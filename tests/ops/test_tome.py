@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from token_laws import (
+from support.token_laws import (
     Deployed,
     Layout,
     Results,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import analysed
-from timing import made_up
+from support.laws import analysed
+from support.timing import made_up
 
 from fxprune.errors import BudgetInfeasible, OptionError
 from fxprune.ir.cost import Budget, CostModel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import tiled
 import torch
+from support import tiled
 
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
 from fxprune.ir.cost import Budget, CostModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from token_models import TokenViT, scrambled
+from support.token_models import TokenViT, scrambled
 from torch import nn
 
 from fxprune.errors import InternalError, OptionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from token_models import TokenViT, analysed, scrambled
+from support.token_models import TokenViT, analysed, scrambled
 
 from fxprune.ir.axis import Axis
 from fxprune.ir.cost import CostModel

@@ -1,4 +1,8 @@
-"""What every benchmark writes beside its figures, and how it reads this process's memory."""
+"""What every benchmark writes beside its figures, how results are written and read, and this process's memory.
+
+A results file is JSON in which a record takes one line: of a list of records, ``{"fields": [..], "records": [[..],
+..]}``, the names are written once. Floats have six digits.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import os
 import re
 import resource
 import subprocess
+import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ import fxprune
 from fxprune.process.environment import environment
 
 MIB = 2**20
+DIGITS = 6  # of floats in results
 
 
 def header(script: str) -> dict[str, Any]:
@@ -54,10 +61,75 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if edits.stdout.strip() else "")
 
 
+def command(name: str) -> list[str]:
+    """How a benchmark starts a process of its own kind."""
+    return [sys.executable, str(Path(__file__).resolve().with_name(f"{name}.py"))]
+
+
 def write(path: Path, script: str, **figures: Any) -> None:
-    """Header and figures as JSON."""
+    """Header and figures as a results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**header(script), **figures}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(text_of({**header(script), **figures}), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a results file holds, records as they were written but for fields that had no value (None)."""
+    return {name: _opened(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def text_of(content: Mapping[str, Any]) -> str:
+    """A results file: one line for a record, for an innermost mapping, and for whatever else there is.
+
+    >>> print(text_of({"seeds": [0], "measured": [{"row": "l2", "figure": 0.12345678}, {"row": "obs", "why": "no"}]}))
+    {
+    "seeds":[0],
+    "measured":{"fields":["row","figure","why"],"records":[
+    ["l2",0.123457],
+    ["obs",null,"no"]
+    ]}
+    }
+    <BLANKLINE>
+    """
+    return f"{_lines(content, open_up=True)}\n"
+
+
+def _lines(value: Any, open_up: bool = False) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        fields = list(dict.fromkeys(name for one in value for name, held in one.items() if held is not None))
+        lines = [_line(_without_end([one.get(name) for name in fields])) for one in value]
+        return f'{{"fields":{_line(fields)},"records":[\n' + ",\n".join(lines) + "\n]}"
+    if isinstance(value, Mapping) and value and (open_up or all(isinstance(one, dict) for one in value.values())):
+        lines = [f"{_line(str(name))}:{_lines(one)}" for name, one in value.items()]
+        return "{\n" + ",\n".join(lines) + "\n}"
+    return _line(value)
+
+
+def _without_end(values: list[Any]) -> list[Any]:
+    """The values up to the last that is there."""
+    while values and values[-1] is None:
+        values.pop()
+    return values
+
+
+def _line(value: Any) -> str:
+    return json.dumps(_rounded(value), separators=(",", ":"), ensure_ascii=False)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with as many digits as a measurement can bear."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(one) for name, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _opened(value: Any) -> Any:
+    """Records of a table."""
+    if not isinstance(value, dict) or set(value) != {"fields", "records"}:
+        return value
+    pairs = (zip(value["fields"], record, strict=False) for record in value["records"])
+    return [{name: held for name, held in record if held is not None} for record in pairs]
 
 
 def peak_memory() -> int:

@@ -40,7 +40,7 @@ def page(topic: str) -> str:
     if topic not in TOPICS:
         raise OptionError(f"there is no page about '{topic}'", where=f"help {topic}", cure=nearest(topic, TOPICS))
     if topic == "changelog":
-        return (Path(__file__).resolve().parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+        return (Path(__file__).resolve().parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
     module = importlib.import_module(f"{__name__}.{topic.replace('-', '_')}")
     text = inspect.cleandoc(module.__doc__ or "") + "\n"
     return text.replace("{targets}", _targets()) if topic == "targets" else text

@@ -18,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import zoo
-from token_models import TokenViT, analysed, planned, scrambled
+from support import zoo
+from support.token_models import TokenViT, analysed, planned, scrambled
 from torch import Tensor, nn
 
 torch.set_num_threads(1)

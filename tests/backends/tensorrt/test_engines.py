@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from support import zoo
 
 from fxprune import registry
 from fxprune.errors import OptionError

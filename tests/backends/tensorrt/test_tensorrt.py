@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from support import zoo
 from torch import Tensor, nn
 
 from fxprune import registry

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiled
 import torch
+from support import tiled
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-import brute
 import pytest
 import torch
-import zoo
+from support import brute, zoo
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import blocks
 import pytest
-import tiled
 import torch
-import zoo
+from support import blocks, tiled, zoo
 from torch import nn
 
 from fxprune.errors import OptionError

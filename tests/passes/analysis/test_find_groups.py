@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 import torch
-import zoo
-from laws import analysed
+from support import zoo
+from support.laws import analysed
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError

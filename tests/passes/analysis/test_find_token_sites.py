@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from token_models import TokenViT, analysed, scrambled
+from support.token_models import TokenViT, analysed, scrambled
 from torch import Tensor, nn
 
 from fxprune.ir.cost import CostModel

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiled
 import torch
+from support import tiled
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -253,7 +253,7 @@ def test_single_weights_can_be_scored_for_two_of_four(criterion: str) -> None:
 
 
 def test_criteria_of_tiles_refuse_heads_and_lsp_refuses_single_weights() -> None:
-    from recovering import analysed
+    from support.recovering import analysed
 
     given = tiled.data(1)
     with pytest.raises(OptionError, match="--blocks 32x32"):

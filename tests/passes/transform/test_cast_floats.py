@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
+from support import zoo
 from torch import Tensor, nn
 
 from fxprune.errors import OptionError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from laws import counted_macs
-from token_models import TokenViT, analysed, planned, scrambled
+from support.laws import counted_macs
+from support.token_models import TokenViT, analysed, planned, scrambled
 from torch import Tensor
 
 from fxprune.backends.eager.backend import EagerBackend

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import blocks
 import pytest
-import recovering
-import tiled
 import torch
+from support import blocks, recovering, tiled
 
 from fxprune.errors import OptionError
 from fxprune.ir.pipeline import Pipeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-import zoo
-from laws import ALL_KINDS, inputs, random_plan, sliced, sliced_equals_masked
+from support import zoo
+from support.laws import ALL_KINDS, inputs, random_plan, sliced, sliced_equals_masked
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import laws
 import pytest
 import torch
-import zoo
-from blocks import Encoder, Parallel, ResidualConvolutions
-from recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
+from support import laws, zoo
+from support.blocks import Encoder, Parallel, ResidualConvolutions
+from support.recovering import analysed, flat, floats, laws_hold, planned, recovered, sites_of, texts
 from torch.fx import Interpreter, Node
 
 from fxprune.cli.demo import Digits, DigitsViT

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import recovering
-import tiled
 import torch
-from blocks import Encoder
+from support import recovering, tiled
+from support.blocks import Encoder
 
 from fxprune.cli.demo import Digits, DigitsViT
 from fxprune.errors import OptionError
@@ -23,7 +22,8 @@ from fxprune.testing import run_flat
 
 def recovered(program: Program, given: Any, method: str = "ridge", **options: Any) -> tuple[Program, Any]:
     one = RecoverBlocks(method, data=given, **options)
-    return Pipeline((one,), start=tiled.START).run(program), (one.results or [None])[0]
+    after, (result,) = Pipeline((one,), start=tiled.START).apply(program)
+    return after, result.record
 
 
 @pytest.mark.parametrize("pattern", ["4x3", "2:4"])

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from blocks import Encoder, ResidualConvolutions
-from recovering import START, analysed, floats, planned, recovered, texts
+from support.blocks import Encoder, ResidualConvolutions
+from support.recovering import START, analysed, floats, planned, recovered, texts
 from torch import Tensor, nn
 
 from fxprune.cli.demo import Digits, DigitsViT
@@ -19,9 +19,8 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.recover import Recover
 from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pooled, spearman
-from fxprune.passes.transform.recovery.choose import Verdict, split, split_in_folds
+from fxprune.passes.transform.recovery.choose import split, split_in_folds
 from fxprune.passes.transform.recovery.closed_form import ClosedForm
-from fxprune.passes.transform.recovery.record import Recovery
 from fxprune.passes.transform.recovery.views import noisy, view
 from fxprune.passes.transform.resize import resize
 from fxprune.passes.transform.slice_axes import SliceAxes
@@ -290,18 +289,17 @@ def test_auto_and_tune_share_what_they_have_in_common(monkeypatch: pytest.Monkey
 
     def record(one: Recover, of: Program = here) -> tuple[object, int]:
         fits.clear()
-        Pipeline((replace(one, results=(found := list[Recovery]())),), start=START).run(of)
-        return found[0].record(), len(fits)
+        _, (result,) = Pipeline((one,), start=START).apply(of)
+        return result.record.record(), len(fits)
 
-    auto, tune = (Recover(method=how, data=data, verdicts=[], steps=4) for how in ("auto", "tune"))
-    alone = [record(one)[0] for one in (auto, tune)]
-    shared: list[Verdict] = []
-    auto, tune = (replace(one, verdicts=shared) for one in (auto, tune))
-    first, many = record(auto)
-    second, few = record(tune)
-    assert [first, second] == alone
-    assert many >= 3, "bias, ridge, refit, and the winner again"
-    assert few <= 1
+    auto, tune = (Recover(method=how, data=data, steps=4) for how in ("auto", "tune"))
+    alone, many = zip(*(record(one) for one in (auto, tune)), strict=True)
+    assert min(many) >= 3, "bias, ridge, refit, and the winner again"
+    verdict = auto.judge(here)
+    auto, tune = (replace(one, verdict=verdict) for one in (auto, tune))
+    shared, few = zip(*(record(one) for one in (auto, tune)), strict=True)
+    assert shared == alone
+    assert max(few) <= 1
     assert record(replace(auto, seed=1))[1] >= 3, "another seed has other noisy copies"
     assert record(replace(auto, data=Calibration(data.batches, "the same")))[1] >= 3
     assert record(auto, planned(program, 0.4))[1] >= 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from recovering import moments, rows
+from support.recovering import moments, rows
 
 from fxprune.passes.transform.recovery.closed_form import bounded_ridge
 from fxprune.passes.transform.recovery.moments import Moments

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Encoder
-from recovering import analysed, planned, texts
+from support.blocks import Encoder
+from support.recovering import analysed, planned, texts
 from torch import Tensor
 
 from fxprune.passes.transform.recovery.closed_form import ClosedForm

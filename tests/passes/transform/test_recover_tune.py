@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Encoder, Tied
-from recovering import analysed, flat, laws_hold, planned, recovered, texts
+from support.blocks import Encoder, Tied
+from support.recovering import analysed, flat, laws_hold, planned, recovered, texts
 from torch import nn
 
 from fxprune.cli.demo import Digits, DigitsViT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws import ALL_KINDS, analysed, inputs, random_plan, sliced
+from support.laws import ALL_KINDS, analysed, inputs, random_plan, sliced
 from torch import Tensor, nn
 from torch.fx import Node
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiled
 import torch
-from blocks import TransposedWeights
-from recovering import floats
+from support import tiled
+from support.blocks import TransposedWeights
+from support.recovering import floats
 
 from fxprune.errors import PlanError
 from fxprune.ir.linear_layers import live_tiles

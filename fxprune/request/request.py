@@ -1,0 +1,60 @@
+"""``Request``: what one run is to make, as it was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .. import registry
+from ..errors import OptionError
+from ..target.backend import Backend
+from .goal import Wish
+from .latency import LatencyWish
+from .limits import Limits
+from .tiles import BlockWish
+
+if TYPE_CHECKING:
+    from ..passes.analysis.find_groups import FindGroups
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one run is to make. What is wrong with it is an OptionError here: it must not cost a minute of scoring.
+
+    goal      what a search is to reach; None where nothing is searched: tiles alone, or a plan that is given
+    tiles     zero tiles inside weights, after slicing
+    latency   how time is measured, and what for
+    samples   of calibration data, drawn or made up
+    held_out  the share of the data that nothing is decided or fitted on, where it was asked for
+    options   what the caller asked for, by option: the report's ``options``
+    """
+
+    target: str = "eager"
+    out: str | os.PathLike[str] | None = None
+    seed: int = 0
+    limits: Limits = field(default_factory=Limits)
+    goal: Wish | None = None
+    tiles: BlockWish | None = None
+    latency: LatencyWish = field(default_factory=LatencyWish)
+    samples: int = 128
+    held_out: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
+        self.find_groups  # noqa: B018  makes the backend, and reads the limits
+
+    @cached_property
+    def backend(self) -> Backend:
+        """The target itself."""
+        table = self.tiles.tiling.table if self.tiles is not None else ""
+        return registry.target(self.target, **({"table": table} if table else {}))
+
+    @cached_property
+    def find_groups(self) -> FindGroups:
+        """The pass that knows the limits."""
+        return self.limits.find_groups(self.backend.granularity)

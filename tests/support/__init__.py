@@ -1,0 +1,1 @@
+"""What tests share: models, laws, and ways to run them."""

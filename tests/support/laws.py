@@ -1,0 +1,208 @@
+"""The laws that every model, pass and backend keeps. Each is a function that raises AssertionError when broken.
+
+A new pass or backend joins by one line in the parameter lists of ``test_laws.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxprune.errors import BudgetInfeasible
+from fxprune.intake.capture import capture
+from fxprune.ir.axis import leaves
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.group import DEFAULT_KINDS, Kind
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
+from fxprune.ir.program import Program
+from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.search.search_plan import SearchPlan
+from fxprune.passes.transform.clean import Clean
+from fxprune.passes.transform.fold_indices import FoldIndices
+from fxprune.passes.transform.fold_weights import FoldWeights
+from fxprune.passes.transform.inline import Inline
+from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.passes.transform.unfuse import Unfuse
+from fxprune.passes.transform.unshare import Unshare
+from fxprune.process.silence import quiet
+from fxprune.testing import masked_run, relative_error, run_flat
+from support import zoo
+
+TOLERANCE = 1e-4  # relative, fp32
+ALL_KINDS = tuple(Kind)
+Flat = list[Any]
+
+
+@functools.lru_cache(maxsize=4)
+def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
+    """A zoo model, captured, cleaned, with axes and groups."""
+    module, args, kwargs = zoo.build(name, seed)
+    return analysed_of(module, args, kwargs, unfuse, name)
+
+
+def analysed_of(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, unfuse: bool = False, name: str = ""
+) -> Program:
+    """The same for any module."""
+    prepare = (Clean(), Inline(), FoldWeights(), *([Unfuse()] if unfuse else []))
+    before = (*prepare, PropagateAxes(), FindGroups(), Unshare())
+    program = Pipeline(before).run(capture(module, args, kwargs or {}, name=name or type(module).__name__))
+    return Pipeline((PropagateAxes(), FindGroups())).run(program)
+
+
+def inputs(program: Program, batch: int) -> Flat:
+    """User inputs of the captured kind; another batch size and length where the graph leaves them open."""
+    args, kwargs = program.example_inputs
+    fixed = any("batch size fixed" in note for note in program.notes)
+    length = None if fixed or any("sequence length fixed" in note for note in program.notes) else 9 - batch
+    return program.flatten(*zoo.other_inputs(args, kwargs, 2 if fixed else batch, length))
+
+
+def random_plan(program: Program, kinds: Sequence[Kind], share: float, seed: int) -> CompressionPlan:
+    """Random elements of every prunable group of ``kinds``."""
+    generator = torch.Generator().manual_seed(seed)
+    choices = {}
+    for group in program.need("groups"):
+        if group.prunable and group.kind in kinds:
+            count = max(1, round(group.size * share))
+            keep = torch.randperm(group.size, generator=generator)[:count].sort().values
+            choices[group.name] = Choice(str(group.kind), group.size, tuple(keep.tolist()))
+    return CompressionPlan(choices)
+
+
+def sliced(program: Program, plan: CompressionPlan) -> Program:
+    passes = (SliceAxes(), FoldIndices())
+    return Pipeline(passes, start=("axes", "groups", "plan")).run(program.but(plan=plan))
+
+
+def searched(program: Program, budget: Budget, seed: int = 0, kinds: Sequence[Kind] = DEFAULT_KINDS) -> Program:
+    """The program with a plan within ``budget`` from random scores. Raises BudgetInfeasible."""
+    passes = (ScoreGroups(criterion="random", seed=seed), SearchPlan(budget, kinds=tuple(kinds)))
+    return Pipeline(passes, start=("axes", "groups")).run(program)
+
+
+# ---------------------------------------------------------------- the laws
+
+
+def sliced_equals_masked(program: Program, plan: CompressionPlan, result: Program) -> None:
+    """The sliced graph computes what the dense one computes with the removed elements masked, at two batch sizes."""
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        dense, want, got = run_flat(program, flat), masked_run(program, plan, flat), run_flat(result, flat)
+        assert relative_error(got, want) <= TOLERANCE
+        if not plan.empty:
+            assert relative_error(dense, want) > 10 * TOLERANCE, "the plan changed nothing: the law would be vacuous"
+
+
+def counted_macs(program: Program) -> float:
+    """MACs of one sample at the example's other sizes, counted by torch while the graph runs.
+
+    From two batch sizes where the batch is open, as the slope: a part that does not depend on the batch (a bias
+    network, a second tower's constants) counts once.
+    """
+
+    def macs(batch: int) -> float:
+        args, kwargs = program.example_inputs
+        flat = program.flatten(*zoo.other_inputs(args, kwargs, batch))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run_flat(program, flat)
+        return counter.get_total_flops() / 2
+
+    fixed = any("batch size fixed" in note for note in program.notes)
+    return macs(2) if fixed else macs(1)
+
+
+def cost_is_counted(program: Program, plan: CompressionPlan, result: Program) -> None:
+    """Predicted cost = cost of the re-analysed result = what torch counts when it runs."""
+    model = CostModel(program)
+    kept = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+    predicted = model(kept)
+    again = CostModel(Pipeline((PropagateAxes(), FindGroups())).run(result))()
+    assert (predicted.flops, predicted.params) == (again.flops, again.params)
+    assert abs(counted_macs(result) - predicted.flops) <= 1e-6 * predicted.flops
+
+
+def budget_is_met(program: Program, budget: Budget, planned: Program) -> None:
+    """Never above; within 2 % of the dense cost below, or no aligned element would still fit."""
+    model, plan = CostModel(program), planned.need("plan")
+    dense, limit = model().metric(budget.metric), budget.limit(model())
+    counts = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+    cost = model(counts).metric(budget.metric)
+    assert cost <= limit
+    if limit - cost <= 0.02 * dense:
+        return
+    for group in program.need("groups"):
+        if group.name in plan.choices:
+            bigger = [n for n in group.levels() if n > counts[group.axis]]
+            assert not bigger or model({**counts, group.axis: bigger[0]}).metric(budget.metric) > limit, group.name
+
+
+def infeasible_says_why(error: BudgetInfeasible) -> None:
+    assert "reach" in str(error)
+    assert error.why
+    assert error.cure
+
+
+def saving_keeps_the_output(result: Program) -> None:
+    """Save and load give the same output, bit for bit."""
+    buffer = io.BytesIO()
+    torch.export.save(result.exported, buffer)
+    buffer.seek(0)
+    with quiet():  # torch 2.11 warns of its own buffers
+        back = Program(torch.export.load(buffer))
+    flat = inputs(result, 2)
+    for a, b in zip(run_flat(result, flat), run_flat(back, flat), strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+def calling_twice_is_calling_once(result: Program) -> None:
+    flat = inputs(result, 2)
+    for a, b in zip(run_flat(result, flat), run_flat(result, flat), strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+def empty_plan_is_identity(program: Program) -> None:
+    result = sliced(program, CompressionPlan({}))
+    flat = inputs(program, 2)
+    for a, b in zip(run_flat(program, flat), run_flat(result, flat), strict=True):
+        assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+def leaves_end_somewhere(program: Program) -> None:
+    """Every prunable leaf is summed over or averaged; every other group says why it is frozen."""
+    axes = program.need("axes")
+    ended = {a for c in (*axes.contractions, *axes.statistics) for a in leaves(c.dim)}
+    for group in program.need("groups"):
+        assert group.frozen or group.axis in ended, group.name
+
+
+def shapes_are_predicted(program: Program) -> None:
+    """The axes of every tensor multiply to the size the graph says (at the example's symbols)."""
+    from fxprune.ir.axis import real_size, total
+
+    for node in program.graph.nodes:
+        dims, value = program.need("axes").dims.get(node.name), node.meta.get("val")
+        if isinstance(value, Tensor) and isinstance(dims, list):
+            for dim, size in zip(dims, value.shape, strict=True):
+                if isinstance(size, int):
+                    assert real_size(total(dim), {}) == size, node.name
+
+
+def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:
+    """Through JSON and onto other weights of the same architecture: the same shapes, and still sliced = masked."""
+    again = replace(CompressionPlan.from_json(plan.to_json()), source=None)  # drawn without regard to multiples
+    assert again.choices == plan.choices
+    one, two = sliced(program, plan), sliced(other, again)
+    assert {k: v.shape for k, v in one.tensors.items()} == {k: v.shape for k, v in two.tensors.items()}
+    sliced_equals_masked(other, again, two)

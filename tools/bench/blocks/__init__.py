@@ -1,0 +1,1 @@
+"""Zeros in tiles: accuracy by tile and allocation, and the kernel that runs them."""

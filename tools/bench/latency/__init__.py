@@ -1,0 +1,1 @@
+"""Saved MACs as saved time, and budgets of time."""

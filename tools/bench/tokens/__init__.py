@@ -1,0 +1,1 @@
+"""Token reduction: every reducer and schedule, one budget for weights and tokens, measured latency."""
