@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from .errors import VerifyError
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.plan import CompressionPlan
 from .ir.program import Program
-from .ir.signature import sample_inputs
-from .target.parity import seeded, steady
+from .target.parity import inputs_that_run, seeded, steady
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
@@ -49,15 +49,22 @@ def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float
     the masked program itself jumps when its inputs move by a rounding error (``parity.steady``) do not
     count: there, two exact forms of it may decide differently.
     """
-    flat = sample_inputs(program, seed=seed)
 
     def masked_at(inputs: Sequence[Any]) -> list[Any]:
         with seeded(seed):
             return masked_run(program, program.need("plan"), inputs)
 
+    try:
+        flat, want = inputs_that_run(program, masked_at, None, seed, seed)
+    except Exception as error:
+        raise VerifyError(
+            "the captured graph does not run on its own example inputs",
+            where=program.name,
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            cure="give inputs that the model takes (--input, or example_inputs)",
+        ) from error
     with seeded(seed):
         got = run_flat(sliced, flat)
-    want = masked_at(flat)
     error = relative_error(got, want)
     if error <= limit:
         return error
