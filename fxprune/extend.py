@@ -9,6 +9,7 @@ from .data import Batch, Calibration
 from .intake.archive import read_program, write_program
 from .ir.axis import Dims
 from .ir.cost import Expression
+from .ir.dataflow import Family, Product, declare
 from .ir.pipeline import Analysis, Pass, Search, Transform
 from .ir.program import Program
 from .ops.library import define
@@ -23,7 +24,8 @@ from .target.parity import eager
 
 # fmt: off
 __all__ = [
-    "Analysis", "Args", "Backend", "Batch", "Calibration", "Criterion", "Dims", "Expression", "Ladder", "Lowered",
-    "Pass", "Program", "Reducer", "Runner", "Search", "Transform", "Walk", "check_counts", "define", "eager",
-    "ledger_at", "prunable", "read_program", "reduced", "rule", "sizes", "unchanged", "write_program",
+    "Analysis", "Args", "Backend", "Batch", "Calibration", "Criterion", "Dims", "Expression", "Family", "Ladder",
+    "Lowered", "Pass", "Product", "Program", "Reducer", "Runner", "Search", "Transform", "Walk", "check_counts",
+    "declare", "define", "eager", "ledger_at", "prunable", "read_program", "reduced", "rule", "sizes", "unchanged",
+    "write_program",
 ]

@@ -7,7 +7,7 @@ each contraction is what "this element is not there" means, for any model.
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 from .errors import VerifyError
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
+from .ir.dataflow import NORMS, Family, bind_values, family
+from .ir.example_sizes import runtime_sizes
 from .ir.plan import CompressionPlan
 from .ir.program import Program
 from .target.parity import inputs_that_run, seeded, steady
@@ -123,7 +125,7 @@ class _Masked(Interpreter):
         if not any(n.name in found for found in (self.masks, self.selected, self.named)):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        bound = dict(zip([a.name for a in n.target._schema.arguments], args, strict=False)) | dict(kwargs)  # type: ignore[union-attr]
+        bound = bind_values(n.target, args, kwargs)
         for path, position, dim in self.masks.get(n.name, ()):
             name, _, index = path.partition(".")
             operand = bound[name][int(index)] if index else bound[name]
@@ -146,40 +148,24 @@ class _Masked(Interpreter):
         first = next(iter(bound))
         x: Tensor = bound[first]
         functional = torch.nn.functional
-        name = n.target._schema.name  # type: ignore[union-attr]
+        does = family(n)
         source = n.all_input_nodes[0].name
         whole = {p: self.axes.dims[source][p] for p, _ in self.selected[n.name]}
         index = {p: kept_index(dim, self.keep, self.sizes) for p, dim in whole.items()}
         small = x
         for position, kept in index.items():
             small = small.index_select(position, kept)
-        if "norm" not in name:
+        if does not in NORMS:
             return n.target(small, **{k: v for k, v in bound.items() if k != first})  # type: ignore[operator]
         (position, kept), *more = index.items()
         assert not more, "a norm over one cut dim is all the oracle knows"
         affine = {k: bound[k].index_select(0, kept) for k in ("weight", "bias") if bound.get(k) is not None}
         eps = {"eps": bound["eps"]} if bound.get("eps") is not None else {}
-        if "group_norm" in name:
+        if does is Family.GROUP_NORM:
             groups = next(lit for lit in self.axes.literals if lit.node == n.name and lit.argument == "num_groups")
             count = sum(kept_total(d, self.counts) for d in groups.dims)
             out = functional.group_norm(small, count, **affine, **eps)
         else:
-            run = functional.rms_norm if "rms" in name else functional.layer_norm
+            run = functional.rms_norm if does is Family.RMS_NORM else functional.layer_norm
             out = run(small, [len(kept)], **affine, **eps)
         return torch.zeros_like(x).index_copy(position, kept, out)
-
-
-def runtime_sizes(program: Program, flat: Sequence[Any]) -> Mapping[int, int]:
-    """Stand-in primes of the symbols -> their sizes in the user inputs ``flat``; derived sizes are not included."""
-    axes, bound, values = program.need("axes"), program.tensor_of_placeholder, iter(flat)
-    stand_in = {name: prime for prime, name in axes.symbols.items()}
-    sizes: dict[int, int] = {}
-    for node in program.placeholders():
-        if node.name in bound:
-            continue
-        value, fake = next(values), node.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(fake, Tensor):
-            for real, symbol in zip(value.shape, fake.shape, strict=True):
-                if not isinstance(symbol, int) and str(symbol) in stand_in:
-                    sizes[stand_in[str(symbol)]] = real
-    return sizes

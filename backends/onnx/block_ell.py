@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from ...ir.dataflow import LINEAR, bind, op_name
+from ...ir.dataflow import added, bind
 from ...ir.layer_editor import Replacing
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -78,8 +78,7 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
         for n, t in zip(("blocks", "index"), ell(weight, layer.live, layer.tile), strict=True)
     )
     (rows, columns), (_, bk), (outputs, inputs) = layer.live.shape, layer.tile, matrix.shape
-    offset = LINEAR[op_name(node)][2]
-    bias = bind(node).get(offset) if offset else None
+    bias = added(node)
     with edit.graph.inserting_before(node):
 
         def emit(target: Any, *args: Any) -> Node:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ...ir.dataflow import LINEAR, bind, op_name
+from ...ir.dataflow import added, bind, op_name
 from ...ir.layer_editor import Replacing
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -50,8 +50,7 @@ class UseKernels(Transform):
             for name, value in zip(("tiles", "offsets", "columns"), pack(weight, layer.live, layer.tile), strict=True)
         )
         last, activation = _activation(node)
-        offset = LINEAR[op_name(node)][2]
-        bias = bind(node).get(offset) if offset else None
+        bias = added(node)
         with edit.graph.inserting_before(node):
             new = edit.call(
                 node,

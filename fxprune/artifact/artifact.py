@@ -30,6 +30,7 @@ from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
 from ..process.environment import versions
 from ..process.files import published
+from ..report.op_gaps import gap_lines, op_gaps
 from ..target.backend import Backend, Lowered, lower_and_verify
 from ..target.gate import executed
 from .files import PAGE, PLAN, PROGRAM, REPORT, VERSION, check_destination, check_files, file_entry, read_report
@@ -196,6 +197,7 @@ def build_report(
     passes          what each pass changed, measured       cost      {dense, compressed, ratio, counted}: flops are
     inputs, outputs names, dtypes and shapes                         multiply-accumulates at the example shapes
     pruned          [{group, kind, size, kept}]            frozen    [{group, kind, size, why}]
+    gaps            [{op, lacks, why, nodes, groups}]: ops that were sliced without recovery, cost or importance
     notes           what the user should know              parity    {max_abs, max_rel, tolerance, tried, ...}
     payload         the target's main file                 files     {name: {sha256, size_bytes}}, report excluded
     options         what was asked for, by the names of the command line: ``--config report.json`` asks for it again
@@ -212,6 +214,7 @@ def build_report(
     ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
+    gaps = op_gaps(groups, [g for g, c in plan.choices.items() if len(c.keep) < c.size])
     return {
         "fxprune_report": VERSION,
         "name": name,
@@ -235,7 +238,8 @@ def build_report(
             if len(c.keep) < c.size
         ],
         "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "notes": [*notes, *notes_on_ops(program.exported)],
+        "gaps": gaps,
+        "notes": [*notes, *gap_lines(gaps), *notes_on_ops(program.exported)],
         "parity": None,
         "payload": None,
         "files": {},

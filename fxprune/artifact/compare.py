@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,25 +145,7 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
                 lambda a: f"{a['latency']['achieved_ms']:.3f}" if (a["latency"] or {}).get("achieved_ms") else "",
             )
         )
-    settings = {setting(r): (r["batch"], r["threads"]) for a in artifacts for r in measured_rows(a)}
-    for words, at in sorted(settings.items(), key=lambda one: one[1]):
-        rows.append(
-            row(
-                f"{words}, ms (speed-up)",
-                lambda a, at=at: next(
-                    (timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), ""
-                ),
-            )
-        )
-    if settings:
-        rows.append(
-            row(
-                "measured on",
-                lambda a: (
-                    a["measured"]["device"] if measured_rows(a) else (a["measured"] or {}).get("why") or "not measured"
-                ),
-            )
-        )
+    rows += _measured(artifacts, row)
     rows.append(row("file", lambda a: mebi(a["file_bytes"]) if a["file_bytes"] else ""))
     rows.append(row("differs from its graph by", lambda a: "" if a["max_rel"] is None else f"{a['max_rel']:.1e}"))
     for kind in dict.fromkeys(k for a in artifacts for k, (kept, size) in a["kept"].items() if kept < size):
@@ -171,6 +153,21 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
             row(PLURAL.get(kind, kind), lambda a, k=kind: "{} of {}".format(*a["kept"][k]) if k in a["kept"] else "")
         )
     return rows
+
+
+def _measured(artifacts: Sequence[Mapping[str, Any]], row: Callable[[str, Any], list[str]]) -> list[list[str]]:
+    """A row per batch size and count of threads that any of them was timed at, and where."""
+    settings = {setting(r): (r["batch"], r["threads"]) for a in artifacts for r in measured_rows(a)}
+
+    def cell(a: Mapping[str, Any], at: tuple[int, int]) -> str:
+        return next((timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), "")
+
+    def place(a: Mapping[str, Any]) -> str:
+        return a["measured"]["device"] if measured_rows(a) else (a["measured"] or {}).get("why") or "not measured"
+
+    by_setting = sorted(settings.items(), key=lambda one: one[1])
+    rows = [row(f"{words}, ms (speed-up)", lambda a, at=at: cell(a, at)) for words, at in by_setting]
+    return [*rows, row("measured on", place)] if settings else []
 
 
 def render(result: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +215,8 @@ class Payload:
     @staticmethod
     def of(backend: Backend, program: Program, file: Path, threads: int) -> Payload:
         """The payload in ``file``. Raises MissingDevice where this machine cannot run it."""
-        options: dict[str, Any] = {"threads": threads} if threads and hasattr(backend, "threads") else {}
-        backend = replace(backend, **options)
-        told = backend.tolerances() if hasattr(backend, "tolerances") else backend.tolerance
-        device = backend.runs_on() if hasattr(backend, "runs_on") else "cpu"
-        return Payload(program, backend.load(file), told, device)
+        backend = backend.with_threads(threads) if threads else backend
+        return Payload(program, backend.load(file), backend.tolerances(), backend.runs_on())
 
     @property
     def tolerance(self) -> float:

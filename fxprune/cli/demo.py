@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..process.events import Event, OnEvent, warn_only
 from ..process.files import write_error
+
+if TYPE_CHECKING:
+    from ..artifact.artifact import Artifact
 
 BATCHES = (1, 32)
 RESULT = "demo.json"
@@ -185,7 +188,6 @@ def run(
     from ..driver import api
     from ..ir.plan import CompressionPlan
     from ..request.budget import one_budget
-    from ..target.timing import latency, session
 
     started = time.perf_counter()
     budget = one_budget(flops, None, None)
@@ -223,27 +225,8 @@ def run(
     )
     dense = api.apply(out / "model.pt", CompressionPlan(), out=out / "dense", seconds=0, **common)
     on_event(Event("stage", "measure accuracy and latency of both ONNX files"))
-    sides: dict[str, dict[str, Any]] = {}
-    sessions = {}
-    for name, artifact in (("dense", dense), ("compressed", small)):
-        file = out / name / str(artifact.report["payload"])
-        sessions[name] = session(file, threads)
-        logits = _call(sessions[name], data.test_images.numpy())()[0]
-        with torch.no_grad():
-            eager = artifact.module(data.test_images)
-        sides[name] = {
-            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels),
-            **artifact.report["cost"]["compressed"],
-            "file_bytes": file.stat().st_size,
-            "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
-        }
-    for batch in BATCHES:
-        feed = data.test_images[:batch].numpy()
-        calls = {name: _call(running, feed) for name, running in sessions.items()}
-        for name, timing in latency(calls, seconds=LATENCY_SECONDS, items=batch).items():
-            sides[name][f"latency_ms_{batch}"] = timing.median_ms
     result = {
-        **sides,
+        **_measure({"dense": dense, "compressed": small}, out, data, threads),
         "budget": str(budget),
         "importance": small.report["importance"],
         "batches": list(BATCHES),
@@ -260,6 +243,32 @@ def run(
     }
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _measure(artifacts: Mapping[str, Artifact], out: Path, data: Digits, threads: int) -> dict[str, dict[str, Any]]:
+    """What each ONNX file is worth on the test images, and how fast it is in turns with the other."""
+    from ..target.timing import latency, session
+
+    sides: dict[str, dict[str, Any]] = {}
+    sessions = {}
+    for name, artifact in artifacts.items():
+        file = out / name / str(artifact.report["payload"])
+        sessions[name] = session(file, threads)
+        logits = _call(sessions[name], data.test_images.numpy())()[0]
+        with torch.no_grad():
+            eager = artifact.module(data.test_images)
+        sides[name] = {
+            "accuracy": accuracy(torch.from_numpy(logits), data.test_labels),
+            **artifact.report["cost"]["compressed"],
+            "file_bytes": file.stat().st_size,
+            "onnx_max_abs": float((eager - torch.from_numpy(logits)).abs().max()),
+        }
+    for batch in BATCHES:
+        feed = data.test_images[:batch].numpy()
+        calls = {name: _call(running, feed) for name, running in sessions.items()}
+        for name, timing in latency(calls, seconds=LATENCY_SECONDS, items=batch).items():
+            sides[name][f"latency_ms_{batch}"] = timing.median_ms
+    return sides
 
 
 @contextmanager

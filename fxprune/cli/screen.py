@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import collections
 import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.files import PAGE
 from ..ir.cost import COUNTED, Cost, CostModel
-from ..ir.group import Kind, PruneGroup
 from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
 from ..report.latency import speed_lines
+from ..report.op_gaps import gap_lines
 from ..report.render import MEASURES, figures_of
 from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
+from .lines import (
+    _frozen,
+    frozen_lines,
+    gaps_of,
+    kept_per_kind,
+    latency_lines,
+    places,
+    plain_text,
+    sparsity_lines,
+    token_lines,
+)
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
 
 WIDTH = 140  # columns where stderr is no terminal
 WORTH_TELLING = 0.1  # seconds; shorter stages leave no line behind
-PLACES = 3  # how many places or names a line lists before it says "and n more"
 
 
 class Screen:
@@ -64,11 +72,11 @@ class Screen:
     def tell(self, event: Event) -> None:
         """Follow the stages of a run; to be given as ``on_event``."""
         if event.kind == "warning":
-            self.console.print(f"[bold yellow]warning[/]  {_plain(event.text)}", soft_wrap=True)
+            self.console.print(f"[bold yellow]warning[/]  {plain_text(event.text)}", soft_wrap=True)
         elif self.quiet:
             return
         elif event.kind == "note":
-            self.console.print(f"[dim]note[/]  {_plain(event.text)}", soft_wrap=True)
+            self.console.print(f"[dim]note[/]  {plain_text(event.text)}", soft_wrap=True)
         elif event.kind == "progress":
             self._stop_spinning()  # rich draws one live thing at a time
             self.progress.tell(event.text, event.done, event.total)
@@ -76,7 +84,7 @@ class Screen:
             self._finish()
             self.stage, self.started = event.text, time.perf_counter()
             if self.console.is_terminal:
-                self.status = self.console.status(_plain(event.text))
+                self.status = self.console.status(plain_text(event.text))
                 self.status.start()
 
     def _finish(self, failed: bool = False) -> None:
@@ -85,7 +93,7 @@ class Screen:
         if self.stage and (failed or time.perf_counter() - self.started >= WORTH_TELLING):
             mark = "[red]x[/]" if failed else "[green]·[/]"
             self.console.print(
-                f"{mark} {_plain(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]", soft_wrap=True
+                f"{mark} {plain_text(self.stage)}  [dim]{time.perf_counter() - self.started:.1f} s[/]", soft_wrap=True
             )
         self.stage = ""
 
@@ -97,7 +105,7 @@ class Screen:
     def say(self, lines: Iterable[str]) -> None:
         """Plain lines, as long as they are."""
         for line in () if self.quiet else lines:
-            self.console.print(_plain(line), soft_wrap=True)
+            self.console.print(plain_text(line), soft_wrap=True)
 
     def _print(self, *things: Any) -> None:
         self._finish()
@@ -133,12 +141,12 @@ class Screen:
             lines.append(f"          {report['masked']['max_rel']:.1e} relative between slicing and masking")
         lines += [*sparsity_lines(report), *latency_lines(report), *speed_lines(report)]
         notes = (*report.get("notes", ()), *constant_lines(parity))
-        lines += [f"[yellow]note[/]      {_plain(note)}" for note in notes]
+        lines += [f"[yellow]note[/]      {plain_text(note)}" for note in notes]
         lines += target_lines(report)
         if artifact.path is not None:
             lines += [
-                f"[bold]artefact  {_plain(str(artifact.path))}[/]",
-                f"report    {_plain(str(artifact.path / PAGE))}",
+                f"[bold]artefact  {plain_text(str(artifact.path))}[/]",
+                f"report    {plain_text(str(artifact.path / PAGE))}",
                 f"load it   fxprune.load({str(artifact.path)!r})",
             ]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
@@ -157,7 +165,7 @@ class Screen:
             table.add_row(label, show(old), show(new), f"{new / max(old, 1):.3f}")
         for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
-        where = [f"[bold]plan  {_plain(path)}[/]"] if path else []
+        where = [f"[bold]plan  {plain_text(path)}[/]"] if path else []
         if plan.blocks:
             effective = plan.about["tiles"]["predicted"]["flops"]
             where.insert(
@@ -175,19 +183,21 @@ class Screen:
         for g in groups:
             if g.prunable:
                 table.add_row(
-                    _plain(g.name),
+                    plain_text(g.name),
                     str(g.kind),
                     str(g.size),
                     f"{g.macs / 1e3:,.1f}",
                     f"{g.macs * g.size / max(dense, 1):.1%}",
                     "yes" if g.exact else "no",
-                    _plain(places(g)),
+                    plain_text(places(g)),
                 )
-        notes = [f"[yellow]note[/]  {_plain(n)}" for n in program.notes]
-        drawn = [f"[bold]graph  {_plain(graph)}[/]"] if graph else []
+        notes = [
+            f"[yellow]note[/]  {plain_text(n)}" for n in (*program.notes, *gap_lines(gaps_of(program), "sliceable"))
+        ]
+        drawn = [f"[bold]graph  {plain_text(graph)}[/]"] if graph else []
         told = None if program.tokens is None else describe_tokens(program.tokens, None)
         self._print(
-            f"{_plain(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
+            f"{plain_text(program.name)}: {giga(dense)} GMACs, {sum(g.prunable for g in groups)} prunable groups",
             table,
             *frozen_lines(_frozen(program)),
             *token_lines(told),
@@ -205,7 +215,7 @@ class Screen:
                 first = next(iter(row["timings"].values()))
                 ratio = f"{t['median_ms'] / first['median_ms']:.2f}x" if number else ""
                 table.add_row(
-                    _plain(name),
+                    plain_text(name),
                     str(row["batch"]),
                     f"{t['median_ms']:.3f}",
                     f"{t['q1_ms']:.3f} .. {t['q3_ms']:.3f}",
@@ -216,7 +226,7 @@ class Screen:
         self._print(
             "",
             table,
-            f"[dim]{_plain(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
+            f"[dim]{plain_text(str(env.get('cpu')))}, {result['threads'] or 'default'} threads; medians "
             "of interleaved rounds; speed-up of the first over the other[/]",
         )
 
@@ -229,37 +239,37 @@ class Screen:
                 shown = ["" if g[k] is None else f"{g[k]:.4g}" for k in ("measured", "limit")]
                 shown[0] += f" {g['unit']}" if shown[0] and g["unit"] else ""
                 table.add_row(
-                    _plain(entry["target"]),
+                    plain_text(entry["target"]),
                     g["name"],
                     f"[{colours[g['status']]}]{g['status']}[/]",
                     *shown,
-                    _plain(g["why"]),
+                    plain_text(g["why"]),
                 )
         metric, status = manifest["metric"], manifest["status"]
         self._print(
             "",
             table,
             f"dense     {metric['name']} {metric['dense']:.4f} on {metric['samples']} samples",
-            f"[bold {colours[status]}]{status}[/]  [bold]{_plain(str(path))}[/]",
+            f"[bold {colours[status]}]{status}[/]  [bold]{plain_text(str(path))}[/]",
         )
 
     def tuned(self, result: Mapping[str, Any]) -> None:
         """What a table of block timings says."""
         best = result["best"]
         self._print(
-            f"{_plain(result['device'])}: tiles are faster than dense in {result['faster']} of "
+            f"{plain_text(result['device'])}: tiles are faster than dense in {result['faster']} of "
             f"{result['cases']} cases; {result['geometric_mean']:.2f}x on average, at best "
             f"{best['ratio']:.2f}x ({best['n']}x{best['k']}, M={best['m']}, tiles {best['pattern']}, density "
             f"{best['density']:g})",
-            f"[bold]table  {_plain(result['table'])}[/]",
+            f"[bold]table  {plain_text(result['table'])}[/]",
         )
 
     def compared(self, names: Sequence[str], rows: Sequence[Sequence[str]], path: str | None) -> None:
         """Artefacts side by side."""
-        table = _table("", *map(_plain, names))
+        table = _table("", *map(plain_text, names))
         for row in rows:
-            table.add_row(*map(_plain, row))
-        self._print("", table, *([f"[bold]page  {_plain(path)}[/]"] if path else []))
+            table.add_row(*map(plain_text, row))
+        self._print("", table, *([f"[bold]page  {plain_text(path)}[/]"] if path else []))
 
     def explained(self, result: Mapping[str, Any], top: int) -> None:
         """Why elements of a group went, and those on either side of the cut."""
@@ -274,9 +284,9 @@ class Screen:
                 str(e["rank_by_score"]),
                 "stays" if e["kept"] else "[red]went[/]",
             )
-        lines = [f"  {_plain(line)}" for line in result["because"]]
+        lines = [f"  {plain_text(line)}" for line in result["because"]]
         self._print(
-            f"[bold]{_plain(result['group'])}[/]  {result['kept']} of {result['size']} stay",
+            f"[bold]{plain_text(result['group'])}[/]  {result['kept']} of {result['size']} stay",
             *lines,
             *([table] if scored and top else []),
         )
@@ -319,7 +329,7 @@ class Screen:
             "",
             table,
             *told,
-            f"[bold]page  {_plain(out)}/sweep.html[/]",
+            f"[bold]page  {plain_text(out)}/sweep.html[/]",
             f"[dim]judged on {judged['samples']} samples that nothing was decided or fitted on; one of them is "
             f"{judged['resolution']:.4f}. MACs are {COUNTED}[/]",
         )
@@ -332,7 +342,7 @@ class Screen:
         together = [{"group": f"all {k['groups']} of kind {k['kind']}", **k} for k in result["kinds"]]
         for g in [*rows, *together]:
             table.add_row(
-                _plain(g["group"]),
+                plain_text(g["group"]),
                 *(f"{level['damage']:.4g} ({level['kept']})" for level in g["levels"]),
                 f"-{g['levels'][-1]['flops_saved'] / max(result['flops'], 1):.3f}",
             )
@@ -364,167 +374,12 @@ class Screen:
             table,
             f"criterion {result['importance']}, calibrated on {result['calibration_samples']} "
             "images of the train split; no retraining after pruning",
-            f"[bold]artefact  {_plain(result['artifact'])}[/]",
+            f"[bold]artefact  {plain_text(result['artifact'])}[/]",
             f"load it   fxprune.load({result['artifact']!r})",
-            f"by hand   {_plain(result['command'])}",
+            f"by hand   {plain_text(result['command'])}",
             f"[dim]MACs are {COUNTED}; {result['threads']} thread(s); {result['seconds']:.0f} s in all, "
             f"{result['training_seconds']:.0f} s of it training[/]",
         )
-
-
-def inspection(program: Program) -> dict[str, Any]:
-    """The groups of a program as plain data, for ``fxprune inspect --json``."""
-    dense = CostModel(program)()
-
-    def one(g: PruneGroup) -> dict[str, Any]:
-        return {
-            "name": g.name,
-            "kind": str(g.kind),
-            "size": g.size,
-            "prunable": g.prunable,
-            "frozen": g.frozen,
-            "exact": g.exact,
-            "macs_per_element": g.macs,
-            "share_of_macs": g.macs * g.size / max(dense.flops, 1),
-            "granularity": g.granularity,
-            "floor": g.floor,
-            "nodes": list(g.nodes),
-            "slots": [{"parameter": s.parameter, "dimension": s.position} for s in g.slots],
-        }
-
-    axes = program.need("axes")
-    return {
-        "name": program.name,
-        "cost": {"flops": dense.flops, "params": dense.params, "bytes": dense.bytes},
-        "counted": COUNTED,
-        "groups": [one(g) for g in program.need("groups")],
-        "notes": list(program.notes),
-        "ops_without_a_rule": dict(axes.unknown),
-        "tokens": None if program.tokens is None else describe_tokens(program.tokens, None),
-    }
-
-
-def token_lines(told: Mapping[str, Any] | None) -> list[str]:
-    """Where tokens become fewer, or may, and why not elsewhere; nothing for models without attention."""
-    sites = told["sites"] if told else []
-    if not told or not sites:
-        return []
-    usable, lines = [s for s in sites if not s["frozen"]], []
-    if told["reducer"] and any(s["removed"] for s in sites):
-        left = " ".join(str(s["left"]) for s in usable)
-        lines.append(f"tokens    {_plain(told['reducer'])}: {usable[0]['tokens']} in front, then {left}")
-    elif usable:
-        first = usable[0]
-        lines.append(
-            f"tokens    {first['tokens']} ({first['protected']} protected) may be reduced behind "
-            f"{len(usable)} attentions  [dim]({_plain(some([s['site'] for s in usable]))})[/]"
-        )
-    by_reason: dict[str, list[str]] = collections.defaultdict(list)
-    for site in sites:
-        if site["frozen"]:
-            by_reason[site["frozen"].partition(" at ")[0]].append(site["site"])
-    reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    lines += [
-        f"frozen    {len(names)} token sites: {_plain(why)}  [dim]({_plain(some(names))})[/]"
-        for why, names in reasons[:4]
-    ]
-    more = [f"[dim]          and {len(reasons) - 4} more reasons (--json lists them)[/]"] if reasons[4:] else []
-    return [*lines, *more]
-
-
-def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
-    """Zeros inside weights: what is not zero, and what runs all the same, in MACs of the whole model."""
-    told = report.get("sparsity")
-    if not told:
-        return []
-    flops = told["flops"]
-    share = {k: flops[k] / max(flops["dense"], 1) for k in ("effective", "executed")}
-    count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
-    return [
-        f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
-        f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"
-    ]
-
-
-def latency_lines(report: Mapping[str, Any]) -> list[str]:
-    """What one call takes: dense, predicted, and measured where the plan itself was."""
-    told = report.get("latency")
-    if not told:
-        return []
-    dense, count = told["dense_ms"], told["threads"]
-    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-    figures = [
-        f"{name} {told[key]:.3g} ms ({told[key] / dense:.3f})"
-        for name, key in (("asked", "target"), ("predicted", "predicted_ms"), ("achieved", "achieved_ms"))
-        if told[key] is not None
-    ]
-    if last := told.get("delivered"):
-        figures.append(f"delivered {last['achieved_ms']:.3g} ms ({last['achieved_ms'] / dense:.3f})")
-    return [
-        f"latency   dense {dense:.3g} ms, {', '.join(figures)}  "
-        f"[dim]({_plain(told['backend'])} on {_plain(told['device'])}, batch {told['batch']}{threads})[/]"
-    ]
-
-
-def frozen_lines(frozen: Iterable[Mapping[str, Any]], short: bool = False) -> list[str]:
-    """One line per reason, most frequent first, from entries of {group, kind, size, why} as in ``report.json``.
-
-    short   kernels, vocabularies and other axes that nobody would prune share one line
-    """
-    by_reason: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
-    for entry in frozen:
-        if entry["size"] > 1:
-            by_reason[entry["why"].partition(" at ")[0]].append(entry)  # the op is reason enough; its node is in --json
-    lines, trivial = [], []
-    for why, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
-        if short and all(e["kind"] == str(Kind.OTHER) for e in entries):
-            trivial.append(f"{why} {len(entries)}")
-            continue
-        kinds = "/".join(sorted({e["kind"] for e in entries}))
-        lines.append(
-            f"frozen    {len(entries)} {kinds}: {_plain(why)}  [dim]({_plain(some([e['group'] for e in entries]))})[/]"
-        )
-    if trivial:
-        lines.append(f"[dim]fixed     {_plain(', '.join(trivial))} (`fxprune inspect` lists them)[/]")
-    return lines
-
-
-def _frozen(program: Program) -> list[dict[str, Any]]:
-    return [
-        {"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen}
-        for g in program.need("groups")
-        if g.frozen
-    ]
-
-
-def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Kind -> (groups, elements kept, elements in the dense model) over what a plan cuts."""
-    totals: dict[str, tuple[int, int, int]] = {}
-    for c in choices.values():
-        groups, kept, size = totals.get(c.kind, (0, 0, 0))
-        totals[c.kind] = (groups + 1, kept + len(c.keep), size + c.size)
-    return totals
-
-
-def places(group: PruneGroup) -> str:
-    """Where a group reaches: its weights with the dimension it indexes, below the path they share."""
-    slots = [s for s in group.slots if s.parameter.endswith("weight")] or list(group.slots)
-    paths = [s.parameter.removesuffix(".weight").split(".") for s in slots]
-    shared = 0
-    while len(paths) > 1 and all(len(p) > shared + 1 and p[shared] == paths[0][shared] for p in paths):
-        shared += 1
-    tails = [f"{'.'.join(p[shared:])}[{s.position}]" for p, s in zip(paths, slots, strict=True)]
-    return (".".join(paths[0][:shared]) + ": " if shared else "") + some(tails, 4)
-
-
-def some(names: Sequence[str], count: int = PLACES) -> str:
-    """The first few names, and how many more there are.
-
-    >>> some(["a", "b", "c", "d"], 2)
-    'a, b and 2 more'
-    """
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def _table(*columns: str, numbers: Sequence[int] | None = None) -> Table:
@@ -536,10 +391,3 @@ def _table(*columns: str, numbers: Sequence[int] | None = None) -> Table:
         right = i > 0 if numbers is None else i in numbers
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
-
-
-def _plain(text: str | Path) -> str:
-    """Text that rich must not read as markup: names hold square brackets."""
-    from rich.markup import escape
-
-    return escape(str(text))

@@ -14,7 +14,7 @@ from torch import SymInt, Tensor
 
 from ..errors import FxpruneError, OptionError
 from ..ir.cost import Budget
-from ..ir.dataflow import MOVES, op_name
+from ..ir.dataflow import MOVES, family
 from ..ir.pipeline import Pass
 from ..ir.program import Program
 from ..process.jobs import unidentified
@@ -105,7 +105,7 @@ def in_flight(program: Program, data: Calibration) -> Calibration:
 
 def through(program: Program) -> int:
     """Bytes of all values that one sample's run makes, views not counted."""
-    made = (n for n in program.graph.nodes if n.op == "call_function" and op_name(n) not in MOVES)
+    made = (n for n in program.graph.nodes if n.op == "call_function" and family(n) not in MOVES)
     return -(-sum(_bytes(t) for n in made for t in _tensors(n.meta.get("val"))) // _example_size(program))
 
 

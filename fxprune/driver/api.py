@@ -37,8 +37,9 @@ from .apply import PlanLike, apply_plan, lines_of, read_plan
 from .decide import Decided, decide
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
-from .replay import StatedPipeline, read_pipeline, run_stated
+from .replay import run_stated
 from .run import Inputs, Model, Run, find_groups, open_model
+from .stated import StatedPipeline, read_pipeline
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .axis import Dim, Dims
+
+if TYPE_CHECKING:
+    from .sizes import StandIns  # imports sympy
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ class Axes:
 
     dims          node -> its dims (one list per output for multi-output nodes, None where there is no tensor)
     tags          free facts ``kind -> [(dim, node)]``: produce, conv, softmax, softmax-input, rep, expert
-    sizes         prime stand-in of a symbolic size -> its size in the example inputs
+    stand_ins     the numbers that symbolic sizes are here
     unknown       op without a rule -> how often it came
     conflicts     (node, reason) of views without a common refinement
+    failed        (node, reason) of rules that failed: what they touch is frozen
     """
 
     dims: Mapping[str, Any]
@@ -91,7 +95,17 @@ class Axes:
     matmuls: tuple[Matmul, ...]
     frozen: tuple[Frozen, ...]
     tags: Mapping[str, tuple[tuple[Dim, str], ...]]
-    sizes: Mapping[int, int]
-    symbols: Mapping[int, str]
+    stand_ins: StandIns
     unknown: Mapping[str, int]
     conflicts: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def sizes(self) -> Mapping[int, int]:
+        """Number of a symbolic size -> its size in the example inputs."""
+        return self.stand_ins.example
+
+    @property
+    def symbols(self) -> Mapping[int, str]:
+        """Number of a symbolic size -> its name."""
+        return self.stand_ins.names

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,8 +44,12 @@ class Axis:
         return f"{self.label or 'axis'}:{self.size}"
 
 
+OPEN = 1_000_000
+"""A size above this stands for an open one, see ``fxprune.ir.sizes``."""
+
 Dim = tuple[Axis, ...]
 Dims = list[Dim]
+Count = TypeVar("Count", int, int | Fraction)
 Keep = Mapping[Axis, Tensor]  # a leaf axis -> the sorted indices that stay (1-D int64)
 
 
@@ -204,14 +210,15 @@ def kept_total(dim: Dim, kept: Mapping[Axis, int]) -> int:
     return result
 
 
-def real_size(size: int, sizes: Mapping[int, int]) -> int:
-    """``size`` with the primes that stand for symbols (see ``Axes.sizes``) replaced by actual sizes."""
+def real_size(size: int, sizes: Mapping[int, Count]) -> Count:
+    """``size`` with the numbers that stand for symbolic sizes (see ``Axes.sizes``) replaced by actual ones."""
     if size in sizes:
         return sizes[size]
-    for prime, real in sizes.items():
-        while prime > 1 and size >= prime and size % prime == 0:
-            size = size // prime * real
-    return size
+    real: Any = 1
+    for number, one in sizes.items():
+        while number > 1 and size >= number and size % number == 0:
+            size, real = size // number, real * one
+    return size * real
 
 
 def kept_index(dim: Dim, keep: Keep, sizes: Mapping[int, int] | None = None) -> Tensor:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from fractions import Fraction
 
 from ..errors import OptionError
 from .axes import Axes
-from .axis import Axis, Dim, atoms, real_size
+from .axis import Axis, Dim, atoms, real_size, total
 from .program import Program
 
 METRICS = ("flops", "params", "bytes")
 COUNTED = "multiply-accumulates per sample of linear, matmul, einsum, convolution and attention; nothing else"
 Kept = Mapping[Axis, int]
+Sizes = Mapping[int, int] | Mapping[int, int | Fraction]
 
 
 @dataclass(frozen=True)
@@ -157,21 +157,33 @@ class Expression:
         return set(self.variables).union(*(t.axes() for terms in self.sums for t in terms))
 
 
-def expression(dim: Dim, free: set[Axis], sizes: Mapping[int, int]) -> Expression:
-    """``dim``'s total as a function of the ``free`` axes; all other axes at their size, symbols at their example."""
-    constant, variables, sums = 1, [], []
+def expression(dim: Dim, free: set[Axis], sizes: Sizes) -> Expression:
+    """``dim``'s total as a function of the ``free`` axes; all others at their size, symbolic ones at that in ``sizes``.
+
+    Where shares of a sample do not come to a whole number, they are rounded up.
+    """
+    constant: int | Fraction = 1
+    variables, sums = [], []
     for axis in atoms(dim):
+        terms = tuple(expression(s, free, sizes) for s in axis.segments or ())
         if axis in free:
             variables.append(axis)
-        elif axis.segments is not None:
-            terms = tuple(expression(s, free, sizes) for s in axis.segments)
-            if any(t.axes() for t in terms):
-                sums.append(terms)
-            else:
-                constant *= sum(t.constant for t in terms)
+        elif any(t.axes() for t in terms):
+            sums.append(terms)
         else:
-            constant *= real_size(axis.size, sizes)
-    return Expression(constant, tuple(variables), tuple(sums))
+            constant *= _fixed((axis,), sizes)
+    return Expression(math.ceil(constant), tuple(variables), tuple(sums))
+
+
+def _fixed(dim: Dim, sizes: Sizes) -> int | Fraction:
+    """``dim``'s total with nothing free."""
+    count: int | Fraction = 1
+    for axis in atoms(dim):
+        if axis.segments is None:
+            count *= real_size(axis.size, sizes)
+        else:
+            count *= sum(_fixed(segment, sizes) for segment in axis.segments)
+    return count
 
 
 class CostModel:
@@ -183,7 +195,7 @@ class CostModel:
     def __init__(self, program: Program, axes: Axes | None = None, also: Iterable[Axis] = ()) -> None:
         axes = axes or program.need("axes")
         self.free = {g.axis for g in program.groups or () if not g.frozen} | set(also)
-        sizes, free = {**axes.sizes, **dict.fromkeys(_batch(program, axes), 1)}, self.free
+        sizes, free = _per_sample(program, axes), self.free
         macs = [expression(m.factors, free, sizes) for m in axes.matmuls]
         params, size_bytes, seen = [], [], set()
         parameters = program.exported.graph_signature.inputs_to_parameters
@@ -212,12 +224,20 @@ class CostModel:
         return all(_linear(term, chosen) for term in self.terms[metric])
 
 
-def _batch(program: Program, axes: Axes) -> set[int]:
-    """Stand-ins of the open batch sizes: what dimension 0 of the user inputs is called. A fixed batch has none."""
-    values = {n.name: n.meta.get("val") for n in program.placeholders()}
-    inputs = [values[name] for name in program.user_inputs]
-    first = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}
-    return {prime for prime, name in axes.symbols.items() if name in first}
+def _per_sample(program: Program, axes: Axes) -> dict[int, int | Fraction]:
+    """Number of a symbolic size -> what one sample has of it: the batch counts 1, and what depends on the batch, or on
+    values, counts as its share in the example. A fixed batch counts in full."""
+    made = axes.stand_ins
+    inputs = (axes.dims.get(name) for name in program.user_inputs)
+    first = [size for size in (total(dims[0]) for dims in inputs if dims) if made.symbols(size)]
+    samples = {symbol: real_size(size, axes.sizes) for size in reversed(first) for symbol in made.symbols(size)}
+    if first:
+        samples.update(dict.fromkeys(made.of_values, real_size(first[0], axes.sizes)))
+    shares: dict[int, int | Fraction] = {}
+    for number, size in axes.sizes.items():
+        batch = next((samples[symbol] for symbol in sorted(made.symbols(number)) if symbol in samples), 1)
+        shares[number] = Fraction(size, batch) if size % batch else size // batch
+    return shares
 
 
 def _linear(term: Expression, chosen: set[Axis]) -> bool:

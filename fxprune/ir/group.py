@@ -48,6 +48,22 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class OpUse:
+    """A product with a weight that a group passes through, and what cannot be done there: why, or "".
+
+    recovery     the weight cannot be moved to make up for what is gone
+    cost         its multiply-accumulates are in no budget
+    importance   no criterion that runs the model sees removals here
+    """
+
+    node: str
+    op: str
+    recovery: str = ""
+    cost: str = ""
+    importance: str = ""
+
+
+@dataclass(frozen=True)
 class PruneGroup:
     """``size`` interchangeable elements that live and die together.
 
@@ -60,6 +76,7 @@ class PruneGroup:
     nodes        graph nodes that contract it (its consumers), for people
     granularity  kept counts are multiples of this, or the full size
     floor        the smallest kept count a search may choose
+    uses         the products with a weight that it passes through, and what is not known of them
     """
 
     name: str
@@ -73,6 +90,7 @@ class PruneGroup:
     nodes: tuple[str, ...] = ()
     granularity: int = 1
     floor: int = 1
+    uses: tuple[OpUse, ...] = ()
 
     @property
     def prunable(self) -> bool:

@@ -1,38 +1,74 @@
-"""The weights of linear layers as matrices [out, in]: where they stand, what they cost, and what is zero in them."""
+"""Layers with a weight: which argument is what. Of linear ones the weight as a matrix [out, in], its cost and zeros."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..errors import PlanError
-from .dataflow import LINEAR, MOVES, bind, op_name
+from .dataflow import MOVES, MULTIPLIES, Family, behind_views, bind, family, op_name, product
+from .example_sizes import stand_ins
 from .group import PruneGroup
 from .program import Program
-from .signature import sizes_to_try
 from .sparsity import Sparsity, Tile, grid
 
-ENDS = MOVES | {
-    "getitem",
-    "unbind",
-    "select",
-    "split",
-    "chunk",
-    "split_with_sizes",
-    "softmax",
-    "log_softmax",
-    "sigmoid",
-    "tanh",
-    "expand",
-}
-"""Between a classifier and what the graph returns nothing but these stands."""
+ENDS = MOVES | {Family.SPLIT, Family.PICK, Family.SOFTMAX, Family.LOG_SOFTMAX, Family.EXPAND}
+"""Between a classifier and what the graph returns nothing but these stands, and ``SQUASHES``."""
+SQUASHES = ("sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies its input by a weight, and for which one can solve.
+
+    operand  name of the argument that holds the input;  source: the input
+    form     ``linear`` W [out, in], ``transposed`` W [in, out] or ``conv`` W [out, in, ..kernel]
+    """
+
+    operand: str
+    source: Node
+    weight: Node
+    bias: Node | None
+    form: str
+
+    @property
+    def into(self) -> int:
+        """The dimension of the weight that is summed over."""
+        return 0 if self.form == "transposed" else 1
+
+
+def layer_at(node: Node, tensors: Collection[str]) -> Layer | str | None:
+    """The layer at ``node``, or why it cannot be solved for; None where no weight is multiplied.
+
+    tensors   names of the placeholders that stand for parameters and buffers
+    """
+    does = family(node)
+    if node.op != "call_function" or (does is not None and does not in MULTIPLIES):
+        return None
+    if not any(behind_views(n).name in tensors for n in node.all_input_nodes):
+        return None
+    one, args = product(node), bind(node)
+    if one is None and does is None:
+        return "the table of ops does not say what it multiplies"
+    convolves = does is Family.CONVOLUTION
+    if one is None or one.form in ("", "deconv") or args.get("transposed") or args.get("groups", 1) != 1:
+        what = "grouped and transposed convolutions" if convolves else "products of this kind"
+        return f"{what} are not solved for"
+    source, weight, bias = args[one.left], args[one.right], args.get(one.added)
+    if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in tensors:
+        return "its weight is not multiplied as it is stored"
+    dims = len(weight.meta["val"].shape)
+    if convolves and (dims not in (3, 4) or isinstance(args.get("padding"), str)):
+        return "this kind of convolution is not solved for"
+    if not convolves and dims != 2:
+        return "its weight has not two dimensions"
+    return Layer(one.left, source, weight, bias if isinstance(bias, Node) else None, one.form)
 
 
 @dataclass(frozen=True)
@@ -90,31 +126,27 @@ def matrices(program: Program) -> list[Matrix]:
     bound, tensors = program.tensor_of_placeholder, program.tensors
     parameters = program.exported.graph_signature.inputs_to_parameters
     pointers = collections.Counter(tensors[n].data_ptr() for n in parameters.values() if n in tensors)
-    hints, found = _hints(program), []
+    known, found = stand_ins(program), []
     for node in program.graph.nodes:
-        name = op_name(node)
-        if node.op != "call_function" or name not in LINEAR:
+        layer = layer_at(node, parameters)
+        if not isinstance(layer, Layer) or layer.form == "conv":
             continue
-        args, (operand, key, offset) = bind(node), LINEAR[name]
-        source, weight, bias = args.get(operand), args.get(key), args.get(offset) if offset else None
-        if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in parameters:
-            continue
+        weight, bias, transposed = layer.weight, layer.bias, layer.form == "transposed"
         tensor, value = tensors[bound[weight.name]], node.meta.get("val")
-        if tensor.dim() != 2 or not tensor.is_floating_point() or not isinstance(value, Tensor):
+        if not tensor.is_floating_point() or not isinstance(value, Tensor):
             continue
-        transposed = name != "linear"
         shape = (tensor.shape[1], tensor.shape[0]) if transposed else (tensor.shape[0], tensor.shape[1])
         total = 1
         for size in value.shape[:-1]:
-            total *= _size(size, hints)
+            total *= known.real(size)
         batch = max(1, _batch(program))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
-        movable = bias.name if isinstance(bias, Node) and bias.name in bound else ""
+        movable = bias.name if bias is not None and bias.name in bound else ""
         found.append(
             Matrix(
                 node.name,
-                source.name,
-                operand,
+                layer.source.name,
+                layer.operand,
                 bound[weight.name],
                 weight.name,
                 movable,
@@ -178,12 +210,12 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
                 return False
             reached = True
             continue
-        if not forward and op_name(current) not in ENDS:
+        if not forward and not _ends(current):
             return False
         for other in current.users if forward else current.all_input_nodes:
             if forward and other.op == "output":
                 reached = True
-            elif forward and op_name(other) not in ENDS:
+            elif forward and not _ends(other):
                 return False
             elif other not in seen:
                 seen.add(other)
@@ -191,16 +223,8 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
     return reached
 
 
-def _hints(program: Program) -> dict[str, int]:
-    """Symbol -> its size in the example inputs."""
-    return dict(sizes_to_try(program)[0])
-
-
-def _size(size: int | torch.SymInt, hints: Mapping[str, int]) -> int:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs({s: hints[str(s)] for s in expression.free_symbols if str(s) in hints}))
+def _ends(node: Node) -> bool:
+    return family(node) in ENDS or op_name(node) in SQUASHES
 
 
 def _batch(program: Program) -> int:

@@ -19,6 +19,7 @@ from .latency import (
     summary_rows,
     why_none,
 )
+from .op_gaps import gap_lines
 from .page import Markup, bar, cards, code, figure, folded, page, paragraph, picture, section, table, text
 from .plots import SERIES, heat_map, kept_bars, pairs
 from .target_lines import constant_lines
@@ -66,6 +67,7 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _exactness(report),
             earlier_section(report),
             _frozen(report),
+            section("Sliced, and not known in full", *map(paragraph, gap_lines(report.get("gaps", ())))),
             _replay(report),
             _provenance(report),
         ],

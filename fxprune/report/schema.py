@@ -194,6 +194,18 @@ REPORT: dict[str, Any] = {
             "what must keep its size",
             _object("a group", "group kind size why", group=_TEXT, kind=_TEXT, size=_COUNT, why=_TEXT),
         ),
+        gaps=_list(
+            "ops that were sliced although something is not known of them",
+            _object(
+                "an op and what it lacks",
+                "op lacks why nodes groups",
+                op=_TEXT,
+                lacks=_one("string", "recovery, cost or importance"),
+                why=_TEXT,
+                nodes=_list("of the dense graph", _TEXT),
+                groups=_list("that were cut", _TEXT),
+            ),
+        ),
         notes=_list("what the user should know", _TEXT),
         parity=_or_null(_PARITY),
         payload=_one(["string", "null"], "the target's main file"),

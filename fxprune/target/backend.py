@@ -95,6 +95,12 @@ class Backend(ABC):
         """This backend, for a program that was decided on these samples. Most backends do not look at data."""
         return self
 
+    def with_threads(self, threads: int) -> Backend:
+        """This backend with so many CPU threads, 0 for the runtime's own choice, where it has a say in it: a field
+        ``threads``."""
+        has = any(f.name == "threads" for f in fields(self))
+        return replace(self, threads=threads) if has else self  # type: ignore[call-arg]
+
     def legalize(self) -> tuple[Pass, ...]:
         """Passes that make the graph fit the target, run before ``lower``. They must not change what it computes."""
         return ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import statistics
@@ -73,7 +72,12 @@ class Clock:
     ) -> None:
         if batch < 1:
             raise OptionError("a batch holds at least one sample", where=f"--batch {batch}")
-        self.backend, self.batch, self.threads, self.seconds = with_threads(backend, threads), batch, threads, seconds
+        self.backend, self.batch, self.threads, self.seconds = (
+            backend.with_threads(threads) if threads else backend,
+            batch,
+            threads,
+            seconds,
+        )
         self.device = "cuda" if backend.runs_on() == "cuda" and torch.cuda.is_available() else "cpu"
         self.flat = on_device(at_batch(dense, batch), self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="fxprune-latency-")
@@ -264,12 +268,6 @@ def batch_for(program: Program, batch: int) -> int:
 def on_device(flat: Sequence[Any], device: str) -> list[Any]:
     """Inputs where the payload takes them, so that no copy is timed."""
     return [t.to(device) if isinstance(t, torch.Tensor) and device != "cpu" else t for t in flat]
-
-
-def with_threads(backend: Backend, threads: int) -> Backend:
-    """The backend with so many threads, where it has a say in it."""
-    has = any(f.name == "threads" for f in dataclasses.fields(backend))
-    return dataclasses.replace(backend, threads=threads) if has and threads else backend  # type: ignore[call-arg]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from ..ir.dataflow import op_name
+from ..ir.dataflow import Family, family, returns_view
 from ..ir.program import Program
 from ..ir.signature import dim_names, sizes_to_try
 
@@ -17,7 +17,7 @@ COUNTED = (
     "bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
     "each held from its op to its last reader; views share, nothing is fused, scratch space is not counted"
 )
-_VIEWS = ("reshape", "flatten", "contiguous", "expand_as", "view", "getitem")
+_VIEWS = (Family.RESHAPE, Family.PERMUTE, Family.UNIT, Family.EXPAND, Family.SAME, Family.SPLIT)
 
 
 def footprint(program: Program) -> dict[str, int]:
@@ -55,13 +55,8 @@ def activations(program: Program) -> int:
 
 
 def _shares(node: Node) -> bool:
-    """Whether what the node returns is its first input's own memory, as far as its schema says."""
-    if node.op != "call_function":
-        return False
-    if op_name(node).rpartition(":")[2] in _VIEWS:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+    """Whether what the node returns is its first input's own memory, or usually is."""
+    return node.op == "call_function" and (family(node) in _VIEWS or returns_view(node))
 
 
 def _bytes(node: Node, sizes: dict[str, int]) -> int:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import VerifyError
+from ..ir.dataflow import bind, is_random
 from ..ir.program import Program
 from ..ir.signature import DRAWS, Sizes, _input_values, dim_names, output_names, sample_inputs, sizes_to_try
 from ..ir.writes import written_inputs
@@ -101,15 +102,12 @@ def tolerance_of(program: Program, tolerance: Mapping[torch.dtype, float] = TOLE
 
 def random_ops(program: Program) -> list[str]:
     """Names of the nodes that draw random numbers whenever the program runs."""
-    drawn = torch.Tag.nondeterministic_seeded
-    return [n.name for n in program.graph.nodes if drawn in getattr(n.target, "tags", ()) and not _at_rest(n)]
+    return [n.name for n in program.graph.nodes if is_random(n) and not _at_rest(n)]
 
 
 def _at_rest(node: torch.fx.Node) -> bool:
     """An op that may draw and does not: dropout in evaluation form, attention without dropout."""
-    arguments = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    given |= dict(zip([a.name for a in arguments], node.args, strict=False)) | dict(node.kwargs)
+    given = bind(node)
     chance = given.get("p", given.get("dropout_p"))
     return chance == 0 or given.get("train", given.get("training")) is False
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from .. import registry
 from ..artifact.artifact import Artifact
 from ..artifact.delivered import check_dense, record, row_of
 from ..artifact.files import PROGRAM
@@ -142,8 +141,7 @@ def runner_of(artifact: Artifact, threads: int = 0) -> Runner:
             why="; ".join(unfinished["missing"]),
             cure=unfinished["finish"],
         )
-    if hasattr(backend, "threads"):
-        backend = registry.backend(backend.name, **{**backend.options, "threads": threads})
+    backend = backend.with_threads(threads)
     run, device = backend.load(artifact.path / str(artifact.report["payload"])), backend.runs_on()
     if device == "cpu":
         return run

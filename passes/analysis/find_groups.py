@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from ...errors import OptionError
 from ...ir.axes import Axes
-from ...ir.axis import Axis, Dim, atoms, leaves, real_size
+from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import CostModel
 from ...ir.group import Kind, PruneGroup, Slot
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
-from .walk import FIRST_PRIME
+from .op_uses import op_uses
 
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
@@ -70,7 +70,7 @@ class FindGroups(Analysis):
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
         facts = _Facts(axes)
-        slots = _slots(program, axes)
+        slots, uses = _slots(program, axes), op_uses(program)
         parameters = set(program.exported.graph_signature.inputs_to_parameters.values())
         taken: collections.Counter[str] = collections.Counter()
         groups = []
@@ -89,6 +89,7 @@ class FindGroups(Analysis):
                 exact=axis not in facts.statistics,
                 nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
+                uses=uses.get(axis, ()),
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
@@ -298,7 +299,7 @@ class _Facts:
     def why_frozen(self, axis: Axis, slots: list[Slot], parameters: set[str]) -> str:
         if axis in self.frozen:
             return self.frozen[axis]
-        if axis.size >= FIRST_PRIME and real_size(axis.size, self.axes.sizes) != axis.size:
+        if axis.size > OPEN and real_size(axis.size, self.axes.sizes) != axis.size:
             return "symbolic size"
         if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"

@@ -7,56 +7,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
 from ...ir.axes import Axes, Matmul
-from ...ir.axis import Axis, Dim, atoms, leaves, total
-from ...ir.dataflow import LINEAR
+from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, total
+from ...ir.dataflow import ELEMENTWISE, ROW_NORMS, VIEWS, Family, bind, family, op_name, product
 from ...ir.group import Kind
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.token_flow import Positional, Swap, TokenFlow, TokenSite, patches_of
-from .walk import FIRST_PRIME, RULES, Multi, bind, op_name
+from .walk import Multi
 
-SDPA = "scaled_dot_product_attention"
-SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
-MOVES = {
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "flatten",
-    "unflatten",
-    "permute",
-    "transpose",
-    "t",
-    "squeeze",
-    "unsqueeze",
-    "expand",
-    "contiguous",
-    "clone",
-    "detach",
-    "alias",
-    "cat",
-    "stack",
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "getitem",
-    "dropout",
-    "to",
-    "_to_copy",
-    "type_as",
-    "zeros_like",
-    "ones_like",
-}
+MOVES = VIEWS | {Family.DROPOUT, Family.EXPAND, Family.JOIN, Family.SPLIT, Family.LIKE}
 """Ops that keep every token whole, wherever they put it."""
-PRODUCTS = {*LINEAR, "bmm", "baddbmm", "einsum", SDPA}
-NORMS = {"layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "linalg_vector_norm", "norm", "max", "amax"}
+OVER_OTHERS = ROW_NORMS | {Family.NORM, Family.EXTREME}
 """Ops over other dims than tokens (a maximum over tokens is one over fewer of them)."""
-MAXIMA = {"max", "amax"}
-AVERAGES = {"mean", "sum"}
+AVERAGES = (Family.MEAN, Family.SUM)
+INDEXES = (Family.PICK, Family.PART)
+ALIKE = MOVES | ELEMENTWISE | OVER_OTHERS | {Family.PRODUCT}
+"""Ops that treat all tokens alike."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +122,7 @@ class _Finder:
             for m in facts.get(node.name, ())[:1]:
                 if not atoms(m.m) or atoms(m.m) != atoms(m.n):
                     continue
-                made = self._fused(node, m) if op_name(node) == SDPA else self._explicit(node, m, facts)
+                made = self._fused(node, m) if family(node) is Family.ATTENTION else self._explicit(node, m, facts)
                 if made is not None:
                     yield made
 
@@ -179,21 +149,13 @@ class _Finder:
             behind.add(node)
             if (
                 soft is None
-                and op_name(node) in SOFTMAX
+                and family(node) is Family.SOFTMAX
                 and atoms(self.axes.dims[node.name][bind(node)["dim"]]) == atoms(fact.n)
             ):
                 soft, behind = node, {node}
             elif soft is not None and any(atoms(m.k) == atoms(fact.n) for m in facts.get(node.name, ())):
-                values = node.args[1] if op_name(node) in ("matmul", "bmm") and len(node.args) > 1 else None
-                key = scores.args[1] if op_name(scores) in ("matmul", "bmm") else None
-                return _Attention(
-                    soft,
-                    node,
-                    fact.n,
-                    None,
-                    key if isinstance(key, Node) else None,
-                    values if isinstance(values, Node) else None,
-                )
+                values, key = _right(node), _right(scores)
+                return _Attention(soft, node, fact.n, None, key, values)
         return None
 
     def _frozen(self, attention: _Attention, why: str) -> TokenSite:
@@ -205,7 +167,7 @@ class _Finder:
         for node in self.nodes[self.place[attention.product] + 1 :]:
             if behind & set(node.all_input_nodes):
                 behind.add(node)
-                if op_name(node) in LINEAR:
+                if _is_layer(node):
                     for source in node.all_input_nodes:
                         while source.op == "call_function" and len(source.all_input_nodes) == 1:
                             source = source.all_input_nodes[0]
@@ -318,7 +280,7 @@ class _Finder:
             found.restored.append((node.name, reader.name))
             return True
         sources = [n for n in node.all_input_nodes if n in found.nodes]
-        if len(sources) != 1 or op_name(node) not in MOVES or any(u in found.nodes for u in node.users):
+        if len(sources) != 1 or family(node) not in MOVES or any(u in found.nodes for u in node.users):
             return False
         found.nodes.discard(node)
         return self._restore(sources[0], node, found)
@@ -327,31 +289,30 @@ class _Finder:
         """Note how ``node`` reads tokens. Raises Positional unless it treats all alike."""
         if node.op == "output":
             raise Positional("the graph returns every token")
-        name, args = op_name(node), bind(node)
+        name, does, args = op_name(node), family(node), bind(node)
         for dim in _dims(self.axes.dims.get(node.name)):
             self.swap(dim)
         if (
             any(self.swap.holds(d) for d in self.contracted.get(node.name, ()))
-            and name not in AVERAGES
-            and name != SDPA
+            and does not in (*AVERAGES, Family.ATTENTION)
             and not _weighed(node, found)
         ):
             raise Positional("a product sums over tokens")
-        if any(self.swap.holds(d) for d in self.statistics.get(node.name, ())) and name not in AVERAGES:
+        if any(self.swap.holds(d) for d in self.statistics.get(node.name, ())) and does not in AVERAGES:
             raise Positional(f"{name} over tokens")
-        if name == SDPA:
+        if does is Family.ATTENTION:
             key = self.axes.dims[args["key"].name]
             if args.get("is_causal"):
                 raise Positional("causal attention")
             if self.swap.holds(key[-2]):
                 self._weigh(args["key"], key[0])
                 found.softmaxes[node.name] = len(key) - 1
-        elif name in SOFTMAX:
+        elif does is Family.SOFTMAX:
             dims = self.axes.dims[args["self"].name]
             if self.swap.holds(dims[args["dim"]]):
                 self._weigh(args["self"], dims[0])
                 found.softmaxes[node.name] = args["dim"] % len(dims)
-        elif name in AVERAGES:
+        elif does in AVERAGES:
             source = self.axes.dims[args["self"].name]
             over = [i for i, d in enumerate(source) if self.swap.holds(d)]
             gone = args.get("dim")
@@ -360,10 +321,10 @@ class _Finder:
                 if len(over) != 1 or len(wanted) != 1 or len(source) != 3 or over != [1]:
                     raise Positional(f"{name} over tokens and other dims")
                 found.averages[node.name] = 1
-        elif name in ("select", "slice", "narrow", "unbind"):
+        elif does in INDEXES:
             self._indexed(node, name, args)
-        elif name in PRODUCTS or name in MOVES or name in NORMS or _pointwise(node, name):
-            if name in MAXIMA and len(node.all_input_nodes) == 1 and args.get("dim") is None:
+        elif does in ALIKE:
+            if does is Family.EXTREME and len(node.all_input_nodes) == 1 and args.get("dim") is None:
                 raise Positional(f"{name} over everything")
         else:
             raise Positional(f"there is no token rule for {name}")
@@ -463,7 +424,7 @@ def _stream(dim: Dim) -> Dim:
 
 
 def _open(dim: Dim) -> bool:
-    return any(axis.size >= FIRST_PRIME for axis in leaves(dim)) or not _stream(dim)
+    return any(axis.size > OPEN for axis in leaves(dim)) or not _stream(dim)
 
 
 def _dims(found: Any) -> Iterator[Dim]:
@@ -481,13 +442,19 @@ def _weighed(node: Node, found: _Reach) -> bool:
         source = pending.pop()
         if source.name in found.softmaxes:
             return True
-        if source in found.nodes and (
-            op_name(source) in MOVES or op_name(source) in LINEAR or _pointwise(source, op_name(source))
-        ):
+        if source in found.nodes and (family(source) in MOVES | ELEMENTWISE or _is_layer(source)):
             pending += source.all_input_nodes
     return False
 
 
-def _pointwise(node: Node, name: str) -> bool:
-    same = RULES.get(name)
-    return same is RULES["pointwise"] or (same is None and torch.Tag.pointwise in getattr(node.target, "tags", ()))
+def _is_layer(node: Node) -> bool:
+    """A product as linear layers are made of."""
+    one = product(node)
+    return one is not None and one.form in ("linear", "transposed")
+
+
+def _right(node: Node) -> Node | None:
+    """What a product of two matrices multiplies with."""
+    one = product(node)
+    right = bind(node)[one.right] if one is not None else None
+    return right if isinstance(right, Node) else None

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from ... import plugins
-from ...errors import InternalError
-from ...ir.axis import Conflict, new_dim, total
+from ...errors import FxpruneError
+from ...ir.axis import Conflict, Dim, new_dim, real_size, total
+from ...ir.dataflow import ELEMENTWISE, family, op_name
+from ...ir.flops import counted_by_torch
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
+from ...ir.provenance import first_line
 from . import rules  # noqa: F401  (fills RULES)
-from .walk import RULES, Args, Multi, Walk, op_name
+from .walk import RULES, Args, Multi, Walk
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class PropagateAxes(Analysis):
                     walk.freeze(walk.dims[out], "graph output")
             else:
                 walk.dims[node] = None
-        return program.but(axes=walk.axes())
+        failed = (f"{why} at {node}: what it touches is left alone" for node, why in walk.failed)
+        return program.but(axes=walk.axes(), notes=tuple(dict.fromkeys([*program.notes, *failed])))
 
 
 def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
@@ -69,7 +74,7 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         known = isinstance(source, Multi) and isinstance(index, int)
         return source[index] if known else walk.fresh("item of an unknown op")
     function = RULES.get(op_name(node))
-    if function is None and torch.Tag.pointwise in getattr(node.target, "tags", ()) and _functional(node):
+    if function is None and family(node) in ELEMENTWISE:
         function = RULES["pointwise"]
     broken = ""
     if function is None:
@@ -82,24 +87,39 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         walk.unknown[str(node.target)] += 1
         return _freeze_all(walk, node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
     try:
-        out = function(walk, Args(node, walk.dims))
+        return walk.as_captured(function(walk, Args(node, walk.dims)))
     except Conflict as conflict:
         walk.conflicts.append((node.name, str(conflict)))
-        return _freeze_all(walk, node, f"{op_name(node)}: {conflict}")
-    if isinstance(value, Tensor) and [total(d) for d in out] != walk.shape(node):
-        raise InternalError(
-            f"the rule for {node.target} says {[total(d) for d in out]} at {node.name}, "
-            f"the graph has {walk.shape(node)}"
-        )
-    return out
+        why = f"{op_name(node)}: {conflict}"
+    except FxpruneError:
+        raise
+    except Exception as error:  # a rule may fail in any way: then nothing is known of its op
+        why = f"the axis rule for {node.target} failed ({first_line(error)})"
+        walk.failed.append((node.name, why))
+    walk.take_back()
+    return _freeze_all(walk, node, why)
 
 
 def _freeze_all(walk: Walk, node: Node, why: str) -> Any:
+    """New frozen dims for an op that nothing is known of; it costs what torch counts, whatever is cut."""
     for source in node.all_input_nodes:
         walk.freeze(walk.dims[source], why)
+    count = counted_by_torch(node, walk.size)
+    if count:
+        batch = _batch_of(walk, node)
+        samples = real_size(total(batch), walk.size.example)
+        if count % samples:
+            batch, samples = (), 1
+        walk.matmul([batch], (), (), new_dim(count // samples))
     return walk.fresh(why)
 
 
-def _functional(node: Node) -> bool:
-    """In-place ops that survived clean-up have other readers of the tensor they write: nothing is known of those."""
-    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+def _batch_of(walk: Walk, node: Node) -> Dim:
+    """The batch of the program, where ``node`` reads something whose size depends on it."""
+    inputs = set(walk.program.user_inputs)
+    first = (d[0] for n, d in walk.dims.items() if n.op == "placeholder" and n.name in inputs and d)
+    batch: Dim = next((dim for dim in first if walk.size.symbols(total(dim))), ())
+    symbols = walk.size.symbols(total(batch))
+    values = pytree.tree_leaves([n.meta.get("val") for n in node.all_input_nodes])
+    sizes = (walk.size(s) for v in values if isinstance(v, Tensor) for s in v.shape)
+    return batch if any(walk.size.symbols(size) & symbols for size in sizes) else ()

@@ -11,15 +11,14 @@ import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch.fx import Node
 
 from ...ir.axes import Axes, Contraction, Frozen, Literal, Matmul, Statistic
-from ...ir.axis import Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.axis import OPEN, Conflict, Dim, Dims, new_dim, total, unify
+from ...ir.dataflow import behind_views, bind
+from ...ir.example_sizes import stand_ins
 from ...ir.program import Program
-
-FIRST_PRIME = 1_000_003
 
 
 class Multi(list[Any]):
@@ -55,21 +54,6 @@ class Args:
         return flat
 
 
-def bind(node: Node) -> dict[str, Any]:
-    """Schema argument name -> argument, defaults filled in; positional names ``0``, ``1``.. for plain functions."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {**{str(i): a for i, a in enumerate(node.args)}, **node.kwargs}
-    bound = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        if argument.name in node.kwargs:
-            bound[argument.name] = node.kwargs[argument.name]
-        elif i < len(node.args):
-            bound[argument.name] = node.args[i]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
-
-
 def _resolve(value: Any, dims: dict[Node, Any]) -> Any:
     if isinstance(value, Node):
         return dims[value]
@@ -93,13 +77,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def op_name(node: Node) -> str:
-    """``linear`` for aten.linear.default, ``lib::op`` for ops of other libraries, the name for plain functions."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.name.removeprefix("aten::")
-    return getattr(node.target, "__name__", str(node.target))
-
-
 class Walk:
     """What rules say of one graph, node by node (``PropagateAxes`` has the loop); :meth:`axes` is the result."""
 
@@ -115,9 +92,8 @@ class Walk:
         self.tags: dict[str, list[tuple[Dim, str]]] = collections.defaultdict(list)
         self.unknown: collections.Counter[str] = collections.Counter()
         self.conflicts: list[tuple[str, str]] = []
-        self._primes: dict[Any, int] = {}
-        self._hints = _symbol_hints(program)
-        self.sizes: dict[int, int] = {}
+        self.failed: list[tuple[str, str]] = []
+        self.size = stand_ins(program)
 
     def axes(self) -> Axes:
         return Axes(
@@ -128,36 +104,20 @@ class Walk:
             matmuls=tuple(self.matmuls),
             frozen=tuple(self.frozen),
             tags={kind: tuple(facts) for kind, facts in self.tags.items()},
-            sizes=self.sizes,
-            symbols={prime: str(symbol) for symbol, prime in self._primes.items()},
+            stand_ins=self.size,
             unknown=dict(self.unknown),
             conflicts=tuple(self.conflicts),
+            failed=tuple(self.failed),
         )
 
     # ------------------------------------------------------------ sizes
-
-    def size(self, size: int | SymInt) -> int:
-        """A size as an int. Every symbol stands for a prime of its own above a million, so that ``B*H`` factors
-        unambiguously and no static size can be mistaken for the batch."""
-        if isinstance(size, int):
-            return size
-        expr = size.node.expr
-        for symbol in sorted(expr.free_symbols, key=str):
-            if symbol not in self._primes:
-                prime = _next_prime(max(self._primes.values(), default=FIRST_PRIME - 1))
-                self._primes[symbol] = prime
-                self.sizes[prime] = self._hints.get(str(symbol), 2)
-        value = int(expr.subs({s: self._primes[s] for s in expr.free_symbols}))
-        if value not in self.sizes and not _is_product(value, self._primes.values()):
-            self.sizes[value] = int(expr.subs({s: self.sizes[self._primes[s]] for s in expr.free_symbols}))
-        return value
 
     def shape(self, node: Node | None = None) -> list[int]:
         return [self.size(s) for s in (node or self.node).meta["val"].shape]
 
     @staticmethod
     def symbolic(size: int) -> bool:
-        return size >= FIRST_PRIME
+        return size > OPEN
 
     # ------------------------------------------------------------ what rules say
 
@@ -223,47 +183,44 @@ class Walk:
 
     def is_weight(self, node: Any) -> bool:
         """True for a parameter, and for a transposed or reshaped one (``x @ weight.T``)."""
-        while (
-            isinstance(node, Node)
-            and node.op == "call_function"
-            and op_name(node)
-            in ("t", "transpose", "numpy_T", "mT", "permute", "view", "reshape", "unsqueeze", "to", "contiguous")
-        ):
-            node = node.args[0]
         parameters = self.program.exported.graph_signature.inputs_to_parameters
-        return isinstance(node, Node) and node.name in parameters
+        return isinstance(node, Node) and behind_views(node).name in parameters
 
+    # ------------------------------------------------------------ what they said, held against the graph
 
-def _symbol_hints(program: Program) -> dict[str, int]:
-    """Symbol name -> its value in the example inputs."""
-    from torch.utils import _pytree as pytree
+    def as_captured(self, out: Any) -> Any:
+        """What a rule gave for the current node, where its sizes are those in the graph.
 
-    hints: dict[str, int] = {}
-    if program.exported.example_inputs is None:
-        return hints
-    flat = iter(pytree.tree_leaves(program.exported.example_inputs))
-    bound = program.tensor_of_placeholder
-    for node in program.placeholders():
-        if node.name in bound:
-            continue
-        example, value = next(flat, None), node.meta.get("val")
-        if isinstance(value, Tensor) and isinstance(example, Tensor):
-            for symbol, real in zip(value.shape, example.shape, strict=True):
-                if isinstance(symbol, SymInt) and symbol.node.expr.is_symbol:
-                    hints[str(symbol.node.expr)] = real
-    return hints
+        An open size that cannot be followed gives a frozen dim. Raises ValueError where a static one differs.
+        """
+        value = self.node.meta["val"]
+        if isinstance(value, Tensor):
+            return self._meeting(out, value)
+        return Multi(one if one is None else self._meeting(one, v) for one, v in zip(out, value, strict=True))
 
+    def _meeting(self, dims: Dims, value: Tensor) -> Dims:
+        wanted = list(map(self.size, value.shape))
+        said = [total(d) for d in dims]
+        if said == wanted:
+            return dims
+        out: Dims = []
+        for dim, size, want in zip(dims, said, wanted, strict=True):
+            if size == want:
+                out.append(dim)
+                continue
+            if not self.symbolic(size) and not self.symbolic(want):
+                raise ValueError(f"it says {said}, the graph has {wanted}")
+            fresh = new_dim(want)
+            self.freeze([dim, fresh], "an open size that cannot be followed")
+            out.append(fresh)
+        return out
 
-def _next_prime(above: int) -> int:
-    candidate = above + 1 + above % 2
-    while any(candidate % d == 0 for d in range(3, int(candidate**0.5) + 1, 2)):
-        candidate += 2
-    return candidate
-
-
-def _is_product(value: int, primes: Iterable[int]) -> bool:
-    """True for static * primes: those need no entry of their own, their factors have one."""
-    for prime in primes:
-        while value % prime == 0:
-            value //= prime
-    return value < FIRST_PRIME
+    def take_back(self) -> None:
+        """Forget what a rule that failed has said of the current node; dims that it unified stay together."""
+        name = self.node.name
+        self.literals = [fact for fact in self.literals if fact.node != name]
+        self.contractions = [fact for fact in self.contractions if fact.node != name]
+        self.statistics = [fact for fact in self.statistics if fact.node != name]
+        self.matmuls = [fact for fact in self.matmuls if fact.node != name]
+        for kind, tagged in self.tags.items():
+            self.tags[kind] = [fact for fact in tagged if fact[1] != name]

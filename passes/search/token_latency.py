@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from ...ir.axis import Axis
 from ...ir.cost import CostModel, Expression
+from ...ir.dataflow import returns_view
 from ...ir.plan import TokenPlan
 from ...ir.program import Program
 from ...ir.token_flow import TokenFlow
@@ -152,16 +152,10 @@ def region_shares(program: Program) -> tuple[float, ...]:
         value = node.meta.get("val")
         if node.op != "call_function" or node.name not in flow.region or not isinstance(value, Tensor):
             continue
-        if node.name not in products and not _view(node):
+        if node.name not in products and not returns_view(node):
             sizes = [d for d in value.shape if isinstance(d, int)]  # an open batch is the same everywhere
             made[index[id(flow.sites[flow.region[node.name]])]] += math.prod(sizes)
     return tuple(n / sum(made) if sum(made) else 1 / len(made) for n in made)
-
-
-def _view(node: Node) -> bool:
-    """Whether the node's value is the memory of another."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
 def fitted(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ...errors import OptionError
-from ...ir.dataflow import op_name
+from ...ir.dataflow import MULTIPLIES, NORMS, Family, family
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
@@ -21,81 +21,16 @@ from ...ir.rebuild import copy_graph, rebuild
 aten = torch.ops.aten
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-NORMS = frozenset({"layer_norm", "group_norm", "instance_norm", "rms_norm"})
-"""Computed in float32 and rounded at once: what follows moves half the bytes."""
-WIDE = frozenset(
-    {
-        "pow",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "reciprocal",
-        "mean",
-        "sum",
-        "var",
-        "var_mean",
-        "std",
-        "std_mean",
-        "norm",
-        "linalg_vector_norm",
-        "cumsum",
-        "prod",
-        "logsumexp",
-        "cdist",
-        "native_layer_norm",
-        "native_group_norm",
-        "cosine_similarity",
-    }
-)
-"""Computed in float32, and so is what reads nothing else: sums lose digits and squares overflow."""
-NARROW = frozenset(
-    {
-        "linear",
-        "matmul",
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "convolution",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "scaled_dot_product_attention",
-        "embedding",
-    }
-)
+WIDE = NORMS | {Family.STEEP, Family.SUM, Family.MEAN, Family.VARIANCE, Family.NORM, Family.CUMULATE, Family.DISTANCE}
+WIDE |= {Family.REDUCE}
+"""Computed in float32, and so is what reads nothing else: sums lose digits and squares overflow. What a norm gives is
+rounded at once: what follows moves half the bytes."""
+NARROW = MULTIPLIES | {Family.ATTENTION, Family.TABLE}
 """Computed in half precision: what the hardware is fast at, and where the weights are."""
-
-FILLS = frozenset(
-    {
-        "masked_fill",
-        "where",
-        "full_like",
-        "new_full",
-        "fill",
-        "index_fill",
-        "scatter",
-        "add",
-        "sub",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "constant_pad_nd",
-        "pad",
-    }
-)
+FILLS = frozenset({Family.FILL, Family.ADD, Family.LIKE, Family.CREATE, Family.SCATTER, Family.PAD})
 """A number beyond the range stands for "as far as it goes" here; as a factor it would mean something else."""
-SPATIAL = ("conv", "pool", "upsample", "interpolate", "grid_sampler")
-"""What stays float32 on request: names that have one of these in them."""
+SPATIAL = frozenset({Family.CONVOLUTION, Family.POOL, Family.RESAMPLE})
+"""What stays float32 on request."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +91,10 @@ class _Casting:
             self.constant.add(node)
         if not reads:
             return  # integers, and constants that are created: both stay
-        name = op_name(node)
-        if name in NORMS or name in WIDE or self._kept(node, name):
+        does = family(node)
+        if does in WIDE or self._kept(node, does):
             wanted = torch.float32
-        elif name in NARROW or any(_dtypes(n)[0] == self.dtype for n in reads if n.op != "placeholder"):
+        elif does in NARROW or any(_dtypes(n)[0] == self.dtype for n in reads if n.op != "placeholder"):
             wanted = self.dtype
         else:
             wanted = torch.float32 if all(_dtypes(n)[0] == torch.float32 for n in reads) else self.dtype
@@ -170,7 +105,8 @@ class _Casting:
             self._clamp_numbers(node)
         if torch.float32 in before or self.dtype in before:
             self._refresh(node)
-        if name in NORMS and torch.float32 in _dtypes(node) and torch.float32 in before:
+        rounds = does in NORMS and isinstance(node.meta["val"], Tensor)
+        if rounds and torch.float32 in _dtypes(node) and torch.float32 in before:
             self._round(node)
 
     def _cast(self, source: Node, dtype: torch.dtype, reader: Node) -> Node:
@@ -188,10 +124,10 @@ class _Casting:
             self.casts[source, dtype] = made
         return made
 
-    def _kept(self, node: Node, name: str) -> bool:
+    def _kept(self, node: Node, does: Family | None) -> bool:
         """Whether the node stays float32: for a factor that is out of range, or because it was asked for."""
         numbers = any(self._beyond(v) for v in pytree.tree_leaves((node.args, node.kwargs)))
-        return (numbers and name not in FILLS) or (not self.spatial and any(word in name for word in SPATIAL))
+        return (numbers and does not in FILLS) or (not self.spatial and does in SPATIAL)
 
     def _beyond(self, value: Any) -> bool:
         return isinstance(value, float) and self.largest < abs(value) < float("inf")

@@ -8,36 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 from ...errors import CaptureError
+from ...ir.dataflow import Family, bind, family, family_of, is_mutable, op_name
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild, relax_views
-from .inplace import is_mutable, make_functional, op_name
+from .inplace import make_functional
 from .straighten import straighten
 
 aten = torch.ops.aten
-
-CHECKS = {
-    "_assert_async",
-    "_assert_scalar",
-    "_assert_tensor_metadata",
-    "sym_constrain_range",
-    "sym_constrain_range_for_size",
-    "_functional_assert_async",
-    "_functional_sym_constrain_range",
-    "_functional_sym_constrain_range_for_size",
-}
-DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
-BATCH_NORMS = {
-    "batch_norm",
-    "_native_batch_norm_legit",
-    "native_batch_norm",
-    "cudnn_batch_norm",
-    "_batch_norm_impl_index",
-}
 
 
 @dataclass(frozen=True)
@@ -73,12 +54,13 @@ def _clean(module: GraphModule, lasting: Collection[str], trained: Collection[st
             changed |= inner
             notes += told
     for node in list(graph.nodes):
-        if op_name(node) in CHECKS and not node.users:
+        does = family_of(op_name(node).removesuffix("_"))
+        if does is Family.CHECK and not node.users:
             graph.erase_node(node)
             changed = True
-        elif op_name(node).rstrip("_") in DROPOUTS:
+        elif does is Family.DROPOUT:
             changed |= _drop_dropout(node, notes)
-        elif op_name(node) in BATCH_NORMS:
+        elif does is Family.BATCH_NORM:
             _check_batch_norm(node)
     done, told = make_functional(graph, lasting)
     notes += told
@@ -92,17 +74,8 @@ def _clean(module: GraphModule, lasting: Collection[str], trained: Collection[st
     return changed, notes
 
 
-def _arguments(node: Node) -> dict[str, Any]:
-    """The node's arguments by schema name, defaults included."""
-    assert isinstance(node.target, OpOverload)
-    schema = node.target._schema.arguments
-    named = {a.name: a.default_value for a in schema if a.has_default_value()}
-    named |= {a.name: v for a, v in zip(schema, node.args, strict=False)}
-    return {**named, **node.kwargs}
-
-
 def _drop_dropout(node: Node, notes: list[str]) -> bool:
-    given = _arguments(node)
+    given = bind(node)
     if given.get("train", True) and given["p"] > 0:
         notes.append(f"{node.name} drops values in evaluation too (training=True in the code of the model)")
         return False
@@ -117,7 +90,7 @@ def _drop_dropout(node: Node, notes: list[str]) -> bool:
 
 
 def _check_batch_norm(node: Node) -> None:
-    given = _arguments(node)
+    given = bind(node)
     if given.get("training", given.get("train")) and given.get("running_mean") is not None:
         raise CaptureError(
             f"{node.name} runs in training form",
@@ -139,8 +112,7 @@ def _drop_identities(graph: Graph, trained: Collection[str], *, pure: bool) -> b
             source = _only_part(node)
         if not isinstance(source, Node) or not isinstance(node.meta.get("val"), Tensor):
             continue
-        same = name in ("alias", "lift", "lift_fresh") or name == "cat"
-        same |= name == "detach" and source not in learns
+        same = name == "cat" or (family(node) is Family.SAME and (name != "detach" or source not in learns))
         same |= name == "lift_fresh_copy" and pure and not any(user.op == "output" for user in node.users)
         same |= name in ("to", "type_as") and _casts_nothing(node, source)
         if same:
@@ -160,7 +132,7 @@ def _only_part(node: Node) -> Node | None:
 
 
 def _casts_nothing(node: Node, source: Node) -> bool:
-    before, after, given = source.meta["val"], node.meta["val"], _arguments(node)
+    before, after, given = source.meta["val"], node.meta["val"], bind(node)
     if given.get("copy") or given.get("memory_format") is not None:
         return False
     return bool(before.dtype == after.dtype and before.device == after.device and before.layout == after.layout)

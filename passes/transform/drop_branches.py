@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from ...errors import PlanError
 from ...ir.axes import Axes
 from ...ir.axis import Axis, Dims, atoms, leaves
+from ...ir.dataflow import added
 
 aten = torch.ops.aten
 
@@ -51,7 +52,7 @@ def _only(dim: tuple[Axis, ...], empty: set[Axis]) -> bool:
 
 
 def _replace_by_bias(module: GraphModule, node: Node, axes: Axes, dead: Any, made_by: str) -> None:
-    bias = _bias(node)
+    bias = added(node)
     like = _same_shape(module, node, axes, dead)
     with module.graph.inserting_before(node):
         value = module.graph.call_function(aten.zeros_like.default, (like,), {"dtype": node.meta["val"].dtype})
@@ -62,13 +63,6 @@ def _replace_by_bias(module: GraphModule, node: Node, axes: Axes, dead: Any, mad
     for new in made:
         new.meta.update(val=node.meta["val"], stack_trace=node.meta.get("stack_trace"), fxprune_pass=made_by)
     node.replace_all_uses_with(value)
-
-
-def _bias(node: Node) -> Node | None:
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    bound = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    found = bound.get("bias", bound.get("self"))
-    return found if isinstance(found, Node) else None
 
 
 def _same_shape(module: GraphModule, node: Node, axes: Axes, dead: Any) -> Node:

@@ -10,13 +10,12 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import Node, map_arg
 
-from ...ir.dataflow import bind, op_name
+from ...ir.dataflow import Family, bind, family, is_random
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 
 LARGEST = 2**24  # entries of a mask that is looked at
-SPREAD = ("expand", "expand_as")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class DropMasks(Transform):
         }
         changed = False
         for node in module.graph.nodes:
-            if op_name(node) != "scaled_dot_product_attention":
+            if family(node) is not Family.ATTENTION:
                 continue
             mask = bind(node)["attn_mask"]
             if not isinstance(mask, Node) or not _hides_nothing(mask, fixed):
@@ -56,7 +55,7 @@ class DropMasks(Transform):
 
 
 def _hides_nothing(mask: Node, fixed: Mapping[str, Tensor]) -> bool:
-    while op_name(mask) in SPREAD:
+    while family(mask) is Family.EXPAND:
         mask = mask.all_input_nodes[0]
     value = mask.meta.get("val")
     if not isinstance(value, Tensor) or any(isinstance(s, SymInt) for s in value.shape) or value.numel() > LARGEST:
@@ -73,7 +72,7 @@ def _constant(node: Node, fixed: Mapping[str, Tensor], done: dict[Node, Any]) ->
         done[node] = None
         if node.name in fixed:
             done[node] = fixed[node.name]
-        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        elif node.op == "call_function" and not is_random(node):
             inputs = {n: _constant(n, fixed, done) for n in node.all_input_nodes}
             if all(v is not None for v in inputs.values()):
                 args, kwargs = map_arg((node.args, node.kwargs), inputs.__getitem__)

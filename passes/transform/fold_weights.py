@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,25 +12,26 @@ from torch import Tensor
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
+from ...ir.dataflow import (
+    ELEMENTWISE,
+    MULTIPLIES,
+    VIEWS,
+    Family,
+    bind,
+    family,
+    is_mutable,
+    is_random,
+    op_name,
+    product,
+    returns_view,
+)
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .inplace import is_mutable, op_name
 from .resize import fake_mode_of
 
-LAYERS = {
-    "linear",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "convolution",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-}
-PRODUCTS = {"matmul", "mm", "bmm", "addmm", "einsum"}
-# Besides views and element-wise ops: what moves elements and mixes none of them.
-MOVES = {"clone", "_to_copy", "copy", "cat", "stack", "index_select", "roll", "flip", "repeat", "lift_fresh_copy"}
+MOVES = VIEWS | ELEMENTWISE | {Family.JOIN, Family.REPEAT, Family.SHIFT, Family.SPLIT, Family.DROPOUT}
+"""Besides what torch says is a view: what moves elements and mixes none of them, as ``index_select`` does."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class _How(IntEnum):
 
 def _weights(node: Node, made: Mapping[Node, _How]) -> Iterator[Node]:
     """Arguments to fold: the weight of a layer, or a matrix that a plain product multiplies with something else."""
-    name = op_name(node)
-    if name in LAYERS:
-        weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+    by = product(node)
+    if by is not None and by.right == "weight":
+        weight = bind(node)["weight"]
         if isinstance(weight, Node) and made.get(weight, _How.MOVED) != _How.MOVED:
             yield weight
-    elif name in PRODUCTS and node not in made:
+    elif family(node) in MULTIPLIES and node not in made:
         for one in node.all_input_nodes:
             if made.get(one) == _How.MIXED and len(one.meta["val"].shape) == 2:
                 yield one
@@ -107,10 +107,10 @@ def _made_of_weights(program: Program) -> dict[Node, _How]:
     constant = {n for n in program.placeholders() if n.name in program.tensor_of_placeholder}
     found: dict[Node, _How] = {}
     for node in program.graph.nodes:
-        inputs, tags = node.all_input_nodes, getattr(node.target, "tags", ())
+        inputs = node.all_input_nodes
         if node.op != "call_function" or not inputs or not constant.issuperset(inputs):
             continue
-        if is_mutable(node) or torch.Tag.nondeterministic_seeded in tags:
+        if is_mutable(node) or is_random(node):
             continue
         constant.add(node)
         if any(n.name in parameters or n in found for n in inputs):
@@ -119,14 +119,11 @@ def _made_of_weights(program: Program) -> dict[Node, _How]:
 
 
 def _how(node: Node) -> _How:
-    if op_name(node) in PRODUCTS or op_name(node) in LAYERS:
+    does = family(node)
+    if does in MULTIPLIES:
         return _How.MULTIPLIED
-    if node.target is operator.getitem or op_name(node) in MOVES:
-        return _How.MOVED
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return _How.MIXED
-    view = any(r.alias_info is not None for r in node.target._schema.returns)
-    return _How.MOVED if view or torch.Tag.pointwise in node.target.tags else _How.MIXED
+    moved = does in MOVES or op_name(node) == "index_select" or returns_view(node)
+    return _How.MOVED if moved else _How.MIXED
 
 
 def _evaluate(program: Program, wanted: Collection[Node]) -> dict[Node, Tensor]:

@@ -12,71 +12,20 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
+from ...ir.dataflow import MULTIPLIES, NORMS, Family, family, family_of, is_mutable, is_random, op_name
+
 aten = torch.ops.aten
 
-# Composite ops whose output never shares memory with an input. Any other may hand its input back as it is.
-FRESH = {
-    "linear",
-    "matmul",
-    "layer_norm",
-    "batch_norm",
-    "group_norm",
-    "instance_norm",
-    "rms_norm",
-    "softmax",
-    "log_softmax",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d.input",
-    "scaled_dot_product_attention",
-    "max_pool2d",
-    "max_pool1d",
-    "ones_like",
-    "zeros_like",
-    "arange",
-    "one_hot",
-}
-# As functions these answer with booleans; in place they keep the dtype of what they overwrite.
-PREDICATES = {"eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_", "logical_or_", "logical_xor_"}
-# These change the shape of a tensor in place, or draw random numbers into it.
-NOT_FUNCTIONAL = {
-    "unsqueeze_",
-    "squeeze_",
-    "t_",
-    "transpose_",
-    "swapaxes_",
-    "swapdims_",
-    "resize_",
-    "resize_as_",
-    "set_",
-    "as_strided_",
-    "bernoulli_",
-    "normal_",
-    "uniform_",
-    "random_",
-    "exponential_",
-    "geometric_",
-    "log_normal_",
-    "cauchy_",
-}
+FRESH = (
+    MULTIPLIES | NORMS | {Family.BATCH_NORM, Family.SOFTMAX, Family.ATTENTION, Family.POOL, Family.LIKE, Family.CREATE}
+)
+"""Composite ops whose output never shares memory with an input. Any other may hand its input back as it is."""
 SAME_TENSOR = (aten.detach.default, aten.alias.default)
 SCATTER: dict[Any, OpOverload] = {
     aten.slice.Tensor: aten.slice_scatter.default,
     aten.select.int: aten.select_scatter.default,
 }
-ANY_DTYPE = {"index_put_", "masked_fill_", "masked_scatter_", "scatter_", "copy_"}  # take indices, masks, or cast
-
-
-def op_name(node: Node) -> str:
-    """``add_`` for ``aten.add_.Tensor``; empty for what is no overload of an operator."""
-    return node.target._schema.name.split("::")[-1] if isinstance(node.target, OpOverload) else ""
-
-
-def is_mutable(node: Node) -> bool:
-    """Whether the op writes into one of its arguments."""
-    return isinstance(node.target, OpOverload) and bool(node.target._schema.is_mutable)
+ANY_DTYPE = (Family.SCATTER, Family.FILL)  # take indices, masks, or cast
 
 
 class Aliases:
@@ -201,31 +150,33 @@ def _rewrite(node: Node, aliases: Aliases) -> None:
 
 def _functional(node: Node) -> OpOverload | None:
     """The overload that computes what the in-place ``node`` writes into its first argument."""
-    name, schema = op_name(node), node.target._schema  # type: ignore[union-attr]
+    schema = node.target._schema  # type: ignore[union-attr]
+    library, _, name = schema.name.partition("::")
     written = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
-    if name in NOT_FUNCTIONAL or not name.endswith("_") or sum(written) != 1 or not written[0]:
+    if is_random(node) or torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
+        return None
+    if not name.endswith("_") or sum(written) != 1 or not written[0]:
         return None
     if node.target is aten.fill_.Scalar:
         return aten.full_like.default
     if node.target is aten.zero_.default:
         return aten.zeros_like.default
-    namespace = getattr(torch.ops, schema.name.split("::")[0])
-    packet = getattr(namespace, name[:-1], None)
+    packet = getattr(getattr(torch.ops, library), name[:-1], None)
     return getattr(packet, schema.overload_name or "default", None)
 
 
 def _new_value(node: Node, target: Node) -> list[Node]:
     """Nodes that compute what ``node`` writes; the last one has the dtype and shape of what is overwritten."""
-    own, name, graph = target.meta["val"], op_name(node), node.graph
+    own, does, graph = target.meta["val"], family_of(op_name(node).removesuffix("_")), node.graph
     functional = _functional(node)
     assert functional is not None
     value = graph.call_function(functional, node.args, node.kwargs)
     value.meta = _meta(node, own)
     others = [n.meta.get("val") for n in node.all_input_nodes if n is not target]
     dtypes = {t.dtype for t in others if isinstance(t, Tensor)}
-    if name in PREDICATES:
+    if does is Family.COMPARE:  # as functions these answer with booleans; in place they keep the dtype
         gives = torch.bool
-    elif name in ANY_DTYPE or dtypes <= {own.dtype}:
+    elif does in ANY_DTYPE or dtypes <= {own.dtype}:
         gives = own.dtype
     else:
         gives = torch.result_type(own, next(t for t in others if isinstance(t, Tensor)))
@@ -254,7 +205,7 @@ def _may_return(node: Node, source: Node) -> bool:
         return True
     if isinstance(given, Tensor) and isinstance(made, Tensor) and given.dtype != made.dtype:
         return "view" in op_name(node)
-    if op_name(node) in FRESH or (op_name(node) == "einsum" and len(node.all_input_nodes) > 1):
+    if family(node) in FRESH and (op_name(node) != "einsum" or len(node.all_input_nodes) > 1):
         return False  # an einsum of one operand may be a permuted view; of several it is a product
     if node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return True

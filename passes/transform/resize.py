@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
@@ -17,11 +17,10 @@ from torch.fx import Graph, GraphModule, Node
 from ...errors import InternalError
 from ...ir.axes import Axes, Literal
 from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, total
+from ...ir.dataflow import Family, bind, family
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
-
-RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten")
 
 
 def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> ExportedProgram:
@@ -89,7 +88,7 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
     if not any(changes(d, counts) for d in literal.dims):
         return False
     if literal.form == "split":
-        arguments = _bind(node)
+        arguments = bind(node)
         node.target = torch.ops.aten.split_with_sizes.default
         node.args = (node.args[0], [kept_total(d, counts) for d in literal.dims], arguments.get("dim", 0))
         node.kwargs = {}
@@ -98,7 +97,7 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
     elif literal.form == "sum":
         _set(node, literal.argument, sum(kept_total(d, counts) for d in literal.dims))
     elif literal.form == "shape":
-        old = list(_bind(node)[literal.argument])
+        old = list(bind(node)[literal.argument])
         _set(node, literal.argument, _shape(module, node, old, literal.dims, counts, made_by))
     else:
         raise InternalError(f"unknown literal form {literal.form}")
@@ -115,7 +114,7 @@ def _shape(
             new.append(size)
         elif isinstance(size, int):
             new.append(kept_total(dim, counts))
-        elif any(r in str(node.target) for r in RESHAPES) and -1 not in old and -1 not in new:
+        elif family(node) is Family.RESHAPE and -1 not in old and -1 not in new:
             new.append(-1)
         else:
             share = Fraction(kept_total(dim, counts), total(dim))
@@ -128,11 +127,6 @@ def _shape(
                     made.meta.update(stack_trace=node.meta.get("stack_trace"), fxprune_pass=made_by)
             new.append(size)
     return new
-
-
-def _bind(node: Node) -> dict[str, Any]:
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
-    return {**{a.name: v for a, v in zip(schema, node.args, strict=False)}, **node.kwargs}
 
 
 def _set(node: Node, name: str, value: Any) -> None:
@@ -210,16 +204,7 @@ def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
     for tensor, expected in pairs:
         if not isinstance(tensor, Tensor) or expected is None:
             continue
-        have = [evaluate(s, axes.symbols) for s in tensor.shape]
+        have = [axes.stand_ins(s) for s in tensor.shape]
         said = [kept_total(d, counts) for d in expected]
         if have != said:
             raise InternalError(f"{node.format_node()} has shape {have} after slicing, its axes predict {said}")
-
-
-def evaluate(size: int | SymInt, symbols: Mapping[int, str]) -> int:
-    """A symbolic size with every symbol at its stand-in prime (see ``Axes.symbols``)."""
-    if isinstance(size, int):
-        return size
-    stand_in = {name: prime for prime, name in symbols.items()}
-    expr = size.node.expr
-    return int(expr.subs({s: stand_in[str(s)] for s in expr.free_symbols}))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ...ir.dataflow import Family, family
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .resize import infer
 
 aten = torch.ops.aten
-VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class _Match:
 
 
 def _match(view: Node) -> _Match | None:
-    if view.target not in VIEWS or len(view.users) != 1:
+    if family(view) is not Family.RESHAPE or len(view.users) != 1:
         return None
-    source, shape = view.args[0], view.args[1]
+    source, shape = view.args[0], view.args[1] if len(view.args) > 1 else None
     if not isinstance(source, Node) or not isinstance(shape, list | tuple):
         return None
     have, out = source.meta["val"].shape, view.meta["val"].shape

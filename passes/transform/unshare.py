@@ -19,6 +19,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Graph, Node
 
 from ...ir.axis import Axis, Dims, leaves, total
+from ...ir.dataflow import Family, family
 from ...ir.group import Kind
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -126,7 +127,7 @@ def _frontier(program: Program) -> Iterable[_Edge]:
         weighted = node in fed and node.name in products and any(n.name in parameters for n in inputs)
         if weighted:
             layer = node.name  # readers between two weight products belong to one layer and may share an index
-        embeds = "embedding" in str(node.target) and any(
+        embeds = family(node) is Family.TABLE and any(
             n.op == "placeholder" and n.name not in program.tensor_of_placeholder for n in inputs
         )
         if weighted or embeds or any(n in content for n in inputs):

@@ -274,7 +274,8 @@ def test_medians_that_tell_another_story_are_named(dense_ms: float, said: bool, 
 
 
 def test_export_times_every_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from fxprune.workflows.export import export, verify
+    from fxprune.workflows.export import export
+    from fxprune.workflows.verify import verify
 
     monkeypatch.setattr(delivered, "SECONDS", 0.02)
     np.savez(tmp_path / "data.npz", input=INPUT.repeat(4, 1).numpy())

@@ -18,7 +18,7 @@ from support.timing import FakeClock, fixed_and_work, made_up
 import fxprune
 from fxprune import CompressionPlan
 from fxprune.cli.entry import OK, main
-from fxprune.driver.replay import read_pipeline
+from fxprune.driver.stated import read_pipeline
 from fxprune.errors import FxpruneError, NothingToPrune
 from fxprune.target import clock
 from fxprune.target.latency_table import TokenCurve, TokenPoint

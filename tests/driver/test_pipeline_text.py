@@ -12,7 +12,7 @@ from support.digits import tiny_vit
 import fxprune
 from fxprune import Artifact, Budget, OptionError
 from fxprune.cli.demo import DigitsViT
-from fxprune.driver.replay import PREPARATION, read_pipeline
+from fxprune.driver.stated import PREPARATION, read_pipeline
 
 SHAPE = "2x1x8x8"
 PLAIN = "propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5},slice-axes"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxprune.errors import LoadError
-from fxprune.intake.archive import check_archive, read_program, write_program
+from fxprune.intake.archive import read_program, write_program
+from fxprune.intake.archive_safety import check_archive
 
 
 class Rolled(nn.Module):

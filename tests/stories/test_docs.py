@@ -13,7 +13,7 @@ import pytest
 from fxprune import Budget, CompressionPlan
 from fxprune.cli.commands import build_parser
 from fxprune.cli.config_file import with_file
-from fxprune.driver.replay import read_pipeline
+from fxprune.driver.stated import read_pipeline
 from fxprune.ir import spec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,6 +26,7 @@ from fxprune.errors import LoadError, MissingDevice, OptionError, PlanError
 from fxprune.ir.program import Program
 from fxprune.target.backend import Lowered, Runner
 from fxprune.workflows import export
+from fxprune.workflows.verify import verify
 
 X = torch.randn(70, 8, generator=torch.Generator().manual_seed(3))
 
@@ -139,7 +140,7 @@ def test_without_labels_the_dense_model_is_the_reference(made: Path, tmp_path: P
     assert manifest["metric"]["name"] == "agreement"
     assert found["drop"]["measured"] == pytest.approx(gates(read_manifest(made / "delivered"))["drop"]["measured"])
     assert found["kl"]["measured"] > 0
-    again = export.verify(tmp_path / "a")
+    again = verify(tmp_path / "a")
     assert gates(again)["kl"]["measured"] == pytest.approx(found["kl"]["measured"])
     assert run(made, tmp_path / "b", "--max-kl", "1e-9", data="bare.npz") == 3
     assert run(made, tmp_path / "c", "--max-kl", "10") == 3  # with labels there is none to measure
@@ -162,7 +163,7 @@ def test_the_same_request_changes_nothing_and_another_one_does(made: Path, tmp_p
     assert read_manifest(out)["request"]["sha256"] != first["request"]["sha256"]
     (out / "eager" / "plan.json").write_text("{}")  # damage is repaired, not believed
     assert run(made, out, "--max-drop", "0.4") == 0
-    assert export.verify(out)["status"] == "passed"
+    assert verify(out)["status"] == "passed"
 
 
 def test_onnx_and_eager_in_one_delivery(made: Path, tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_what_was_tampered_with_fails(name: str, delivery: Path) -> None:
     tamper, gate = TAMPERED[name]
     tamper(delivery)
-    found = export.verify(delivery, latency=False)
+    found = verify(delivery, latency=False)
     assert found["status"] == "failed"
     assert gates(found)[gate]["status"] == "failed"
     assert gates(found)[gate]["why"]
@@ -361,7 +362,7 @@ def test_a_malformed_manifest_is_refused_before_anything_is_opened(name: str, de
     version = manifest.pop("fxprune_manifest")
     write_manifest({**sealed(manifest), "fxprune_manifest": version}, delivery)
     with pytest.raises(LoadError, match=re.escape(says)):
-        export.verify(delivery)
+        verify(delivery)
 
 
 def test_an_edited_figure_breaks_the_seal_and_other_files_are_no_manifests(delivery: Path) -> None:
@@ -369,30 +370,30 @@ def test_an_edited_figure_breaks_the_seal_and_other_files_are_no_manifests(deliv
     manifest["request"]["limits"]["max_drop"] = 0.9
     write_manifest(manifest, delivery)
     with pytest.raises(LoadError, match="changed after it was sealed"):
-        export.verify(delivery)
+        verify(delivery)
     for text, says in (("[1]", "fxprune_manifest"), ("{", "damaged"), ("[" * 100_000, "damaged")):
         (delivery / MANIFEST).write_text(text)
         with pytest.raises(LoadError, match=says):
-            export.verify(delivery)
+            verify(delivery)
     with open(delivery / MANIFEST, "wb") as file:
         file.truncate(20 * 2**20)
     with pytest.raises(LoadError, match="too large"):
-        export.verify(delivery)
+        verify(delivery)
     with pytest.raises(LoadError, match="no delivery"):
-        export.verify(delivery / "eager")
+        verify(delivery / "eager")
 
 
 def test_data_that_is_not_carried_can_be_given_and_must_be_the_same(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(made, out, "--max-drop", "0.5", "--carry", "0.002") == 0
     assert 0 < read_manifest(out)["carried"]["batches"] < read_manifest(out)["carried"]["of"]
-    alone = export.verify(out)
+    alone = verify(out)
     assert alone["status"] == "unfinished"
     assert gates(alone)["data-parity"]["status"] == "passed"
     assert "--data" in gates(alone)["drop"]["why"]
-    assert export.verify(out, data=made / "labelled.npz")["status"] == "passed"
+    assert verify(out, data=made / "labelled.npz")["status"] == "passed"
     np.savez(tmp_path / "other.npz", x=X.numpy() + 1, labels=np.zeros(70, np.int64))
-    other = export.verify(out, data=tmp_path / "other.npz")
+    other = verify(out, data=tmp_path / "other.npz")
     assert gates(other)["load"]["status"] == "failed"
     bare = tmp_path / "bare"
     assert run(made, bare, "--max-drop", "0.5", "--carry", "0", data="bare.npz") == 0
@@ -420,7 +421,7 @@ def test_a_model_of_one_batch_size_is_judged_on_whole_batches(made: Path, tmp_pa
         seconds=0.05,
     )
     assert (result["status"], result["metric"]["samples"]) == ("passed", 64)
-    assert export.verify(tmp_path / "out", seconds=0.05)["status"] == "passed"
+    assert verify(tmp_path / "out", seconds=0.05)["status"] == "passed"
     with pytest.raises(OptionError, match="fixed batch of 16"):
         export.export(
             Fixed(),

@@ -26,7 +26,7 @@ def options(p: Parser) -> None:
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
     from ...driver import api
-    from ..screen import inspection
+    from ..lines import inspection
 
     if args.graph and Path(args.graph).suffix not in (".svg", ".dot"):
         raise OptionError("the graph can be drawn as .svg or .dot", where=f"--graph {args.graph}")

@@ -33,7 +33,7 @@ def options(p: Parser) -> None:
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
-    from ...workflows.export import verify
+    from ...workflows.verify import verify
 
     manifest = verify(
         args.delivery,

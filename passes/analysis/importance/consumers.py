@@ -13,10 +13,10 @@ from torch.fx import Node
 
 from ....errors import InternalError
 from ....ir.axes import Axes
-from ....ir.axis import Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.axis import OPEN, Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.dataflow import bind, bind_values, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from ..walk import FIRST_PRIME, bind
 from .criterion import prunable
 
 
@@ -36,8 +36,7 @@ class Operand:
 
     def value(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         name, _, index = self.path.partition(".")
-        at = self._index(name)
-        value = kwargs[name] if name in kwargs else args[at]
+        value = bind_values(self.node.target, args, kwargs)[name]
         tensor: Tensor = value[int(index)] if index else value
         return tensor
 
@@ -114,7 +113,8 @@ def _kernel(axes: Axes, node: Node, operand: Operand, batch: set[Axis]) -> Opera
     weight = bind(node).get("weight")
     if not isinstance(weight, Node) or operand.path != "input":
         return None
-    position = 0 if "transpose" in str(node.target) else 1
+    one, turned = product(node), bind(node).get("transposed")
+    position = 0 if turned or (one is not None and one.form == "deconv") else 1
     return _operand(axes, node, "weight", position, batch)
 
 
@@ -148,7 +148,7 @@ def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples:
     parts, length = atoms(operand.dims[operand.sampled]), shape[operand.sampled]
     where = next(i for i, axis in enumerate(parts) if axis in batch)
     outer, inner = parts[:where], parts[where + 1 :]
-    if any(axis.size >= FIRST_PRIME for axis in inner) and all(axis.size < FIRST_PRIME for axis in outer):
+    if any(axis.size > OPEN for axis in inner) and all(axis.size <= OPEN for axis in outer):
         each = length // (total(outer) * samples)
     else:
         each = math.prod(real_size(axis.size, sizes) for axis in inner)

@@ -13,11 +13,12 @@ from torch.fx import GraphModule, Interpreter, Node
 from ....data.batch import Batch
 from ....data.memory import share
 from ....ir.axis import kept_index
+from ....ir.example_sizes import runtime_sizes
 from ....ir.group import PruneGroup
 from ....ir.program import Program
 from .consumers import Consumer, consumers
 from .distance import output_change
-from .mask_gradients import samples_of, sizes_now
+from .mask_gradients import samples_of
 from .objective import Target, targets
 
 HELD = 2**28  # bytes of dense outputs that are kept, where no budget says less
@@ -60,7 +61,7 @@ class Damage:
             flat = self.program.flatten(batch.args, batch.kwargs)
             dense = _Dense(self.program, again)
             want = targets(self.program, list(dense.run(*self.program.arguments(flat))), batch, samples_of(flat))
-            sizes = sizes_now(self.program, flat)
+            sizes = runtime_sizes(self.program, flat)
             for change, found in zip(changes, sums, strict=True):
                 run = _Again(self.program, dense.kept, again, change, sides, sizes)
                 got = targets(self.program, list(run.outputs()), batch, samples_of(flat))

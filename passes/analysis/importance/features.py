@@ -10,29 +10,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
+from ....ir.dataflow import MOVES, ROW_NORMS, Family, bind, family_of, op_name, product
 from ....ir.group import Kind
 from ....ir.program import Program
-from ..walk import bind, op_name
 from .consumers import Consumer, consumers
 
-CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution")
-_STRAIGHT = (
-    "add",
-    "add_",
-    "mul",
-    "dropout",
-    "contiguous",
-    "clone",
-    "to",
-    "_to_copy",
-    "view",
-    "reshape",
-    "slice",
-    "cat",
-    "permute",
-    "transpose",
-    "roll",
-)
+STRAIGHT = MOVES | {Family.ADD, Family.MULTIPLY, Family.JOIN}
 """What may stand between a feed-forward layer's output and the norm that reads it."""
 
 
@@ -91,7 +74,7 @@ def find_taps(program: Program, location: str = "ffn") -> list[Tap]:
         return [found[name] for name in nodes if name in deep]
     maps: dict[str, Tap] = {}
     for side in consumers(program):
-        if op_name(side.operand.node) in CONVOLUTIONS and side.operand.path == "input":
+        if _convolves(side.operand.node) and side.operand.path == "input":
             source = operand_source(side).name
             maps.setdefault(source, Tap(side.operand.node.name, source, True, False, 1))
     return list(maps.values()) or [found[name] for name in nodes if name in found]
@@ -99,12 +82,22 @@ def find_taps(program: Program, location: str = "ffn") -> list[Tap]:
 
 def _pointwise(node: Node) -> bool:
     """A 1x1 convolution over positions, which is a linear layer; over a pooled map it is a gate."""
-    weight = bind(node).get("weight") if op_name(node) in CONVOLUTIONS else None
+    weight = bind(node).get("weight") if _convolves(node) else None
     return (
         isinstance(weight, Node)
         and all(s == 1 for s in weight.meta["val"].shape[2:])
         and any(s != 1 for s in node.meta["val"].shape[2:])
     )
+
+
+def _convolves(node: Node) -> bool:
+    one = product(node)
+    return one is not None and one.form == "conv"
+
+
+def _does(node: Node) -> Family | None:
+    """What the op does, whether it writes in place or not."""
+    return family_of(op_name(node).removesuffix("_"))
 
 
 def operand_source(side: Consumer) -> Node:
@@ -118,7 +111,7 @@ def operand_source(side: Consumer) -> Node:
 def _leaves(node: Node) -> bool:
     """Whether nothing but the model's output reads ``node``."""
     return all(
-        u.op == "output" or (op_name(u) in _STRAIGHT and len(u.all_input_nodes) == 1 and _leaves(u)) for u in node.users
+        u.op == "output" or (_does(u) in STRAIGHT and len(u.all_input_nodes) == 1 and _leaves(u)) for u in node.users
     )
 
 
@@ -129,10 +122,9 @@ def _norm_after(node: Node) -> Node | None:
         at = at.next
         if not seen & set(at.all_input_nodes):
             continue
-        name = op_name(at) if at.op == "call_function" else ""
-        if "layer_norm" in name or "rms_norm" in name:
+        if _does(at) in ROW_NORMS:
             return at
-        if name.partition(".")[0] in _STRAIGHT:
+        if _does(at) in STRAIGHT:
             seen.add(at)
     return None
 

@@ -14,10 +14,9 @@ from torch.fx import Interpreter, Node
 
 from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError, InternalError
-from ....ir.axes import Axes
+from ....ir.example_sizes import runtime_sizes
 from ....ir.program import Program
 from ....process.jobs import run_jobs
-from ..walk import FIRST_PRIME
 from .consumers import Consumer, batch_axes, consumers, elements, sample_of
 from .objective import objectives
 
@@ -149,7 +148,7 @@ class TappedRun(Interpreter):
             self.taps.setdefault(tap.operand.node.name, []).append(tap)
         self.flat = program.flatten(batch.args, batch.kwargs)
         self.samples = samples_of(self.flat)
-        self.sizes = sizes_now(program, self.flat)
+        self.sizes = runtime_sizes(program, self.flat)
         self.batch_axes = batch_axes(program)
         self.gradients: Gradients = {}
         self.watch, self.watched = watch, dict[str, Tensor]()
@@ -218,17 +217,6 @@ class TappedRun(Interpreter):
             rows = rows.to("cpu", torch.float64)
             held = self.gradients.get(group.name)
             self.gradients[group.name] = rows if held is None else held + rows
-
-
-def sizes_now(program: Program, flat: Sequence[Any]) -> dict[int, int]:
-    """Prime stand-in of each symbolic input size -> its size in these inputs."""
-    axes: Axes = program.need("axes")
-    sizes = dict(axes.sizes)
-    for name, value in zip(program.user_inputs, flat, strict=True):
-        for dim, size in zip(axes.dims.get(name) or (), value.shape if isinstance(value, Tensor) else (), strict=False):
-            if len(dim) == 1 and dim[0].size >= FIRST_PRIME:
-                sizes[dim[0].size] = size
-    return sizes
 
 
 def guarded(step: Any, node: Node) -> Any:

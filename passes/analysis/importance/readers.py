@@ -14,8 +14,9 @@ from ....data.batch import Batch
 from ....data.memory import share
 from ....ir.axes import Axes
 from ....ir.axis import element_of, leaves, real_size
-from ....ir.dataflow import CONVOLUTION, LINEAR, bind, goes_to, op_name, row_weight, unfolded
+from ....ir.dataflow import goes_to, row_weight, unfolded
 from ....ir.group import PruneGroup
+from ....ir.linear_layers import Layer, layer_at
 from ....ir.program import Program
 from ....process.ranks import add_up, mine
 from .consumers import consumers
@@ -33,7 +34,7 @@ class Reader:
 
     source         the node it reads;  weight, bias: placeholders ("" where there is none)
     form           ``linear`` [o, k], ``transposed`` [k, o] or ``conv`` [o, c, ..kernel]
-    target, norm   the sum that its output goes into, and the norm behind (see ``streams.goes_to``)
+    target, norm   the sum that its output goes into, and the norm behind (see ``dataflow.goes_to``)
     unit           [k] element of the group per input column, -1 for none
     """
 
@@ -73,25 +74,24 @@ def readers(program: Program) -> tuple[list[Reader], dict[str, str]]:
     bound, tensors, found, left = program.tensor_of_placeholder, program.tensors, list[Reader](), dict[str, str]()
     for side in consumers(program):
         node = side.operand.node
-        why = _refusal(node, side.operand.path, bound, axes)
+        layer = _layer(node, side.operand.path, bound, axes)
         for group in side.groups:
-            if why:
-                left[group.name] = f"{node.name}: {why}"
+            if isinstance(layer, str):
+                left[group.name] = f"{node.name}: {layer}"
                 continue
-            form, source, weight, bias = _parts(node)
-            dim = axes.dims[weight.name][0 if form == "transposed" else 1]
-            unit = element_of(dim, group.axis)
-            if form == "conv":
+            weight, bias = layer.weight, layer.bias
+            unit = element_of(axes.dims[weight.name][layer.into], group.axis)
+            if layer.form == "conv":
                 unit = unit.repeat_interleave(tensors[bound[weight.name]][0, 0].numel())
             _, target, norm, eps = goes_to(node, bound)
             found.append(
                 Reader(
                     group,
                     node.name,
-                    source.name,
+                    layer.source.name,
                     weight.name,
                     bias.name if bias is not None else "",
-                    form,
+                    layer.form,
                     target,
                     norm,
                     eps,
@@ -101,36 +101,16 @@ def readers(program: Program) -> tuple[list[Reader], dict[str, str]]:
     return found, left
 
 
-def _parts(node: Node) -> tuple[str, Node, Node, Node | None]:
-    name, args = op_name(node), bind(node)
-    operand, key, offset = LINEAR.get(name, ("input", "weight", "bias"))
-    bias = args.get(offset) if offset else None
-    form = "conv" if name in CONVOLUTION else "linear" if name == "linear" else "transposed"
-    return form, args[operand], args[key], bias if isinstance(bias, Node) else None
-
-
-def _refusal(node: Node, path: str, bound: Mapping[str, str], axes: Axes) -> str:
-    name = op_name(node)
-    if name not in LINEAR and name not in CONVOLUTION:
-        return "it is no layer with a weight"
-    args = bind(node)
-    operand, key, _ = LINEAR.get(name, ("input", "weight", "bias"))
-    weight = args.get(key)
-    if path != operand or not isinstance(args.get(operand), Node):
+def _layer(node: Node, path: str, bound: Mapping[str, str], axes: Axes) -> Layer | str:
+    """The layer that sums over the argument ``path``, or why it cannot be solved for."""
+    layer = layer_at(node, bound)
+    if not isinstance(layer, Layer):
+        return layer or "no weight is multiplied here"
+    if path != layer.operand:
         return "the group is not in its input"
-    if not isinstance(weight, Node) or weight.name not in bound:
-        return "it multiplies two activations"
-    dims = axes.dims[weight.name]
-    if name in CONVOLUTION:
-        if args.get("groups", 1) != 1 or args.get("transposed") or isinstance(args.get("padding"), str):
-            return "grouped and transposed convolutions are not solved for"
-        if len(dims) not in (3, 4):
-            return "this kind of convolution is not solved for"
-    elif len(dims) != 2:
-        return "its weight has more than two dimensions"
-    if any(real_size(a.size, axes.sizes) != a.size for d in dims for a in leaves(d)):
+    if any(real_size(a.size, axes.sizes) != a.size for d in axes.dims[layer.weight.name] for a in leaves(d)):
         return "an axis is folded with an open size"
-    return ""
+    return layer
 
 
 def gather(program: Program, layers: Sequence[Reader], batches: Sequence[Batch]) -> dict[str, Inputs]:

@@ -13,9 +13,9 @@ from torch.fx import Node, map_arg
 from ....data.batch import Batch
 from ....ir.axes import Axes
 from ....ir.axis import atoms
+from ....ir.dataflow import bind, is_mutable, op_name, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from ..walk import op_name
 from .consumers import Consumer, batch_axes, elements
 from .features import operand_source, reach
 from .mask_gradients import guarded
@@ -45,8 +45,8 @@ class Suffix:
         self.short = {
             n.name
             for n in self.consumers
-            if op_name(n) in ("linear", "addmm")
-            and len(self.sides[n.name]) == 1
+            if len(self.sides[n.name]) == 1
+            and _multiplies_a_matrix(self.sides[n.name][0])
             and not inside & {s.name for s in n.all_input_nodes}
         }
         self.frontier |= self.short
@@ -129,8 +129,8 @@ class DenseRun:
         return bool(self._symbols())
 
     def _symbols(self) -> set[str]:
-        primes = {axis.size for axis in self.batch_axes}
-        return {symbol for prime, symbol in self.axes.symbols.items() if prime in primes}
+        made = self.axes.stand_ins
+        return set[str]().union(*(made.symbols(axis.size) for axis in self.batch_axes))
 
     def stacked(self, node: Node, copies: int, made: dict[str, Any]) -> Any:
         """The dense value of ``node`` for ``copies`` copies of the batch. ``made`` holds those already there.
@@ -227,7 +227,7 @@ class DenseRun:
     def _shortened(self, node: Node, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor]) -> Tensor:
         """``x W^T - x[.., i] W[:, i]^T`` per variant: no product with the rest."""
         (side,) = suffix.sides[node.name]
-        x, weight, position = self._linear(node, side)
+        x, weight, position = self._linear(node)
         dense = self.values[node.name]
         label = elements(side.operand, x, group.axis)
         parts = []
@@ -239,12 +239,12 @@ class DenseRun:
             parts.append(dense - x.index_select(position, index) @ weight.index_select(1, index).T)
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.batch_dim(node.name) or 0)
 
-    def _linear(self, node: Node, side: Consumer) -> tuple[Tensor, Tensor, int]:
+    def _linear(self, node: Node) -> tuple[Tensor, Tensor, int]:
         """Input, weight [out, in] and the input's last dimension."""
-        args: list[Any] = [self.values[a.name] if isinstance(a, Node) else a for a in node.args]
-        if op_name(node) == "addmm":
-            return args[1], args[2].T, 1
-        return args[0], args[1], args[0].dim() - 1
+        one, args = product(node), bind(node)
+        assert one is not None
+        x, weight = (self.values[args[name].name] for name in (one.left, one.right))
+        return x, weight.T if one.form == "transposed" else weight, x.dim() - 1
 
     @torch.no_grad()
     def dead(self, suffix: Suffix, group: PruneGroup, size: int) -> Tensor:
@@ -260,7 +260,7 @@ class DenseRun:
                 rest = [d for d in range(x.dim()) if d != side.operand.position]
                 moves = x.ne(0).any(rest) if rest else x.ne(0)
                 if node.name in suffix.short:
-                    moves = moves & self._linear(node, side)[1].ne(0).any(0)
+                    moves = moves & self._linear(node)[1].ne(0).any(0)
                 mine = label >= 0
                 alive.index_put_((label[mine].cpu(),), moves[mine].cpu(), accumulate=True)
         return ~alive
@@ -307,10 +307,18 @@ def evaluate(
     args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n.name])
     if change is not None:
         args, kwargs = change(tuple(args), dict(kwargs))
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable and args and isinstance(args[0], Tensor):
+    if is_mutable(node) and args and isinstance(args[0], Tensor):
         args = (args[0].clone(), *args[1:])
     return guarded(lambda n: n.target(*args, **kwargs), node)
+
+
+def _multiplies_a_matrix(side: Consumer) -> bool:
+    """Whether the consumer is ``x W^T`` or ``x W`` with a matrix W, and sums over x."""
+    one = product(side.operand.node)
+    if one is None or one.form not in ("linear", "transposed") or side.operand.path != one.left:
+        return False
+    weight = bind(side.operand.node)[one.right]
+    return isinstance(weight, Node) and len(weight.meta["val"].shape) == 2
 
 
 def _ancestors(nodes: Sequence[Node]) -> set[str]:

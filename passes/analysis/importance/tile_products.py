@@ -15,12 +15,13 @@ from torch.fx import Interpreter, Node
 from ....data.batch import Batch, Calibration
 from ....errors import InternalError
 from ....ir.axes import Axes
+from ....ir.example_sizes import runtime_sizes
 from ....ir.linear_layers import BlockGroup
 from ....ir.program import Program
 from ....ir.sparsity import Tile, tile_areas, tile_sums
 from ....process.jobs import run_jobs
 from .consumers import Operand, batch_axes, sample_of, sampled_dim
-from .mask_gradients import first_samples, guarded, not_finite, samples_of, sizes_now
+from .mask_gradients import first_samples, guarded, not_finite, samples_of
 from .objective import objectives
 
 CHUNK = 2**24  # elements of per-sample weight gradients that are alive at a time: 64 MiB
@@ -119,7 +120,7 @@ class LayerRun(Interpreter):
         self.layers = {g.matrix.node: g for g in groups}
         self.flat = program.flatten(batch.args, batch.kwargs)
         self.samples = samples_of(self.flat)
-        self.sizes, self.batch_axes = sizes_now(program, self.flat), batch_axes(program)
+        self.sizes, self.batch_axes = runtime_sizes(program, self.flat), batch_axes(program)
         self.inputs: dict[str, Tensor] = {}
         self.found: dict[str, tuple[Tensor, Tensor]] = {}
 

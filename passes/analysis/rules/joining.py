@@ -49,7 +49,9 @@ def split(w: Walk, a: Args) -> Multi:
     x, dim = a.self, a.get("dim", 0) % len(a.self)
     sizes = [w.size(v.shape[dim]) for v in w.node.meta["val"]]
     if any(map(w.symbolic, sizes)):
-        raise Conflict("split of a symbolic dim")
+        parts = [new_dim(size) for size in sizes]
+        w.freeze([x[dim], *parts], "split of an open size")
+        return Multi([*x[:dim], part, *x[dim + 1 :]] for part in parts)
     rest, pieces = x[dim], []
     for size in sizes[:-1]:
         piece, rest = cut(rest, size)
@@ -78,10 +80,10 @@ def slice_(w: Walk, a: Args) -> Dims:
             w.literal("end", "sum", [x[dim]])
         return list(x)
     if w.symbolic(full) or w.symbolic(got):
-        return frozen("slice of a symbolic dim")
+        return frozen("slice of an open size")
     start = a.raw("start") or 0
     if not isinstance(start, int):
-        return frozen("slice at a symbolic offset")
+        return frozen("slice at an offset that depends on a size")
     if got == 0:  # full rotary width leaves nothing to pass through: still nothing when the axis shrinks
         return [*x[:dim], new_dim(0), *x[dim + 1 :]]
     start = max(start + full, 0) if start < 0 else start

@@ -3,59 +3,11 @@
 from __future__ import annotations
 
 from ....ir.axis import Dims
+from ....ir.dataflow import ELEMENTWISE, ops_in
 from ..walk import Args, Multi, Walk, rule
 
 
-@rule(
-    # ops tagged pointwise by torch come here by themselves; these are element-wise too but carry no tag
-    "pointwise",
-    "__and__",
-    "__or__",
-    "__xor__",
-    "bitwise_not",
-    "floor_divide",
-    "square",
-    "rsub",
-    "masked_fill",
-    "where",
-    "relu6",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "silu",
-    "mish",
-    "gelu",
-    "elu",
-    "celu",
-    "selu",
-    "leaky_relu",
-    "softplus",
-    "log_sigmoid",
-    "copy",
-    "polar",
-    "complex",
-    "real",
-    "imag",
-    # second names, which export keeps
-    "multiply",
-    "subtract",
-    "divide",
-    "negative",
-    "absolute",
-    "fix",
-    "greater",
-    "greater_equal",
-    "less",
-    "less_equal",
-    "not_equal",
-    "arccos",
-    "arccosh",
-    "arcsin",
-    "arcsinh",
-    "arctan",
-    "arctan2",
-    "arctanh",
-)
+@rule("pointwise", *ops_in(*ELEMENTWISE))  # and, by themselves, all that torch tags so
 def pointwise(w: Walk, a: Args) -> Dims:
     return w.broadcast(*a.tensors())
 
@@ -85,9 +37,6 @@ def broadcast_tensors(w: Walk, a: Args) -> Multi:
     "full_like",
     "empty_like",
     "rand_like",
-    "_conj",
-    "resolve_conj",
-    "fill",
 )
 def like_first(w: Walk, a: Args) -> Dims:
     """Copies and casts: the shape of the first tensor; a second one only lends its dtype."""

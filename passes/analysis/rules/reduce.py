@@ -47,8 +47,6 @@ def averaged(w: Walk, a: Args) -> Any:
 @rule(
     "max",
     "min",
-    "maximum",
-    "minimum",
     "amax",
     "amin",
     "argmax",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 from ....ir.axis import Axis, Conflict, Dim, Dims, atoms, new_dim, split, total
 from ..walk import Args, Walk, rule
 from .reduce import positions
@@ -12,33 +15,49 @@ def regroup(w: Walk, x: Dims, want: list[int]) -> Dims:
 
     Minimal blocks matter: a spatial conflict (8x7 seen as 28x2) must not take the channels beside it along.
     """
-    have, out, i, j = [total(d) for d in x], [], 0, 0
-    while i < len(x) or j < len(want):
-        i0, j0, p, q = i, j, 1, 1
-        if i < len(x):
-            p, i = have[i], i + 1
-        if j < len(want):
-            q, j = want[j], j + 1
-        while p != q:
-            if p < q and i < len(x):
-                p, i = p * have[i], i + 1
-            elif p > q and j < len(want):
-                q, j = q * want[j], j + 1
-            else:
-                raise Conflict(f"{have} does not factor into {want}")
+    out: Dims = []
+    for i, i_end, j, j_end in _blocks([total(d) for d in x], want):
         try:
-            out += _refine(tuple(a for d in x[i0:i] for a in d), want[j0:j])
+            out += _refine(tuple(a for d in x[i:i_end] for a in d), want[j:j_end])
         except Conflict as conflict:
-            why = w.conflict(x[i0:i], conflict)
-            fresh = [new_dim(size) for size in want[j0:j]]
+            why = w.conflict(x[i:i_end], conflict)
+            fresh = [new_dim(size) for size in want[j:j_end]]
             w.freeze(fresh, why)
             out += fresh
     return out
 
 
+def _blocks(have: list[int], want: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """(start, end) in ``have`` and in ``want`` of minimal blocks of equal product.
+
+    Open sizes need not factor (``n`` seen as ``n//2`` pairs): one block then holds all but what is equal at either end.
+    """
+    i = j = 0
+    while i < len(have) or j < len(want):
+        i_end, j_end, p, q = i, j, 1, 1
+        if i < len(have):
+            p, i_end = have[i], i + 1
+        if j < len(want):
+            q, j_end = want[j], j + 1
+        while p != q:
+            if p < q and i_end < len(have):
+                p, i_end = p * have[i_end], i_end + 1
+            elif p > q and j_end < len(want):
+                q, j_end = q * want[j_end], j_end + 1
+            else:
+                i_end, j_end = len(have), len(want)
+                while i_end > i and j_end > j and have[i_end - 1] == want[j_end - 1]:
+                    i_end, j_end = i_end - 1, j_end - 1
+                break
+        yield i, i_end, j, j_end
+        i, j = i_end, j_end
+
+
 def _refine(dim: Dim, sizes: list[int]) -> Dims:
     """``dim`` as a list of dims of the given sizes, splitting atoms where a boundary falls inside one."""
     block, out = list(atoms(dim)), []
+    if total(dim) != math.prod(sizes):
+        raise Conflict(f"{total(dim)} elements are not {' x '.join(map(str, sizes))}")
     for size in sizes:
         taken: list[Axis] = []
         have = 1

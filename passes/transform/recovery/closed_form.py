@@ -103,19 +103,7 @@ class ClosedForm:
             }
             walk.tensors.update(from_first(new))
             changed.update((p, walk.tensors[p]) for p in new)
-            steps.append(
-                Step(
-                    site.node,
-                    program.tensor_of_placeholder[site.weight],
-                    "reads" if site.reads else "makes",
-                    site.norm,
-                    moments.rows,
-                    system.error(),
-                    system.error(solved.weight, solved.bias),
-                    solved.rel,
-                    solved.relative(old),
-                )
-            )
+            steps.append(_step(program, site, moments.rows, system, solved, old))
         recovery = Recovery(
             self.method,
             self.method,
@@ -171,6 +159,21 @@ def bounded_ridge(system: System, weight: Tensor, rel: float, limited: bool = Tr
 
 def _matrix(weight: Tensor, site: Site) -> Tensor:
     return weight.T if site.form == "transposed" else weight.flatten(1)
+
+
+def _step(program: Program, site: Site, rows: int, system: System, solved: _Solved, old: Tensor | None) -> Step:
+    """What was solved at one layer, for the record."""
+    return Step(
+        site.node,
+        program.tensor_of_placeholder[site.weight],
+        "reads" if site.reads else "makes",
+        site.norm,
+        rows,
+        system.error(),
+        system.error(solved.weight, solved.bias),
+        solved.rel,
+        solved.relative(old),
+    )
 
 
 def _moved(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:

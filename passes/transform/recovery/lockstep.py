@@ -12,7 +12,7 @@ from torch.fx import Node
 from ....data.batch import Batch
 from ....ir.axes import Axes
 from ....ir.axis import Keep
-from ....ir.dataflow import row_weight, unfolded
+from ....ir.dataflow import bind, row_weight, unfolded
 from ....ir.program import Program
 from .moments import Moments
 from .reduction import Reduction
@@ -123,9 +123,7 @@ class Lockstep:
 
     def _inputs(self, site: Site, pruned: Stream, node: Node) -> Tensor:
         """What the layer reads, one row per output row. [n, k]"""
-        schema = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-        args = {**dict(zip(schema, node.args, strict=False)), **node.kwargs}
-        source = args[site.operand]
+        source = bind(node)[site.operand]
         assert isinstance(source, Node)
         x: Tensor = pruned._value(source, {})
         if site.form != "conv":

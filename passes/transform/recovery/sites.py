@@ -13,11 +13,12 @@ from torch.fx import Graph, Node
 
 from ....ir.axes import Axes
 from ....ir.axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
-from ....ir.dataflow import CONVOLUTION, LINEAR, bind, goes_to, op_name
+from ....ir.dataflow import ROW_NORMS, Family, bind, family, goes_to, op_name
+from ....ir.linear_layers import Layer, layer_at
 from ....ir.program import Program
 
 WIDEST = 16384  # outputs of a layer that is refit only because of what it reads: vocabularies are left alone
-KEEPING = ("layer_norm", "rms_norm", "_fused_rms_norm", "dropout", "contiguous", "clone", "alias", "detach", "to")
+KEEPING = ROW_NORMS | {Family.DROPOUT, Family.SAME, Family.COPY, Family.CAST}
 """Ops that work on every token by itself and keep its place."""
 
 
@@ -92,22 +93,18 @@ class _Finder:
         self.bound, tensors = program.tensor_of_placeholder, program.tensors
         self.tied = collections.Counter(tensors[name].data_ptr() for name in self.bound.values() if name in tensors)
         self.tensors = tensors
+        self.summed: dict[str, list[Dim]] = collections.defaultdict(list)
+        for c in self.axes.contractions:
+            self.summed[c.node].append(c.dim)
 
     def at(self, node: Node, refit: bool) -> Site | str | None:
         """The site at ``node``, the reason why it cannot be one, or None where recovery has no business."""
-        name = op_name(node)
-        if node.op != "call_function" or (name not in LINEAR and name not in CONVOLUTION):
-            return None
-        args = bind(node)
-        operand, key, offset = LINEAR.get(name, ("input", "weight", "bias"))
-        source, weight, bias = args.get(operand), args.get(key), args.get(offset) if offset else None
-        if not isinstance(source, Node) or not isinstance(weight, Node) or weight.name not in self.bound:
-            return None
-        form = "conv" if name in CONVOLUTION else "linear" if name == "linear" else "transposed"
+        layer = layer_at(node, self.bound)
+        if not isinstance(layer, Layer):
+            return layer if any(self._cut(dim) for dim in self.summed.get(node.name, ())) else None
+        weight, bias = layer.weight, layer.bias
         dims: Dims = self.axes.dims[weight.name]
-        if len(dims) != 2 and form != "conv":
-            return None
-        into, out = (0, 1) if form == "transposed" else (1, 0)
+        into, out = layer.into, 1 - layer.into
         reads, makes = self._cut(dims[into]), self._cut(dims[out])
         if not reads and not refit:
             return None
@@ -116,7 +113,7 @@ class _Finder:
             return f"it has {outputs} outputs, more than {WIDEST}"
         if node.name not in self.pruned and not any(u.name in self.pruned for u in node.users):
             return None  # the whole branch is gone
-        why = self._refusal(args, weight, dims, form)
+        why = self._refusal(weight, dims)
         if why:
             return why
         path, target, norm, eps = goes_to(node, self.bound) if reads or not makes else ((), node.name, "", 0.0)
@@ -125,16 +122,15 @@ class _Finder:
         start = node.name if node.name in self.pruned else self._replaced(node)
         if not start:
             return "nothing stands for it in the pruned graph"
-        movable = isinstance(bias, Node) and bias.name in self.bound and not self._shared(bias)
-        offset = bias.name if movable else ""  # type: ignore[union-attr]
+        movable = bias.name if bias is not None and bias.name in self.bound and not self._shared(bias) else ""
         return Site(
             node.name,
             start,
             reads or bool(path),
-            operand,
+            layer.operand,
             weight.name,
-            offset,
-            form,
+            movable,
+            layer.form,
             path,
             target,
             norm,
@@ -150,16 +146,11 @@ class _Finder:
     def _shared(self, placeholder: Node) -> bool:
         return len(placeholder.users) > 1 or self.tied[self.tensors[self.bound[placeholder.name]].data_ptr()] > 1
 
-    def _refusal(self, args: Mapping[str, Any], weight: Node, dims: Dims, form: str) -> str:
+    def _refusal(self, weight: Node, dims: Dims) -> str:
         if self._shared(weight):
             return "its weight is shared with another layer"
         if not self.tensors[self.bound[weight.name]].is_floating_point():
             return "its weight is not of a floating type"
-        if form == "conv":
-            if args.get("groups", 1) != 1 or args.get("transposed"):
-                return "grouped and transposed convolutions are not recovered"
-            if len(dims) not in (3, 4) or isinstance(args.get("padding"), str):
-                return "this kind of convolution is not recovered"
         sizes = self.axes.sizes
         if any(real_size(a.size, sizes) != a.size for d in dims for a in leaves(d)):
             return "a cut axis is folded with an open size"
@@ -195,12 +186,12 @@ def position_read(node: Node) -> int | None:
         if not isinstance(value, Tensor) or value.dim() != 3:
             return None
         for user in current.users:
-            name, args = op_name(user), bind(user) if user.op == "call_function" else {}
+            name, args = op_name(user), bind(user)
             if name == "select" and args.get("dim") in (1, -2):
                 found.add(args["index"] if isinstance(args["index"], int) else None)
             elif name == "slice" and args.get("dim") in (1, -2) and _one_long(args):
                 found.add(args["start"] or 0)
-            elif name in KEEPING or (name == "slice" and args.get("dim") == 0):
+            elif family(user) in KEEPING or (name == "slice" and args.get("dim") == 0):
                 pending.append(user)
             else:
                 return None

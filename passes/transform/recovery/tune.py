@@ -17,7 +17,7 @@ from ....data.batch import Batch
 from ....data.memory import share
 from ....ir.axes import Axes
 from ....ir.axis import Keep
-from ....ir.dataflow import op_name, row_weight
+from ....ir.dataflow import Family, family, row_weight
 from ....ir.program import Program
 from .agreement import Agreement, Yardstick
 from .outputs import Output, class_rows, divergence, floating, rows, run
@@ -25,7 +25,7 @@ from .record import Tuning
 from .sites import Site, aligned, find_sites
 from .stream import padding
 
-TABLES = ("embedding", "embedding_bag", "index", "index_select", "gather")
+TABLES = (Family.TABLE, Family.LOOKUP)
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""
 CACHE = 2**28  # bytes of dense results that are kept; beyond, the dense model runs again
 CHECKS = 8  # times that the guard looks while tuning
@@ -139,7 +139,7 @@ def trainable(program: Program, pruned: Program) -> list[str]:
         value = tensors[bound[node.name]]
         if not value.is_floating_point() or not value.numel() or tied[whole[bound[node.name]].data_ptr()] > 1:
             continue
-        if not node.users or any(op_name(user) in TABLES and user.args[0] is node for user in node.users):
+        if not node.users or any(family(user) in TABLES and user.args[0] is node for user in node.users):
             continue
         found.append(node.name)
     return found

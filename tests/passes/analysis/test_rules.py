@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import fxprune.ops  # noqa: F401  registers them
 from fxprune.ir.axes import Axes
 from fxprune.ir.axis import Axis, kept_index, leaves
+from fxprune.ir.dataflow import op_name
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.walk import RULES, op_name
+from fxprune.passes.analysis.walk import RULES
 from fxprune.passes.transform.resize import resize
 from fxprune.testing import masked, run_flat
 

@@ -1,0 +1,60 @@
+"""Multiply-accumulates as torch counts them: what the costs of axes are held against, and all that is known of an op
+that no rule reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..errors import InternalError
+from .cost import expression
+from .program import Program
+from .sizes import StandIns
+
+
+def counted_by_torch(node: Node, sizes: StandIns) -> int:
+    """Multiply-accumulates of one node at the sizes of the example, from shapes alone.
+
+    0 where torch counts nothing: it has no formula for products with a vector, or for experts (``_grouped_mm``).
+    """
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise in node.target.tags:
+        return 0
+
+    def real(value: Any) -> Any:
+        if isinstance(value, Node):
+            return tree_map(real, value.meta.get("val"))
+        if isinstance(value, Tensor):
+            return torch.empty([sizes.real(s) for s in value.shape], dtype=value.dtype, device="meta")
+        return sizes.real(value) if isinstance(value, SymInt) else value
+
+    args, kwargs = tree_map(real, (node.args, node.kwargs))
+    try:
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            node.target(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):  # needs values, or strides
+        return 0
+    return int(counter.get_total_flops()) // 2
+
+
+def check_counts(program: Program) -> None:
+    """Hold the multiply-accumulates that the axes predict for each node at the example's sizes against torch's count.
+
+    Raises InternalError where they differ: every budget of MACs would be met in name only.
+    """
+    axes = program.need("axes")
+    said: dict[str, int] = {}
+    for product in axes.matmuls:
+        count = expression(product.factors, set(), axes.sizes).constant
+        said[product.node] = said.get(product.node, 0) + int(count)
+    for node in program.graph.nodes:
+        counted, ours = counted_by_torch(node, axes.stand_ins), said.get(node.name, 0)
+        if counted and counted != ours:
+            raise InternalError(
+                f"{node.name} ({node.target}) takes {counted} multiply-accumulates, its axes say {ours}"
+            )
