@@ -18,7 +18,7 @@ from ..data.fingerprint import fingerprint
 from ..data.memory import within
 from ..data.sources import load_data
 from ..driver.apply import give_plan
-from ..driver.decide import decide_on, prepare, score
+from ..driver.decide import decide_on, prepare, score_as_able
 from ..driver.finish import finish
 from ..driver.judge import Judge
 from ..driver.run import Inputs, Model, Run, open_model
@@ -322,7 +322,7 @@ def measured_sensitivity(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
         batches = opened.data.batches if opened.data is not None else ()
-        scored = score(prepare(Run.of(request, opened, tell), goal), goal)
+        scored, goal = score_as_able(prepare(Run.of(request, opened, tell), goal), goal)
         tell.stage("measure sensitivity")
         with silence():
             found = sensitivity(scored.program, batches, goal.group_kinds, shares)
@@ -338,7 +338,7 @@ def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
     about = [str(goal.made), repr(replace(goal, budget=None)), repr(judging.data), request.target, repr(request.limits)]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
     key = fingerprint(run.program, run.data, run.seed, [*about, _held(held)])
-    scored = score(run, goal)
+    scored, goal = score_as_able(run, goal)
     with silence():
         judge = Judge(scored.program, held.batches)
     if judge.samples < 100:
