@@ -1,13 +1,17 @@
 """Everything that can go wrong, told as what, where, why, cure.
 
-``FxpruneError`` is the user's to mend (exit code 2; 4 where a device or tool is missing); ``InternalError`` is ours
-(exit code 70).
+``FxpruneError`` is the user's to mend (exit code 2; 4 where a device or tool is missing), ``PluginError`` that of a
+plugin's author (2 as well), ``InternalError`` ours (exit code 70).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+REPORT_IT = (
+    "this is a bug in fxprune: please open an issue in its tracker, with the lines above and what `fxprune doctor` says"
+)
 
 
 class FxpruneError(Exception):
@@ -66,6 +70,19 @@ class OptionError(FxpruneError):
     """An option or name that fxprune does not know, or a value out of range."""
 
 
+class PluginError(FxpruneError):
+    """What a plugin brought broke an invariant: its author's to mend."""
+
+    def __init__(self, what: str, *, by: str, why: str, where: str = "") -> None:
+        package = by.partition(":")[0].partition(".")[0]
+        super().__init__(
+            what,
+            where=f"{by}, {where}" if where else by,
+            why=why,
+            cure=f"this is no bug of fxprune: report it to the authors of {package}, or leave it out",
+        )
+
+
 class MissingDevice(FxpruneError):
     """The machine lacks the device that the request is about: nothing is wrong with the request."""
 
@@ -80,7 +97,18 @@ class InternalError(Exception):
     def __init__(self, what: str, *, pipeline: str = "") -> None:
         self.what, self.pipeline = what, pipeline
         hint = f"\n  pipeline  {pipeline}" if pipeline else ""
-        super().__init__(f"{what}{hint}\n  this is a bug in fxprune: please report it with the lines above")
+        super().__init__(f"{what}{hint}\n  {REPORT_IT}")
+
+
+def brought_by(thing: object) -> str:
+    """``package.module:Name`` of a class, a function or an object that another package brought; "" for fxprune's own.
+
+    >>> brought_by(FxpruneError), brought_by(difflib.get_close_matches)
+    ('', 'difflib:get_close_matches')
+    """
+    one = thing if hasattr(thing, "__qualname__") else type(thing)
+    module = str(getattr(one, "__module__", ""))
+    return "" if module.partition(".")[0] == "fxprune" else f"{module}:{one.__qualname__}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

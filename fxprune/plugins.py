@@ -18,9 +18,9 @@ from importlib import metadata
 from .errors import OptionError
 
 GROUP = "fxprune.plugins"
-KINDS = ("backend", "criterion", "reducer", "search", "pass", "rule")
+KINDS = ("backend", "criterion", "reducer", "search", "pass", "kind", "rule")
 """What can be added. A ``rule`` is named after the namespace of the ops it is for (``aten``, ``mylib``), and its value
-is a module that registers them when it is imported."""
+is a module that registers them when it is imported. A ``kind`` is a pair of passes, see ``registry.KINDS``."""
 
 
 @dataclass(frozen=True)

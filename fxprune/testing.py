@@ -7,7 +7,7 @@ each contraction is what "this element is not there" means, for any model.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,40 +16,51 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from .errors import VerifyError
+from .ir.agreement import relative_error as relative_error
+from .ir.agreement import seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.dataflow import NORMS, Family, bind_values, family
 from .ir.example_sizes import runtime_sizes
+from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
-from .target.parity import inputs_that_run, seeded, steady
+from .ir.signature import Sizes
+from .target.parity import inputs_that_run, steady
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
     """Leaf axis -> kept indices, for every group that ``plan`` cuts."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return plan.keep(program.need("groups"))
 
 
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
     """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
 
-    Sums and products see zeros in place of removed elements; means and variances run over the kept ones.
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones. A part that is
+    gone is zero where it reaches the rest.
     """
-    return masked(program, keep_of(program, plan), flat)
+    parts = (g for g in program.need("groups") if isinstance(g, Switch) and g.name in plan.choices)
+    silent = {end for part in parts if not len(plan.kept(part)) for end in part.ends}
+    return masked(program, keep_of(program, plan), flat, silent)
 
 
-def masked(program: Program, keep: Keep, flat: Sequence[Any]) -> list[Any]:
-    """:func:`masked_run` for kept elements given by axis. Outputs keep their dense shape."""
-    return run_flat(program, flat, _Masked(program, keep, flat))
+def masked(program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> list[Any]:
+    """:func:`masked_run` for kept elements given by axis, and names of nodes whose values are zero. Outputs keep their
+    dense shape."""
+    return run_flat(program, flat, _Masked(program, keep, flat, silent))
 
 
-def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float = float("inf")) -> float:
+def masking_error(
+    program: Program, sliced: Program, seed: int = 0, limit: float = float("inf"), sizes: Sizes | None = None
+) -> float:
     """:func:`relative_error` of ``sliced`` against ``program`` masked by its plan, on seeded inputs like the example's.
 
     Ops that draw random numbers draw the same ones in both runs. Where the error is beyond ``limit``, samples at which
     the masked program itself jumps when its inputs move by a rounding error (``parity.steady``) do not
     count: there, two exact forms of it may decide differently.
+
+    sizes   values of the program's symbols, where they are not to be the example's
     """
 
     def masked_at(inputs: Sequence[Any]) -> list[Any]:
@@ -57,7 +68,7 @@ def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float
             return masked_run(program, program.need("plan"), inputs)
 
     try:
-        flat, want = inputs_that_run(program, masked_at, None, seed, seed)
+        flat, want = inputs_that_run(program, masked_at, sizes, seed, seed)
     except Exception as error:
         raise VerifyError(
             "the captured graph does not run on its own example inputs",
@@ -81,28 +92,10 @@ def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | N
         return list(pytree.tree_leaves(interpreter.run(*program.arguments(flat))))
 
 
-def relative_error(got: Sequence[Any], want: Sequence[Any]) -> float:
-    """max |got - want| / max |want| over all floating outputs; infinity when shapes differ or a NaN is on one side."""
-    worst = 0.0
-    for a, b in zip(got, want, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            return float("inf")
-        if not a.is_floating_point():
-            worst = max(worst, float((a != b).any()))
-            continue
-        if not torch.equal(a.isnan(), b.isnan()):
-            return float("inf")
-        a, b = a.double().nan_to_num(), b.double().nan_to_num()
-        if a.numel():
-            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)))
-    return worst
-
-
 class _Masked(Interpreter):
-    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any]) -> None:
+    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> None:
         super().__init__(program.exported.graph_module)
+        self.silent = silent
         axes = program.need("axes")
         self.axes, self.keep, self.counts = axes, keep, {a: len(i) for a, i in keep.items()}
         self.sizes = runtime_sizes(program, flat)
@@ -122,6 +115,9 @@ class _Masked(Interpreter):
         return kept_total(dim, self.counts) != total(dim)
 
     def run_node(self, n: Node) -> Any:
+        return torch.zeros_like(self._run(n)) if n.name in self.silent else self._run(n)
+
+    def _run(self, n: Node) -> Any:
         if not any(n.name in found for found in (self.masks, self.selected, self.named)):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)

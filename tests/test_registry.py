@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+import fxprune
 from fxprune import registry
 from fxprune.errors import OptionError
+from fxprune.extend import Analysis, Criterion, Program, prunable
+from fxprune.passes.analysis.score_groups import criterion
 from fxprune.registry import backend, lookup, names
 from fxprune.target.backend import Backend
 
@@ -54,6 +60,67 @@ def test_a_plugin_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(backend("again"), Backend)
     assert "again" in names("backend")
     assert "again" not in names("criterion")
+
+
+class Whatever(Criterion):
+    """A criterion whose class says nothing of its name."""
+
+    unit = "none"
+
+    def scores(self, program: Program, data: object, seed: int) -> dict[str, Tensor]:
+        return {g.name: torch.ones(g.size) for g in prunable(program)}
+
+
+@dataclass(frozen=True)
+class Unlike(Analysis):
+    loud: bool = False
+
+    def run(self, program: Program) -> Program:
+        return program
+
+
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are given to classes here are taken back."""
+    monkeypatch.setattr(Whatever, "name", "", raising=False)
+    monkeypatch.setattr(Unlike, "name", "")
+
+
+def test_classes_of_plugins_may_be_called_as_they_like(monkeypatch: pytest.MonkeyPatch, anew: None) -> None:
+    """Names come from entry points: reports, and pipelines that are read back, use them."""
+    plugins(monkeypatch, ("criterion.even", f"{__name__}:Whatever"), ("pass.look-on", f"{__name__}:Unlike"))
+    assert str(criterion("even")) == "even"
+    look = lookup("pass", "look-on")
+    assert str(look(loud=True)) == "look-on{loud=true}"
+    made = fxprune.compile(
+        nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8)),
+        torch.randn(2, 8),
+        pipeline="propagate-axes,look-on,find-groups,score-groups{criterion=even},search-plan{budget=flops=0.6},slice-axes",
+    )
+    assert made.report["importance"] == "even"
+    assert ",look-on,find-groups" in made.report["pipeline"]
+    assert "score-groups{criterion=even}" in made.report["pipeline"]
+
+
+def test_classes_of_ours_may_be_called_as_they_like() -> None:
+    """Where a name lies is written out: nothing is made of it."""
+    for kind, table in registry.TABLES.items():
+        assert all(":" in place for place in table.values()), kind
+    assert lookup("criterion", "magnitude").__name__ == "TileMagnitude"
+    for name in registry.CRITERIA:
+        assert lookup("criterion", name).name == name
+    for name in registry.PASSES:
+        assert lookup("pass", name).slug() == name
+
+
+def test_a_class_that_states_another_name_than_its_entry_point_is_refused(
+    monkeypatch: pytest.MonkeyPatch, anew: None
+) -> None:
+    plugins(monkeypatch, ("criterion.one", f"{__name__}:Whatever"), ("criterion.two", f"{__name__}:Whatever"))
+    assert lookup("criterion", "one").name == "one"
+    with pytest.raises(OptionError, match="the criterion 'two' calls itself 'one'") as caught:
+        lookup("criterion", "two")
+    assert "criterion.one" in caught.value.cure
 
 
 def test_two_owners_of_one_name_are_both_named_to_whoever_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

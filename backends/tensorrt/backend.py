@@ -14,11 +14,12 @@ import torch
 from ... import registry
 from ...data.batch import Calibration
 from ...errors import OptionError, nearest
+from ...ir.agreement import TOLERANCE
 from ...ir.pipeline import Pipeline
 from ...ir.program import Program
-from ...ir.signature import output_names
+from ...ir.signature import output_names, samples_in
 from ...target.backend import Backend, Lowered, Runner
-from ...target.parity import TOLERANCE, eager
+from ...target.parity import eager
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
 from .profiles import InputProfile, asked, profiles, ranges
@@ -167,7 +168,7 @@ class TensorRTBackend(Backend):
         count = 0
         for batch in self.calibration.batches:
             found.append(program.flatten(batch.args, batch.kwargs))
-            count += next((len(t) for t in found[-1] if isinstance(t, torch.Tensor) and t.dim()), 1)
+            count += samples_in(found[-1])
             if count >= SAMPLES:
                 break
         return found

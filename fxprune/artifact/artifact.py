@@ -23,17 +23,17 @@ from ..errors import LoadError, OptionError
 from ..intake.archive import read_program, write_program
 from ..intake.op_libraries import notes_on_ops
 from ..ir.cost import COUNTED, Budget, Cost
-from ..ir.group import PruneGroup
 from ..ir.pipeline import PassResult, describe_results
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
 from ..process.environment import versions
 from ..process.files import published
-from ..report.op_gaps import gap_lines, op_gaps
+from ..report.entries import VERSION
+from ..report.op_gaps import gap_lines
 from ..target.backend import Backend, Lowered, lower_and_verify
 from ..target.gate import executed
-from .files import PAGE, PLAN, PROGRAM, REPORT, VERSION, check_destination, check_files, file_entry, read_report
+from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
 from .module import ProgramModule, module_of
 
 Measure: TypeAlias = Callable[[Backend, Lowered, Program, Mapping[str, Any]], dict[str, Any]]
@@ -180,7 +180,8 @@ def build_report(
     dense: Cost,
     compressed: Cost,
     plan: CompressionPlan,
-    groups: Sequence[PruneGroup] = (),
+    frozen: Sequence[Mapping[str, Any]] = (),
+    gaps: Sequence[Mapping[str, Any]] = (),
     budget: Budget | None = None,
     pipeline: str = "",
     passes: Sequence[PassResult] = (),
@@ -214,7 +215,6 @@ def build_report(
     ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
-    gaps = op_gaps(groups, [g for g, c in plan.choices.items() if len(c.keep) < c.size])
     return {
         "fxprune_report": VERSION,
         "name": name,
@@ -234,11 +234,11 @@ def build_report(
         "outputs": output_names(program.exported),
         "pruned": [
             {"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
-            for g, c in sorted(plan.choices.items())
+            for g, c in sorted(plan.elements.items())
             if len(c.keep) < c.size
         ],
-        "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "gaps": gaps,
+        "frozen": [dict(one) for one in frozen],
+        "gaps": [dict(one) for one in gaps],
         "notes": [*notes, *gap_lines(gaps), *notes_on_ops(program.exported)],
         "parity": None,
         "payload": None,

@@ -44,7 +44,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
             f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen)
         )
     entry = entries[group]
-    choice = CompressionPlan.read(path / PLAN).choices.get(group)
+    choice = CompressionPlan.read(path / PLAN).elements.get(group)
     keep = set(range(entry["size"])) if choice is None else set(choice.keep)
     elements: list[dict[str, Any]] = []
     if entry["scores"] is not None:

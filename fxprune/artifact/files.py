@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import LoadError, OptionError
 from ..process.files import sha256_of
+from ..report.entries import VERSION, upgraded
 
 PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
-VERSION = 1
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -78,11 +78,11 @@ def read_report(path: Path) -> dict[str, Any]:
         raise LoadError("the report is damaged", where=str(file), why=str(error)[:200]) from None
     if not isinstance(report, dict) or "fxprune_report" not in report:
         raise LoadError("this directory is not an artefact", where=str(file), why="it has no 'fxprune_report' version")
-    if report["fxprune_report"] != VERSION:
+    if type(report["fxprune_report"]) is not int or report["fxprune_report"] not in (1, VERSION):
         raise LoadError(
             "the artefact has another version",
             where=str(file),
-            why=f"found {report['fxprune_report']!r}, this fxprune reads {VERSION}",
+            why=f"found {report['fxprune_report']!r}, this fxprune reads 1 and {VERSION}",
         )
     files = report.get("files")
     if not isinstance(files, dict) or not isinstance(report.get("target"), str):
@@ -96,7 +96,7 @@ def read_report(path: Path) -> dict[str, Any]:
             or type(entry.get("size_bytes")) is not int
         ):
             raise LoadError("the report is malformed", where=f"{file}: {name}", why="needs sha256 and size_bytes")
-    return report
+    return upgraded(report)
 
 
 def check_files(path: Path, report: Mapping[str, Any], only: Iterable[str] | None = None) -> None:

@@ -17,17 +17,19 @@ pickles to run code, nor name code to run. A TOML file given by ``--config`` may
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, nearest
 from ..ir.json_source import Source
+from ..request.options import Budgets, Option, flags, options_of
+from ..request.options.table import dashes
+from .commands import COMMANDS
 
 NAME, OPTION, REPORT = "fxprune.toml", "--config", "report.json"
 MAX_BYTES = 64 * 2**20  # a report lists groups; nobody writes more by hand
@@ -44,80 +46,74 @@ class Stated:
     where: str
 
 
-def with_file(
-    argv: Sequence[str], command: str, parsers: Mapping[str, argparse.ArgumentParser]
-) -> tuple[list[str], list[str]]:
+def with_file(argv: Sequence[str], command: str) -> tuple[list[str], list[str]]:
     """(the arguments with those of the file in front of them, what the file said, in words).
 
     Nothing changes for commands without ``--config``, and where there is no file. Raises OptionError at the line.
     """
-    parser = parsers[command]
+    known = options_of(command)
     path = _given(argv)
     implicit = path is None
     if path is None and Path(NAME).is_file():
         path = Path(NAME)
-    if path is None or OPTION not in parser._option_string_actions:
+    if path is None or OPTION.removeprefix("--") not in known:
         return list(argv), []
-    said = {word.partition("=")[0] for word in argv if word.startswith("-")}
-    budget = _budgets(parser)
-    if said & {*budget, "--plan"} or any("budget=" in word for word in argv):
-        said |= set(budget)
-    found = [
-        one
-        for one in read(path, command, parsers, implicit, frozenset(said))
-        if one.option not in said or isinstance(parser._option_string_actions[one.option], argparse._AppendAction)
-    ]
+    said = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    budgets = {one.flag for one in known.values() if one.group is Budgets}
+    if said & {*budgets, "plan"} or any("budget=" in word for word in argv):
+        said |= budgets
+    found = read(path, command, implicit, frozenset(said))
     at = list(argv).index(command) + 1
     words = [word for one in found for word in one.words]
     return [*argv[:at], *words, *argv[at:]], [f"options of {path}: {' '.join(words)}"] if words else []
 
 
-def read(
-    path: Path,
-    command: str,
-    parsers: Mapping[str, argparse.ArgumentParser],
-    implicit: bool = False,
-    said: frozenset[str] = frozenset(),
-) -> list[Stated]:
+def read(path: Path, command: str, implicit: bool = False, said: frozenset[str] = frozenset()) -> list[Stated]:
     """What the file states for ``command``; a command's table after the top, so that it wins.
 
-    said   options that the command line gives: theirs are not read
+    said   options that the command line gives: theirs are not read, but for those that may be repeated
     """
     if path.is_dir():
         path = path / REPORT
+    text = _text_of(path)
+    entries = _of_report(text, path) if path.suffix == ".json" else _of_toml(text, path, command)
+    known, stated, distrusted = options_of(command), [], implicit or path.suffix == ".json"
+    for key, value, where in entries:
+        if dashes(key) in _NO_OPTIONS:
+            raise OptionError(f"'{key}' cannot stand in a file", where=where.text)
+        one = known.get(dashes(key))
+        if one is None or one.place:
+            if where.of_all and dashes(key) in flags():
+                continue  # at the top, for another command
+            raise OptionError(f"unknown option '{key}'", where=where.text, cure=_nearest(key, command))
+        if one.flag in said and not one.repeated:
+            continue
+        if distrusted and (one.flag == "trust-pickle" or "python:" in str(value)) and value:
+            raise OptionError(
+                f"'{key}' would run code, which this file may not ask for",
+                where=where.text,
+                why="a file in the working directory, or a report, may have come with the model",
+                cure=f"say {one.dashed} on the command line",
+            )
+        stated.append(Stated(one.dashed, tuple(_words(one, value, where.text)), where.text))
+    return stated
+
+
+def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise OptionError("this file is too large to hold options", where=str(path))
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise OptionError(
             "the options cannot be read", where=f"{OPTION} {path}", why=error.strerror or str(error)
         ) from None
     except UnicodeDecodeError as error:
         raise OptionError("the options are not a text file", where=f"{OPTION} {path}", why=str(error)) from None
-    entries = _of_report(text, path) if path.suffix == ".json" else _of_toml(text, path, command, parsers)
-    parser, stated, distrusted = parsers[command], [], implicit or path.suffix == ".json"
-    for key, value, where in entries:
-        option = f"--{key.replace('_', '-')}"
-        action = parser._option_string_actions.get(option)
-        if action is None:
-            if any(option in other._option_string_actions for other in parsers.values()) and where.of_all:
-                continue  # at the top, for another command
-            known = [o[2:] for o in parser._option_string_actions if o.startswith("--")]
-            raise OptionError(f"unknown option '{key}'", where=where.text, cure=nearest(key.replace("_", "-"), known))
-        if key.replace("_", "-") in _NO_OPTIONS:
-            raise OptionError(f"'{key}' cannot stand in a file", where=where.text)
-        if option in said and not isinstance(action, argparse._AppendAction):
-            continue
-        if distrusted and (option == "--trust-pickle" or "python:" in str(value)) and value:
-            raise OptionError(
-                f"'{key}' would run code, which this file may not ask for",
-                where=where.text,
-                why="a file in the working directory, or a report, may have come with the model",
-                cure=f"say {option} on the command line",
-            )
-        stated.append(Stated(option, tuple(_words(option, action, value, where.text)), where.text))
-    return stated
+
+
+def _nearest(key: str, command: str) -> str:
+    return nearest(dashes(key), [one.flag for one in options_of(command).values() if not one.place])
 
 
 @dataclass(frozen=True)
@@ -128,9 +124,7 @@ class _Place:
     of_all: bool
 
 
-def _of_toml(
-    text: str, path: Path, command: str, parsers: Mapping[str, argparse.ArgumentParser]
-) -> Iterator[tuple[str, Any, _Place]]:
+def _of_toml(text: str, path: Path, command: str) -> Iterator[tuple[str, Any, _Place]]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -144,15 +138,14 @@ def _of_toml(
         ) from None
     for key, value in table.items():
         where = f"{path}:{_line(text, '', key)}"
-        if isinstance(value, dict) and key in parsers:
+        if isinstance(value, dict) and key in COMMANDS:
             continue
-        if isinstance(value, dict) and not any(
-            f"--{key.replace('_', '-')}" in one._option_string_actions for one in parsers.values()
-        ):
-            raise OptionError(f"'{key}' is neither a command nor an option", where=where, cure=nearest(key, parsers))
-        if not any(f"--{key.replace('_', '-')}" in one._option_string_actions for one in parsers.values()):
-            known = [o[2:] for o in parsers[command]._option_string_actions if o.startswith("--")]
-            raise OptionError(f"unknown option '{key}'", where=where, cure=nearest(key.replace("_", "-"), known))
+        if dashes(key) not in {*flags(), *_NO_OPTIONS}:
+            if isinstance(value, dict):
+                raise OptionError(
+                    f"'{key}' is neither a command nor an option", where=where, cure=nearest(key, COMMANDS)
+                )
+            raise OptionError(f"unknown option '{key}'", where=where, cure=_nearest(key, command))
         yield key, value, _Place(where, True)
     mine = table.get(command, {})
     if not isinstance(mine, dict):
@@ -184,44 +177,38 @@ def _of_report(text: str, path: Path) -> Iterator[tuple[str, Any, _Place]]:
             yield key, value, _Place(source.at("options", key), True)
 
 
-def _words(option: str, action: argparse.Action, value: Any, where: str) -> Iterator[str]:
+def _words(one: Option, value: Any, where: str) -> Iterator[str]:
     """The option as words of a command line. Raises OptionError for a value of the wrong kind."""
-    if action.nargs == 0:
+    if one.switch:
         if not isinstance(value, bool):
-            raise OptionError(f"'{option[2:]}' is true or false", where=where, why=f"found {value!r}")
+            raise OptionError(f"'{one.flag}' is true or false", where=where, why=f"found {value!r}")
         if value:
-            yield option
+            yield one.dashed
         return
-    if isinstance(action, argparse._AppendAction):
-        parts = (
-            [f"{k}={v}" for k, v in value.items()]
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list)
-            else [value]
-        )
+    if one.repeated:
+        pairs = [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+        parts = pairs if isinstance(pairs, list) else [pairs]
     else:
         parts = [",".join(map(str, value))] if isinstance(value, list) else [value]
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
-            raise OptionError(f"'{option[2:]}' is text or a number", where=where, why=f"found {part!r}")
+            raise OptionError(f"'{one.flag}' is text or a number", where=where, why=f"found {part!r}")
         if isinstance(part, str) and re.fullmatch(r"<\w+>", part):
             raise OptionError(
-                f"'{option[2:]}' was given from Python and is not in the report",
+                f"'{one.flag}' was given from Python and is not in the report",
                 where=where,
                 why=f"it was a {part[1:-1]}",
-                cure=f"give {option} on the command line",
+                cure=f"give {one.dashed} on the command line",
             )
-        if action.type is not None and callable(action.type):
-            try:
-                action.type(str(part))
-            except (TypeError, ValueError):
-                raise OptionError(
-                    f"'{part}' is no value for '{option[2:]}'",
-                    where=where,
-                    why=f"expected {getattr(action.type, '__name__', 'another type')}",
-                ) from None
-        yield f"{option}={part}"
+        try:
+            one.parse(str(part))
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"'{part}' is no value for '{one.flag}'", where=where, why=f"expected {one.parse.__name__}"
+            ) from None
+        except OptionError as error:
+            raise OptionError(error.what, where=where, cure=error.cure) from None
+        yield f"{one.dashed}={part}"
 
 
 def _given(argv: Sequence[str]) -> Path | None:
@@ -234,12 +221,6 @@ def _given(argv: Sequence[str]) -> Path | None:
                 raise OptionError("which file?", where=OPTION, cure=f"write {OPTION} {NAME}")
             return Path(found)
     return None
-
-
-def _budgets(parser: argparse.ArgumentParser) -> list[str]:
-    """The options of which one is given."""
-    groups = [g for g in parser._action_groups if (g.title or "").startswith("budget")]
-    return [o for g in groups for a in g._group_actions for o in a.option_strings]
 
 
 def _line(text: str, table: str, key: str) -> int:

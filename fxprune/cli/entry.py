@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace | None:
         raise OptionError(f"unknown command '{name}'", where="fxprune", cure=nearest(name, commands))
     said: list[str] = []
     if name is not None and not {"-h", "--help"} & set(argv):
-        argv, said = with_file(argv, name, commands)
+        argv, said = with_file(argv, name)
     args, leftovers = top.parse_known_args(argv)
     commands[args.command].check_leftovers(leftovers)
     if not getattr(args, "quiet", False):

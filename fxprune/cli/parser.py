@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from .. import registry
 from ..errors import OptionError, nearest
+from ..request.options import Option
 
 EPILOG = """\
 exit codes
@@ -24,11 +26,24 @@ Progress and tables go to stderr; with --json the result goes to stdout, and not
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are FxpruneErrors with the nearest known name."""
+    """argparse whose complaints are FxpruneErrors with the nearest known name.
+
+    explained   what takes an option, with the option: its help is made when it is shown
+    """
+
+    explained: list[tuple[argparse.Action, Option]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.update(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         super().__init__(*args, **kwargs)
+        self.explained = []
+
+    def format_help(self) -> str:
+        """The help, with the targets that there are now."""
+        targets = registry.names("backend")
+        for action, one in self.explained:
+            action.help = (one.refused or one.text(targets)).replace("%", "%%")
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(message, where=self.prog, cure=f"see `{self.prog} --help`")
@@ -41,6 +56,6 @@ class Parser(argparse.ArgumentParser):
                 raise OptionError(
                     f"unknown option '{name}'",
                     where=self.prog,
-                    cure=nearest(name, [o for o in self._option_string_actions if o.startswith("--")]),
+                    cure=nearest(name, ["--help", *(one.dashed for _, one in self.explained if not one.place)]),
                 )
             raise OptionError(f"unexpected argument '{name}'", where=self.prog, cure=cure)

@@ -17,6 +17,7 @@ from ..ir.cost import Budget
 from ..ir.dataflow import MOVES, family
 from ..ir.pipeline import Pass
 from ..ir.program import Program
+from ..ir.signature import samples_in
 from ..process.jobs import unidentified
 from .batch import Batch, Calibration, evenly
 
@@ -128,8 +129,7 @@ def alive(program: Program) -> int:
 def _example_size(program: Program) -> int:
     """Samples of the example inputs."""
     args, kwargs = program.example_inputs
-    first = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), None)
-    return max(1 if first is None else first.shape[0], 1)
+    return max(samples_in((*args, *kwargs.values())), 1)
 
 
 def _tensors(value: object) -> Sequence[Tensor]:

@@ -7,17 +7,13 @@ MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -
 
 from __future__ import annotations
 
-import inspect as inspection
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..artifact.artifact import Artifact, load
 from ..data.memory import within
-from ..errors import OptionError
-from ..ir.cost import METRICS
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -25,13 +21,11 @@ from ..process import ranks
 from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
-from ..request.budget import Amount, budget_or_none, one_budget
-from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.latency import LatencyWish, latency_wish
-from ..request.limits import FLOOR, Align, Floor, Limits
-from ..request.options import by_option
+from ..request.budget import one_budget
+from ..request.invocation import Invocation
+from ..request.limits import FLOOR, Align, Floor
+from ..request.options import Amount
 from ..request.request import Request
-from ..request.tiles import Slicing, kinds_and_blocks, split_request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
 from .decide import Decided, decide
@@ -152,65 +146,21 @@ def compile(
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
     """
-    asked = by_option("compile", locals())
-    if plan is not None and pipeline is None:
-        if (flops, params, bytes, latency, latency_ms) != (None,) * 5:
-            raise OptionError("give a plan or a budget, not both", why="a plan decides already", cure="leave one away")
-        if data is None:
-            if recover not in (None, "none"):
-                raise _no_data_to_recover(recover)
-            return apply(
-                model,
-                plan,
-                example_inputs,
-                target=target,
-                out=out,
-                seed=seed,
-                batch=batch,
-                threads=threads,
-                seconds=seconds,
-                checkpoint=checkpoint,
-                trust_pickle=trust_pickle,
-                on_event=on_event,
-            )
-    tell = Transcript(on_event)
-    if plan is not None or pipeline is not None:
-        timing = _timed(batch, threads, seconds, latency_table)
-        limits = Limits() if pipeline is not None else OF_A_PLAN
-        request = Request(target, out, seed, limits, latency=timing, samples=samples, held_out=held_out, options=asked)
-        if pipeline is not None:
-            return _replay(model, example_inputs, request, tell, pipeline, data, finish_stated)
-        assert plan is not None
+    given = locals()
+    if plan is not None and pipeline is None and data is None:
+        Invocation.of("compile", given).request  # noqa: B018  may refuse what is given besides
+        return _apply(Invocation.of("apply", {**given, "align": 1 if align is None else align}), on_event)
+    invoked, tell = Invocation.of("compile", given), Transcript(on_event)
+    request = invoked.request
+    if pipeline is not None:
+        return _replay(invoked, request, tell, finish_stated)
+    if plan is not None:
         chosen = read_plan(plan)
         with within(memory), resumable(out, on_event), lines_of(chosen):
-            run = _open(request, tell, model, example_inputs, data)
-            return finish(apply_plan(run, chosen, recover or "auto"))
-    if recover not in (None, "none") and data is None:
-        raise _no_data_to_recover(recover)
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    asking = Slicing(flops, params, bytes, importance, recover)
-    zeros, rest = split_request(blocks, sparse, asking, data is not None, freeze)
-    timing = latency_wish(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros, seconds)
-    goal = None
-    if zeros is None or rest.slices or wished is not None:
-        goal = Wish(
-            budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
-            rest.importance or default_criterion(data),
-            kinds,
-            samples,
-            rest.recover or ("none" if data is None else "auto"),
-            rounds,
-            head_scale,
-            members,
-            rearrange,
-            wished,
-            search,
-        )
-    limits = Limits(align, floor, allow_empty, freeze)
-    request = Request(target, out, seed, limits, goal, zeros, timing, samples, held_out, asked)
+            return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
+    goal = request.goal
     with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(request, tell, model, example_inputs, data, clock)
+        run = _open(invoked, request, tell, clock)
         return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
 
 
@@ -258,37 +208,13 @@ def plan(
 
     Options as in :func:`compile`. With ``out`` the plan is also written there as JSON, to be read, edited and applied.
     """
-    asked = by_option("plan", locals())
-    tell = Transcript(on_event)
+    invoked, tell = Invocation.of("plan", locals()), Transcript(on_event)
+    request = invoked.request
     if pipeline is not None:
-        timing = _timed(batch, threads, None, latency_table)
-        request = Request(target, None, seed, latency=timing, samples=samples, held_out=held_out, options=asked)
-        decided = _replay(model, example_inputs, request, tell, pipeline, data, lambda made, _: plan_tiles(made))
-        return _written(decided.run.program, out)
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    kinds, blocks = kinds_and_blocks(kinds, blocks, sparse, flops)
-    asking = Slicing(flops, params, bytes, importance, None)
-    zeros, rest = split_request(blocks, sparse, asking, data is not None, freeze, plain=True)
-    timing = latency_wish(batch, threads, latency_table, expect_latency, align, latency, latency_ms, zeros)
-    goal = None
-    if zeros is None or rest.slices or wished is not None:
-        goal = Wish(
-            budget_or_none(rest.flops, rest.params, rest.bytes, wished, latency, latency_ms),
-            rest.importance or default_criterion(data),
-            kinds,
-            samples,
-            "none" if data is None else "auto",
-            rounds,
-            head_scale,
-            members,
-            rearrange,
-            wished,
-            search,
-        )
-    limits = Limits(align, floor, allow_empty, freeze)
-    request = Request(target, None, seed, limits, goal, zeros, timing, samples, held_out, asked)
+        return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
+    goal = request.goal
     with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(request, tell, model, example_inputs, data, clock)
+        run = _open(invoked, request, tell, clock)
         program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
     return _written(program, out)
 
@@ -325,12 +251,7 @@ def apply(
 
     Other options as in :func:`compile`.
     """
-    asked = by_option("apply", locals())
-    chosen = read_plan(plan)
-    limits = replace(OF_A_PLAN, align=align)
-    request = Request(target, out, seed, limits, latency=_timed(batch, threads, seconds), options=asked)
-    with lines_of(chosen):
-        return finish(apply_plan(_open(request, Transcript(on_event), model, example_inputs, None), chosen))
+    return _apply(Invocation.of("apply", locals()), on_event)
 
 
 def inspect(
@@ -349,38 +270,29 @@ def inspect(
 
     Options as in :func:`compile`.
     """
-    asked = by_option("inspect", locals())
-    request = Request(limits=Limits(align, floor, allow_empty, freeze), options=asked)
-    return find_groups(_open(request, Transcript(on_event), model, example_inputs, None), tokens=True).program
+    invoked = Invocation.of("inspect", locals())
+    return find_groups(_open(invoked, invoked.request, Transcript(on_event)), tokens=True).program
 
 
-# A plan was made under limits of its own: where it is applied, only what would break the model stands in its way.
-OF_A_PLAN = Limits(align=1, floor=0.0, allow_empty=True)
+def _apply(invoked: Invocation, on_event: OnEvent) -> Artifact:
+    chosen = read_plan(invoked.decision.plan)
+    with lines_of(chosen):
+        return finish(apply_plan(_open(invoked, invoked.request, Transcript(on_event)), chosen))
 
 
-def _open(
-    request: Request, tell: Transcript, model: Model, inputs: Inputs, data: Any, clock: SharedClock | None = None
-) -> Run:
-    """The run that begins with the model, opened as the request's options say."""
-    asked = request.options
+def _open(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
+    """The run that begins with the model."""
+    source = invoked.source
     opened = open_model(
-        request, tell, model, inputs, checkpoint=asked["checkpoint"], trust_pickle=asked["trust-pickle"], data=data
+        request,
+        tell,
+        source.model,
+        source.example_inputs,
+        checkpoint=source.checkpoint,
+        trust_pickle=source.trust_pickle,
+        data=invoked.decision.data,
     )
     return Run.of(request, opened, tell, clock)
-
-
-def _no_data_to_recover(recover: str | None) -> OptionError:
-    return OptionError(
-        "recovery needs data",
-        where=f"--recover {recover}",
-        why="it fits what stays to what the dense model does on it",
-        cure="give --data",
-    )
-
-
-def _timed(batch: int, threads: int, seconds: float | None, table: Any = None) -> LatencyWish:
-    """For a run that does not search by time: how its result is timed, and the table to predict it by."""
-    return LatencyWish(batch, threads, "" if table is None else str(table), seconds=seconds)
 
 
 def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
@@ -389,66 +301,15 @@ def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
 
 
 def _replay(
-    model: Model,
-    inputs: Inputs,
-    request: Request,
-    tell: Transcript,
-    pipeline: str,
-    data: Any,
-    then: Callable[[Decided, StatedPipeline], Made],
+    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Made]
 ) -> Made:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
-    asked = request.options
-    stated_alone(asked)
-    given = [asked[m] for m in METRICS]
-    budget = one_budget(*given) if given != [None] * len(given) else None
-    stated = read_pipeline(pipeline, budget, request.seed, asked.get("plan"))
-    with within(asked["memory"]), resumable(asked["out"], tell.on_event), lines_of(stated.plan):
-        return then(run_stated(_open(request, tell, model, inputs, data), stated), stated)
+    asked = invoked.decision
+    stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
+    with within(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
+        return then(run_stated(_open(invoked, request, tell), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:
     """Write ``plan`` as JSON, whole or not at all."""
     write_text(path, plan.to_json())
-
-
-_BESIDE = {
-    "command",
-    "model",
-    "input",
-    "batch",
-    "threads",
-    "seconds",
-    "checkpoint",
-    "trust-pickle",
-    "data",
-    "samples",
-    "seed",
-    "target",
-    "out",
-    "pipeline",
-    "memory",
-    "flops",
-    "params",
-    "bytes",
-    "plan",
-    "latency-table",
-    "held-out",
-}
-
-
-def stated_alone(asked: Mapping[str, Any]) -> None:
-    """Raise OptionError where an option is given that the passes' own options say. asked: values by option"""
-
-    def told(value: Any) -> str:  # as a report's options say it again: floor=0.1 comes as ("0.1",)
-        return str(value[0] if isinstance(value, list | tuple) and len(value) == 1 else value)
-
-    usual = {name.replace("_", "-"): p.default for name, p in inspection.signature(compile).parameters.items()}
-    for name in sorted(asked.keys() - _BESIDE):
-        if told(asked[name]) != told(usual[name]) and asked[name] not in (None, [], (), "1"):
-            raise OptionError(
-                f"--pipeline and --{name} say the same thing",
-                where="--pipeline",
-                why="the pipeline states every pass with its own options",
-                cure="leave one of them away",
-            )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.sources import generate
+from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
 from ..ir.pipeline import Pass
@@ -17,6 +17,8 @@ from ..process import jobs, ranks
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .parts import carry_out
+from .proof import prove_prepared
 from .run import Run, find_groups, recover, reduce_tokens
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def decide(run: Run, goal: Wish) -> Decided:
 def prepare(run: Run, goal: Wish) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with."""
     run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+    run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
 
@@ -173,14 +176,13 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     assert found.tokens is not None
     counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
     stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
-    reduced = reduce_tokens(stated.program, run.find_groups)
+    reduced = reduce_tokens(stated.program, run.finders)
     if goal.by_groups and goal.table is None:
         stated = stated.through(_search(goal, scale))
     elif goal.by_groups:
         stated = state_counts(stated, found, goal.budget)
     plan = stated.program.need("plan")
     table = {k: v for k, v in found.about.items() if k == "latency_table"}
-    kept = {g.axis: len(plan.choices[g.name].keep) for g in reduced.need("groups") if g.name in plan.choices}
     about = {
         **plan.about,
         **table,
@@ -190,9 +192,9 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
         "seed": run.seed,
         "budget": None if goal.budget is None else str(goal.budget),
         "dense": vars(CostModel(run.program)()),
-        "predicted": vars(CostModel(reduced)(kept)),
+        "predicted": vars(CostModel(reduced)(plan.sizes(reduced.need("groups")))),
     }
-    return stated.but(plan=CompressionPlan(plan.choices, about, plan.tokens)), latency
+    return stated.but(plan=CompressionPlan(plan.choices, about)), latency
 
 
 def _reachable(goal: Wish, program: Program) -> Budget:
@@ -223,7 +225,7 @@ def make_up_data(run: Run, who: str, samples: int) -> Calibration:
         f"no data was given: {who} on generated inputs, which are not what the model "
         "will see; give --data (data=...) for a better choice"
     )
-    return generate(run.opened.source, samples=samples, seed=run.seed)
+    return generate_for(run.program, run.opened.source, samples, run.seed)
 
 
 def without_labels_of_others(run: Run, data: Calibration) -> Calibration:
@@ -296,7 +298,7 @@ def state_counts(run: Run, plan: CompressionPlan, budget: Budget | None) -> Run:
     from ..passes.search.keep_counts import KeepCounts, counts_of
 
     run = run.through(KeepCounts(counts_of(plan), budget))
-    if run.program.need("plan").choices != plan.choices:
+    if run.program.need("plan").elements != plan.elements:
         raise InternalError("counts do not say what the search decided", pipeline=run.pipeline)
     return run.but(plan=plan)
 
@@ -326,13 +328,12 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     from ..passes.analysis.importance.damage import Reference, divergences
     from ..passes.analysis.importance.obs import first
     from ..passes.search.search_plan import HEAD_SCALES, HEADS
-    from ..passes.transform.slice_axes import SliceAxes
 
     if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
         return search.head_scale, "head scale: there are no heads to weigh"
     batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
     for scale in HEAD_SCALES:
-        small = SliceAxes().run(replace(search, head_scale=scale).run(program))
+        small = carry_out(replace(search, head_scale=scale).run(program))
         found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
     best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
     told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())

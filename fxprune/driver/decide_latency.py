@@ -79,7 +79,7 @@ def attach_latency_table(run: Run, goal: Wish) -> tuple[Run, Wish, KnownLatency]
         others = per_pattern(request.limits.align, "--align")[1]
         limits = replace(request.limits, align=[step, *others])
         run = replace(run, find_groups=limits.find_groups(request.backend.granularity))
-        run = run.through(run.find_groups)
+        run = run.through(*run.finders)
     return run, replace(goal, table=table if budgeted else None), KnownLatency(table, (), alignment)
 
 
@@ -182,7 +182,7 @@ def refine_to_target(
     rounds: list[dict[str, Any]] = []
     for number in range(1, ROUNDS + 1):
         run.tell.stage(f"measure the plan's latency ({number})")
-        model, small = LatencyModel(at, table, at.need("plan").tokens), reduce_tokens(at, run.find_groups)
+        model, small = LatencyModel(at, table, at.need("plan").tokens), reduce_tokens(at, run.finders)
         reading = clock.read(lowerable(small, small.need("plan")))
         entry = _round(number, budget, model, kept_counts(at), reading)
         rounds.append(entry)
@@ -209,7 +209,7 @@ def refine_to_target(
 def _counts(program: Program) -> tuple[dict[str, int], TokenPlan | None]:
     """What a clock can tell of a plan: how many stay."""
     plan = program.need("plan")
-    return {name: len(choice.keep) for name, choice in plan.choices.items()}, plan.tokens
+    return {name: len(choice.keep) for name, choice in plan.elements.items()}, plan.tokens
 
 
 def _warn_of_miss(run: Run, rounds: Sequence[Mapping[str, Any]], miss: float) -> None:

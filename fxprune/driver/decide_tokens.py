@@ -17,6 +17,7 @@ from ..ir.program import Program
 from ..ir.token_flow import TokenFlow
 from ..process.ranks import agree
 from ..request.tokens import TokenWish
+from .parts import carry_out
 from .run import Run, fit_by_ridge, reduce_tokens
 from .token_scores import TokenScores
 
@@ -148,16 +149,16 @@ class Decision:
         """The whole plan: the groups are searched with the tokens that are left, to the absolute budget."""
         if search is None:
             table = {"latency_table": self.goal.table.hash} if self.timed and self.goal.table is not None else {}
-            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}, plan)
+            return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}).with_tokens(plan)
         if self.timed:  # the table is of the dense graph: what tokens do to it is in the model
             in_ms = Budget("latency", self.limit / NS, relative=False)
-            asked = self.program.but(plan=CompressionPlan({}, {}, plan))
+            asked = self.program.but(plan=CompressionPlan(plan.choices()))
             found = replace(search, budget=in_ms).run(asked).need("plan")
-            return CompressionPlan(found.choices, found.about, plan)
+            return CompressionPlan(found.choices, found.about).with_tokens(plan)
         whole = budget or Budget(self.metric, self.limit, relative=False)
-        reduced = reduce_tokens(self.program.but(plan=CompressionPlan({}, {}, plan)), self.run.find_groups)
+        reduced = reduce_tokens(self.program.but(plan=CompressionPlan(plan.choices())), self.run.finders)
         found = replace(search, budget=whole).run(reduced).need("plan")
-        return CompressionPlan(found.choices, found.about, plan)
+        return CompressionPlan(found.choices, found.about).with_tokens(plan)
 
     # ------------------------------------------------------------ schedules
     def within(self, limit: float, improve: bool = True) -> TokenPlan:
@@ -340,14 +341,13 @@ class Decision:
         """Divergence of the outputs under a plan, with what is left fitted where recovery is wanted, on samples that
         it was not fitted to where there are enough."""
         from ..passes.analysis.importance.damage import divergences
-        from ..passes.transform.slice_axes import SliceAxes
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
         fit, judge = self._seen(FIT), seen
-        if self.goal.recovery.method not in ("none",) and plan.choices and len(seen) > 1:
+        if self.goal.recovery.method not in ("none",) and plan.elements and len(seen) > 1:
             cut = min(len(fit), max(1, len(seen) * 3 // 4))
             fit, judge = seen[:cut], seen[cut:] or seen[-1:]
-            program = fit_by_ridge(program, self.run.find_groups, Calibration(tuple(fit), "share"), self.run.seed)
+            program = fit_by_ridge(program, self.run.finders, Calibration(tuple(fit), "share"), self.run.seed)
         judge = judge[: max(1, -(-self.tokens.deciding.seen // max(judge[0].size, 1)))]
-        small = SliceAxes().run(reduce_tokens(program, self.run.find_groups))
+        small = carry_out(reduce_tokens(program, self.run.finders))
         return float(agree({"kept": divergences(self.reference, small, judge).mean()})["kept"])

@@ -27,6 +27,7 @@ from ..target.latency_table import (
     reducer_key,
     today,
 )
+from .parts import drop_parts
 
 if TYPE_CHECKING:
     from ..passes.transform.reducers.reducer import Reducer
@@ -44,8 +45,8 @@ def lowerable(program: Program, plan: CompressionPlan | None = None) -> Program:
     from ..passes.transform.slice_axes import SliceAxes
     from ..passes.transform.spell_out_tokens import SpellOutTokens
 
-    if plan is not None and plan.choices:
-        program = Pipeline((SliceAxes(),), start=FACTS).run(program.but(plan=plan))
+    if plan is not None and plan.elements:
+        program = Pipeline((SliceAxes(),), start=FACTS).run(drop_parts(program.but(plan=plan)))
     return Pipeline((FoldIndices(), SpellOutTokens())).run(program.without_facts())
 
 
@@ -198,7 +199,7 @@ def measure_tokens(
     for done, removed in enumerate(wanted):
         on_point(done, len(wanted))
         plan = TokenPlan(wish.reducer, {n: r for n, r in zip(names, removed, strict=True) if r}, wish.unmerge)
-        small = Pipeline((MergeTokens(),), start=FACTS).run(program.but(plan=CompressionPlan({}, {}, plan)))
+        small = Pipeline((MergeTokens(),), start=FACTS).run(program.but(plan=CompressionPlan(plan.choices())))
         one = clock.read(lowerable(small))
         points.append(TokenPoint(removed, round(one.ratio, 5), round(one.error, 5)))
     on_point(len(wanted), len(wanted))

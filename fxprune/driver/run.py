@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
-from ..errors import FxpruneError, InternalError, OptionError
+from ..data.fixed_sizes import fit_sizes, open_dimensions
+from ..errors import FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.group import Kind
@@ -26,11 +28,14 @@ from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
+from .parts import appliers, drop_parts, finders_of, left_of
 
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
 
+FEW = 2
+"""Samples of the data on which the captured graph is held against the module."""
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
@@ -75,28 +80,53 @@ def open_model(
         check_destination(Path(request.out))
     given = not isinstance(model, str | os.PathLike)
     tell.stage(f"load {type(model).__name__ if given else model}")
-    calibration = held = None
     with silence():
         source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
         loaded = load_model(
             source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
         )
-        if data is not None:
-            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
-            if not loaded.args and not loaded.kwargs:
-                first = calibration.batches[0]
-                loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+        if data is not None and not loaded.args and not loaded.kwargs:
+            first = load_data(data, loaded, samples=request.samples, seed=request.seed).batches[0]
+            loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+    loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
+    calibration = held = None
+    if data is not None:  # behind the graph, which says of which sizes it may be
+        with silence():
+            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
+            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+        dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     if request.held_out:
         calibration, held = _hold_back(dense, calibration, request.held_out)
     if calibration is not None:
         calibration = memory.in_flight(dense, calibration)
     return Opened(dense, loaded, calibration, held, given)
+
+
+def _fitting(
+    tell: Transcript, dense: Program, loaded: Loaded, data: Calibration, held: Calibration | None
+) -> tuple[Program, Calibration, Calibration | None]:
+    """(the graph, held against the module on some of the data too, the data and what is held back of it in the sizes
+    that the graph takes)."""
+    from ..intake.faithful import compare_on_data
+
+    data, notes = fit_sizes(dense, data)
+    if held is not None:
+        try:
+            held, _ = fit_sizes(dense, held)
+        except LoadError:  # it does not fill a batch
+            held = None
+    first = data.batches[0]
+    few = first if dense.fixed_batch else first.pick(torch.arange(min(first.size, FEW)))
+    with silence():
+        link, said = compare_on_data(loaded.model, dense, few.args, few.kwargs)
+    for note in [*notes, *said]:
+        tell.warn(note)
+    return dense.but(proof=(*dense.proof, *link)), data, held
 
 
 def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:
@@ -132,6 +162,7 @@ class Run:
     data         what passes score and fit on; in smaller batches once memory ran out
     find_groups  the pass that knows the limits: the request's, or the one that a pipeline states
     steps        so far, in order: the pipeline text of the report
+    others       passes behind ``find_groups`` that find more to choose: of kinds that bring their own
     """
 
     request: Request
@@ -142,6 +173,7 @@ class Run:
     find_groups: FindGroups
     clock: SharedClock
     steps: tuple[Step, ...] = ()
+    others: tuple[Pass, ...] = ()
 
     @classmethod
     def of(cls, request: Request, opened: Opened, tell: Transcript, clock: SharedClock | None = None) -> Run:
@@ -154,6 +186,11 @@ class Run:
     def seed(self) -> int:
         """Of everything random."""
         return self.request.seed
+
+    @property
+    def finders(self) -> tuple[Pass, ...]:
+        """The passes that find what may be chosen, once axes are known."""
+        return (self.find_groups, *self.others)
 
     @property
     def pipeline(self) -> str:
@@ -194,8 +231,11 @@ class Run:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         plan = self.program.plan
-        if "reduced" in one.takes and plan is not None and plan.tokens is not None:
-            given["reduced"] = reduce_tokens(self.program, self.find_groups)
+        if "reduced" in one.takes and plan is not None:
+            parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
+            if parts or plan.tokens is not None:
+                reduced = reduce_tokens(self.program, self.finders)
+                given["reduced"] = drop_parts(reduced) if parts else reduced
         return dataclasses.replace(one, **given) if given else one
 
     def _behind(self, one: Pass) -> Run:
@@ -237,20 +277,36 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
-    return run.through(*again, run.find_groups, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
+    return run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
 
 
-def reduce_tokens(program: Program, find_groups: FindGroups) -> Program:
+def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:
     """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on them.
-    A program whose plan reduces none is returned as it is. No step of a run: a trial of a plan leads to no result."""
+    A program whose plan reduces none is returned as it is. No step of a run: a trial of a plan leads to no result.
+
+    finders   see :attr:`Run.finders`
+    """
     from ..passes.analysis.propagate_axes import PropagateAxes
     from ..passes.transform.merge_tokens import MergeTokens, without_tokens
 
     plan = program.need("plan")
     if plan.tokens is None or plan.tokens.empty:
         return program
-    small = Pipeline((MergeTokens(), PropagateAxes(), find_groups), start=FACTS).run(program)
+    small = Pipeline((MergeTokens(), PropagateAxes(), *finders), start=FACTS).run(program)
     return small.but(plan=without_tokens(plan), scores=program.scores)
+
+
+def carry_out_parts(run: Run) -> Run:
+    """The run behind the passes of kinds that bring their own: what the plan cuts of them is gone, and what is left to
+    cut is found again."""
+    from ..passes.analysis.propagate_axes import PropagateAxes
+
+    plan = run.program.need("plan")
+    for kind, one in appliers(plan).items():
+        plan = left_of(plan, kind, run.program)
+        run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
+    return run
 
 
 def recover(run: Run, how: Recover) -> Run:
@@ -260,15 +316,15 @@ def recover(run: Run, how: Recover) -> Run:
     return run.through(dataclasses.replace(how, seed=run.seed))
 
 
-def fit_by_ridge(program: Program, find_groups: FindGroups, data: Calibration, seed: int) -> Program:
+def fit_by_ridge(program: Program, finders: Sequence[Pass], data: Calibration, seed: int) -> Program:
     """The dense program with weights fitted by ridge to ``data``, to compare plans as recovery would leave them."""
     from ..passes.transform.recover import Recover
 
-    reduced = None if program.tokens is None else reduce_tokens(program, find_groups)
+    reduced = drop_parts(reduce_tokens(program, finders))
     return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
 
 def kept_counts(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
-    choices = program.need("plan").choices
-    return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
+    found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
+    return found

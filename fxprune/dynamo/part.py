@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..artifact.artifact import Artifact
 from ..data.batch import Batch, Calibration
+from ..data.memory import within
 from ..data.sources import load_data
 from ..driver.apply import give_plan, read_plan
 from ..driver.decide import decide
@@ -36,7 +37,6 @@ from ..ir.plan import Choice, CompressionPlan
 from ..ir.program import Program
 from ..process.events import Event, Transcript, warn_only
 from ..process.jobs import resumable
-from ..request.request import Request
 from .graph import (
     Slot,
     bound_module,
@@ -253,10 +253,9 @@ class Part:
             module, mine = bound_module(self.gm, self.slots, names, values), user_slots(self.slots, names)
             dense = program_of(module, mine, copies, call.name)
             refuse_writes(dense)
-            request = Request(seed=options.seed, limits=options.limits)
             source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
-            run = Run.of(request, Opened(dense, source, given=True), Transcript(warn_only))
-            with resumable(None, warn_only):
+            run = Run.of(options.request, Opened(dense, source, given=True), Transcript(warn_only))
+            with within(options.asked.decision.memory), resumable(None, warn_only):
                 found = _apply_known_plan(run, session, options, report, call.root)
                 if found is not None:
                     return found
@@ -265,7 +264,8 @@ class Part:
 
 def _search(run: Run, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
-    goal = options.wish
+    goal = options.request.goal
+    assert goal is not None
     decided = decide(run, goal)
     recovered = decided.recovered(goal.recovery)
     artifact = finish(recovered)
@@ -293,7 +293,7 @@ def _apply_known_plan(
             )
     elif not plan.choices:
         return None
-    known = find_groups(run, session.kinds or tuple(dict.fromkeys(c.kind for c in plan.choices.values())))
+    known = find_groups(run, session.kinds or plan.kinds)
     here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says
@@ -324,7 +324,7 @@ def _part_of(
     groups, tensors = program.group_by_name, list(program.tensors)
     known = [] if root is None else [n for n, _ in root.named_parameters()]
     here: dict[str, Choice] = {}
-    for name, choice in plan.choices.items():
+    for name, choice in plan.elements.items():
         owner = name.rpartition(":")[0] + "."
         group, cut = groups.get(name), len(choice.keep) < choice.size
         read = any(n.startswith(owner) for n in tensors)
@@ -354,7 +354,8 @@ def _calibration(
 ) -> Calibration:
     """The data that was given, as this graph takes it; else the tensors that reach the graph in this call."""
     own = Calibration((Batch(part.args),), "the inputs of the first call")
-    if options.data is None:
+    asked = options.asked.decision
+    if asked.data is None:
         _warn(
             f"no data was given: scored on the {own.samples} samples of the first call; give "
             "options={'data': ...} for a better choice"
@@ -373,7 +374,7 @@ def _calibration(
         forward = parameter_names(call.root)
         words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
-    data = load_data(options.data, loaded, samples=options.samples, seed=options.seed)
+    data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
     batches = data.batches
     if call.root is not None:
         batches = tuple(

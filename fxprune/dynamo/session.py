@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..driver.api import PlanLike
+from ..driver.apply import PlanLike
 from ..errors import OptionError, nearest
 from ..ir.plan import CompressionPlan
-from ..request.budget import budget_or_none
-from ..request.goal import Wish, kinds_of
-from ..request.limits import Limits
+from ..request.invocation import Invocation
+from ..request.options import options_of
+from ..request.request import Request
 
 INNER = ("inductor", "eager", "aot_eager")
 _CALLED = nn.Module._wrapped_call_impl.__code__
@@ -25,86 +24,56 @@ _CALLED = nn.Module._wrapped_call_impl.__code__
 
 @dataclass(frozen=True)
 class Options:
-    """``options`` of ``torch.compile``. Those not told here are as in :func:`fxprune.compile`.
+    """``options`` of ``torch.compile``: those of :func:`fxprune.compile` that a graph in a running model can take
+    (``fxprune help dynamo`` lists them), and two of its own.
 
-    data      calibration data of the whole model, not of a part behind a graph break; without any, the inputs of the
-              first call are used, with a warning
-    plan      apply this plan (or the file it lies in) and search nothing: no data is read, nothing is recovered
+    asked     all others. data: calibration data of the whole model, not of a part behind a graph break; without any,
+              the inputs of the first call are used, with a warning. plan: apply it (or the file it lies in) and search
+              nothing: no data is read, nothing is recovered
     inner     what compiles the pruned graph: ``inductor``, ``aot_eager`` or ``eager``
     fallback  in training mode, with inputs that require gradients, and where a graph cannot be pruned: run the dense
               model (compiled by ``inner``) instead of raising an error
     """
 
-    flops: float | int | str | None = None
-    params: float | int | str | None = None
-    bytes: float | int | str | None = None
-    plan: PlanLike | None = None
-    data: Any = None
-    importance: str | None = None
-    recover: str | None = None
-    prune: str | Sequence[str] | None = None
-    freeze: Sequence[str] = ()
-    align: int | None = None
-    floor: float = 0.1
-    allow_empty: bool = False
-    samples: int = 128
-    seed: int = 0
-    rounds: int = 1
-    head_scale: float | str = 1.0
-    members: str = "auto"
-    rearrange: int = 0
-    inner: str = "inductor"
-    fallback: bool = False
+    asked: Invocation
+    inner: str
+    fallback: bool
 
     @staticmethod
-    def of(options: Mapping[str, Any] | None) -> Options:
+    def of(given: Mapping[str, Any] | None) -> Options:
         """The options, checked. Raises OptionError."""
-        known = [f.name for f in dataclasses.fields(Options)]
-        for name in options or {}:
-            if name not in known:
+        known = {one.name: one for one in options_of("dynamo").values()}
+        for name in given or {}:
+            if name not in known or known[name].refused:
                 raise OptionError(
                     f"the backend 'fxprune' has no option '{name}'",
                     where="torch.compile(options=...)",
-                    cure=nearest(str(name), known),
+                    why=known[name].refused if name in known else "",
+                    cure=nearest(str(name), [one.name for one in known.values() if not one.refused]),
                 )
-        made = Options(**(options or {}))
-        if made.inner not in INNER:
+        values = {name: one.default for name, one in known.items()} | dict(given or {})
+        if values["inner"] not in INNER:
             raise OptionError(
-                f"unknown inner backend '{made.inner}'", where="options['inner']", cure=nearest(made.inner, INNER)
+                f"unknown inner backend '{values['inner']}'",
+                where="options['inner']",
+                cure=nearest(str(values["inner"]), INNER),
             )
-        if made.plan is None:
-            made.wish  # noqa: B018  reads every name in it
-        elif (made.flops, made.params, made.bytes) != (None, None, None):
-            raise OptionError(
-                "give a plan or a budget, not both",
-                where="torch.compile(options=...)",
-                why="a plan decides already",
-                cure="leave one away",
-            )
+        if values["importance"] is None:  # there always is some data: the inputs of the first call
+            values["importance"] = "trajectory"
+        made = Options(Invocation.of("dynamo", values), values["inner"], values["fallback"])
+        made.request  # noqa: B018  reads every name in it
         return made
 
     @property
-    def limits(self) -> Limits:
-        """What the search may not cross; nothing for a plan, which was made under limits of its own."""
-        if self.plan is not None:
-            return Limits(align=1, floor=0.0, allow_empty=True)
-        return Limits(self.align, self.floor, self.allow_empty, self.freeze)
+    def request(self) -> Request:
+        """What is to be made of every graph."""
+        return self.asked.request
 
     @property
-    def wish(self) -> Wish:
-        """What is searched for. Raises OptionError for anything that fxprune does not know."""
-        how = self.recover or ("none" if self.data is None else "auto")
-        return Wish(
-            budget_or_none(self.flops, self.params, self.bytes, None),
-            self.importance or "trajectory",
-            kinds_of(self.prune),
-            self.samples,
-            how,
-            self.rounds,
-            self.head_scale,
-            self.members,
-            self.rearrange,
-        )
+    def plan(self) -> PlanLike | None:
+        """The plan that is given."""
+        found: PlanLike | None = self.asked.decision.plan
+        return found
 
 
 @dataclass

@@ -6,6 +6,7 @@ import linecache
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..errors import CaptureError
 from .evaluation import run
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_IR = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "ir") + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OP = re.compile(r"\b(?:torch\.ops\.)?((?:aten|torchvision|prims|higher_order)(?:::|\.)\w+(?:\.\w+)?)")
 
@@ -96,6 +98,24 @@ def source_line(error: BaseException) -> str:
     else:
         frame = inside[-1]
         file, line, function = frame.filename, frame.lineno or 0, frame.name
+    return _quoted(file, line, function)
+
+
+def line_of(stack: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the model's own code on a stack of calls, as :func:`source_line` tells it; empty if none.
+
+    A model that is one of torch's own modules has its lines there.
+    """
+    begin = next((i for i, f in enumerate(stack) if f.filename.startswith(_TORCH + "export" + os.sep)), 0)
+    inside = [f for f in stack[begin:] if os.sep in f.filename and not f.filename.startswith((_HERE, _IR, "<"))]
+    own = [f for f in inside if not f.filename.startswith(_TORCH)]
+    layers = [f for f in inside if f.filename.startswith(_TORCH + "nn" + os.sep + "modules") and f.name == "forward"]
+    for frame in reversed(own or layers):
+        return _quoted(frame.filename, frame.lineno or 0, frame.name)
+    return ""
+
+
+def _quoted(file: str, line: int, function: str) -> str:
     code = linecache.getline(file, line).strip()
     return f"{os.path.basename(file)}:{line} in {function}" + (f"  `{code}`" if code else "")
 

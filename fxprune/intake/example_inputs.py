@@ -37,7 +37,7 @@ def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tu
     """Example inputs from ``"1x3x224x224"``, ``"2x128:int64"``, ``"input_ids=2x16:int64,attention_mask=2x16:int64"``.
 
     Floats are normal random numbers, integers lie below ``ids_below``, names that end in ``mask`` and booleans are
-    ones; a leading 1 becomes a batch of 2. Unnamed ones take the positions of ``forward``, the model's parameter names.
+    ones. Unnamed ones take the positions of ``forward``, the model's parameter names.
     Raises LoadError if the text is not understood.
     """
     args: list[Tensor] = []
@@ -58,8 +58,6 @@ def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tu
         if not 0 < size <= _LARGEST:
             why = f"{part} has {size} elements"
             raise LoadError("the input size makes no sense", where=f"--input {text}", why=why, cure=_CURE)
-        if shape[0] == 1:
-            shape[0] = BATCH
         name = match["name"] or (forward[index] if index < len(forward) else "")
         if forward and match["name"] and match["name"] not in forward:
             why = f"the model takes {', '.join(forward)}"

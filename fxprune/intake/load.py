@@ -41,11 +41,12 @@ _SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or ti
 class Loaded:
     """A model ready to be captured, and what is known about its inputs.
 
-    args, kwargs   example inputs of batch 2 (as carried by the file for a ``.pt2``)
+    args, kwargs   example inputs: as they were given, else of batch 2 (as carried by the file for a ``.pt2``)
     image          how a picture becomes an input, for models that take [batch, channels, height, width]
     tokenizer      the folder whose tokenizer makes the model's token ids
     folder         the Hugging Face folder the model came from
     input_names    names of the inputs: those of ``args`` in order, then those of ``kwargs``
+    free           input -> the dimensions that may have any size, once the model is captured
     notes          what the user must know: random weights, unused weights, changed precision
     """
 
@@ -57,6 +58,7 @@ class Loaded:
     tokenizer: Path | None = None
     folder: Path | None = None
     input_names: tuple[str, ...] = ()
+    free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -257,11 +259,13 @@ def _floats(value: Any) -> bool:
 def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
     model = loaded.model
     forward = parameter_names(model)
-    if given is not None:
-        args, kwargs = _given(given, model, forward)
-        args, kwargs = _by_name(loaded, args, kwargs, forward)
-    else:
+    if given is None:
         args, kwargs = _own_inputs(loaded)
+    else:
+        args, kwargs = _given(given, model, forward)
+        if args and _is_transformers(model):
+            of_shapes = isinstance(given, str) and not is_file(given)
+            loaded, args, kwargs = _by_name(loaded, args, kwargs, forward, of_shapes)
     if not args and not kwargs and needed:
         raise LoadError(
             "the model does not say what its inputs look like",
@@ -294,20 +298,27 @@ def _given(given: Any, model: nn.Module | ExportedProgram, forward: tuple[str, .
     return from_text(str(given), forward, vocabulary(model))
 
 
-def _by_name(loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...]) -> Any:
-    """A transformers model takes its inputs by name: name those given by position, and add the mask to lone ids."""
+def _by_name(
+    loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...], of_shapes: bool
+) -> tuple[Loaded, tuple[Any, ...], dict[str, Any]]:
+    """A transformers model takes its inputs by name: those given by position get the names of what it reads first.
+
+    Tensors that it takes by position stay so: what was given is what the result takes. A shape alone (``of_shapes``)
+    gives no inputs: ids of that shape get the mask that their tokenizer makes, and a note says so.
+    """
     model = loaded.model
-    if not _is_transformers(model):
-        return args, kwargs
     assert isinstance(model, nn.Module)
-    if args:
-        main = getattr(model, "main_input_name", forward[0])
-        order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
-        kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
+    if not of_shapes and failure(model, *_to_device(model, args, kwargs)) is None:
+        return loaded, args, kwargs
+    main = getattr(model, "main_input_name", forward[0])
+    order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
+    kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
     ids = kwargs.get("input_ids")
-    if isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
+    if of_shapes and isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
         kwargs["attention_mask"] = torch.ones_like(ids)
-    return (), kwargs
+        note = "the result takes an attention_mask beside token ids: name the inputs (input_ids=..) to leave it out"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    return loaded, (), kwargs
 
 
 def _is_transformers(model: Any) -> bool:

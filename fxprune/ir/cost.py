@@ -14,6 +14,7 @@ from fractions import Fraction
 from ..errors import OptionError
 from .axes import Axes
 from .axis import Axis, Dim, atoms, real_size, total
+from .group import PruneGroup, Switch
 from .program import Program
 
 METRICS = ("flops", "params", "bytes")
@@ -153,6 +154,11 @@ class Expression:
                 constant *= sum(t.constant for t in bound)
         return Expression(constant, tuple(a for a in self.variables if a not in counts), tuple(sums))
 
+    def times(self, axes: Iterable[Axis]) -> Expression:
+        """The product with these axes."""
+        more = tuple(axes)
+        return Expression(self.constant, (*self.variables, *more), self.sums) if more else self
+
     def axes(self) -> set[Axis]:
         return set(self.variables).union(*(t.axes() for terms in self.sums for t in terms))
 
@@ -189,14 +195,19 @@ def _fixed(dim: Dim, sizes: Sizes) -> int | Fraction:
 class CostModel:
     """Counts kept -> :class:`Cost`. Free variables are the axes of the prunable groups, and those in ``also``.
 
-    ``terms`` maps each metric to its expressions; a metric's value is their sum.
+    ``terms`` maps each metric to its expressions; a metric's value is their sum. What lies inside a part that may go
+    (:class:`~fxprune.ir.group.Switch`) is multiplied by whether it is there.
     """
 
     def __init__(self, program: Program, axes: Axes | None = None, also: Iterable[Axis] = ()) -> None:
         axes = axes or program.need("axes")
         self.free = {g.axis for g in program.groups or () if not g.frozen} | set(also)
         sizes, free = _per_sample(program, axes), self.free
-        macs = [expression(m.factors, free, sizes) for m in axes.matmuls]
+        inside: dict[str, list[Axis]] = {}
+        for part in program.groups or ():
+            for node in part.inside if isinstance(part, Switch) and not part.frozen else ():
+                inside.setdefault(node, []).append(part.axis)
+        macs = [expression(m.factors, free, sizes).times(inside.get(m.node, ())) for m in axes.matmuls]
         params, size_bytes, seen = [], [], set()
         parameters = program.exported.graph_signature.inputs_to_parameters
         tensors = program.tensors
@@ -206,7 +217,7 @@ class CostModel:
             if dims is None or key in seen:
                 continue
             seen.add(key)
-            one = expression(tuple(a for d in dims for a in d), free, sizes)
+            one = expression(tuple(a for d in dims for a in d), free, sizes).times(inside.get(placeholder, ()))
             if placeholder in parameters:
                 params.append(one)
             size_bytes.append(Expression(one.constant * tensor.element_size(), one.variables, one.sums))
@@ -274,6 +285,14 @@ class Ledger:
             self.total += value - self.values[i]
             self.values[i] = value
 
+    def changes(self, sizes: Kept) -> int:
+        """Cost difference if these axes held so many elements, all at once."""
+        if len(sizes) == 1:
+            return self.change(*next(iter(sizes.items())))
+        trial = {**self.kept, **sizes}
+        touched = {i for axis in sizes for i in self.users.get(axis, ())}
+        return sum(self.terms[i](trial) - self.values[i] for i in touched)
+
 
 class _Patched(dict[Axis, int]):
     """A view of ``kept`` with one count replaced; cheaper than copying the whole mapping per question."""
@@ -284,3 +303,12 @@ class _Patched(dict[Axis, int]):
 
     def get(self, axis: Axis, default: int = 0) -> int:  # type: ignore[override]
         return self._count if axis is self._axis else self._kept.get(axis, default)
+
+
+def with_macs(program: Program) -> Program:
+    """The program with what one element of each group costs filled in: the dense MACs minus those with one less."""
+    ledger = CostModel(program).ledger("flops", {})
+    groups: Sequence[PruneGroup] = program.need("groups")
+    return program.but(
+        groups=tuple(g if g.frozen else g.but(macs=-ledger.changes(g.sizes(g.size - 1))) for g in groups)
+    )

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 from torch.fx import Node
 
-from ..errors import InternalError
+from ..errors import FxpruneError, InternalError, PlanError, PluginError, brought_by
+from .open_sizes import open_sizes
 from .program import FACTS, Program
+from .provenance import first_line
 from .verify import verify
 
 
@@ -21,6 +23,8 @@ from .verify import verify
 class Pass(ABC):
     """One verb. Fields are its options; those with ``repr=False`` (data, callbacks) stay out of the pipeline text.
 
+    name          on the command line; that of the class (``SliceAxes`` -> ``slice-axes``) where it states none. The
+                  registry gives a plugin's pass the name of its entry point
     needs, gives  facts of the program that it reads, and that it leaves known
     takes         fields that the run fills in when the pass's turn comes: ``data`` (calibration batches), ``reduced``
                   (the program with its plan's tokens reduced), ``dense`` (multiply-accumulates before slicing); and
@@ -31,11 +35,12 @@ class Pass(ABC):
     gives: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
 
     @classmethod
     def slug(cls) -> str:
-        """``SliceAxes`` -> ``slice-axes``: the name on the command line and of the file."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+        """The name on the command line and of the file: ``slice-axes``."""
+        return cls.name or re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     @abstractmethod
     def run(self, program: Program) -> Program:
@@ -46,6 +51,10 @@ class Pass(ABC):
         program, plain and frozen; None where there is nothing. A pass with a record writes this, and :meth:`run` by it.
         """
         return self.run(program), None
+
+    def runs(self) -> tuple[object, ...]:
+        """What else may break something when the pass runs: a criterion, a search. Plugins are told from fxprune so."""
+        return ()
 
     def __str__(self) -> str:
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
@@ -120,26 +129,65 @@ class Pipeline(Pass):
         for p in self.passes:
             if self.on_pass is not None:
                 self.on_pass(p, program)
-            before, started = snapshot(program), time.perf_counter()
-            after, record = p.apply(program)
-            seconds = time.perf_counter() - started
-            result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
-            if result.changed:
-                if not isinstance(p, Transform | Pipeline):
-                    raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}", pipeline=str(self))
-                stale = [f for f in FACTS if getattr(after, f) is not None and getattr(after, f) is getattr(program, f)]
-                if isinstance(p, Transform) and stale:
-                    raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}", pipeline=str(self))
-            try:
-                verify(after, graph_changed=result.changed)
-            except InternalError as error:
-                raise InternalError(f"after '{p}': {error.what}", pipeline=str(self)) from error
+            result, after = self._step(p, program)
             results.append(result)
             program = after
         return program, tuple(results)
 
+    def _step(self, p: Pass, program: Program) -> tuple[PassResult, Program]:
+        """One pass, and what it did. Raises PluginError where a plugin breaks something, InternalError where we do."""
+        by = next(filter(None, map(brought_by, (p, *p.runs()))), "")
+        try:
+            before, taken, started = snapshot(program), open_sizes(program), time.perf_counter()
+            after, record = p.apply(program)
+            seconds = time.perf_counter() - started
+            if by and not isinstance(after, Program):
+                raise InternalError(f"it gave a {type(after).__name__}, not a Program")
+            result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
+            narrowed = taken.narrowed_to(open_sizes(after))
+            if narrowed:
+                raise InternalError(f"after '{p}': an open size was narrowed: {narrowed}")
+            _check(p, program, after, result, by)
+            return result, after
+        except FxpruneError:
+            raise
+        except Exception as error:
+            if by:
+                broken = isinstance(error, InternalError)
+                whose = "of a plugin" if brought_by(p) else "with what a plugin brought"
+                raise PluginError(
+                    f"the pass '{p.slug()}' {whose} {'broke an invariant' if broken else 'failed'}",
+                    by=by,
+                    where=str(self),
+                    why=error.what if isinstance(error, InternalError) else first_line(error),
+                ) from error
+            if not isinstance(error, InternalError):
+                raise
+            raise InternalError(error.what, pipeline=str(self)) from error
+
     def __str__(self) -> str:
         return ",".join(map(str, self.passes))
+
+
+def _check(p: Pass, before: Program, after: Program, result: PassResult, by: str) -> None:
+    """Raise InternalError unless the pass changed no more than its kind may, and left a program that is whole.
+
+    by   who brought it: a plan that does not fit comes from the user's file, or from a plugin
+    """
+    if result.changed:
+        if not isinstance(p, Transform | Pipeline):
+            raise InternalError(f"{p.kind} '{p.slug()}' changed the graph: {result}")
+        stale = [f for f in FACTS if getattr(after, f) is not None and getattr(after, f) is getattr(before, f)]
+        if isinstance(p, Transform) and stale:
+            raise InternalError(f"transform '{p.slug()}' kept stale facts: {stale}")
+    try:
+        verify(after, graph_changed=result.changed)
+    except InternalError as error:
+        raise InternalError(f"after '{p}': {error.what}") from error
+    except PlanError as error:
+        if not by:
+            raise
+        raise InternalError(f"after '{p}': {error.what}: {error.where}, {error.why}") from error
 
 
 def _text(value: Any) -> str:

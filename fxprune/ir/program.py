@@ -19,6 +19,7 @@ from .axis import Axis
 from .group import PruneGroup
 from .importance import ImportanceScores
 from .plan import CompressionPlan
+from .proof import Link
 from .token_flow import TokenFlow
 from .writes import written_inputs
 
@@ -32,6 +33,7 @@ class Program:
     axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform
     changed the graph: absent, never stale.
 
+    proof   how near it is to the user's module, by way of the forms in between
     whole   between rounds of pruning: the program that they began with, its plan that of all rounds so far. No fact,
             and no part of a result: ``join-rounds`` goes back to it
     """
@@ -44,6 +46,7 @@ class Program:
     plan: CompressionPlan | None = None
     tokens: TokenFlow | None = None
     notes: tuple[str, ...] = field(default=())
+    proof: tuple[Link, ...] = field(default=())
     whole: Program | None = field(default=None, repr=False)
 
     def but(self, **changes: Any) -> Program:

@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..ir.choice import BLOCK, TOKEN
 from ..ir.plan import CompressionPlan
+from .entries import entries_of
 from .latency import (
     earlier_section,
     foretold_section,
@@ -36,6 +38,7 @@ PLURAL = {
     "qk": "query/key width",
     "v": "value width",
     "width": "residual width",
+    "block": "tiles",
 }
 COSTS = (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi))
 MEASURES = {
@@ -251,12 +254,10 @@ def _kept(report: Report) -> str:
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         kept, size = (sum(e[k] for e in entries) for k in ("kept", "size"))
         words = PLURAL.get(kind, kind)
-        parts.append(
-            figure(
-                kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words),
-                f"{words}: {kept} of {size} stay in {len(entries)} groups",
-            )
-        )
+        said = f"{words}: {kept} of {size} stay in {len(entries)} groups"
+        if kind == TOKEN:
+            said = f"Tokens behind every attention, by {(report.get('tokens') or {}).get('reducer')}"
+        parts.append(figure(kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words), said))
         rows += [
             (
                 code(e["group"]),
@@ -264,7 +265,7 @@ def _kept(report: Report) -> str:
                 e["kept"],
                 e["size"],
                 bar(e["kept"] / max(e["size"], 1)),
-                f"{e['macs'] / 1e3:,.1f}",
+                "" if e["macs"] is None else f"{e['macs'] / 1e3:,.1f}",
                 e["floor"],
                 e["granularity"],
             )
@@ -276,21 +277,11 @@ def _kept(report: Report) -> str:
 
 def _tokens(report: Report, pictures: Mapping[str, bytes]) -> str:
     told = report.get("tokens") or {}
-    sites = [
-        {"group": s["site"], "size": s["tokens"], "kept": s["left"]} for s in told.get("sites", ()) if not s["frozen"]
-    ]
-    if not told.get("reducer") or not any(s["kept"] < s["size"] for s in sites):
-        return ""
-    for site, label in zip(sites, labels(sites), strict=True):
-        site["label"] = label
     png = pictures.get(told.get("picture", ""))
-    return section(
-        "Tokens",
-        figure(kept_bars("tokens", sites, SERIES[2], "tokens"), f"Tokens behind every attention, by {told['reducer']}"),
-        picture(png, "Inputs, and below them what is left: merged patches share a colour, dropped ones are black")
-        if png
-        else "",
-    )
+    if not png or not any(e["removed"] for e in entries_of(report, TOKEN)):
+        return ""
+    words = "Inputs, and below them what is left: merged patches share a colour, dropped ones are black"
+    return section("Tokens", picture(png, words))
 
 
 def _importance(report: Report, plan: CompressionPlan) -> str:
@@ -298,7 +289,7 @@ def _importance(report: Report, plan: CompressionPlan) -> str:
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         entries = [e for e in entries if e["scores"] is not None]
         for entry in entries:
-            choice = plan.choices.get(entry["group"])
+            choice = plan.elements.get(entry["group"])
             entry["gone"] = [] if choice is None else sorted(set(range(choice.size)) - set(choice.keep))
         if not entries:
             continue
@@ -325,15 +316,15 @@ def _zeros(report: Report) -> str:
     said = {d["parameter"]: d for d in gate}
     rows = [
         (
-            code(w["parameter"]),
+            code(w["parameters"][0]),
             "x".join(map(str, w["shape"])),
             w["kept"],
-            w["tiles"],
+            w["size"],
             bar(w["density"]),
             f"{w['density']:.3f}",
-            said.get(w["parameter"], {}).get("said", ""),
+            said.get(w["parameters"][0], {}).get("said", ""),
         )
-        for w in told.get("weights", ())
+        for w in entries_of(report, BLOCK)
     ]
     whole = max(flops.get("dense", 1), 1)
     words = "; ".join(
@@ -365,6 +356,11 @@ def _exactness(report: Report) -> str:
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
+    if parity and parity.get("rounded"):
+        more.append(
+            f"outputs differ by {parity['rounded']:.1e} in places, which is rounding: the pruned model itself is as "
+            "far from what fp64 gives"
+        )
     more += constant_lines(parity)
     listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
     return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
@@ -374,11 +370,6 @@ def _frozen(report: Report) -> str:
     reasons: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for entry in report.get("frozen", ()):
         reasons[entry["why"].partition(" at ")[0]].append(entry)
-    for site in (report.get("tokens") or {}).get("sites", ()):
-        if site["frozen"]:
-            reasons[site["frozen"].partition(" at ")[0]].append(
-                {"group": site["site"], "kind": "token", "size": site["tokens"], "why": site["frozen"]}
-            )
     rows = [
         (
             why,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .entries import VERSION
 from .scores import ENCODING
 
 
@@ -50,6 +51,7 @@ _PARITY = _object(
     tried={"type": "array"},
     skipped={"type": "array"},
     unsteady=_COUNT,
+    rounded=_one("number", "a difference beyond the tolerance that is rounding: the pruned graph is as far from fp64"),
     runtime=_one("string", "what ran the file"),
     constant={"type": "array", "items": _TEXT, "description": "outputs that were the same for every input"},
     versions=_object("package -> version, when it was lowered", more=_TEXT),
@@ -65,7 +67,8 @@ _FIGURES = _object(
     accuracy=_one("number", "share of samples whose largest logit is their label"),
 )
 _GROUP = _object(
-    "one prunable group of the dense model, in graph order",
+    "one thing that a search could choose: a group of the dense model, a part of its graph, the tokens behind an "
+    "attention, the tiles of a weight",
     "group kind size kept granularity floor macs params parameters criterion unit comparable scores order",
     group=_TEXT,
     kind=_TEXT,
@@ -75,7 +78,7 @@ _GROUP = _object(
     granularity=_one("integer", "kept counts are multiples of it, or the size", minimum=1),
     floor=_one("integer", "the smallest count the search might choose", minimum=0),
     exact=_one("boolean", "cutting equals masking"),
-    macs=_one("integer", "multiply-accumulates of one element", minimum=0),
+    macs=_one(["integer", "null"], "multiply-accumulates of one element; null where they are not known", minimum=0),
     params=_one("integer", "parameters of one element"),
     parameters=_list("what it reaches", _TEXT),
     criterion=_one(["string", "null"], "that scored it"),
@@ -83,6 +86,11 @@ _GROUP = _object(
     comparable=_one("boolean", "scores of different groups share the unit"),
     scores=_one(["string", "null"], f"[size], {ENCODING}; null without scores"),
     order=_one(["string", "null"], f"[size] elements, the last to be removed first, {ENCODING}; null: by score"),
+    protected=_one("integer", "tokens in front that stay, and are not counted", minimum=0),
+    removed=_one("integer", "tokens that go at this attention", minimum=0),
+    pattern=_one("string", "of tiles"),
+    shape=_list("outputs and inputs of the weight", _COUNT),
+    density=_one("number", "share of its entries that are in tiles that stay"),
 )
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 _LATENCY = _object(
@@ -145,7 +153,7 @@ REPORT: dict[str, Any] = {
         "what was done to a model, what the result costs, and how exact it is",
         "fxprune_report name target versions seed budget pipeline passes cost inputs outputs pruned frozen notes "
         "parity payload files",
-        fxprune_report=_one("integer", "version of this format", const=1),
+        fxprune_report=_one("integer", "version of this format", const=VERSION),
         name=_TEXT,
         target=_TEXT,
         versions=_object("package -> version", more=_TEXT),
@@ -224,6 +232,19 @@ REPORT: dict[str, Any] = {
             "every file but this one", more=_object("", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)
         ),
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),
+        proof={
+            "type": "array",
+            "description": "from the user's module to the sliced graph: each link ran both forms of the model",
+            "items": _object(
+                "two forms that agree",
+                "compared max_rel tolerance tried",
+                compared=_TEXT,
+                max_rel=_NUMBER,
+                tolerance=_NUMBER,
+                tried={"type": "array"},
+                rounded=_one("number", "a larger difference that is rounding: the model is as far from fp64"),
+            ),
+        },
         importance=_one(["string", "null"], "the criterion"),
         data=_or_null(
             _object(
@@ -237,7 +258,7 @@ REPORT: dict[str, Any] = {
             )
         ),
         search=_object("how the plan was found"),
-        groups=_list("what could be cut, what of it stayed, and the scores", _GROUP),
+        groups=_list("what could be chosen, what of it stayed, and the scores", _GROUP),
         memory=_object(
             "an estimate for one sample", "dense compressed counted", dense=_MEMORY, compressed=_MEMORY, counted=_TEXT
         ),
@@ -273,24 +294,9 @@ REPORT: dict[str, Any] = {
                 ),
             )
         ),
-        sparsity=_object("zeros inside weights"),
+        sparsity=_object("zeros inside weights, and what they save"),
         tokens=_object(
-            "where tokens become fewer",
-            "reducer sites",
-            reducer=_one(["string", "null"], "how"),
-            picture=_TEXT,
-            sites=_list(
-                "attentions",
-                _object(
-                    "",
-                    "site tokens removed left frozen",
-                    site=_TEXT,
-                    tokens=_COUNT,
-                    removed=_COUNT,
-                    left=_COUNT,
-                    frozen=_TEXT,
-                ),
-            ),
+            "how tokens become fewer", "reducer", reducer=_one(["string", "null"], "by what"), picture=_TEXT
         ),
         latency=_or_null(_LATENCY),
         measured=_or_null(_MEASURED),

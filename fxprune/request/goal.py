@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .. import registry
 from ..errors import OptionError, nearest
 from ..ir.cost import Budget
 from ..ir.group import DEFAULT_KINDS, Kind
@@ -53,6 +54,14 @@ class Wish:
                 where=f"--rounds {self.rounds}",
                 why="tokens are decided once, on the dense model",
                 cure="leave one of them away",
+            )
+        added = [str(k) for k in self.kinds if registry.brings_passes(str(k))]
+        if added and (self.rounds > 1 or (self.budget is not None and self.budget.metric == "latency")):
+            raise OptionError(
+                f"groups of kind '{added[0]}' are searched in one round, and not by time",
+                where=f"--prune {added[0]}",
+                why="rounds and measured tables know of axes and tokens alone",
+                cure="leave the kind, or rounds and latency away",
             )
         if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
             raise OptionError(
@@ -164,7 +173,7 @@ def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]
     if prune is None:
         return DEFAULT_KINDS
     words = prune.split(",") if isinstance(prune, str) else [str(p) for p in prune]
-    known, kinds = {str(k) for k in Kind}, []
+    known, kinds = registry.names("kind"), []
     for word in (w.strip().lower() for w in words):
         kind = word if word in known else word.removesuffix("s")
         kinds += ["head", "kv"] if word == "heads" else [kind if kind in known else word]

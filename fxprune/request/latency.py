@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import OptionError
-from .limits import Align, aligned_by_measure
+from .limits import aligned_by_measure
+from .options import Budgets, Latency, Limits
 
 MISS = 0.05  # of the target: more than that, either way, and the search is repeated
 FILE = "latency.json"
@@ -42,24 +42,24 @@ class LatencyWish:
             )
 
 
-def latency_wish(
-    batch: int,
-    threads: int,
-    table: Any,
-    expect: bool,
-    align: Align,
-    latency: Any,
-    latency_ms: Any,
-    blocks: Any,
-    seconds: float | None = None,
-) -> LatencyWish:
-    """From the options of the API. Raises OptionError where they do not go together."""
-    timed = latency is not None or latency_ms is not None
-    if blocks is not None and (timed or expect):
+def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -> LatencyWish:
+    """How time is measured in a run that decides. Raises OptionError where options do not go together.
+
+    zeros   tiles inside weights are asked for
+    """
+    timed = budget.latency is not None or budget.latency_ms is not None
+    if zeros and (timed or asked.expect_latency):
         raise OptionError(
             "zeros inside weights have no latency that can be predicted",
             where="--latency, --blocks",
             why="the table holds dense layers of fewer rows and columns",
             cure="give --flops",
         )
-    return LatencyWish(batch, threads, "" if table is None else str(table), expect, aligned_by_measure(align), seconds)
+    return LatencyWish(
+        asked.batch,
+        asked.threads,
+        "" if asked.latency_table is None else str(asked.latency_table),
+        asked.expect_latency,
+        aligned_by_measure(limits.align),
+        asked.seconds,
+    )

@@ -1,52 +1,16 @@
-"""``Limits``: what a search may not cross, for all groups or for those that a pattern names."""
+"""Limits of a search in text: for all groups, or for those that a pattern names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from ..errors import OptionError
-
-if TYPE_CHECKING:
-    from ..passes.analysis.find_groups import FindGroups
 
 FLOOR = 0.1
 AUTO = "auto"  # an alignment: what the target is measured to like
 Align: TypeAlias = int | str | Sequence[int | str] | None
 Floor: TypeAlias = float | str | Sequence[float | str]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a search may not cross, see :func:`compile`.
-
-    align    a number, or ``PATTERN=N``, or several of both; None, or no plain number: the target's choice
-    floor    a share, or ``PATTERN=SHARE``, or several of both
-    freeze   globs of parameters or groups that keep their size
-
-    A pattern is a glob of a group's name or of a module above it, or a kind (see ``FindGroups``).
-    """
-
-    align: Align = None
-    floor: Floor = FLOOR
-    allow_empty: bool = False
-    freeze: Sequence[str] = ()
-
-    def find_groups(self, granularity: int) -> FindGroups:
-        """The pass that knows them. Raises OptionError for values out of range."""
-        from ..passes.analysis.find_groups import FindGroups
-
-        align, aligns = per_pattern(self.align, "--align")
-        floor, floors = per_pattern(self.floor, "--floor")
-        return FindGroups(
-            align=granularity if align is None else whole(align, "--align"),
-            floor=FLOOR if floor is None else floor,
-            allow_empty=self.allow_empty,
-            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
-            aligns=aligns,
-            floors=floors,
-        )
 
 
 def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[str, ...]]:

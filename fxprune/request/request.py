@@ -13,7 +13,7 @@ from ..errors import OptionError
 from ..target.backend import Backend
 from .goal import Wish
 from .latency import LatencyWish
-from .limits import Limits
+from .options import Limits
 from .tiles import BlockWish
 
 if TYPE_CHECKING:

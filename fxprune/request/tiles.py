@@ -14,6 +14,7 @@ from ..ir.cost import Budget
 from ..ir.group import Kind
 from ..ir.sparsity import TWO_OF_FOUR, tile_of
 from ..ir.spec import build, parse
+from .options import Budgets, Decision
 
 if TYPE_CHECKING:
     from ..passes.analysis.importance.tiles import TileCriterion
@@ -123,21 +124,6 @@ class BlockWish:
         return self.made.needs_data or self.recovery.method != "none"
 
 
-@dataclass(frozen=True)
-class Slicing:
-    """What is left for slicing once tiles have taken their part of the options: a budget, or none of its own."""
-
-    flops: Any
-    params: Any
-    bytes: Any
-    importance: str | None
-    recover: str | None
-
-    @property
-    def slices(self) -> bool:
-        return (self.flops, self.params, self.bytes) != (None, None, None)
-
-
 def kinds_and_blocks(
     kinds: Sequence[Any], blocks: str | None, sparse: str | None, flops: Any
 ) -> tuple[tuple[Any, ...], str | None]:
@@ -166,16 +152,17 @@ def kinds_and_blocks(
 
 
 def split_request(
-    blocks: str | None, sparse: str | None, request: Slicing, data: bool, freeze: Any, plain: bool = False
-) -> tuple[BlockWish | None, Slicing]:
-    """What ``--blocks`` or ``--sparse`` asks for, and what slicing is asked for before it.
+    budget: Budgets, decision: Decision, freeze: Any, plain: bool = False
+) -> tuple[BlockWish | None, Budgets, Decision]:
+    """What ``--blocks`` or ``--sparse`` asks for, and what is left for slicing: its budget, and how it decides.
 
     With ``--blocks`` the budget is that of both; ``slice=0.7`` says how much of it slicing takes. With ``--sparse`` the
     budget is slicing's own, and there need not be any. ``--importance`` is of tiles when it names a criterion of tiles,
     else of slicing. plain: without recovery (a plan is only decided)
     """
+    blocks, sparse, data = decision.blocks, decision.sparse, decision.data is not None
     if blocks is None and sparse is None:
-        return None, request
+        return None, budget, decision
     if blocks is not None and sparse is not None:
         raise OptionError(
             "tiles and 2:4 do not go together", where=f"--blocks {blocks} --sparse {sparse}", cure="give one of them"
@@ -188,32 +175,32 @@ def split_request(
             where="--sparse" if sparse is not None else "--blocks",
             cure="write --sparse 2:4, or --blocks 32x32",
         )
-    budget = None
+    importance, whole = decision.importance, None
     if sparse is None:
-        if request.flops is None or (request.params, request.bytes) != (None, None):
+        if budget.flops is None or (budget.params, budget.bytes) != (None, None):
             raise OptionError("tiles have a budget of FLOPs", where=f"--blocks {text}", cure="give --flops 0.5")
-        budget = Budget.parse("flops", request.flops)
-    of_tiles = request.importance is not None and _scores_tiles(request.importance)
+        whole = Budget.parse("flops", budget.flops)
+    of_tiles = importance is not None and _scores_tiles(importance)
     usual = ("lsp" if sparse is None else "obert") if data else "magnitude"
-    recover = "none" if plain or not data else request.recover or "auto"
+    recover = "none" if plain or not data else decision.recover or "auto"
     wish = BlockWish(
         text,
-        budget,
-        request.importance if of_tiles and request.importance else usual,
+        whole,
+        importance if of_tiles and importance else usual,
         recover,
         (freeze,) if isinstance(freeze, str) else tuple(freeze),
     )
-    rest = replace(request, importance=None if of_tiles else request.importance)
+    rest = replace(decision, importance=None if of_tiles else importance)
     if parse(recover, "--recover")[0] == "obs":  # slicing has no recovery of this name
         rest = replace(rest, recover="auto")
     if sparse is None:
         cut = wish.tiling.slice
-        rest = replace(rest, flops=None if cut == 1 else cut)
-    elif wish.tiling.slice != 1:
+        return wish, replace(budget, flops=None if cut == 1 else cut), rest
+    if wish.tiling.slice != 1:
         raise OptionError(
             "2:4 takes its share whatever slicing leaves", where=wish.where, cure="give slicing's budget as --flops 0.7"
         )
-    return wish, rest
+    return wish, budget, rest
 
 
 def _scores_tiles(importance: str) -> bool:

@@ -19,7 +19,7 @@ from ..data.memory import give_back
 from ..errors import OptionError
 from ..ir.pipeline import Pipeline
 from ..ir.program import Program
-from ..ir.signature import dim_names, sample_inputs
+from ..ir.signature import dim_names, sample_inputs, samples_in
 from ..process.environment import cpu_name
 from .backend import Backend, Lowered
 from .parity import Runner
@@ -261,7 +261,7 @@ def batch_for(program: Program, batch: int) -> int:
     try:
         at_batch(program, batch)
     except OptionError:
-        return next(len(t) for t in sample_inputs(program, {}) if isinstance(t, torch.Tensor) and t.dim())
+        return samples_in(sample_inputs(program, {}))
     return batch
 
 

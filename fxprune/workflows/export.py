@@ -39,7 +39,6 @@ from ..artifact.manifest import (
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.sources import load_data
-from ..driver.api import OF_A_PLAN
 from ..driver.apply import PlanLike, apply_plan, lines_of, read_plan
 from ..driver.finish import finish
 from ..driver.measure_latency import lowerable
@@ -52,6 +51,7 @@ from ..process.files import published, sha256_of
 from ..process.silence import silence
 from ..registry import lookup
 from ..request.latency import LatencyWish
+from ..request.options import OF_A_PLAN
 from ..request.request import Request
 from ..target.backend import Backend
 from .verify import hand_over

@@ -12,7 +12,6 @@ from ..artifact.delivered import Stopwatch, check_dense
 from ..artifact.files import check_destination
 from ..data.batch import Calibration
 from ..data.sources import load_data
-from ..driver.api import OF_A_PLAN
 from ..driver.measure_latency import lowerable
 from ..driver.run import Run, find_groups, open_model
 from ..errors import OptionError
@@ -22,6 +21,7 @@ from ..ir.program import Program
 from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.silence import quiet, silence
 from ..request.latency import LatencyWish
+from ..request.options import OF_A_PLAN
 from ..request.request import Request
 from .bench import inputs_like
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data.batch import Batch
+from ..data.batch import Batch, sample_count
 from ..errors import NothingToPrune, OptionError
 from ..ir.cost import CostModel
 from ..ir.group import Kind, PruneGroup
@@ -113,7 +113,7 @@ def sensitivity(
         "frozen": frozen,
         "unit": UNIT,
         "flops": whole,
-        "samples": sum(b.size for b in batches),
+        "samples": sample_count(batches),
         "shares": list(shares),
     }
 

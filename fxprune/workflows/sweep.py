@@ -31,55 +31,14 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
 from ..report.render import measure_of
-from ..request.goal import Wish, default_criterion, kinds_and_tokens
-from ..request.limits import FLOOR, Align, Floor, Limits
-from ..request.options import by_option
-from ..request.request import Request
+from ..request.goal import Wish
+from ..request.invocation import Invocation
+from ..request.limits import FLOOR, Align, Floor
+from ..request.options import Judging, Timing
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
 FINEST = 0.01  # bisection ends where two ratios are this close
-
-
-@dataclass(frozen=True)
-class Judging:
-    """What points of a sweep are judged on, and how the smallest good one is looked for.
-
-    data      labels optional: any kind of ``--data``; None holds a share of the calibration data back
-    held_out  that share: neither scoring nor recovery sees it
-    samples   at most so many of ``data``
-    max_drop  how much of the dense measure may go: of accuracy, or of an agreement of 1. None picks nothing
-    bisect    more ratios to try between the last good one and the first bad one
-    """
-
-    data: Any = None
-    held_out: float = 0.25
-    samples: int = 1024
-    max_drop: float | None = None
-    bisect: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
-        if self.max_drop is not None and not 0 <= self.max_drop < 1:
-            raise OptionError(
-                "a drop is a share between 0 and 1",
-                where=f"--max-drop {self.max_drop:g}",
-                cure="0.01 allows one point of a hundred",
-            )
-        if self.bisect < 0 or self.samples < 1:
-            raise OptionError("counts cannot be negative", where=f"--bisect {self.bisect}, samples {self.samples}")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What is timed once all points are there, interleaved: the target's files and the dense model's.
-
-    seconds  per point and batch size; 0 times nothing
-    """
-
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 1.0
 
 
 def budgets(text: dict[str, Any]) -> list[Budget]:
@@ -221,6 +180,7 @@ def sweep(
     samples: int = 128,
     seed: int = 0,
     recover: str | None = None,
+    rounds: int = 1,
     head_scale: float | str = 1.0,
     members: str = "auto",
     rearrange: int = 0,
@@ -237,15 +197,14 @@ def sweep(
     ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
     out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
 
-    Other options as in :func:`fxprune.compile`. Interrupted, the same call goes on: finished scoring and finished
-    points are taken up where model, data and options are the same. Raises OptionError without data, and as
-    ``compile`` does; a ratio out of reach is a point that says so.
+    Other options as in :func:`fxprune.compile`; of ``rounds`` the first is scored once for all ratios. Budgets of time,
+    tiles and pipelines are compiled one by one (``fxprune sweep --help`` says why).
+
+    Interrupted, the same call goes on: finished scoring and finished points are taken up where model, data and options
+    are the same. Raises OptionError without data, and as ``compile`` does; a ratio out of reach is a point saying so.
     """
-    asked = by_option("compile", locals())  # a point is what compile makes of them; a sweep's own are left out
-    for own in ("ratios", "judging", "timing", "sensitive", "out"):
-        del asked[own]
+    given = locals()
     judging, timing, out = judging or Judging(), timing or Timing(), Path(out)
-    asked["held-out"] = judging.held_out if judging.data is None else 0.0
     if data is None:
         raise OptionError(
             "a sweep needs data",
@@ -253,23 +212,13 @@ def sweep(
             why="every ratio is judged on samples of it",
             cure="give --data, with labels if there are any",
         )
-    kinds, wished = kinds_and_tokens(prune, tokens, unmerge)
-    goal = Wish(
-        ratios[0],
-        importance or default_criterion(data),
-        kinds,
-        samples,
-        recover or "auto",
-        1,
-        head_scale,
-        members,
-        rearrange,
-        wished,
-        search,
-    )
-    limits, held_out = Limits(align, floor, allow_empty, freeze), float(asked["held-out"])
-    request = Request(target, None, seed, limits, goal, samples=samples, held_out=held_out, options=asked)
-    tell = Transcript(on_event)
+    first, held_out = ratios[0], judging.held_out if judging.data is None else 0.0
+    # a point is what compile makes of these options
+    asked = {**given, first.metric: first.amount, "out": None, "held_out": held_out}
+    request, tell = Invocation.of("compile", asked).request, Transcript(on_event)
+    request = replace(request, options={**request.options, first.metric: None})
+    goal = request.goal
+    assert goal is not None
     with _owned(out), within(memory), resumable(out, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
@@ -307,6 +256,7 @@ def measured_sensitivity(
     floor: Floor = FLOOR,
     allow_empty: bool = False,
     seed: int = 0,
+    memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
     on_event: OnEvent = warn_only,
@@ -314,10 +264,10 @@ def measured_sensitivity(
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
     from .sensitivity import sensitivity
 
-    goal = Wish(Budget("flops", 1.0), importance, kinds_and_tokens(prune, None, False)[0], samples)
-    request = Request(seed=seed, limits=Limits(align, floor, allow_empty, freeze), goal=goal, samples=samples)
-    tell = Transcript(on_event)
-    with resumable(None, on_event):
+    request = Invocation.of("sensitivity", locals()).request
+    goal, tell = request.goal, Transcript(on_event)
+    assert goal is not None
+    with within(memory), resumable(None, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )

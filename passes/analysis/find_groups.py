@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ...errors import OptionError
 from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
-from ...ir.cost import CostModel
+from ...ir.cost import with_macs
 from ...ir.group import Kind, PruneGroup, Slot
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -94,10 +94,10 @@ class FindGroups(Analysis):
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
-            return _with_macs(program.but(groups=_inherited(program, groups)))
+            return with_macs(program.but(groups=_inherited(program, groups)))
         for option, patterns in (("--align", self.aligns), ("--floor", self.floors)):
             _check_patterns(groups, patterns, option)
-        return _with_macs(program.but(groups=tuple(groups)))
+        return with_macs(program.but(groups=tuple(groups)))
 
     def _check_freeze(self, names: list[str]) -> None:
         """A pattern that matches nothing is a typo: what it was meant to protect would be cut."""
@@ -345,12 +345,3 @@ def _stem(program: Program, slots: list[Slot], parameters: set[str], kind: Kind)
     tensors = program.tensors
     best = max(rows, key=lambda s: tensors[s.parameter].numel()) if kind in KEEP_WHOLE else rows[0]
     return best.parameter.rpartition(".")[0] or best.parameter
-
-
-def _with_macs(program: Program) -> Program:
-    """Fill in what one element costs: the dense MACs minus those with one element less."""
-    ledger = CostModel(program).ledger("flops", {})
-    groups = tuple(
-        g.but(macs=-ledger.change(g.axis, g.size - 1)) if not g.frozen else g for g in program.need("groups")
-    )
-    return program.but(groups=groups)

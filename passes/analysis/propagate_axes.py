@@ -20,7 +20,7 @@ from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.provenance import first_line
 from . import rules  # noqa: F401  (fills RULES)
-from .walk import RULES, Args, Multi, Walk
+from .walk import RULES, Args, Multi, Rule, Walk
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,14 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         source, index = walk.dims[node.all_input_nodes[0]], node.args[1]
         known = isinstance(source, Multi) and isinstance(index, int)
         return source[index] if known else walk.fresh("item of an unknown op")
-    function = RULES.get(op_name(node))
-    if function is None and family(node) in ELEMENTWISE:
-        function = RULES["pointwise"]
+    function = _rule_of(node)
     broken = ""
     if function is None:
         namespace = node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else "aten"
         if namespace not in asked:
             asked[namespace] = plugins.load_rules(namespace)
         broken = asked[namespace]
-        function = RULES.get(op_name(node))
+        function = _rule_of(node)
     if function is None:
         walk.unknown[str(node.target)] += 1
         return _freeze_all(walk, node, f"no axis rule for {node.target}" + (f" ({broken})" if broken else ""))
@@ -98,6 +96,11 @@ def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:
         walk.failed.append((node.name, why))
     walk.take_back()
     return _freeze_all(walk, node, why)
+
+
+def _rule_of(node: Node) -> Rule | None:
+    """That of its op by name, or the one for all that is element-wise."""
+    return RULES.get(op_name(node)) or (RULES["pointwise"] if family(node) in ELEMENTWISE else None)
 
 
 def _freeze_all(walk: Walk, node: Node, why: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from ...data.batch import Calibration
 from ...errors import InternalError, OptionError
-from ...ir.group import Kind
+from ...ir.group import Kind, with_derived
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -68,7 +68,7 @@ class RankWithin(Analysis):
         for name, order in self.found["ranks"].items():
             if name in scores and kind[name] in self.kinds:
                 changed[name] = ordered(scores[name], order)
-        return program.but(scores=changed)
+        return program.but(scores=with_derived(program.need("groups"), changed))
 
 
 def ordered(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ...data.batch import Calibration
 from ...errors import OptionError
+from ...ir.group import with_derived
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .importance.criterion import Criterion
@@ -33,6 +34,9 @@ class RefineScores(Analysis):
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
 
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
+
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):
@@ -46,4 +50,4 @@ class RefineScores(Analysis):
         scores = dict(program.need("scores"))
         for name, values in found.items():
             scores[name] = replace(scores[name], values=values)
-        return program.but(scores=scores)
+        return program.but(scores=with_derived(program.need("groups"), scores))

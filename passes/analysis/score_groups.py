@@ -9,6 +9,7 @@ import torch
 from ... import registry
 from ...data.batch import Calibration
 from ...errors import FxpruneError, OptionError
+from ...ir.group import with_derived
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -45,6 +46,9 @@ class ScoreGroups(Analysis):
     data: Calibration | None = field(default=None, repr=False)
     seed: int = 0
 
+    def runs(self) -> tuple[object, ...]:
+        return (criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion,)
+
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         if chosen.needs_data and (self.data is None or not self.data.batches):
@@ -74,4 +78,5 @@ class ScoreGroups(Analysis):
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:
             notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")
+        scores = with_derived(program.need("groups"), scores)
         return program.but(scores=scores, notes=tuple(dict.fromkeys((*program.notes, *notes))))

@@ -17,7 +17,7 @@ VISIBLE = 0.005  # a share below this would be printed as 0.00
 ENDS = ("vocabulary", "graph output")  # why a language head stays: an axis without a kind, yet worth naming
 
 
-def nothing_to_prune(program: Program, kinds: Sequence[Kind]) -> NothingToPrune:
+def nothing_to_prune(program: Program, kinds: Sequence[Kind | str]) -> NothingToPrune:
     """No group of the wanted ``kinds``: the kinds that there are, or why everything is frozen."""
     groups: tuple[PruneGroup, ...] = program.need("groups")
     prunable = [g for g in groups if g.prunable]

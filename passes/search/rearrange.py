@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -57,8 +57,8 @@ class Rearrange(Search):
     def run(self, program: Program) -> Program:
         plan: CompressionPlan = program.need("plan")
         scores, groups = program.need("scores"), program.group_by_name
-        choices, swapped, before, after = dict(plan.choices), 0, 0.0, 0.0
-        for name, choice in plan.choices.items():
+        choices, swapped, before, after = plan.elements, 0, 0.0, 0.0
+        for name, choice in plan.elements.items():
             if name not in groups or not 0 < len(choice.keep) < choice.size:
                 continue
             gradients = scores[name].gradients if name in scores else None
@@ -78,7 +78,7 @@ class Rearrange(Search):
             keep = tuple(sorted(set(range(choice.size)) - set(chosen)))
             choices[name] = Choice(choice.kind, choice.size, keep)
         about: dict[str, Any] = {"rounds": self.rounds, "swapped": swapped, "before": before, "after": after}
-        return program.but(plan=replace(plan, choices=choices, about={**plan.about, "rearranged": about}))
+        return program.but(plan=plan.with_elements(choices, {**plan.about, "rearranged": about}))
 
 
 def _why(criterion: str | None) -> str:

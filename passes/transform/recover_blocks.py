@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...data.batch import Calibration
+from ...data.batch import Calibration, sample_count
 from ...data.memory import that_fit
 from ...errors import OptionError, nearest
 from ...ir.linear_layers import Matrix, sparse_layers
@@ -134,7 +134,7 @@ class RecoverBlocks(Transform):
         best, value, rejected = "none", base.mixed, dict[str, str]()
         guard: dict[str, Mapping[str, float]] = {"none": base.record()}
         for method in ("ridge", "obs"):
-            found = self._form(method, sum(b.size for b in rest)).fit(program, pruned, layers, rest)
+            found = self._form(method, sample_count(rest)).fit(program, pruned, layers, rest)
             now = agreed(ruler.measure(pruned, found.tensors))
             guard[method] = now.record()
             why_not = now.veto(base, TOLERANCE)
@@ -146,7 +146,7 @@ class RecoverBlocks(Transform):
             best,
             self.method,
             samples=data.samples,
-            held_out=sum(b.size for b in judged),
+            held_out=sample_count(judged),
             folds=1,
             guard=guard,
             rejected=rejected,

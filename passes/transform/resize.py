@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from ...errors import InternalError
 from ...ir.axes import Axes, Literal
 from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, total
 from ...ir.dataflow import Family, bind, family
+from ...ir.fake_run import fake_mode_of, infer
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
@@ -144,28 +143,23 @@ def _set(node: Node, name: str, value: Any) -> None:
 def propagate(
     module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor], edited: set[str]
 ) -> None:
-    """Fake-run what the change reaches, and hold every shape against the one the axes predict.
-
-    The python dispatcher is on because composite ops would otherwise take a path that specialises symbols and poisons
-    the shape environment shared with the original program.
-    """
+    """Fake-run what the change reaches, and hold every shape against the one the axes predict."""
     fake_mode = fake_mode_of(module.graph)
     stale: set[Node] = set()
-    with fake_mode, enable_python_dispatcher():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                if node.name in resized:
-                    node.meta["val"] = fake_mode.from_tensor(resized[node.name], static_shapes=True)
-                    stale.add(node)
-            elif node.op == "call_function":
-                if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
-                    continue
-                if node.meta.get("unbacked_bindings"):
-                    node.meta["val"] = _as_predicted(node, axes, counts)
-                else:
-                    _run(node)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in resized:
+                node.meta["val"] = fake_mode.from_tensor(resized[node.name], static_shapes=True)
                 stale.add(node)
-                _compare(node, axes, counts)
+        elif node.op == "call_function":
+            if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
+                continue
+            if node.meta.get("unbacked_bindings"):
+                node.meta["val"] = _as_predicted(node, axes, counts)
+            else:
+                infer(node)
+            stale.add(node)
+            _compare(node, axes, counts)
 
 
 def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
@@ -175,27 +169,6 @@ def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
         return value
     shape = [kept_total(d, counts) if isinstance(s, int) else s for s, d in zip(value.shape, dims, strict=True)]
     return value if shape == list(value.shape) else value.new_empty(shape)
-
-
-def _run(node: Node) -> None:
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-    node.meta.pop("tensor_meta", None)
-
-
-def infer(node: Node) -> None:
-    """Fill in ``meta["val"]`` of a node that a transform made, from its inputs' fake tensors."""
-    with fake_mode_of(node.graph), enable_python_dispatcher():
-        _run(node)
-
-
-def fake_mode_of(graph: Graph) -> FakeTensorMode:
-    """The mode that the graph's fake tensors belong to. Raises InternalError when there are none."""
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    raise InternalError("the program has no tensors")
 
 
 def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:

@@ -20,11 +20,11 @@ from torch.fx import Graph, Node
 
 from ...ir.axis import Axis, Dims, leaves, total
 from ...ir.dataflow import Family, family
+from ...ir.fake_run import fake_mode_of
 from ...ir.group import Kind
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import fake_mode_of
 
 PREFIX = "fxprune_index_"
 POSITIONAL = "values depend on position"

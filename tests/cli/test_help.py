@@ -14,7 +14,7 @@ from fxprune.cli.help import TOPICS, contents, page
 from fxprune.cli.parser import EPILOG
 from fxprune.registry import names
 
-FOLDER = Path(__file__).resolve().parents[2] / "fxprune" / "help"
+FOLDER = Path(__file__).resolve().parents[2] / "fxprune" / "cli" / "help"
 
 
 @pytest.mark.parametrize("topic", TOPICS)

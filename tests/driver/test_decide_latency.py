@@ -257,7 +257,7 @@ def test_out_of_reach_names_the_range(model: Feet, tmp_path: Path) -> None:
     [
         ({"latency": 0.5, "flops": 0.5}, "exactly one budget"),
         ({"latency": 0.5, "rounds": 2}, "rounds and latency"),
-        ({"latency": 0.5, "blocks": "32x32", "flops": 0.5}, "no latency that can be foretold"),
+        ({"latency": 0.5, "blocks": "32x32", "flops": 0.5}, "no latency that can be predicted"),
         ({"latency": 0.5, "batch": 0}, "at least one sample"),
         ({"latency": 2}, "at most 1"),
         ({"latency": 0.5, "plan": "p.json"}, "a plan or a budget"),

@@ -54,7 +54,7 @@ def test_tiles_meet_the_budget_and_the_report_tells_effective_from_executed(
     assert told["flops"]["executed"] == artifact.report["cost"]["compressed"]["flops"] == told["flops"]["dense"]
     assert told["power"]["measured"] is False
     assert told["recovery"]["asked"] == "auto"
-    assert artifact.plan.choices == {}
+    assert artifact.plan.elements == {}
     for name, one in artifact.plan.blocks.items():
         assert torch.equal(
             live_tiles(artifact.program.tensors[name], one.tile) & one.kept,
@@ -89,7 +89,7 @@ def test_slicing_comes_first_and_tiles_are_of_what_is_left(
     artifact = compiled(
         trained, batches, blocks="8x8{slice=0.75}", flops=0.5, recover="none", importance="lsp{probes=1}"
     )
-    assert artifact.plan.choices
+    assert artifact.plan.elements
     told, cost = artifact.report["sparsity"], artifact.report["cost"]
     assert cost["compressed"]["flops"] <= 0.75 * cost["dense"]["flops"]
     assert 0.48 * cost["dense"]["flops"] <= told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"], (
@@ -121,7 +121,7 @@ def test_two_of_four_with_its_order_of_neurons(trained: DigitsViT, batches: list
     fitted = compiled(trained, batches, sparse="2:4", flops=0.8, recover="obs")
     assert fitted.report["sparsity"]["criterion"] == "obert"
     assert fitted.report["sparsity"]["recovery"]["method"] == "obs"
-    assert fitted.plan.choices, "slicing has a budget of its own beside 2:4"
+    assert fitted.plan.elements, "slicing has a budget of its own beside 2:4"
 
 
 def test_a_plan_that_orders_what_is_not_there_is_refused(trained: DigitsViT) -> None:
@@ -278,7 +278,7 @@ def test_blocks_among_the_kinds_share_the_budget_with_slicing(trained: DigitsViT
     assert made.report["sparsity"]["pattern"] == "32x32"
     assert flops["effective"] <= 0.5 * flops["dense"] < flops["executed"] <= 0.71 * flops["dense"]
     alone = fxprune.compile(trained, SHAPE, prune="blocks", flops=0.7)
-    assert not alone.plan.choices
+    assert not alone.plan.elements
     assert alone.report["sparsity"]["flops"]["effective"] <= 0.7 * flops["dense"]
     with pytest.raises(fxprune.OptionError, match="how much slicing takes"):
         fxprune.compile(trained, SHAPE, prune="heads,blocks", flops="200k")

@@ -97,19 +97,21 @@ def test_the_dense_model_runs_once_per_batch_and_the_plan_is_the_same_where_noth
             runs.append(id(module))
 
     monkeypatch.setattr(damage, "Interpreter", Counted)
-    plans, of_dense, of_others = [], [], []
-    for most in (2**20, 0):
-        one = decision(trained, digit_data, "tome{improve=6,guard=false}", 0.7)
-        batched(one, digit_data)
-        one.reference = Reference(one.program, most)
-        runs.clear()
-        plans.append(one.within(one.limit))
-        dense = runs.count(id(one.program.exported.graph_module))
-        of_dense.append(dense)
-        of_others.append(len(runs) - dense)
-    assert plans[0] == plans[1]
-    assert of_dense == [3, of_others[1]]
-    assert of_others[0] == of_others[1] > 3 * 3  # three schedules and some moves, three batches each
+    for flops in (0.7, 0.6):
+        plans, of_dense, of_others = [], [], []
+        for most in (2**20, 0):
+            one = decision(trained, digit_data, "tome{improve=6,guard=false}", flops)
+            batched(one, digit_data)
+            one.reference = Reference(one.program, most)
+            runs.clear()
+            plans.append(one.within(one.limit))
+            dense = runs.count(id(one.program.exported.graph_module))
+            of_dense.append(dense)
+            of_others.append(len(runs) - dense)
+        assert plans[0] == plans[1]
+        assert of_dense == [3, of_others[1]]
+        # schedules that differ and moves, three batches each: how many there are depends on how the weights turned out
+        assert of_others[0] == of_others[1] >= 2 * 3
 
 
 def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(

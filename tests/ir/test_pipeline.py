@@ -10,17 +10,19 @@ import torch
 from support.laws import analysed
 from torch import Tensor, nn
 
-from fxprune.errors import InternalError
+from fxprune.errors import InternalError, OptionError, PluginError
+from fxprune.extend import Criterion, prunable
 from fxprune.intake.capture import capture
 from fxprune.ir.group import PruneGroup
 from fxprune.ir.importance import ImportanceScores
-from fxprune.ir.pipeline import Analysis, Pass, Pipeline, Transform, describe_results
+from fxprune.ir.pipeline import Analysis, Pass, Pipeline, Search, Transform, describe_results
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.ir.rebuild import copy_graph, rebuild
 from fxprune.ir.verify import verify
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.slice_axes import SliceAxes
 
@@ -61,6 +63,42 @@ class Forget(Transform):
 
 
 @dataclass(frozen=True)
+class Drop(Transform):
+    """Leaves a weight that is smaller than the graph says."""
+
+    def run(self, program: Program) -> Program:
+        state = {**program.exported.state_dict, "up.weight": nn.Parameter(torch.zeros(31, 8))}
+        exported = rebuild(program.exported, copy_graph(program.exported), state_dict=state)
+        return program.without_facts(exported=exported)
+
+
+@dataclass(frozen=True)
+class Fail(Analysis):
+    def run(self, program: Program) -> Program:
+        return program.but(notes=(str(1 / 0),))
+
+
+@dataclass(frozen=True)
+class Lose(Analysis):
+    def run(self, program: Program) -> Program:
+        return None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Presume(Analysis):
+    """Reads a fact that it does not say it needs."""
+
+    def run(self, program: Program) -> Program:
+        return program.but(notes=(str(program.need("plan")),))
+
+
+@dataclass(frozen=True)
+class Misplan(Search):
+    def run(self, program: Program) -> Program:
+        return program.but(plan=CompressionPlan({"no such group": Choice("ffn", 4, (0,))}))
+
+
+@dataclass(frozen=True)
 class Look(Analysis):
     depth: int = 3
     wide: bool = False
@@ -88,15 +126,86 @@ def test_what_nobody_gives_is_said_too() -> None:
     Pipeline((SliceAxes(),), start=("axes", "groups", "plan"))
 
 
-def test_an_analysis_that_changes_the_graph_is_caught() -> None:
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The passes of this file as if fxprune brought them."""
+    for one in (Meddle, Forget, Drop, Fail, Lose):
+        monkeypatch.setattr(one, "__module__", "fxprune.passes.made_up")
+
+
+def test_an_analysis_that_changes_the_graph_is_caught(ours: None) -> None:
     with pytest.raises(InternalError, match="analysis 'meddle' changed the graph"):
         Pipeline((Meddle(),)).run(program())
 
 
-def test_a_transform_that_keeps_stale_facts_is_caught() -> None:
+def test_a_transform_that_keeps_stale_facts_is_caught(ours: None) -> None:
     facts = Pipeline((PropagateAxes(),)).run(program())
-    with pytest.raises(InternalError, match=r"'forget' kept stale facts: \['axes'\]"):
+    with pytest.raises(InternalError, match=r"'forget' kept stale facts: \['axes'\]") as caught:
         Pipeline((Forget(),), start=("axes",)).run(facts)
+    assert "a bug in fxprune: please open an issue in its tracker" in str(caught.value)
+    assert caught.value.pipeline == "forget"
+
+
+BREAKS = {
+    "meddle": "analysis 'meddle' changed the graph",
+    "forget": "transform 'forget' kept stale facts",
+    "drop": "after 'drop': up.weight has shape",
+    "fail": "ZeroDivisionError: division by zero",
+    "lose": "it gave a NoneType, not a Program",
+    "presume": "the fact 'plan' is not there yet",
+    "misplan": "after 'misplan': .*no such group",
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_a_pass_of_a_plugin_breaks_is_the_plugins(name: str) -> None:
+    """The passes of this file come from no module of fxprune, as a plugin's do."""
+    one = next(cls for cls in (Meddle, Forget, Drop, Fail, Lose, Presume, Misplan) if cls.slug() == name)()
+    facts = Pipeline((Clean(), PropagateAxes(), FindGroups())).run(program())
+    with pytest.raises(PluginError, match=BREAKS[name]) as caught:
+        Pipeline((one,), start=("axes", "groups")).run(facts)
+    error = caught.value
+    assert f"the pass '{name}' of a plugin" in error.what
+    assert f"{__name__}:{type(one).__name__}" in error.where
+    assert "no bug of fxprune: report it to the authors of test_pipeline" in error.cure
+    assert error.exit_code == 2
+    assert "a bug in fxprune" not in str(error)
+
+
+def test_what_a_plugin_says_is_wrong_with_the_request_is_left_as_it_is() -> None:
+    @dataclass(frozen=True)
+    class Refuse(Analysis):
+        def run(self, program: Program) -> Program:
+            raise OptionError("not like this", cure="otherwise")
+
+    with pytest.raises(OptionError, match="not like this"):
+        Pipeline((Refuse(),)).run(program())
+
+
+class Half(Criterion):
+    """Scores for every second element alone."""
+
+    name = "half"
+    unit = "places"
+
+    def scores(self, program: Program, data: object, seed: int) -> dict[str, Tensor]:
+        return {g.name: torch.ones(g.size // 2) for g in prunable(program)}
+
+
+def test_a_criterion_of_a_plugin_is_told_from_the_pass_that_runs_it() -> None:
+    with pytest.raises(PluginError, match="do not fit its group") as caught:
+        Pipeline((Clean(), PropagateAxes(), FindGroups(), ScoreGroups(criterion=Half()))).run(program())
+    assert "'score-groups' with what a plugin brought broke an invariant" in caught.value.what
+    assert f"{__name__}:Half" in caught.value.where
+
+
+def test_a_pass_states_its_name_or_has_that_of_its_class() -> None:
+    @dataclass(frozen=True)
+    class Anything(Look):
+        name: ClassVar[str] = "look-closely"
+
+    assert str(Anything(depth=4)) == "look-closely{depth=4}"
+    assert Look.slug() == "look"
 
 
 def test_change_is_measured() -> None:

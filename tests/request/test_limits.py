@@ -9,7 +9,8 @@ from support.digits import tiny_vit
 import fxprune
 from fxprune import OptionError, PruneGroup
 from fxprune.passes.analysis.find_groups import named_by
-from fxprune.request.limits import Limits, per_pattern
+from fxprune.request.limits import per_pattern
+from fxprune.request.options import Limits
 
 SHAPE = "2x1x8x8"
 MLP, HEADS = "blocks.1.mlp.0:ffn", "blocks.1.attn.qkv:head"

@@ -81,7 +81,7 @@ def test_one_ledger_for_heads_neurons_and_tokens(trained: DigitsViT, digit_data:
     half = fxprune.compile(trained, digit_data.test_images[:2], tokens="tome{share=0.5,schedule=constant}", **options)
     assert half.plan.tokens is not None
     assert not half.plan.tokens.empty
-    assert half.plan.choices
+    assert half.plan.elements
     assert half.report["cost"]["ratio"]["flops"] <= 0.6
     again = fxprune.compile(trained, digit_data.test_images[:2], tokens="tome{share=0.5,schedule=constant}", **options)
     assert again.plan.to_json() == half.plan.to_json()

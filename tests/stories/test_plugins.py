@@ -18,6 +18,8 @@ import fxprune
 from fxprune import OptionError, plugins, registry
 from fxprune.cli import doctor
 from fxprune.cli.help import page
+from fxprune.errors import PluginError
+from fxprune.passes.analysis.walk import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).parents[1] / "plugin" / "fxprune_example"
@@ -122,9 +124,8 @@ class Twisted(nn.Module):
 def unknown(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The op is there, nobody has asked for its rule yet."""
     importlib.import_module("fxprune_example.ops")
-    monkeypatch.delitem(
-        importlib.import_module("fxprune.passes.analysis.walk").RULES, "fxprune_example::twist", raising=False
-    )
+    for name in ("twist", "dense"):
+        monkeypatch.delitem(RULES, f"fxprune_example::{name}", raising=False)
     monkeypatch.delitem(sys.modules, "fxprune_example.rules", raising=False)
 
 
@@ -164,6 +165,42 @@ def test_a_pass_of_a_plugin_runs_in_a_pipeline(installed: Path) -> None:
     made = fxprune.compile(tiny_vit().eval(), SHAPE, pipeline=text)
     assert "hello, you" in made.report["notes"]
     assert "say-hello{to=you}" in made.report["pipeline"]
+
+
+def test_a_pass_of_a_plugin_that_breaks_something_is_named_as_the_plugins(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is sent to fxprune's tracker with it."""
+    module = importlib.import_module("fxprune_example.say_hello")
+    monkeypatch.setattr(module.SayHello, "run", lambda self, program: program.but(groups=program.groups * 2))
+    text = "propagate-axes,find-groups,say-hello,score-groups,search-plan{budget=flops=0.6},slice-axes"
+    with pytest.raises(PluginError, match="after 'say-hello': two groups share a name") as caught:
+        fxprune.compile(tiny_vit().eval(), SHAPE, pipeline=text)
+    assert "fxprune_example.say_hello:SayHello" in caught.value.where
+    assert "report it to the authors of fxprune_example" in caught.value.cure
+
+
+class Doubled(nn.Module):
+    """A residual feed-forward layer whose second matrix the plugin's op multiplies by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.weight, self.norm = nn.Linear(16, 64), nn.Parameter(torch.randn(16, 64) / 8), nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = self.norm(x + torch.ops.fxprune_example.dense(torch.relu(self.up(x)), self.weight))
+        return doubled
+
+
+def test_a_product_of_a_plugin_is_sliced_counted_and_recovered(unknown: None) -> None:
+    x = torch.randn(64, 16)
+    made = fxprune.compile(Doubled().eval(), x, data=[x] * 4, flops=0.5, recover="ridge", importance="activation")
+    assert made.report["gaps"] == []
+    assert made.report["cost"]["ratio"]["flops"] <= 0.5
+    (step,) = made.report["recovery"]["steps"]
+    assert step["parameter"] == "weight"
+    assert step["after"] < step["before"]
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *found: plugins.Plugin) -> None:

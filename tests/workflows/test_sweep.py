@@ -142,7 +142,7 @@ def test_a_point_is_what_compile_makes(folder: Path) -> None:
         align=4,
         on_event=lambda _: None,
     )
-    point = json.loads(Path("sw/0.6/plan.json").read_text())["groups"]
+    point = json.loads(Path("sw/0.6/plan.json").read_text())["choices"]
     assert {g: tuple(c["keep"]) for g, c in point.items()} == {g: c.keep for g, c in made.plan.choices.items()}
     x = torch.randn(5, 6)
     torch.testing.assert_close(load("sw/0.6")(x), made.module(x), rtol=0, atol=0)
@@ -190,6 +190,18 @@ def test_every_point_and_the_dense_model_replay(folder: Path, tmp_path: Path) ->
     assert report["agreement"]["held_out"]
     assert main(["compile", "model.pt2", "--config", "sw/0.6", *brief, "--out", str(tmp_path / "o")]) == OK
     assert read_report(tmp_path / "o")["files"]["model.pt2"] == report["files"]["model.pt2"]
+
+
+def test_rounds_are_of_every_ratio(folder: Path, tmp_path: Path) -> None:
+    """The first round is scored once for all; a point is still what compile makes of the same options."""
+    sweep = [*COMMAND, "--flops", "0.6,0.4", "--rounds", "2", "--seconds", "0", "--out", str(tmp_path / "sw"), "-q"]
+    assert main(sweep) == OK
+    report = read_report(tmp_path / "sw" / "0.4")
+    assert report["pipeline"].count("score-groups") == 2
+    again = ["compile", "model.pt2", "--config", str(tmp_path / "sw" / "0.4"), "--seconds", "0", "-q"]
+    assert main([*again, "--out", str(tmp_path / "one")]) == OK
+    assert read_report(tmp_path / "one")["pipeline"] == report["pipeline"]
+    assert read_report(tmp_path / "one")["files"]["model.pt2"] == report["files"]["model.pt2"]
 
 
 def test_nothing_is_held_back_where_there_is_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,8 +307,8 @@ def test_bad_requests(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*COMMAND, "--out", "x"], "the ratios of exactly one budget"),
         ([*COMMAND, "--flops", "0.5", "--params", "0.5", "--out", "x"], "found 2 of"),
         ([*COMMAND, "--flops", "0.5", "--max-drop", "2", "--out", "x"], "a drop is a share"),
-        ([*COMMAND, "--flops", "0.5", "--rounds", "2", "--out", "x"], "scores once"),
-        ([*COMMAND, "--flops", "0.5", "--blocks", "32x32", "--out", "x"], "--blocks cannot be swept"),
+        ([*COMMAND, "--flops", "0.5", "--blocks", "32x32", "--out", "x"], "fxprune sweep takes no --blocks"),
+        ([*COMMAND, "--latency", "0.5", "--out", "x"], "compile meets a budget of time"),
         ([*COMMAND, "--flops", "0.5", "--batches", "0", "--out", "x"], "not a list of batch sizes"),
         ([*COMMAND, "--flops", "0.5", "--held-out", "1", "--out", "x"], "held out"),
         ([*COMMAND, "--flops", "0.5", "--out", str(tmp_path)], "no sweep wrote it"),

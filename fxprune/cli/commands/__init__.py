@@ -1,4 +1,5 @@
-"""The commands, one file each: ``HELP``, ``options(parser)`` and ``run(args, screen)``. Add a name, add a file.
+"""The commands, one file each: ``HELP`` and ``run(args, screen)``; their options are in the table that
+:mod:`fxprune.request.options` is. Add a name, add a file.
 
 A command may also say ``SHARED = True`` (torchrun may run it on several ranks), and ``exit_code(result)``.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from ..arguments import add_options
 from ..parser import EPILOG, Parser
 
 COMMANDS = (
@@ -50,5 +52,5 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
     for name in COMMANDS:
         one = command(name)
         made[name] = commands.add_parser(name, help=one.HELP, description=one.HELP, epilog=EPILOG)
-        one.options(made[name])
+        add_options(made[name], name)
     return top, made

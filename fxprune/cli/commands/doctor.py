@@ -5,19 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import arguments
-from ..parser import Parser
-
 if TYPE_CHECKING:
     from ..screen import Screen
 
 HELP = "what this machine has, what each target needs, and what is wrong"
-
-
-def options(p: Parser) -> None:
-    """What the command line takes."""
-    p.add_argument("--target", metavar="NAME", help="look at this target alone; exit code 4 when it lacks something")
-    arguments.output(p)
 
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:

@@ -5,25 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .. import arguments
-from ..parser import Parser
 from . import COMMANDS
 
 if TYPE_CHECKING:
     from ..screen import Screen
 
 HELP = "pages about methods, targets, budgets, troubleshooting and more"
-
-
-def options(p: Parser) -> None:
-    """What the command line takes."""
-    p.add_argument(
-        "topic",
-        metavar="TOPIC",
-        nargs="?",
-        help=("what to read about, or a command; without one the topics are listed"),
-    )
-    arguments.output(p)
 
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:

@@ -8,19 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
 from .. import arguments
-from ..parser import Parser
 
 if TYPE_CHECKING:
     from ..screen import Screen
 
 HELP = "show what can be pruned, what cannot, and why"
-
-
-def options(p: Parser) -> None:
-    """What the command line takes."""
-    arguments.model(p)
-    arguments.limits(p)
-    p.add_argument("--graph", metavar="FILE", help="draw the coupling graph into this .svg or .dot file")
 
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
@@ -30,7 +22,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
     if args.graph and Path(args.graph).suffix not in (".svg", ".dot"):
         raise OptionError("the graph can be drawn as .svg or .dot", where=f"--graph {args.graph}")
-    program = api.inspect(args.model, on_event=screen.tell, **arguments.limits_of(args), **arguments.source(args))
+    program = api.inspect(**arguments.call_of(args), on_event=screen.tell)
     if args.graph:
         from ...report.coupling import draw
 

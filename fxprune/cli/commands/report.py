@@ -7,21 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import OptionError
-from .. import arguments
-from ..parser import Parser
 
 if TYPE_CHECKING:
     from ..screen import Screen
 
 HELP = "compare artefacts side by side, or write the page of one again"
-
-
-def options(p: Parser) -> None:
-    """What the command line takes."""
-    p.add_argument("artifacts", metavar="ARTIFACT", nargs="*", help="directories that compile, apply or sweep wrote")
-    p.add_argument("--out", metavar="FILE", help="write a page (.html) that needs nothing else")
-    p.add_argument("--schema", action="store_true", help="print the schema of report.json on stdout, and stop")
-    arguments.output(p)
 
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:

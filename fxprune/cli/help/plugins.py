@@ -37,32 +37,54 @@ prunable group is its answer; `comparable = True` if scores of different groups 
         def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
             return {g.name: torch.arange(g.size, 0, -1, dtype=torch.float64) for g in prunable(program)}
 
-An op rule (rules.py), here for an op of the package itself (ops.py). The entry point is named after the namespace
+An op rule (rules.py), here for ops of the package itself (ops.py). The entry point is named after the namespace
 of the ops (aten, torchvision, yours) and its value is the module. A rule returns the dimensions of the output, made
 of those of the inputs: it may `w.unify(a, b)` what must agree, `w.contract` what is summed over, `w.freeze(dim,
 why)` what must stay. When in doubt, freeze.
 
-    \"\"\"An op of one's own: what models call.\"\"\"
+    \"\"\"Ops of one's own: what models call.\"\"\"
 
     import torch
 
     torch.library.define("fxprune_example::twist", "(Tensor x) -> Tensor")
+    torch.library.define("fxprune_example::dense", "(Tensor x, Tensor weight) -> Tensor")
 
 
     @torch.library.impl("fxprune_example::twist", "CompositeImplicitAutograd")
     def twist(x: torch.Tensor) -> torch.Tensor:
         return x * torch.sigmoid(x)
 
-and its rule:
+
+    @torch.library.impl("fxprune_example::dense", "CompositeImplicitAutograd")
+    def dense(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x @ weight.T
+
+and their rules. An op that multiplies by a weight says three things more: what it sums over (`w.contract`), what it
+costs (`w.matmul`), and which argument is what (`declare`, a line in the table of ops). What it leaves out is named
+in the report: "sliced but cannot be recovered: mylib::op at node". `declare` also takes a `Family`, for ops that
+move elements or work element by element.
 
     \"\"\"Axis rules for the ops of one library: what their output's dimensions are made of.\"\"\"
 
-    from fxprune.extend import Args, Dims, Walk, rule
+    from fxprune.extend import Args, Dims, Product, Walk, declare, rule
 
 
     @rule("fxprune_example::twist")
     def twisted(w: Walk, a: Args) -> Dims:
         return list(a.x)  # element by element: every dimension is the input's
+
+
+    @rule("fxprune_example::dense")
+    def multiplied(w: Walk, a: Args) -> Dims:
+        \"\"\"y[.., o] = x[.., i] weight[o, i]\"\"\"
+        w.unify(a.x[-1], a.weight[1])
+        w.contract(a.weight[1], ("x", len(a.x) - 1), ("weight", 1))  # summed over: criteria look here
+        w.matmul(a.x[:-1], (), a.weight[1], a.weight[0], "linear")  # what it costs
+        w.tag("produce", a.weight[0])
+        return [*a.x[:-1], a.weight[0]]
+
+
+    declare("fxprune_example::dense", Product("x", "weight"))  # recovery solves for it as it does for linear
 
 A token reducer (reducer.py), with the op that it inserts: plain ATen with static counts, which every target takes.
 
@@ -93,8 +115,8 @@ A token reducer (reducer.py), with the op that it inserts: plain ATen with stati
         return 0
 
 
-    define("crop_tokens", "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)",
-           crop_tokens, crop_macs)
+    SCHEMA = "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)"
+    define("crop_tokens", SCHEMA, crop_tokens, crop_macs)
     rule("fxprune::crop_tokens")(reduced)
 
 
@@ -154,7 +176,8 @@ A backend (backend.py). What `lower` writes is run against the program before an
             return eager(read_program(payload))
 
 A pass (say_hello.py), for --pipeline. An Analysis or Search leaves graph and weights alone; a Transform may change
-them and drops the facts. The pipeline checks that, and verifies the program after every pass.
+them and drops the facts. The pipeline checks that, and verifies the program after every pass; what a plugin breaks is
+a PluginError that names the plugin. Classes may be called as you like: names are those of the entry points.
 
     \"\"\"A pass, for --pipeline: a frozen dataclass with one method; its fields are its options.\"\"\"
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch, Calibration
+from ....data.batch import Batch, Calibration, sample_count
 from ....errors import InternalError, OptionError
 from ....ir.group import Kind, PruneGroup
 from ....ir.program import Program
@@ -232,7 +232,7 @@ def first(batches: Sequence[Batch], samples: int) -> list[Batch]:
     """Whole batches until there are ``samples`` samples."""
     chosen: list[Batch] = []
     for batch in batches:
-        if sum(b.size for b in chosen) >= samples:
+        if sample_count(chosen) >= samples:
             break
         chosen.append(batch)
     return chosen

@@ -18,9 +18,9 @@ from ....ir.dataflow import goes_to, row_weight, unfolded
 from ....ir.group import PruneGroup
 from ....ir.linear_layers import Layer, layer_at
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from ....process.ranks import add_up, mine
 from .consumers import consumers
-from .objective import padding
 
 ROWS = 8192
 """Rows of an unfolded convolution per batch: neighbouring pixels say nearly the same, so more are thinned out."""
@@ -146,7 +146,7 @@ def _gather(program: Program, layers: Mapping[str, Reader], batches: Sequence[Ba
         flat = program.flatten(batches[i].args, batches[i].kwargs)
         watch = _Watch(program, {name for one in layers.values() for name in (one.source, one.target)})
         watch.run(*program.arguments(flat))
-        mask = padding(program, batches[i])
+        mask = padding_mask(program, flat)
         for node, one in layers.items():
             x, w = rows(program, one, watch.seen, mask)
             weighted = x * w[:, None]

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....data.metrics import spearman
 from ....ir.program import Program
-from .outputs import class_rows, divergence, floating, joined, run, sample_count, unit
-from .stream import padding
+from ....ir.signature import padding_mask
+from .outputs import class_rows, divergence, floating, joined, run, unit
 from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
@@ -137,7 +137,7 @@ class Yardstick:
         divergences: list[Tensor] = []
         for i, batch in enumerate(batches):
             flat = program.flatten(batch.args, batch.kwargs)
-            mask = padding(program, flat)
+            mask = padding_mask(program, flat)
             outputs = floating(program, run(program, flat, tensors), batch.size)
             collected.append([unit(o.value, mask) for o in outputs])
             logits = next((o for o in outputs if o.classes is not None), None)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ....data.batch import Batch, Calibration
+from ....data.batch import Batch, Calibration, sample_count
 from ....ir.axis import Keep
 from ....ir.program import Program
 from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pooled
 from .closed_form import STRONG, ClosedForm
-from .outputs import sample_count
 from .record import Fitted, Recovery
 from .shared import from_first
 from .tune import Tuner

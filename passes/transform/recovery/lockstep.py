@@ -14,11 +14,12 @@ from ....ir.axes import Axes
 from ....ir.axis import Keep
 from ....ir.dataflow import bind, row_weight, unfolded
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from .moments import Moments
 from .reduction import Reduction
 from .shared import shared
 from .sites import Site, aligned
-from .stream import Stream, padding
+from .stream import Stream
 
 ROWS = 8192
 """Rows of a layer that are taken per batch, at least: where there are more, they are thinned out evenly. Neighbouring
@@ -59,7 +60,7 @@ class Lockstep:
             one, two = (Stream(p.exported.graph_module, t, flat) for p, t in ((dense, whole), (pruned, self.tensors)))
             one.held |= {name for s in sites for name in self._wants(s)}
             two.held |= set() if reduction is None else reduction.held
-            self.runs.append((one, two, padding(dense, flat)))
+            self.runs.append((one, two, padding_mask(dense, flat)))
         self.wanted = [name for s in sites for name in self._wants(s)]
 
     @torch.no_grad()

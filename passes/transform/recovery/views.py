@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ....data.batch import Batch
 from ....ir.program import Program
-from .stream import padding
+from ....ir.signature import padding_mask
 
 WORST_NOISE = 0.8  # largest share of replaced tokens, and of noise in the standard deviation of a float input
 CROP, LIGHT, GRAIN = 0.4, 0.5, 0.3  # strongest view of an image: side cut off; contrast and brightness; noise
@@ -27,7 +27,7 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     :func:`view`); other floating inputs get normal noise of a random share of their standard deviation.
     """
     flat = program.flatten(batch.args, batch.kwargs)
-    mask = padding(program, flat)
+    mask = padding_mask(program, flat)
     changed: dict[int, Tensor] = {}
     for name, value, sampled in zip(program.user_inputs, flat, _sampled(program, flat, batch.size), strict=True):
         if sampled:

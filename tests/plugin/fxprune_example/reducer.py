@@ -25,9 +25,8 @@ def crop_macs(x: tuple[int, ...], size: tuple[int, ...] | None, r: int, protecte
     return 0
 
 
-define(
-    "crop_tokens", "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)", crop_tokens, crop_macs
-)
+SCHEMA = "(Tensor x, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)"
+define("crop_tokens", SCHEMA, crop_tokens, crop_macs)
 rule("fxprune::crop_tokens")(reduced)
 
 

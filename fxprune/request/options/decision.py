@@ -1,0 +1,267 @@
+"""What is decided on, by what, and what a search may not cross."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...ir.group import Kind
+from ..limits import FLOOR, Align, Floor, per_pattern, whole
+from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option
+
+if TYPE_CHECKING:
+    from ...passes.analysis.find_groups import FindGroups
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is decided on, by what, and how what stays is repaired."""
+
+    TITLES: ClassVar[Titles] = {
+        "": "decision",
+        "sensitivity": "sensitivity",
+        "lower": "data",
+        "export": "recovery",
+        "verify": "",
+        "apply": "artefact",
+        "demo": "",
+    }
+
+    data: Any = option(
+        None,
+        "DATA",
+        "calibration data: .npz, .pt or .safetensors of tensors, an image folder, .csv/.jsonl/.txt text, or "
+        "python:module:function; labels optional",
+        "compile plan dynamo",
+        at={
+            "sweep": {"default": REQUIRED, "unsaid": None},
+            "sensitivity": {"default": REQUIRED, "help": "as in compile; labels are not used"},
+            "export": {"help": "calibration data for it"},
+            "lower": {
+                "help": "calibration data, for targets that look at it: 'trt{dtype=fp16}' checks that float16 holds "
+                "every value on it"
+            },
+            "verify": {
+                "help": "the data that the delivery was judged by, where it does not carry all of it: .npz, .pt or "
+                ".safetensors of tensors, or python:module:function"
+            },
+        },
+    )
+    samples: int = option(
+        128,
+        "N",
+        "samples of it (default: {default})",
+        f"{SEARCHING} lower",
+        parse=int,
+        at={"sensitivity": {"default": 64}, "export": {"default": 256, "title": "gates"}},
+    )
+    memory: float | str | None = option(
+        None,
+        "N",
+        "what caches of calibration may take together, such as 8GiB; recovery sees what fits",
+        f"{SEARCHING} sensitivity",
+    )
+    shares: tuple[float, ...] = option(
+        (0.75, 0.5, 0.25),
+        "S,S",
+        "what is kept (default: {default})",
+        "sensitivity",
+        parse=listed("shares", "shares", "0.75,0.5,0.25", float, -float("inf")),
+    )
+    importance: str | None = option(
+        None,
+        "NAME",
+        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
+        "(default: trajectory with data, l2 without)",
+        SEARCHING,
+        in_passes=True,
+        at={
+            "sensitivity": {
+                "default": "trajectory",
+                "help": "criterion that says which elements stay (default: {default})",
+            }
+        },
+    )
+    rounds: int = option(
+        1, "N", "score, cut a part, score again, N times (default: {default})", SEARCHING, in_passes=True, parse=int
+    )
+    head_scale: float | str = option(
+        1,
+        "X|auto",
+        "factor on what heads are worth against neurons; auto tries a few (default: {default})",
+        SEARCHING,
+        in_passes=True,
+        parse=number_or_word,
+    )
+    members: str = option(
+        "auto",
+        "HOW",
+        "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery",
+        SEARCHING,
+        in_passes=True,
+    )
+    rearrange: int = option(
+        0,
+        "N",
+        "rounds of choosing members again by what they do together; needs --importance fisher (default: none)",
+        SEARCHING,
+        in_passes=True,
+        parse=int,
+    )
+    prune: str | Sequence[str | Kind] | None = option(
+        None,
+        "KINDS",
+        "kinds to prune: also tokens and blocks (default: heads,ffn,channels)",
+        SEARCHING,
+        in_passes=True,
+        at={"sensitivity": {"help": "kinds (default: heads,ffn,channels)"}},
+    )
+    search: str = option(
+        "auto",
+        "NAME",
+        "two-class, dynamic, lagrangian or exhaustive (default: {default}, the first that is exact)",
+        SEARCHING,
+        in_passes=True,
+    )
+    pipeline: str | None = option(
+        None,
+        "PASSES",
+        "the passes themselves, as report.json states them, in place of the options that decide: "
+        "'propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5}'",
+        "compile plan",
+        at={"sweep": {"refused": "a pipeline states the passes of one ratio"}},
+    )
+    tokens: str | None = option(
+        None,
+        "HOW",
+        "how image tokens become fewer: tome, prune, ppt, zero-tprune, transform or random, as the budget asks, or "
+        "tome:r=13, ppt:r=50@3,6,9; with options as 'tome{schedule=constant}'; off (default: off, tome with --prune "
+        "tokens)",
+        DECIDING,
+        in_passes=True,
+    )
+    unmerge: bool = option(
+        False, "", "give every token back where a head or the output needs it", DECIDING, in_passes=True
+    )
+    blocks: str | None = option(
+        None,
+        "TILE",
+        "zero tiles of so many outputs x inputs inside weights, until --flops is met: 32x32, with options as "
+        "'32x32{slice=0.7,allocation=lsp}'; --importance lsp, magnitude, wanda or obert",
+        "compile plan",
+        in_passes=True,
+        at={"sweep": {"refused": "how much slicing takes before tiles is another question at every ratio"}},
+    )
+    sparse: str | None = option(
+        None,
+        "2:4",
+        "zero two of every four inputs, after slicing to the budget",
+        "compile plan",
+        in_passes=True,
+        at={"sweep": {"refused": "2:4 takes the same share at every ratio"}},
+    )
+    seed: int = option(
+        0,
+        "N",
+        "of all that is random (default: {default})",
+        f"{SEARCHING} apply sensitivity",
+        parse=int,
+        at={
+            "export": {"title": "gates", "help": "of which samples (default: {default})"},
+            "demo": {"help": "of split, training and search (default: {default})"},
+        },
+    )
+    held_out: float = option(
+        0.0,
+        "SHARE",
+        "share of --data that nothing is decided or fitted on, as a sweep holds it back: the report compares on it "
+        "(default: none)",
+        "compile plan",
+        title="",
+        parse=float,
+    )
+    plan: Any = option(
+        None,
+        "FILE",
+        "apply this plan.json instead of searching one; with --pipeline: what its read-plan takes",
+        "compile dynamo",
+        title="",
+        at={door: {"default": REQUIRED, "help": "what `fxprune plan` wrote"} for door in ("apply", "export")},
+    )
+    recover: str | None = option(
+        None,
+        "HOW",
+        "fit what stays to the dense model on the data: auto, ridge, refit, bias, scale, tune or none (default: auto "
+        "with data, none without)",
+        "compile dynamo",
+        title="",
+        in_passes=True,
+        at={
+            "sweep": {"help": "as in compile (default: auto)"},
+            "export": {
+                "title": "recovery",
+                "help": "fit what stays, as `fxprune compile` does (default: auto with --data, else none)",
+            },
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a search may not cross, see :func:`fxprune.compile`.
+
+    align    a number, or ``PATTERN=N``, or several of both; None, or no plain number: the target's choice
+    floor    a share, or ``PATTERN=SHARE``, or several of both
+    freeze   globs of parameters or groups that keep their size
+
+    A pattern is a glob of a group's name or of a module above it, or a kind (see ``FindGroups``).
+    """
+
+    TITLES: ClassVar[Titles] = {"": "limits", "apply": ""}
+
+    align: Align = option(
+        None,
+        "N|PATTERN=N",
+        "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' "
+        "for some of them; may be repeated",
+        f"{SEARCHING} inspect sensitivity",
+        repeated=True,
+        in_passes=True,
+        at={"apply": {"default": 1, "help": "refuse counts that are no multiples (default: every count goes)"}},
+    )
+    floor: Floor = option(
+        FLOOR,
+        "SHARE|PATTERN=SHARE",
+        "smallest share of neurons or channels that stays per layer (default: {default}); 'blocks.*.mlp=0.3' or "
+        "heads=0.5 for some; may be repeated",
+        f"{SEARCHING} inspect sensitivity",
+        repeated=True,
+        in_passes=True,
+    )
+    allow_empty: bool = option(
+        False, "", "no floors: whole branches may go", f"{SEARCHING} inspect sensitivity", in_passes=True
+    )
+    freeze: Sequence[str] = option(
+        (),
+        "GLOB",
+        "parameters or groups to leave alone, e.g. 'blocks.0.*'; may be repeated",
+        f"{SEARCHING} inspect sensitivity",
+        repeated=True,
+        in_passes=True,
+    )
+
+    def find_groups(self, granularity: int) -> FindGroups:
+        """The pass that knows them. Raises OptionError for values out of range."""
+        from ...passes.analysis.find_groups import FindGroups
+
+        align, aligns = per_pattern(self.align, "--align")
+        floor, floors = per_pattern(self.floor, "--floor")
+        return FindGroups(
+            align=granularity if align is None else whole(align, "--align"),
+            floor=FLOOR if floor is None else floor,
+            allow_empty=self.allow_empty,
+            freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
+            aligns=aligns,
+            floors=floors,
+        )
