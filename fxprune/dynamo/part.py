@@ -31,7 +31,7 @@ from ..driver.decide import decide
 from ..driver.finish import finish
 from ..driver.run import Opened, Run, find_groups
 from ..errors import BudgetInfeasible, FxpruneError, NothingToPrune, OptionError, PlanError
-from ..intake.example_inputs import parameter_names
+from ..intake.forward import leaf_names, parameter_names
 from ..intake.load import Loaded
 from ..ir.plan import Choice, CompressionPlan
 from ..ir.program import Program
@@ -371,8 +371,7 @@ def _calibration(
                 f"{own.samples} samples that reach it in the first call"
             )
             return own
-        forward = parameter_names(call.root)
-        words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
+        words = leaf_names(parameter_names(call.root), call.args, call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
     data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
     batches = data.batches
