@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ..errors import LoadError
 from ..intake.load import Loaded
 from ..ir.program import Program
-from ..ir.signature import input_values
+from ..ir.signature import as_number, input_values
 from .batch import Batch, Calibration
 from .sources import generate
 
@@ -48,7 +48,7 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
 def fixed_batch_size(program: Program) -> int | None:
     """The one batch size that ``program`` takes; None where it is open. A 1 beside an open one goes with all."""
     inputs = [v for v in input_values(program) if isinstance(v, Tensor) and v.dim()]
-    sizes = [_number(v.shape[0]) for v in inputs]
+    sizes = [as_number(v.shape[0]) for v in inputs]
     batch = next((len(t) for t in pytree.tree_leaves(program.example_inputs) if isinstance(t, Tensor) and t.dim()), 0)
     return batch if batch in sizes and (batch > 1 or sizes[0] == 1) else None
 
@@ -64,17 +64,10 @@ def generate_for(program: Program, inputs: Loaded, samples: int, seed: int) -> C
 def open_dimensions(program: Program) -> dict[str, frozenset[int]]:
     """Input -> its dimensions of which any size is taken."""
     return {
-        name: frozenset(i for i, size in enumerate(value.shape) if _number(size) is None)
+        name: frozenset(i for i, size in enumerate(value.shape) if as_number(size) is None)
         for name, value in zip(program.user_inputs, input_values(program), strict=True)
         if isinstance(value, Tensor)
     }
-
-
-def _number(size: int | torch.SymInt) -> int | None:
-    if isinstance(size, torch.SymInt):
-        known = size.node.maybe_as_int()
-        return None if known is None else int(known)
-    return int(size)
 
 
 def _cut(program: Program, batch: Batch) -> Batch | None:
@@ -87,7 +80,7 @@ def _cut(program: Program, batch: Batch) -> Batch | None:
         value = values.get(name)
         if isinstance(leaf, Tensor) and isinstance(value, Tensor) and leaf.dim() == value.dim():
             for position in range(1, leaf.dim()):
-                size = _number(value.shape[position])
+                size = as_number(value.shape[position])
                 if size is not None and leaf.shape[position] < size:
                     return None
                 if size is not None and leaf.shape[position] > size:

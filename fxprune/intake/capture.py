@@ -14,14 +14,18 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 from ..ir.program import Program
 from ..ir.rebuild import copy_graph, rebuild
+from ..ir.signature import sample_inputs
 from ..ir.writes import written_inputs
 from ..process.silence import quiet
+from .closed_sizes import refused_sizes
 from .containers import plain, plain_signature
 from .evaluation import evaluation_form, unwrap
+from .example_inputs import accepts, failure
 from .faithful import compare_with_module
 from .open_export import Opened, export_open, read_strictly
 from .untouched import Originals
 
+PROBES = 4  # conditions on sizes of which it is tried whether the model has them too
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -71,9 +75,20 @@ def capture(
             read = read_strictly(opened, model)  # the other way of tracing may not take that turn
             if read is None:
                 raise
-            program = program_of(read)
+            opened, program = read, program_of(read)
             link, more = compare_with_module(model, program)
+        more += _refusals(model, program, opened)
     return program.but(proof=(link,), notes=tuple(dict.fromkeys([*said, *notes, *more])))
+
+
+def _refusals(model: nn.Module, program: Program, opened: Opened) -> list[str]:
+    """Sizes that the graph refuses and the model takes, in words."""
+    told = []
+    for refused in refused_sizes(program, opened.heard)[:PROBES]:
+        args, kwargs = pytree.tree_unflatten(sample_inputs(program, refused.sizes), program.exported.call_spec.in_spec)
+        if accepts(model, args, kwargs) and failure(model, args, kwargs) is None:
+            told.append(str(refused))
+    return told
 
 
 def _open(model: nn.Module, given: Example, name: str) -> tuple[Opened, list[str]]:

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..ir.guards import guards_told_to
+from ..ir.guards import guards_told_to, other_side
 from ..ir.open_sizes import shape_env_of
+from ..ir.program import Program
+from ..ir.signature import as_number, dim_names, input_sizes
 from .diagnose import line_of
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Closed:
         what = f"size of dimension {self.position} of '{self.name}'"
         if self.is_batch:
             what = "batch size"
-        elif self.counts and self.rank == 2:
+        elif self.counts and self.position == self.rank - 1:
             what = "sequence length"
         return f"{what} fixed at {self.size}: {self.why or 'the code of the model fixes it'}"
 
@@ -100,8 +102,8 @@ def closed_sizes(
 ) -> tuple[Closed, ...]:
     """The sizes that could be open and are not, of inputs that are read.
 
-    A batch of 1 beside others is no closed one: it goes with every batch. Neither is a width of features: one that was
-    held against a weight, or is 1.
+    A batch of 1 beside others is no closed one: it goes with every batch. Neither is a width of features: what was held
+    against a weight, stands beside an open length, or is 1.
 
     lengths  (id of an example tensor, dimension) that are lengths for sure, and what closed them as far as is known
     why      what to say of others where no line is known
@@ -114,13 +116,14 @@ def closed_sizes(
         if not isinstance(value, Tensor) or not nodes[name].users or not value.dim():
             continue
         counts = not (value.is_floating_point() or value.is_complex())
+        has_length = any(as_number(n) is None for n in value.shape[1:])
         for position in range(value.dim()):
-            size, sure = constant(value.shape[position]), lengths.get((id(tensor), position))
+            size, sure = as_number(value.shape[position]), lengths.get((id(tensor), position))
             if size is None or (sure is None and position and position not in openable(value)):
                 continue
             about = _closing(value.shape[position], env, heard)
-            is_width = position and not counts and sure is None and (about is None or about.weighed)
-            if is_width or (size == 1 and (position == 0 or not counts)):
+            is_width = has_length or (sure is None and (about is None or about.weighed))
+            if (position and not counts and is_width) or (size == 1 and (position == 0 or not counts)):
                 continue
             said = (about.line if about is not None else "") or sure or why
             if size == 1:
@@ -130,11 +133,39 @@ def closed_sizes(
     return tuple(found)
 
 
-def constant(size: int | torch.SymInt) -> int | None:
-    """The value of a size without symbols; a specialised one is still a SymInt."""
-    if isinstance(size, torch.SymInt):
-        return None if size.node.expr.free_symbols else int(size.node.expr)
-    return size
+@dataclass(frozen=True)
+class Refused:
+    """A size that the graph does not take although its dimension is open: torch followed the example's at a branch.
+
+    sizes   symbol -> size of an input at which it is refused: the example's, but for the one that stands on the other
+            side of the branch;  word, size: that one
+    """
+
+    word: str
+    size: int
+    example: int
+    sizes: Mapping[str, int]
+    why: str
+
+    def __str__(self) -> str:
+        return (
+            f"a {self.word} of {self.size} is refused, though the model takes it: the graph holds for the side of "
+            f"{self.example}, the example's{f': {self.why}' if self.why else ''}"
+        )
+
+
+def refused_sizes(program: Program, heard: Sequence[Heard]) -> list[Refused]:
+    """Sizes next to the example's that ``program`` refuses, one for every condition on one open size."""
+    env, hints, words = shape_env_of(program.exported), input_sizes(program), dim_names(program)
+    found: dict[tuple[str, int], Refused] = {}
+    for condition in () if env is None else (guard.expr for guard in env.guards):
+        symbol = str(next(iter(condition.free_symbols), ""))
+        size = other_side(condition, hints[symbol]) if symbol in hints else None
+        if size is not None and size > 0:
+            lines = [h.line for h in heard if str(h.condition) == str(condition)]
+            refused = Refused(words[symbol], size, hints[symbol], {**hints, symbol: size}, next(iter(lines), ""))
+            found.setdefault((symbol, size), refused)
+    return list(found.values())
 
 
 def _closing(size: int | torch.SymInt, env: Any, heard: Sequence[Heard]) -> Heard | None:

@@ -16,8 +16,8 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from ..errors import CaptureError
 from ..ir.dataflow import op_name
 from ..ir.program import Program
-from ..ir.signature import stuck
-from .closed_sizes import Closed, Heard, closed_sizes, constant, listening, openable
+from ..ir.signature import as_number, stuck
+from .closed_sizes import Closed, Heard, closed_sizes, listening, openable
 from .diagnose import first_line, last_word, source_line, why_capture_failed
 from .tensors import shorten
 from .untouched import untouched
@@ -265,7 +265,7 @@ def _shared_batches(exported: ExportedProgram, count: int) -> list[int | None] |
     names = set(exported.graph_signature.user_inputs)
     inputs = [n.meta.get("val") for n in exported.graph.nodes if n.name in names]
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    batches = [str(t.shape[0]) if t.dim() and constant(t.shape[0]) is None else None for t in tensors]
+    batches = [str(t.shape[0]) if t.dim() and as_number(t.shape[0]) is None else None for t in tensors]
     label = {batch: i for i, batch in enumerate(batches) if batch is not None}
     before = len(set(label.values()))
     for node in exported.graph.nodes:

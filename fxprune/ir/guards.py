@@ -55,6 +55,9 @@ def other_side(condition: sympy.Basic, size: int) -> int | None:
 
 
 def holds(condition: sympy.Basic, sizes: Mapping[Any, int]) -> bool | None:
-    """Whether ``condition`` is met at ``sizes``; None where they do not decide it."""
-    value = condition.subs(dict(sizes))
+    """Whether ``condition`` is met at ``sizes``; None where they do not decide it. Where they divide by 0 it is not."""
+    try:
+        value = condition.subs(dict(sizes))
+    except ZeroDivisionError:
+        return False
     return None if value.free_symbols else bool(value)

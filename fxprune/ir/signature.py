@@ -58,7 +58,7 @@ def dim_names(program: Program) -> dict[str, str]:
         for position, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
             if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol or str(size.node.expr) in names:
                 continue
-            counts = position == 1 and not value.is_floating_point()
+            counts = position == value.dim() - 1 and not value.is_floating_point()
             word = "batch" if position == 0 else "sequence" if counts else f"{name}_{position}"
             if word in names.values():
                 word = f"{name}_{word}"
@@ -109,6 +109,7 @@ _WAYS: tuple[Callable[[int], int], ...] = (
     lambda n: n // 2,
     lambda n: 2 * n,
 )
+_FAR = tuple(_WAYS[i] for i in (0, 3, 4))  # a neighbour may be taken just because a division rounds it off
 
 
 def input_sizes(program: Program) -> dict[str, int]:
@@ -117,23 +118,19 @@ def input_sizes(program: Program) -> dict[str, int]:
 
 
 def stuck(program: Program) -> dict[str, sympy.Basic]:
-    """Symbols that can have the example's size only, alone and together with all others that are no batches, each with
-    a condition that says so. Sizes are tried, not solved for."""
+    """Symbols that can have no size far from the example's, alone or together with all others that are no batches, each
+    with a condition that says so. Sizes are tried, not solved for."""
     hints, batch, upper = _symbols(program)
     others = {s: n for s, n in hints.items() if s not in batch}
     found: dict[str, sympy.Basic] = {}
     for symbol, size in others.items():
-        trials = [{**hints, symbol: way(size)} for way in _WAYS]
-        trials += [{**hints, **{s: way(n) for s, n in others.items()}} for way in _WAYS]
+        trials = [{**hints, symbol: way(size)} for way in _FAR]
+        trials += [{**hints, **{s: way(n) for s, n in others.items()}} for way in _FAR]
         trials = [t for t in trials if t[symbol] != size and all(0 < n <= upper[s] for s, n in t.items())]
         refused = [refused_by(program, trial) for trial in trials]
-        if refused and all(condition is not None and _names(condition, symbol) for condition in refused):
-            found[symbol] = next(c for c in refused if c is not None)
+        if refused and refused[0] is not None and None not in refused:
+            found[symbol] = refused[0]
     return found
-
-
-def _names(condition: sympy.Basic, symbol: str) -> bool:
-    return any(str(s) == symbol for s in condition.free_symbols)
 
 
 def refused_by(program: Program, sizes: Sizes) -> sympy.Basic | None:
@@ -187,6 +184,12 @@ def input_values(program: Program) -> list[Any]:
     return [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
 
 
+def as_number(size: int | torch.SymInt) -> int | None:
+    """A size that is a constant in the graph, also one that the code of the model has tied; None for an open one."""
+    known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+    return None if known is None else int(known)
+
+
 def describe_inputs(program: Program) -> list[dict[str, Any]]:
     """Name, dtype and shape (open sizes as words) of every user input tensor, for reports."""
     words = dim_names(program)
@@ -194,7 +197,7 @@ def describe_inputs(program: Program) -> list[dict[str, Any]]:
         {
             "name": name,
             "dtype": str(value.dtype).removeprefix("torch."),
-            "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape],
+            "shape": [words.get(str(s), str(s)) if (n := as_number(s)) is None else n for s in value.shape],
         }
         for name, value in zip(program.user_inputs, input_values(program), strict=True)
         if isinstance(value, Tensor)
