@@ -27,9 +27,7 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
     batches = [kept for batch in data.batches if (kept := _cut(program, batch)) is not None]
     if len(batches) < len(data.batches) or any(a is not b for a, b in zip(batches, data.batches, strict=True)):
         left = sum(b.size for b in batches)
-        notes.append(
-            f"the data is cut to the length that is fixed: {left} of {data.samples} samples are as long or longer"
-        )
+        notes.append(f"the data is cut to the length that is fixed: {left} of {data.samples} samples are long enough")
     if size is not None and any(batch.size != size for batch in batches):
         before = sum(b.size for b in batches)
         batches = _in_batches_of(size, batches)

@@ -18,7 +18,7 @@ from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
 from ..data.fixed_sizes import fit_sizes, open_dimensions
-from ..errors import FxpruneError, InternalError, LoadError, OptionError
+from ..errors import CaptureError, FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.group import Kind
@@ -72,6 +72,7 @@ def open_model(
     """Load model and data, capture the graph."""
     from ..data.sources import held_out, load_data
     from ..intake.capture import capture
+    from ..intake.load import first_sample
     from ..intake.load import load as load_model
     from .judge import JUDGED
 
@@ -91,7 +92,13 @@ def open_model(
         tell.warn(note)
     tell.stage("capture the graph")
     with silence():
-        dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+        try:
+            dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+        except CaptureError:
+            single = None if inputs is not None or data is not None else first_sample(loaded)
+            if single is None:
+                raise
+            loaded, dense = single, capture(single.model, single.args, single.kwargs, name=single.name)
     loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
     calibration = held = None
     if data is not None:  # behind the graph, which says of which sizes it may be

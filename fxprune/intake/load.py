@@ -17,6 +17,7 @@ from ..errors import FxpruneError, LoadError
 from . import archive, huggingface, images
 from .evaluation import unwrap
 from .example_inputs import (
+    BATCH,
     failure,
     from_file,
     from_program,
@@ -267,6 +268,19 @@ def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
             raise _not_accepted(loaded, args, kwargs, said)
     names = (*_positional_names(forward, len(args)), *kwargs)
     return replace(loaded, args=args, kwargs=kwargs, input_names=names)
+
+
+def first_sample(loaded: Loaded) -> Loaded | None:
+    """The same with one sample of inputs that nobody gave: there are models that take no two. None where it has one."""
+
+    def first(value: Tensor) -> Tensor:
+        return value[:1] if value.dim() and len(value) == BATCH else value
+
+    leaves = [t for t in pytree.tree_leaves((loaded.args, dict(loaded.kwargs))) if isinstance(t, Tensor) and t.dim()]
+    if not leaves or len(leaves[0]) != BATCH:
+        return None
+    args, kwargs = pytree.tree_map_only(Tensor, first, (loaded.args, dict(loaded.kwargs)))
+    return replace(loaded, args=args, kwargs=kwargs)
 
 
 def _positional_names(forward: tuple[str, ...], count: int) -> tuple[str, ...]:

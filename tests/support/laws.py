@@ -9,14 +9,21 @@ import functools
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+import fxprune
+from fxprune.artifact.module import module_of
+from fxprune.data.fixed_sizes import open_dimensions
 from fxprune.errors import BudgetInfeasible
+from fxprune.intake.archive import write_program
 from fxprune.intake.capture import capture
 from fxprune.ir.axis import leaves
 from fxprune.ir.cost import Budget, CostModel
@@ -24,6 +31,7 @@ from fxprune.ir.group import DEFAULT_KINDS, Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
+from fxprune.ir.signature import input_sizes, input_values, sample_inputs
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -164,6 +172,37 @@ def saving_keeps_the_output(result: Program) -> None:
     flat = inputs(result, 2)
     for a, b in zip(run_flat(result, flat), run_flat(back, flat), strict=True):
         assert not isinstance(a, Tensor) or torch.equal(a, b)
+
+
+SIZES = (1, 2, 3, 15, 16, 17, 33, 64)
+
+
+def takes_the_sizes_of_its_capture(captured: Program, result: Program, folder: Path) -> None:
+    """The open sizes of the result are those of the capture, and at each the result runs: in memory, and as it is
+    loaded by fxprune and by torch alone. What the capture refuses is refused."""
+    assert open_dimensions(result) == open_dimensions(captured)
+    file = folder / "model.pt2"
+    write_program(result.exported, file)
+    with quiet():
+        forms = [module_of(result.exported), fxprune.load(file), torch.export.load(file).module()]
+    dense, spec = captured.exported.module(), captured.exported.call_spec.in_spec
+    hints = input_sizes(captured)
+    batch = {str(v.shape[0]) for v in input_values(captured) if isinstance(v, Tensor)} & hints.keys()
+    trials = [{**hints, **dict.fromkeys(batch, n)} for n in SIZES]
+    trials += [{**hints, **dict.fromkeys(hints.keys() - batch, n)} for n in SIZES if hints.keys() - batch]
+    for sizes in trials:
+        args, kwargs = pytree.tree_unflatten(sample_inputs(captured, sizes), spec)
+        with torch.no_grad(), quiet():
+            try:
+                dense(*args, **kwargs)
+            except (AssertionError, RuntimeError):
+                for form in forms:
+                    with pytest.raises((AssertionError, RuntimeError)):
+                        form(*args, **kwargs)
+                continue
+            one, *others = [pytree.tree_leaves(form(*args, **kwargs)) for form in forms]
+        for other in others:
+            assert all(not isinstance(a, Tensor) or torch.equal(a, b) for a, b in zip(one, other, strict=True)), sizes
 
 
 def calling_twice_is_calling_once(result: Program) -> None:

@@ -47,6 +47,11 @@ What people meet when they prune, in the order of how often they complain about 
     Capture is torch.export; the message has the line of your code at which it failed. Give inputs as the model is
     called (--input, or a data set), remove branches on values. `fxprune inspect MODEL` is the quickest try.
 
+    Sizes (batch, lengths of texts and sounds, choices, the past) stay open where the code allows it. Where a line
+    fixes one, the report names it, and data is cut to that size; a model of one sample at a time is captured with one.
+    "The captured graph does not compute what the model computes": its code is other code while it is traced. The
+    message names the submodule where that starts.
+
 12. The ONNX file is unchanged or broken.
     Every file is run in onnxruntime against the pruned graph before it gets its name.
 
