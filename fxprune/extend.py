@@ -7,11 +7,13 @@
 
 from .data import Batch, Calibration
 from .intake.archive import read_program, write_program
-from .ir.axis import Dims
-from .ir.cost import Expression
+from .ir.axis import Axis, Dims
+from .ir.cost import Expression, with_macs
 from .ir.dataflow import Family, Product, declare
+from .ir.group import Switch, Tie
 from .ir.pipeline import Analysis, Pass, Search, Transform
 from .ir.program import Program
+from .ir.rebuild import copy_graph, rebuild
 from .ops.library import define
 from .ops.reduction import check_counts, sizes, unchanged
 from .passes.analysis.importance.criterion import Criterion, prunable
@@ -24,8 +26,8 @@ from .target.parity import eager
 
 # fmt: off
 __all__ = [
-    "Analysis", "Args", "Backend", "Batch", "Calibration", "Criterion", "Dims", "Expression", "Family", "Ladder",
-    "Lowered", "Pass", "Product", "Program", "Reducer", "Runner", "Search", "Transform", "Walk", "check_counts",
-    "declare", "define", "eager", "ledger_at", "prunable", "read_program", "reduced", "rule", "sizes", "unchanged",
-    "write_program",
+    "Analysis", "Args", "Axis", "Backend", "Batch", "Calibration", "Criterion", "Dims", "Expression", "Family",
+    "Ladder", "Lowered", "Pass", "Product", "Program", "Reducer", "Runner", "Search", "Switch", "Tie", "Transform",
+    "Walk", "check_counts", "copy_graph", "declare", "define", "eager", "ledger_at", "prunable", "read_program",
+    "rebuild", "reduced", "rule", "sizes", "unchanged", "with_macs", "write_program",
 ]

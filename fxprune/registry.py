@@ -1,16 +1,20 @@
-"""Names -> where they live, imported when asked for. Passes, criteria, searches, reducers and backends; a line each.
+"""Names -> where they live, imported when asked for. Passes, criteria, searches, reducers, backends and kinds; a line
+each.
 
 A package of yours adds to them through an entry point, see :mod:`fxprune.plugins` and ``fxprune help plugins``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 from . import plugins
 from .errors import InternalError, OptionError, brought_by, nearest
+from .ir.pipeline import Pass
 from .ir.spec import build, parse
 from .target.backend import Backend
 
@@ -84,9 +88,27 @@ PASSES: Table = {
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
 }
-TABLES = {"backend": BACKENDS, "criterion": CRITERIA, "reducer": REDUCERS, "search": SEARCHES, "pass": PASSES}
+KINDS: Table = {
+    **dict.fromkeys(
+        ("head", "kv", "query", "qk", "v", "qkv", "ffn", "channel", "width", "expert", "layer", "other"),
+        "find-groups slice-axes",
+    ),
+    "token": "find-token-sites merge-tokens",
+    "block": "find-blocks sparsify-blocks",
+}
+"""Kind of thing that a search can choose -> the pass that finds it and the one that carries its choice out: names of
+passes, or ``module:Class``."""
+TABLES = {
+    "backend": BACKENDS,
+    "criterion": CRITERIA,
+    "reducer": REDUCERS,
+    "search": SEARCHES,
+    "pass": PASSES,
+    "kind": KINDS,
+}
 _WORDS = {
     "backend": ("target", "--target"),
+    "kind": ("kind of group", "--prune"),
     "criterion": ("criterion", "--importance"),
     "pass": ("pass", "--pipeline"),
     "reducer": ("token reducer", "--tokens"),
@@ -95,36 +117,48 @@ _WORDS = {
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of a kind (``backend``, ``criterion``, ``reducer``, ``search``, ``pass``), plugins included."""
+    """Every known name of a sort (``backend``, ``criterion``, ``reducer``, ``search``, ``pass``, ``kind``), plugins
+    included."""
     return sorted({*TABLES[kind], *plugins.names(kind)})
 
 
 def lookup(kind: str, name: str) -> Any:
     """The class or function behind ``name``; plugins are asked where fxprune has none. Raises OptionError with the
     nearest name when nobody has, and says which plugin is broken."""
-    if name in TABLES[kind]:
-        module, _, attribute = TABLES[kind][name].partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            if (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
-                raise InternalError(f"{kind} '{name}' should be at {TABLES[kind][name]}: {error}") from error
-            raise OptionError(
-                f"the {kind} '{name}' cannot be imported",
-                where=TABLES[kind][name],
-                why=str(error),
-                cure="install what it needs (`fxprune doctor` lists it)",
-            ) from error
+    if name in TABLES[kind] and kind != "kind":
+        return _built_in(kind, name, TABLES[kind][name])
     plugin = plugins.find(kind, name)
-    if plugin is None:
-        noun, option = _WORDS[kind]
-        wrong = plugins.installed()[1]
+    if plugin is not None:
+        return _of_plugin(kind, name, plugin)
+    found = _pass_of_a_kind(name) if kind == "pass" else None
+    if found is not None:
+        return found
+    noun, option = _WORDS[kind]
+    wrong = plugins.find_plugins()[1]
+    raise OptionError(
+        f"unknown {noun} '{name}'",
+        where=option,
+        cure=nearest(name, names(kind)),
+        why=f"and a plugin cannot be understood: {wrong[0]}" if wrong else "",
+    )
+
+
+def _built_in(kind: str, name: str, path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if (getattr(error, "name", None) or "fxprune").startswith("fxprune"):
+            raise InternalError(f"{kind} '{name}' should be at {path}: {error}") from error
         raise OptionError(
-            f"unknown {noun} '{name}'",
-            where=option,
-            cure=nearest(name, names(kind)),
-            why=f"and a plugin cannot be understood: {wrong[0]}" if wrong else "",
-        )
+            f"the {kind} '{name}' cannot be imported",
+            where=path,
+            why=str(error),
+            cure="install what it needs (`fxprune doctor` lists it)",
+        ) from error
+
+
+def _of_plugin(kind: str, name: str, plugin: plugins.Plugin) -> Any:
     module, _, attribute = plugin.value.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -156,6 +190,56 @@ def _named(found: Any, kind: str, name: str, plugin: plugins.Plugin) -> Any:
             cure=f'write name = "{name}" in its class, or name the entry point {kind}.{stated}',
         )
     return found
+
+
+@dataclass(frozen=True)
+class KindPasses:
+    """What a kind is made of.
+
+    find    puts what there is of it among the program's groups (``find-token-sites``: into its token flow)
+    apply   carries out what the plan says of it
+    """
+
+    find: type[Pass]
+    apply: type[Pass]
+
+
+def kind(name: str) -> KindPasses:
+    """The passes of a kind of thing that a search can choose. Raises OptionError with the nearest name."""
+    if name in KINDS:
+        find, apply = (
+            _built_in("kind", name, part) if ":" in part else lookup("pass", part) for part in KINDS[name].split()
+        )
+    else:
+        found = lookup("kind", name)
+        find, apply = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+    if not all(isinstance(one, type) and issubclass(one, Pass) for one in (find, apply)):
+        raise OptionError(
+            f"'{name}' is not a kind",
+            where=f"--prune {name}",
+            why="a kind is two passes: (the one that finds, the one that applies)",
+        )
+    return KindPasses(find, apply)
+
+
+def brings_passes(kind: str) -> bool:
+    """Whether the passes of a kind come with it: of a plugin's, and of one whose line in ``KINDS`` says where they are.
+    True also for a word that is none: :func:`kind` says so."""
+    return ":" in KINDS.get(kind, ":")
+
+
+def added_kinds() -> list[KindPasses]:
+    """What the kinds that bring their passes are made of; one that is broken is in nobody else's way."""
+    found = []
+    for name in (*filter(brings_passes, KINDS), *plugins.names("kind")):
+        with contextlib.suppress(OptionError):
+            found.append(kind(name))
+    return found
+
+
+def _pass_of_a_kind(slug: str) -> type[Pass] | None:
+    """The pass of that name that comes with a kind."""
+    return next((p for one in added_kinds() for p in (one.find, one.apply) if p.slug() == slug), None)
 
 
 def backend(name: str, **options: Any) -> Backend:

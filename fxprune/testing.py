@@ -7,7 +7,7 @@ each contraction is what "this element is not there" means, for any model.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from .ir.agreement import relative_error as relative_error
-from .ir.agreement import seeded
+from .ir.agreement import relative_error, seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.dataflow import NORMS, Family, bind_values, family
 from .ir.example_sizes import runtime_sizes
+from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
 from .ir.signature import Sizes, sample_inputs
@@ -29,21 +29,24 @@ from .target.parity import steady
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
     """Leaf axis -> kept indices, for every group that ``plan`` cuts."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return plan.keep(program.need("groups"))
 
 
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
     """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
 
-    Sums and products see zeros in place of removed elements; means and variances run over the kept ones.
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones. A part that is
+    gone is zero where it reaches the rest.
     """
-    return masked(program, keep_of(program, plan), flat)
+    parts = (g for g in program.need("groups") if isinstance(g, Switch) and g.name in plan.choices)
+    silent = {end for part in parts if not len(plan.kept(part)) for end in part.ends}
+    return masked(program, keep_of(program, plan), flat, silent)
 
 
-def masked(program: Program, keep: Keep, flat: Sequence[Any]) -> list[Any]:
-    """:func:`masked_run` for kept elements given by axis. Outputs keep their dense shape."""
-    return run_flat(program, flat, _Masked(program, keep, flat))
+def masked(program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> list[Any]:
+    """:func:`masked_run` for kept elements given by axis, and names of nodes whose values are zero. Outputs keep their
+    dense shape."""
+    return run_flat(program, flat, _Masked(program, keep, flat, silent))
 
 
 def masking_error(
@@ -81,8 +84,9 @@ def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | N
 
 
 class _Masked(Interpreter):
-    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any]) -> None:
+    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> None:
         super().__init__(program.exported.graph_module)
+        self.silent = silent
         axes = program.need("axes")
         self.axes, self.keep, self.counts = axes, keep, {a: len(i) for a, i in keep.items()}
         self.sizes = runtime_sizes(program, flat)
@@ -102,6 +106,9 @@ class _Masked(Interpreter):
         return kept_total(dim, self.counts) != total(dim)
 
     def run_node(self, n: Node) -> Any:
+        return torch.zeros_like(self._run(n)) if n.name in self.silent else self._run(n)
+
+    def _run(self, n: Node) -> Any:
         if not any(n.name in found for found in (self.masks, self.selected, self.named)):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)

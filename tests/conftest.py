@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,3 +58,27 @@ def reported(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="rewrite tests/golden/*.txt from what the code does now")
+    parser.addoption("--full", action="store_true", help="laws over every case, not over a drawn sample")
+    parser.addoption("--draw", type=int, default=0, help="the seed of that sample: another number, other cases")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked ``drawn(count)`` so many run, drawn by ``--draw``; all with ``--full``, and where a
+    case is asked for by name (``::`` or ``-k``)."""
+    asked = config.getoption("--full") or config.getoption("-k") or any("::" in a for a in config.args)
+    if asked:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("drawn"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left: set[pytest.Item] = set()
+    for name, several in cases.items():
+        marker = several[0].get_closest_marker("drawn")
+        assert marker is not None
+        left |= set(several) - set(
+            random.Random(f"{config.getoption('--draw')} {name}").sample(several, min(marker.args[0], len(several)))
+        )
+    if left:
+        config.hook.pytest_deselected(items=list(left))
+        items[:] = [item for item in items if item not in left]

@@ -43,6 +43,7 @@ class InductorBackend(Backend):
     autotune: bool = False
 
     name: ClassVar[str] = "inductor"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (("a C++ compiler", "install gcc or clang"),)
     suffix: ClassVar[str] = ".inductor.pt2"
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class InductorBackend(Backend):
                 "inductor cannot compile the graph",
                 where=payload.name,
                 why=first_line(error),
-                cure="--target eager works meanwhile",
+                cure="`--target eager` works meanwhile",
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)

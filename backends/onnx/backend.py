@@ -52,6 +52,8 @@ class OnnxBackend(Backend):
     table: str = ""
 
     name: ClassVar[str] = "onnx"
+    requires: ClassVar[Sequence[str]] = ("onnx", "onnxscript", "onnxruntime")
+    packages: ClassVar[Sequence[str]] = (*requires, "onnxruntime-gpu")
     suffix: ClassVar[str] = ".onnx"
 
     def __post_init__(self) -> None:
@@ -70,8 +72,8 @@ class OnnxBackend(Backend):
         _refuse_numbers(program)
         table = table_for(cpu_name(), "ell", self.table)
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
-        program = Pipeline((gate,)).run(program)
-        about = report(gate.results, table), tuple(words(gate.results))
+        program, (gated,) = Pipeline((gate,)).apply(program)
+        about = report(gated.record, table), tuple(words(gated.record))
         files = self.write(program, directory)
         give_back()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)
@@ -149,7 +151,7 @@ def _refuse_numbers(program: Program) -> None:
                 "an output that is no tensor cannot be exported",
                 where=program.name,
                 why=f"the model returns {value!r} among its outputs",
-                cure="return tensors alone, or use --target eager",
+                cure="return tensors alone, or use `--target eager`",
             )
 
 
@@ -215,7 +217,7 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
             "the graph cannot be translated to ONNX",
             where=program.name,
             why=reason,
-            cure="--target eager works meanwhile",
+            cure="`--target eager` works meanwhile",
         )
     name, op = guilty.groups()
     node = next((n for n in program.graph.nodes if n.name == name), None)
@@ -226,5 +228,5 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
         else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
         where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""),
         why=reason,
-        cure="write that line with standard ops, or use --target eager",
+        cure="write that line with standard ops, or use `--target eager`",
     )

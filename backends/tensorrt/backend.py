@@ -17,12 +17,12 @@ from ...errors import OptionError, nearest
 from ...ir.agreement import TOLERANCE
 from ...ir.pipeline import Pipeline
 from ...ir.program import Program
-from ...ir.signature import output_names
+from ...ir.signature import output_names, samples_in
 from ...target.backend import Backend, Lowered, Runner
 from ...target.parity import eager
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
-from .profiles import InputProfile, asked, profiles, ranges
+from .profiles import InputProfile, profiles, ranges, read_ranges
 from .ranges import SAMPLES, check_ranges
 from .runtime import EngineRunner, write_interface
 from .toolchain import Toolchain, find, runtime
@@ -68,13 +68,18 @@ class TensorRTBackend(Backend):
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "trt"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (
+        ("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
+        ("a CUDA GPU", "an engine runs on the kind of GPU it was built for"),
+    )
+    packages: ClassVar[Sequence[str]] = ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "torch-tensorrt-rtx")
     suffix: ClassVar[str] = ".engine"
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("via", self.via, ("dynamo", "onnx"))
         _one_of("hardware", self.hardware, HARDWARE)
-        asked(self.shapes)
+        read_ranges(self.shapes)
         size_of(self.workspace)
         if not 0 <= self.optimization_level <= 5:
             raise OptionError(
@@ -100,7 +105,7 @@ class TensorRTBackend(Backend):
         return replace(self, calibration=calibration)
 
     def lower(self, program: Program, directory: Path) -> Lowered:
-        sizes = ranges(program, asked(self.shapes))
+        sizes = ranges(program, read_ranges(self.shapes))
         inputs = profiles(program, sizes)
         plain = Pipeline((PoolByMean(),)).run(program)
         tools, missing = find(self.via, bool(self._capabilities))
@@ -168,7 +173,7 @@ class TensorRTBackend(Backend):
         count = 0
         for batch in self.calibration.batches:
             found.append(program.flatten(batch.args, batch.kwargs))
-            count += next((len(t) for t in found[-1] if isinstance(t, torch.Tensor) and t.dim()), 1)
+            count += samples_in(found[-1])
             if count >= SAMPLES:
                 break
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +32,11 @@ class TritonBackend(Backend):
     table: str = ""
 
     name: ClassVar[str] = "triton"
+    requires: ClassVar[Sequence[tuple[str, str]]] = (
+        ("triton", "pip install 'fxprune[triton]'"),
+        ("a CUDA GPU", "files are written without one, not run"),
+    )
+    packages: ClassVar[Sequence[str]] = ("triton",)
     suffix: ClassVar[str] = ".triton.pt2"
     granularity: ClassVar[int] = 16
 
@@ -38,10 +44,10 @@ class TritonBackend(Backend):
         device = cuda_name()
         table = table_for(device, "kernel", self.table)
         gate = UseKernels(table, device or "CUDA (this machine has no GPU)")
-        program = Pipeline((gate,)).run(program)
+        program, (gated,) = Pipeline((gate,)).apply(program)
         path = self.payload(directory)
         write_program(program.exported, path)
-        return Lowered(path, (path,), self.load(path), report(gate.results, table), tuple(words(gate.results)))
+        return Lowered(path, (path,), self.load(path), report(gated.record, table), tuple(words(gated.record)))
 
     def load(self, payload: Path) -> Runner:
         return eager(read_program(payload))

@@ -23,17 +23,17 @@ from ..errors import LoadError, OptionError
 from ..intake.archive import read_program, write_program
 from ..intake.op_libraries import notes_on_ops
 from ..ir.cost import COUNTED, Budget, Cost
-from ..ir.group import PruneGroup
 from ..ir.pipeline import PassResult, describe_results
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
 from ..process.environment import versions
-from ..process.files import published
-from ..report.op_gaps import gap_lines, op_gaps
+from ..process.files import publish
+from ..report.entries import VERSION
+from ..report.op_gaps import gap_lines
 from ..target.backend import Backend, Lowered, lower_and_verify
-from ..target.gate import executed
-from .files import PAGE, PLAN, PROGRAM, REPORT, VERSION, check_destination, check_files, file_entry, read_report
+from ..target.gate import describe_executed
+from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
 from .module import ProgramModule, module_of
 
 Measure: TypeAlias = Callable[[Backend, Lowered, Program, Mapping[str, Any]], dict[str, Any]]
@@ -89,7 +89,7 @@ class Artifact:
         check_destination(path, overwrite)
         program = self._trained()
         untouched = program is self._read and self._module is None  # a module may have been trained in place
-        with published(path) as directory:
+        with publish(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
             lowered = lowered.unloaded()  # its memory is wanted for what is written and timed next
             give_back()
@@ -107,9 +107,9 @@ class Artifact:
                 "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
                 "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about),
-                "unfinished": unfinished(self.backend, path, lowered.missing),
+                "unfinished": describe_unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: file_entry(p) for p in sorted(directory.iterdir())},
-                **executed(self.report, lowered.sparsity, lowered.notes),
+                **describe_executed(self.report, lowered.sparsity, lowered.notes),
                 **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
             }
             (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
@@ -180,7 +180,8 @@ def build_report(
     dense: Cost,
     compressed: Cost,
     plan: CompressionPlan,
-    groups: Sequence[PruneGroup] = (),
+    frozen: Sequence[Mapping[str, Any]] = (),
+    gaps: Sequence[Mapping[str, Any]] = (),
     budget: Budget | None = None,
     pipeline: str = "",
     passes: Sequence[PassResult] = (),
@@ -214,7 +215,6 @@ def build_report(
     ``more`` is added as it is.
     """
     before, after = (vars(c) for c in (dense, compressed))
-    gaps = op_gaps(groups, [g for g, c in plan.choices.items() if len(c.keep) < c.size])
     return {
         "fxprune_report": VERSION,
         "name": name,
@@ -234,11 +234,11 @@ def build_report(
         "outputs": output_names(program.exported),
         "pruned": [
             {"group": g, "kind": c.kind, "size": c.size, "kept": len(c.keep)}
-            for g, c in sorted(plan.choices.items())
+            for g, c in sorted(plan.elements.items())
             if len(c.keep) < c.size
         ],
-        "frozen": [{"group": g.name, "kind": str(g.kind), "size": g.size, "why": g.frozen} for g in groups if g.frozen],
-        "gaps": gaps,
+        "frozen": [dict(one) for one in frozen],
+        "gaps": [dict(one) for one in gaps],
         "notes": [*notes, *gap_lines(gaps), *notes_on_ops(program.exported)],
         "parity": None,
         "payload": None,
@@ -247,7 +247,7 @@ def build_report(
     }
 
 
-def unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
+def describe_unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
     """What the report says of an artefact whose target needs what this machine lacks; None where nothing is missing."""
     if not missing:
         return None

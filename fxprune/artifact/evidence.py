@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from ..intake.diagnose import first_line
 from ..intake.tensors import read_safetensors
 from ..ir.agreement import compare, tolerance_of
 from ..ir.program import Program
-from ..ir.signature import dim_names, output_names, sample_inputs
+from ..ir.signature import output_names, samples_in
 from ..target.backend import Backend, Runner
+from ..target.clock import at_batch, torch_threads
 from ..target.parity import eager, steady
 from ..target.timing import Timing, latency
 from .gates import FAILED, UNFINISHED, Gate, Limits, gate
@@ -81,11 +81,6 @@ class Evidence:
                 break
             found |= new
         return {k: t.detach().cpu().contiguous().clone() for k, t in found.items()}
-
-
-def samples_in(flat: Sequence[Any]) -> int:
-    """How many samples user inputs hold: the first dimension of the first tensor."""
-    return next(len(t) for t in flat if isinstance(t, Tensor) and t.dim())
 
 
 def batches_for(program: Program, data: Calibration) -> tuple[tuple[tuple[Any, ...], ...], tuple[Tensor, ...] | None]:
@@ -143,7 +138,7 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
                 "the model does not run on the data",
                 where=data.origin,
                 why=first_line(error),
-                cure="give --input of the data's sizes, or data of the model's",
+                cure="give `--input` of the data's sizes, or data of the model's",
             ) from error
 
     first = run(inputs[0])
@@ -243,7 +238,7 @@ def gates_of(
             difference, outputs = _on_data(payload, evidence, place)
             found.append(gate("data-parity", difference, payload.tolerance, "relative"))
         except FxpruneError as error:
-            found.append(failed("data-parity", error, payload.tolerance))
+            found.append(fail_gate("data-parity", error, payload.tolerance))
         except Exception as error:  # whatever the target's runtime raises
             found.append(Gate("data-parity", FAILED, why=f"the payload does not run: {error}"[:400]))
     whole = evidence is not None and evidence.complete and bool(outputs)
@@ -273,7 +268,7 @@ def gates_of(
     return found, clock
 
 
-def failed(name: str, error: FxpruneError, limit: float | None = None) -> Gate:
+def fail_gate(name: str, error: FxpruneError, limit: float | None = None) -> Gate:
     """A gate that an error failed; a missing device leaves it unfinished."""
     status = UNFINISHED if isinstance(error, MissingDevice) else FAILED
     why = "; ".join(filter(None, (error.what, error.where, error.why)))
@@ -343,29 +338,8 @@ def _difference(
 
 def time_of(payload: Payload, limits: Limits, seconds: float) -> Timing:
     """Latency of one call at the asked batch size. Raises OptionError for a graph of another, fixed one."""
-    words = dim_names(payload.program)
-    flat = sample_inputs(payload.program, {s: limits.batch for s, w in words.items() if w.endswith("batch")})
-    fixed = next((len(t) for t in flat if isinstance(t, Tensor) and t.dim() and len(t) != limits.batch), None)
-    if fixed is not None:
-        raise OptionError(
-            "the program runs at one batch size only",
-            where=f"--batch {limits.batch}",
-            why=f"it was captured with a fixed batch of {fixed}",
-            cure=f"--batch {fixed}",
-        )
+    flat = at_batch(payload.program, limits.batch)
     flat = [t.to(payload.device) if isinstance(t, Tensor) else t for t in flat]
-    with threads_of(limits.threads):
+    with torch_threads(limits.threads):
         call: Callable[[], Any] = lambda: payload.run(flat)  # noqa: E731
         return latency({"payload": call}, seconds=seconds, items=limits.batch)["payload"]
-
-
-@contextmanager
-def threads_of(count: int) -> Iterator[None]:
-    """torch on so many CPU threads; 0 leaves them alone."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,34 +20,7 @@ from ..process.deprecation import number
 from ..process.environment import cpu_name, usable_cores
 
 TESTED = ("2.11", "2.14")  # torch: from, and below
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "triton",
-    "tensorrt",
-    "tensorrt-rtx",
-    "torch-tensorrt",
-    "torch-tensorrt-rtx",
-)
-NEEDS: dict[str, tuple[tuple[str, str], ...]] = {
-    "eager": (),
-    "onnx": (("onnx", ""), ("onnxscript", ""), ("onnxruntime", "")),
-    "triton": (("triton", "pip install 'fxprune[triton]'"), ("a CUDA GPU", "files are written without one, not run")),
-    "trt": (
-        ("tensorrt or tensorrt_rtx", "pip install 'fxprune[tensorrt]'"),
-        ("a CUDA GPU", "an engine runs on the kind of GPU it was built for"),
-    ),
-    "inductor": (("a C++ compiler", "install gcc or clang"),),
-}
-"""Target -> (module or thing, cure). What is not listed (a plugin's target) may say ``requires`` itself."""
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "safetensors", "numpy")  # and those that targets name
 
 
 def examine(target: str | None = None) -> dict[str, Any]:
@@ -60,7 +33,8 @@ def examine(target: str | None = None) -> dict[str, Any]:
     names = registry.names("backend")
     if target is not None and target not in names:
         raise OptionError(f"unknown target '{target}'", where=f"--target {target}", cure=nearest(target, names))
-    packages = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+    wanted = dict.fromkeys([*PACKAGES, *(package for name in names for package in _packages_of(name))])
+    packages = {name: version for name in wanted if (version := _version(name)) is not None}
     found: list[str] = list(_torch_problems(packages))
     broken = _torchvision(packages)
     if broken:
@@ -83,7 +57,7 @@ def examine(target: str | None = None) -> dict[str, Any]:
         "providers": providers(),
         "compiler": _compiler(),
         "targets": targets,
-        "plugins": [str(p) for p in plugins.installed()[0]],
+        "plugins": [str(p) for p in plugins.find_plugins()[0]],
         "problems": found,
     }
 
@@ -110,13 +84,21 @@ def providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+def _packages_of(target: str) -> tuple[str, ...]:
+    """Distributions that a target names; none where it cannot be imported."""
+    try:
+        return tuple(registry.lookup("backend", target).packages)
+    except (OptionError, AttributeError):
+        return ()
+
+
 def _target(name: str) -> dict[str, Any]:
-    """{ready, needs: [{what, there, cure}], granularity}"""
+    """{ready, needs: [{what, there, cure}], granularity}: what its class says of itself."""
     try:
         cls = registry.lookup("backend", name)
     except OptionError as error:
         return {"ready": False, "needs": [{"what": name, "there": False, "cure": error.why}], "granularity": None}
-    stated = NEEDS.get(name) or tuple((package, f"install {package}") for package in getattr(cls, "requires", ()))
+    stated = [(one, "") if isinstance(one, str) else one for one in getattr(cls, "requires", ())]
     needs = [{"what": what, "there": _there(what), "cure": cure or f"pip install {what}"} for what, cure in stated]
     return {"ready": all(n["there"] for n in needs), "needs": needs, "granularity": getattr(cls, "granularity", None)}
 

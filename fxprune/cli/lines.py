@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ir.choice import BLOCK
 from ..ir.cost import COUNTED, CostModel
 from ..ir.group import Kind, PruneGroup
 from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
+from ..report.entries import entries_of
 from ..report.op_gaps import op_gaps
 from ..report.units import giga
 
@@ -98,7 +100,7 @@ def sparsity_lines(report: Mapping[str, Any]) -> list[str]:
         return []
     flops = told["flops"]
     share = {k: flops[k] / max(flops["dense"], 1) for k in ("effective", "executed")}
-    count, pattern = len(told.get("weights", ())), told.get("pattern") or "tiles"
+    count, pattern = len(entries_of(report, BLOCK)), told.get("pattern") or "tiles"
     return [
         f"zeros     {pattern} in {count} weights: {giga(flops['effective'])} GMACs are effective "
         f"({share['effective']:.3f}), {giga(flops['executed'])} are executed ({share['executed']:.3f})"
@@ -155,7 +157,7 @@ def _frozen(program: Program) -> list[dict[str, Any]]:
     ]
 
 
-def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def count_kept(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Kind -> (groups, elements kept, elements in the dense model) over what a plan cuts."""
     totals: dict[str, tuple[int, int, int]] = {}
     for c in choices.values():

@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..artifact.files import PAGE
+from ..ir.choice import TOKEN
 from ..ir.cost import COUNTED, Cost, CostModel
 from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
+from ..report.entries import token_sites
 from ..report.latency import speed_lines
 from ..report.op_gaps import gap_lines
 from ..report.render import MEASURES, figures_of
@@ -21,9 +23,9 @@ from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
 from .lines import (
     _frozen,
+    count_kept,
     frozen_lines,
     gaps_of,
-    kept_per_kind,
     latency_lines,
     places,
     plain_text,
@@ -129,9 +131,10 @@ class Screen:
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.choices).items()):
+        for kind, (groups, kept, size) in sorted(count_kept(plan.elements).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
-        self._print("", table, *frozen_lines(report.get("frozen", ()), short=True), *token_lines(report.get("tokens")))
+        frozen = [f for f in report.get("frozen", ()) if f["kind"] != TOKEN]
+        self._print("", table, *frozen_lines(frozen, short=True), *token_lines(token_sites(report)))
         parity = report["parity"]
         lines = [
             f"checked   largest difference {parity['max_abs']:.1e} to the pruned graph, relative "
@@ -155,7 +158,7 @@ class Screen:
         """What a plan keeps, per kind, and what it costs."""
         plan, model = program.need("plan"), CostModel(program)
         dense = model()
-        cut = plan.choices
+        cut = plan.elements
         after = model({g.axis: len(cut[g.name].keep) for g in program.need("groups") if g.name in cut})
         if plan.tokens is not None and "predicted" in plan.about:  # tokens are no part of the dense polynomial
             after = Cost(**plan.about["predicted"])
@@ -163,7 +166,7 @@ class Screen:
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             old, new = dense.metric(key), after.metric(key)
             table.add_row(label, show(old), show(new), f"{new / max(old, 1):.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
+        for kind, (groups, kept, size) in sorted(count_kept(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {plain_text(path)}[/]"] if path else []
         if plan.blocks:

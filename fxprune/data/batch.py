@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
+
+from ..ir.signature import samples_in
 
 Item = TypeVar("Item")
 
@@ -22,7 +24,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples: the first dimension of the first tensor."""
-        return int(next(t for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor)).shape[0])
+        return samples_in((*self.args, *self.kwargs.values()))
 
     def pick(self, index: Tensor) -> Batch:
         """The samples at ``index`` [count]; what does not have one entry per sample stays whole."""
@@ -46,11 +48,16 @@ class Calibration:
     @property
     def samples(self) -> int:
         """Number of samples over all batches (the first dimension of each batch's first tensor)."""
-        return sum(batch.size for batch in self.batches)
+        return sample_count(self.batches)
 
     @property
     def labelled(self) -> bool:
         return all(b.labels is not None for b in self.batches)
+
+
+def sample_count(batches: Iterable[Batch]) -> int:
+    """Number of samples in all batches."""
+    return sum(batch.size for batch in batches)
 
 
 def evenly(items: Sequence[Item], count: int) -> list[Item]:

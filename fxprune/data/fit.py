@@ -110,7 +110,7 @@ def _fit(
             why=f"it is {list(value.shape)}, the model takes [batch{''.join(f', {n}' for n in example.shape[1:])}]",
             cure="put the channels second: [batch, channels, height, width]"
             if swapped
-            else "resize it, or give --input",
+            else "resize it, or give `--input`",
         )
     if floating and not bool(torch.isfinite(value).all()):
         rows = (~torch.isfinite(value)).reshape(value.shape[0], -1).any(1).nonzero().flatten().tolist()

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from .. import registry
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
-from ..request.goal import Wish, default_criterion
+from ..request.goal import Goal, default_criterion
 from .decide import Decided
 from .proof import prove_prepared
 from .run import Run, find_groups
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
-_SITE = re.compile(r"site '(.+)'")
 
 
 def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decided:
@@ -27,11 +27,9 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    run = find_groups(
-        run, [c.kind for c in plan.choices.values()], merging is not None, merging is not None and merging.unmerge
-    )
+    run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge)
     run = prove_prepared(run)
-    how = Wish(None, default_criterion(None), (), 1, recover).recovery
+    how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)
 
@@ -51,10 +49,10 @@ def lines_of(plan: CompressionPlan | None) -> Iterator[None]:
     try:
         yield
     except PlanError as error:
-        found = _SITE.fullmatch(error.where)
+        found = re.fullmatch(r"site '(.+)'", error.where)
         if found is None or plan is None or plan.source is None:
             raise
-        where = f"{plan.source.at('tokens', 'removed', found[1])}: {error.where}"
+        where = plan.place(found[1])
         raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
 
 
@@ -64,7 +62,7 @@ def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:
     step = backend.granularity
     odd = [
         f"{name} ({len(c.keep)} of {c.size})"
-        for name, c in sorted(plan.choices.items())
+        for name, c in sorted(plan.elements.items())
         if c.kind in (str(Kind.FFN), str(Kind.CHANNEL))
         and len(c.keep) % step
         and len(c.keep) != c.size
@@ -79,5 +77,8 @@ def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:
-    """The plan itself, from wherever it lies."""
-    return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    """The plan itself, from wherever it lies. Raises PlanError for a kind that nobody knows."""
+    found = plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    if not registry.KINDS.keys() >= set(found.kinds):
+        found.check_kinds(registry.names("kind"))
+    return found

@@ -17,7 +17,7 @@ from ..process.events import Event
 from ..process.silence import silence
 from ..request.latency import FILE, MISS
 from ..request.limits import per_pattern
-from ..target.clock import Clock, Reading, device_of
+from ..target.clock import Clock, PairedLatency, device_of
 from ..target.latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
 from .decide_tokens import check_sites
 from .measure_latency import lowerable, measure_table, measure_tokens
@@ -25,7 +25,7 @@ from .run import Run, kept_counts, reduce_tokens
 
 if TYPE_CHECKING:
     from ..passes.search.latency_model import LatencyModel
-    from ..request.goal import Wish
+    from ..request.goal import Goal
 
 ROUNDS = 3
 SLOWER, NO_FASTER = 0.8, 0.97  # of what MACs promise; of the dense latency
@@ -46,7 +46,7 @@ class KnownLatency:
     alignment: Mapping[str, Any] | None = None
 
 
-def attach_latency_table(run: Run, goal: Wish) -> tuple[Run, Wish, KnownLatency]:
+def attach_latency_table(run: Run, goal: Goal) -> tuple[Run, Goal, KnownLatency]:
     """(the run with its groups aligned as the table likes, where that is asked; the goal with the table it needs; what
     is then known).
 
@@ -70,16 +70,16 @@ def attach_latency_table(run: Run, goal: Wish) -> tuple[Run, Wish, KnownLatency]
             table.check_tokens(program, TokenPlan(goal.tokens.reducer, {}, goal.tokens.unmerge))
     alignment = None
     if asked.align:
-        from ..passes.search.latency_model import liked
+        from ..passes.search.latency_model import liked_multiple
 
         request = run.request
-        best, why = liked(table)
+        best, why = liked_multiple(table)
         step = best or request.backend.granularity
         alignment = {"multiples_of": step, "why": why}
         others = per_pattern(request.limits.align, "--align")[1]
         limits = replace(request.limits, align=[step, *others])
         run = replace(run, find_groups=limits.find_groups(request.backend.granularity))
-        run = run.through(run.find_groups)
+        run = run.through(*run.finders)
     return run, replace(goal, table=table if budgeted else None), KnownLatency(table, (), alignment)
 
 
@@ -101,7 +101,7 @@ def recall_latency_table(run: Run, budget: Budget | None, kept: bool = True) -> 
         table = _kept_table(run)[2]
     if budget is None or budget.metric != "latency":
         return KnownLatency(table)
-    known = "predicted and achieved latency are not known (--latency-table takes the latency.json of the first run)"
+    known = "predicted and achieved latency are not known (`--latency-table` takes the latency.json of the first run)"
     if _covers(table, tokens):
         known = "predicted latency is the table's; achieved latency is that of the delivered file alone"
     run.tell.note(
@@ -118,7 +118,7 @@ def _kept_table(run: Run) -> tuple[Setting, Path, LatencyTable | None]:
     return setting, path, LatencyTable.read(path) if path.exists() else None
 
 
-def _measured_table(run: Run, goal: Wish, must: bool) -> LatencyTable | None:
+def _measured_table(run: Run, goal: Goal, must: bool) -> LatencyTable | None:
     setting, path, old = _kept_table(run)
     if not must:
         return old
@@ -127,7 +127,7 @@ def _measured_table(run: Run, goal: Wish, must: bool) -> LatencyTable | None:
             "latency is not measured by several processes at once",
             where="torchrun",
             why="they would be in each other's way",
-            cure="compile on one process, or give --latency-table",
+            cure="compile on one process, or give `--latency-table`",
         )
     clock, tell = _clock(run), run.tell
     tell.stage(f"measure latency on {setting.device}")
@@ -160,7 +160,7 @@ def _clock(run: Run) -> Clock:
 
 
 def refine_to_target(
-    run: Run, goal: Wish, known: KnownLatency, decide: Callable[[Wish], Program]
+    run: Run, goal: Goal, known: KnownLatency, decide: Callable[[Goal], Program]
 ) -> tuple[Program, KnownLatency]:
     """(the run's program with a plan whose measured latency is within 5 % of the target, if three rounds reach that;
     what is then known).
@@ -182,7 +182,7 @@ def refine_to_target(
     rounds: list[dict[str, Any]] = []
     for number in range(1, ROUNDS + 1):
         run.tell.stage(f"measure the plan's latency ({number})")
-        model, small = LatencyModel(at, table, at.need("plan").tokens), reduce_tokens(at, run.find_groups)
+        model, small = LatencyModel(at, table, at.need("plan").tokens), reduce_tokens(at, run.finders)
         reading = clock.read(lowerable(small, small.need("plan")))
         entry = _round(number, budget, model, kept_counts(at), reading)
         rounds.append(entry)
@@ -209,7 +209,7 @@ def refine_to_target(
 def _counts(program: Program) -> tuple[dict[str, int], TokenPlan | None]:
     """What a clock can tell of a plan: how many stay."""
     plan = program.need("plan")
-    return {name: len(choice.keep) for name, choice in plan.choices.items()}, plan.tokens
+    return {name: len(choice.keep) for name, choice in plan.elements.items()}, plan.tokens
 
 
 def _warn_of_miss(run: Run, rounds: Sequence[Mapping[str, Any]], miss: float) -> None:
@@ -226,7 +226,7 @@ def _miss(entry: Mapping[str, Any]) -> float:
 
 
 def _round(
-    number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: Reading
+    number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: PairedLatency
 ) -> dict[str, Any]:
     """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
     for, are that ratio of the table's dense latency."""
@@ -280,7 +280,7 @@ def describe_latency(run: Run, budget: Budget | None, known: KnownLatency) -> di
         "tolerance": MISS,
         "rounds": [dict(entry) for entry in known.rounds],
         "layers": layers(model, program.need("groups"), kept),
-        "tokens": model.told_tokens(),
+        "tokens": model.describe_tokens(),
         "alignment": None if known.alignment is None else dict(known.alignment),
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
     }
@@ -293,7 +293,7 @@ def _covers(table: LatencyTable | None, tokens: TokenPlan | None) -> bool:
 
 def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -> None:
     """Say so where the target will not get faster by what the MACs promise, why, and what would help."""
-    from ..passes.search.latency_model import liked
+    from ..passes.search.latency_model import liked_multiple
 
     counts: CostModel = model
     dense, small = model.dense(), counts(kept)
@@ -301,14 +301,14 @@ def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -
     if macs >= 1 or (ratio <= NO_FASTER and (1 / ratio) * macs >= SLOWER):
         return
     fixed, one = max(0, model.dense.fixed_ns) / dense.metric("latency"), model.table.setting
-    why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: --latency"]
-    best, reason = liked(model.table)
+    why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: `--latency`"]
+    best, reason = liked_multiple(model.table)
     steps = {g.granularity for g in run.program.need("groups") if g.prunable and g.size >= 2 * 64}
     if best > max(steps, default=best):
         why.append(reason)
-        cures.append(f"widths that the target likes: --align {best}")
+        cures.append(f"widths that the target likes: `--align {best}`")
     if one.batch == 1:
         why.append("one sample per call")
-        cures.append("a larger --batch, if it runs with one")
+        cures.append("a larger `--batch`, if it runs with one")
     faster = "no faster" if ratio > NO_FASTER else f"only {1 / ratio:.2f} times faster"
     run.tell.warn(f"{macs:.2f} of the MACs will be {faster} on {model.table}: {'; '.join(why)} ({', or '.join(cures)})")

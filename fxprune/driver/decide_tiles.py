@@ -11,6 +11,7 @@ from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..errors import OptionError
 from ..ir.cost import Cost, CostModel
+from ..ir.importance import ImportanceScores
 from ..ir.linear_layers import sparse_layers
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
@@ -18,10 +19,11 @@ from ..ir.program import Program
 from ..ir.sparsity import TWO_OF_FOUR
 from ..process import jobs
 from ..process.environment import versions
-from ..request.tiles import BlockWish
+from ..report.entries import tile_entries
+from ..request.tiles import TileGoal
 from .decide import Decided, make_up_data
 from .proof import prove_prepared
-from .run import Run, find_groups
+from .run import Run, carry_out_parts, find_groups
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Tiled:
     """A sliced program whose tiles were chosen.
 
     run       with fitted weights; its plan is of tiles alone
+    scores    that the tiles were chosen by
     recovery  what fitting did, as plain data
     """
 
     run: Run
     plan: CompressionPlan
     recovery: dict[str, Any] | None = field(default=None)
+    scores: Mapping[str, ImportanceScores] | None = field(default=None, repr=False)
 
 
 def keep_everything(run: Run) -> Decided:
@@ -63,21 +67,23 @@ def decide_tiles(run: Run, stated: Sequence[Pass], dense: Cost) -> Tiled:
     before, data = run.program, run.data
     jobs.identify(lambda: fingerprint(before, data, run.seed, [",".join(map(str, passes))]))
     orders: Mapping[str, tuple[int, ...]] = {}
-    recovery = None
+    recovery, scores = None, None
     for one in passes:
         if run.program.axes is None and "axes" in one.needs:
             run = run.through(PropagateAxes())
         if isinstance(one, SearchBlocks):
             one = replace(one, dense=dense.flops)
         run = run.through(one)
+        if isinstance(one, SearchBlocks):
+            scores = run.program.scores
         if isinstance(one, PermuteChannels):
             orders = run.record
         if isinstance(one, RecoverBlocks) and run.record is not None:
             recovery = run.record.record()
     plan = run.program.need("plan")
     blocks = {name: replace(one, order=orders.get(name, ())) for name, one in plan.blocks.items()}
-    tiles = CompressionPlan({}, plan.about, blocks=blocks)
-    return Tiled(run.but(plan=tiles), tiles, recovery)
+    tiles = CompressionPlan({}, plan.about).with_blocks(blocks)
+    return Tiled(run.but(plan=tiles), tiles, recovery, scores)
 
 
 def _passes_of(run: Run) -> tuple[Pass, ...]:
@@ -94,7 +100,7 @@ def _passes_of(run: Run) -> tuple[Pass, ...]:
     return (
         *([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
         FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(run.program, wish)),
-        ScoreGroups(criterion=wish.made, seed=seed),
+        ScoreGroups(criterion=wish.scorer, seed=seed),
         wish.search,
         *recover,
     )
@@ -116,16 +122,30 @@ def plan_tiles(decided: Decided) -> Decided:
             why="they are chosen on the graph that merging tokens leaves",
             cure="use compile",
         )
-    sliced = run.through(SliceAxes())
+    sliced = carry_out_parts(run).through(SliceAxes())
     sliced = sliced.on(sliced.program.without_facts()).through(FoldIndices())
     tiled = decide_tiles(sliced, decided.tiles, CostModel(program)())
     about = {**plan.about, "tiles": tiled.plan.about, "pipeline": tiled.run.pipeline}
-    whole = CompressionPlan(plan.choices, about, plan.tokens, tiled.plan.blocks)
+    whole = CompressionPlan(plan.choices, about).with_blocks(tiled.plan.blocks)
     return replace(decided, run=replace(tiled.run, program=program.but(plan=whole)))
 
 
-def zero_tiles(run: Run, decided: Decided, dense: Cost, now: Cost) -> tuple[Run, CompressionPlan, dict[str, Any]]:
-    """(the sliced ``run`` with zeros in its weights, the whole plan, what the report says of it).
+@dataclass(frozen=True)
+class Zeroed:
+    """A sliced program with zeros in its weights.
+
+    plan     the whole plan, tiles included
+    told     what the report says of the zeros;  entries: of each weight, for its ``groups``
+    """
+
+    run: Run
+    plan: CompressionPlan
+    told: dict[str, Any]
+    entries: list[dict[str, Any]]
+
+
+def zero_tiles(run: Run, decided: Decided, dense: Cost, now: Cost) -> Zeroed:
+    """The sliced ``run`` with zeros in its weights.
 
     Tiles are chosen and weights fitted where the run asks for it; else those of the plan are zeroed, and nothing is
     searched or fitted.
@@ -137,25 +157,26 @@ def zero_tiles(run: Run, decided: Decided, dense: Cost, now: Cost) -> tuple[Run,
     from ..passes.transform.permute_channels import PermuteChannels
     from ..passes.transform.sparsify_blocks import SparsifyBlocks
 
-    plan, recovery = decided.run.program.need("plan"), None
+    plan, recovery, scores = decided.run.program.need("plan"), None, None
     if run.request.tiles is not None or decided.tiles:
         tiled = decide_tiles(run, decided.tiles, dense)
-        run, recovery = tiled.run, tiled.recovery
-        plan = CompressionPlan(plan.choices, {**plan.about, "tiles": tiled.plan.about}, plan.tokens, tiled.plan.blocks)
+        run, recovery, scores = tiled.run, tiled.recovery, tiled.scores
+        plan = replace(plan, about={**plan.about, "tiles": tiled.plan.about}).with_blocks(tiled.plan.blocks)
     elif orders := {name: one.order for name, one in plan.blocks.items() if one.order}:
         run = run.on(run.program.without_facts())
         run = run.through(PropagateAxes(), FindGroups(align=1), PermuteChannels(orders=orders))  # nothing is searched
         if run.program.axes is None:
             run = run.through(PropagateAxes())
-    told = _described(run.program, plan, dense, now, recovery)
-    run = run.on(run.program.without_facts().but(plan=CompressionPlan(blocks=plan.blocks)))
-    return run.through(SparsifyBlocks()), plan, told
+    told = _describe(run.program, plan, dense, now, recovery)
+    entries = tile_entries(sparse_layers(run.program, plan.blocks), scores)
+    run = run.on(run.program.without_facts().but(plan=CompressionPlan().with_blocks(plan.blocks)))
+    return Zeroed(run.through(SparsifyBlocks()), plan, told, entries)
 
 
-def _described(
+def _describe(
     program: Program, plan: CompressionPlan, dense: Cost, now: Cost, recovery: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What is zero, as plain data for the report: per weight, and in multiply-accumulates of the whole model.
+    """What is zero, as plain data for the report, in multiply-accumulates of the whole model.
 
     flops   ``dense``: before anything; ``effective``: of what is not zero; ``executed``: what would run if nothing knew
             of the zeros, until the target has decided
@@ -168,16 +189,6 @@ def _described(
         "criterion": about.get("criterion"),
         "allocation": about.get("method"),
         "power": about.get("power"),
-        "weights": [
-            {
-                "parameter": m.parameter,
-                "shape": list(m.shape),
-                "tiles": s.tiles,
-                "kept": int(s.kept.sum()),
-                "density": round(s.density, 4),
-            }
-            for m, s in layers
-        ],
         "flops": {"dense": dense.flops, "effective": now.flops - gone, "executed": now.flops},
         "recovery": recovery,
     }
@@ -204,6 +215,6 @@ def _usable_data(run: Run, passes: Sequence[Pass]) -> Calibration | None:
     return without_foreign_labels(run.program, data)
 
 
-def _known(program: Program, wish: BlockWish) -> tuple[str, ...]:
+def _known(program: Program, wish: TileGoal) -> tuple[str, ...]:
     """The globs that name a weight: others name groups of slicing."""
     return tuple(p for p in wish.freeze if any(fnmatch.fnmatchcase(name, p) for name in program.tensors))

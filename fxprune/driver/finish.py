@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.artifact import Artifact, build_report
-from ..artifact.delivered import Stopwatch
+from ..artifact.delivered import DeliveredLatency
 from ..errors import InternalError
 from ..ir.cost import Cost, CostModel
+from ..ir.flops import check_counts
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -19,17 +20,19 @@ from ..ir.rebuild import owning
 from ..ir.token_flow import TokenFlow, describe_tokens
 from ..process import ranks
 from ..process.silence import silence
-from ..report.scores import group_entries
+from ..report.entries import frozen_entries, group_entries, token_entries
+from ..report.op_gaps import op_gaps
 from ..request.latency import FILE
 from ..request.options import plain
 from ..target.footprint import COUNTED, footprint
 from .decide import Decided
 from .decide_latency import describe_latency
-from .decide_tiles import zero_tiles
-from .judge import Judge, few
+from .decide_tiles import Zeroed, zero_tiles
+from .judge import AgreementEvaluator, few
 from .measure_latency import lowerable
+from .parts import carry_out
 from .proof import compare_with_masking
-from .run import Run, kept_counts, reduce_tokens
+from .run import Run, carry_out_parts, kept_counts, reduce_tokens
 
 PICTURE = "tokens.png"
 
@@ -41,7 +44,7 @@ class Sliced:
     run       behind the last pass: its program is the result
     reduced   the dense program as it was cut, with its tokens reduced;  cut: what slicing left of that
     plan      the whole plan, tiles included
-    counted   what the result costs;  masked: how exact slicing was;  sparsity: what is known of zeros in weights
+    counted   what the result costs;  masked: how exact slicing was;  zeroed: what was made of it with zeros in weights
     """
 
     run: Run
@@ -50,7 +53,7 @@ class Sliced:
     plan: CompressionPlan
     counted: Cost
     masked: Link
-    sparsity: dict[str, Any] | None
+    zeroed: Zeroed | None
 
 
 def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
@@ -71,7 +74,7 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     if request.out is not None and ranks.rank() == 0:
         tell.stage(f"lower to {request.target}, verify and save")
         with silence():
-            artifact.save(Path(request.out), measure=stopwatch(decided))
+            artifact.save(Path(request.out), measure=time_delivered(decided))
         for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
             tell.warn(f"not finished: {missing}")
     return artifact
@@ -88,39 +91,41 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run = decided.run
     plan, dense = run.program.need("plan"), CostModel(run.program)()
     if plan.tokens is not None and not plan.tokens.empty:
-        run = run.through(MergeTokens(), PropagateAxes(), run.find_groups).but(plan=without_tokens(plan))
+        run = run.through(MergeTokens(), PropagateAxes(), *run.finders).but(plan=without_tokens(plan))
         run.program.need("plan").check(run.program.group_by_name)
     reduced = run.program
     predicted = CostModel(reduced)(kept_counts(reduced))
-    run = run.through(SliceAxes())
+    run = carry_out_parts(run).through(SliceAxes())
     cut = run.program
     run.tell.stage("compare slicing with masking")
     masked = compare_with_masking(run, reduced)
     run = run.on(cut.without_facts()).through(FoldIndices(), SpellOutTokens())
-    run, counted = _counted(run)
+    run, counted = _count_cost(run)
     if (counted.flops, counted.params) != (predicted.flops, predicted.params):
         raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=run.pipeline)
     for one in after:
-        run, counted = _counted(run.through(one))
-    sparsity = None
+        run, counted = _count_cost(run.through(one))
+    zeroed = None
     if run.request.tiles is not None or decided.tiles or plan.blocks:
-        run, plan, sparsity = zero_tiles(run, decided, dense, counted)
-    return Sliced(run, reduced, cut, plan, counted, masked, sparsity)
+        zeroed = zero_tiles(run, decided, dense, counted)
+        run, plan = zeroed.run, zeroed.plan
+    return Sliced(run, reduced, cut, plan, counted, masked, zeroed)
 
 
-def _counted(run: Run) -> tuple[Run, Cost]:
+def _count_cost(run: Run) -> tuple[Run, Cost]:
     """(the run with its program as it is, what that costs)."""
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     known = run.through(PropagateAxes())
+    check_counts(known.program, known.pipeline)
     return known.on(run.program), CostModel(known.program)()
 
 
-def stopwatch(decided: Decided) -> Stopwatch:
+def time_delivered(decided: Decided) -> DeliveredLatency:
     """What times the result beside the dense program, once it is written."""
     run = decided.run
     by = str(run.request.options.get("command", "compile"))
-    return Stopwatch(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
+    return DeliveredLatency(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
 
 
 def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -138,7 +143,8 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
         dense=CostModel(whole)(),
         compressed=sliced.counted,
         plan=plan,
-        groups=whole.need("groups"),
+        frozen=frozen_entries(whole.need("groups"), whole.tokens),
+        gaps=op_gaps(whole.need("groups"), [g for g, c in plan.elements.items() if len(c.keep) < c.size]),
         budget=tiles or decided.budget,
         pipeline=sliced.run.pipeline,
         passes=sliced.run.results,
@@ -157,21 +163,25 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
             **({"held_out": request.held_out} if request.held_out else {}),
         },
     )
-    kept = {name: len(choice.keep) for name, choice in plan.choices.items()}
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
-    kinds = {str(k) for k in plan.about.get("kinds") or [c.kind for c in plan.choices.values()]}
-    report["groups"] = group_entries(whole, kept, decided.unfitted.scores, kinds)
+    kinds = {str(k) for k in plan.about.get("kinds") or plan.kinds}
+    report["groups"] = [
+        *group_entries(whole, plan, decided.unfitted.scores, kinds),
+        *([] if whole.tokens is None else token_entries(whole, plan)),
+        *([] if sliced.zeroed is None else sliced.zeroed.entries),
+    ]
     report["memory"] = {"dense": footprint(whole), "compressed": footprint(small), "counted": COUNTED}
     agreement = _agreement(decided, sliced, small)
     if agreement is not None:
         report["agreement"] = agreement
     if decided.recovery is not None:
         report["recovery"] = decided.recovery
-    if sliced.sparsity is not None:
-        report["sparsity"] = sliced.sparsity
+    if sliced.zeroed is not None:
+        report["sparsity"] = sliced.zeroed.told
     extras = {}
     if whole.tokens is not None:
-        report["tokens"] = describe_tokens(whole.tokens, plan.tokens)
+        told = describe_tokens(whole.tokens, plan.tokens)
+        report["tokens"] = {key: value for key, value in told.items() if key != "sites"}
         picture = _picture(run, whole.tokens, sliced.reduced)
         if picture is not None:
             extras[PICTURE], report["tokens"]["picture"] = picture, PICTURE
@@ -183,7 +193,6 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
 
     Samples are those of the data that nothing was decided or fitted on, where it holds more than were asked for.
     """
-    from ..passes.transform.slice_axes import SliceAxes
 
     run, dense = decided.run, decided.unfitted
     data = run.opened.held or run.data
@@ -191,18 +200,18 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
         return None
     run.tell.stage("compare with the dense model")
     with silence():
-        judge = Judge(dense, few(dense, data))
+        judge = AgreementEvaluator(dense, few(dense, data))
         steps: list[tuple[str, Program]] = []
         tokens = dense.plan is not None and dense.plan.tokens is not None and not dense.plan.tokens.empty
         unfitted = dense
         if decided.recovery is not None or tokens:
-            unfitted = reduce_tokens(dense, run.find_groups)
+            unfitted = reduce_tokens(dense, run.finders)
             if tokens:
                 steps.append(("tokens reduced", unfitted))
-        if decided.recovery is not None and unfitted.need("plan").choices:
-            steps.append(("sliced, weights as they were", SliceAxes().run(unfitted)))
+        if decided.recovery is not None and unfitted.need("plan").elements:
+            steps.append(("sliced, weights as they were", carry_out(unfitted)))
         fitted = "sliced" if decided.recovery is None else f"recovered ({decided.recovery['method']})"
-        if sliced.sparsity is not None:
+        if sliced.zeroed is not None:
             steps += [(fitted, sliced.cut), ("zeros in weights", small)]
         else:
             steps.append((fitted, small))

@@ -1,4 +1,4 @@
-"""``Judge``: how far a smaller program's outputs are from the dense one's, on samples kept for that."""
+"""``AgreementEvaluator``: how far a smaller program's outputs are from the dense one's, on samples kept for that."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..data.batch import Batch, Calibration
 from ..data.metrics import spearman
 from ..ir.cost import CostModel
 from ..ir.program import Program
+from ..ir.signature import padding_mask
 
 JUDGED = 64  # samples; enough to tell a percent, few enough to cost seconds
 LEAST, WORK = 8, 2e12  # never fewer; multiply-accumulates of one run over them all
@@ -18,7 +19,7 @@ CHUNK = 16  # samples of a batch: outputs of language models are large
 KEPT = 2**24  # dense logits held for the comparison, 64 MiB; longer outputs are thinned out
 
 
-class Judge:
+class AgreementEvaluator:
     """What the dense program makes of some batches; :meth:`of` says how much of it another program keeps.
 
     batches  with the inputs of ``dense``; labels are used where they are class numbers of its logits
@@ -85,10 +86,9 @@ class Judge:
     def _run(self, program: Program, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """(one normalised row per sample of the first floating output [n, d], its logits [rows, classes])"""
         from ..passes.transform.recovery.outputs import class_rows, floating, run, unit
-        from ..passes.transform.recovery.stream import padding
 
         flat = self.dense.flatten(batch.args, batch.kwargs)
-        mask = padding(self.dense, flat)
+        mask = padding_mask(self.dense, flat)
         outputs = floating(program, run(program, flat), batch.size)
         if not outputs:
             return None, None

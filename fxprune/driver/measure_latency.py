@@ -13,7 +13,7 @@ from ..ir.pipeline import Pipeline
 from ..ir.plan import Choice, CompressionPlan, TokenPlan
 from ..ir.program import FACTS, Program
 from ..ir.token_flow import TokenFlow
-from ..request.tokens import TokenWish
+from ..request.tokens import TokenGoal
 from ..target.clock import Clock
 from ..target.latency_table import (
     Curve,
@@ -27,6 +27,7 @@ from ..target.latency_table import (
     reducer_key,
     today,
 )
+from .parts import drop_parts
 
 if TYPE_CHECKING:
     from ..passes.transform.reducers.reducer import Reducer
@@ -44,8 +45,8 @@ def lowerable(program: Program, plan: CompressionPlan | None = None) -> Program:
     from ..passes.transform.slice_axes import SliceAxes
     from ..passes.transform.spell_out_tokens import SpellOutTokens
 
-    if plan is not None and plan.choices:
-        program = Pipeline((SliceAxes(),), start=FACTS).run(program.but(plan=plan))
+    if plan is not None and plan.elements:
+        program = Pipeline((SliceAxes(),), start=FACTS).run(drop_parts(program.but(plan=plan)))
     return Pipeline((FoldIndices(), SpellOutTokens())).run(program.without_facts())
 
 
@@ -180,7 +181,7 @@ def measure_tokens(
     program: Program,
     table: LatencyTable,
     clock: Clock,
-    wish: TokenWish,
+    wish: TokenGoal,
     on_point: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """``table`` with the rows of the wish's reducer; as it is where it has them.
@@ -194,11 +195,11 @@ def measure_tokens(
     if key in table.tokens:
         return table
     names, points = tuple(s.name for s in flow.usable), []
-    wanted = schedules(flow, wish.made)
+    wanted = schedules(flow, wish.method)
     for done, removed in enumerate(wanted):
         on_point(done, len(wanted))
         plan = TokenPlan(wish.reducer, {n: r for n, r in zip(names, removed, strict=True) if r}, wish.unmerge)
-        small = Pipeline((MergeTokens(),), start=FACTS).run(program.but(plan=CompressionPlan({}, {}, plan)))
+        small = Pipeline((MergeTokens(),), start=FACTS).run(program.but(plan=CompressionPlan(plan.choices())))
         one = clock.read(lowerable(small))
         points.append(TokenPoint(removed, round(one.ratio, 5), round(one.error, 5)))
     on_point(len(wanted), len(wanted))

@@ -18,7 +18,7 @@ from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .proof import prove_prepared
 from .run import Run, kept_counts, reduce_tokens
-from .stated import COUNTED, OPTION, StatedPipeline, _check_needs
+from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
 
 def run_stated(run: Run, stated: StatedPipeline) -> Decided:
@@ -38,9 +38,12 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     said = [stated.text, *([] if stated.plan is None else [stated.plan.digest])]
     jobs.identify(lambda: fingerprint(before, data, run.seed, said))
     unfitted, recovery = None, None
+    found_by = [k.find.slug() for k in kinds_added([p.slug() for p in stated.before])]
     for number, one in enumerate(stated.before):
         if isinstance(one, FindGroups) and not one.inherit:
             run = replace(run, find_groups=one)
+        if one.slug() in found_by:
+            run = replace(run, others=(*(p for p in run.others if p.slug() != one.slug()), one))
         if "data" in one.takes:
             run = _with_data(run, one, first=number == _first(stated))
         _check_needs(one, {f for f in FACTS if getattr(run.program, f) is not None}, stated.before)
@@ -56,7 +59,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     sliced = any("plan" in one.gives for one in stated.before)
     if not sliced:  # tiles alone
         if run.program.groups is None:
-            run = run.through(PropagateAxes(), run.find_groups)
+            run = run.through(PropagateAxes(), *run.finders)
         run = run.but(plan=CompressionPlan())
     plan = _check_plan(run.program.plan, stated)
     latency = KnownLatency()
@@ -118,7 +121,7 @@ def _check_counts(run: Run, passes: Sequence[Pass]) -> None:
     bound = getattr(last, "budget", None)
     if last is None or last.slug() not in COUNTED or not isinstance(bound, Budget) or bound.metric not in METRICS:
         return
-    small = reduce_tokens(run.program, run.find_groups)
+    small = reduce_tokens(run.program, run.finders)
     limit, now = bound.limit(CostModel(run.program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
     if now > limit:
         raise BudgetInfeasible(

@@ -21,6 +21,7 @@ from ..data.fixed_sizes import fit_sizes, open_dimensions
 from ..errors import CaptureError, FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
+from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
@@ -28,6 +29,7 @@ from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
+from .parts import appliers, drop_parts, finders_of, left_of
 
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
@@ -70,7 +72,7 @@ def open_model(
     data: Any = None,
 ) -> Opened:
     """Load model and data, capture the graph."""
-    from ..data.sources import held_out, load_data
+    from ..data.sources import hold_out, load_data
     from ..intake.capture import capture
     from ..intake.load import first_sample
     from ..intake.load import load as load_model
@@ -104,12 +106,12 @@ def open_model(
     if data is not None:  # behind the graph, which says of which sizes it may be
         with silence():
             calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+            held = hold_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     if request.held_out:
         calibration, held = _hold_back(dense, calibration, request.held_out)
     if calibration is not None:
-        calibration = memory.in_flight(dense, calibration)
+        calibration = memory.split_to_fit(dense, calibration)
     return Opened(dense, loaded, calibration, held, given)
 
 
@@ -145,7 +147,7 @@ def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[
             "there is too little data to hold some back",
             where=f"--held-out {share:g}",
             why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
-            cure="give more; a sweep may --judge on other data",
+            cure="give more; a sweep may `--judge` on other data",
         )
     one, two = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
     return one, two
@@ -168,6 +170,7 @@ class Run:
     data         what passes score and fit on; in smaller batches once memory ran out
     find_groups  the pass that knows the limits: the request's, or the one that a pipeline states
     steps        so far, in order: the pipeline text of the report
+    others       passes behind ``find_groups`` that find more to choose: of kinds that bring their own
     """
 
     request: Request
@@ -178,6 +181,7 @@ class Run:
     find_groups: FindGroups
     clock: SharedClock
     steps: tuple[Step, ...] = ()
+    others: tuple[Pass, ...] = ()
 
     @classmethod
     def of(cls, request: Request, opened: Opened, tell: Transcript, clock: SharedClock | None = None) -> Run:
@@ -190,6 +194,11 @@ class Run:
     def seed(self) -> int:
         """Of everything random."""
         return self.request.seed
+
+    @property
+    def finders(self) -> tuple[Pass, ...]:
+        """The passes that find what may be chosen, once axes are known."""
+        return (self.find_groups, *self.others)
 
     @property
     def pipeline(self) -> str:
@@ -230,8 +239,11 @@ class Run:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         plan = self.program.plan
-        if "reduced" in one.takes and plan is not None and plan.tokens is not None:
-            given["reduced"] = reduce_tokens(self.program, self.find_groups)
+        if "reduced" in one.takes and plan is not None:
+            parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
+            if parts or plan.tokens is not None:
+                reduced = reduce_tokens(self.program, self.finders)
+                given["reduced"] = drop_parts(reduced) if parts else reduced
         return dataclasses.replace(one, **given) if given else one
 
     def _behind(self, one: Pass) -> Run:
@@ -273,20 +285,38 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
-    return run.through(*again, run.find_groups, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
+    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    check_counts(run.program, run.pipeline)
+    return run
 
 
-def reduce_tokens(program: Program, find_groups: FindGroups) -> Program:
+def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:
     """The program with its plan's tokens reduced, its groups found again, and scores and the rest of the plan on them.
-    A program whose plan reduces none is returned as it is. No step of a run: a trial of a plan leads to no result."""
+    A program whose plan reduces none is returned as it is. No step of a run: a trial of a plan leads to no result.
+
+    finders   see :attr:`Run.finders`
+    """
     from ..passes.analysis.propagate_axes import PropagateAxes
     from ..passes.transform.merge_tokens import MergeTokens, without_tokens
 
     plan = program.need("plan")
     if plan.tokens is None or plan.tokens.empty:
         return program
-    small = Pipeline((MergeTokens(), PropagateAxes(), find_groups), start=FACTS).run(program)
+    small = Pipeline((MergeTokens(), PropagateAxes(), *finders), start=FACTS).run(program)
     return small.but(plan=without_tokens(plan), scores=program.scores)
+
+
+def carry_out_parts(run: Run) -> Run:
+    """The run behind the passes of kinds that bring their own: what the plan cuts of them is gone, and what is left to
+    cut is found again."""
+    from ..passes.analysis.propagate_axes import PropagateAxes
+
+    plan = run.program.need("plan")
+    for kind, one in appliers(plan).items():
+        plan = left_of(plan, kind, run.program)
+        run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
+    return run
 
 
 def recover(run: Run, how: Recover) -> Run:
@@ -296,15 +326,15 @@ def recover(run: Run, how: Recover) -> Run:
     return run.through(dataclasses.replace(how, seed=run.seed))
 
 
-def fit_by_ridge(program: Program, find_groups: FindGroups, data: Calibration, seed: int) -> Program:
+def fit_by_ridge(program: Program, finders: Sequence[Pass], data: Calibration, seed: int) -> Program:
     """The dense program with weights fitted by ridge to ``data``, to compare plans as recovery would leave them."""
     from ..passes.transform.recover import Recover
 
-    reduced = None if program.tokens is None else reduce_tokens(program, find_groups)
+    reduced = drop_parts(reduce_tokens(program, finders))
     return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
 
 def kept_counts(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
-    choices = program.need("plan").choices
-    return {g.axis: len(choices[g.name].keep) for g in program.need("groups") if g.name in choices}
+    found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
+    return found

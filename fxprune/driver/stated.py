@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import registry
-from ..errors import OptionError
+from ..errors import OptionError, spell
 from ..ir.cost import METRICS, Budget
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
@@ -210,37 +210,47 @@ def _without(names: Sequence[str], passes: Sequence[Pass]) -> list[Pass]:
 
 
 def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    """The passes without what merges tokens at their end. Raises OptionError for anything else there."""
+    """The passes without what merges tokens, or drops parts of kinds that bring their own passes, at their end. Raises
+    OptionError for anything else there."""
     names = [p.slug() for p in passes]
-    if MERGE not in names:
+    added = kinds_added(names)
+    carriers = [name for name in (MERGE, *(k.apply.slug() for k in added)) if name in names]
+    if not carriers:
         return tuple(passes)
-    at = names.index(MERGE)
-    if not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in passes[:at]):
+    at = min(map(names.index, carriers))
+    first, before = names[at], passes[:at]
+    if MERGE in names and not any((p.kind == "search" and "tokens" in p.needs) or p.slug() == READ for p in before):
         raise OptionError(
             f"'{MERGE}' has nothing to merge",
             where=f"{OPTION} .. {MERGE}",
             why="no pass before it plans tokens",
             cure="put plan-tokens{reducer=tome,counts=[8 6]} before it",
         )
-    rest = _without(BEHIND_MERGING, passes[at + 1 :])
+    rest = list(passes[at:])
+    while rest and rest[0].slug() in carriers:
+        rest = _without((*BEHIND_MERGING, *(k.find.slug() for k in added)), rest[1:])
     if rest:
         raise OptionError(
-            f"'{rest[0].slug()}' stands between {MERGE} and {CUT}",
+            f"'{rest[0].slug()}' stands between {first} and {CUT}",
             where=f"{OPTION} .. {rest[0]}",
-            why="merging and slicing carry out one plan",
-            cure=f"put it before {MERGE}",
+            why="merging and slicing carry out one plan" if first == MERGE else "they carry out one plan",
+            cure=f"put it before {first}",
         )
-    stated, again = (
-        next((str(p) for p in part if p.slug() == "find-groups"), "") for part in (passes[:at][::-1], passes[at:])
-    )
-    if again not in ("", stated):
+    stated, again = ([str(p) for p in part if p.slug() == "find-groups"] for part in (passes[:at][::-1], passes[at:]))
+    odd = next((one for one in again if one not in stated[:1]), None)
+    if odd is not None:
         raise OptionError(
-            f"the groups behind {MERGE} are those that the plan was made for",
-            where=f"{OPTION} .. {again}",
-            why=f"before it stands {stated or 'none'}",
+            f"the groups behind {first} are those that the plan was made for",
+            where=f"{OPTION} .. {odd}",
+            why=f"before it stands {next(iter(stated), 'none')}",
             cure="state the same limits in both places",
         )
-    return tuple(passes[:at])
+    return tuple(before)
+
+
+def kinds_added(names: Sequence[str]) -> list[registry.KindPasses]:
+    """The kinds that bring their passes, where a pass of that name may be one of theirs."""
+    return [] if set(names) <= registry.PASSES.keys() else registry.added_kinds()
 
 
 def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -304,10 +314,10 @@ def _read(
                 f"'{name}' cannot search by time in a pipeline",
                 where=where,
                 why="there is no table of the target to go by",
-                cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}",
+                cure=f"give `--{bound.metric}` without a pipeline; its report then states {COUNTED[1]}",
             )
     except OptionError as error:  # of a pass's own checks, which name options of the command line
-        at = error.where if error.where.startswith(OPTION) else where
+        at = error.where if error.where.startswith(spell(OPTION, bare=True)) else where
         raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
     return made
 

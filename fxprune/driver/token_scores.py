@@ -18,10 +18,10 @@ from ..data.batch import Batch
 from ..ir.dataflow import op_name
 from ..ir.plan import TokenPlan
 from ..ir.program import Program
+from ..ir.signature import samples_in
 from ..ir.token_flow import TokenSite
 from ..passes.analysis.importance.distance import output_change
 from ..passes.analysis.importance.features import Tap, find_taps
-from ..passes.analysis.importance.mask_gradients import samples_of
 from ..passes.analysis.importance.objective import Target, targets
 from ..passes.transform.reducers.one import One
 from ..passes.transform.reducers.reducer import Reducer
@@ -111,7 +111,7 @@ class TokenScores:
             place = run.place
             for tap in taps:
                 features += self._moved(run.kept[tap.value], dense.features[tap.value], place, site.protected)
-            now = targets(self.program, outputs, dense.batch, samples_of(dense.flat))
+            now = targets(self.program, outputs, dense.batch, samples_in(dense.flat))
             output += float(output_change(now, dense.outputs, 4.0).mean())
         return features / len(self.dense), output / len(self.dense)
 
@@ -132,7 +132,7 @@ class TokenScores:
         run = _Watch(self.program.exported.graph_module, {t.value for t in taps})
         outputs = list(run.run(*self.program.arguments(flat)))
         features = {name: functional.normalize(v.float(), dim=-1) for name, v in run.kept.items()}
-        return _Dense(batch, flat, features, targets(self.program, outputs, batch, samples_of(flat)))
+        return _Dense(batch, flat, features, targets(self.program, outputs, batch, samples_in(flat)))
 
 
 class _Watch(Interpreter):

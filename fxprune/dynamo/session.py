@@ -42,14 +42,15 @@ class Options:
     @staticmethod
     def of(given: Mapping[str, Any] | None) -> Options:
         """The options, checked. Raises OptionError."""
-        known = {one.name: one for one in options_of("dynamo").values()}
+        every = {one.name: one for one in options_of("dynamo").values()}
+        known = {name: one for name, one in every.items() if not one.refused}
         for name in given or {}:
-            if name not in known or known[name].refused:
+            if name not in known:
                 raise OptionError(
                     f"the backend 'fxprune' has no option '{name}'",
                     where="torch.compile(options=...)",
-                    why=known[name].refused if name in known else "",
-                    cure=nearest(str(name), [one.name for one in known.values() if not one.refused]),
+                    why=every[name].refused if name in every else "",
+                    cure="leave it away" if name in every else nearest(str(name), known),
                 )
         values = {name: one.default for name, one in known.items()} | dict(given or {})
         if values["inner"] not in INNER:

@@ -185,11 +185,12 @@ def check_archive(path: str | Path) -> None:
                     "the file could run code when loaded, so it is refused",
                     where=f"{path}: {entry}",
                     why=reason,
-                    cure="if you trust its author: --trust-pickle",
+                    cure="if you trust its author: `--trust-pickle`",
                 )
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
+    """The archive. Raises LoadError where there is none, or it is damaged."""
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
@@ -232,6 +233,7 @@ def _one_directory(path: Path) -> bool:
 
 
 def read_json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+    """One of its descriptions as plain data. Raises LoadError where it is too large or no JSON."""
     size = archive.getinfo(name).file_size
     if size > MAX_JSON:
         raise LoadError(
@@ -344,5 +346,6 @@ def _symbol(name: str) -> bool:
 
 
 def first_words(error: BaseException) -> str:
+    """What an error said first."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -140,7 +140,7 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Examp
             "there is no tensor among the example inputs",
             where=name,
             why=f"got {len(args)} positional and {len(kwargs)} keyword inputs",
-            cure="pass example inputs: capture(model, (tensor,)), or --input 1x3x224x224",
+            cure="pass example inputs: capture(model, (tensor,)), or `--input 1x3x224x224`",
         )
     return pytree.tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], spec)
 

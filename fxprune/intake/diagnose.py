@@ -51,7 +51,7 @@ def why_capture_failed(
         run(model, args, kwargs)
     except Exception as broken:  # the model's own failure is what we want to tell
         why = f"{type(broken).__name__}: {first_line(broken)}" if str(broken).strip() else type(broken).__name__
-        cure = "pass inputs of the shape and type the model takes (--input, or args and kwargs)"
+        cure = "pass inputs of the shape and type the model takes (`--input`, or args and kwargs)"
         if "custom C++ ops" in str(broken):  # torchvision's words where its wheel was built for another torch
             cure = f"install the torchvision built for torch {torch.__version__}, or export without that op"
         return CaptureError(

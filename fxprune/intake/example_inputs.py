@@ -30,7 +30,7 @@ _DTYPES = {
 }  # fmt: skip
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
 _LARGEST = 2**31  # elements of one example input
-_CURE = "write --input 1x3x224x224, or --input 1x128:int64 for token ids; several inputs are separated by commas"
+_CURE = "write `--input 1x3x224x224`, or `--input 1x128:int64` for token ids; several inputs are separated by commas"
 
 
 def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -139,7 +139,7 @@ def from_program(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, A
             raise LoadError(
                 "the exported program carries no example inputs",
                 why="one of its inputs is no tensor",
-                cure="give them with --input",
+                cure="give them with `--input`",
             )
         shape = [_hint(length) for length in value.shape]
         made.append(make(shape, value.dtype, vocabulary(program)))

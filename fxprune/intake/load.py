@@ -34,7 +34,7 @@ from .rehearsal import first_line
 from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
 from .timm_models import load_timm
 
-_INPUT_CURE = "give them: --input 1x3x224x224 (or --input 1x128:int64 for token ids), or --data"
+_INPUT_CURE = "give them: `--input 1x3x224x224` (or `--input 1x128:int64` for token ids), or `--data`"
 _SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or timm:NAME"
 
 
@@ -111,7 +111,7 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             "a checkpoint needs an architecture",
             where=f"--checkpoint {checkpoint}",
             why=f"{source if isinstance(source, (str, os.PathLike)) else type(source).__name__} brings its own weights",
-            cure="timm:NAME --checkpoint FILE; for other models put the weights into the module before saving it",
+            cure="timm:NAME `--checkpoint FILE`; for other models put the weights into the module before saving it",
         )
     if isinstance(source, nn.Module):
         if isinstance(source, torch.jit.ScriptModule):
@@ -205,7 +205,7 @@ def _state_dict_alone(path: Path) -> LoadError:
         "the file holds weights alone, and no architecture to put them in",
         where=str(path),
         why="a state dict names tensors; it does not say which model computes with them",
-        cure=f"give the architecture: timm:NAME with --checkpoint {path}, or a Hugging Face folder with config.json "
+        cure=f"give the architecture: timm:NAME with `--checkpoint {path}`, or a Hugging Face folder with config.json "
         "beside the weights; in Python, load them into the module and pass that",
     )
 
@@ -360,7 +360,7 @@ def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, An
         "the model does not accept these inputs",
         where=f"{loaded.name}: {given}",
         why=f"it takes {own}; on these it says: {said}" if known else f"it says: {said}",
-        cure="leave --input away, or give the shapes the model was built for" if known else _INPUT_CURE,
+        cure="leave `--input` away, or give the shapes the model was built for" if known else _INPUT_CURE,
     )
 
 
@@ -387,4 +387,4 @@ def _describe(loaded: Loaded) -> Loaded:
         return replace(loaded, image=images.from_timm(cfg, size))
     if loaded.folder is not None:
         return replace(loaded, image=images.from_preprocessor(images.read_preprocessor(loaded.folder), size))
-    return replace(loaded, image=images.assumed(size))
+    return replace(loaded, image=images.assume_preprocess(size))

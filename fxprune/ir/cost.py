@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from ..errors import OptionError
 from .axes import Axes
 from .axis import Axis, Dim, atoms, real_size, total
+from .group import PruneGroup, Switch
 from .program import Program
 
 METRICS = ("flops", "params", "bytes")
@@ -55,10 +57,12 @@ class Budget:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and number > 0):
-            raise OptionError(f"'{value}' is no latency", where=where, cure="write --latency 0.6 or --latency-ms 12")
+            raise OptionError(
+                f"'{value}' is no latency", where=where, cure="write `--latency 0.6` or `--latency-ms 12`"
+            )
         if number > 1 and not ms:
             raise OptionError(
-                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: --latency-ms {value}"
+                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: `--latency-ms {value}`"
             )
         return Budget("latency", number, relative=not ms)
 
@@ -105,7 +109,7 @@ class Budget:
                 "a budget ratio is at most 1",
                 where=where,
                 why="a ratio is the share of the dense cost that stays",
-                cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. --{metric} 2.3G",
+                cure=f"write 0.5 for half, or an absolute amount with a unit, e.g. `--{metric} 2.3G`",
             )
         return Budget(metric, number)
 
@@ -127,7 +131,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Expression:
-    """``constant * product(variables) * product(sums)``: a dim, or a product of dims, ready to evaluate."""
+    """``constant * product(variables) * product(sums)``: a dim, or a product of dims, ready to evaluate.
+
+    The constant is a Fraction where a sample has a share of something (a frame, of the products for its whole clip).
+    """
 
     constant: int
     variables: tuple[Axis, ...] = ()
@@ -153,16 +160,18 @@ class Expression:
                 constant *= sum(t.constant for t in bound)
         return Expression(constant, tuple(a for a in self.variables if a not in counts), tuple(sums))
 
+    def times(self, axes: Iterable[Axis]) -> Expression:
+        """The product with these axes."""
+        more = tuple(axes)
+        return Expression(self.constant, (*self.variables, *more), self.sums) if more else self
+
     def axes(self) -> set[Axis]:
         return set(self.variables).union(*(t.axes() for terms in self.sums for t in terms))
 
 
 def expression(dim: Dim, free: set[Axis], sizes: Sizes) -> Expression:
-    """``dim``'s total as a function of the ``free`` axes; all others at their size, symbolic ones at that in ``sizes``.
-
-    Where shares of a sample do not come to a whole number, they are rounded up.
-    """
-    constant: int | Fraction = 1
+    """``dim``'s total as a function of the ``free`` axes; all others at their size, open ones at that in ``sizes``."""
+    constant: Any = 1  # a Fraction in between, and at the end where it has to be
     variables, sums = [], []
     for axis in atoms(dim):
         terms = tuple(expression(s, free, sizes) for s in axis.segments or ())
@@ -171,32 +180,27 @@ def expression(dim: Dim, free: set[Axis], sizes: Sizes) -> Expression:
         elif any(t.axes() for t in terms):
             sums.append(terms)
         else:
-            constant *= _fixed((axis,), sizes)
-    return Expression(math.ceil(constant), tuple(variables), tuple(sums))
-
-
-def _fixed(dim: Dim, sizes: Sizes) -> int | Fraction:
-    """``dim``'s total with nothing free."""
-    count: int | Fraction = 1
-    for axis in atoms(dim):
-        if axis.segments is None:
-            count *= real_size(axis.size, sizes)
-        else:
-            count *= sum(_fixed(segment, sizes) for segment in axis.segments)
-    return count
+            constant *= real_size(axis.size, sizes) if axis.segments is None else sum(t.constant for t in terms)
+    constant = int(constant) if constant == int(constant) else constant
+    return Expression(constant, tuple(variables), tuple(sums))
 
 
 class CostModel:
     """Counts kept -> :class:`Cost`. Free variables are the axes of the prunable groups, and those in ``also``.
 
-    ``terms`` maps each metric to its expressions; a metric's value is their sum.
+    ``terms`` maps each metric to its expressions; a metric's value is their sum. What lies inside a part that may go
+    (:class:`~fxprune.ir.group.Switch`) is multiplied by whether it is there.
     """
 
     def __init__(self, program: Program, axes: Axes | None = None, also: Iterable[Axis] = ()) -> None:
         axes = axes or program.need("axes")
         self.free = {g.axis for g in program.groups or () if not g.frozen} | set(also)
         sizes, free = _per_sample(program, axes), self.free
-        macs = [expression(m.factors, free, sizes) for m in axes.matmuls]
+        inside: dict[str, list[Axis]] = {}
+        for part in program.groups or ():
+            for node in part.inside if isinstance(part, Switch) and not part.frozen else ():
+                inside.setdefault(node, []).append(part.axis)
+        macs = [expression(m.factors, free, sizes).times(inside.get(m.node, ())) for m in axes.matmuls]
         params, size_bytes, seen = [], [], set()
         parameters = program.exported.graph_signature.inputs_to_parameters
         tensors = program.tensors
@@ -206,14 +210,14 @@ class CostModel:
             if dims is None or key in seen:
                 continue
             seen.add(key)
-            one = expression(tuple(a for d in dims for a in d), free, sizes)
+            one = expression(tuple(a for d in dims for a in d), free, sizes).times(inside.get(placeholder, ()))
             if placeholder in parameters:
                 params.append(one)
             size_bytes.append(Expression(one.constant * tensor.element_size(), one.variables, one.sums))
         self.terms: dict[str, list[Expression]] = {"flops": macs, "params": params, "bytes": size_bytes}
 
     def __call__(self, kept: Kept | None = None) -> Cost:
-        return Cost(**{m: sum(t(kept or {}) for t in terms) for m, terms in self.terms.items()})
+        return Cost(**{m: math.ceil(sum(t(kept or {}) for t in terms)) for m, terms in self.terms.items()})
 
     def ledger(self, metric: str, kept: Kept) -> Ledger:
         return Ledger(self.terms[metric], kept)
@@ -274,6 +278,14 @@ class Ledger:
             self.total += value - self.values[i]
             self.values[i] = value
 
+    def changes(self, sizes: Kept) -> int:
+        """Cost difference if these axes held so many elements, all at once."""
+        if len(sizes) == 1:
+            return self.change(*next(iter(sizes.items())))
+        trial = {**self.kept, **sizes}
+        touched = {i for axis in sizes for i in self.users.get(axis, ())}
+        return sum(self.terms[i](trial) - self.values[i] for i in touched)
+
 
 class _Patched(dict[Axis, int]):
     """A view of ``kept`` with one count replaced; cheaper than copying the whole mapping per question."""
@@ -284,3 +296,12 @@ class _Patched(dict[Axis, int]):
 
     def get(self, axis: Axis, default: int = 0) -> int:  # type: ignore[override]
         return self._count if axis is self._axis else self._kept.get(axis, default)
+
+
+def with_macs(program: Program) -> Program:
+    """The program with what one element of each group costs filled in: the dense MACs minus those with one less."""
+    ledger = CostModel(program).ledger("flops", {})
+    groups: Sequence[PruneGroup] = program.need("groups")
+    return program.but(
+        groups=tuple(g if g.frozen else g.but(macs=-ledger.changes(g.sizes(g.size - 1))) for g in groups)
+    )

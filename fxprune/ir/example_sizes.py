@@ -38,12 +38,7 @@ def example_sizes(program: Program) -> dict[str, int]:
 def _of_inputs(program: Program) -> dict[str, int]:
     if program.exported.example_inputs is None:
         return {}
-    sizes: dict[str, int] = {}
-    flat, bound = iter(pytree.tree_leaves(program.example_inputs)), program.tensor_of_placeholder
-    for node in program.placeholders():
-        if node.name not in bound:
-            sizes.update(_met(node.meta.get("val"), next(flat, None)))
-    return sizes
+    return sizes_in(program, pytree.tree_leaves(program.example_inputs))
 
 
 def _of_values(program: Program) -> dict[str, int]:
@@ -62,8 +57,14 @@ def runtime_sizes(program: Program, flat: Sequence[Any]) -> dict[int, int]:
     Sizes that depend on values are those of the example.
     """
     made: StandIns = program.need("axes").stand_ins
-    fakes = [n.meta.get("val") for n in program.placeholders() if n.name not in program.tensor_of_placeholder]
-    return {**made.example, **made.at(dict(pair for one in zip(fakes, flat, strict=True) for pair in _met(*one)))}
+    return {**made.example, **made.at(sizes_in(program, flat))}
+
+
+def sizes_in(program: Program, flat: Sequence[Any]) -> dict[str, int]:
+    """Symbol -> its size in the user inputs ``flat``, where they say it."""
+    bound = program.tensor_of_placeholder
+    fakes = [n.meta.get("val") for n in program.placeholders() if n.name not in bound]
+    return dict(pair for one in zip(fakes, flat, strict=False) for pair in _met(*one))
 
 
 def _met(known: Any, real: Any) -> Iterator[tuple[str, int]]:
@@ -103,10 +104,7 @@ def _equations(program: Program) -> Iterator[Expr]:
     """What the graph was captured under: each held for the example inputs."""
     from sympy import Eq
 
-    for node in program.placeholders():
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            if isinstance(size, SymInt):
-                guards = getattr(size.node.shape_env, "guards", ())
-                yield from (guard.expr for guard in guards if isinstance(guard.expr, Eq))
-                return
+    from .open_sizes import shape_env_of
+
+    env = shape_env_of(program.exported)
+    yield from (guard.expr for guard in (() if env is None else env.guards) if isinstance(guard.expr, Eq))

@@ -25,7 +25,8 @@ class ImportanceScores:
     order       [size] int64 or None: all elements, the last to be removed first; by default the values' order
     curve       [size + 1] or None: what the ``k`` first elements of the order are worth together, for every k. For
                 damages that do not add up, e.g. measured after a repair; non-decreasing, in the scores' unit.
-                By default the sum of their values
+                By default the sum of their values. Where scores only rank: in shares of what the dense network spends
+                on the group
 
     Raises InternalError for shapes, orders or curves that are none.
     """
@@ -39,6 +40,13 @@ class ImportanceScores:
     gradients: Tensor | None = field(default=None, repr=False, compare=False)
     order: Tensor | None = field(default=None, repr=False, compare=False)
     curve: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def ranking(self) -> list[int]:
+        """Elements, the last to be removed first; ties by index. [size]"""
+        if self.order is not None:
+            return [int(i) for i in self.order.tolist()]
+        values = self.values.detach().to("cpu", torch.float64)
+        return [int(i) for i in torch.argsort(values, descending=True, stable=True).tolist()]
 
     def __post_init__(self) -> None:
         if self.values.dim() != 1:

@@ -82,6 +82,10 @@ class Source:
                 best, line = shared, self.text.count("\n", 0, offset) + 1
         return f"{self.name}:{line}" if line else self.name
 
+    def holds(self, key: str) -> bool:
+        """Whether the outermost object has ``key``."""
+        return any(found == (key,) for found, _ in positions(self.text))
+
     def repeated(self, depth: int) -> tuple[Path, int] | None:
         """(path, line) of the first key at ``depth`` keys or fewer that its object has already, None without one.
 

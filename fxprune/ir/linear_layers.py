@@ -5,18 +5,24 @@ from __future__ import annotations
 import collections
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..errors import PlanError
+from .axis import Axis
+from .choice import AnyChoice
 from .dataflow import MOVES, MULTIPLIES, Family, behind_views, bind, family, op_name, product
 from .example_sizes import stand_ins
-from .group import PruneGroup
+from .group import PruneGroup, Scores
+from .importance import ImportanceScores
 from .program import Program
-from .sparsity import Sparsity, Tile, grid
+from .signature import samples_in
+from .sparsity import TWO_OF_FOUR, Sparsity, Tile, grid, two_of_four
 
 ENDS = MOVES | {Family.SPLIT, Family.PICK, Family.SOFTMAX, Family.LOG_SOFTMAX, Family.EXPAND}
 """Between a classifier and what the graph returns nothing but these stands, and ``SQUASHES``."""
@@ -116,9 +122,32 @@ class BlockGroup(PruneGroup):
     pattern  ``32x32`` or ``2:4`` (a tile is then one weight)
     """
 
+    sliced: ClassVar[bool] = False
+
     matrix: Matrix
     pattern: str
     tile: Tile
+
+    def sizes(self, count: int) -> dict[Axis, int]:
+        """Weights keep their size: what tiles save is reckoned by the search over tiles."""
+        return {}
+
+    def choose(self, count: int, scores: Scores) -> dict[str, AnyChoice]:
+        """The best ``count`` tiles, or with 2:4 the two best of every four, as a plan says it; {} where all stay."""
+        own = scores[self.name]
+        if self.pattern == TWO_OF_FOUR:
+            kept = two_of_four(own.values.view(self.matrix.shape))
+        elif count == self.size:
+            return {}
+        else:
+            kept = torch.ones(self.size, dtype=torch.bool)
+            kept[self.removal(own)[: self.size - count]] = False
+            kept = kept.view(grid(self.matrix.shape, self.tile))
+        return {self.name: Sparsity(self.pattern, self.matrix.shape, kept)}
+
+    def removal(self, scores: ImportanceScores) -> Tensor:
+        """Tiles in the order in which they go; of equal ones the first. [size] int64"""
+        return scores.values.argsort(stable=True) if scores.order is None else scores.order.flip(0)
 
 
 def matrices(program: Program) -> list[Matrix]:
@@ -139,7 +168,7 @@ def matrices(program: Program) -> list[Matrix]:
         total = 1
         for size in value.shape[:-1]:
             total *= known.real(size)
-        batch = max(1, _batch(program))
+        batch = max(1, samples_in(pytree.tree_leaves(program.example_inputs)))
         shared = len(weight.users) > 1 or pointers[tensor.data_ptr()] > 1
         movable = bias.name if bias is not None and bias.name in bound else ""
         found.append(
@@ -225,9 +254,3 @@ def _only(node: Node, forward: bool, inputs: set[str]) -> bool:
 
 def _ends(node: Node) -> bool:
     return family(node) in ENDS or op_name(node) in SQUASHES
-
-
-def _batch(program: Program) -> int:
-    """Samples in the example inputs: the first dimension of the first tensor."""
-    leaves = pytree.tree_leaves(program.example_inputs)
-    return next((len(t) for t in leaves if isinstance(t, Tensor) and t.dim()), 1)

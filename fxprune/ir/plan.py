@@ -1,11 +1,10 @@
-"""The decision: which elements of each group stay. Versioned JSON by parameter names, to be diffed and edited."""
+"""The decision: what stays of everything a search could choose. Versioned JSON by name, to be diffed and edited."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,83 +13,124 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError, nearest
+from .axis import Axis, Keep
+from .choice import (
+    AnyChoice,
+    Choice,
+    TokenChoice,
+    TokenPlan,
+    check_alike,
+    check_indices,
+    read_any,
+    read_choice,
+    read_sparsity,
+    read_tokens,
+    tokens_of,
+)
 from .group import Kind, PruneGroup
 from .json_source import Source, loads
 from .sparsity import Sparsity
 
-VERSION = 1
+__all__ = ["Choice", "CompressionPlan", "TokenChoice", "TokenPlan", "compose"]
+
+VERSION = 2
+TILES = ":block"  # the name of a weight's tiles is the weight's with this behind it
 MAX_BYTES = 256 * 2**20  # a plan lists kept indices: far below this for any model, so a larger file is not a plan
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What stays of one group: ``keep`` sorted and unique, out of ``size``."""
-
-    kind: str
-    size: int
-    keep: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TokenPlan:
-    """How many tokens every image loses behind which attention.
-
-    reducer   how they are merged or dropped, as on the command line: ``tome``, ``ppt{threshold=2}``
-    removed   site name -> how many tokens go there
-    unmerge   whether heads that read every token get all of them back
-    """
-
-    reducer: str
-    removed: Mapping[str, int]
-    unmerge: bool = False
-
-    @property
-    def empty(self) -> bool:
-        return not any(self.removed.values())
-
-
-@dataclass(frozen=True)
 class CompressionPlan:
-    """Group name -> what stays. Groups that are not named keep everything. And how tokens become fewer, if they do.
+    """Name -> what was chosen. What is not named stays whole.
 
-    ``about`` is free-form provenance (criterion, budget, versions); applying a plan never reads it.
-    ``blocks`` says which tiles of a weight stay, by its name; tiles are of the weight that slicing leaves.
-    ``source`` is the file that it was read from: errors then name the line.
+    choices   by the name of a group (``blocks.0.mlp.fc1:ffn``), of an attention where tokens go
+              (``blocks.3.attn.proj:token``), of a weight's tiles (``blocks.0.mlp.fc1.weight:block``; tiles are of the
+              weight that slicing leaves), or of whatever a kind of a plugin finds
+    about     free-form provenance (criterion, budget, versions); applying a plan never reads it
+    source    the file that it was read from: errors then name the line
+    aliases   digests that 0.1.0 gave the same plan
     """
 
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    choices: Mapping[str, AnyChoice] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
-    tokens: TokenPlan | None = None
-    blocks: Mapping[str, Sparsity] = field(default_factory=dict)
     source: Source | None = field(default=None, repr=False, compare=False)
+    aliases: tuple[str, ...] = field(default=(), repr=False, compare=False)
+
+    # ------------------------------------------------------------ one kind of choice
+
+    @property
+    def elements(self) -> dict[str, Choice]:
+        """The choices of elements, by group."""
+        return {name: c for name, c in self.choices.items() if isinstance(c, Choice)}
+
+    @property
+    def tokens(self) -> TokenPlan | None:
+        """The choices of tokens together; None where no site is named."""
+        return tokens_of(self.choices)
+
+    @property
+    def blocks(self) -> dict[str, Sparsity]:
+        """The choices of tiles, by the weight's name."""
+        return {n.removesuffix(TILES): c for n, c in self.choices.items() if isinstance(c, Sparsity)}
+
+    def with_elements(self, choices: Mapping[str, Choice], about: Mapping[str, Any] | None = None) -> CompressionPlan:
+        """The same tokens and tiles, with other choices of elements."""
+        rest = {name: c for name, c in self.choices.items() if not isinstance(c, Choice)}
+        return replace(self, choices={**choices, **rest}, about=self.about if about is None else about)
+
+    def with_tokens(self, tokens: TokenPlan | None) -> CompressionPlan:
+        """The same elements and tiles, with other choices of tokens, or none."""
+        rest = {name: c for name, c in self.choices.items() if not isinstance(c, TokenChoice)}
+        return replace(self, choices={**rest, **({} if tokens is None else tokens.choices())})
+
+    def with_blocks(self, blocks: Mapping[str, Sparsity]) -> CompressionPlan:
+        """The same elements and tokens, with other choices of tiles, by the weight's name."""
+        rest = {name: c for name, c in self.choices.items() if not isinstance(c, Sparsity)}
+        return replace(self, choices={**rest, **{name + TILES: c for name, c in blocks.items()}})
+
+    # ------------------------------------------------------------ what it says
 
     @property
     def empty(self) -> bool:
-        whole = all(len(c.keep) == c.size for c in self.choices.values()) and not self.blocks
-        return whole and (self.tokens is None or self.tokens.empty)
+        """Whether nothing goes."""
+        return all(c.whole for c in self.choices.values())
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of what is chosen, each once."""
+        return tuple(dict.fromkeys(c.kind for c in self.choices.values()))
 
     @property
     def digest(self) -> str:
         """Of what is decided, whatever ``about`` says: 16 hexadecimal digits of a SHA-256. The same plan has the same
-        one, in memory and read back.
+        one, in memory and read back, in this format and in the first.
 
         >>> one = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 0})
         >>> one.digest == CompressionPlan.from_json(one.to_json()).digest == CompressionPlan(one.choices).digest
         True
         """
-        bare = replace(self, about={})
-        if self.tokens is not None:
-            bare = replace(bare, tokens=replace(self.tokens, removed=dict(sorted(self.tokens.removed.items()))))
-        return hashlib.sha256(bare.to_json().encode()).hexdigest()[:16]
+        return _digest(self, self.tokens)
 
     def kept(self, group: PruneGroup) -> Tensor:
         """Indices of ``group`` that stay. [kept] int64"""
         choice = self.choices.get(group.name)
-        return torch.arange(group.size) if choice is None else torch.tensor(choice.keep, dtype=torch.long)
+        whole = not isinstance(choice, Choice)
+        return torch.arange(group.size) if whole else torch.tensor(choice.keep, dtype=torch.long)  # type: ignore[union-attr]
+
+    def sizes(self, groups: Collection[PruneGroup]) -> dict[Axis, int]:
+        """How many elements stay of the axis of every group that is named: what a cost is asked at."""
+        found = self.elements
+        return {g.axis: len(found[g.name].keep) for g in groups if g.name in found}
+
+    def keep(self, groups: Collection[PruneGroup]) -> Keep:
+        """Axis -> the elements that stay, for every axis of tensors that becomes shorter."""
+        cut = {g.axis: self.kept(g) for g in groups if g.sliced and g.name in self.choices}
+        return {axis: index for axis, index in cut.items() if len(index) < axis.size}
+
+    # ------------------------------------------------------------ whether it fits
 
     def check(self, groups: Mapping[str, PruneGroup]) -> None:
         """Raise :class:`PlanError` unless every choice fits its group: known, same size, not frozen, in range."""
-        for name, choice in self.choices.items():
+        for name, choice in self.elements.items():
             where, group = self.place(name), groups.get(name)
             if group is None:
                 raise PlanError(
@@ -113,55 +153,67 @@ class CompressionPlan:
                     why="it was made for another architecture, or edited",
                     cure=f'write "kind": "{group.kind}"',
                 )
-            _check_indices(choice, where)
+            check_indices(choice, where)
             if not choice.keep and group.floor > 0:
                 raise PlanError(
                     "the plan drops a whole branch",
                     where=where,
                     why="the group keeps nothing",
-                    cure="keep at least one, or pass --allow-empty",
+                    cure="keep at least one, or pass `--allow-empty`",
                 )
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError(
                     "the plan cuts a frozen group", where=where, why=group.frozen, cure="remove the group from the plan"
                 )
-            odd = len(choice.keep) % group.granularity and len(choice.keep) != group.size
-            if odd and self.source is not None:  # an edited one; a plan that was made here knows its own multiples
+            self._check_multiple(choice, name, group.granularity)
+
+    def _check_multiple(self, choice: Choice, name: str, step: int) -> None:
+        count = len(choice.keep)
+        if count % step and count != choice.size and self.source is not None:  # one that was made here knows its own
+            raise PlanError(
+                "a kept count is not a multiple",
+                where=self.place(name, "keep"),
+                why=f"{count} of {choice.size} stay, asked are multiples of {step}",
+                cure=f"keep {count // step * step} or {-(-count // step) * step}, or align less",
+            )
+
+    def check_kinds(self, known: Collection[str]) -> None:
+        """Raise :class:`PlanError` for a kind that is none of those ``known``."""
+        for name, choice in self.choices.items():
+            if choice.kind not in known:
                 raise PlanError(
-                    "a kept count is not a multiple",
-                    where=self.place(name, "keep"),
-                    why=f"{len(choice.keep)} of {group.size} stay, asked are multiples of {group.granularity}",
-                    cure=f"keep {len(choice.keep) // group.granularity * group.granularity} or "
-                    f"{-(-len(choice.keep) // group.granularity) * group.granularity}, or align less",
+                    f"unknown kind of group '{choice.kind}'",
+                    where=self.place(name, "kind"),
+                    cure=f"{nearest(choice.kind, known)} A kind of a plugin needs the plugin installed",
                 )
 
     def place(self, name: str, *more: str | int) -> str:
-        """Where the choice of a group, or something in it, stands: with the line where the plan is a file's."""
-        return f"{self.source.at('groups', name, *more)}: group '{name}'" if self.source else f"group '{name}'"
+        """Where a choice, or something in it, stands: with the line where the plan is a file's."""
+        choice, at = self.choices.get(name), ("choices", name, *more)
+        old: tuple[str | int, ...] = ("groups", name, *more)
+        noun = "group"
+        if isinstance(choice, TokenChoice):
+            noun, old = "site", ("tokens", "removed", name)
+        elif isinstance(choice, Sparsity):
+            noun, old = "blocks of", ("blocks", name.removesuffix(TILES), *more)
+        if self.source is None:
+            return f"{noun} '{name}'"
+        return f"{self.source.at(*(at if self.source.holds('choices') else old))}: {noun} '{name}'"
+
+    # ------------------------------------------------------------ as a file
 
     def to_json(self) -> str:
-        """Readable JSON, one group per line, stable order."""
-        groups = ",\n".join(
-            f"    {json.dumps(name)}: " + json.dumps({"kind": c.kind, "size": c.size, "keep": list(c.keep)})
-            for name, c in sorted(self.choices.items())
+        """Readable JSON, one choice per line, stable order."""
+        choices = ",\n".join(
+            f"    {json.dumps(name)}: {json.dumps(c.to_dict())}" for name, c in sorted(self.choices.items())
         )
         about = json.dumps(dict(self.about), indent=2, sort_keys=True).replace("\n", "\n  ")
-        tokens = (
-            ""
-            if self.tokens is None
-            else ',\n  "tokens": '
-            + json.dumps(
-                {"reducer": self.tokens.reducer, "unmerge": self.tokens.unmerge, "removed": dict(self.tokens.removed)},
-                indent=2,
-            ).replace("\n", "\n  ")
-        )
-        blocks = ",\n".join(f"    {json.dumps(n)}: {json.dumps(s.to_dict())}" for n, s in sorted(self.blocks.items()))
-        tail = tokens + (f',\n  "blocks": {{\n{blocks}\n  }}' if blocks else "")
-        return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "groups": {{\n{groups}\n  }}{tail}\n}}\n'
+        return f'{{\n  "fxprune_plan": {VERSION},\n  "about": {about},\n  "choices": {{\n{choices}\n  }}\n}}\n'
 
     @staticmethod
     def from_json(text: str, where: str = "plan") -> CompressionPlan:
-        """Parse and validate. Raises :class:`PlanError` with the line or the group at fault."""
+        """Parse and validate, in this format or the first. Raises :class:`PlanError` with the line or the group at
+        fault."""
         source = Source(where, text)
         try:
             raw, twice = loads(text)
@@ -175,11 +227,12 @@ class CompressionPlan:
                 why="it has no 'fxprune_plan' version",
                 cure="make one with `fxprune plan MODEL --flops 0.5`",
             )
-        if raw["fxprune_plan"] != VERSION:
+        version = raw["fxprune_plan"]
+        if type(version) is not int or version not in (1, VERSION):
             raise PlanError(
                 "the plan has another version",
                 where=source.at("fxprune_plan"),
-                why=f"found {raw['fxprune_plan']!r}, this fxprune reads {VERSION}",
+                why=f"found {version!r}, this fxprune reads 1 and {VERSION}",
             )
         repeated = source.repeated(depth=3) if twice else None
         if repeated is not None and repeated[0][0] != "about":
@@ -189,17 +242,11 @@ class CompressionPlan:
                 why="which of the two counts cannot be told",
                 cure="remove one of them",
             )
-        groups, about, blocks = raw.get("groups"), raw.get("about", {}), raw.get("blocks", {})
-        for key, value in (("groups", groups), ("about", about), ("blocks", blocks)):
-            if not isinstance(value, dict):
-                raise PlanError("the plan is malformed", where=source.at(key), why=f"'{key}' must be an object")
-        assert isinstance(groups, dict)
-        choices = {name: _choice(entry, name, source) for name, entry in groups.items()}
-        sparse = {name: _sparsity(entry, name, source) for name, entry in blocks.items()}
-        return CompressionPlan(choices, about, _tokens(raw.get("tokens"), source), sparse, source)
+        return _read_1(raw, source) if version == 1 else _read_2(raw, source)
 
     @staticmethod
     def read(path: str | Path) -> CompressionPlan:
+        """The plan of a file. Raises :class:`PlanError`."""
         path = Path(path)
         try:
             if path.stat().st_size > MAX_BYTES:
@@ -223,87 +270,58 @@ def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
     >>> compose(one, CompressionPlan({"a": Choice("ffn", 3, (0, 2))})).choices["a"].keep
     (1, 3)
     """
-    choices = dict(first.choices)
-    for name, choice in second.choices.items():
+    choices = first.elements
+    for name, choice in second.elements.items():
         earlier = choices.get(name)
         keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
         choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
-    return CompressionPlan(choices, second.about, second.tokens, second.blocks)
+    return CompressionPlan(second.with_elements(choices).choices, second.about)
 
 
-def _choice(entry: Any, name: str, source: Source) -> Choice:
-    """One group's entry. Raises PlanError at its line."""
-
-    def at(*more: str | int) -> str:
-        return f"{source.at('groups', name, *more)}: group '{name}'"
-
-    if not isinstance(entry, dict) or not {"kind", "size", "keep"} <= entry.keys():
-        raise PlanError("the plan is malformed", where=at(), why="an entry needs kind, size and keep")
-    unknown = entry.keys() - {"kind", "size", "keep"}
-    if unknown:
-        key = min(unknown)
+def _read_2(raw: Mapping[str, Any], source: Source) -> CompressionPlan:
+    known = ("fxprune_plan", "about", "choices")
+    odd = next((key for key in raw if key not in known), None)
+    if odd is not None:
         raise PlanError(
-            f"the plan has a key that means nothing: '{key}'",
-            where=at(key),
-            cure=nearest(key, ["kind", "size", "keep"]),
+            f"the plan has a key that means nothing: '{odd}'", where=source.at(odd), cure=nearest(odd, known)
         )
-    kind, size, keep = entry["kind"], entry["size"], entry["keep"]
-    integers = isinstance(keep, list) and all(type(i) is int for i in keep)
-    if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
-        key = "kind" if not isinstance(kind, str) else "keep" if type(size) is int and size > 0 else "size"
-        raise PlanError(
-            "the plan is malformed",
-            where=at(key),
-            why="kind must be a string, size a positive integer, keep a list of integers",
-        )
-    if kind not in {str(k) for k in Kind}:
-        raise PlanError(f"unknown kind of group '{kind}'", where=at("kind"), cure=nearest(kind, [str(k) for k in Kind]))
-    choice = Choice(kind, size, tuple(keep))
-    bad = next((i for i, k in enumerate(keep) if not 0 <= k < size or (i and k <= keep[i - 1])), None)
-    if bad is not None:
-        _check_indices(choice, at("keep", bad))
-    return choice
+    about, choices = raw.get("about", {}), raw.get("choices")
+    _objects(source, about=about, choices=choices)
+    found = {name: read_any(entry, name, source) for name, entry in choices.items()}  # type: ignore[union-attr]
+    check_alike(found, source)
+    return CompressionPlan(found, about, source)
 
 
-def _sparsity(entry: Any, name: str, source: Source) -> Sparsity:
-    """One weight's tiles. Raises PlanError at their line."""
-    try:
-        return Sparsity.from_dict(entry, "")
-    except PlanError as error:
-        raise PlanError(
-            error.what, where=f"{source.at('blocks', name)}: blocks of '{name}'", why=error.why, cure=error.cure
-        ) from None
+def _read_1(raw: Mapping[str, Any], source: Source) -> CompressionPlan:
+    """A plan of 0.1.0: a section per kind of choice."""
+    about, groups, blocks = raw.get("about", {}), raw.get("groups"), raw.get("blocks", {})
+    _objects(source, groups=groups, about=about, blocks=blocks)
+    kinds = [str(kind) for kind in Kind]
+    choices = {name: read_choice(entry, "groups", name, source, kinds) for name, entry in groups.items()}  # type: ignore[union-attr]
+    sparse = {name: read_sparsity(entry, "blocks", name, source) for name, entry in blocks.items()}
+    tokens = read_tokens(raw.get("tokens"), source)
+    plan = CompressionPlan(choices, about, source).with_tokens(tokens).with_blocks(sparse)
+    return replace(plan, aliases=(_digest(plan, tokens),)) if tokens is not None and not tokens.removed else plan
 
 
-def _tokens(raw: Any, source: Source) -> TokenPlan | None:
-    if raw is None:
-        return None
-    where = f"{source.at('tokens')}: tokens"
-    if not isinstance(raw, dict) or not {"reducer", "removed"} <= raw.keys():
-        raise PlanError("the plan is malformed", where=where, why="tokens need reducer and removed")
-    reducer, removed, unmerge = raw["reducer"], raw["removed"], raw.get("unmerge", False)
-    counts = isinstance(removed, dict) and all(type(r) is int and r >= 0 for r in removed.values())
-    if not isinstance(reducer, str) or not counts or not isinstance(unmerge, bool):
-        raise PlanError(
-            "the plan is malformed",
-            where=where,
-            why="reducer must be a string, removed an object of site names and counts, unmerge true or false",
-        )
-    return TokenPlan(reducer, dict(removed), unmerge)
+def _objects(source: Source, **sections: Any) -> None:
+    for key, value in sections.items():
+        if not isinstance(value, dict):
+            raise PlanError("the plan is malformed", where=source.at(key), why=f"'{key}' must be an object")
 
 
-def _check_indices(choice: Choice, where: str) -> None:
-    keep = choice.keep
-    double = next((b for a, b in itertools.pairwise(keep) if b <= a), None)
-    if double is not None:
-        raise PlanError(
-            "kept indices must be sorted and unique",
-            where=where,
-            why=f"{double} comes twice" if keep.count(double) > 1 else f"{double} comes too late",
-        )
-    if keep and (keep[0] < 0 or keep[-1] >= choice.size):
-        raise PlanError(
-            "a kept index is out of range",
-            where=where,
-            why=f"indices must be 0..{choice.size - 1}, found {keep[0]}..{keep[-1]}",
-        )
+def _digest(plan: CompressionPlan, tokens: TokenPlan | None) -> str:
+    """Of the text that 0.1.0 wrote of the plan without its ``about``: pipelines of reports name plans by it."""
+
+    def lines(entries: Mapping[str, Any]) -> str:
+        return ",\n".join(f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items()))
+
+    tail = ""
+    if tokens is not None:
+        said = {"reducer": tokens.reducer, "unmerge": tokens.unmerge, "removed": dict(sorted(tokens.removed.items()))}
+        tail = ',\n  "tokens": ' + json.dumps(said, indent=2).replace("\n", "\n  ")
+    if plan.blocks:
+        tail += f',\n  "blocks": {{\n{lines({n: s.to_dict(bare=True) for n, s in plan.blocks.items()})}\n  }}'
+    groups = lines({name: choice.to_dict() for name, choice in plan.elements.items()})
+    text = f'{{\n  "fxprune_plan": 1,\n  "about": {{}},\n  "groups": {{\n{groups}\n  }}{tail}\n}}\n'
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

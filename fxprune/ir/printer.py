@@ -70,7 +70,7 @@ def _changes(program: Program, node: Node) -> str:
 
 def _kept(program: Program, axis: Axis) -> str:
     group = program.group_of(axis)
-    choice = program.plan.choices.get(group.name) if group is not None and program.plan is not None else None
+    choice = program.plan.elements.get(group.name) if group is not None and program.plan is not None else None
     if choice is None or len(choice.keep) == choice.size:
         return ""
     listed = " ".join(map(str, choice.keep[:MAX_LISTED])) + (" ..." if len(choice.keep) > MAX_LISTED else "")

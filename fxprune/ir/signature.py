@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -216,7 +216,7 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
         if not isinstance(example, Tensor):
             flat.append(example)
             continue
-        shape = [_resolve(s, sizes or {}, int(example.shape[i])) for i, s in enumerate(value.shape)]
+        shape = [size_at(s, sizes or {}, int(example.shape[i])) for i, s in enumerate(value.shape)]
         source = example.detach().cpu()
         if source.is_floating_point() and bool(source.isfinite().all()):
             wide = source.double()
@@ -232,11 +232,27 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
     return flat
 
 
-def _resolve(size: Any, sizes: Sizes, example: int) -> int:
+def size_at(size: int | torch.SymInt, sizes: Sizes, otherwise: int) -> int:
+    """A size where its symbols have these ``sizes``; ``otherwise`` where one of them is not said."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     expression = size.node.expr
     known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
-    if len(known) < len(expression.free_symbols):
-        return example
-    return int(expression.subs(known))
+    return int(expression.subs(known)) if len(known) == len(expression.free_symbols) else otherwise
+
+
+def samples_in(flat: Iterable[Any]) -> int:
+    """How many samples user inputs hold: the first dimension of the first tensor that has one; 1 where none has.
+
+    >>> samples_in([None, torch.zeros(()), torch.zeros(4, 2)])
+    4
+    """
+    return next((len(t) for t in flat if isinstance(t, Tensor) and t.dim()), 1)
+
+
+def padding_mask(program: Program, flat: Sequence[Any]) -> Tensor | None:
+    """[batch, positions], True where a token is real, from the integer or bool input called ``..mask``, if any."""
+    for name, value in zip(program.user_inputs, flat, strict=True):
+        if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
+            return value != 0
+    return None

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Sparsity:
     order    the inputs, where they were put in another order first (and what makes them with them), else ()
     """
 
+    kind: ClassVar[str] = "block"
     pattern: str
     shape: tuple[int, int]
     kept: Tensor
@@ -59,6 +60,11 @@ class Sparsity:
         return self.kept.numel()
 
     @property
+    def whole(self) -> bool:
+        """Whether nothing goes, and nothing moves."""
+        return bool(self.kept.all()) and not self.order
+
+    @property
     def density(self) -> float:
         """Share of the entries that stay; tiles at ragged borders count for what they hold."""
         areas = tile_areas(self.shape, self.tile)
@@ -75,11 +81,12 @@ class Sparsity:
             and (self.pattern, self.shape, self.order) == (other.pattern, other.shape, other.order)
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a plan: kept tiles by number, row by row; single weights as bits in base64."""
+    def to_dict(self, bare: bool = False) -> dict[str, Any]:
+        """Plain data for a plan: kept tiles by number, row by row; single weights as bits in base64. bare: no kind"""
         keep: Any = self.kept.flatten().nonzero()[:, 0].tolist() if self.pattern != TWO_OF_FOUR else _bits(self.kept)
         order = {"order": list(self.order)} if self.order else {}
-        return {"pattern": self.pattern, "shape": list(self.shape), "keep": keep, **order}
+        kind = {} if bare else {"kind": self.kind}
+        return {**kind, "pattern": self.pattern, "shape": list(self.shape), "keep": keep, **order}
 
     @staticmethod
     def from_dict(entry: Any, where: str) -> Sparsity:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..errors import PlanError, nearest
 from .axis import Axis, Dim, atoms, find, leaves, total
-from .plan import TokenPlan
+from .choice import TOKEN, AnyChoice, TokenChoice, TokenPlan
 
 if TYPE_CHECKING:
     from .axes import Axes
@@ -48,6 +49,36 @@ class TokenSite:
     @property
     def usable(self) -> bool:
         return not self.frozen
+
+    # ------------------------------------------------------------ a Prunable: its elements are the unprotected tokens
+
+    @property
+    def kind(self) -> str:
+        return TOKEN
+
+    @property
+    def size(self) -> int:
+        return self.tokens - self.protected
+
+    def levels(self) -> list[int]:
+        """Tokens that may be left, as far as the site knows: a reducer may not take as many at once."""
+        return list(range(self.size + 1)) if self.usable else [self.size]
+
+    def level_above(self, share: float) -> int:
+        """The fewest tokens that are at least this share."""
+        return math.ceil(share * self.size - 1e-9)
+
+    def sizes(self, count: int) -> dict[Axis, int]:
+        """What ``count`` tokens left do to the variables of the cost, from here to the next site (of
+        ``TokenFlow.axes``)."""
+        return {} if self.axis is None else {self.axis: count}
+
+    def choose(
+        self, count: int, scores: object = None, reducer: str = "tome", unmerge: bool = False
+    ) -> dict[str, AnyChoice]:
+        """As a plan says it; {} where all stay. Which tokens go is the reducer's choice, for every image anew."""
+        gone = self.size - count
+        return {self.name: TokenChoice(gone, reducer, unmerge)} if gone else {}
 
 
 @dataclass(frozen=True)

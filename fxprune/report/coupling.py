@@ -15,7 +15,7 @@ from ..process.files import write_error
 if TYPE_CHECKING:
     import networkx as nx
 
-COLOURS = {
+COLOURS: dict[str, str] = {
     Kind.HEAD: "#4c78a8",
     Kind.KV: "#4c78a8",
     Kind.QUERY: "#4c78a8",
@@ -161,7 +161,7 @@ def _label(group: PruneGroup) -> str:
 
 
 def _colour(group: PruneGroup) -> str:
-    return FROZEN if group.frozen else COLOURS.get(group.kind, OTHER)
+    return FROZEN if group.frozen else COLOURS.get(str(group.kind), OTHER)
 
 
 def _dimensions(facts: Any) -> str:

@@ -8,22 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..ir.choice import TOKEN
 from ..ir.plan import CompressionPlan
-from .latency import (
-    earlier_section,
-    foretold_section,
-    in_words,
-    measured_section,
-    parity_rows,
-    passed,
-    summary_card,
-    summary_rows,
-    why_none,
-)
+from .entries import entries_of
+from .exactness import exactness_section, zeros_section
+from .latency import earlier_section, measured_section, predicted_section, summary_card, summary_rows, why_none
 from .op_gaps import gap_lines
-from .page import Markup, bar, cards, code, figure, folded, page, paragraph, picture, section, table, text
+from .page import Markup, bar, cards, code, figure, fold, page, paragraph, picture, section, table, text
 from .plots import SERIES, heat_map, kept_bars, pairs
-from .target_lines import constant_lines
 from .units import giga, mebi, mega
 
 Report = Mapping[str, Any]
@@ -37,6 +29,7 @@ PLURAL = {
     "qk": "query/key width",
     "v": "value width",
     "width": "residual width",
+    "block": "tiles",
 }
 COSTS = (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi))
 MEASURES = {
@@ -62,10 +55,10 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _kept(report),
             _tokens(report, pictures),
             _importance(report, plan),
-            _zeros(report),
+            zeros_section(report),
             measured_section(report),
-            foretold_section(report),
-            _exactness(report),
+            predicted_section(report),
+            exactness_section(report),
             earlier_section(report),
             _frozen(report),
             section("Sliced, and not known in full", *map(paragraph, gap_lines(report.get("gaps", ())))),
@@ -223,7 +216,7 @@ def _errors(report: Report) -> str:
             for name, v in guard.items()
         ]
         parts.append(
-            folded(
+            fold(
                 f"candidates of recovery, judged on {recovery.get('held_out', 0)} held-out samples",
                 table(("candidate", *columns, "rejected because"), rows, range(1, len(columns) + 1)),
             )
@@ -252,12 +245,10 @@ def _kept(report: Report) -> str:
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         kept, size = (sum(e[k] for e in entries) for k in ("kept", "size"))
         words = PLURAL.get(kind, kind)
-        parts.append(
-            figure(
-                kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words),
-                f"{words}: {kept} of {size} stay in {len(entries)} groups",
-            )
-        )
+        said = f"{words}: {kept} of {size} stay in {len(entries)} groups"
+        if kind == TOKEN:
+            said = f"Tokens behind every attention, by {(report.get('tokens') or {}).get('reducer')}"
+        parts.append(figure(kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words), said))
         rows += [
             (
                 code(e["group"]),
@@ -265,33 +256,23 @@ def _kept(report: Report) -> str:
                 e["kept"],
                 e["size"],
                 bar(e["kept"] / max(e["size"], 1)),
-                f"{e['macs'] / 1e3:,.1f}",
+                "" if e["macs"] is None else f"{e['macs'] / 1e3:,.1f}",
                 e["floor"],
                 e["granularity"],
             )
             for e in entries
         ]
     listing = table(("group", "kind", "kept", "of", "", "kMACs each", "floor", "multiple of"), rows, (2, 3, 5, 6, 7))
-    return section("What stays, layer by layer", *parts, folded(f"all {len(rows)} groups", listing))
+    return section("What stays, layer by layer", *parts, fold(f"all {len(rows)} groups", listing))
 
 
 def _tokens(report: Report, pictures: Mapping[str, bytes]) -> str:
     told = report.get("tokens") or {}
-    sites = [
-        {"group": s["site"], "size": s["tokens"], "kept": s["left"]} for s in told.get("sites", ()) if not s["frozen"]
-    ]
-    if not told.get("reducer") or not any(s["kept"] < s["size"] for s in sites):
-        return ""
-    for site, label in zip(sites, labels(sites), strict=True):
-        site["label"] = label
     png = pictures.get(told.get("picture", ""))
-    return section(
-        "Tokens",
-        figure(kept_bars("tokens", sites, SERIES[2], "tokens"), f"Tokens behind every attention, by {told['reducer']}"),
-        picture(png, "Inputs, and below them what is left: merged patches share a colour, dropped ones are black")
-        if png
-        else "",
-    )
+    if not png or not any(e["removed"] for e in entries_of(report, TOKEN)):
+        return ""
+    words = "Inputs, and below them what is left: merged patches share a colour, dropped ones are black"
+    return section("Tokens", picture(png, words))
 
 
 def _importance(report: Report, plan: CompressionPlan) -> str:
@@ -299,7 +280,7 @@ def _importance(report: Report, plan: CompressionPlan) -> str:
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         entries = [e for e in entries if e["scores"] is not None]
         for entry in entries:
-            choice = plan.choices.get(entry["group"])
+            choice = plan.elements.get(entry["group"])
             entry["gone"] = [] if choice is None else sorted(set(range(choice.size)) - set(choice.keep))
         if not entries:
             continue
@@ -318,75 +299,17 @@ def _importance(report: Report, plan: CompressionPlan) -> str:
     return section("Importance", *parts)
 
 
-def _zeros(report: Report) -> str:
-    told = report.get("sparsity")
-    if not told:
-        return ""
-    flops, gate = told.get("flops", {}), (told.get("gate") or {}).get("layers", ())
-    said = {d["parameter"]: d for d in gate}
-    rows = [
-        (
-            code(w["parameter"]),
-            "x".join(map(str, w["shape"])),
-            w["kept"],
-            w["tiles"],
-            bar(w["density"]),
-            f"{w['density']:.3f}",
-            said.get(w["parameter"], {}).get("said", ""),
-        )
-        for w in told.get("weights", ())
-    ]
-    whole = max(flops.get("dense", 1), 1)
-    words = "; ".join(
-        f"{giga(flops[k])} GMACs {k} ({flops[k] / whole:.3f} of dense)" for k in ("effective", "executed") if k in flops
-    )
-    listing = table(("weight", "shape", "tiles kept", "of", "", "density", "on this target"), rows, (2, 3, 5))
-    return section(
-        "Zeros inside weights",
-        paragraph(f"{told.get('pattern') or 'tiles'}: {words}."),
-        folded(f"{len(rows)} weights", listing),
-    )
-
-
-def _exactness(report: Report) -> str:
-    rows: list[Sequence[object]] = []
-    masked, parity = report.get("masked"), report.get("parity")
-    old = [{"compared": "the dense graph with masks and the sliced one", **masked}] if masked else []
-    links = report.get("proof") or old
-    for link in links:
-        verdict = passed(link["max_rel"] <= link["tolerance"])
-        sizes = in_words(link.get("tried", ()))
-        rows.append((link["compared"], "", f"{link['max_rel']:.1e}", f"{link['tolerance']:.0e}", verdict, sizes))
-    rows += parity_rows(report)
-    more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
-    if parity and parity.get("unsteady"):
-        more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
-    if parity and parity.get("rounded"):
-        more.append(
-            f"outputs differ by {parity['rounded']:.1e} in places, which is rounding: the pruned model itself is as "
-            "far from what fp64 gives"
-        )
-    more += constant_lines(parity)
-    listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
-    return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
-
-
 def _frozen(report: Report) -> str:
     reasons: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for entry in report.get("frozen", ()):
         reasons[entry["why"].partition(" at ")[0]].append(entry)
-    for site in (report.get("tokens") or {}).get("sites", ()):
-        if site["frozen"]:
-            reasons[site["frozen"].partition(" at ")[0]].append(
-                {"group": site["site"], "kind": "token", "size": site["tokens"], "why": site["frozen"]}
-            )
     rows = [
         (
             why,
             len(entries),
             ", ".join(sorted({e["kind"] for e in entries})),
             Markup(
-                folded(
+                fold(
                     "which",
                     "".join(f"<div>{code(e['group'])} {text(e['size'])}: {text(e['why'])}</div>" for e in entries),
                 )
@@ -409,7 +332,7 @@ def _replay(report: Report) -> str:
         "The pipeline that replays it",
         f"<pre>{text(report['pipeline'])}</pre>",
         paragraph(f"fxprune compile --pipeline takes this text. Beside it give {', '.join(beside)}.", "soft"),
-        folded(
+        fold(
             f"what each of {len(rows)} passes changed",
             table(("pass", "seconds", "nodes added", "removed", "edited", "tensors resized"), rows, range(1, 6)),
         ),

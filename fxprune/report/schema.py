@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .entries import VERSION
 from .scores import ENCODING
 
 
@@ -66,7 +67,8 @@ _FIGURES = _object(
     accuracy=_one("number", "share of samples whose largest logit is their label"),
 )
 _GROUP = _object(
-    "one prunable group of the dense model, in graph order",
+    "one thing that a search could choose: a group of the dense model, a part of its graph, the tokens behind an "
+    "attention, the tiles of a weight",
     "group kind size kept granularity floor macs params parameters criterion unit comparable scores order",
     group=_TEXT,
     kind=_TEXT,
@@ -76,7 +78,7 @@ _GROUP = _object(
     granularity=_one("integer", "kept counts are multiples of it, or the size", minimum=1),
     floor=_one("integer", "the smallest count the search might choose", minimum=0),
     exact=_one("boolean", "cutting equals masking"),
-    macs=_one("integer", "multiply-accumulates of one element", minimum=0),
+    macs=_one(["integer", "null"], "multiply-accumulates of one element; null where they are not known", minimum=0),
     params=_one("integer", "parameters of one element"),
     parameters=_list("what it reaches", _TEXT),
     criterion=_one(["string", "null"], "that scored it"),
@@ -84,6 +86,11 @@ _GROUP = _object(
     comparable=_one("boolean", "scores of different groups share the unit"),
     scores=_one(["string", "null"], f"[size], {ENCODING}; null without scores"),
     order=_one(["string", "null"], f"[size] elements, the last to be removed first, {ENCODING}; null: by score"),
+    protected=_one("integer", "tokens in front that stay, and are not counted", minimum=0),
+    removed=_one("integer", "tokens that go at this attention", minimum=0),
+    pattern=_one("string", "of tiles"),
+    shape=_list("outputs and inputs of the weight", _COUNT),
+    density=_one("number", "share of its entries that are in tiles that stay"),
 )
 _NUMBER_OR_NULL = {"type": ["number", "null"]}
 _LATENCY = _object(
@@ -146,7 +153,7 @@ REPORT: dict[str, Any] = {
         "what was done to a model, what the result costs, and how exact it is",
         "fxprune_report name target versions seed budget pipeline passes cost inputs outputs pruned frozen notes "
         "parity payload files",
-        fxprune_report=_one("integer", "version of this format", const=1),
+        fxprune_report=_one("integer", "version of this format", const=VERSION),
         name=_TEXT,
         target=_TEXT,
         versions=_object("package -> version", more=_TEXT),
@@ -251,7 +258,7 @@ REPORT: dict[str, Any] = {
             )
         ),
         search=_object("how the plan was found"),
-        groups=_list("what could be cut, what of it stayed, and the scores", _GROUP),
+        groups=_list("what could be chosen, what of it stayed, and the scores", _GROUP),
         memory=_object(
             "an estimate for one sample", "dense compressed counted", dense=_MEMORY, compressed=_MEMORY, counted=_TEXT
         ),
@@ -287,24 +294,9 @@ REPORT: dict[str, Any] = {
                 ),
             )
         ),
-        sparsity=_object("zeros inside weights"),
+        sparsity=_object("zeros inside weights, and what they save"),
         tokens=_object(
-            "where tokens become fewer",
-            "reducer sites",
-            reducer=_one(["string", "null"], "how"),
-            picture=_TEXT,
-            sites=_list(
-                "attentions",
-                _object(
-                    "",
-                    "site tokens removed left frozen",
-                    site=_TEXT,
-                    tokens=_COUNT,
-                    removed=_COUNT,
-                    left=_COUNT,
-                    frozen=_TEXT,
-                ),
-            ),
+            "how tokens become fewer", "reducer", reducer=_one(["string", "null"], "by what"), picture=_TEXT
         ),
         latency=_or_null(_LATENCY),
         measured=_or_null(_MEASURED),

@@ -4,58 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import LoadError
-from ..ir.cost import CostModel
-from ..ir.importance import ImportanceScores
-from ..ir.program import Program
 
 ENCODING = "base64 of little-endian float32"
-
-
-def group_entries(
-    program: Program, kept: Mapping[str, int], scores: Mapping[str, ImportanceScores] | None, kinds: Collection[str]
-) -> list[dict[str, Any]]:
-    """Every prunable group as plain data, in graph order.
-
-    program   dense, with its groups;  kept: group -> how many elements stay, all where it is not named;  kinds: those
-              that the search might cut (``searched``)
-
-    ``macs`` and ``params`` are what one element costs in the dense program. ``scores`` [size] and ``order`` [size], the
-    last to be removed first, are encoded (:func:`encode`); ``order`` is null where it is that of the scores.
-    """
-    model, found = CostModel(program), []
-    params = model.ledger("params", {})
-    for group in program.need("groups"):
-        if not group.prunable:
-            continue
-        one = None if scores is None else scores.get(group.name)
-        found.append(
-            {
-                "group": group.name,
-                "kind": str(group.kind),
-                "searched": str(group.kind) in kinds,
-                "size": group.size,
-                "kept": kept.get(group.name, group.size),
-                "granularity": group.granularity,
-                "floor": group.floor,
-                "exact": group.exact,
-                "macs": int(group.macs),
-                "params": -params.change(group.axis, group.size - 1),
-                "parameters": sorted({s.parameter for s in group.slots}),
-                "criterion": None if one is None else one.criterion,
-                "unit": None if one is None else one.unit,
-                "comparable": one is not None and one.comparable,
-                "scores": None if one is None else encode(one.values),
-                "order": None if one is None or one.order is None else encode(one.order),
-            }
-        )
-    return found
 
 
 def encode(values: Tensor) -> str:
@@ -84,7 +41,7 @@ def decode(text: str, size: int) -> list[float]:
     return [float(v) for v in values]
 
 
-def ranked(entry: Mapping[str, Any]) -> list[int]:
+def rank(entry: Mapping[str, Any]) -> list[int]:
     """Elements of a group's entry, the last to be removed first: by its ``order``, else by its scores (ties by index).
 
     Raises LoadError for an order that is none.

@@ -10,12 +10,13 @@ from typing import Any
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
-from .goal import Wish, default_criterion, kinds_and_tokens
-from .latency import LatencyWish, latency_wish
+from .goal import Goal, default_criterion, kinds_and_tokens
+from .latency import LatencyGoal, latency_goal
+from .limits import AUTO, aligned_by_measure
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
-from .options.table import REQUIRED
+from .options.table import DECIDING, REQUIRED
 from .request import Request
-from .tiles import BlockWish, kinds_and_blocks, split_request
+from .tiles import TileGoal, kinds_and_blocks, split_request
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,13 @@ class Invocation:
                 "recovery needs data",
                 where=f"--recover {asked.recover}",
                 why="it fits what stays to what the dense model does on it",
-                cure="give --data",
+                cure="give `--data`",
+            )
+        if aligned_by_measure(self.limits.align) and self.command not in DECIDING.split():
+            raise OptionError(
+                "nothing is measured here that could say what the target likes",
+                where=f"--align {AUTO}",
+                cure="write a number, or PATTERN=NUMBER",
             )
         tiles, goal = self._split()
         return Request(
@@ -95,14 +102,14 @@ class Invocation:
             return OF_A_PLAN
         return self.limits
 
-    def _latency(self, tiles: BlockWish | None) -> LatencyWish:
+    def _latency(self, tiles: TileGoal | None) -> LatencyGoal:
         if self.decides:
-            return latency_wish(self.latency, self.budget, self.limits, tiles is not None)
+            return latency_goal(self.latency, self.budget, self.limits, tiles is not None)
         asked = self.latency
         table = "" if asked.latency_table is None else str(asked.latency_table)
-        return LatencyWish(asked.batch, asked.threads, table, seconds=asked.seconds)
+        return LatencyGoal(asked.batch, asked.threads, table, seconds=asked.seconds)
 
-    def _split(self) -> tuple[BlockWish | None, Wish | None]:
+    def _split(self) -> tuple[TileGoal | None, Goal | None]:
         """(tiles, what is searched for before them)"""
         if not self.decides:
             return None, None
@@ -116,7 +123,7 @@ class Invocation:
         explicit = wished is not None and wished.explicit
         measuring = "flops" not in options_of(self.command)  # what is measured is no plan, but the whole model
         found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else needed_budget(budget)
-        return tiles, Wish(
+        return tiles, Goal(
             found,
             rest.importance or default_criterion(rest.data),
             kinds,
@@ -136,7 +143,7 @@ class Invocation:
         for one in sorted(options_of(self.command).values(), key=lambda one: one.flag):
             if one.in_passes and one.flag in options and not one.is_usual(options[one.flag]):
                 raise OptionError(
-                    f"--pipeline and --{one.flag} say the same thing",
+                    f"`--pipeline` and `{one.dashed}` say the same thing",
                     where="--pipeline",
                     why="the pipeline states every pass with its own options",
                     cure="leave one of them away",

@@ -18,7 +18,7 @@ import torch
 from ..ir.agreement import TOLERANCE
 from ..ir.pipeline import Pass, Pipeline
 from ..ir.program import Program
-from .gate import kept_dense, report, words
+from .gate import keep_dense, report, words
 from .parity import Parity, Runner, check_parity
 
 if TYPE_CHECKING:
@@ -65,12 +65,17 @@ class Backend(ABC):
     suffix       of the main file
     granularity  kept channel and neuron counts are best multiples of this
     tolerance    dtype -> largest accepted error relative to the largest output magnitude
+    requires     what it needs of the machine, for ``fxprune doctor``: a module, ``one or another``, "a CUDA GPU" or "a
+                 C++ compiler"; or such a thing with the cure where it is missing
+    packages     distributions whose versions are worth knowing
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
     granularity: ClassVar[int] = 8
     tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
+    requires: ClassVar[Sequence[str | tuple[str, str]]] = ()
+    packages: ClassVar[Sequence[str]] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
     legal = Pipeline(backend.legalize()).run(program.but(axes=None, groups=None, scores=None, plan=None))
     lowered = backend.lower(legal, directory)
     if not lowered.sparsity:
-        decisions = kept_dense(program, f"the target '{backend.name}' multiplies dense weights")
+        decisions = keep_dense(program, f"the target '{backend.name}' multiplies dense weights")
         lowered = replace(lowered, sparsity=report(decisions), notes=(*lowered.notes, *words(decisions)))
     parity = check_parity(
         program,
@@ -139,6 +144,6 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
         what=lowered.payload.name,
         tolerance=backend.tolerances(),
         seed=seed,
-        cure="please report it with the model's name; --target eager works meanwhile",
+        cure="please report it with the model's name; `--target eager` works meanwhile",
     )
     return lowered, parity

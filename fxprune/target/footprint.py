@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ..ir.dataflow import Family, family, returns_view
 from ..ir.program import Program
-from ..ir.signature import dim_names, sizes_to_try
+from ..ir.signature import dim_names, size_at, sizes_to_try
 
 COUNTED = (
     "bytes of weights, and of the largest set of values alive at once for one sample at the example's sizes, "
@@ -68,11 +68,4 @@ def _bytes(node: Node, sizes: dict[str, int]) -> int:
 
 
 def _elements(value: Tensor, sizes: dict[str, int]) -> int:
-    count = 1
-    for size in value.shape:
-        if isinstance(size, torch.SymInt):
-            expression = size.node.expr
-            known = {s: sizes[str(s)] for s in expression.free_symbols if str(s) in sizes}
-            size = int(expression.subs(known)) if len(known) == len(expression.free_symbols) else 1
-        count *= size
-    return count
+    return math.prod(size_at(size, sizes, 1) for size in value.shape)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.artifact import Artifact
-from ..artifact.evidence import Evidence, Payload, failed, gates_of, read_evidence
+from ..artifact.evidence import Evidence, Payload, fail_gate, gates_of, read_evidence
 from ..artifact.gates import FAILED, PASSED, Gate, Limits, gate, junit, worst
 from ..artifact.manifest import EVIDENCE, Manifest, read_manifest, wrong_files
 from ..data.sources import load_data
-from ..errors import FxpruneError, LoadError
+from ..errors import FxpruneError, LoadError, spell
 from ..process.environment import environment, versions
 from ..process.events import Event, OnEvent, warn_only
 from ..process.files import write_error
@@ -84,17 +84,17 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
         if evidence is not None and data is not None and not evidence.complete:
             evidence = _supplied(evidence, artifact, data, manifest)
     except FxpruneError as error:
-        return [signed, failed("load", error)]
+        return [signed, fail_gate("load", error)]
     seed = int(manifest["request"]["seed"])
     try:
         parity = check_parity(payload.program, payload.run, what="the payload", tolerance=payload.tolerances, seed=seed)
         again = gate("parity", parity.max_rel, parity.tolerance, "relative")
     except FxpruneError as error:
-        again = failed("parity", error)
+        again = fail_gate("parity", error)
     missing = (
         ""
         if evidence is not None and evidence.complete
-        else "the delivery does not carry all of its data, and none was given (--data)"
+        else spell("the delivery does not carry all of its data, and none was given (`--data`)")
     )
     gates, _ = gates_of(
         payload, evidence if evidence is not None and evidence.inputs else None, limits, seconds, missing, timed
@@ -124,6 +124,7 @@ def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manif
 
 
 def limits_of(manifest: Mapping[str, Any]) -> Limits:
+    """The limits that a delivery was made under. Raises LoadError where the manifest does not say them."""
     known = {f.name for f in dataclasses.fields(Limits)}
     given = manifest["request"]["limits"]
     if set(given) != known or not all(type(given[k]) is int for k in ("batch", "threads")):

@@ -10,7 +10,7 @@ import torch
 
 from ...data.batch import Calibration
 from ...errors import InternalError, OptionError
-from ...ir.group import Kind
+from ...ir.group import Kind, with_derived
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -52,7 +52,7 @@ class RankWithin(Analysis):
                 "ranking by OBS needs data",
                 where=self.slug(),
                 why="it gathers moments of what the layers read",
-                cure="give --data",
+                cure="give `--data`",
             )
         scores: Mapping[str, ImportanceScores] = program.need("scores")
         if not all(s.comparable for s in scores.values()):
@@ -67,11 +67,11 @@ class RankWithin(Analysis):
         changed = dict(scores)
         for name, order in self.found["ranks"].items():
             if name in scores and kind[name] in self.kinds:
-                changed[name] = ordered(scores[name], order)
-        return program.but(scores=changed)
+                changed[name] = order_within(scores[name], order)
+        return program.but(scores=with_derived(program.need("groups"), changed))
 
 
-def ordered(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:
+def order_within(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:
     """The same worth of every count, with other members: ``order`` [size], the first to stay first."""
     if scores.curve is not None:
         return replace(scores, order=order)

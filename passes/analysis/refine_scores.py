@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from ...data.batch import Calibration
 from ...errors import OptionError
+from ...ir.group import with_derived
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .importance.criterion import Criterion
@@ -49,4 +50,4 @@ class RefineScores(Analysis):
         scores = dict(program.need("scores"))
         for name, values in found.items():
             scores[name] = replace(scores[name], values=values)
-        return program.but(scores=scores)
+        return program.but(scores=with_derived(program.need("groups"), scores))

@@ -9,6 +9,7 @@ import torch
 from ... import registry
 from ...data.batch import Calibration
 from ...errors import FxpruneError, OptionError
+from ...ir.group import with_derived
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -55,7 +56,7 @@ class ScoreGroups(Analysis):
                 f"criterion '{chosen.name}' needs data",
                 where=f"--importance {chosen.name}",
                 why="it runs the model on calibration inputs",
-                cure="give --data, or use a criterion that needs none, such as l2",
+                cure="give `--data`, or use a criterion that needs none, such as l2",
             )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
@@ -77,4 +78,5 @@ class ScoreGroups(Analysis):
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:
             notes.append(f"criterion '{chosen.name}' ran on generated inputs, not on real data: {self.data.origin}")
+        scores = with_derived(program.need("groups"), scores)
         return program.but(scores=scores, notes=tuple(dict.fromkeys((*program.notes, *notes))))

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from ...errors import OptionError
-from ...ir.cost import Expression, Ledger
-from .ladder import Ladder, Levels, value_of
+from ...ir.cost import Expression
+from .ladder import Ladder, Levels, ledger_at, value_of
 
 LIMIT = 200_000  # combinations; more than that is not a yardstick any more
 
@@ -27,13 +27,12 @@ def exhaustive(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: fl
             "the exhaustive search is for tiny models",
             where="--search exhaustive",
             why=f"{combinations:.3g} combinations, the limit is {LIMIT}",
-            cure="use --search auto",
+            cure="use `--search auto`",
         )
     best: tuple[float, int] | None = None
     chosen: Levels = []
     for levels in itertools.product(*(range(len(one.counts)) for one in ladders)):
-        counts = {one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)}
-        cost = Ledger(terms, counts).total
+        cost = ledger_at(terms, ladders, levels).total
         if cost <= limit and (best is None or (value_of(ladders, levels), cost) > best):
             best, chosen = (value_of(ladders, levels), cost), list(levels)
     return chosen

@@ -29,7 +29,7 @@ def fill(ladders: Sequence[Ladder], levels: Levels, book: Ledger, limit: float) 
         rung = level + 1
         if bent[i]:
             rung = max(range(rung, below[i]), key=lambda r: (one.slope(level, r), -r))
-        cost = book.change(one.axis, one.counts[rung])
+        cost = one.change(book, rung)
         value = one.values[rung] - one.values[level]
         return -(value / cost) if cost > 0 else -math.inf, one.counts[level] / one.counts[-1], i, rung
 
@@ -41,11 +41,11 @@ def fill(ladders: Sequence[Ladder], levels: Levels, book: Ledger, limit: float) 
         if fresh > heap[0]:  # its cost grew since it was asked: back into the queue
             heapq.heapreplace(heap, fresh)
             continue
-        if book.total + book.change(ladders[i].axis, ladders[i].counts[rung]) > limit:
+        if book.total + ladders[i].change(book, rung) > limit:
             below[i] = rung
         else:
             levels[i] = rung
-            book.set(ladders[i].axis, ladders[i].counts[rung])
+            ladders[i].move(book, rung)
         if levels[i] + 1 < below[i]:
             heapq.heapreplace(heap, offer(i))
         else:

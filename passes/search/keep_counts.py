@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import OptionError, nearest
@@ -68,7 +68,7 @@ class KeepCounts(Search):
                 one = ladder(group, scores[name], 0.0)
                 choices[name] = Choice(str(group.kind), group.size, one.keep(one.counts.index(count)))
         plan = program.plan or CompressionPlan()
-        return program.but(plan=replace(plan, choices=choices, about=self._about(program, choices)))
+        return program.but(plan=plan.with_elements(choices, self._about(program, choices)))
 
     def _read(self, text: str) -> tuple[str, int]:
         name, equals, count = text.rpartition("=")
@@ -98,4 +98,4 @@ def counts_of(plan: CompressionPlan) -> tuple[str, ...]:
     >>> counts_of(CompressionPlan({"b:ffn": Choice("ffn", 4, (1, 2, 3))}))
     ('b:ffn=3',)
     """
-    return tuple(f"{name}={len(choice.keep)}" for name, choice in plan.choices.items())
+    return tuple(f"{name}={len(choice.keep)}" for name, choice in plan.elements.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +25,35 @@ class Ladder:
     counts   ascending; the first is the floor, the last is the full size; steps are whole aligned chunks
     values   [len(counts)] non-decreasing; sums of scores are concave in the count, because better elements come
              first, while a criterion's own curve may have any form
+    sizes    [len(counts)] what each rung does to the variables of the cost, where that is more than ``axis`` at its
+             count (a tie of several groups)
     """
 
     group: str
-    kind: Kind
+    kind: Kind | str
     axis: Axis
     order: tuple[int, ...]
     counts: tuple[int, ...]
     values: tuple[float, ...]
+    sizes: tuple[Mapping[Axis, int], ...] = ()
+
+    def at(self, level: int) -> Mapping[Axis, int]:
+        """What a rung does to the variables of the cost."""
+        return self.sizes[level] if self.sizes else {self.axis: self.counts[level]}
+
+    @property
+    def variables(self) -> tuple[Axis, ...]:
+        """The variables of the cost that it decides."""
+        return tuple(self.at(self.top))
+
+    def change(self, book: Ledger, level: int) -> int:
+        """What it would cost to go to a rung."""
+        return book.changes(self.sizes[level]) if self.sizes else book.change(self.axis, self.counts[level])
+
+    def move(self, book: Ledger, level: int) -> None:
+        """Go to a rung."""
+        for axis, count in self.at(level).items():
+            book.set(axis, count)
 
     @property
     def top(self) -> int:
@@ -81,6 +102,8 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
 
         ``V(k) = worth * ln(sum of the k best scores / sum of all scores)``      worth = cost that goes with the group
 
+    or, where they come with a ``curve``, ``worth`` times that.
+
     Three properties follow, each tested. A group's unit cancels. In the dense network every group returns the same
     value per unit of cost, so flat scores give the same kept share everywhere, and only the *shape* of the scores moves
     it. The value falls without bound as a group empties, so no layer collapses while another is still full: summed over
@@ -88,12 +111,12 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     entirely, its last rung is worth one ``worth`` (a factor e), more than any rung above it.
     """
     values = scores.values.detach().to("cpu", torch.float64)
-    order = torch.argsort(values, descending=True, stable=True) if scores.order is None else scores.order.cpu()
+    order = torch.tensor(scores.ranking(), dtype=torch.long)
     kept = torch.cat([values.new_zeros(1), values[order].cumsum(0)])
     counts = group.levels()  # from zero where the whole branch may go
     sums = [float(kept[count]) for count in counts]
-    if scores.comparable and scores.curve is not None:
-        curve = scores.curve.detach().to("cpu", torch.float64)
+    if scores.curve is not None:
+        curve = scores.curve.detach().to("cpu", torch.float64) * (1.0 if scores.comparable else worth)
         worths = [float(curve[count]) for count in counts]
     elif scores.comparable:
         worths = sums
@@ -104,7 +127,9 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
         # the criterion's own may put dead elements first: those rungs are worth as little as the empty one
         worths = [worth * math.log(s / sums[-1]) for s in sums if s > 0.0]
         worths = [worths[0] - worth] * (len(sums) - len(worths)) + worths
-    return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths))
+    sizes = [group.sizes(count) for count in counts]
+    more = () if all(list(s) == [group.axis] for s in sizes) else tuple(sizes)
+    return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths), more)
 
 
 def value_of(ladders: Sequence[Ladder], levels: Sequence[int]) -> float:
@@ -114,7 +139,12 @@ def value_of(ladders: Sequence[Ladder], levels: Sequence[int]) -> float:
 
 def ledger_at(terms: Sequence[Expression], ladders: Sequence[Ladder], levels: Sequence[int]) -> Ledger:
     """The cost ledger at a choice of rungs."""
-    return Ledger(terms, {one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
+    return Ledger(terms, sizes_at(ladders, levels))
+
+
+def sizes_at(ladders: Sequence[Ladder], levels: Sequence[int]) -> dict[Axis, int]:
+    """The variables of the cost at a choice of rungs."""
+    return {axis: n for one, level in zip(ladders, levels, strict=True) for axis, n in one.at(level).items()}
 
 
 def step_costs(terms: Sequence[Expression], ladders: Sequence[Ladder]) -> list[list[int]]:
@@ -122,6 +152,6 @@ def step_costs(terms: Sequence[Expression], ladders: Sequence[Ladder]) -> list[l
     book = ledger_at(terms, ladders, [one.top for one in ladders])
     out = []
     for one in ladders:
-        at = [book.change(one.axis, count) for count in one.counts]
+        at = [one.change(book, level) for level in range(len(one.counts))]
         out.append([after - before for before, after in itertools.pairwise(at)])
     return out

@@ -44,7 +44,7 @@ def lagrangian(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: fl
         if fresh[0] == math.inf:
             break  # nothing that is left would save anything
         levels[i] = rungs[i].pop()
-        book.set(ladders[i].axis, ladders[i].counts[levels[i]])
+        ladders[i].move(book, levels[i])
         if rungs[i]:
             heapq.heapreplace(heap, _entry(i, ladders[i], levels[i], rungs[i][-1], book))
         else:
@@ -58,6 +58,6 @@ def _entry(i: int, one: Ladder, level: int, lower: int, book: Ledger) -> tuple[f
 
     Equal values per cost are taken from the fullest group, then from the first in order.
     """
-    saving = -book.change(one.axis, one.counts[lower])
+    saving = -one.change(book, lower)
     value = one.values[level] - one.values[lower]
     return value / saving if saving > 0 else math.inf, -one.counts[level] / one.counts[-1], i

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ... import registry
@@ -62,7 +62,7 @@ class PlanTokens(Search):
             left -= count
         removed = {s.name: count for s, count in zip(flow.usable, self.counts, strict=True) if count}
         plan = program.plan or CompressionPlan({}, {"method": f"tokens by {self}"})
-        return program.but(plan=replace(plan, tokens=TokenPlan(self.reducer, removed, flow.unmerge)))
+        return program.but(plan=plan.with_tokens(TokenPlan(self.reducer, removed, flow.unmerge)))
 
     def _made(self) -> Any:
         """The reducer itself. Raises OptionError."""

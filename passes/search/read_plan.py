@@ -39,7 +39,7 @@ class ReadPlan(Search):
             raise InternalError(f"'{self.slug()}' was given no plan")
         plan.check(program.group_by_name)  # first: what is wrong with a group or a site has a line
         self._check_tokens(program, plan)
-        if self.digest not in ("", plan.digest):
+        if self.digest not in ("", plan.digest, *plan.aliases):
             raise PlanError(
                 "this is another plan than the pipeline's",
                 where=plan.source.name if plan.source else "plan",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import BudgetInfeasible, NothingToPrune, OptionError, nearest
+from ...ir.choice import AnyChoice
 from ...ir.cost import COUNTED, Budget, CostModel
 from ...ir.importance import ImportanceScores
 from ...ir.linear_layers import BlockGroup
 from ...ir.pipeline import Search
 from ...ir.plan import CompressionPlan
 from ...ir.program import Program
-from ...ir.sparsity import TWO_OF_FOUR, Sparsity, tile_areas, two_of_four
+from ...ir.sparsity import TWO_OF_FOUR, Sparsity, tile_areas
 from .tile_allocation import Counts, LayerCurve, kkt, lsp, uniform
 
 ALLOCATIONS = ("auto", "kkt", "lsp", "uniform")
@@ -58,7 +59,7 @@ class SearchBlocks(Search):
                 f"tiles cannot meet a budget of {self.budget.metric}",
                 where=f"--{self.budget}",
                 why="they are zeroed inside a weight that keeps its size",
-                cure="give --flops",
+                cure="give `--flops`",
             )
         if not 0 <= self.smooth < 1:
             raise OptionError("the moving average has a weight from 0 to below 1", where=f"smooth={self.smooth}")
@@ -75,17 +76,11 @@ class SearchBlocks(Search):
             )
         scores, dense = program.need("scores"), CostModel(program)().flops
         if groups[0].pattern == TWO_OF_FOUR:
-            blocks = {
-                g.matrix.parameter: Sparsity(
-                    g.pattern, g.matrix.shape, two_of_four(scores[g.name].values.view(g.matrix.shape))
-                )
-                for g in groups
-            }
+            blocks = {name: tiles for g in groups for name, tiles in g.choose(g.floor, scores).items()}
             return program.but(plan=self._plan(groups, blocks, scores, dense, "two of every four"))
         if self.budget is None:
-            raise OptionError("tiles need a budget", where="--blocks", cure="give --flops 0.5")
-        removals = {g.name: _removal(scores[g.name]) for g in groups}
-        layers = [_curve(g, scores[g.name], removals[g.name]) for g in groups]
+            raise OptionError("tiles need a budget", where="--blocks", cure="give `--flops 0.5`")
+        layers = [_curve(g, scores[g.name], g.removal(scores[g.name])) for g in groups]
         limit = self.budget.amount * (self.dense or dense) if self.budget.relative else self.budget.amount
         target = max(0, -int(-(dense - limit) // 1))
         least = dense - sum(one.saved[one.most] for one in layers)
@@ -95,13 +90,11 @@ class SearchBlocks(Search):
         if allocation == "auto":
             allocation = "kkt" if all(scores[g.name].comparable for g in groups) else "uniform"
         gone = self._allocate(layers, allocation, target)
-        blocks = {}
-        for g, count in zip(groups, gone, strict=True):
-            if count:
-                kept = torch.ones(g.size, dtype=torch.bool)
-                kept[removals[g.name][:count]] = False
-                areas = tile_areas(g.matrix.shape, g.tile)
-                blocks[g.matrix.parameter] = Sparsity(g.pattern, g.matrix.shape, kept.view(areas.shape))
+        blocks = {
+            name: tiles
+            for g, count in zip(groups, gone, strict=True)
+            for name, tiles in g.choose(g.size - count, scores).items()
+        }
         return program.but(plan=self._plan(groups, blocks, scores, dense, allocation))
 
     def _allocate(self, layers: Sequence[LayerCurve], allocation: str, target: int) -> Counts:
@@ -112,13 +105,14 @@ class SearchBlocks(Search):
     def _plan(
         self,
         groups: Sequence[BlockGroup],
-        blocks: dict[str, Sparsity],
+        choices: dict[str, AnyChoice],
         scores: dict[str, ImportanceScores],
         dense: int,
         allocation: str,
     ) -> CompressionPlan:
         first = scores[groups[0].name]
-        by_name = {g.matrix.parameter: g for g in groups}
+        plan = CompressionPlan(choices)
+        blocks, by_name = plan.blocks, {g.matrix.parameter: g for g in groups}
         effective = dense - sum(
             g.matrix.macs - round(g.matrix.macs * blocks[n].density) for n, g in by_name.items() if n in blocks
         )
@@ -134,7 +128,7 @@ class SearchBlocks(Search):
             "predicted": {"flops": effective},
             "power": power_estimate(groups, blocks),
         }
-        return CompressionPlan({}, about, blocks=blocks)
+        return replace(plan, about=about)
 
     def _infeasible(self, program: Program, dense: int, least: int, limit: float) -> BudgetInfeasible:
         frozen = sorted({g.frozen for g in program.need("groups") if g.frozen})
@@ -162,11 +156,6 @@ def power_estimate(groups: Sequence[BlockGroup], blocks: dict[str, Sparsity]) ->
         for g in groups
     )
     return {"share": left / whole if whole else 1.0, "measured": False}
-
-
-def _removal(scores: ImportanceScores) -> Tensor:
-    """Elements in the order in which they go."""
-    return scores.values.argsort(stable=True) if scores.order is None else scores.order.flip(0)
 
 
 def _curve(group: BlockGroup, scores: ImportanceScores, removal: Tensor) -> LayerCurve:

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 from ... import registry
-from ...errors import InternalError, OptionError, nearest
+from ...errors import InternalError, OptionError
 from ...ir.cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
-from ...ir.group import DEFAULT_KINDS, Kind, PruneGroup
+from ...ir.group import DEFAULT_KINDS, Kind, PruneGroup, Tie, lies_inside
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Search
 from ...ir.plan import Choice, CompressionPlan, TokenPlan
 from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
+from .finer import fill_finer, note_of_slack
 from .infeasible import infeasible, nothing_to_prune
-from .ladder import Ladder, Levels, ladder
+from .ladder import Ladder, Levels, ladder, sizes_at
 from .latency_model import LatencyModel, TimedCost, model_for, out_of_reach
 
 Method: TypeAlias = Callable[[Sequence[Ladder], Sequence[Expression], float], Levels]
@@ -97,15 +98,16 @@ class SearchPlan(Search):
             limit = self.budget.limit(dense if whole is program else CostModel(whole)())
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
-            return program.but(plan=replace(self._plan([], [], scores, dense, dense, "none needed"), tokens=tokens))
+            return program.but(plan=self._plan([], [], [], scores, dense, dense, "none needed").with_tokens(tokens))
         ladders = ladders_of(groups, scores, terms, self.head_scale)
-        floor = model({one.axis: one.counts[0] for one in ladders})
+        floor = model(sizes_at(ladders, [0] * len(ladders)))
         if floor.metric(metric) > limit:
             if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
                 raise out_of_reach(program, self.budget, model, floor, groups)
             absolute = self.budget if whole is program else Budget(metric, limit, relative=False)
             raise infeasible(program, groups, model, absolute, floor)
-        method = self._method(ladders, terms, model.separable(metric, [one.axis for one in ladders]))
+        separable = model.separable(metric, [axis for one in ladders for axis in one.variables])
+        method = self._method(ladders, terms, separable)
         search: Method = registry.lookup("search", method)
         levels = search(ladders, terms, limit)
         if len(levels) != len(ladders) or not all(0 <= n <= one.top for n, one in zip(levels, ladders, strict=True)):
@@ -114,17 +116,44 @@ class SearchPlan(Search):
                 where=f"--search {method}",
                 why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there",
             )
-        after = model({one.axis: one.counts[level] for one, level in zip(ladders, levels, strict=True)})
+        said, notes = method, program.notes
+        if method in registry.SEARCHES and not isinstance(model, LatencyModel):
+            groups, ladders, levels, said, notes = self._filled(program, groups, levels, terms, limit, method)
+        after = model(sizes_at(ladders, levels))
         if method not in registry.SEARCHES and after.metric(metric) > limit:
             raise OptionError(
                 f"the search '{method}' exceeds the budget",
                 where=f"--search {method}",
                 why=f"{metric} {after.metric(metric)}, at most {limit:g}",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
-        said = f"{method} on the concave envelope of the values" if hull else method
-        return program.but(plan=replace(self._plan(ladders, levels, scores, dense, after, said), tokens=tokens))
+        said = f"{said} on the concave envelope of the values" if hull else said
+        plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
+        return program.but(plan=plan, notes=notes)
+
+    def _filled(
+        self,
+        program: Program,
+        groups: Sequence[PruneGroup],
+        levels: Levels,
+        terms: Sequence[Expression],
+        limit: float,
+        method: str,
+    ) -> tuple[list[PruneGroup], list[Ladder], Levels, str, tuple[str, ...]]:
+        """(groups, ladders, rungs, method, notes) with what was left of the budget filled by finer steps, where groups
+        allow them; else with a note that says which multiples would use it."""
+        scores = program.need("scores")
+
+        def make(some: Sequence[PruneGroup]) -> list[Ladder]:
+            return ladders_of(some, scores, terms, self.head_scale)
+
+        found = fill_finer(groups, make, levels, terms, limit)
+        note = note_of_slack(found, make, terms, limit)
+        if found.levels != levels:
+            method = f"{method}, then steps of {found.step}"
+        notes = tuple(dict.fromkeys([*program.notes, *filter(None, [note])]))
+        return found.groups, found.ladders, found.levels, method, notes
 
     def _method(self, ladders: Sequence[Ladder], terms: Sequence[Expression], separable: bool) -> str:
         """The search to use. Raises OptionError when the one that was asked for does not fit."""
@@ -135,7 +164,7 @@ class SearchPlan(Search):
                 where="--search two-class",
                 why="its groups have more than two costs per chunk, costs that multiply, or values that "
                 "are not concave",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method == "dynamic" and not separable:
             raise OptionError(
@@ -143,7 +172,7 @@ class SearchPlan(Search):
                 where="--search dynamic",
                 why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
                 "the size of other groups",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method != "auto":
             return self.method
@@ -155,6 +184,7 @@ class SearchPlan(Search):
 
     def _plan(
         self,
+        groups: Sequence[PruneGroup],
         ladders: Sequence[Ladder],
         levels: Sequence[int],
         scores: Mapping[str, ImportanceScores],
@@ -164,10 +194,12 @@ class SearchPlan(Search):
     ) -> CompressionPlan:
         """The plan names only what it cuts; ``about`` says how it was made."""
         choices = {
-            one.group: Choice(str(one.kind), len(one.order), one.keep(level))
-            for one, level in zip(ladders, levels, strict=True)
-            if level < one.top
+            name: choice
+            for group, one, level in zip(groups, ladders, levels, strict=True)
+            for name, choice in group.choose(one.counts[level], scores).items()
         }
+        for name in lies_inside(groups, {n: c for n, c in choices.items() if isinstance(c, Choice)}):
+            choices.pop(name, None)
         first = next(iter(scores.values()), None)
         about = {
             "criterion": first.criterion if first else None,
@@ -185,13 +217,12 @@ class SearchPlan(Search):
         return CompressionPlan(choices, about)
 
 
-def kinds_named(names: Sequence[Kind | str]) -> tuple[Kind, ...]:
-    """``("head", Kind.FFN)`` -> kinds. Raises OptionError with the nearest name."""
-    known = {str(kind): kind for kind in Kind}
+def kinds_named(names: Sequence[Kind | str]) -> tuple[str, ...]:
+    """``("head", Kind.FFN)`` -> kinds, those of plugins included. Raises OptionError with the nearest name."""
     for name in map(str, names):
-        if name not in known:
-            raise OptionError(f"unknown kind of group '{name}'", where="--prune", cure=nearest(name, known))
-    return tuple(known[str(name)] for name in names)
+        if name not in registry.KINDS:
+            registry.kind(name)
+    return tuple(map(str, names))
 
 
 def ladders_of(
@@ -207,23 +238,26 @@ def ladders_of(
     book, ladders = Ledger(terms, {}), []
     for group in groups:
         given = scores[group.name]
-        one = ladder(group, given, float(-book.change(group.axis, 0)))
+        one = ladder(group, given, float(-book.changes(group.sizes(0))))
         if head_scale != 1.0 and group.kind in HEADS:
             if not given.comparable:
                 raise OptionError(
                     "a head scale needs comparable scores",
                     where=f"--head-scale {head_scale:g}",
                     why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
-                    cure="use --importance fisher, or leave the option away",
+                    cure="use `--importance fisher`, or leave the option away",
                 )
             one = replace(one, values=tuple(head_scale * value for value in one.values))
         ladders.append(one)
     return ladders
 
 
-def _live(program: Program, kinds: Sequence[Kind]) -> list[PruneGroup]:
-    """Prunable groups of the wanted kinds. Raises NothingToPrune when there is none."""
-    live = [g for g in program.need("groups") if g.prunable and g.kind in kinds]
+def _live(program: Program, kinds: Sequence[str]) -> list[PruneGroup]:
+    """Prunable groups of the wanted kinds, but for those that a tie decides. Raises NothingToPrune when there is
+    none."""
+    groups: Sequence[PruneGroup] = program.need("groups")
+    tied = {g.name for tie in groups if isinstance(tie, Tie) for g in tie.tied}
+    live = [g for g in groups if g.prunable and str(g.kind) in kinds and g.name not in tied]
     if not live:
         raise nothing_to_prune(program, kinds)
     return live

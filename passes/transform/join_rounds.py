@@ -31,11 +31,10 @@ class JoinRounds(Transform):
             raise OptionError("there are no rounds to join", where=self.slug(), cure="put start-round before it")
         last, model = program.need("plan"), CostModel(whole)
         plan = compose(whole.need("plan"), last)
-        kept = {g.axis: len(plan.choices[g.name].keep) for g in whole.need("groups") if g.name in plan.choices}
         about = {
             **last.about,
             "rounds": whole.need("plan").about["rounds"],
             "dense": vars(model()),
-            "predicted": vars(model(kept)),
+            "predicted": vars(model(plan.sizes(whole.need("groups")))),
         }
         return whole.but(plan=replace(plan, about=about))

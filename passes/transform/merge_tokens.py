@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from ... import registry
 from ...errors import OptionError
 from ...ir.axis import Axis, Dim
-from ...ir.dataflow import bind, op_name
+from ...ir.dataflow import Family, bind, family
 from ...ir.pipeline import Transform
 from ...ir.plan import CompressionPlan, TokenPlan
 from ...ir.program import Program
@@ -88,7 +88,7 @@ class _Rewrite:
             raise OptionError(
                 f"'{self.reducer.name}' drops tokens: they cannot be restored",
                 where="--unmerge",
-                cure="use --tokens tome or --tokens transform",
+                cure="use `--tokens tome` or `--tokens transform`",
             )
 
     def exported(self) -> torch.export.ExportedProgram:
@@ -170,7 +170,7 @@ class _Rewrite:
 
     def _weigh(self, node: Node, position: int, size: Node, site: TokenSite) -> None:
         args = bind(node)
-        fused = op_name(node) == "scaled_dot_product_attention"
+        fused = family(node) is Family.ATTENTION
         source = args["key"] if fused else args["self"]
         dim = self.walk[source.name][-2 if fused else position]
         log = self._emit(node, aten.log.default, self._sizes(node, dim, size, site))  # [b, n, 1]
@@ -195,7 +195,7 @@ class _Rewrite:
         source, keep = args["self"], bool(args.get("keepdim", False))
         weight = self._sizes(node, self.walk[source.name][1], size, site)
         total = self._emit(node, aten.sum.dim_IntList, self._emit(node, aten.mul.Tensor, source, weight), [1], keep)
-        if op_name(node) == "mean":
+        if family(node) is Family.MEAN:
             total = self._emit(node, aten.div.Tensor, total, self._emit(node, aten.sum.dim_IntList, weight, [1], keep))
         node.replace_all_uses_with(total)
         self.graph.erase_node(node)
@@ -212,4 +212,4 @@ class _Rewrite:
 
 def without_tokens(plan: CompressionPlan) -> CompressionPlan:
     """The plan's groups alone: what is left to do once tokens are reduced. No file says so any more."""
-    return replace(plan, tokens=None, source=None)
+    return replace(plan.with_tokens(None), source=None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ...data.batch import Calibration
-from ...data.memory import that_fit
+from ...data.memory import subsample_to_fit
 from ...errors import InternalError, OptionError, nearest
 from ...ir.axis import Axis
 from ...ir.pipeline import Transform
@@ -17,7 +17,7 @@ from .recovery.choose import Guard, Verdict
 from .recovery.closed_form import ClosedForm
 from .recovery.record import Recovery
 from .recovery.tune import Tuner
-from .recovery.write_back import written_back
+from .recovery.write_back import write_back
 from .resize import resize
 
 METHODS = ("auto", "tune", "ridge", "refit", "bias", "scale", "none")
@@ -62,8 +62,9 @@ class Recover(Transform):
     readout   rows that are read behind the last sum (a class token) count T/4 times as much there (methods A.3); on a
               small trained ViT (three plans at two sizes) it lowered the KL to the dense logits each time, by 0 to 9 %
     steps, lr of ``tune``
-    reduced   the program with its plan's tokens reduced, its axes and groups: what is then cut and fitted, to the dense
-              one with the same tokens merged (see ``Lockstep``). Weights then make up for merged tokens, too
+    reduced   the program with its plan's tokens reduced and parts dropped, its axes and groups: what is then cut and
+              fitted, to the dense one with the same tokens merged (see ``Lockstep``). Weights then make up for merged
+              tokens, too
     verdict   what ``auto`` and ``tune`` find of the closed forms, from :meth:`judge`: on the same program object and
               data it is not looked for again
 
@@ -129,17 +130,17 @@ class Recover(Transform):
         """(the program with fitted weights, what was fitted and its worth; None where the plan cuts nothing)."""
         plan = program.need("plan")
         plan.check(program.group_by_name)
-        keep, merging = _keep(program, plan), plan.tokens is not None and not plan.tokens.empty
-        if self.method == "none" or not (keep or merging):
+        keep = _keep(program, plan)
+        if self.method == "none" or not (keep or _rebuilds(program, plan)):
             return program, None
         if self.data is None or not self.data.batches:
             raise OptionError(
                 "recovery needs data",
                 where=f"--recover {self.method}",
                 why="it fits what stays to what the dense model does on calibration inputs",
-                cure="give --data, or --recover none",
+                cure="give `--data`, or `--recover none`",
             )
-        data, pruned = that_fit(program, self.data), self._pruned(program)
+        data, pruned = subsample_to_fit(program, self.data), self._pruned(program)
         if self.method in ("auto", "tune"):
             guard, verdict = self._guard, self.verdict
             if verdict is None or not guard.holds(verdict, program, data):
@@ -151,7 +152,7 @@ class Recover(Transform):
         notes = (*program.notes, str(found.recovery))
         if not found.tensors:
             return program.but(notes=notes), record
-        exported = written_back(program, keep, found.tensors)
+        exported = write_back(program, keep, found.tensors)
         tokens = None if program.tokens is None else replace(program.tokens)
         fitted = program.but(
             exported=exported,
@@ -168,7 +169,7 @@ class Recover(Transform):
         """What ``auto`` and ``tune`` find of the closed forms on the data: given as ``verdict``, they need not look."""
         assert self.data is not None
         keep = _keep(program, program.need("plan"))
-        return self._guard.judge(program, self._pruned(program), keep, that_fit(program, self.data))
+        return self._guard.judge(program, self._pruned(program), keep, subsample_to_fit(program, self.data))
 
     @property
     def _form(self) -> ClosedForm:
@@ -184,14 +185,20 @@ class Recover(Transform):
     def _pruned(self, program: Program) -> Program:
         """What the plan leaves, before anything is fitted."""
         plan, base = program.need("plan"), program
-        if plan.tokens is not None and not plan.tokens.empty:
+        if _rebuilds(program, plan):
             if self.reduced is None:
-                raise InternalError("a plan that reduces tokens is recovered on the reduced program")
+                raise InternalError("a plan that reduces tokens or drops parts is recovered on the reduced program")
             base = self.reduced
         return base.without_facts(exported=resize(base, _keep(base, plan), self.slug()))
 
 
+def _rebuilds(program: Program, plan: CompressionPlan) -> bool:
+    """Whether the plan does more than slice: then what it leaves is another graph."""
+    if plan.tokens is not None and not plan.tokens.empty:
+        return True
+    return any(not g.sliced and len(plan.kept(g)) < g.size for g in program.need("groups"))
+
+
 def _keep(program: Program, plan: CompressionPlan) -> dict[Axis, Tensor]:
     """Kept elements by the program's own axes."""
-    kept = {g.axis: plan.kept(g) for g in program.need("groups") if g.name in plan.choices}
-    return {axis: index for axis, index in kept.items() if len(index) < axis.size}
+    return dict(plan.keep(program.need("groups")))

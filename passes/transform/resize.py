@@ -8,13 +8,14 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from ...errors import InternalError
 from ...ir.axes import Axes, Literal
-from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, total
+from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, real_size, total
 from ...ir.dataflow import Family, bind, family
 from ...ir.fake_run import fake_mode_of, infer
 from ...ir.program import Program
@@ -154,12 +155,32 @@ def propagate(
         elif node.op == "call_function":
             if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
                 continue
-            if node.meta.get("unbacked_bindings"):
+            if _depends_on_values(node):
                 node.meta["val"] = _as_predicted(node, axes, counts)
             else:
                 infer(node)
             stale.add(node)
             _compare(node, axes, counts)
+
+
+def _depends_on_values(node: Node) -> bool:
+    """Whether values decide how large the node's output is: what a mask picks, or where it is not zero."""
+    if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        indices = node.args[1] if "index" in str(node.target) else None
+        picked = [n for n in indices or () if isinstance(n, Node)] if isinstance(indices, list | tuple) else []
+        if not picked or any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in picked):
+            return True
+    return not _symbols(node) <= set[str]().union(*map(_symbols, node.all_input_nodes))
+
+
+def _symbols(node: Node) -> set[str]:
+    """Names of the symbols in a node's sizes."""
+    found: set[str] = set()
+    for value in pytree.tree_leaves(node.meta.get("val")):
+        for size in value.shape if isinstance(value, Tensor) else (value,):
+            if isinstance(size, SymInt):
+                found |= {str(symbol) for symbol in size.node.expr.free_symbols}
+    return found
 
 
 def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
@@ -179,5 +200,6 @@ def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
             continue
         have = [axes.stand_ins(s) for s in tensor.shape]
         said = [kept_total(d, counts) for d in expected]
-        if have != said:
+        # two open sizes that the model puts together (the batch of two inputs) may take each other's name
+        if [real_size(n, axes.sizes) for n in have] != [real_size(n, axes.sizes) for n in said]:
             raise InternalError(f"{node.format_node()} has shape {have} after slicing, its axes predict {said}")

@@ -21,8 +21,7 @@ class SliceAxes(Transform):
     def run(self, program: Program) -> Program:
         plan = program.need("plan")
         plan.check(program.group_by_name)
-        kept = ((g, plan.kept(g)) for g in program.need("groups") if g.name in plan.choices)
-        keep = {g.axis: index for g, index in kept if len(index) < g.size}
+        keep = plan.keep(program.need("groups"))
         if not keep:
             return program
         return program.without_facts(exported=resize(program, keep, self.slug()))

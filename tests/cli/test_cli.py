@@ -78,10 +78,10 @@ def test_plan_then_apply_equals_compile(folder: Path, capsys: pytest.CaptureFixt
     code, out, _ = run(capsys, "plan", "model.pt", *LOADING, "--flops", "0.5", "--out", "p.json", "--json")
     assert code == OK
     planned = json.loads(out)
-    assert planned["groups"] == json.loads(Path("p.json").read_text())["groups"]
+    assert planned["choices"] == json.loads(Path("p.json").read_text())["choices"]
     assert run(capsys, "apply", "model.pt", *LOADING, "--plan", "p.json", "--out", "a")[0] == OK
     assert run(capsys, "compile", "model.pt", *LOADING, "--flops", "0.5", "--out", "b")[0] == OK
-    one, two = (json.loads(Path(f, "plan.json").read_text())["groups"] for f in "ab")
+    one, two = (json.loads(Path(f, "plan.json").read_text())["choices"] for f in "ab")
     assert one == two
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(fxprune.load("a")(x), fxprune.load("b")(x), rtol=0, atol=0)

@@ -126,7 +126,7 @@ def test_a_run_is_repeated_by_its_report(capsys: pytest.CaptureFixture[str]) -> 
     one, two = (json.loads(Path(f, "report.json").read_text()) for f in ("one", "two"))
     assert one["options"] == {**two["options"], "out": "one"}
     assert (one["options"]["flops"], one["options"]["floor"], one["options"]["seed"]) == ("0.5", ["ffn=0.25"], 4)
-    plans = [json.loads(Path(f, "plan.json").read_text())["groups"] for f in ("one", "two")]
+    plans = [json.loads(Path(f, "plan.json").read_text())["choices"] for f in ("one", "two")]
     assert plans[0] == plans[1]
     one["options"]["data"] = "<DataLoader>"
     Path("python.json").write_text(json.dumps(one, indent=1))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import fxprune
 from fxprune import registry
+from fxprune.backends.eager.backend import EagerBackend
 from fxprune.cli import doctor
 from fxprune.cli.entry import OK, USER_ERROR, main
+from fxprune.cli.help import page
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,6 @@ def test_every_target_says_what_it_needs(examined: dict[str, Any]) -> None:
         assert all(n["cure"] for n in one["needs"])
 
 
-def test_every_target_of_fxprune_is_described() -> None:
-    assert set(registry.BACKENDS) <= set(doctor.NEEDS)
-
-
 def test_words_say_what_is_missing_and_the_cure(examined: dict[str, Any]) -> None:
     text = "\n".join(doctor.lines(examined))
     assert f"torch {metadata.version('torch')}" in text
@@ -60,7 +60,7 @@ def test_the_command_and_its_exit_code(capsys: pytest.CaptureFixture[str], monke
     out, err = capsys.readouterr()
     assert set(json.loads(out)["targets"]) == {"eager"}
     assert "target    eager: ready" in err
-    monkeypatch.setitem(doctor.NEEDS, "eager", (("no_such_module", ""),))
+    monkeypatch.setattr(EagerBackend, "requires", ("no_such_module",))
     assert main(["doctor", "--target", "eager", "-q"]) == 4
     assert main(["doctor", "-q"]) == OK, "without a target nothing was asked for that could be missing"
     assert main(["doctor", "--target", "eagre"]) == USER_ERROR
@@ -89,3 +89,34 @@ def test_a_plugin_target_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> 
     told = doctor._target("mine")
     assert [(n["what"], n["there"]) for n in told["needs"]] == [("json", True), ("no_such_module", False)]
     assert not told["ready"]
+
+
+TOY = '''
+from fxprune.backends.eager.backend import EagerBackend
+
+class Toy(EagerBackend):
+    """Writes what eager writes, under another name."""
+
+    name = "toy"
+    requires = (("no_such_module", "get one"), "json")
+    packages = ("hypothesis",)
+'''
+
+
+def test_a_backend_is_its_folder_and_a_line_in_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy_backend.py").write_text(TOY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.BACKENDS, "toy", "toy_backend:Toy")
+    assert main(["doctor", "--target", "toy"]) == 4
+    err = capsys.readouterr().err
+    assert "target    toy: no_such_module is missing (get one)" in err
+    assert f"hypothesis {metadata.version('hypothesis')}" in err
+    for command in ("compile", "plan", "apply", "sweep", "lower"):
+        assert main([command, "--help"]) == OK
+        assert "eager, inductor, onnx, toy, triton or trt" in " ".join(capsys.readouterr().out.split())
+    assert "  toy        Writes what eager writes, under another name." in page("targets").splitlines()
+    model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+    made = fxprune.compile(model, torch.randn(2, 8), flops=0.5, target="toy", out=tmp_path / "small")
+    assert (made.report["target"], made.report["parity"]["ok"]) == ("toy", True)

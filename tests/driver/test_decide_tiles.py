@@ -16,7 +16,7 @@ from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError, PlanError
 from fxprune.ir.linear_layers import live_tiles
 from fxprune.ir.sparsity import is_two_of_four
-from fxprune.target.block_table import Timing, made
+from fxprune.target.block_table import Timing, make_table
 
 SHAPE = (torch.randn(2, 1, 8, 8),)
 
@@ -54,7 +54,7 @@ def test_tiles_meet_the_budget_and_the_report_tells_effective_from_executed(
     assert told["flops"]["executed"] == artifact.report["cost"]["compressed"]["flops"] == told["flops"]["dense"]
     assert told["power"]["measured"] is False
     assert told["recovery"]["asked"] == "auto"
-    assert artifact.plan.choices == {}
+    assert artifact.plan.elements == {}
     for name, one in artifact.plan.blocks.items():
         assert torch.equal(
             live_tiles(artifact.program.tensors[name], one.tile) & one.kept,
@@ -89,7 +89,7 @@ def test_slicing_comes_first_and_tiles_are_of_what_is_left(
     artifact = compiled(
         trained, batches, blocks="8x8{slice=0.75}", flops=0.5, recover="none", importance="lsp{probes=1}"
     )
-    assert artifact.plan.choices
+    assert artifact.plan.elements
     told, cost = artifact.report["sparsity"], artifact.report["cost"]
     assert cost["compressed"]["flops"] <= 0.75 * cost["dense"]["flops"]
     assert 0.48 * cost["dense"]["flops"] <= told["flops"]["effective"] <= 0.5 * cost["dense"]["flops"], (
@@ -121,14 +121,14 @@ def test_two_of_four_with_its_order_of_neurons(trained: DigitsViT, batches: list
     fitted = compiled(trained, batches, sparse="2:4", flops=0.8, recover="obs")
     assert fitted.report["sparsity"]["criterion"] == "obert"
     assert fitted.report["sparsity"]["recovery"]["method"] == "obs"
-    assert fitted.plan.choices, "slicing has a budget of its own beside 2:4"
+    assert fitted.plan.elements, "slicing has a budget of its own beside 2:4"
 
 
 def test_a_plan_that_orders_what_is_not_there_is_refused(trained: DigitsViT) -> None:
     plan = compiled(trained, sparse="2:4").plan
     raw = json.loads(plan.to_json())
-    one = next(v for v in raw["blocks"].values() if "order" in v)
-    other = raw["blocks"]["blocks.0.attn.qkv.weight"]
+    one = next(v for v in raw["choices"].values() if "order" in v)
+    other = raw["choices"]["blocks.0.attn.qkv.weight:block"]
     other["order"] = list(range(other["shape"][1]))
     with pytest.raises(PlanError, match="reads no neurons"):
         fxprune.apply(trained, fxprune.CompressionPlan.from_json(json.dumps(raw)), SHAPE)
@@ -161,7 +161,7 @@ def test_targets_say_what_they_made_of_the_zeros(
     }
     shapes = {tuple(t.shape) for n, t in trained.state_dict().items() if t.dim() == 2}
     rows = [Timing(n, k, "16x16", "float32", 34, 1.0, 3.0, 1.0, "rows=64,warps=4,stages=8") for n, k in shapes]
-    made("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
+    make_table("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
     quick = compiled(
         trained, blocks=f"16x16{{table={tmp_path / 'x.json'}}}", flops=0.5, target="triton", out=tmp_path / "quick"
     )
@@ -278,7 +278,7 @@ def test_blocks_among_the_kinds_share_the_budget_with_slicing(trained: DigitsViT
     assert made.report["sparsity"]["pattern"] == "32x32"
     assert flops["effective"] <= 0.5 * flops["dense"] < flops["executed"] <= 0.71 * flops["dense"]
     alone = fxprune.compile(trained, SHAPE, prune="blocks", flops=0.7)
-    assert not alone.plan.choices
+    assert not alone.plan.elements
     assert alone.report["sparsity"]["flops"]["effective"] <= 0.7 * flops["dense"]
     with pytest.raises(fxprune.OptionError, match="how much slicing takes"):
         fxprune.compile(trained, SHAPE, prune="heads,blocks", flops="200k")

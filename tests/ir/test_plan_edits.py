@@ -75,7 +75,8 @@ def test_token_sites_have_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     model, x = scrambled(TokenViT(depth=2)), torch.randn(2, 3, 32, 32)
     program = fxprune.plan(model, x, tokens="random:r=3", out="plan.json")
     site = next(iter(program.need("plan").tokens.removed))
-    for old, new, says in ((f'"{site}"', '"nowhere"', "no attention"), (f'"{site}": 3', f'"{site}": 300', "at once")):
+    entry = f'"{site}": {{"kind": "token", "reducer": "random", "removed": '
+    for old, new, says in ((f'"{site}"', '"nowhere"', "no attention"), (entry + "3", entry + "300", "at once")):
         Path("plan.json").write_text(program.need("plan").to_json())
         plan = edited(re.escape(old), new)
         with pytest.raises(PlanError, match=says) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -30,19 +31,14 @@ def test_a_plan_with_blocks_survives_json(pattern: str) -> None:
     shape = (70, 45)
     kept = torch.rand(*grid(shape, tile_of(pattern))) < 0.5
     order = tuple(range(44, -1, -1)) if pattern == "2:4" else ()
-    plan = CompressionPlan(
-        {"a": Choice("ffn", 4, (1, 2))}, {"seed": 1}, blocks={"w": Sparsity(pattern, shape, kept, order)}
-    )
+    tiles = {"w": Sparsity(pattern, shape, kept, order)}
+    plan = CompressionPlan({"a": Choice("ffn", 4, (1, 2))}, {"seed": 1}).with_blocks(tiles)
     assert not plan.empty
-    assert not CompressionPlan(blocks=plan.blocks).empty
+    assert not CompressionPlan().with_blocks(plan.blocks).empty
     again = CompressionPlan.from_json(plan.to_json())
     assert again == plan
     assert again.blocks["w"].kept.tolist() == kept.tolist()
     assert CompressionPlan.from_json(again.to_json()).to_json() == plan.to_json()
-
-
-def test_a_plan_without_blocks_says_nothing_of_them() -> None:
-    assert "blocks" not in json.loads(CompressionPlan().to_json())
 
 
 @pytest.mark.parametrize(
@@ -61,11 +57,13 @@ def test_a_plan_without_blocks_says_nothing_of_them() -> None:
         ({"pattern": "2x2", "shape": [4, 4], "keep": [0], "order": "no"}, "order must be"),
     ],
 )
-def test_malformed_blocks_are_refused_at_their_name(entry: object, message: str) -> None:
-    text = json.dumps({"fxprune_plan": 1, "groups": {}, "blocks": {"fc.weight": entry}})
-    with pytest.raises(PlanError, match=message) as error:
-        CompressionPlan.from_json(text)
-    assert "fc.weight" in error.value.where
+def test_malformed_blocks_are_refused_at_their_name(entry: Any, message: str) -> None:
+    first = {"fxprune_plan": 1, "groups": {}, "blocks": {"fc.weight": entry}}
+    now = {"fxprune_plan": 2, "choices": {"fc.weight:block": {"kind": "block", **entry}}} if entry else first
+    for plan in (first, now):
+        with pytest.raises(PlanError, match=message) as error:
+            CompressionPlan.from_json(json.dumps(plan))
+        assert "fc.weight" in error.value.where
 
 
 def test_tiles_that_do_not_fit_are_refused() -> None:

@@ -113,11 +113,11 @@ def test_token_counts_are_planned_to_the_letter_and_searched_behind() -> None:
     planned = PlanTokens("tome", (0, 3)).run(cut)
     plan = planned.need("plan")
     assert (plan.tokens.reducer, plan.tokens.removed, plan.tokens.unmerge) == ("tome", {sites[1]: 3}, True)
-    assert plan.choices == cut.need("plan").choices
+    assert plan.elements == cut.need("plan").choices
     with pytest.raises(InternalError, match="reduced program"):
         SearchPlan(Budget("flops", 0.9)).run(planned)
     none = PlanTokens("tome", (0, 0)).run(program)
-    assert none.need("plan").tokens.empty
+    assert none.need("plan").tokens is None
     assert SearchPlan(Budget("flops", 0.9)).run(none).need("plan").choices == cut.need("plan").choices
     for counts, message in (((1,), "1 counts, 2 attentions"), ((99, 0), "99 of 17 at"), ((1, 2, 3), "one count per")):
         with pytest.raises(OptionError, match=message):

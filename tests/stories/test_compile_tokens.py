@@ -14,6 +14,7 @@ import fxprune
 from fxprune import BudgetInfeasible, CompressionPlan, NothingToPrune, OptionError, PlanError
 from fxprune.cli.demo import Digits, DigitsViT
 from fxprune.cli.entry import main
+from fxprune.report.entries import token_sites
 
 pytestmark = pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")
 
@@ -38,7 +39,7 @@ def test_explicit_counts_need_no_budget(text: str, trained: DigitsViT, digit_dat
     assert not any("fxprune" in str(n.target) for n in found.program.graph.nodes)
     assert accuracy(found.module, digit_data) > 0.5
     assert found.module(digit_data.test_images[:7]).shape == (7, 10)
-    sites = found.report["tokens"]["sites"]
+    sites = token_sites(found.report)["sites"]
     assert [s["left"] for s in sites] == {
         "tome:r=3": [14, 11],
         "ppt:r=4@0,1": [13, 9],
@@ -81,7 +82,7 @@ def test_one_ledger_for_heads_neurons_and_tokens(trained: DigitsViT, digit_data:
     half = fxprune.compile(trained, digit_data.test_images[:2], tokens="tome{share=0.5,schedule=constant}", **options)
     assert half.plan.tokens is not None
     assert not half.plan.tokens.empty
-    assert half.plan.choices
+    assert half.plan.elements
     assert half.report["cost"]["ratio"]["flops"] <= 0.6
     again = fxprune.compile(trained, digit_data.test_images[:2], tokens="tome{share=0.5,schedule=constant}", **options)
     assert again.plan.to_json() == half.plan.to_json()
@@ -209,7 +210,7 @@ def test_the_command_line(
         == 0
     )
     report = json.loads(capsys.readouterr().out)["report"]
-    assert [s["left"] for s in report["tokens"]["sites"]] == [15, 13]
+    assert [s["left"] for s in token_sites(report)["sites"]] == [15, 13]
     assert main(["inspect", str(tmp_path / "vit.pt2"), "--json", "--quiet"]) == 0
     sites = json.loads(capsys.readouterr().out)["tokens"]["sites"]
     assert [(s["tokens"], s["protected"], s["frozen"]) for s in sites] == [(17, 1, "")] * 2

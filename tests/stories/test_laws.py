@@ -32,6 +32,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 
 
+@pytest.mark.drawn(14)
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_laws(name: str) -> None:
     program = analysed(name)
@@ -64,6 +65,7 @@ def test_laws(name: str) -> None:
     calling_twice_is_calling_once(result)
 
 
+@pytest.mark.drawn(28)
 @pytest.mark.parametrize("name", zoo.MODELS)
 @pytest.mark.parametrize("share", [0.7, 0.3])
 def test_any_axis_may_be_cut(name: str, share: float) -> None:

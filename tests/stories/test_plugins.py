@@ -20,6 +20,7 @@ from fxprune.cli import doctor
 from fxprune.cli.help import page
 from fxprune.errors import PluginError
 from fxprune.passes.analysis.walk import RULES
+from fxprune.report.entries import token_sites
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).parents[1] / "plugin" / "fxprune_example"
@@ -135,7 +136,7 @@ def why_frozen() -> str:
 
 def test_an_op_rule_of_a_plugin_opens_what_was_frozen(unknown: None) -> None:
     with pytest.MonkeyPatch.context() as without:
-        without.setattr(plugins, "installed", lambda: ([], []))
+        without.setattr(plugins, "find_plugins", lambda: ([], []))
         assert "no axis rule for fxprune_example.twist" in why_frozen()
     made = fxprune.compile(Twisted(), torch.randn(2, 16), flops=0.5)
     assert len(made.plan.choices["up:ffn"].keep) == 32
@@ -146,7 +147,7 @@ def test_a_token_reducer_of_a_plugin_exports(installed: Path, tmp_path: Path) ->
     model, x = scrambled(TokenViT(depth=2)), torch.randn(2, 3, 32, 32)
     made = fxprune.compile(model, x, tokens="crop:r=3", target="onnx", out=tmp_path / "small")
     assert made.report["tokens"]["reducer"] == "crop"
-    assert sum(site["removed"] for site in made.report["tokens"]["sites"]) >= 3
+    assert sum(site["removed"] for site in token_sites(made.report)["sites"]) >= 3
     assert made.report["parity"]["max_rel"] < 1e-4
 
 
@@ -204,7 +205,7 @@ def test_a_product_of_a_plugin_is_sliced_counted_and_recovered(unknown: None) ->
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *found: plugins.Plugin) -> None:
-    monkeypatch.setattr(plugins, "installed", lambda: (list(found), []))
+    monkeypatch.setattr(plugins, "find_plugins", lambda: (list(found), []))
 
 
 def test_a_broken_rule_is_the_reason_that_is_given(unknown: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_doctor_tries_every_plugin(monkeypatch: pytest.MonkeyPatch, installed: P
     assert any("fxprune_example" in p for p in doctor.examine("eager")["plugins"])
     monkeypatch.setattr(
         plugins,
-        "installed",
+        "find_plugins",
         lambda: (
             [
                 plugins.Plugin("backend", "onnx", "json:loads", "taker"),

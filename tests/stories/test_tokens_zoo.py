@@ -101,7 +101,7 @@ def test_tokens_go_heads_and_neurons_go_and_the_cost_is_counted(name: str) -> No
     assert [(s.tokens, s.protected, s.frozen) for s in flow.sites[:2]] == [(tokens, protected, "")] * 2
     assert all(s.key for s in flow.usable)
     removed = {s.name: r for s, r in zip(flow.usable, (5, 3), strict=False)}
-    dense = program.but(plan=CompressionPlan({}, {}, TokenPlan("tome", removed)))
+    dense = program.but(plan=CompressionPlan(TokenPlan("tome", removed).choices()))
     small = Pipeline(
         (MergeTokens(), PropagateAxes(), FindGroups(align=1)), start=("axes", "groups", "tokens", "plan")
     ).run(dense)

@@ -134,7 +134,7 @@ def counted_macs(program: Program) -> float:
 def cost_is_counted(program: Program, plan: CompressionPlan, result: Program) -> None:
     """Predicted cost = cost of the re-analysed result = what torch counts when it runs."""
     model = CostModel(program)
-    kept = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+    kept = plan.sizes(program.need("groups"))
     predicted = model(kept)
     again = CostModel(Pipeline((PropagateAxes(), FindGroups())).run(result))()
     assert (predicted.flops, predicted.params) == (again.flops, again.params)
@@ -145,7 +145,7 @@ def budget_is_met(program: Program, budget: Budget, planned: Program) -> None:
     """Never above; within 2 % of the dense cost below, or no aligned element would still fit."""
     model, plan = CostModel(program), planned.need("plan")
     dense, limit = model().metric(budget.metric), budget.limit(model())
-    counts = {g.axis: len(plan.choices[g.name].keep) for g in program.need("groups") if g.name in plan.choices}
+    counts = plan.sizes(program.need("groups"))
     cost = model(counts).metric(budget.metric)
     assert cost <= limit
     if limit - cost <= 0.02 * dense:

@@ -123,4 +123,4 @@ def planned(program: Program, reducer: str, counts: list[int]) -> Program:
     """``program`` with a plan that removes so many tokens at its usable sites."""
     flow = program.need("tokens")
     removed = {s.name: r for s, r in zip(flow.usable, counts, strict=False) if r}
-    return program.but(plan=CompressionPlan({}, {}, TokenPlan(reducer, removed, bool(flow.restored))))
+    return program.but(plan=CompressionPlan(TokenPlan(reducer, removed, bool(flow.restored)).choices()))

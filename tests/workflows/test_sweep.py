@@ -25,8 +25,9 @@ from fxprune.passes.analysis.importance.damage import divergence
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.workflows import sweep as sweeping
+from fxprune.workflows.points import Sweep
 from fxprune.workflows.sensitivity import sensitivity
-from fxprune.workflows.sweep import Judging, Sweep, Timing, budgets
+from fxprune.workflows.sweep import Judging, Timing, budgets
 
 COMMAND = [
     "sweep",
@@ -142,7 +143,7 @@ def test_a_point_is_what_compile_makes(folder: Path) -> None:
         align=4,
         on_event=lambda _: None,
     )
-    point = json.loads(Path("sw/0.6/plan.json").read_text())["groups"]
+    point = json.loads(Path("sw/0.6/plan.json").read_text())["choices"]
     assert {g: tuple(c["keep"]) for g, c in point.items()} == {g: c.keep for g, c in made.plan.choices.items()}
     x = torch.randn(5, 6)
     torch.testing.assert_close(load("sw/0.6")(x), made.module(x), rtol=0, atol=0)

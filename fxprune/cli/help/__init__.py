@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 from ... import registry
 from ...errors import OptionError, nearest
+from ...request.options import options_of
 
 TOPICS = {
     "methods": "criteria, searches, recovery, token reducers: what each does and when to take it",
@@ -43,7 +45,9 @@ def page(topic: str) -> str:
         return (Path(__file__).resolve().parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
     module = importlib.import_module(f"{__name__}.{topic.replace('-', '_')}")
     text = inspect.cleandoc(module.__doc__ or "") + "\n"
-    return text.replace("{targets}", _targets()) if topic == "targets" else text
+    for word, listing in _LISTINGS.get(topic, {}).items():
+        text = text.replace(word, listing())
+    return text
 
 
 def _targets() -> str:
@@ -58,6 +62,44 @@ def _targets() -> str:
             " ".join(said.replace("``", "").split()), 104, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13
         )
     return "\n".join(lines)
+
+
+def _options() -> str:
+    """Every option of the command line, and where it is taken."""
+    from ..commands import COMMANDS
+
+    where: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for one in options_of(command).values():
+            if not one.refused and not one.place:
+                where.setdefault(one.dashed, []).append(command)
+    for one in options_of("dynamo").values():
+        if not one.refused:
+            where.get(one.dashed, []).append("torch.compile")
+    return "\n".join(
+        f"  {option:<16} {'every command' if len(doors) == len(COMMANDS) else ', '.join(doors)}"
+        for option, doors in where.items()
+    )
+
+
+def _of_dynamo() -> str:
+    """Every option of ``torch.compile``."""
+    lines = []
+    for one in options_of("dynamo").values():
+        if one.refused:
+            continue
+        shown = f" (default: {one.default})" if one.default and "default" not in one.help else ""
+        lines += textwrap.wrap(
+            one.text().replace("--", "") + shown, 100, initial_indent=f"  {one.name:<12} ", subsequent_indent=" " * 15
+        )
+    return "\n".join(lines)
+
+
+_LISTINGS: dict[str, dict[str, Callable[[], str]]] = {
+    "targets": {"{targets}": _targets},
+    "options": {"{options}": _options},
+    "dynamo": {"{options}": _of_dynamo},
+}
 
 
 def contents() -> str:

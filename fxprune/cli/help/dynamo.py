@@ -21,5 +21,7 @@ another batch size gets the same plan without scoring again.
 inputs that require gradients and models that write to their buffers are errors, or run dense with "fallback": True.
 Where a model breaks into several graphs, each is pruned to the budget on its own, or left whole and reported.
 
-The other options are those of fxprune.compile: python -c "from fxprune import dynamo; help(dynamo.Options)".
+Options:
+
+{options}
 """

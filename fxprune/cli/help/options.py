@@ -42,4 +42,10 @@ In Python the names are the same, with underscores:
 >>> made = fxprune.compile(model, torch.randn(2, 16), flops=0.5, floor="ffn=0.25", align=["*.ffn=16"])
 >>> made.report["options"]["floor"], len(made.plan.choices["0:ffn"].keep)
 ('ffn=0.25', 32)
+
+Messages name options as they were given: --floor 0.3 on the command line, floor=0.3 in Python.
+
+Every option, and what takes it (fxprune COMMAND --help says what it does there):
+
+{options}
 """

@@ -10,6 +10,7 @@ from .table import COMMANDS, SEARCHING, Titles, listed, option
 
 Amount: TypeAlias = float | int | str | None
 
+_NO_FILE = "what is timed is the file of a target, and torch.compile writes none"
 _PER_CALL = "samples per call, where latency is measured (default: {default})"
 _MEASURED = "compile meets a budget of time, by measuring and searching again; a sweep times all its points (--seconds)"
 
@@ -35,7 +36,7 @@ class Budgets:
         "time on the target, measured here: a share of the dense model's",
         "compile plan",
         in_passes=True,
-        at={"sweep": {"refused": _MEASURED}},
+        at={"sweep": {"refused": _MEASURED}, "dynamo": {"refused": _NO_FILE}},
     )
     latency_ms: Amount = option(
         None,
@@ -43,7 +44,7 @@ class Budgets:
         "time of one call on the target, in milliseconds",
         "compile plan",
         in_passes=True,
-        at={"sweep": {"refused": _MEASURED}},
+        at={"sweep": {"refused": _MEASURED}, "dynamo": {"refused": _NO_FILE}},
     )
 
 

@@ -10,6 +10,10 @@ from ...ir.group import Kind
 from ..limits import FLOOR, Align, Floor, per_pattern, whole
 from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option
 
+_MULTIPLES = "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"
+_FXPRUNE_COMPILE = "torch.compile prunes heads, neurons and channels; fxprune.compile also tokens and tiles"
+_A_PLAN = "what `fxprune plan` wrote"
+
 if TYPE_CHECKING:
     from ...passes.analysis.find_groups import FindGroups
 
@@ -33,8 +37,12 @@ class Decision:
         "DATA",
         "calibration data: .npz, .pt or .safetensors of tensors, an image folder, .csv/.jsonl/.txt text, or "
         "python:module:function; labels optional",
-        "compile plan dynamo",
+        "compile plan",
         at={
+            "dynamo": {
+                "help": "calibration data of the whole model, not of a part behind a graph break; without any, the "
+                "inputs of the first call are used, with a warning"
+            },
             "sweep": {"default": REQUIRED, "unsaid": None},
             "sensitivity": {"default": REQUIRED, "help": "as in compile; labels are not used"},
             "export": {"help": "calibration data for it"},
@@ -80,7 +88,8 @@ class Decision:
             "sensitivity": {
                 "default": "trajectory",
                 "help": "criterion that says which elements stay (default: {default})",
-            }
+            },
+            "dynamo": {"help": "a criterion of groups, also with options (default: trajectory)"},
         },
     )
     rounds: int = option(
@@ -115,7 +124,7 @@ class Decision:
         "kinds to prune: also tokens and blocks (default: heads,ffn,channels)",
         SEARCHING,
         in_passes=True,
-        at={"sensitivity": {"help": "kinds (default: heads,ffn,channels)"}},
+        at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo")},
     )
     search: str = option(
         "auto",
@@ -130,7 +139,10 @@ class Decision:
         "the passes themselves, as report.json states them, in place of the options that decide: "
         "'propagate-axes,find-groups,score-groups{criterion=l2},search-plan{budget=flops=0.5}'",
         "compile plan",
-        at={"sweep": {"refused": "a pipeline states the passes of one ratio"}},
+        at={
+            "sweep": {"refused": "a pipeline states the passes of one ratio"},
+            "dynamo": {"refused": "a pipeline states the passes of one graph"},
+        },
     )
     tokens: str | None = option(
         None,
@@ -140,6 +152,7 @@ class Decision:
         "tokens)",
         DECIDING,
         in_passes=True,
+        at={"dynamo": {"refused": _FXPRUNE_COMPILE}},
     )
     unmerge: bool = option(
         False, "", "give every token back where a head or the output needs it", DECIDING, in_passes=True
@@ -151,7 +164,10 @@ class Decision:
         "'32x32{slice=0.7,allocation=lsp}'; --importance lsp, magnitude, wanda or obert",
         "compile plan",
         in_passes=True,
-        at={"sweep": {"refused": "how much slicing takes before tiles is another question at every ratio"}},
+        at={
+            "sweep": {"refused": "how much slicing takes before tiles is another question at every ratio"},
+            "dynamo": {"refused": _FXPRUNE_COMPILE},
+        },
     )
     sparse: str | None = option(
         None,
@@ -159,7 +175,7 @@ class Decision:
         "zero two of every four inputs, after slicing to the budget",
         "compile plan",
         in_passes=True,
-        at={"sweep": {"refused": "2:4 takes the same share at every ratio"}},
+        at={"sweep": {"refused": "2:4 takes the same share at every ratio"}, "dynamo": {"refused": _FXPRUNE_COMPILE}},
     )
     seed: int = option(
         0,
@@ -185,9 +201,13 @@ class Decision:
         None,
         "FILE",
         "apply this plan.json instead of searching one; with --pipeline: what its read-plan takes",
-        "compile dynamo",
+        "compile",
         title="",
-        at={door: {"default": REQUIRED, "help": "what `fxprune plan` wrote"} for door in ("apply", "export")},
+        at={
+            "apply": {"default": REQUIRED, "help": _A_PLAN},
+            "export": {"default": REQUIRED, "help": _A_PLAN},
+            "dynamo": {"help": "apply this plan, or the file it lies in, and search nothing: no data is read"},
+        },
     )
     recover: str | None = option(
         None,
@@ -225,10 +245,15 @@ class Limits:
         "N|PATTERN=N",
         "neurons and channels in multiples of N (default: 8); auto: what the target is measured to like; '*.ffn=32' "
         "for some of them; may be repeated",
-        f"{SEARCHING} inspect sensitivity",
+        DECIDING,
         repeated=True,
         in_passes=True,
-        at={"apply": {"default": 1, "help": "refuse counts that are no multiples (default: every count goes)"}},
+        at={
+            "apply": {"default": 1, "help": "refuse counts that are no multiples (default: every count goes)"},
+            "inspect": {"help": _MULTIPLES},
+            "sensitivity": {"help": _MULTIPLES},
+            "dynamo": {"help": _MULTIPLES},
+        },
     )
     floor: Floor = option(
         FLOOR,
@@ -253,12 +278,12 @@ class Limits:
 
     def find_groups(self, granularity: int) -> FindGroups:
         """The pass that knows them. Raises OptionError for values out of range."""
-        from ...passes.analysis.find_groups import FindGroups
+        from ...passes.analysis.find_groups import ALIGN, FindGroups
 
         align, aligns = per_pattern(self.align, "--align")
         floor, floors = per_pattern(self.floor, "--floor")
         return FindGroups(
-            align=granularity if align is None else whole(align, "--align"),
+            align=whole(align, "--align") if align is not None else None if granularity == ALIGN else granularity,
             floor=FLOOR if floor is None else floor,
             allow_empty=self.allow_empty,
             freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),

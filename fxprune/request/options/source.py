@@ -100,9 +100,10 @@ class Writing:
         None,
         "DIR",
         "where the artefact goes (default: fxprune-out/<model>-<target>)",
-        "compile apply sweep",
+        "compile apply",
         at={
             "plan": {"unsaid": "plan.json", "metavar": "FILE", "help": "where to write the plan (default: {default})"},
+            "sweep": {"default": REQUIRED, "unsaid": None},
             "lower": {"help": "where the result goes (default: it replaces ARTIFACT)"},
             "export": {"default": REQUIRED, "help": "where the delivery goes, a subfolder per target"},
             "report": {"metavar": "FILE", "help": "write a page (.html) that needs nothing else"},

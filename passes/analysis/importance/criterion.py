@@ -59,5 +59,6 @@ class Criterion(ABC):
 
 
 def prunable(program: Program) -> list[PruneGroup]:
-    """The groups that want a score."""
-    return [g for g in program.need("groups") if g.prunable]
+    """The groups that want a score. Those that others speak for (parts, ties) are worth what these are, see
+    :func:`~fxprune.ir.group.with_derived`."""
+    return [g for g in program.need("groups") if g.prunable and not g.members]

@@ -16,9 +16,9 @@ from ....ir.axis import kept_index
 from ....ir.example_sizes import runtime_sizes
 from ....ir.group import PruneGroup
 from ....ir.program import Program
+from ....ir.signature import samples_in
 from .consumers import Consumer, consumers
 from .distance import output_change
-from .mask_gradients import samples_of
 from .objective import Target, targets
 
 HELD = 2**28  # bytes of dense outputs that are kept, where no budget says less
@@ -60,11 +60,11 @@ class Damage:
         for batch in self.batches:
             flat = self.program.flatten(batch.args, batch.kwargs)
             dense = _Dense(self.program, again)
-            want = targets(self.program, list(dense.run(*self.program.arguments(flat))), batch, samples_of(flat))
+            want = targets(self.program, list(dense.run(*self.program.arguments(flat))), batch, samples_in(flat))
             sizes = runtime_sizes(self.program, flat)
             for change, found in zip(changes, sums, strict=True):
                 run = _Again(self.program, dense.kept, again, change, sides, sizes)
-                got = targets(self.program, list(run.outputs()), batch, samples_of(flat))
+                got = targets(self.program, list(run.outputs()), batch, samples_in(flat))
                 found.append(_Deviation.between(got, want))
         return [_Deviation.mean(found) for found in sums]
 
@@ -163,7 +163,7 @@ class Reference:
             return self._kept[id(batch)][1]
         flat = self.program.flatten(batch.args, batch.kwargs)
         outputs = Interpreter(self.program.exported.graph_module).run(*self.program.arguments(flat))
-        found = targets(self.program, list(outputs), batch, samples_of(flat))
+        found = targets(self.program, list(outputs), batch, samples_in(flat))
         size = sum(t.value.untyped_storage().nbytes() for t in found)
         if self.used + size <= self.most:
             self.used += size
@@ -186,7 +186,7 @@ def divergences(dense: Program | Reference, other: Program | GraphModule, batche
     for batch in batches:
         flat = program.flatten(batch.args, batch.kwargs)
         outputs = Interpreter(graph).run(*given.arguments(flat))
-        now = targets(program, list(outputs), batch, samples_of(flat))
+        now = targets(program, list(outputs), batch, samples_in(flat))
         found.append(_Deviation.between(now, known.targets(batch)))
     return _Deviation.each(found)
 

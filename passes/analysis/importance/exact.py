@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....errors import FxpruneError
 from ....ir.group import PruneGroup
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure, output_change
 from .features import Tap, View, find_taps, operand_source, views
 from .mask_gradients import not_finite
-from .objective import Target, padding, targets
+from .objective import Target, targets
 from .suffix import DenseRun, Suffix, Unstackable, copies_that_fit
 
 CHUNK = 64
@@ -80,7 +81,7 @@ class Removals:
             {g.name: torch.zeros(len(chosen), dtype=torch.float64) for g, chosen in wanted.items()} for _ in range(2)
         )
         place: dict[tuple[int, str], int] = {}
-        samples = sum(b.size for b in self.batches)
+        samples = sample_count(self.batches)
         for (b, group, part), result in zip(jobs, found, strict=True):
             at = place.get((b, group.name), 0)
             place[b, group.name] = at + len(part)
@@ -207,7 +208,7 @@ class _Batch:
 
     def __init__(self, of: Removals, dense: DenseRun) -> None:
         self.of, self.dense = of, dense
-        self.mask = padding(of.program, dense.batch)
+        self.mask = padding_mask(of.program, dense.flat)
         rows = [of.measure.feature(t, dense.values[t.value], self.mask) for t in of.taps]
         self.features = [
             (f, f.T @ f if t.rows and len(f) >= f.shape[1] else None) for f, t in zip(rows, of.taps, strict=True)

@@ -12,9 +12,10 @@ from ....data.batch import Calibration
 from ....errors import InternalError
 from ....ir.linear_layers import BlockGroup
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from ....process.ranks import add_up, mine
 from .mask_gradients import first_samples
-from .objective import objectives, padding
+from .objective import objectives
 from .tile_products import LayerRun
 
 
@@ -52,7 +53,7 @@ def layer_inputs(
         batch = data.batches[number]
         run = LayerRun(program, groups, batch)
         outputs_now = run.forward()
-        mask = padding(program, batch)
+        mask = padding_mask(program, run.flat)
         for g in groups:
             if g.name in run.inputs:
                 x = _real(run.inputs[g.name], mask)

@@ -16,6 +16,7 @@ from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError, InternalError
 from ....ir.example_sizes import runtime_sizes
 from ....ir.program import Program
+from ....ir.signature import samples_in
 from ....process.jobs import run_jobs
 from .consumers import Consumer, batch_axes, consumers, elements, sample_of
 from .objective import objectives
@@ -109,13 +110,8 @@ def _passes(program: Program, taps: Sequence[Consumer], batch: Batch, seed: int,
 
 def first_samples(program: Program, data: Calibration) -> list[int]:
     """The number of each batch's first sample among all samples: what their random directions are drawn by."""
-    sizes = [samples_of(program.flatten(b.args, b.kwargs)) for b in data.batches]
+    sizes = [samples_in(program.flatten(b.args, b.kwargs)) for b in data.batches]
     return [0, *accumulate(sizes)][:-1]
-
-
-def samples_of(flat: Sequence[Any]) -> int:
-    """The number of samples in these user inputs: the length of the first tensor that has one."""
-    return next((len(t) for t in flat if isinstance(t, Tensor) and t.dim()), 1)
 
 
 def without_samples(taps: Sequence[Consumer]) -> set[str]:
@@ -147,7 +143,7 @@ class TappedRun(Interpreter):
         for tap in taps:
             self.taps.setdefault(tap.operand.node.name, []).append(tap)
         self.flat = program.flatten(batch.args, batch.kwargs)
-        self.samples = samples_of(self.flat)
+        self.samples = samples_in(self.flat)
         self.sizes = runtime_sizes(program, self.flat)
         self.batch_axes = batch_axes(program)
         self.gradients: Gradients = {}

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 
 IGNORED = -100  # the label that torch and transformers use for "no label here"
 
@@ -43,7 +44,7 @@ class Target:
 def targets(program: Program, outputs: Sequence[Any], batch: Batch, samples: int) -> list[Target]:
     """What :func:`objectives` differentiates without labels: the logits if there are any, else every output."""
     named = _named_outputs(program, outputs, samples)
-    mask, heads = padding(program, batch), _logits(named)
+    mask, heads = padding_mask(program, program.flatten(batch.args, batch.kwargs)), _logits(named)
     if heads:
         return [Target(t.movedim(_class_dim(t), -1).to(_wide(t)), True, mask) for t in heads]
     return [Target(_standardised(t), False, mask) for _, t in named]
@@ -91,7 +92,7 @@ def objectives(
         )
     if batch.labels is not None:
         return [_labelled(_pick(named), batch.labels)]
-    mask = padding(program, batch)
+    mask = padding_mask(program, program.flatten(batch.args, batch.kwargs))
     heads = _logits(named)
     if heads:
         return [
@@ -203,15 +204,6 @@ def _misfit(out: Tensor, labels: Tensor) -> FxpruneError:
         why=f"labels are {labels.dtype} {list(labels.shape)}, the output is {list(out.shape)}",
         cure="give one class per sample (or per position), or leave the labels out",
     )
-
-
-def padding(program: Program, batch: Batch) -> Tensor | None:
-    """[batch, positions] of the input that masks padding, if there is one."""
-    flat = program.flatten(batch.args, batch.kwargs)
-    for name, value in zip(program.user_inputs, flat, strict=True):
-        if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
-            return value != 0
-    return None
 
 
 def _label_probe(

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch, Calibration
+from ....data.batch import Batch, Calibration, sample_count
 from ....errors import InternalError, OptionError
 from ....ir.group import Kind, PruneGroup
 from ....ir.program import Program
@@ -83,7 +83,7 @@ class Obs(Criterion):
             curve = self._measured(program, group, order, found, inputs, judge) if judge else _local(order, added)
             result[group.name] = {
                 "values": slopes(order, curve),
-                "curve": filled(curve, group.size),
+                "curve": fill(curve, group.size),
                 "order": torch.tensor(order[::-1], dtype=torch.long),
             }
         return result
@@ -166,10 +166,10 @@ def _local(order: Sequence[int], added: Sequence[float]) -> list[tuple[int, floa
     return curve[::-1]
 
 
-def filled(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
+def fill(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
     """[size + 1] what keeping k elements is worth: minus the damage, linear between the points, never falling.
 
-    >>> filled([(1, 2.0), (3, 0.0)], 3)
+    >>> fill([(1, 2.0), (3, 0.0)], 3)
     tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
     least, points = float("inf"), []
@@ -232,7 +232,7 @@ def first(batches: Sequence[Batch], samples: int) -> list[Batch]:
     """Whole batches until there are ``samples`` samples."""
     chosen: list[Batch] = []
     for batch in batches:
-        if sum(b.size for b in chosen) >= samples:
+        if sample_count(chosen) >= samples:
             break
         chosen.append(batch)
     return chosen

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure
 from .features import Tap, View, find_taps, views
 from .mask_gradients import Gradients, TappedRun, without_samples
-from .objective import objectives, padding
+from .objective import objectives
 
 Scores = dict[str, Tensor]
 
@@ -90,7 +91,7 @@ class _Look:
             of.program, of.sides, without_samples(of.sides), replace(batch, labels=None), {t.value for t in of.taps}
         )
         self.run.forward()
-        mask = padding(of.program, batch)
+        mask = padding_mask(of.program, self.run.flat)
         self.rows = [of.measure.feature(t, self.run.watched[t.value], mask) for t in of.taps]
         self.masked = {}
         for z, tap in enumerate(of.taps):
@@ -167,7 +168,7 @@ def output_probes(
     sides = only(consumers(program), groups)
     sizes = {g.name: g.size for g in program.need("groups")}
     total = {name: torch.zeros(sizes[name], dtype=torch.float64) for name in groups}
-    first = [sum(b.size for b in batches[:i]) for i in range(len(batches) + 1)]
+    first = [sample_count(batches[:i]) for i in range(len(batches) + 1)]
 
     def job(i: int) -> Scores:
         batch = replace(batches[i], labels=None)

@@ -14,8 +14,10 @@ from ....data.batch import Batch
 from ....ir.axes import Axes
 from ....ir.axis import atoms
 from ....ir.dataflow import bind, is_mutable, op_name, product
+from ....ir.example_sizes import sizes_in
 from ....ir.group import PruneGroup
 from ....ir.program import Program
+from ....ir.signature import samples_in, size_at
 from .consumers import Consumer, batch_axes, elements
 from .features import operand_source, reach
 from .mask_gradients import guarded
@@ -64,7 +66,7 @@ class DenseRun:
         self.axes: Axes = program.need("axes")
         self.batch_axes = batch_axes(program)
         self.flat = program.flatten(batch.args, batch.kwargs)
-        self.samples = next((len(t) for t in self.flat if isinstance(t, Tensor) and t.dim()), 1)
+        self.samples, self.sizes = samples_in(self.flat), sizes_in(program, self.flat)
         self.nodes = {n.name: n for n in program.graph.nodes}
         self.module = program.exported.graph_module
         self.values: dict[str, Any] = {}
@@ -157,23 +159,8 @@ class DenseRun:
         return size * copies if self.batch_dim(source.name) == position else size
 
     def real(self, size: int | SymInt) -> int:
-        """A captured size in this batch."""
-        if not isinstance(size, SymInt):
-            return size
-        known: dict[Any, int] = {}
-        for name, value in self.given.items():
-            fake = self.nodes[name].meta.get("val")
-            if isinstance(value, Tensor) and isinstance(fake, Tensor):
-                symbols: list[Any] = list(fake.shape)
-                known.update(
-                    {
-                        s.node.expr: real
-                        for s, real in zip(symbols, value.shape, strict=True)
-                        if isinstance(s, SymInt) and s.node.expr.is_symbol
-                    }
-                )
-        expression: Any = size.node.expr
-        return int(expression.subs(known))
+        """A captured size in this batch; in the example where only values say it."""
+        return size_at(size, self.sizes, self.axes.stand_ins.real(size))
 
     def _repeated(self, node: Node, copies: int) -> Any:
         if node.name in self.given:

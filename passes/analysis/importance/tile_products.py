@@ -18,10 +18,11 @@ from ....ir.axes import Axes
 from ....ir.example_sizes import runtime_sizes
 from ....ir.linear_layers import BlockGroup
 from ....ir.program import Program
+from ....ir.signature import samples_in
 from ....ir.sparsity import Tile, tile_areas, tile_sums
 from ....process.jobs import run_jobs
 from .consumers import Operand, batch_axes, sample_of, sampled_dim
-from .mask_gradients import first_samples, guarded, not_finite, samples_of
+from .mask_gradients import first_samples, guarded, not_finite
 from .objective import objectives
 
 CHUNK = 2**24  # elements of per-sample weight gradients that are alive at a time: 64 MiB
@@ -119,7 +120,7 @@ class LayerRun(Interpreter):
         self.program, self.axes = program, program.need("axes")
         self.layers = {g.matrix.node: g for g in groups}
         self.flat = program.flatten(batch.args, batch.kwargs)
-        self.samples = samples_of(self.flat)
+        self.samples = samples_in(self.flat)
         self.sizes, self.batch_axes = runtime_sizes(program, self.flat), batch_axes(program)
         self.inputs: dict[str, Tensor] = {}
         self.found: dict[str, tuple[Tensor, Tensor]] = {}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....data.metrics import spearman
 from ....ir.program import Program
-from .outputs import class_rows, divergence, floating, run, sample_count, unit
-from .stream import padding
+from ....ir.signature import padding_mask
+from .outputs import class_rows, divergence, floating, run, unit
 from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
@@ -97,10 +97,10 @@ class Yardstick:
 
     def measure(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> Agreement:
         """The agreement of ``pruned``; ``tensors`` replaces its weights, by placeholder."""
-        return pooled([self.compare(pruned, tensors)])
+        return pool([self.compare(pruned, tensors)])
 
     def compare(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> list[Compared]:
-        """What :func:`pooled` makes an agreement of, one entry per output."""
+        """What :func:`pool` makes an agreement of, one entry per output."""
         now, divergences = self._outputs(pruned, tensors, self.clean)
         copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
@@ -126,7 +126,7 @@ class Yardstick:
         divergences: list[Tensor] = []
         for i, batch in enumerate(batches):
             flat = program.flatten(batch.args, batch.kwargs)
-            mask = padding(program, flat)
+            mask = padding_mask(program, flat)
             outputs = floating(program, run(program, flat, tensors), batch.size)
             collected.append([unit(o.value, mask) for o in outputs])
             logits = next((o for o in outputs if o.classes is not None), None)
@@ -142,7 +142,7 @@ class Yardstick:
         return rows, torch.cat(divergences) if divergences else torch.zeros(0, dtype=torch.float64)
 
 
-def pooled(folds: Sequence[Sequence[Compared]]) -> Agreement:
+def pool(folds: Sequence[Sequence[Compared]]) -> Agreement:
     """One agreement from the pairs of all folds together (pairs never cross a fold): mean over outputs."""
     found = []
     for parts in zip(*folds, strict=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....ir.axis import Keep
 from ....ir.program import Program
 from ....process.ranks import mine
@@ -64,7 +64,7 @@ class ClosedForm:
 
         With several processes each passes all batches and works on its own share; all get the same result.
         """
-        samples = sum(b.size for b in batches)
+        samples = sample_count(batches)
         rel, refit_rel = self.strengths(samples)
         merging = None if program.tokens is None else Reduction(program.tokens, pruned.graph)
         found = find_sites(program, keep, pruned.graph, self.method == "refit", merging.changed if merging else ())

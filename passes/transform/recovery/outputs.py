@@ -13,7 +13,6 @@ from torch.fx import Interpreter, Node
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ....data.batch import Batch
 from ....ir.program import Program
 
 
@@ -116,8 +115,3 @@ def divergence(dense: Tensor, pruned: Tensor, temperature: float = 1.0) -> Tenso
     """Mean over rows of KL(softmax(dense / T) || softmax(pruned / T)) T^2 (Hinton et al. 2015). []"""
     p, q = (functional.log_softmax(x / temperature, dim=-1) for x in (dense, pruned))
     return (p.exp() * (p - q)).sum(-1).mean() * temperature**2
-
-
-def sample_count(batches: Sequence[Batch]) -> int:
-    """Number of samples in all batches."""
-    return sum(b.size for b in batches)

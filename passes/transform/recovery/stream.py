@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node, map_arg
 
 from ....errors import FxpruneError
-from ....ir.program import Program
 
 
 class Stream:
@@ -65,11 +64,3 @@ class Stream:
         self.held.discard(name)
         if self.last[name] < self.cursor:
             self.values.pop(name, None)
-
-
-def padding(program: Program, flat: Sequence[Any]) -> Tensor | None:
-    """[batch, positions], True where a token is real, from the integer or bool input called ``..mask``, if any."""
-    for name, value in zip(program.user_inputs, flat, strict=True):
-        if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
-            return value != 0
-    return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....data.batch import Batch
+from ....data.batch import Batch, sample_count
 from ....ir.dataflow import goes_to
 from ....ir.linear_layers import Matrix
 from ....ir.program import Program
@@ -80,7 +80,7 @@ class TileForm:
                     float(change.norm()) / size if size else 0.0,
                 )
             )
-        samples = sum(b.size for b in batches)
+        samples = sample_count(batches)
         return Fitted(
             Recovery(self.method, self.method, self.rel, 0.0, samples, steps=tuple(steps), skipped=skipped), changed
         )

@@ -19,11 +19,11 @@ from ....ir.axes import Axes
 from ....ir.axis import Keep
 from ....ir.dataflow import Family, family, row_weight
 from ....ir.program import Program
+from ....ir.signature import padding_mask
 from .agreement import Agreement, Yardstick
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
-from .sites import Site, aligned, find_sites
-from .stream import padding
+from .sites import Site, align, find_sites
 
 TABLES = (Family.TABLE, Family.LOOKUP)
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""
@@ -218,12 +218,12 @@ class _Distillation:
             return self.cached[index]
         batch = self.batches[index]
         flat = self.program.flatten(batch.args, batch.kwargs)
-        recording, mask = _Recording(self.program, list(self.sites)), padding(self.program, flat)
+        recording, mask = _Recording(self.program, list(self.sites)), padding_mask(self.program, flat)
         outputs = floating(self.program, run(self.program, flat, None, recording), batch.size)
         hidden = {}
         for name, site in self.sites.items():
             whole = recording.seen[name]
-            hidden[name] = (aligned(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
+            hidden[name] = (align(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
         said = _Said(outputs, mask, hidden)
         if self.used + said.bytes <= share(CACHE, 0.25):
             self.cached[index], self.used = said, self.used + said.bytes

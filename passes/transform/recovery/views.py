@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ....data.batch import Batch
 from ....ir.program import Program
-from .stream import padding
+from ....ir.signature import padding_mask
 
 WORST_NOISE = 0.8  # largest share of replaced tokens, and of noise in the standard deviation of a float input
 CROP, LIGHT, GRAIN = 0.4, 0.5, 0.3  # strongest view of an image: side cut off; contrast and brightness; noise
@@ -25,7 +25,7 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     :func:`view`); other floating inputs get normal noise of a random share of their standard deviation.
     """
     flat = program.flatten(batch.args, batch.kwargs)
-    mask = padding(program, flat)
+    mask = padding_mask(program, flat)
     changed: dict[int, Tensor] = {}
     for name, value in zip(program.user_inputs, flat, strict=True):
         if isinstance(value, Tensor) and value.dim() and len(value) == batch.size:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from recovering import analysed, floats, planned, recovered
+from support.recovering import analysed, floats, planned, recovered
 from torch import Tensor, nn
 
 import fxprune

@@ -201,12 +201,12 @@ def test_plans_that_do_not_fit() -> None:
     with pytest.raises(PlanError, match="at most 8 there"):
         merged(dense, "tome", [9, 0, 0])
     with pytest.raises(PlanError, match="no attention"):
-        MergeTokens().run(dense.but(plan=CompressionPlan({}, {}, TokenPlan("tome", {"blocks.7.proj:token": 2}))))
+        MergeTokens().run(dense.but(plan=CompressionPlan(TokenPlan("tome", {"blocks.7.proj:token": 2}).choices())))
     with pytest.raises(OptionError, match=r"unknown token reducer 'tomme'[\s\S]*did you mean 'tome'"):
         merged(dense, "tomme", [1, 0, 0])
     frozen = program(read="all")
     with pytest.raises(PlanError, match="the graph returns every token"):
-        MergeTokens().run(frozen.but(plan=CompressionPlan({}, {}, TokenPlan("tome", {"blocks.0.proj:token": 2}))))
+        MergeTokens().run(frozen.but(plan=CompressionPlan(TokenPlan("tome", {"blocks.0.proj:token": 2}).choices())))
     with pytest.raises(OptionError, match="needs a class token"):
         merged(program(front=0, read="mean"), "prune{score=class}", [2, 0, 0])
 

@@ -110,9 +110,36 @@ def test_a_branch_of_which_nothing_stays_leaves_its_bias(keep: dict[str, tuple[i
     Pipeline((PropagateAxes(), FindGroups())).run(result)  # still a program that can be analysed
 
 
+class Products(nn.Module):
+    """A residual branch of plain products: what is multiplied first is no bias."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.up, self.down = how, nn.Parameter(torch.randn(8, 32)), nn.Parameter(torch.randn(32, 8))
+        self.bias = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(x @ self.up)
+        if self.how == "addmm":
+            return x + torch.addmm(self.bias, inner, self.down)
+        branch: Tensor = getattr(torch, self.how)(inner, self.down)
+        return x + branch
+
+
+@pytest.mark.parametrize("how", ["matmul", "mm", "addmm"])
+def test_a_branch_of_products_leaves_what_is_added_and_no_factor(how: str) -> None:
+    torch.manual_seed(0)
+    passes = (Clean(), PropagateAxes(), FindGroups(align=1, allow_empty=True))
+    program = Pipeline(passes).run(capture(Products(how), (torch.randn(4, 8),)))
+    chosen = plan(program, ffn=())
+    result, flat = cut(program, chosen), [torch.randn(4, 8)]
+    assert relative_error(run_flat(result, flat), masked_run(program, chosen, flat)) < 1e-6
+    assert "down" not in result.tensors
+
+
 def test_dropping_a_branch_needs_permission() -> None:
     program = block()
-    with pytest.raises(PlanError, match="--allow-empty"):
+    with pytest.raises(PlanError, match="allow_empty=True"):
         cut(program, plan(program, ffn=()))
 
 

@@ -64,7 +64,7 @@ def test_a_plan_of_another_architecture_is_refused_by_name() -> None:
     program = tiled.analysed(tiled.model(), given)
     kept = torch.ones(3, 3, dtype=torch.bool)
     for name, message in (("up.weight", "another architecture"), ("missing.weight", "no linear layer")):
-        plan = CompressionPlan(blocks={name: Sparsity("8x4", (20, 12), kept)})
+        plan = CompressionPlan().with_blocks({name: Sparsity("8x4", (20, 12), kept)})
         with pytest.raises(PlanError, match=message) as error:
             tiled.zeroed(program.but(plan=plan))
         assert name in error.value.where

@@ -34,12 +34,13 @@ from fxprune.intake.capture import capture
 from fxprune.ir.group import Kind, PruneGroup
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
+from fxprune.ir.signature import padding_mask
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import output_change
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.features import find_taps, views
-from fxprune.passes.analysis.importance.objective import padding, targets
+from fxprune.passes.analysis.importance.objective import targets
 from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, combine
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
@@ -56,7 +57,7 @@ class Naive:
         self.program, self.batch, self.measure = program, batch, criterion.measure
         self.taps = find_taps(program)
         self.views = views(consumers(program), self.taps, "later")
-        self.mask = padding(program, batch)
+        self.mask = padding_mask(program, program.flatten(batch.args, batch.kwargs))
         self.flat = program.flatten(batch.args, batch.kwargs)
         self.dense = self._run({})
         rows = self.dense[0][-1]

@@ -16,7 +16,7 @@ from fxprune.ir.dataflow import Family, bind, bind_values, family, is_mutable, i
 from fxprune.passes.analysis import rules  # noqa: F401  fills RULES
 from fxprune.passes.analysis.walk import RULES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [p for folder in ("fxprune", "passes", "backends") for p in sorted((ROOT / folder).rglob("*.py"))]
 ELSEWHERE = ("fxprune/ir/dataflow.py", "passes/analysis/rules/", "fxprune/intake/")
 """The table; rules, which are one per op; and the names that pickles and archives may hold, which are no ops' kinds."""

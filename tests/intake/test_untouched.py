@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import first_calls
 import pytest
 import torch
-import zoo
-from fingerprints import fingerprint
+from support import first_calls, zoo
+from support.fingerprints import fingerprint
 from torch import Tensor, nn
 
 import fxprune
