@@ -123,9 +123,11 @@ def names(kind: str) -> list[str]:
 
 
 def lookup(kind: str, name: str) -> Any:
-    """The class or function behind ``name``; plugins are asked where fxprune has none. Raises OptionError with the
-    nearest name when nobody has, and says which plugin is broken."""
-    if name in TABLES[kind] and kind != "kind":
+    """The class or function behind ``name``, of a kind of group its passes; plugins are asked where fxprune has none.
+    Raises OptionError with the nearest name when nobody has, and says which plugin is broken."""
+    if kind == "kind":
+        return passes_of(name)
+    if name in TABLES[kind]:
         return _built_in(kind, name, TABLES[kind][name])
     plugin = plugins.find(kind, name)
     if plugin is not None:
@@ -133,9 +135,13 @@ def lookup(kind: str, name: str) -> Any:
     found = _pass_of_a_kind(name) if kind == "pass" else None
     if found is not None:
         return found
+    raise _unknown(kind, name)
+
+
+def _unknown(kind: str, name: str) -> OptionError:
     noun, option = _WORDS[kind]
     wrong = plugins.installed()[1]
-    raise OptionError(
+    return OptionError(
         f"unknown {noun} '{name}'",
         where=option,
         cure=nearest(name, names(kind)),
@@ -204,19 +210,22 @@ class KindPasses:
     apply: type[Pass]
 
 
-def kind(name: str) -> KindPasses:
+def passes_of(kind: str) -> KindPasses:
     """The passes of a kind of thing that a search can choose. Raises OptionError with the nearest name."""
-    if name in KINDS:
+    if kind in KINDS:
         find, apply = (
-            _built_in("kind", name, part) if ":" in part else lookup("pass", part) for part in KINDS[name].split()
+            _built_in("kind", kind, part) if ":" in part else lookup("pass", part) for part in KINDS[kind].split()
         )
     else:
-        found = lookup("kind", name)
+        plugin = plugins.find("kind", kind)
+        if plugin is None:
+            raise _unknown("kind", kind)
+        found = _of_plugin("kind", kind, plugin)
         find, apply = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
     if not all(isinstance(one, type) and issubclass(one, Pass) for one in (find, apply)):
         raise OptionError(
-            f"'{name}' is not a kind",
-            where=f"--prune {name}",
+            f"'{kind}' is not a kind",
+            where=f"--prune {kind}",
             why="a kind is two passes: (the one that finds, the one that applies)",
         )
     return KindPasses(find, apply)
@@ -224,7 +233,7 @@ def kind(name: str) -> KindPasses:
 
 def brings_passes(kind: str) -> bool:
     """Whether the passes of a kind come with it: of a plugin's, and of one whose line in ``KINDS`` says where they are.
-    True also for a word that is none: :func:`kind` says so."""
+    True also for a word that is none: :func:`passes_of` says so."""
     return ":" in KINDS.get(kind, ":")
 
 
@@ -233,7 +242,7 @@ def added_kinds() -> list[KindPasses]:
     found = []
     for name in (*filter(brings_passes, KINDS), *plugins.names("kind")):
         with contextlib.suppress(OptionError):
-            found.append(kind(name))
+            found.append(passes_of(name))
     return found
 
 

@@ -13,13 +13,13 @@ from ..ir.program import FACTS, Program
 
 def finders_of(kinds: Iterable[str]) -> tuple[Pass, ...]:
     """The passes that find what there is of these kinds beside axes, tokens and tiles."""
-    return tuple(registry.kind(k).find() for k in dict.fromkeys(map(str, kinds)) if registry.brings_passes(k))
+    return tuple(registry.passes_of(k).find() for k in dict.fromkeys(map(str, kinds)) if registry.brings_passes(k))
 
 
 def appliers(plan: CompressionPlan) -> dict[str, Pass]:
     """Kind -> the pass that carries out what the plan cuts of it, for the same kinds."""
     kinds = dict.fromkeys(c.kind for c in plan.elements.values() if not c.whole)
-    return {k: registry.kind(k).apply() for k in kinds if registry.brings_passes(k)}
+    return {k: registry.passes_of(k).apply() for k in kinds if registry.brings_passes(k)}
 
 
 def left_of(plan: CompressionPlan, kind: str, program: Program) -> CompressionPlan:

@@ -193,7 +193,7 @@ def kinds_named(names: Sequence[Kind | str]) -> tuple[str, ...]:
     """``("head", Kind.FFN)`` -> kinds, those of plugins included. Raises OptionError with the nearest name."""
     for name in map(str, names):
         if name not in registry.KINDS:
-            registry.kind(name)
+            registry.passes_of(name)
     return tuple(map(str, names))
 
 

@@ -179,7 +179,7 @@ def test_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def analysed(model: nn.Module, criterion: str = "l2") -> Program:
-    find = registry.kind("branch").find()
+    find = registry.passes_of("branch").find()
     passes = (PropagateAxes(), FindGroups(align=1), find, ScoreGroups(criterion))
     return Pipeline(passes).run(capture(model.eval(), (data()[:2],)))
 
@@ -323,5 +323,5 @@ def test_tied_groups_keep_as_many_each_its_own_best() -> None:
 def test_a_kind_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.KINDS, "odd", "fxprune_example.branch:branches fxprune_example.branch:DropBranches")
     with pytest.raises(OptionError, match="'odd' is not a kind"):
-        registry.kind("odd")
+        registry.passes_of("odd")
     assert importlib.import_module("fxprune_example.branch").FindBranches is registry.lookup("pass", "find-branches")

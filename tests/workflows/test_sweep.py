@@ -18,12 +18,17 @@ from fxprune.artifact.files import read_report
 from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import NothingToPrune, OptionError
-from fxprune.ir.cost import Budget
-from fxprune.ir.plan import Choice, CompressionPlan
-from fxprune.ir.program import Program
+from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan, TokenPlan
+from fxprune.ir.program import FACTS, Program
+from fxprune.passes.analysis.find_blocks import FindBlocks
 from fxprune.passes.analysis.importance.damage import divergence
+from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.transform.merge_tokens import MergeTokens, trial
 from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.passes.transform.sparsify_blocks import SparsifyBlocks
 from fxprune.workflows import sweep as sweeping
 from fxprune.workflows.sensitivity import sensitivity
 from fxprune.workflows.sweep import Judging, Sweep, Timing, budgets
@@ -424,3 +429,38 @@ def test_the_command_of_sensitivity(folder: Path, capsys: pytest.CaptureFixture[
     assert [len(g["levels"]) for g in result["groups"]] == [1] * len(result["groups"])
     assert "nothing recovered" in err
     assert main([*command, "--shares", "half"]) == USER_ERROR
+
+
+def test_sensitivity_of_tokens_and_tiles_is_that_of_the_real_change(
+    trained_weights: dict[str, torch.Tensor], scored: tuple[Program, list[Batch]]
+) -> None:
+    program, batches = scored
+    found = sensitivity(program, batches, ["token"], (0.75, 0.5))
+    sites = program.need("tokens").usable
+    assert [g["group"] for g in found["groups"]] == [s.name for s in sites]
+    for group, site in zip(found["groups"], sites, strict=True):
+        for level in group["levels"]:
+            plan = TokenPlan("tome", {site.name: site.size - level["kept"]})
+            real = divergence(program, trial(program, plan), batches)
+            assert level["damage"] == pytest.approx(real, rel=1e-5, abs=1e-7)
+            small = Pipeline((MergeTokens(), PropagateAxes()), start=FACTS).run(
+                program.but(plan=CompressionPlan(plan.choices()))
+            )
+            ops = 0.05 * found["flops"]  # what merging itself multiplies is not the tokens' doing
+            assert abs(CostModel(program)().flops - CostModel(small)().flops - level["flops_saved"]) < ops
+    assert found["kinds"][0]["groups"] == len(sites)
+    tiles = Pipeline((FindBlocks("16x16"), ScoreGroups("magnitude")), start=FACTS).run(program)
+    found = sensitivity(tiles, batches, ["block"], (0.5,))
+    for group in found["groups"]:
+        (level,) = group["levels"]
+        choice = tiles.group_by_name[group["group"]].choose(level["kept"], tiles.need("scores"))
+        real = divergence(program, SparsifyBlocks().run(tiles.but(plan=CompressionPlan(choice))), batches)
+        assert level["damage"] == pytest.approx(real, rel=1e-5, abs=1e-7)
+        assert level["flops_saved"] > 0
+
+
+def test_the_command_of_sensitivity_for_every_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sensitivity", "model.pt2", "--data", "data.pt", "--shares", "0.5", "--importance", "l2", "--json"]
+    assert main([*command, "--prune", "ffn,blocks"]) == OK
+    result = json.loads(capsys.readouterr().out)
+    assert {g["kind"] for g in result["groups"]} == {k["kind"] for k in result["kinds"]} == {"ffn", "block"}
