@@ -2,20 +2,73 @@
 
 ``FxpruneError`` is the user's to mend (exit code 2; 4 where a device or tool is missing), ``PluginError`` that of a
 plugin's author (2 as well), ``InternalError`` ours (exit code 70).
+
+Texts name options as the command line does: ``where="--floor 0.3"``, and between backticks where words follow,
+``cure="give `--data`, or `--recover none`"``. :func:`spell` says them as the door does that was used.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 REPORT_IT = (
     "this is a bug in fxprune: please open an issue in its tracker, with the lines above and what `fxprune doctor` says"
 )
+SPELLING: dict[str, str] = {}
+"""Option on the command line -> in Python: ``head-scale`` -> ``head_scale=``; the table of options fills it in."""
+
+_typed: ContextVar[bool] = ContextVar("typed", default=False)
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)(?: (?=\S))?")
+_OPTION_VALUE = re.compile(r"--([a-z][a-z-]*)(?: (\S+))?")
+_MARKED = re.compile(r"`(--[^`]*)`")
+
+
+@contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Whoever reads messages from here on typed a command."""
+    token = _typed.set(True)
+    try:
+        yield
+    finally:
+        _typed.reset(token)
+
+
+def spell(text: str, bare: bool = False) -> str:
+    """``text`` with its options as whoever reads it writes them: ``--floor`` on the command line, ``floor=`` in Python.
+
+    bare   the whole text is code, such as a ``where``; else only what stands between backticks
+
+    >>> spell("give `--data`, or `--recover none`"), spell("--head-scale 2", bare=True)
+    ('give data=, or recover="none"', 'head_scale=2')
+    >>> with on_the_command_line():
+    ...     spell("give `--data`, or `--recover none`"), spell("--head-scale 2", bare=True)
+    ('give --data, or --recover none', '--head-scale 2')
+    """
+    if _typed.get():
+        return _MARKED.sub(r"\1", text)
+    if bare:
+        return _OPTION.sub(lambda match: SPELLING.get(match[1], match[0]), text)
+    return _MARKED.sub(lambda match: _OPTION_VALUE.sub(_in_python, match[1]), text)
+
+
+def _in_python(match: re.Match[str]) -> str:
+    name, value = match[1], match[2] or ""
+    if name not in SPELLING:
+        return match[0]
+    word = value and not value.startswith(("'", '"')) and not value.isupper()
+    try:
+        float(value)
+    except ValueError:
+        return SPELLING[name] + (f'"{value}"' if word else value)
+    return SPELLING[name] + value
 
 
 class FxpruneError(Exception):
-    """A request that cannot be carried out, and what would mend it.
+    """A request that cannot be carried out, and what would mend it; options are spelt by :func:`spell`.
 
     what    one sentence: what failed
     where   file, node, option or layer at fault
@@ -26,9 +79,9 @@ class FxpruneError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", why: str = "", cure: str = "") -> None:
-        self.what, self.where, self.why, self.cure = what, where, why, cure
-        lines = [what]
-        for label, text in (("at", where), ("why", why), ("cure", cure)):
+        self.what, self.where, self.why, self.cure = spell(what), spell(where, bare=True), spell(why), spell(cure)
+        lines = [self.what]
+        for label, text in (("at", self.where), ("why", self.why), ("cure", self.cure)):
             if text:
                 lines.append(f"  {label:<5} {text}")
         super().__init__("\n".join(lines))

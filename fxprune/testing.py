@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from .ir.agreement import relative_error as relative_error
+from .ir.agreement import seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.dataflow import NORMS, Family, bind_values, family
@@ -22,8 +24,8 @@ from .ir.example_sizes import runtime_sizes
 from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
-from .ir.signature import sample_inputs
-from .target.parity import seeded, steady
+from .ir.signature import Sizes, sample_inputs
+from .target.parity import steady
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
@@ -48,14 +50,18 @@ def masked(program: Program, keep: Keep, flat: Sequence[Any], silent: Collection
     return run_flat(program, flat, _Masked(program, keep, flat, silent))
 
 
-def masking_error(program: Program, sliced: Program, seed: int = 0, limit: float = float("inf")) -> float:
+def masking_error(
+    program: Program, sliced: Program, seed: int = 0, limit: float = float("inf"), sizes: Sizes | None = None
+) -> float:
     """:func:`relative_error` of ``sliced`` against ``program`` masked by its plan, on seeded inputs like the example's.
 
     Ops that draw random numbers draw the same ones in both runs. Where the error is beyond ``limit``, samples at which
     the masked program itself jumps when its inputs move by a rounding error (``parity.steady``) do not
     count: there, two exact forms of it may decide differently.
+
+    sizes   values of the program's symbols, where they are not to be the example's
     """
-    flat = sample_inputs(program, seed=seed)
+    flat = sample_inputs(program, sizes, seed)
 
     def masked_at(inputs: Sequence[Any]) -> list[Any]:
         with seeded(seed):
@@ -76,25 +82,6 @@ def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | N
     interpreter = interpreter or Interpreter(program.exported.graph_module)
     with torch.no_grad():
         return list(pytree.tree_leaves(interpreter.run(*program.arguments(flat))))
-
-
-def relative_error(got: Sequence[Any], want: Sequence[Any]) -> float:
-    """max |got - want| / max |want| over all floating outputs; infinity when shapes differ or a NaN is on one side."""
-    worst = 0.0
-    for a, b in zip(got, want, strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            return float("inf")
-        if not a.is_floating_point():
-            worst = max(worst, float((a != b).any()))
-            continue
-        if not torch.equal(a.isnan(), b.isnan()):
-            return float("inf")
-        a, b = a.double().nan_to_num(), b.double().nan_to_num()
-        if a.numel():
-            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)))
-    return worst
 
 
 class _Masked(Interpreter):

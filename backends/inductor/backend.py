@@ -110,7 +110,7 @@ class InductorBackend(Backend):
                 "inductor cannot compile the graph",
                 where=payload.name,
                 why=first_line(error),
-                cure="--target eager works meanwhile",
+                cure="`--target eager` works meanwhile",
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -149,7 +149,7 @@ def _refuse_numbers(program: Program) -> None:
                 "an output that is no tensor cannot be exported",
                 where=program.name,
                 why=f"the model returns {value!r} among its outputs",
-                cure="return tensors alone, or use --target eager",
+                cure="return tensors alone, or use `--target eager`",
             )
 
 
@@ -215,7 +215,7 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
             "the graph cannot be translated to ONNX",
             where=program.name,
             why=reason,
-            cure="--target eager works meanwhile",
+            cure="`--target eager` works meanwhile",
         )
     name, op = guilty.groups()
     node = next((n for n in program.graph.nodes if n.name == name), None)
@@ -226,5 +226,5 @@ def _lowering_error(program: Program, error: BaseException) -> LoweringError:
         else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
         where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""),
         why=reason,
-        cure="write that line with standard ops, or use --target eager",
+        cure="write that line with standard ops, or use `--target eager`",
     )

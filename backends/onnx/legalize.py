@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph, Node
 
+from ...ir.fake_run import infer
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild, relax_views
@@ -103,15 +103,12 @@ class _Emitter:
 
     def __init__(self, graph: Graph, origin: Node) -> None:
         self.graph, self.origin = graph, origin
-        self.mode = origin.meta["val"].fake_mode
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.graph.call_function(target, args, kwargs)
         node.meta = {k: v for k, v in self.origin.meta.items() if k in ("stack_trace", "nn_module_stack", "custom")}
         node.meta["fxprune_pass"] = SpellOutAttention.slug()
-        values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
-        with self.mode, enable_python_dispatcher():  # else composite ops tie open sizes to the example's
-            node.meta["val"] = target(*values, **kwargs)
+        infer(node)
         return node
 
 

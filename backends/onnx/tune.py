@@ -50,7 +50,7 @@ def measure(
             f"block-ELL is measured in float32, not in {dtype}",
             where="--dtype",
             why="onnxruntime computes half precision on a CPU by converting it",
-            cure="--dtype float32",
+            cure="`--dtype float32`",
         )
     cases, found = list(itertools.product(shapes, rows, patterns, densities)), []
     for number, ((n, k), m, pattern, density) in enumerate(cases):

@@ -14,11 +14,12 @@ import torch
 from ... import registry
 from ...data.batch import Calibration
 from ...errors import OptionError, nearest
+from ...ir.agreement import TOLERANCE
 from ...ir.pipeline import Pipeline
 from ...ir.program import Program
 from ...ir.signature import output_names, samples_in
 from ...target.backend import Backend, Lowered, Runner
-from ...target.parity import TOLERANCE, eager
+from ...target.parity import eager
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
 from .profiles import InputProfile, asked, profiles, ranges

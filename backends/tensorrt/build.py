@@ -72,7 +72,7 @@ def by_converters(program: Program, inputs: Sequence[InputProfile], tools: Toolc
                 "torch-tensorrt cannot make a network of the graph",
                 where=f"node {guilty}" if guilty else program.name,
                 why=first_line(error),
-                cure="try --target 'trt{via=onnx}'; --target onnx works meanwhile",
+                cure="try `--target 'trt{via=onnx}'`; `--target onnx` works meanwhile",
             ) from error
         network = making.ctx.net
         for position, name in enumerate(output_names(program.exported)):
@@ -94,7 +94,7 @@ def by_parser(onnx_file: Path, inputs: Sequence[InputProfile], tools: Toolchain,
             where="; ".join(f"node {e.node_name() or e.node()} ({e.node_operator()})" for e in errors[:5])
             or onnx_file.name,
             why="; ".join(e.desc() for e in errors[:3]) or "no reason was given",
-            cure="try --target trt (torch-tensorrt's converters), or another opset",
+            cure="try `--target trt` (torch-tensorrt's converters), or another opset",
         )
     config = builder.create_builder_config()
     if any(not one.static for one in inputs):
@@ -157,7 +157,7 @@ def _engine(builder: Any, network: Any, config: Any, tools: Toolchain, flags: Fl
             "TensorRT cannot build the engine",
             where=_guilty(said),
             why="; ".join(said[-3:])[:600] or "it gives no reason",
-            cure="try --target 'trt{via=onnx}', another dtype or optimization_level",
+            cure="try `--target 'trt{via=onnx}'`, another dtype or optimization_level",
         )
     if cache is not None:
         _keep(Path(flags.timing_cache), bytes(memoryview(config.get_timing_cache().serialize())))

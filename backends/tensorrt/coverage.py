@@ -86,7 +86,7 @@ def not_covered(found: Sequence[Unsupported]) -> LoweringError:
         where="; ".join(map(str, found[:5])) + more,
         why="the whole graph must become one engine: nothing falls back to PyTorch unseen",
         cure="write that line with standard ops, register a converter with torch_tensorrt.dynamo.conversion."
-        "dynamo_tensorrt_converter, or try --target 'trt{via=onnx}'",
+        "dynamo_tensorrt_converter, or try `--target 'trt{via=onnx}'`",
     )
 
 

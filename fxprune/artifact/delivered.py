@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..data import memory
-from ..errors import FxpruneError, OptionError
+from ..errors import FxpruneError, OptionError, spell
 from ..ir.program import Program
 from ..ir.provenance import first_line
 from ..process.environment import versions
@@ -71,7 +71,7 @@ class Stopwatch:
         """``measured``, and ``latency`` with what was delivered where time was the budget. Raises nothing of a
         target's: what cannot be measured is said instead."""
         if not self.seconds:
-            return {"measured": _told(backend, program, [], "it was left out (--seconds 0)")}
+            return {"measured": _told(backend, program, [], "it was left out (`--seconds 0`)")}
         if lowered.missing:
             return {"measured": _told(backend, program, [], f"not finished: {'; '.join(lowered.missing)}")}
         why = "" if self.dense is None else _too_large(self.dense)
@@ -112,7 +112,7 @@ class Stopwatch:
                     "compressed_ms": timing.median_ms,
                     "rounds": timing.samples,
                 }
-                return row, "the dense model was not at hand: name it with --against"
+                return row, "the dense model was not at hand: name it with `--against`"
             took = clock.dense_seconds()
             if took > LONGEST:
                 return None, f"one call of the dense model takes {took:.1f} s, {LONGEST:g} s is the limit here"
@@ -194,7 +194,7 @@ def check_dense(cost: Mapping[str, Any], report: Mapping[str, Any], where: str) 
                 "this is not the dense model of the artefact",
                 where=where,
                 why=f"it has {cost[key]} {words}, the artefact came from {mine[key]}",
-                cure="name the model that was compressed; --input gives the shapes it had then",
+                cure="name the model that was compressed; `--input` gives the shapes it had then",
             )
 
 
@@ -251,7 +251,7 @@ def _told(backend: Backend, program: Program, rows: list[dict[str, Any]], why: s
         "versions": {k: v for k, v in versions().items() if k in _RUNTIMES},
         "date": today(),
         "rows": rows,
-        "why": why or None,
+        "why": spell(why) or None,
     }
 
 
@@ -261,5 +261,5 @@ def _too_large(dense: Program) -> str:
     if weights > LARGEST:
         return f"the dense weights take {mebi(weights)}, {mebi(LARGEST)} is the limit here (fxprune bench has none)"
     if budget is not None and weights > budget:
-        return f"the dense weights, lowered, take {mebi(weights)}, more than --memory allows"
+        return f"the dense weights, lowered, take {mebi(weights)}, more than `--memory` allows"
     return ""

@@ -22,11 +22,12 @@ from ..data.metrics import choose, divergence, score
 from ..errors import FxpruneError, LoadError, MissingDevice, OptionError, VerifyError
 from ..intake.diagnose import first_line
 from ..intake.tensors import read_safetensors
+from ..ir.agreement import compare, tolerance_of
 from ..ir.program import Program
 from ..ir.signature import output_names, samples_in
 from ..target.backend import Backend, Runner
 from ..target.clock import at_batch, torch_threads
-from ..target.parity import compare, eager, steady, tolerance_of
+from ..target.parity import eager, steady
 from ..target.timing import Timing, latency
 from .gates import FAILED, UNFINISHED, Gate, Limits, gate
 
@@ -137,7 +138,7 @@ def gather(dense: Program, small: Program, data: Calibration, wanted: str = "aut
                 "the model does not run on the data",
                 where=data.origin,
                 why=first_line(error),
-                cure="give --input of the data's sizes, or data of the model's",
+                cure="give `--input` of the data's sizes, or data of the model's",
             ) from error
 
     first = run(inputs[0])

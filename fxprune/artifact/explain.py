@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OptionError, nearest
+from ..errors import OptionError, nearest, spell
 from ..ir.choice import BLOCK, TOKEN, AnyChoice, Choice
 from ..ir.plan import CompressionPlan
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
@@ -157,7 +157,7 @@ def _because(
     gone, unit = entry["size"] - kept, entry["unit"]
     lines = _what_went(entry, gone, report)
     if not entry.get("searched", True):
-        lines.append(f"groups of kind '{entry['kind']}' were not asked for (--prune)")
+        lines.append(spell(f"groups of kind '{entry['kind']}' were not asked for (`--prune`)"))
     if entry["kind"] == TOKEN:
         return lines
     if entry["size"] > 1:

@@ -24,13 +24,13 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
     where = str(path)
     if not path.is_dir():
         raise OptionError(
-            "the output is a directory, but a file lies there", where=where, cure="remove it or choose another --out"
+            "the output is a directory, but a file lies there", where=where, cure="remove it or choose another `--out`"
         )
     found = {p.name for p in path.iterdir()}
     if not found:
         return
     if not overwrite:
-        raise OptionError("the output exists already", where=where, cure="choose another --out, or allow overwriting")
+        raise OptionError("the output exists already", where=where, cure="choose another `--out`, or allow overwriting")
     try:
         report = read_report(path)
     except LoadError as error:
@@ -38,7 +38,7 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
             "the output directory is not empty and holds no artefact, so it is left alone",
             where=where,
             why=error.what,
-            cure="choose another --out",
+            cure="choose another `--out`",
         ) from None
     foreign = sorted(found - {REPORT, *report["files"]})
     if foreign:
@@ -46,7 +46,7 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
             "the output directory holds files that fxprune did not write, so it is left alone",
             where=where,
             why=", ".join(foreign[:5]),
-            cure="move them, or choose another --out",
+            cure="move them, or choose another `--out`",
         )
 
 
@@ -58,7 +58,7 @@ def read_report(path: Path) -> dict[str, Any]:
             "there is no such artefact",
             where=str(path),
             why="an artefact is a directory",
-            cure="give the --out of fxprune compile",
+            cure="give the `--out` of fxprune compile",
         )
     try:
         size = file.stat().st_size
@@ -70,7 +70,7 @@ def read_report(path: Path) -> dict[str, Any]:
             "this directory is not an artefact",
             where=str(path),
             why=f"it has no {REPORT}",
-            cure="give the --out of fxprune compile",
+            cure="give the `--out` of fxprune compile",
         ) from None
     except OSError as error:
         raise LoadError("the report cannot be read", where=str(file), why=error.strerror or str(error)) from None

@@ -81,7 +81,7 @@ def read_manifest(directory: Path) -> Manifest:
                 "this directory is no delivery",
                 where=str(directory),
                 why=f"it has no {MANIFEST}",
-                cure="give the --out of fxprune export",
+                cure="give the `--out` of fxprune export",
             )
         if file.is_symlink() or not file.is_file():
             raise _malformed(file, "it is no plain file")
@@ -206,7 +206,7 @@ def check_delivery(path: Path) -> None:
         raise OptionError(
             "the output is a directory, but a file lies there",
             where=str(path),
-            cure="remove it or choose another --out",
+            cure="remove it or choose another `--out`",
         )
     if not any(path.iterdir()):
         return
@@ -217,7 +217,7 @@ def check_delivery(path: Path) -> None:
             "the output directory is not empty and holds no delivery, so it is left alone",
             where=str(path),
             why=error.why or error.what,
-            cure="choose another --out",
+            cure="choose another `--out`",
         ) from None
     known = set(manifest["files"]) | {MANIFEST}
     foreign = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir() or p.is_symlink())
@@ -227,5 +227,5 @@ def check_delivery(path: Path) -> None:
             "the output directory holds files that fxprune did not write, so it is left alone",
             where=str(path),
             why=", ".join(foreign[:5]),
-            cure="move them, or choose another --out",
+            cure="move them, or choose another `--out`",
         )

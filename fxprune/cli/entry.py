@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..errors import FxpruneError, InternalError, OptionError, nearest
+from ..errors import FxpruneError, InternalError, OptionError, nearest, on_the_command_line
 from ..process import ranks
 from .commands import build_parser, command
 from .config_file import with_file
@@ -21,7 +21,11 @@ OK, USER_ERROR, INTERNAL, INTERRUPTED = 0, 2, 70, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see ``--help``). Never raises, never leaves half an artefact."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with on_the_command_line():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     debug = "--debug" in argv
     previous = None
     with contextlib.suppress(ValueError):  # not in the main thread

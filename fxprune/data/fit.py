@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LoadError
+from ..intake.closed_sizes import openable
 from ..intake.images import ImagePreprocess
 from ..intake.load import Loaded
 from ..intake.tensors import shorten
@@ -71,7 +72,10 @@ def finish(
     if not examples:
         lone = len(tensors) == 1
         return (tuple(tensors.values()) if lone else ()), ({} if lone else dict(tensors)), labels
-    fitted = {name: _fit(value, examples[name], name, loaded.image, where) for name, value in tensors.items()}
+    fitted = {
+        name: _fit(value, examples[name], name, loaded.image, where, loaded.free.get(name, frozenset()))
+        for name, value in tensors.items()
+    }
     values = []
     for name, example in examples.items():
         values.append(fitted[name] if name in fitted else _fill(name, example, fitted, where))
@@ -79,8 +83,13 @@ def finish(
     return tuple(values[:count]), dict(zip(loaded.kwargs, values[count:], strict=True)), labels
 
 
-def _fit(value: Tensor, example: Any, name: str, image: ImagePreprocess | None, where: str) -> Tensor:
-    """``value`` with the example's type, after checking that its shape is one the model takes."""
+def _fit(
+    value: Tensor, example: Any, name: str, image: ImagePreprocess | None, where: str, free: frozenset[int]
+) -> Tensor:
+    """``value`` with the example's type, after checking that its shape is one the model takes.
+
+    free  dimensions that may have any size, beside the batch and those of ids and masks
+    """
     if not isinstance(example, Tensor):
         return value
     if value.dtype in (torch.uint8,) and example.dtype.is_floating_point and example.dim() == 4 and image is not None:
@@ -93,7 +102,7 @@ def _fit(value: Tensor, example: Any, name: str, image: ImagePreprocess | None, 
             why=f"it is {value.dtype}, the model takes {example.dtype}",
             cure="convert it: floats for pictures and features, whole numbers for ids",
         )
-    if not _shape_fits(value, example):
+    if not _shape_fits(value, example, free):
         swapped = value.dim() == 4 and example.dim() == 4 and value.shape[3] == example.shape[1] != value.shape[1]
         raise LoadError(
             f"'{name}' has the wrong shape",
@@ -101,7 +110,7 @@ def _fit(value: Tensor, example: Any, name: str, image: ImagePreprocess | None, 
             why=f"it is {list(value.shape)}, the model takes [batch{''.join(f', {n}' for n in example.shape[1:])}]",
             cure="put the channels second: [batch, channels, height, width]"
             if swapped
-            else "resize it, or give --input",
+            else "resize it, or give `--input`",
         )
     if floating and not bool(torch.isfinite(value).all()):
         rows = (~torch.isfinite(value)).reshape(value.shape[0], -1).any(1).nonzero().flatten().tolist()
@@ -114,12 +123,12 @@ def _fit(value: Tensor, example: Any, name: str, image: ImagePreprocess | None, 
     return value.to(example.dtype).to(example.device)
 
 
-def _shape_fits(value: Tensor, example: Tensor) -> bool:
-    """The batch is free, and so is the length of token ids and their masks."""
+def _shape_fits(value: Tensor, example: Tensor, free: frozenset[int]) -> bool:
+    """The batch is free, and so are the lengths of token ids and their masks: what is too long is cut later."""
     if value.dim() != example.dim() or value.dim() == 0:
         return False
-    free = 2 if example.dim() == 2 and not example.dtype.is_floating_point else 1
-    return value.shape[free:] == example.shape[free:]
+    free |= {0} if example.dtype.is_floating_point else set(openable(example)) | {0}
+    return all(a == b or i in free for i, (a, b) in enumerate(zip(value.shape, example.shape, strict=True)))
 
 
 def _pixels(value: Tensor, image: ImagePreprocess, name: str, where: str) -> Tensor:

@@ -180,7 +180,7 @@ def with_smaller_batches(
             "memory ran out",
             where=", ".join(p.slug() for p in passes),
             why=(str(error).splitlines() or [type(error).__name__])[0][:200],
-            cure="give --memory less than is free, fewer --samples, or a larger machine",
+            cure="give `--memory` less than is free, fewer `--samples`, or a larger machine",
         ) from error
     warn(
         f"memory ran out in {', '.join(p.slug() for p in passes)}: it goes on with batches of "

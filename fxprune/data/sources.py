@@ -90,7 +90,9 @@ def generate(
         args, kwargs = inputs
         names, below = (*(f"input_{i}" for i in range(len(args))), *kwargs), 0
     if not args and not kwargs:
-        raise LoadError("inputs cannot be made up", why="no example inputs are known", cure="give --input or --data")
+        raise LoadError(
+            "inputs cannot be made up", why="no example inputs are known", cure="give `--input` or `--data`"
+        )
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for start in range(0, samples, batch):
@@ -212,7 +214,7 @@ def _from_texts(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibrat
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     limit = token_limit(getattr(loaded.model, "config", None), min(_LONGEST, tokenizer.model_max_length or _LONGEST))
-    batches = []
+    batches, unmasked = [], False
     for rows in _split(torch.arange(len(found.first)), batch):
         part = found.pick(rows.tolist())
         try:
@@ -228,8 +230,11 @@ def _from_texts(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibrat
         except Exception as failure:
             raise LoadError("the texts cannot be tokenised", where=str(path), why=first_line(failure)) from None
         wanted = {k: v for k, v in encoded.items() if not loaded.input_names or k in loaded.input_names}
+        mask = encoded.get("attention_mask")
+        unmasked |= "attention_mask" not in wanted and isinstance(mask, Tensor) and not bool(mask.all())
         batches.append(Batch(*finish(wanted, None if numbers is None else numbers[rows], loaded, str(path))))
-    return Calibration(tuple(batches), str(path))
+    about = "; the model takes no attention_mask, so padding counts as text" if unmasked else ""
+    return Calibration(tuple(batches), str(path) + about)
 
 
 def _call(spec: str) -> Iterable[Any]:

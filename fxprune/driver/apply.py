@@ -15,6 +15,7 @@ from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..request.goal import Wish, default_criterion
 from .decide import Decided
+from .proof import prove_prepared
 from .run import Run, find_groups
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
@@ -27,6 +28,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     """
     merging = plan.tokens
     run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge)
+    run = prove_prepared(run)
     how = Wish(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.sources import generate
+from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
 from ..ir.pipeline import Pass
@@ -18,6 +18,7 @@ from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .parts import carry_out
+from .proof import prove_prepared
 from .run import Run, find_groups, recover, reduce_tokens
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def decide(run: Run, goal: Wish) -> Decided:
 def prepare(run: Run, goal: Wish) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with."""
     run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+    run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
 
@@ -203,9 +205,9 @@ def make_up_data(run: Run, who: str, samples: int) -> Calibration:
     """Generated inputs, with a warning that names who is content with them."""
     run.tell.warn(
         f"no data was given: {who} on generated inputs, which are not what the model "
-        "will see; give --data (data=...) for a better choice"
+        "will see; give `--data` for a better choice"
     )
-    return generate(run.opened.source, samples=samples, seed=run.seed)
+    return generate_for(run.program, run.opened.source, samples, run.seed)
 
 
 def without_labels_of_others(run: Run, data: Calibration) -> Calibration:

@@ -101,7 +101,7 @@ def recall_latency_table(run: Run, budget: Budget | None, kept: bool = True) -> 
         table = _kept_table(run)[2]
     if budget is None or budget.metric != "latency":
         return KnownLatency(table)
-    known = "predicted and achieved latency are not known (--latency-table takes the latency.json of the first run)"
+    known = "predicted and achieved latency are not known (`--latency-table` takes the latency.json of the first run)"
     if _covers(table, tokens):
         known = "predicted latency is the table's; achieved latency is that of the delivered file alone"
     run.tell.note(
@@ -127,7 +127,7 @@ def _measured_table(run: Run, goal: Wish, must: bool) -> LatencyTable | None:
             "latency is not measured by several processes at once",
             where="torchrun",
             why="they would be in each other's way",
-            cure="compile on one process, or give --latency-table",
+            cure="compile on one process, or give `--latency-table`",
         )
     clock, tell = _clock(run), run.tell
     tell.stage(f"measure latency on {setting.device}")
@@ -301,14 +301,14 @@ def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -
     if macs >= 1 or (ratio <= NO_FASTER and (1 / ratio) * macs >= SLOWER):
         return
     fixed, one = max(0, model.dense.fixed_ns) / dense.metric("latency"), model.table.setting
-    why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: --latency"]
+    why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: `--latency`"]
     best, reason = liked(model.table)
     steps = {g.granularity for g in run.program.need("groups") if g.prunable and g.size >= 2 * 64}
     if best > max(steps, default=best):
         why.append(reason)
-        cures.append(f"widths that the target likes: --align {best}")
+        cures.append(f"widths that the target likes: `--align {best}`")
     if one.batch == 1:
         why.append("one sample per call")
-        cures.append("a larger --batch, if it runs with one")
+        cures.append("a larger `--batch`, if it runs with one")
     faster = "no faster" if ratio > NO_FASTER else f"only {1 / ratio:.2f} times faster"
     run.tell.warn(f"{macs:.2f} of the MACs will be {faster} on {model.table}: {'; '.join(why)} ({', or '.join(cures)})")

@@ -22,6 +22,7 @@ from ..process.environment import versions
 from ..report.entries import tile_entries
 from ..request.tiles import BlockWish
 from .decide import Decided, make_up_data
+from .proof import prove_prepared
 from .run import Run, carry_out_parts, find_groups
 
 
@@ -43,7 +44,9 @@ class Tiled:
 def keep_everything(run: Run) -> Decided:
     """The dense program, with its groups and a plan that cuts nothing: where tiles are all that is asked for."""
     tiles = run.request.tiles
-    run = find_groups(run).but(plan=CompressionPlan({}, {"model": run.opened.name, "versions": versions()}))
+    run = prove_prepared(find_groups(run)).but(
+        plan=CompressionPlan({}, {"model": run.opened.name, "versions": versions()})
+    )
     return Decided(run, run.program, tiles.budget if tiles is not None else None)
 
 

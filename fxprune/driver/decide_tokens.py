@@ -74,8 +74,8 @@ def decide_tokens(
                 where=f"--tokens {tokens.text}",
                 why=f"{one.costs.total(removed) / one.dense:.3f} of the dense {one.metric} stay; "
                 f"asked {one.limit / one.dense:.3f}",
-                cure="leave the counts or the budget away, or prune heads and neurons as well: --prune "
-                "heads,ffn,tokens",
+                cure="leave the counts or the budget away, or prune heads and neurons as well: "
+                "`--prune heads,ffn,tokens`",
             )
         return one.planned(one.plan_of(removed), search)
     if search is None:
@@ -119,7 +119,7 @@ class Decision:
                 "fewer tokens save multiply-accumulates and time, and nothing else",
                 where=f"--{self.metric}",
                 why="weights stay as they are",
-                cure="give --flops or --latency, or leave tokens alone",
+                cure="give `--flops` or `--latency`, or leave tokens alone",
             )
         self.dense = cost.metric(self.metric)
         self.reference = Reference(self.program)
@@ -176,7 +176,7 @@ class Decision:
             where=f"--tokens {self.tokens.text}",
             why=f"with as many gone as can go, {least / self.dense:.2f} of the dense {self.metric} stay; "
             f"asked {limit / self.dense:.2f}",
-            cure="prune heads and neurons as well: --prune heads,ffn,tokens",
+            cure="prune heads and neurons as well: `--prune heads,ffn,tokens`",
         )
 
     def _most(self) -> list[list[int]]:

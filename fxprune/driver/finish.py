@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifact.artifact import Artifact, build_report
 from ..artifact.delivered import Stopwatch
-from ..errors import InternalError, VerifyError
+from ..errors import InternalError
 from ..ir.cost import Cost, CostModel
+from ..ir.flops import check_counts
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
+from ..ir.proof import Link
 from ..ir.rebuild import owning
 from ..ir.token_flow import TokenFlow, describe_tokens
 from ..process import ranks
@@ -29,6 +31,7 @@ from .decide_tiles import Zeroed, zero_tiles
 from .judge import Judge, few
 from .measure_latency import lowerable
 from .parts import carry_out
+from .proof import compare_with_masking
 from .run import Run, carry_out_parts, kept_counts, reduce_tokens
 
 PICTURE = "tokens.png"
@@ -49,7 +52,7 @@ class Sliced:
     cut: Program
     plan: CompressionPlan
     counted: Cost
-    masked: Mapping[str, float]
+    masked: Link
     zeroed: Zeroed | None
 
 
@@ -95,7 +98,7 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run = carry_out_parts(run).through(SliceAxes())
     cut = run.program
     run.tell.stage("compare slicing with masking")
-    masked = _compare_with_masking(run, reduced)
+    masked = compare_with_masking(run, reduced)
     run = run.on(cut.without_facts()).through(FoldIndices(), SpellOutTokens())
     run, counted = _counted(run)
     if (counted.flops, counted.params) != (predicted.flops, predicted.params):
@@ -114,6 +117,7 @@ def _counted(run: Run) -> tuple[Run, Cost]:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     known = run.through(PropagateAxes())
+    check_counts(known.program, known.pipeline)
     return known.on(run.program), CostModel(known.program)()
 
 
@@ -122,28 +126,6 @@ def stopwatch(decided: Decided) -> Stopwatch:
     run = decided.run
     by = str(run.request.options.get("command", "compile"))
     return Stopwatch(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
-
-
-def _compare_with_masking(run: Run, dense: Program) -> dict[str, float]:
-    """Largest relative difference between the run's sliced graph and ``dense`` with the same elements masked.
-
-    Raises InternalError beyond the tolerance of the coarsest dtype: slicing is then wrong, and nothing is written.
-    VerifyError where the model draws random numbers, so that nothing can be said.
-    """
-    from ..target.parity import tolerance_of, why_random
-    from ..testing import masking_error
-
-    with silence():
-        limit = tolerance_of(dense)
-        error = masking_error(dense, run.program, run.seed, limit)
-    if not error <= limit:
-        why, cure = why_random(dense)
-        if why:
-            raise VerifyError("slicing cannot be compared with masking", where=run.opened.name, why=why, cure=cure)
-        raise InternalError(
-            f"slicing differs from masking by {error:.1e} (relative, tolerance {limit:.0e})", pipeline=run.pipeline
-        )
-    return {"max_rel": error, "tolerance": limit}
 
 
 def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -168,7 +150,8 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
         passes=sliced.run.results,
         seed=run.seed,
         notes=list(dict.fromkeys([*run.tell.notes, *small.notes])),
-        masked=dict(sliced.masked),
+        masked={"max_rel": sliced.masked.max_rel, "tolerance": sliced.masked.tolerance},
+        proof=[link.to_dict() for link in (*whole.proof, sliced.masked)],
         importance=plan.about.get("criterion"),
         data=None
         if data is None

@@ -16,6 +16,7 @@ from ..process.environment import versions
 from .apply import tell_of_odd_counts
 from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
+from .proof import prove_prepared
 from .run import Run, kept_counts, reduce_tokens
 from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
@@ -49,6 +50,8 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         last = isinstance(one, Recover) and run.program.whole is None  # of the result, not of a round
         unfitted = run.program if last else unfitted
         run = run.through(one)
+        if isinstance(one, FindGroups) and run.program.proof == before.proof:
+            run = prove_prepared(run)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
             run = run.on(run.program.without_facts())
         if last and run.record is not None:

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
-from ..errors import FxpruneError, InternalError, OptionError
+from ..data.fixed_sizes import fit_sizes, open_dimensions
+from ..errors import FxpruneError, InternalError, LoadError, OptionError
 from ..intake.load import Loaded
 from ..ir.axis import Axis
+from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
 
+FEW = 2
+"""Samples of the data on which the captured graph is held against the module."""
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
@@ -76,28 +81,53 @@ def open_model(
         check_destination(Path(request.out))
     given = not isinstance(model, str | os.PathLike)
     tell.stage(f"load {type(model).__name__ if given else model}")
-    calibration = held = None
     with silence():
         source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
         loaded = load_model(
             source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
         )
-        if data is not None:
-            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
-            if not loaded.args and not loaded.kwargs:
-                first = calibration.batches[0]
-                loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+        if data is not None and not loaded.args and not loaded.kwargs:
+            first = load_data(data, loaded, samples=request.samples, seed=request.seed).batches[0]
+            loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+    loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
+    calibration = held = None
+    if data is not None:  # behind the graph, which says of which sizes it may be
+        with silence():
+            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
+            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+        dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     if request.held_out:
         calibration, held = _hold_back(dense, calibration, request.held_out)
     if calibration is not None:
         calibration = memory.in_flight(dense, calibration)
     return Opened(dense, loaded, calibration, held, given)
+
+
+def _fitting(
+    tell: Transcript, dense: Program, loaded: Loaded, data: Calibration, held: Calibration | None
+) -> tuple[Program, Calibration, Calibration | None]:
+    """(the graph, held against the module on some of the data too, the data and what is held back of it in the sizes
+    that the graph takes)."""
+    from ..intake.faithful import compare_on_data
+
+    data, notes = fit_sizes(dense, data)
+    if held is not None:
+        try:
+            held, _ = fit_sizes(dense, held)
+        except LoadError:  # it does not fill a batch
+            held = None
+    first = data.batches[0]
+    few = first if dense.fixed_batch else first.pick(torch.arange(min(first.size, FEW)))
+    with silence():
+        link, said = compare_on_data(loaded.model, dense, few.args, few.kwargs)
+    for note in [*notes, *said]:
+        tell.warn(note)
+    return dense.but(proof=(*dense.proof, *link)), data, held
 
 
 def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:
@@ -110,7 +140,7 @@ def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[
             "there is too little data to hold some back",
             where=f"--held-out {share:g}",
             why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
-            cure="give more; a sweep may --judge on other data",
+            cure="give more; a sweep may `--judge` on other data",
         )
     one, two = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
     return one, two
@@ -249,7 +279,9 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    return run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    check_counts(run.program, run.pipeline)
+    return run
 
 
 def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:

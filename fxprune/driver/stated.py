@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import registry
-from ..errors import OptionError
+from ..errors import OptionError, spell
 from ..ir.cost import METRICS, Budget
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
@@ -317,7 +317,7 @@ def _read(
                 cure=f"give --{bound.metric} without a pipeline; its report then states {COUNTED[1]}",
             )
     except OptionError as error:  # of a pass's own checks, which name options of the command line
-        at = error.where if error.where.startswith(OPTION) else where
+        at = error.where if error.where.startswith(spell(OPTION, bare=True)) else where
         raise OptionError(error.what, where=at, why=error.why, cure=error.cure) from None
     return made
 

@@ -19,11 +19,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from ..data.batch import Batch
 from ..errors import CaptureError, NothingToPrune
-from ..intake.capture import evaluation_form
 from ..intake.containers import plain_signature
 from ..intake.diagnose import last_word, why_capture_failed
+from ..intake.evaluation import evaluation_form
 from ..ir.program import Program
 from ..ir.rebuild import copy_graph, rebuild
+from ..ir.writes import written_inputs
 from ..process.silence import quiet
 
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\.([A-Za-z_]\w*)|\[['\"]?([^'\"\]]+)['\"]?\]")
@@ -271,22 +272,13 @@ def fit_sizes(
 def refuse_writes(program: Program) -> None:
     """Raise NothingToPrune for a graph that writes to the model's tensors or to its inputs: only the copies that
     the pruned graph holds would change, and not the caller's."""
-    held = {n.name for n in program.placeholders()}
-    aliases = {n.name: n.name for n in program.placeholders()}
-    for node in program.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        schema = node.target._schema
-        sources = [a for a in node.args if isinstance(a, Node)]
-        if schema.is_mutable and sources and aliases.get(sources[0].name) in held:
-            raise NothingToPrune(
-                "the graph writes to a tensor that is not its own",
-                where=f"node {node.name}",
-                why=f"{aliases[sources[0].name]} is changed in place",
-                cure="compute a new tensor in its place",
-            )
-        if sources and any(r.alias_info is not None for r in schema.returns) and sources[0].name in aliases:
-            aliases[node.name] = aliases[sources[0].name]
+    for name, node in written_inputs(program.graph).items():
+        raise NothingToPrune(
+            "the graph writes to a tensor that is not its own",
+            where=f"node {node.name}",
+            why=f"{name} is changed in place",
+            cure="compute a new tensor in its place",
+        )
 
 
 def with_tensors(program: Program, tensors: Mapping[str, Tensor]) -> Program:

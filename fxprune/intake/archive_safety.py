@@ -185,7 +185,7 @@ def check_archive(path: str | Path) -> None:
                     "the file could run code when loaded, so it is refused",
                     where=f"{path}: {entry}",
                     why=reason,
-                    cure="if you trust its author: --trust-pickle",
+                    cure="if you trust its author: `--trust-pickle`",
                 )
 
 

@@ -6,6 +6,7 @@ import linecache
 import os
 import re
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ..errors import CaptureError
+from .evaluation import run
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_IR = os.path.join(os.path.dirname(os.path.dirname(_HERE)), "ir") + os.sep
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _OP = re.compile(r"\b(?:torch\.ops\.)?((?:aten|torchvision|prims|higher_order)(?:::|\.)\w+(?:\.\w+)?)")
 
@@ -45,10 +48,10 @@ def why_capture_failed(
             cure=f"pip install {missing}",
         )
     try:
-        model(*args, **kwargs)
+        run(model, args, kwargs)
     except Exception as broken:  # the model's own failure is what we want to tell
         why = f"{type(broken).__name__}: {first_line(broken)}" if str(broken).strip() else type(broken).__name__
-        cure = "pass inputs of the shape and type the model takes (--input, or args and kwargs)"
+        cure = "pass inputs of the shape and type the model takes (`--input`, or args and kwargs)"
         if "custom C++ ops" in str(broken):  # torchvision's words where its wheel was built for another torch
             cure = f"install the torchvision built for torch {torch.__version__}, or export without that op"
         return CaptureError(
@@ -95,6 +98,24 @@ def source_line(error: BaseException) -> str:
     else:
         frame = inside[-1]
         file, line, function = frame.filename, frame.lineno or 0, frame.name
+    return _quoted(file, line, function)
+
+
+def line_of(stack: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the model's own code on a stack of calls, as :func:`source_line` tells it; empty if none.
+
+    A model that is one of torch's own modules has its lines there.
+    """
+    begin = next((i for i, f in enumerate(stack) if f.filename.startswith(_TORCH + "export" + os.sep)), 0)
+    inside = [f for f in stack[begin:] if os.sep in f.filename and not f.filename.startswith((_HERE, _IR, "<"))]
+    own = [f for f in inside if not f.filename.startswith(_TORCH)]
+    layers = [f for f in inside if f.filename.startswith(_TORCH + "nn" + os.sep + "modules") and f.name == "forward"]
+    for frame in reversed(own or layers):
+        return _quoted(frame.filename, frame.lineno or 0, frame.name)
+    return ""
+
+
+def _quoted(file: str, line: int, function: str) -> str:
     code = linecache.getline(file, line).strip()
     return f"{os.path.basename(file)}:{line} in {function}" + (f"  `{code}`" if code else "")
 

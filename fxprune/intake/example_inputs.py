@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from ..errors import LoadError
 from ..ir.provenance import first_line
 from ..process.silence import quiet
+from .evaluation import evaluation_form, own_inputs, run
 from .tensors import SUFFIXES, read_tensors
 
 BATCH = 2  # torch.export takes a batch of 1 for a constant
@@ -28,14 +30,14 @@ _DTYPES = {
 }  # fmt: skip
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
 _LARGEST = 2**31  # elements of one example input
-_CURE = "write --input 1x3x224x224, or --input 1x128:int64 for token ids; several inputs are separated by commas"
+_CURE = "write `--input 1x3x224x224`, or `--input 1x128:int64` for token ids; several inputs are separated by commas"
 
 
 def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Example inputs from ``"1x3x224x224"``, ``"2x128:int64"``, ``"input_ids=2x16:int64,attention_mask=2x16:int64"``.
 
     Floats are normal random numbers, integers lie below ``ids_below``, names that end in ``mask`` and booleans are
-    ones; a leading 1 becomes a batch of 2. Unnamed ones take the positions of ``forward``, the model's parameter names.
+    ones. Unnamed ones take the positions of ``forward``, the model's parameter names.
     Raises LoadError if the text is not understood.
     """
     args: list[Tensor] = []
@@ -56,8 +58,6 @@ def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tu
         if not 0 < size <= _LARGEST:
             why = f"{part} has {size} elements"
             raise LoadError("the input size makes no sense", where=f"--input {text}", why=why, cure=_CURE)
-        if shape[0] == 1:
-            shape[0] = BATCH
         name = match["name"] or (forward[index] if index < len(forward) else "")
         if forward and match["name"] and match["name"] not in forward:
             why = f"the model takes {', '.join(forward)}"
@@ -139,7 +139,7 @@ def from_program(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, A
             raise LoadError(
                 "the exported program carries no example inputs",
                 why="one of its inputs is no tensor",
-                cure="give them with --input",
+                cure="give them with `--input`",
             )
         shape = [_hint(length) for length in value.shape]
         made.append(make(shape, value.dtype, vocabulary(program)))
@@ -232,32 +232,28 @@ def picture_hints(model: nn.Module, stated: Sequence[int] | None) -> list[tuple[
 
 def accepts(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """True if the model computes something from these inputs. Nothing is computed: the tensors are fake."""
+    from torch._functorch import config
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-    from .capture import evaluation_form
-
-    try:
-        with evaluation_form(model), quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args]
-            named = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-            model(*fake, **named)
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        return True  # it got as far as its own decisions; capture will say more
-    except Exception:
-        return False
+    positional, keyword = own_inputs(args, kwargs)
+    # an extension that asks a fake tensor for its memory gets an error, and not the address 0
+    with config.patch(fake_tensor_allow_unsafe_data_ptr_access=False), evaluation_form(model), quiet():
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fake, named = pytree.tree_map_only(Tensor, mode.from_tensor, (positional, keyword))
+                model(*fake, **named)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            return True  # it got as far as its own decisions; capture will say more
+        except Exception:
+            return False
     return True
 
 
 def failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-    """What the model says when it is run on these inputs in earnest; None where it runs.
-
-    For what :func:`accepts` refuses: fake kernels know less than real ones (a grouped product in fp32, in torch 2.13).
-    """
-    from .capture import evaluation_form
-
+    """What the model says when it is run on these inputs in earnest; None where it runs."""
     try:
-        with evaluation_form(model), quiet():
-            model(*args, **kwargs)
+        with quiet():
+            run(model, args, kwargs)
     except Exception as error:
         return first_line(error) or type(error).__name__
     return None

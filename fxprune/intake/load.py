@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import FxpruneError, LoadError
 from . import archive, huggingface, images
+from .evaluation import unwrap
 from .example_inputs import (
-    accepts,
     failure,
     from_file,
     from_program,
@@ -33,7 +33,7 @@ from .rehearsal import first_line
 from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
 from .timm_models import load_timm
 
-_INPUT_CURE = "give them: --input 1x3x224x224 (or --input 1x128:int64 for token ids), or --data"
+_INPUT_CURE = "give them: `--input 1x3x224x224` (or `--input 1x128:int64` for token ids), or `--data`"
 _SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or timm:NAME"
 
 
@@ -41,11 +41,12 @@ _SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or ti
 class Loaded:
     """A model ready to be captured, and what is known about its inputs.
 
-    args, kwargs   example inputs of batch 2 (as carried by the file for a ``.pt2``)
+    args, kwargs   example inputs: as they were given, else of batch 2 (as carried by the file for a ``.pt2``)
     image          how a picture becomes an input, for models that take [batch, channels, height, width]
     tokenizer      the folder whose tokenizer makes the model's token ids
     folder         the Hugging Face folder the model came from
     input_names    names of the inputs: those of ``args`` in order, then those of ``kwargs``
+    free           input -> the dimensions that may have any size, once the model is captured
     notes          what the user must know: random weights, unused weights, changed precision
     """
 
@@ -57,6 +58,7 @@ class Loaded:
     tokenizer: Path | None = None
     folder: Path | None = None
     input_names: tuple[str, ...] = ()
+    free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,7 +110,7 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             "a checkpoint needs an architecture",
             where=f"--checkpoint {checkpoint}",
             why=f"{source if isinstance(source, (str, os.PathLike)) else type(source).__name__} brings its own weights",
-            cure="timm:NAME --checkpoint FILE; for other models put the weights into the module before saving it",
+            cure="timm:NAME `--checkpoint FILE`; for other models put the weights into the module before saving it",
         )
     if isinstance(source, nn.Module):
         if isinstance(source, torch.jit.ScriptModule):
@@ -118,7 +120,7 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
                 why="its Python code is gone",
                 cure="pass the original nn.Module",
             )
-        return Loaded(_unwrap(source), type(_unwrap(source)).__name__)
+        return Loaded(unwrap(source), type(unwrap(source)).__name__)
     if isinstance(source, ExportedProgram):
         return Loaded(source, "exported")
     if not isinstance(source, (str, os.PathLike)):
@@ -165,7 +167,7 @@ def _open_path(path: Path, trust_pickle: bool) -> Loaded:
         inner = [value for value in found.values() if isinstance(value, nn.Module)]
         found = inner[0] if len(inner) == 1 else found
     if isinstance(found, nn.Module):
-        model = _unwrap(found)
+        model = unwrap(found)
         try:
             model.eval()
         except Exception as failure:
@@ -202,15 +204,9 @@ def _state_dict_alone(path: Path) -> LoadError:
         "the file holds weights alone, and no architecture to put them in",
         where=str(path),
         why="a state dict names tensors; it does not say which model computes with them",
-        cure=f"give the architecture: timm:NAME with --checkpoint {path}, or a Hugging Face folder with config.json "
+        cure=f"give the architecture: timm:NAME with `--checkpoint {path}`, or a Hugging Face folder with config.json "
         "beside the weights; in Python, load them into the module and pass that",
     )
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return model.module
-    return model
 
 
 def _check_weights(loaded: Loaded) -> None:
@@ -250,11 +246,13 @@ def _floats(value: Any) -> bool:
 def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
     model = loaded.model
     forward = parameter_names(model)
-    if given is not None:
-        args, kwargs = _given(given, model, forward)
-        args, kwargs = _by_name(loaded, args, kwargs, forward)
-    else:
+    if given is None:
         args, kwargs = _own_inputs(loaded)
+    else:
+        args, kwargs = _given(given, model, forward)
+        if args and _is_transformers(model):
+            of_shapes = isinstance(given, str) and not is_file(given)
+            loaded, args, kwargs = _by_name(loaded, args, kwargs, forward, of_shapes)
     if not args and not kwargs and needed:
         raise LoadError(
             "the model does not say what its inputs look like",
@@ -263,7 +261,7 @@ def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
             cure=_INPUT_CURE,
         )
     args, kwargs = _to_device(model, args, kwargs)
-    if isinstance(model, nn.Module) and given is not None and not accepts(model, args, kwargs):
+    if isinstance(model, nn.Module) and given is not None:
         said = failure(model, args, kwargs)
         if said is not None:
             raise _not_accepted(loaded, args, kwargs, said)
@@ -287,20 +285,27 @@ def _given(given: Any, model: nn.Module | ExportedProgram, forward: tuple[str, .
     return from_text(str(given), forward, vocabulary(model))
 
 
-def _by_name(loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...]) -> Any:
-    """A transformers model takes its inputs by name: name those given by position, and add the mask to lone ids."""
+def _by_name(
+    loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...], of_shapes: bool
+) -> tuple[Loaded, tuple[Any, ...], dict[str, Any]]:
+    """A transformers model takes its inputs by name: those given by position get the names of what it reads first.
+
+    Tensors that it takes by position stay so: what was given is what the result takes. A shape alone (``of_shapes``)
+    gives no inputs: ids of that shape get the mask that their tokenizer makes, and a note says so.
+    """
     model = loaded.model
-    if not _is_transformers(model):
-        return args, kwargs
     assert isinstance(model, nn.Module)
-    if args:
-        main = getattr(model, "main_input_name", forward[0])
-        order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
-        kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
+    if not of_shapes and failure(model, *_to_device(model, args, kwargs)) is None:
+        return loaded, args, kwargs
+    main = getattr(model, "main_input_name", forward[0])
+    order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
+    kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
     ids = kwargs.get("input_ids")
-    if isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
+    if of_shapes and isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
         kwargs["attention_mask"] = torch.ones_like(ids)
-    return (), kwargs
+        note = "the result takes an attention_mask beside token ids: name the inputs (input_ids=..) to leave it out"
+        loaded = replace(loaded, notes=(*loaded.notes, note))
+    return loaded, (), kwargs
 
 
 def _is_transformers(model: Any) -> bool:
@@ -341,7 +346,7 @@ def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, An
         "the model does not accept these inputs",
         where=f"{loaded.name}: {given}",
         why=f"it takes {own}; on these it says: {said}" if known else f"it says: {said}",
-        cure="leave --input away, or give the shapes the model was built for" if known else _INPUT_CURE,
+        cure="leave `--input` away, or give the shapes the model was built for" if known else _INPUT_CURE,
     )
 
 

@@ -13,7 +13,7 @@ from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 from ..errors import LoadError
 
 TRUST_CURE = (
-    "if you trust where the file comes from, --trust-pickle (trust_pickle=True) runs it; "
+    "if you trust where the file comes from, `--trust-pickle` runs it; "
     "safer: save a .pt2 with torch.export.save, or the weights alone as .safetensors"
 )
 DAMAGED = "the file is damaged or incomplete: copy or download it again"

@@ -48,7 +48,7 @@ def load_timm(name: str, checkpoint: str | os.PathLike[str] | None = None) -> tu
             return _create(name, pretrained=True), ("weights from the local cache",)
         except LoadError:  # a cache that turns out incomplete
             pass
-    note = f"weights are random: no pretrained weights of {name} on this machine (--checkpoint FILE loads yours)"
+    note = f"weights are random: no pretrained weights of {name} on this machine (`--checkpoint FILE` loads yours)"
     return _create(name, pretrained=False), (note,)
 
 

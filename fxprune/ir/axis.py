@@ -15,8 +15,9 @@ is enough. Never keep the result of :func:`atoms` as if it were final; keep the 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -50,6 +51,7 @@ OPEN = 1_000_000
 Dim = tuple[Axis, ...]
 Dims = list[Dim]
 Count = TypeVar("Count", int, int | Fraction)
+DEEP = 40  # unifications inside one another: what real models do takes three
 Keep = Mapping[Axis, Tensor]  # a leaf axis -> the sorted indices that stay (1-D int64)
 
 
@@ -59,13 +61,19 @@ def new_dim(size: int, label: str = "") -> Dim:
 
 
 def sum_dim(segments: list[Dim], label: str = "") -> Dim:
-    """The dim made by laying ``segments`` end to end; empty ones vanish and one alone is itself."""
-    present = [s for s in segments if total(s) > 0]
+    """The dim made by laying ``segments`` end to end; empty ones vanish, one alone is itself, and sums lie flat (a loop
+    that joins piece by piece does not nest)."""
+    present = [part for s in segments if total(s) > 0 for part in _flat(s)]
     if len(present) == 1:
         return present[0]
     axis = Axis(sum(map(total, present)), label)
     axis.segments = present
     return (axis,)
+
+
+def _flat(dim: Dim) -> list[Dim]:
+    whole = atoms(dim)
+    return whole[0].segments if len(whole) == 1 and whole[0].segments is not None else [dim]
 
 
 def find(axis: Axis) -> Axis:
@@ -154,8 +162,19 @@ def cut(dim: Dim, offset: int) -> tuple[Dim, Dim]:
     return left + parts[1:], right + parts[1:]
 
 
-def _merge(a: Axis, b: Axis) -> None:
+def pieces(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """``dim`` as consecutive pieces of these sizes."""
+    ends = list(itertools.accumulate(sizes))
+    for end in ends[:-1]:  # from the whole each time: pieces cut off a rest would nest as deep as there are
+        cut(dim, end)
+    left = [cut(dim, end)[0] if end < total(dim) else dim for end in ends]
+    return [cut(part, end - size)[1] if end > size else part for part, end, size in zip(left, ends, sizes, strict=True)]
+
+
+def _merge(a: Axis, b: Axis, depth: int) -> None:
     """Join two axes of equal size. A sum absorbs an atom; two sums are cut to a common refinement first."""
+    if depth > DEEP:  # x[1:] meets x[:-1]: every element would be one with its neighbour, one by one
+        raise Conflict("an axis meets itself shifted")
     if a.segments is None:
         a, b = b, a
     if a.segments is not None and b.segments is not None:
@@ -168,19 +187,19 @@ def _merge(a: Axis, b: Axis) -> None:
             elif total(y) > total(x):
                 y, rest = cut(y, total(x))
                 ys.insert(0, rest)
-            unify(x, y)
+            unify(x, y, depth + 1)
             out.append(x)
         a, b = find(a), find(b)
         if a is b:
             return
         if a.parts is not None or b.parts is not None:
-            return unify((a,), (b,))
+            return unify((a,), (b,), depth + 1)
         a.segments, b.segments = out, None
     a.label = a.label or b.label
     b.parent = a
 
 
-def unify(one: Dim, two: Dim) -> None:
+def unify(one: Dim, two: Dim, depth: int = 0) -> None:
     """State that both dims index the same elements: refine them to common atoms and join those."""
     while True:
         xs, ys = atoms(one), atoms(two)
@@ -191,7 +210,7 @@ def unify(one: Dim, two: Dim) -> None:
             return
         small, big = sorted(pair, key=lambda axis: axis.size)
         if small.size == big.size:
-            _merge(small, big)
+            _merge(small, big, depth)
         else:
             split(big, small.size)
 

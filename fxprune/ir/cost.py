@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from ..errors import OptionError
 from .axes import Axes
@@ -56,10 +57,12 @@ class Budget:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and number > 0):
-            raise OptionError(f"'{value}' is no latency", where=where, cure="write --latency 0.6 or --latency-ms 12")
+            raise OptionError(
+                f"'{value}' is no latency", where=where, cure="write `--latency 0.6` or `--latency-ms 12`"
+            )
         if number > 1 and not ms:
             raise OptionError(
-                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: --latency-ms {value}"
+                "a budget ratio is at most 1", where=where, cure=f"for milliseconds: `--latency-ms {value}`"
             )
         return Budget("latency", number, relative=not ms)
 
@@ -128,7 +131,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Expression:
-    """``constant * product(variables) * product(sums)``: a dim, or a product of dims, ready to evaluate."""
+    """``constant * product(variables) * product(sums)``: a dim, or a product of dims, ready to evaluate.
+
+    The constant is a Fraction where a sample has a share of something (a frame, of the products for its whole clip).
+    """
 
     constant: int
     variables: tuple[Axis, ...] = ()
@@ -164,11 +170,8 @@ class Expression:
 
 
 def expression(dim: Dim, free: set[Axis], sizes: Sizes) -> Expression:
-    """``dim``'s total as a function of the ``free`` axes; all others at their size, symbolic ones at that in ``sizes``.
-
-    Where shares of a sample do not come to a whole number, they are rounded up.
-    """
-    constant: int | Fraction = 1
+    """``dim``'s total as a function of the ``free`` axes; all others at their size, open ones at that in ``sizes``."""
+    constant: Any = 1  # a Fraction in between, and at the end where it has to be
     variables, sums = [], []
     for axis in atoms(dim):
         terms = tuple(expression(s, free, sizes) for s in axis.segments or ())
@@ -177,19 +180,9 @@ def expression(dim: Dim, free: set[Axis], sizes: Sizes) -> Expression:
         elif any(t.axes() for t in terms):
             sums.append(terms)
         else:
-            constant *= _fixed((axis,), sizes)
-    return Expression(math.ceil(constant), tuple(variables), tuple(sums))
-
-
-def _fixed(dim: Dim, sizes: Sizes) -> int | Fraction:
-    """``dim``'s total with nothing free."""
-    count: int | Fraction = 1
-    for axis in atoms(dim):
-        if axis.segments is None:
-            count *= real_size(axis.size, sizes)
-        else:
-            count *= sum(_fixed(segment, sizes) for segment in axis.segments)
-    return count
+            constant *= real_size(axis.size, sizes) if axis.segments is None else sum(t.constant for t in terms)
+    constant = int(constant) if constant == int(constant) else constant
+    return Expression(constant, tuple(variables), tuple(sums))
 
 
 class CostModel:
@@ -224,7 +217,7 @@ class CostModel:
         self.terms: dict[str, list[Expression]] = {"flops": macs, "params": params, "bytes": size_bytes}
 
     def __call__(self, kept: Kept | None = None) -> Cost:
-        return Cost(**{m: sum(t(kept or {}) for t in terms) for m, terms in self.terms.items()})
+        return Cost(**{m: math.ceil(sum(t(kept or {}) for t in terms)) for m, terms in self.terms.items()})
 
     def ledger(self, metric: str, kept: Kept) -> Ledger:
         return Ledger(self.terms[metric], kept)

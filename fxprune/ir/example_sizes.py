@@ -104,10 +104,7 @@ def _equations(program: Program) -> Iterator[Expr]:
     """What the graph was captured under: each held for the example inputs."""
     from sympy import Eq
 
-    for node in program.placeholders():
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            if isinstance(size, SymInt):
-                guards = getattr(size.node.shape_env, "guards", ())
-                yield from (guard.expr for guard in guards if isinstance(guard.expr, Eq))
-                return
+    from .open_sizes import shape_env_of
+
+    env = shape_env_of(program.exported)
+    yield from (guard.expr for guard in (() if env is None else env.guards) if isinstance(guard.expr, Eq))

@@ -3,19 +3,19 @@ that no rule reads."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import SymInt, Tensor
 from torch.fx import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InternalError
 from .cost import expression
 from .program import Program
-from .sizes import StandIns
+
+if TYPE_CHECKING:
+    from .sizes import StandIns
 
 
 def counted_by_torch(node: Node, sizes: StandIns) -> int:
@@ -23,6 +23,9 @@ def counted_by_torch(node: Node, sizes: StandIns) -> int:
 
     0 where torch counts nothing: it has no formula for products with a vector, or for experts (``_grouped_mm``).
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode  # heavy: it brings sympy
+
     if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.pointwise in node.target.tags:
         return 0
 
@@ -42,19 +45,18 @@ def counted_by_torch(node: Node, sizes: StandIns) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def check_counts(program: Program) -> None:
+def check_counts(program: Program, pipeline: str = "") -> None:
     """Hold the multiply-accumulates that the axes predict for each node at the example's sizes against torch's count.
 
     Raises InternalError where they differ: every budget of MACs would be met in name only.
     """
     axes = program.need("axes")
-    said: dict[str, int] = {}
+    predicted: dict[str, int] = {}
     for product in axes.matmuls:
         count = expression(product.factors, set(), axes.sizes).constant
-        said[product.node] = said.get(product.node, 0) + int(count)
+        predicted[product.node] = predicted.get(product.node, 0) + count
     for node in program.graph.nodes:
-        counted, ours = counted_by_torch(node, axes.stand_ins), said.get(node.name, 0)
+        counted, ours = counted_by_torch(node, axes.stand_ins), predicted.get(node.name, 0)
         if counted and counted != ours:
-            raise InternalError(
-                f"{node.name} ({node.target}) takes {counted} multiply-accumulates, its axes say {ours}"
-            )
+            said = f"{node.name} ({node.target}) takes {counted} multiply-accumulates by torch's count, {ours} by ours"
+            raise InternalError(said, pipeline=pipeline)

@@ -121,6 +121,7 @@ class PruneGroup:
     macs         multiply-accumulates that one element costs in the dense program at its example shapes
     nodes        graph nodes that contract it (its consumers), for people
     granularity  kept counts are multiples of this, or the full size
+    strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
     uses         the products with a weight that it passes through, and what is not known of them
     """
@@ -138,6 +139,7 @@ class PruneGroup:
     nodes: tuple[str, ...] = ()
     granularity: int = 1
     floor: int = 1
+    strict: bool = True
     uses: tuple[OpUse, ...] = ()
 
     @property

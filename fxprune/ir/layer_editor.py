@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..errors import InternalError
+from .fake_run import fake_mode_of, infer
 from .program import Program
 from .rebuild import copy_graph, rebuild
 
@@ -28,7 +28,7 @@ class Replacing:
         self.module = copy_graph(program.exported)
         self.graph: Graph = self.module.graph
         self.nodes = {n.name: n for n in self.graph.nodes}
-        self.mode = next(n.meta["val"].fake_mode for n in self.graph.nodes if hasattr(n.meta.get("val"), "fake_mode"))
+        self.mode = fake_mode_of(self.graph)
         self.state = dict(program.exported.state_dict)
         self.specs = list(program.exported.graph_signature.input_specs)
 
@@ -55,9 +55,7 @@ class Replacing:
         node = self.graph.call_function(target, args)
         node.meta = {k: v for k, v in origin.meta.items() if k in ("stack_trace", "nn_module_stack", "custom")}
         node.meta["fxprune_pass"] = self.by
-        values = torch.fx.map_arg(args, lambda n: n.meta["val"])
-        with self.mode, enable_python_dispatcher():  # else composite ops tie open sizes to the example's, for good
-            node.meta["val"] = target(*values)
+        infer(node)
         return node
 
     def instead(self, old: Node, new: Node) -> None:

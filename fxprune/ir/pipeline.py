@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch.fx import Node
 
 from ..errors import FxpruneError, InternalError, PlanError, PluginError, brought_by
+from .open_sizes import open_sizes
 from .program import FACTS, Program
 from .provenance import first_line
 from .verify import verify
@@ -137,12 +138,15 @@ class Pipeline(Pass):
         """One pass, and what it did. Raises PluginError where a plugin breaks something, InternalError where we do."""
         by = next(filter(None, map(brought_by, (p, *p.runs()))), "")
         try:
-            before, started = snapshot(program), time.perf_counter()
+            before, taken, started = snapshot(program), open_sizes(program), time.perf_counter()
             after, record = p.apply(program)
             seconds = time.perf_counter() - started
             if by and not isinstance(after, Program):
                 raise InternalError(f"it gave a {type(after).__name__}, not a Program")
             result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
+            narrowed = taken.narrowed_to(open_sizes(after))
+            if narrowed:
+                raise InternalError(f"after '{p}': an open size was narrowed: {narrowed}")
             _check(p, program, after, result, by)
             return result, after
         except FxpruneError:

@@ -159,7 +159,7 @@ class CompressionPlan:
                     "the plan drops a whole branch",
                     where=where,
                     why="the group keeps nothing",
-                    cure="keep at least one, or pass --allow-empty",
+                    cure="keep at least one, or pass `--allow-empty`",
                 )
             if group.frozen and len(choice.keep) != group.size:
                 raise PlanError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from .axis import Axis
 from .group import PruneGroup
 from .importance import ImportanceScores
 from .plan import CompressionPlan
+from .proof import Link
 from .token_flow import TokenFlow
+from .writes import written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
 
@@ -30,6 +33,7 @@ class Program:
     axes, groups, scores, plan and tokens are absent (None) until their pass has run, and again after a transform
     changed the graph: absent, never stale.
 
+    proof   how near it is to the user's module, by way of the forms in between
     whole   between rounds of pruning: the program that they began with, its plan that of all rounds so far. No fact,
             and no part of a result: ``join-rounds`` goes back to it
     """
@@ -42,6 +46,7 @@ class Program:
     plan: CompressionPlan | None = None
     tokens: TokenFlow | None = None
     notes: tuple[str, ...] = field(default=())
+    proof: tuple[Link, ...] = field(default=())
     whole: Program | None = field(default=None, repr=False)
 
     def but(self, **changes: Any) -> Program:
@@ -116,9 +121,22 @@ class Program:
         return flat
 
     def arguments(self, flat: Sequence[Any]) -> list[Any]:
-        """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter."""
+        """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter.
+
+        What the graph writes into is a copy: every run begins with the same values, and leaves them so.
+        """
         tensors, bound, rest = self.tensors, self.tensor_of_placeholder, iter(flat)
-        return [tensors[bound[n.name]] if n.name in bound else next(rest) for n in self.placeholders()]
+        values = [tensors[bound[n.name]] if n.name in bound else next(rest) for n in self.placeholders()]
+        written = self.written
+        return [
+            v.detach().clone() if n.name in written and isinstance(v, Tensor) else v
+            for n, v in zip(self.placeholders(), values, strict=True)
+        ]
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """Placeholders whose memory the graph writes into."""
+        return frozenset(written_inputs(self.graph))
 
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -39,7 +39,8 @@ def rebuild(
 
     The signature follows the graph by itself: placeholders that were erased leave it, output nodes that were replaced
     are renamed in it. Parameters, buffers and constants that no placeholder stands for any more are dropped from the
-    tensors, unless they are given explicitly. Raises what ``ExportedProgram.validate`` raises when the edit was wrong.
+    tensors, unless they are given explicitly. What the program demands of open sizes is what ``exported`` demands,
+    whatever torch was asked since. Raises what ``ExportedProgram.validate`` raises when the edit was wrong.
     """
     graph_module.graph.lint()
     graph_module.recompile()
@@ -49,7 +50,7 @@ def rebuild(
     tensors = {k: v for k, v in exported.state_dict.items() if k not in gone} if state_dict is None else state_dict
     kept = {k: v for k, v in exported.constants.items() if k not in gone} if constants is None else constants
     inputs = exported.example_inputs if example_inputs is None else example_inputs
-    return ExportedProgram(
+    made = ExportedProgram(
         root=graph_module,
         graph=graph_module.graph,
         graph_signature=signature,
@@ -60,6 +61,9 @@ def rebuild(
         constants=dict(kept),
         verifiers=exported.verifiers,
     )
+    # torch takes them anew from symbols that other programs share, and forgets those that a file came with
+    made._guards_code = list(exported._guards_code)
+    return made
 
 
 def relax_views(graph: Graph) -> bool:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from .fake_run import asked_sizes
+from .guards import holds, other_side
+from .open_sizes import shape_env_of
 from .program import Program
+
+if TYPE_CHECKING:
+    import sympy
 
 Sizes = Mapping[str, int]
 
@@ -48,7 +54,7 @@ def _output_nodes(exported: ExportedProgram) -> list[Any]:
 def dim_names(program: Program) -> dict[str, str]:
     """Symbol -> a word for people and for ONNX: ``batch``, ``sequence``, else the input's name and the position."""
     names: dict[str, str] = {}
-    for name, value in zip(program.user_inputs, _input_values(program), strict=True):
+    for name, value in zip(program.user_inputs, input_values(program), strict=True):
         for position, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
             if not isinstance(size, torch.SymInt) or not size.node.expr.is_Symbol or str(size.node.expr) in names:
                 continue
@@ -61,21 +67,83 @@ def dim_names(program: Program) -> dict[str, str]:
 
 
 def sizes_to_try(program: Program) -> list[dict[str, int]]:
-    """Values for the symbolic sizes: the example's, batch 1, batch + 1, and another length for what is no batch.
+    """Values for the symbolic sizes: the example's, batch 1, batch + 1, another length for what is no batch, and sizes
+    on the other side of those at which torch takes other kernels.
 
     Keys are symbols as in the graph (``s77``); an empty dict stands for a program without symbolic sizes.
     """
-    hints, batch, upper = _symbols(program)
+    hints, batch, _ = _symbols(program)
     trials = [dict(hints)]
-    others = [s for s in hints if s not in batch]
     if batch:
         trials.append({**hints, **{s: 1 for s in batch}})
         trials.append({**hints, **{s: hints[s] + 1 for s in batch}})
-    if others:
-        # shorter is always inside what a position table holds; an odd count finds a constant that was baked in
-        shorter = {s: min(upper[s], max(2, hints[s] // 2 + 1)) for s in others}
-        trials.append({**hints, **{s: hints[s] + 1 for s in batch}, **shorter})
+    if len(hints) > len(batch):
+        trials.append(all_other(program))
+    for condition in asked_sizes(program.graph).values():
+        symbol = str(next(iter(condition.free_symbols), ""))
+        size = other_side(condition, hints[symbol]) if symbol in hints else None
+        if size is not None:
+            trials.append({**hints, **{s: size for s in ([symbol] if symbol not in batch else batch)}})
     return [t for i, t in enumerate(trials) if t not in trials[:i]]
+
+
+def all_other(program: Program) -> dict[str, int]:
+    """Values for the symbolic sizes of which none is the example's, that meet what the program demands of them.
+
+    Batches grow by one sample. Other sizes shrink where they may: shorter is always inside what a position table
+    holds, and an odd count finds a constant that was baked in.
+    """
+    hints, batch, upper = _symbols(program)
+    more = {s: hints[s] + 1 for s in batch}
+    trials = [
+        {**hints, **more, **{s: min(upper[s], way(n)) for s, n in hints.items() if s not in batch}} for way in _WAYS
+    ]
+    fit = [t for t in trials if min(t.values(), default=1) > 0 and refused_by(program, t) is None]
+    return (fit or trials)[0]
+
+
+_WAYS: tuple[Callable[[int], int], ...] = (
+    lambda n: max(2, n // 2 + 1),
+    lambda n: n - 1,
+    lambda n: n + 1,
+    lambda n: n // 2,
+    lambda n: 2 * n,
+)
+
+
+def input_sizes(program: Program) -> dict[str, int]:
+    """The symbolic sizes of the user inputs, and what they are in the example."""
+    return _symbols(program)[0]
+
+
+def stuck(program: Program) -> dict[str, sympy.Basic]:
+    """Symbols that can have the example's size only, alone and together with all others that are no batches, each with
+    a condition that says so. Sizes are tried, not solved for."""
+    hints, batch, upper = _symbols(program)
+    others = {s: n for s, n in hints.items() if s not in batch}
+    found: dict[str, sympy.Basic] = {}
+    for symbol, size in others.items():
+        trials = [{**hints, symbol: way(size)} for way in _WAYS]
+        trials += [{**hints, **{s: way(n) for s, n in others.items()}} for way in _WAYS]
+        trials = [t for t in trials if t[symbol] != size and all(0 < n <= upper[s] for s, n in t.items())]
+        refused = [refused_by(program, trial) for trial in trials]
+        if refused and all(condition is not None and _names(condition, symbol) for condition in refused):
+            found[symbol] = next(c for c in refused if c is not None)
+    return found
+
+
+def _names(condition: sympy.Basic, symbol: str) -> bool:
+    return any(str(s) == symbol for s in condition.free_symbols)
+
+
+def refused_by(program: Program, sizes: Sizes) -> sympy.Basic | None:
+    """A condition that torch found while it traced the program, and that ``sizes`` (by symbol) do not meet."""
+    env = shape_env_of(program.exported)
+    if env is None:
+        return None
+    known = {s: sizes[str(s)] for s in env.var_to_range if str(s) in sizes}
+    conditions = (env.simplify(guard.expr) for guard in env.guards)
+    return next((c for c in conditions if holds(c, known) is False), None)
 
 
 def size_ranges(program: Program) -> dict[str, tuple[int, int, int]]:
@@ -96,7 +164,7 @@ def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]
     hints: dict[str, int] = {}
     batch: set[str] = set()
     examples = pytree.tree_leaves(program.example_inputs)
-    for value, example in zip(_input_values(program), examples, strict=True):
+    for value, example in zip(input_values(program), examples, strict=True):
         if not isinstance(value, Tensor):
             continue
         for position, size in enumerate(value.shape):
@@ -113,7 +181,7 @@ def _symbols(program: Program) -> tuple[dict[str, int], set[str], dict[str, int]
     return hints, batch, upper
 
 
-def _input_values(program: Program) -> list[Any]:
+def input_values(program: Program) -> list[Any]:
     """What the graph knows of each user input: a fake tensor with symbolic sizes, or a constant."""
     wanted = set(program.user_inputs)
     return [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
@@ -128,7 +196,7 @@ def describe_inputs(program: Program) -> list[dict[str, Any]]:
             "dtype": str(value.dtype).removeprefix("torch."),
             "shape": [s if isinstance(s, int) else words.get(str(s), str(s)) for s in value.shape],
         }
-        for name, value in zip(program.user_inputs, _input_values(program), strict=True)
+        for name, value in zip(program.user_inputs, input_values(program), strict=True)
         if isinstance(value, Tensor)
     ]
 
@@ -141,7 +209,7 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
     """
     generator = torch.Generator().manual_seed(seed)
     flat = []
-    for value, example in zip(_input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
+    for value, example in zip(input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
         if not isinstance(example, Tensor):
             flat.append(example)
             continue

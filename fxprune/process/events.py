@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import spell
+
 
 class FxpruneWarning(UserWarning):
     """Something that the caller should know, but that does not stop the work."""
@@ -64,5 +66,6 @@ class Transcript:
         return Transcript(self.on_event, self.notes)
 
     def _keep(self, kind: str, text: str) -> None:
+        text = spell(text)
         self.notes = (*self.notes, text)
         self.on_event(Event(kind, text))

@@ -59,13 +59,13 @@ def write_text(path: Path, content: str) -> None:
 def write_error(error: OSError, destination: Path) -> FxpruneError:
     """``error`` as what, where, why and cure."""
     cures = {
-        errno.ENOSPC: "free some space there, or write to another disk with --out",
-        errno.EDQUOT: "your quota there is used up: free some space, or write elsewhere with --out",
-        errno.EACCES: "choose a directory you may write to with --out",
-        errno.EPERM: "choose a directory you may write to with --out",
-        errno.EROFS: "that disk is read-only: write elsewhere with --out",
-        errno.ENOTDIR: "a part of that path is a file: choose another --out",
-        errno.ENAMETOOLONG: "choose a shorter --out",
+        errno.ENOSPC: "free some space there, or write to another disk with `--out`",
+        errno.EDQUOT: "your quota there is used up: free some space, or write elsewhere with `--out`",
+        errno.EACCES: "choose a directory you may write to with `--out`",
+        errno.EPERM: "choose a directory you may write to with `--out`",
+        errno.EROFS: "that disk is read-only: write elsewhere with `--out`",
+        errno.ENOTDIR: "a part of that path is a file: choose another `--out`",
+        errno.ENAMETOOLONG: "choose a shorter `--out`",
     }
     why = error.strerror or str(error)
     if error.errno == errno.ENOSPC:
@@ -76,7 +76,7 @@ def write_error(error: OSError, destination: Path) -> FxpruneError:
         "the result cannot be written; nothing was changed there",
         where=str(destination),
         why=why,
-        cure=cures.get(error.errno or 0, "write elsewhere with --out"),
+        cure=cures.get(error.errno or 0, "write elsewhere with `--out`"),
     )
 
 

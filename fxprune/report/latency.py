@@ -4,7 +4,7 @@ other targets that the same program was lowered to."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .page import Markup, code, figure, folded, paragraph, printable, section, table, verdict
@@ -221,9 +221,7 @@ def parity_rows(report: Report) -> list[Sequence[object]]:
         parity = one.get("parity")
         if not parity:
             continue
-        tried = "; ".join(
-            ", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes" for sizes in parity["tried"]
-        )
+        tried = in_words(parity["tried"])
         words = f"{one['target']}: {one.get('payload')} against the sliced graph"
         if one is not mine:
             words += " (an earlier target, its file is not here)"
@@ -238,6 +236,11 @@ def parity_rows(report: Report) -> list[Sequence[object]]:
             )
         )
     return found
+
+
+def in_words(tried: Iterable[Mapping[str, Any]]) -> str:
+    """The sizes of several runs."""
+    return "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes" for sizes in tried)
 
 
 def earlier_section(report: Report) -> str:

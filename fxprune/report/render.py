@@ -14,6 +14,7 @@ from .entries import entries_of
 from .latency import (
     earlier_section,
     foretold_section,
+    in_words,
     measured_section,
     parity_rows,
     passed,
@@ -341,21 +342,21 @@ def _zeros(report: Report) -> str:
 def _exactness(report: Report) -> str:
     rows: list[Sequence[object]] = []
     masked, parity = report.get("masked"), report.get("parity")
-    if masked:
-        rows.append(
-            (
-                "sliced graph against the dense one with masks",
-                "",
-                f"{masked['max_rel']:.1e}",
-                f"{masked['tolerance']:.0e}",
-                passed(masked["max_rel"] <= masked["tolerance"]),
-                "",
-            )
-        )
+    old = [{"compared": "the dense graph with masks and the sliced one", **masked}] if masked else []
+    links = report.get("proof") or old
+    for link in links:
+        verdict = passed(link["max_rel"] <= link["tolerance"])
+        sizes = in_words(link.get("tried", ()))
+        rows.append((link["compared"], "", f"{link['max_rel']:.1e}", f"{link['tolerance']:.0e}", verdict, sizes))
     rows += parity_rows(report)
     more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
     if parity and parity.get("unsteady"):
         more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
+    if parity and parity.get("rounded"):
+        more.append(
+            f"outputs differ by {parity['rounded']:.1e} in places, which is rounding: the pruned model itself is as "
+            "far from what fp64 gives"
+        )
     more += constant_lines(parity)
     listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
     return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))

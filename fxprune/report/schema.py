@@ -51,6 +51,7 @@ _PARITY = _object(
     tried={"type": "array"},
     skipped={"type": "array"},
     unsteady=_COUNT,
+    rounded=_one("number", "a difference beyond the tolerance that is rounding: the pruned graph is as far from fp64"),
     runtime=_one("string", "what ran the file"),
     constant={"type": "array", "items": _TEXT, "description": "outputs that were the same for every input"},
     versions=_object("package -> version, when it was lowered", more=_TEXT),
@@ -231,6 +232,19 @@ REPORT: dict[str, Any] = {
             "every file but this one", more=_object("", "sha256 size_bytes", sha256=_TEXT, size_bytes=_COUNT)
         ),
         masked=_object("slicing against masking", "max_rel tolerance", max_rel=_NUMBER, tolerance=_NUMBER),
+        proof={
+            "type": "array",
+            "description": "the chain from the user's module to the sliced graph: in each link both forms were run",
+            "items": _object(
+                "two forms that agree",
+                "compared max_rel tolerance tried",
+                compared=_TEXT,
+                max_rel=_NUMBER,
+                tolerance=_NUMBER,
+                tried={"type": "array"},
+                rounded=_one("number", "a larger difference that is rounding: the model is as far from fp64"),
+            ),
+        },
         importance=_one(["string", "null"], "the criterion"),
         data=_or_null(
             _object(

@@ -37,5 +37,5 @@ def _not_one(given: dict[str, object]) -> OptionError:
         "give exactly one budget",
         where=", ".join(f"--{n} {v}" for n, v in given.items()),
         why=f"found {len(given)} of flops, params, bytes and latency",
-        cure="for example --flops 0.5",
+        cure="for example `--flops 0.5`",
     )

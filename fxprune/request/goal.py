@@ -94,7 +94,7 @@ class Wish:
                 f"the scores of '{self.made.name}' cannot say how many stay per group",
                 where="--members obs",
                 why="they only rank elements within a group",
-                cure="use trajectory or fisher, or leave --members away",
+                cure="use trajectory or fisher, or leave `--members` away",
             )
 
     @cached_property

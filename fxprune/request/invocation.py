@@ -58,7 +58,7 @@ class Invocation:
                 "recovery needs data",
                 where=f"--recover {asked.recover}",
                 why="it fits what stays to what the dense model does on it",
-                cure="give --data",
+                cure="give `--data`",
             )
         tiles, goal = self._split()
         return Request(
@@ -137,7 +137,7 @@ class Invocation:
         for one in sorted(options_of(self.command).values(), key=lambda one: one.flag):
             if one.in_passes and one.flag in options and not one.is_usual(options[one.flag]):
                 raise OptionError(
-                    f"--pipeline and --{one.flag} say the same thing",
+                    f"`--pipeline` and `{one.dashed}` say the same thing",
                     where="--pipeline",
                     why="the pipeline states every pass with its own options",
                     cure="leave one of them away",

@@ -53,7 +53,7 @@ def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -
             "zeros inside weights have no latency that can be predicted",
             where="--latency, --blocks",
             why="the table holds dense layers of fewer rows and columns",
-            cure="give --flops",
+            cure="give `--flops`",
         )
     return LatencyWish(
         asked.batch,

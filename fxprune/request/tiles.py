@@ -146,7 +146,7 @@ def kinds_and_blocks(
             "how much slicing takes before tiles is not known",
             where="--prune ..,blocks",
             why="the budget is no share of the FLOPs",
-            cure=f"give --flops 0.5, or --blocks '{TILE}{{slice=0.7}}'",
+            cure=f"give `--flops 0.5`, or `--blocks '{TILE}{{slice=0.7}}'`",
         )
     return rest, f"{TILE}{{slice={math.sqrt(budget.amount):.6g}}}"
 
@@ -173,12 +173,12 @@ def split_request(
         raise OptionError(
             f"'{text}' cannot be read",
             where="--sparse" if sparse is not None else "--blocks",
-            cure="write --sparse 2:4, or --blocks 32x32",
+            cure="write `--sparse 2:4`, or `--blocks 32x32`",
         )
     importance, whole = decision.importance, None
     if sparse is None:
         if budget.flops is None or (budget.params, budget.bytes) != (None, None):
-            raise OptionError("tiles have a budget of FLOPs", where=f"--blocks {text}", cure="give --flops 0.5")
+            raise OptionError("tiles have a budget of FLOPs", where=f"--blocks {text}", cure="give `--flops 0.5`")
         whole = Budget.parse("flops", budget.flops)
     of_tiles = importance is not None and _scores_tiles(importance)
     usual = ("lsp" if sparse is None else "obert") if data else "magnitude"
@@ -198,7 +198,9 @@ def split_request(
         return wish, replace(budget, flops=None if cut == 1 else cut), rest
     if wish.tiling.slice != 1:
         raise OptionError(
-            "2:4 takes its share whatever slicing leaves", where=wish.where, cure="give slicing's budget as --flops 0.7"
+            "2:4 takes its share whatever slicing leaves",
+            where=wish.where,
+            cure="give slicing's budget as `--flops 0.7`",
         )
     return wish, budget, rest
 

@@ -168,7 +168,7 @@ def token_wish(tokens: Any, kinds: Sequence[Any], unmerge: bool) -> TokenWish | 
             raise OptionError(
                 "nothing is merged, so nothing can be unmerged",
                 where="--unmerge",
-                cure="give --tokens tome, or --prune tokens",
+                cure="give `--tokens tome`, or `--prune tokens`",
             )
         return None
     return TokenWish(str(tokens), unmerge)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ..ir.agreement import TOLERANCE
 from ..ir.pipeline import Pass, Pipeline
 from ..ir.program import Program
 from .gate import kept_dense, report, words
-from .parity import TOLERANCE, Parity, Runner, check_parity
+from .parity import Parity, Runner, check_parity
 
 if TYPE_CHECKING:
     from ..data.batch import Calibration
@@ -138,6 +139,6 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
         what=lowered.payload.name,
         tolerance=backend.tolerances(),
         seed=seed,
-        cure="please report it with the model's name; --target eager works meanwhile",
+        cure="please report it with the model's name; `--target eager` works meanwhile",
     )
     return lowered, parity

@@ -251,7 +251,7 @@ def at_batch(program: Program, batch: int) -> list[Any]:
             "the program runs at one batch size only",
             where=f"--batch {batch}",
             why=f"it was captured with a fixed batch of {fixed}",
-            cure=f"--batch {fixed}",
+            cure=f"`--batch {fixed}`",
         )
     return flat
 

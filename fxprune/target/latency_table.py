@@ -34,7 +34,7 @@ from ..process.environment import versions
 VERSION = 2  # 1 had no token counts: it is read as a table of widths alone
 RUNTIMES = ("torch", "onnxruntime")  # versions that a latency depends on
 MAX_BYTES = 16 * 2**20
-CURE = "measure one: leave --latency-table away, or let `fxprune compile MODEL --latency 0.6 ...` write it"
+CURE = "measure one: leave `--latency-table` away, or let `fxprune compile MODEL --latency 0.6 ...` write it"
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class LatencyTable:
                 f"the table of latencies holds no token counts for '{key}'",
                 where=str(self),
                 why=f"it knows {known}" if known else "it was measured for widths alone",
-                cure=f"{CURE}, with these --tokens",
+                cure=f"{CURE}, with these `--tokens`",
             )
         curve, sites = self.tokens[key], flow.usable
         if curve.sites != tuple(s.name for s in sites) or (sites and curve.tokens + curve.protected != sites[0].tokens):

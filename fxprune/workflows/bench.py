@@ -60,7 +60,7 @@ def bench(
                 "there is nothing to record",
                 where="--record",
                 why="a report holds latency beside the dense model's",
-                cure="name it with --against",
+                cure="name it with `--against`",
             )
         on_event(Event("stage", f"load {artifact}"))
         one = Artifact.read(Path(artifact))

@@ -268,7 +268,7 @@ def _backends(targets: Sequence[str]) -> dict[str, tuple[str, Backend]]:
             raise OptionError("a target is named twice", where=f"--target {text}", cure="name each once")
         made[folder] = (text, build(lookup("backend", name), options, f"the target '{name}'", "--target"))
     if not made:
-        raise OptionError("no target is named", where="--target", cure="--target onnx")
+        raise OptionError("no target is named", where="--target", cure="`--target onnx`")
     return made
 
 

@@ -66,7 +66,7 @@ def lower(
     destination = Path(artifact) if out is None else Path(out)
     if out is not None and destination.exists() and Path(artifact).exists() and destination.samefile(artifact):
         raise OptionError(
-            "the output is the artefact itself", where=f"--out {destination}", cure="leave --out away to replace it"
+            "the output is the artefact itself", where=f"--out {destination}", cure="leave `--out` away to replace it"
         )
     check_destination(destination)
     wish = LatencyWish(batch, threads, seconds=seconds)

@@ -18,7 +18,7 @@ from ..data.fingerprint import fingerprint
 from ..data.memory import within
 from ..data.sources import load_data
 from ..driver.apply import give_plan
-from ..driver.decide import decide_on, prepare, score
+from ..driver.decide import decide_on, prepare, score, without_labels_of_others
 from ..driver.finish import finish
 from ..driver.judge import Judge
 from ..driver.run import Inputs, Model, Run, open_model
@@ -50,7 +50,7 @@ def budgets(text: dict[str, Any]) -> list[Budget]:
             "give the ratios of exactly one budget",
             where=", ".join(f"--{n} {v}" for n, v in given.items()),
             why=f"found {len(given)} of {', '.join(METRICS)}",
-            cure="for example --flops 0.9,0.75,0.5",
+            cure="for example `--flops 0.9,0.75,0.5`",
         )
     metric, value = next(iter(given.items()))
     words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
@@ -211,7 +211,7 @@ def sweep(
             "a sweep needs data",
             where="--data",
             why="every ratio is judged on samples of it",
-            cure="give --data, with labels if there are any",
+            cure="give `--data`, with labels if there are any",
         )
     first, held_out = ratios[0], judging.held_out if judging.data is None else 0.0
     # a point is what compile makes of these options
@@ -291,6 +291,8 @@ def _with_tiles(run: Run, goal: Wish) -> Run:
     from ..passes.analysis.find_blocks import FindBlocks
     from ..passes.analysis.score_groups import ScoreGroups
 
+    data = run.opened.data  # the goal's own criterion may need none
+    run = run if data is None else replace(run, data=without_labels_of_others(run, data))
     return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
 
 
@@ -309,7 +311,7 @@ def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
     if judge.samples < 100:
         run.tell.warn(
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
-            "measure; give more --samples, or --judge"
+            "measure; give more `--samples`, or `--judge`"
         )
     return Sweep(scored, goal, held, judge, out, key)
 
@@ -423,7 +425,7 @@ def _owned(out: Path) -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise OptionError(
-            "the output is a directory, but a file lies there", where=str(out), cure="choose another --out"
+            "the output is a directory, but a file lies there", where=str(out), cure="choose another `--out`"
         )
     there = out.exists()
     if there and any(out.iterdir()):
@@ -435,7 +437,7 @@ def _owned(out: Path) -> Iterator[None]:
             raise OptionError(
                 "the directory is not empty and no sweep wrote it, so it is left alone",
                 where=str(out),
-                cure="choose another --out",
+                cure="choose another `--out`",
             )
         yield
         return

@@ -14,7 +14,7 @@ from ..artifact.evidence import Evidence, Payload, failed, gates_of, read_eviden
 from ..artifact.gates import FAILED, PASSED, Gate, Limits, gate, junit, worst
 from ..artifact.manifest import EVIDENCE, Manifest, read_manifest, wrong_files
 from ..data.sources import load_data
-from ..errors import FxpruneError, LoadError
+from ..errors import FxpruneError, LoadError, spell
 from ..process.environment import environment, versions
 from ..process.events import Event, OnEvent, warn_only
 from ..process.files import write_error
@@ -94,7 +94,7 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
     missing = (
         ""
         if evidence is not None and evidence.complete
-        else "the delivery does not carry all of its data, and none was given (--data)"
+        else spell("the delivery does not carry all of its data, and none was given (`--data`)")
     )
     gates, _ = gates_of(
         payload, evidence if evidence is not None and evidence.inputs else None, limits, seconds, missing, timed

@@ -16,7 +16,9 @@ from ...ir.group import Kind, PruneGroup, Slot
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
+from .residual import residual_streams
 
+ALIGN = 8
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
@@ -25,7 +27,8 @@ KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 class FindGroups(Analysis):
     """One group per leaf axis that reaches a parameter or buffer.
 
-    align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long)
+    align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long);
+                 of 8 where nothing is asked, and a search may then take finer steps where these leave much of a budget
     floor        smallest share of neurons or channels that stays, per group; one head always stays
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
@@ -40,7 +43,7 @@ class FindGroups(Analysis):
     Needs ``program.axes``, gives ``program.groups`` in the order of the graph's parameters.
     """
 
-    align: int = 8
+    align: int | None = None
     floor: float = 0.1
     allow_empty: bool = False
     freeze: tuple[str, ...] = ()
@@ -52,14 +55,15 @@ class FindGroups(Analysis):
     gives = ("groups",)
 
     def __post_init__(self) -> None:
-        for at, align in [(f"{self.align}", self.align), *((one, _number(one, "--align")) for one in self.aligns)]:
+        asked = self.align if self.align is not None else ALIGN
+        for at, align in [(f"{asked}", asked), *((one, _number(one, "--align")) for one in self.aligns)]:
             if align < 1 or align != int(align):
                 raise OptionError("align must be at least 1, and a whole number", where=f"--align {at}")
         for at, floor in [(f"{self.floor}", self.floor), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
         limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
-        if self.inherit and limits != (8, 0.1, False, (), ()):
+        if self.inherit and limits != (None, 0.1, False, (), ()):
             raise OptionError(
                 "limits are inherited or stated, not both",
                 where=str(self),
@@ -69,7 +73,7 @@ class FindGroups(Analysis):
 
     def run(self, program: Program) -> Program:
         axes: Axes = program.need("axes")
-        facts = _Facts(axes)
+        facts = _Facts(program)
         slots, uses = _slots(program, axes), op_uses(program)
         parameters = set(program.exported.graph_signature.inputs_to_parameters.values())
         taken: collections.Counter[str] = collections.Counter()
@@ -119,14 +123,16 @@ class FindGroups(Analysis):
         asked_align, asked_floor = _asked(group, self.aligns, "--align"), _asked(group, self.floors, "--floor")
         if group.kind in KEEP_WHOLE and asked_align is None and asked_floor is None:
             return group.but(floor=0 if may_vanish else 1)
-        align = int(asked_align) if asked_align is not None else 1 if group.kind in KEEP_WHOLE else self.align
+        common = self.align if self.align is not None else ALIGN
+        align = int(asked_align) if asked_align is not None else 1 if group.kind in KEEP_WHOLE else common
         step = align if group.size >= 2 * align else 1
         if asked_floor is not None:
             share, may_vanish = math.ceil(group.size * asked_floor - 1e-9), may_vanish and asked_floor == 0
         else:
             share = 1 if group.kind in KEEP_WHOLE else round(group.size * self.floor)
         floor = 0 if may_vanish else min(group.size, -(-max(1, share) // step) * step)
-        return group.but(granularity=step, floor=floor)
+        strict = asked_align is not None or self.align is not None
+        return group.but(granularity=step, floor=floor, strict=strict)
 
 
 def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
@@ -143,6 +149,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
         g.but(
             floor=min(whole[g.name].floor, g.size),
             granularity=whole[g.name].granularity,
+            strict=whole[g.name].strict,
             frozen=g.frozen or whole[g.name].frozen,
         )
         if g.name in whole
@@ -190,8 +197,9 @@ def _check_patterns(groups: Iterable[PruneGroup], patterns: tuple[str, ...], opt
 class _Facts:
     """The walk's facts, resolved to leaf axes now that everything is refined."""
 
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
+    def __init__(self, program: Program) -> None:
+        self.axes: Axes = program.need("axes")
+        axes = self.axes
         self.contracted: dict[Axis, list[str]] = collections.defaultdict(list)
         for c in axes.contractions:
             for axis in leaves(c.dim):
@@ -208,6 +216,7 @@ class _Facts:
                 self.producers[axis].add(node)
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._paired_repeats()
+        self.streams = residual_streams(program)
 
     def closes(self, axis: Axis) -> bool:
         """True where nothing but linear layers sums over the axis: without it they still give their bias."""
@@ -272,11 +281,12 @@ class _Facts:
     def kind(self, axis: Axis) -> Kind:
         if self.has("expert", axis):
             return Kind.EXPERT
-        if axis in self.head:
+        stream = axis in self.streams  # whatever one reader views it as
+        if axis in self.head and not stream:
             if axis in self.paired:
                 return Kind.QUERY if self.has("repeat", axis) else Kind.KV
             return Kind.HEAD
-        if axis in self.query_key or axis in self.value:
+        if (axis in self.query_key or axis in self.value) and not stream:
             both = axis in self.query_key and axis in self.value
             return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
         if axis in self.statistics:
@@ -285,7 +295,7 @@ class _Facts:
             return Kind.CHANNEL
         if axis in self.producers and axis in self.contracted:
             # a residual stream without norms has as many producers as blocks; a hidden layer has one or two (gated)
-            return Kind.WIDTH if len(self.producers[axis]) > 4 else Kind.FFN
+            return Kind.WIDTH if stream or len(self.producers[axis]) > 4 else Kind.FFN
         return Kind.OTHER
 
     def _between_linears(self, axis: Axis) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
+from ...errors import spell
 from ...ir.axes import Axes, Matmul
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, total
 from ...ir.dataflow import ELEMENTWISE, ROW_NORMS, VIEWS, Family, bind, family, op_name, product
@@ -258,8 +259,8 @@ class _Finder:
                 self._read(node, found)
             except Positional as reason:
                 if not self.unmerge or not all(self._restore(n, node, found) for n in mine):
-                    cure = "" if self.unmerge or node.op != "output" else "; --unmerge restores them"
-                    raise _Told(self.place[node], f"{reason} at {node.name}{cure}") from None
+                    cure = "" if self.unmerge or node.op != "output" else "; `--unmerge` restores them"
+                    raise _Told(self.place[node], f"{reason} at {node.name}{spell(cure)}") from None
                 continue
             if self.holds[node]:
                 found.nodes.add(node)

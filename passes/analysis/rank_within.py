@@ -52,7 +52,7 @@ class RankWithin(Analysis):
                 "ranking by OBS needs data",
                 where=self.slug(),
                 why="it gathers moments of what the layers read",
-                cure="give --data",
+                cure="give `--data`",
             )
         scores: Mapping[str, ImportanceScores] = program.need("scores")
         if not all(s.comparable for s in scores.values()):

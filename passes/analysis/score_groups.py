@@ -56,7 +56,7 @@ class ScoreGroups(Analysis):
                 f"criterion '{chosen.name}' needs data",
                 where=f"--importance {chosen.name}",
                 why="it runs the model on calibration inputs",
-                cure="give --data, or use a criterion that needs none, such as l2",
+                cure="give `--data`, or use a criterion that needs none, such as l2",
             )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}

@@ -27,7 +27,7 @@ def exhaustive(ladders: Sequence[Ladder], terms: Sequence[Expression], limit: fl
             "the exhaustive search is for tiny models",
             where="--search exhaustive",
             why=f"{combinations:.3g} combinations, the limit is {LIMIT}",
-            cure="use --search auto",
+            cure="use `--search auto`",
         )
     best: tuple[float, int] | None = None
     chosen: Levels = []

@@ -27,7 +27,7 @@ def nothing_to_prune(program: Program, kinds: Sequence[Kind | str]) -> NothingTo
             "no group of the wanted kinds can be pruned",
             where=program.name,
             why=f"wanted {', '.join(map(str, kinds))}; the model has prunable groups of kind {found}",
-            cure=f"--prune {found.replace(', ', ',')}",
+            cure=f"`--prune {found.replace(', ', ',')}`",
         )
     reasons = Counter(g.frozen for g in groups if g.frozen)
     said = "; ".join(f"{reason} ({n} group{'s' * (n > 1)})" for reason, n in reasons.most_common(NAMED))
@@ -63,13 +63,13 @@ def infeasible(
     why += [f"of that, {-share:.2f} through {text}" for share, text in causes[:NAMED] if -share >= VISIBLE]
     cures = []
     if any(g.floor for g in groups):
-        cures.append("--allow-empty (no floors)")
+        cures.append("`--allow-empty` (no floors)")
     if any(g.granularity > 1 for g in groups):
-        cures.append("--align 1 (counts need not be multiples)")
+        cures.append("`--align 1` (counts need not be multiples)")
     if others:
         every = {g.axis: g.levels()[0] for g in (*groups, *others)}
         kinds = ",".join(dict.fromkeys(str(g.kind) for g in (*groups, *others)))
-        cures.append(f"--prune {kinds} (reaches {model(every).metric(metric) / dense:.2f})")
+        cures.append(f"`--prune {kinds}` (reaches {model(every).metric(metric) / dense:.2f})")
     cures.append(f"a budget of at least {_round_up(least / dense)}")
     return BudgetInfeasible(
         f"the budget {budget} is out of reach", where=program.name, why="\n        ".join(why), cure=", or ".join(cures)

@@ -132,7 +132,7 @@ class LatencyModel(CostModel):
         return timed
 
     def __call__(self, kept: Kept | None = None) -> TimedCost:
-        found = {m: sum(t(kept or {}) for t in terms) for m, terms in self.terms.items()}
+        found = {m: math.ceil(sum(t(kept or {}) for t in terms)) for m, terms in self.terms.items()}
         return TimedCost(found["flops"], found["params"], found["bytes"], found["latency"])
 
     def told_tokens(self) -> dict[str, object] | None:
@@ -326,13 +326,13 @@ def out_of_reach(
     fixed = model({g.axis: 0 for g in groups}).latency_ns
     cures = []
     if any(g.floor for g in groups):
-        cures.append("--allow-empty (no floors)")
+        cures.append("`--allow-empty` (no floors)")
     if any(g.granularity > 1 for g in groups):
-        cures.append("--align 1 (counts need not be multiples)")
+        cures.append("`--align 1` (counts need not be multiples)")
     others = sorted({str(g.kind) for g in program.need("groups") if g.prunable and g not in groups})
     if others:
         kinds = ",".join(dict.fromkeys([*(str(g.kind) for g in groups), *others]))
-        cures.append(f"--prune {kinds}")
+        cures.append(f"`--prune {kinds}`")
     cures.append(f"a budget of at least {math.ceil(100 * least / dense) / 100:.2f} ({least / NS:.3g} ms)")
     return BudgetInfeasible(
         f"the budget {budget} is out of reach",
@@ -354,6 +354,6 @@ def model_for(
         raise OptionError(
             "a budget of latency needs a table of the target",
             where=f"--{budget}",
-            cure="fxprune compile measures one, or give --latency-table",
+            cure="fxprune compile measures one, or give `--latency-table`",
         )
     return LatencyModel(program, table, tokens)

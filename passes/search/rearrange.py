@@ -67,7 +67,7 @@ class Rearrange(Search):
                     "rearrangement needs mask gradients",
                     where=name,
                     why=_why(scores[name].criterion if name in scores else None),
-                    cure="use --importance fisher, or leave rearrangement away",
+                    cure="use `--importance fisher`, or leave rearrangement away",
                 )
             pruned = sorted(set(range(choice.size)) - set(choice.keep))
             chosen = rearranged(gradients, pruned, self.rounds)

@@ -59,7 +59,7 @@ class SearchBlocks(Search):
                 f"tiles cannot meet a budget of {self.budget.metric}",
                 where=f"--{self.budget}",
                 why="they are zeroed inside a weight that keeps its size",
-                cure="give --flops",
+                cure="give `--flops`",
             )
         if not 0 <= self.smooth < 1:
             raise OptionError("the moving average has a weight from 0 to below 1", where=f"smooth={self.smooth}")
@@ -79,7 +79,7 @@ class SearchBlocks(Search):
             blocks = {name: tiles for g in groups for name, tiles in g.choose(g.floor, scores).items()}
             return program.but(plan=self._plan(groups, blocks, scores, dense, "two of every four"))
         if self.budget is None:
-            raise OptionError("tiles need a budget", where="--blocks", cure="give --flops 0.5")
+            raise OptionError("tiles need a budget", where="--blocks", cure="give `--flops 0.5`")
         layers = [_curve(g, scores[g.name], g.removal(scores[g.name])) for g in groups]
         limit = self.budget.amount * (self.dense or dense) if self.budget.relative else self.budget.amount
         target = max(0, -int(-(dense - limit) // 1))

@@ -17,6 +17,7 @@ from ...ir.plan import Choice, CompressionPlan, TokenPlan
 from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
+from .finer import fill_finer, note_of_slack
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder, sizes_at
 from .latency_model import LatencyModel, TimedCost, model_for, out_of_reach
@@ -115,17 +116,44 @@ class SearchPlan(Search):
                 where=f"--search {method}",
                 why=f"{len(levels)} rungs for {len(ladders)} ladders, or one that is not there",
             )
+        said, notes = method, program.notes
+        if method in registry.SEARCHES and not isinstance(model, LatencyModel):
+            groups, ladders, levels, said, notes = self._filled(program, groups, levels, terms, limit, method)
         after = model(sizes_at(ladders, levels))
         if method not in registry.SEARCHES and after.metric(metric) > limit:
             raise OptionError(
                 f"the search '{method}' exceeds the budget",
                 where=f"--search {method}",
                 why=f"{metric} {after.metric(metric)}, at most {limit:g}",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
-        said = f"{method} on the concave envelope of the values" if hull else method
-        return program.but(plan=self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens))
+        said = f"{said} on the concave envelope of the values" if hull else said
+        plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
+        return program.but(plan=plan, notes=notes)
+
+    def _filled(
+        self,
+        program: Program,
+        groups: Sequence[PruneGroup],
+        levels: Levels,
+        terms: Sequence[Expression],
+        limit: float,
+        method: str,
+    ) -> tuple[list[PruneGroup], list[Ladder], Levels, str, tuple[str, ...]]:
+        """(groups, ladders, rungs, method, notes) with what was left of the budget filled by finer steps, where groups
+        allow them; else with a note that says which multiples would use it."""
+        scores = program.need("scores")
+
+        def make(some: Sequence[PruneGroup]) -> list[Ladder]:
+            return ladders_of(some, scores, terms, self.head_scale)
+
+        found = fill_finer(groups, make, levels, terms, limit)
+        note = note_of_slack(found, make, terms, limit)
+        if found.levels != levels:
+            method = f"{method}, then steps of {found.step}"
+        notes = tuple(dict.fromkeys([*program.notes, *filter(None, [note])]))
+        return found.groups, found.ladders, found.levels, method, notes
 
     def _method(self, ladders: Sequence[Ladder], terms: Sequence[Expression], separable: bool) -> str:
         """The search to use. Raises OptionError when the one that was asked for does not fit."""
@@ -136,7 +164,7 @@ class SearchPlan(Search):
                 where="--search two-class",
                 why="its groups have more than two costs per chunk, costs that multiply, or values that "
                 "are not concave",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method == "dynamic" and not separable:
             raise OptionError(
@@ -144,7 +172,7 @@ class SearchPlan(Search):
                 where="--search dynamic",
                 why=f"the {self.budget.metric} of its groups multiply: what one element costs depends on "
                 "the size of other groups",
-                cure="use --search auto",
+                cure="use `--search auto`",
             )
         if self.method != "auto":
             return self.method
@@ -217,7 +245,7 @@ def ladders_of(
                     "a head scale needs comparable scores",
                     where=f"--head-scale {head_scale:g}",
                     why=f"'{given.criterion}' only ranks elements within their group: a scale cancels",
-                    cure="use --importance fisher, or leave the option away",
+                    cure="use `--importance fisher`, or leave the option away",
                 )
             one = replace(one, values=tuple(head_scale * value for value in one.values))
         ladders.append(one)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from ...errors import OptionError
 from ...ir.dataflow import MULTIPLIES, NORMS, Family, family
+from ...ir.fake_run import run_node
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
@@ -165,11 +165,7 @@ class _Casting:
     def _refresh(self, node: Node) -> None:
         """The node's fake value with the dtypes that torch gives it now; shapes stay as they are known."""
         old = node.meta["val"]
-        leaves = pytree.tree_leaves(old)
-        mode = next(v.fake_mode for v in leaves if hasattr(v, "fake_mode"))
-        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        with mode, enable_python_dispatcher():
-            new = pytree.tree_leaves(node.target(*args, **kwargs))  # type: ignore[operator]
+        new = pytree.tree_leaves(run_node(node))
         flat, spec = pytree.tree_flatten(old)
         cast = [
             o.to(n.dtype) if isinstance(o, Tensor) and o.dtype != n.dtype else o for o, n in zip(flat, new, strict=True)

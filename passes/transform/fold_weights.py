@@ -25,10 +25,10 @@ from ...ir.dataflow import (
     product,
     returns_view,
 )
+from ...ir.fake_run import fake_mode_of
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import fake_mode_of
 
 MOVES = VIEWS | ELEMENTWISE | {Family.JOIN, Family.REPEAT, Family.SHIFT, Family.SPLIT, Family.DROPOUT}
 """Besides what torch says is a view: what moves elements and mixes none of them, as ``index_select`` does."""

@@ -88,7 +88,7 @@ class _Rewrite:
             raise OptionError(
                 f"'{self.reducer.name}' drops tokens: they cannot be restored",
                 where="--unmerge",
-                cure="use --tokens tome or --tokens transform",
+                cure="use `--tokens tome` or `--tokens transform`",
             )
 
     def exported(self) -> torch.export.ExportedProgram:

@@ -138,7 +138,7 @@ class Recover(Transform):
                 "recovery needs data",
                 where=f"--recover {self.method}",
                 why="it fits what stays to what the dense model does on calibration inputs",
-                cure="give --data, or --recover none",
+                cure="give `--data`, or `--recover none`",
             )
         data, pruned = that_fit(program, self.data), self._pruned(program)
         if self.method in ("auto", "tune"):

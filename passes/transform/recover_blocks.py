@@ -80,7 +80,7 @@ class RecoverBlocks(Transform):
                 "recovery needs data",
                 where=f"--recover {self.method}",
                 why="it fits what stays to what the dense model does on calibration inputs",
-                cure="give --data, or --recover none",
+                cure="give `--data`, or `--recover none`",
             )
         data, masks = that_fit(program, self.data), masks_of(program, plan.blocks)
         pruned = program.without_facts(exported=masked(program, masks))

@@ -8,16 +8,16 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch import SymInt, Tensor
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from ...errors import InternalError
 from ...ir.axes import Axes, Literal
-from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, total
+from ...ir.axis import Axis, Dim, Keep, kept_index, kept_total, real_size, total
 from ...ir.dataflow import Family, bind, family
+from ...ir.fake_run import fake_mode_of, infer
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
@@ -144,28 +144,43 @@ def _set(node: Node, name: str, value: Any) -> None:
 def propagate(
     module: GraphModule, axes: Axes, counts: Mapping[Axis, int], resized: Mapping[str, Tensor], edited: set[str]
 ) -> None:
-    """Fake-run what the change reaches, and hold every shape against the one the axes predict.
-
-    The python dispatcher is on because composite ops would otherwise take a path that specialises symbols and poisons
-    the shape environment shared with the original program.
-    """
+    """Fake-run what the change reaches, and hold every shape against the one the axes predict."""
     fake_mode = fake_mode_of(module.graph)
     stale: set[Node] = set()
-    with fake_mode, enable_python_dispatcher():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                if node.name in resized:
-                    node.meta["val"] = fake_mode.from_tensor(resized[node.name], static_shapes=True)
-                    stale.add(node)
-            elif node.op == "call_function":
-                if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
-                    continue
-                if node.meta.get("unbacked_bindings"):
-                    node.meta["val"] = _as_predicted(node, axes, counts)
-                else:
-                    _run(node)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in resized:
+                node.meta["val"] = fake_mode.from_tensor(resized[node.name], static_shapes=True)
                 stale.add(node)
-                _compare(node, axes, counts)
+        elif node.op == "call_function":
+            if "val" in node.meta and node.name not in edited and not stale & set(node.all_input_nodes):
+                continue
+            if _depends_on_values(node):
+                node.meta["val"] = _as_predicted(node, axes, counts)
+            else:
+                infer(node)
+            stale.add(node)
+            _compare(node, axes, counts)
+
+
+def _depends_on_values(node: Node) -> bool:
+    """Whether values decide how large the node's output is: what a mask picks, or where it is not zero."""
+    if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        indices = node.args[1] if "index" in str(node.target) else None
+        picked = [n for n in indices or () if isinstance(n, Node)] if isinstance(indices, list | tuple) else []
+        if not picked or any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in picked):
+            return True
+    return not _symbols(node) <= set[str]().union(*map(_symbols, node.all_input_nodes))
+
+
+def _symbols(node: Node) -> set[str]:
+    """Names of the symbols in a node's sizes."""
+    found: set[str] = set()
+    for value in pytree.tree_leaves(node.meta.get("val")):
+        for size in value.shape if isinstance(value, Tensor) else (value,):
+            if isinstance(size, SymInt):
+                found |= {str(symbol) for symbol in size.node.expr.free_symbols}
+    return found
 
 
 def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
@@ -177,27 +192,6 @@ def _as_predicted(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> Any:
     return value if shape == list(value.shape) else value.new_empty(shape)
 
 
-def _run(node: Node) -> None:
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
-    node.meta.pop("tensor_meta", None)
-
-
-def infer(node: Node) -> None:
-    """Fill in ``meta["val"]`` of a node that a transform made, from its inputs' fake tensors."""
-    with fake_mode_of(node.graph), enable_python_dispatcher():
-        _run(node)
-
-
-def fake_mode_of(graph: Graph) -> FakeTensorMode:
-    """The mode that the graph's fake tensors belong to. Raises InternalError when there are none."""
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    raise InternalError("the program has no tensors")
-
-
 def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
     value, dims = node.meta["val"], axes.dims.get(node.name)
     pairs = [(value, dims)] if isinstance(value, Tensor) else zip(value, dims, strict=True) if dims else []
@@ -206,5 +200,6 @@ def _compare(node: Node, axes: Axes, counts: Mapping[Axis, int]) -> None:
             continue
         have = [axes.stand_ins(s) for s in tensor.shape]
         said = [kept_total(d, counts) for d in expected]
-        if have != said:
+        # two open sizes that the model puts together (the batch of two inputs) may take each other's name
+        if [real_size(n, axes.sizes) for n in have] != [real_size(n, axes.sizes) for n in said]:
             raise InternalError(f"{node.format_node()} has shape {have} after slicing, its axes predict {said}")

@@ -13,10 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ...errors import InternalError
 from ...ir.dataflow import op_name
+from ...ir.fake_run import fake_mode_of
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import fake_mode_of
 
 
 @dataclass(frozen=True)

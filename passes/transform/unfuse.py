@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from ...ir.dataflow import Family, family
+from ...ir.fake_run import infer
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import infer
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ and cutting it leaves exactly the kept positions. Those that stay whole are remo
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,12 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Graph, Node
 
 from ...ir.axis import Axis, Dims, leaves, total
-from ...ir.dataflow import Family, family
+from ...ir.dataflow import Family, behind_views, family
+from ...ir.fake_run import fake_mode_of
 from ...ir.group import Kind
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
-from .resize import fake_mode_of
 
 PREFIX = "fxprune_index_"
 POSITIONAL = "values depend on position"
@@ -101,12 +101,35 @@ def _tying_edges(program: Program) -> list[_Edge]:
     constant = {g.axis for g in program.need("groups") if g.kind in ATTENTION and g.frozen.startswith(POSITIONAL)}
     for axis in (*_tied_axes(program), *constant):
         mine = [e for e in frontier if axis in set(leaves(e.dim))]
+        if axis in constant and not mine:  # heads folded into the batch (Bloom): where the slopes meet the first input
+            mine = [e for e in _entries(program) if axis in set(leaves(e.dim))]
+            frontier += mine
         if len({e.layer for e in mine}) > 1 or axis in constant:
             chosen.update(dict.fromkeys(mine))
     return sorted(chosen, key=frontier.index)
 
 
-def _frontier(program: Program) -> Iterable[_Edge]:
+def _entries(program: Program) -> Iterator[_Edge]:
+    """Edges from what depends on no input to what does."""
+    given, parameters = set(program.user_inputs), program.exported.graph_signature.inputs_to_parameters
+    fed = {n for n in program.placeholders() if n.name in given}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(n in fed for n in node.all_input_nodes):
+            fed.add(node)
+            for source in node.all_input_nodes:
+                if source not in fed and source.op == "call_function" and behind_views(source).name not in parameters:
+                    yield from _edges(program, source, node, "")
+
+
+def _edges(program: Program, source: Node, reader: Node, layer: str) -> Iterator[_Edge]:
+    """One edge for every dim of ``source`` that an index could stand in front of: it has a static length."""
+    dims: Dims | None = program.need("axes").dims.get(source.name)
+    for position, dim in enumerate(dims if isinstance(dims, list) else []):
+        if isinstance(source.meta["val"].shape[position], int) and total(dim) > 1:
+            yield _Edge(source.name, reader.name, position, dim, layer)
+
+
+def _frontier(program: Program) -> Iterator[_Edge]:
     """Edges from a table, mask or angle to a node that mixes it into what was computed from the user's inputs.
 
     Weights may have made the table (a bias network over coordinates): what counts is that no input met a weight in it.
@@ -124,7 +147,8 @@ def _frontier(program: Program) -> Iterable[_Edge]:
         # sizes of the inputs carry nothing of them
         if any(n in fed for n in inputs) and not isinstance(node.meta.get("val"), int | SymInt):
             fed.add(node)
-        weighted = node in fed and node.name in products and any(n.name in parameters for n in inputs)
+        weights = {n for n in inputs if node.name in products and behind_views(n).name in parameters}
+        weighted = node in fed and bool(weights)
         if weighted:
             layer = node.name  # readers between two weight products belong to one layer and may share an index
         embeds = family(node) is Family.TABLE and any(
@@ -133,14 +157,8 @@ def _frontier(program: Program) -> Iterable[_Edge]:
         if weighted or embeds or any(n in content for n in inputs):
             content.add(node)
             for source in inputs:
-                dims: Dims | None = axes.dims.get(source.name)
-                if source in content or source.name in parameters or not isinstance(dims, list):
-                    continue
-                for position, dim in enumerate(dims):
-                    # an index has a static length: heads folded into the batch (Bloom) stay tied, and frozen
-                    static = isinstance(source.meta["val"].shape[position], int)
-                    if static and total(dim) > 1:
-                        yield _Edge(source.name, node.name, position, dim, layer)
+                if source not in content and source not in weights and source.name not in parameters:
+                    yield from _edges(program, source, node, layer)
 
 
 def _is_tensor(program: Program, node: Node) -> bool:

@@ -100,7 +100,8 @@ def test_folders_give_the_class_its_weights_and_its_input_sizes(
 
 def test_positional_input_text_is_given_its_name_and_mask(bert: Path) -> None:
     loaded = load(bert, input="1x7:int64")
-    assert {k: tuple(v.shape) for k, v in loaded.kwargs.items()} == {"input_ids": (2, 7), "attention_mask": (2, 7)}
+    assert {k: tuple(v.shape) for k, v in loaded.kwargs.items()} == {"input_ids": (1, 7), "attention_mask": (1, 7)}
+    assert any("attention_mask" in note for note in loaded.notes)
     assert bool(loaded.kwargs["attention_mask"].all())
     with pytest.raises(LoadError, match="does not accept"):
         load(bert, input="1x3x8x8")

@@ -183,7 +183,7 @@ def test_head_scale_is_positive_and_for_comparable_scores_only(transformer: Prog
     for scale in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(OptionError, match="must be positive"):
             SearchPlan(Budget("flops", 0.5), head_scale=scale)
-    with pytest.raises(OptionError, match=r"(?s)'l2' only ranks elements within their group.*--importance fisher"):
+    with pytest.raises(OptionError, match=r"(?s)'l2' only ranks elements within their group.*importance=.fisher"):
         plan_of(transformer, 0.5, head_scale=2.0)
     assert plan_of(chain, 0.5, head_scale=2.0).choices == plan_of(chain, 0.5).choices  # there are no heads to weigh
 
@@ -275,9 +275,9 @@ def test_infeasible_says_what_is_reachable_what_keeps_it_and_what_helps(transfor
     assert f"reachable {least:.2f}..1.00 of the dense flops" in text
     assert "asked 0.05" in text
     assert "floors and alignment keep" in text
-    assert "--allow-empty" in text
-    assert "--align 1" in text
-    assert "--prune head,ffn,qkv" in text
+    assert "allow_empty=True" in text
+    assert "align=1" in text
+    assert 'prune="head,ffn,qkv"' in text
     # the budget it advises works
     advised = float(text.rsplit("a budget of at least ", 1)[1])
     assert spent(transformer, plan_of(transformer, advised)) <= advised * dense
@@ -373,7 +373,7 @@ def test_nothing_to_prune_names_the_reasons() -> None:
 
 
 def test_wanted_kinds_that_are_not_there(chain: Program) -> None:
-    with pytest.raises(NothingToPrune, match=r"(?s)wanted head.*prunable groups of kind .*--prune"):
+    with pytest.raises(NothingToPrune, match=r"(?s)wanted head.*prunable groups of kind .*prune="):
         plan_of(chain, 0.5, kinds=("head",))
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from fxprune.cli.entry import main
 from fxprune.errors import VerifyError
 from fxprune.intake.capture import capture
+from fxprune.ir.agreement import compare, random_ops, seeded, tolerance_of
 from fxprune.ir.program import Program
 from fxprune.ir.signature import output_names, sample_inputs, sizes_to_try
 from fxprune.report.target_lines import constant_lines
-from fxprune.target.parity import check_parity, compare, eager, random_ops, seeded, tolerance_of
+from fxprune.target.parity import check_parity, eager
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from ...errors import SPELLING
 from .cost import Amount, Budgets, Latency
 from .decision import Decision, Limits
 from .source import Screen, Source, Writing
@@ -55,6 +56,18 @@ def flags() -> frozenset[str]:
 def every_option() -> tuple[Option, ...]:
     """All entries of the table, as no door in particular takes them."""
     return taken_by("", GROUPS)
+
+
+def _spelling() -> dict[str, str]:
+    """How Python writes the options of the command line, with the sign that a value follows."""
+    found = {}
+    for door in ("", "lower", "bench", "dynamo", "compile"):  # the last one counts
+        for one in options_of(door).values():
+            found[one.flag] = f"{one.name}=True" if one.switch else f"{one.name}="
+    return found
+
+
+SPELLING.update(_spelling())
 
 
 def asked_of(door: str, given: Mapping[str, Any]) -> dict[str, Any]:

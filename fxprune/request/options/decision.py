@@ -253,12 +253,12 @@ class Limits:
 
     def find_groups(self, granularity: int) -> FindGroups:
         """The pass that knows them. Raises OptionError for values out of range."""
-        from ...passes.analysis.find_groups import FindGroups
+        from ...passes.analysis.find_groups import ALIGN, FindGroups
 
         align, aligns = per_pattern(self.align, "--align")
         floor, floors = per_pattern(self.floor, "--floor")
         return FindGroups(
-            align=granularity if align is None else whole(align, "--align"),
+            align=whole(align, "--align") if align is not None else None if granularity == ALIGN else granularity,
             floor=FLOOR if floor is None else floor,
             allow_empty=self.allow_empty,
             freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),

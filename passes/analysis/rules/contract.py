@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Collection, Mapping, Sequence
 
 from ....ir.axis import Axis, Conflict, Dim, Dims, total
 from ..walk import Args, Walk, rule
@@ -103,19 +104,7 @@ def outer(w: Walk, a: Args) -> Dims:
 @rule("einsum")
 def einsum(w: Walk, a: Args) -> Dims:
     """Letters name dims; letters missing on the right are contracted. ``...`` becomes letters of its own."""
-    equation = a.equation.replace(" ", "")
-    if "->" not in equation:
-        raise Conflict("einsum without ->")
-    left, right = equation.split("->")
-    terms, spare = left.split(","), [c for c in string.ascii_letters if c not in equation]
-    if "..." in equation:
-        extra = max(len(x) - len(t.replace("...", "")) for t, x in zip(terms, a.tensors(), strict=True))
-        letters = "".join(spare[:extra])
-        terms = [
-            t.replace("...", letters[extra - (len(x) - len(t) + 3) :]) if "..." in t else t
-            for t, x in zip(terms, a.tensors(), strict=True)
-        ]
-        right = right.replace("...", letters)
+    terms, right = _letters(a.equation.replace(" ", ""), [len(x) for x in a.tensors()])
     at: dict[str, Dim] = {}
     for term, x in zip(terms, a.tensors(), strict=True):
         if len(set(term)) != len(term):
@@ -128,26 +117,40 @@ def einsum(w: Walk, a: Args) -> Dims:
     for letter, dim in at.items():
         if letter not in right:
             w.contract(dim, *((f"tensors.{i}", t.index(letter)) for i, t in enumerate(terms) if letter in t))
-
-    def product(letters: list[str]) -> Dim:
-        return tuple(axis for letter in letters for axis in at[letter])
-
-    if len(terms) == 2:
-        one, two = terms
-        batch = [at[c] for c in right if c in one and c in two]
-        m, n = [c for c in right if c not in two], [c for c in right if c not in one]
-        w.matmul(
-            batch,
-            product(m),
-            product([c for c in one if c in two and c not in right]),
-            product(n),
-            "linear" if any(map(w.is_weight, a.raw("tensors"))) else "matmul",
-        )
-        for c in n:
-            w.tag("produce", at[c])
-    elif len(terms) > 2:
-        raise Conflict("einsum of more than two tensors")
+    operands = [(t, w.is_weight(raw)) for t, raw in zip(terms, a.raw("tensors"), strict=True)]
+    path = list(a.get("path") or ())
+    while len(operands) > 1:
+        i, j = sorted((path.pop(0), path.pop(0)) if path else (0, 1))
+        (two, weight), (one, other) = operands.pop(j), operands.pop(i)
+        kept = {*right, *(c for term, _ in operands for c in term)}
+        _product(w, at, one, two, kept, "linear" if weight or other else "matmul")
+        operands.append(("".join(c for c in dict.fromkeys(one + two) if c in kept), weight and other))
     return [at[c] for c in right]
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """One letter per dim of every operand and of the result, with ``...`` spelled out and ``->`` made up."""
+    left, arrow, right = equation.partition("->")
+    terms, spare = left.split(","), [c for c in string.ascii_letters if c not in equation]
+    extra = max(n - len(t.replace("...", "")) if "..." in t else 0 for t, n in zip(terms, ranks, strict=True))
+    more = "".join(spare[:extra])
+    if not arrow:
+        once = sorted(c for c in left.replace(",", "").replace(".", "") if left.count(c) == 1)
+        right = "..." * ("..." in left) + "".join(once)
+    last = [max(extra - (n - len(t) + 3), 0) for t, n in zip(terms, ranks, strict=True)]  # fewer dims are the last ones
+    return [t.replace("...", more[i:]) for t, i in zip(terms, last, strict=True)], right.replace("...", more)
+
+
+def _product(w: Walk, at: Mapping[str, Dim], one: str, two: str, kept: Collection[str], form: str) -> None:
+    """Two operands of an einsum: letters that only one of them has and nobody keeps are summed before."""
+    both = [c for c in one if c in two]
+    m, n = ([c for c in mine if c in kept and c not in other] for mine, other in ((one, two), (two, one)))
+    inner = tuple(axis for c in both if c not in kept for axis in at[c])
+    if inner:  # without any it is an element-wise product
+        outer = [tuple(axis for c in letters for axis in at[c]) for letters in (m, n)]
+        w.matmul([at[c] for c in both if c in kept], outer[0], inner, outer[1], form)
+    for c in n:
+        w.tag("produce", at[c])
 
 
 @rule("_grouped_mm", "transformers::grouped_mm_fallback")

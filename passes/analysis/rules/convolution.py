@@ -12,6 +12,8 @@ SPATIAL = "spatial"
 def convolution(w: Walk, a: Args) -> Dims:
     """x[N, G*c, ..] * W[G*m, c, ..] -> y[N, G*m, ..]; depthwise is the case c = 1"""
     x, weight, bias, groups = a.input, a.weight, a.bias, a.groups
+    if not isinstance(groups, int):
+        raise Conflict("its groups are counted by an open size, such as the batch")
     if a.get("transposed"):
         return conv_transpose(w, a)
     if len(x) != len(weight):
@@ -26,6 +28,8 @@ def convolution(w: Walk, a: Args) -> Dims:
 def conv_transpose(w: Walk, a: Args) -> Dims:
     """x[N, G*c, ..] * W[G*c, m, ..] -> y[N, G*m, ..]"""
     x, weight, bias, groups = a.input, a.weight, a.bias, a.groups
+    if not isinstance(groups, int):
+        raise Conflict("its groups are counted by an open size, such as the batch")
     if len(x) != len(weight):
         raise Conflict("convolution without a batch dimension")
     group = new_dim(groups)

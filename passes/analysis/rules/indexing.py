@@ -6,6 +6,7 @@ import torch
 
 from ....ir.axis import Conflict, Dims, total
 from ..walk import Args, Multi, Walk, rule
+from .joining import between
 
 GATHERED = "gathered by index"
 
@@ -70,15 +71,29 @@ def gather(w: Walk, a: Args) -> Dims:
 
 @rule("slice_scatter")
 def slice_scatter(w: Walk, a: Args) -> Dims:
-    """``self`` with a slice along one dim replaced by ``src``; the other dims are the same elements in both."""
+    """``self`` with a slice along one dim replaced by ``src``: a ``cat`` of what is before, ``src`` and the rest."""
     x, source, dim = a.self, a.src, a.dim % len(a.self)
     for i, (p, q) in enumerate(zip(x, source, strict=True)):
-        if i == dim and (total(p) != total(q) or w.symbolic(total(p))):
-            w.freeze([p, q], "part of it is overwritten")
-        else:
+        if i != dim:
             w.unify(p, q)
-    if a.raw("end") == total(x[dim]):
-        w.literal("end", "sum", [x[dim]])
+    full, part, start = total(x[dim]), total(source[dim]), a.raw("start") or 0
+    if full == part:
+        w.unify(x[dim], source[dim])
+        if a.raw("end") == full:
+            w.literal("end", "sum", [x[dim]])
+        return list(x)
+    if w.symbolic(full) or w.symbolic(part) or not isinstance(start, int) or a.step != 1:
+        w.freeze([x[dim], source[dim]], "part of it is overwritten")
+        return list(x)
+    start = max(start + full, 0) if start < 0 else start
+    try:
+        before, written = between(x[dim], start, start + part)
+    except Conflict as conflict:
+        w.conflict([x[dim], source[dim]], conflict)
+        return list(x)
+    w.unify(written, source[dim])
+    w.literal("start", "sum", [before] if start else [])
+    w.literal("end", "sum", [before, written] if start else [written])
     return list(x)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.axis import Axis, Conflict, Dim, Dims, cut, new_dim, sum_dim, total
+from ....ir.axis import Axis, Conflict, Dim, Dims, cut, new_dim, pieces, sum_dim, total
 from ..walk import Args, Multi, Walk, rule
 
 
@@ -52,14 +52,10 @@ def split(w: Walk, a: Args) -> Multi:
         parts = [new_dim(size) for size in sizes]
         w.freeze([x[dim], *parts], "split of an open size")
         return Multi([*x[:dim], part, *x[dim + 1 :]] for part in parts)
-    rest, pieces = x[dim], []
-    for size in sizes[:-1]:
-        piece, rest = cut(rest, size)
-        pieces.append(piece)
-    pieces.append(rest)
-    if len(pieces) > 1:
-        w.literal("", "split", pieces)
-    return Multi([*x[:dim], piece, *x[dim + 1 :]] for piece in pieces)
+    parts = pieces(x[dim], sizes)
+    if len(parts) > 1:
+        w.literal("", "split", parts)
+    return Multi([*x[:dim], part, *x[dim + 1 :]] for part in parts)
 
 
 @rule("slice", "narrow", "slice_copy")
@@ -90,7 +86,7 @@ def slice_(w: Walk, a: Args) -> Dims:
     try:
         if step > 1:
             return _strided(w, a, x, dim, full, got, start, step)
-        before, kept = _between(x[dim], start, start + got)
+        before, kept = between(x[dim], start, start + got)
     except Conflict as conflict:
         return frozen(w.conflict([x[dim]], conflict))
     w.literal("start", "sum", [before] if start else [])
@@ -101,7 +97,7 @@ def slice_(w: Walk, a: Args) -> Dims:
     return [*x[:dim], kept, *x[dim + 1 :]]
 
 
-def _between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
+def between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
     """``dim`` before ``start``, and from ``start`` to ``end``."""
     before: Dim = ()
     if end < total(dim):

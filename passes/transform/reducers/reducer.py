@@ -67,7 +67,7 @@ class Taps:
                 "the attention cannot be tapped",
                 where=f"{site.attention}, site {site.name}",
                 why="it is neither scaled_dot_product_attention nor a softmax of [batch, heads, tokens, tokens]",
-                cure="use --tokens tome",
+                cure="use `--tokens tome`",
             )
         return self.nodes[site.attention]
 
@@ -75,7 +75,9 @@ class Taps:
         """One number per token, protected ones 0. [batch, tokens]"""
         if not self.site.values:
             raise OptionError(
-                "the values of the attention cannot be tapped", where=f"site {self.site.name}", cure="use --tokens tome"
+                "the values of the attention cannot be tapped",
+                where=f"site {self.site.name}",
+                cure="use `--tokens tome`",
             )
         rows = 1 if kind in ("class", "class-value") else 0
         return self.op("token_score", self.attention(rows), self.nodes[self.site.values], kind, self.protected)

@@ -256,7 +256,7 @@ def test_criteria_of_tiles_refuse_heads_and_lsp_refuses_single_weights() -> None
     from support.recovering import analysed
 
     given = tiled.data(1)
-    with pytest.raises(OptionError, match="--blocks 32x32"):
+    with pytest.raises(OptionError, match='blocks="32x32"'):
         scored(analysed(tiled.model(), given), "lsp", given)
     with pytest.raises(OptionError, match="single weights"):
         scored(tiled.analysed(tiled.model(), given, "2:4"), "lsp", given)

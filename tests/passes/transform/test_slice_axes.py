@@ -139,7 +139,7 @@ def test_a_branch_of_products_leaves_what_is_added_and_no_factor(how: str) -> No
 
 def test_dropping_a_branch_needs_permission() -> None:
     program = block()
-    with pytest.raises(PlanError, match="--allow-empty"):
+    with pytest.raises(PlanError, match="allow_empty=True"):
         cut(program, plan(program, ffn=()))
 
 

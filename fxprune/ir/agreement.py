@@ -1,0 +1,158 @@
+"""Do two runs of one computation agree? Tolerances by dtype, random numbers drawn alike, the worst difference named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import VerifyError
+from .dataflow import bind, is_random
+from .program import Program
+from .signature import input_values
+
+TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+"""Largest accepted difference, relative to the largest magnitude of the reference output."""
+
+
+def tolerance_of(program: Program, tolerance: Mapping[torch.dtype, float] = TOLERANCE) -> float:
+    """The tolerance of the coarsest floating dtype among the program's tensors and inputs."""
+    tensors = [*program.tensors.values(), *(v for v in input_values(program) if isinstance(v, Tensor))]
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()} or {torch.float32}
+    return max(tolerance.get(d, max(tolerance.values())) for d in dtypes)
+
+
+def random_ops(program: Program) -> list[str]:
+    """Names of the nodes that draw random numbers whenever the program runs."""
+    return [n.name for n in program.graph.nodes if is_random(n) and not _at_rest(n)]
+
+
+def _at_rest(node: torch.fx.Node) -> bool:
+    """An op that may draw and does not: dropout in evaluation form, attention without dropout."""
+    given = bind(node)
+    chance = given.get("p", given.get("dropout_p"))
+    return chance == 0 or given.get("train", given.get("training")) is False
+
+
+def why_random(program: Program) -> tuple[str, str]:
+    """(why, cure) for a program that draws random numbers, two empty texts for any other."""
+    drawn = random_ops(program)
+    if not drawn:
+        return "", ""
+    return (
+        f"the model draws random numbers in evaluation ({', '.join(drawn[:3])}{', ...' if drawn[3:] else ''})",
+        "make the model deterministic, or pass what it draws as an input",
+    )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random ops draw the same numbers in every such block; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def compare(
+    got: Tensor,
+    want: Tensor,
+    tolerance: float,
+    *,
+    what: str,
+    where: str,
+    label: str = "",
+    cure: str = "",
+    reference: str = "the pruned graph",
+) -> tuple[float, float]:
+    """(max |got - want|, the same over max |want|). Raises VerifyError beyond ``tolerance``.
+
+    NaN and infinities must sit at the same places; integers and booleans must be equal. Magnitudes that the dtype holds
+    with fewer digits (subnormal numbers) count as the least that it holds with all of them.
+
+    what, reference   in words, what gave ``got`` and ``want``;  where, label  the output, and the sizes of the run
+    """
+    at = f"{where} {list(want.shape)}" + (f", at {label}" if label else "")
+    differs = f"{what} does not compute what {reference} computes"
+    got, want = got.detach().cpu(), want.detach().cpu()
+    if got.shape != want.shape:
+        raise VerifyError(f"{what} returns another shape", where=at, why=f"got {list(got.shape)}", cure=cure)
+    if not want.numel():
+        return 0.0, 0.0
+    if not want.is_floating_point() and not want.is_complex():
+        if got.dtype != want.dtype or not torch.equal(got, want):
+            differ = int((got.to(want.dtype) != want).sum())
+            why = f"{differ} of {want.numel()} {want.dtype} values differ, dtype {got.dtype}"
+            raise VerifyError(differs, where=at, why=why, cure=cure)
+        return 0.0, 0.0
+    finite = want.isfinite()
+    if not bool(finite.any()) and bool(want.isnan().all()):
+        raise VerifyError(
+            f"{reference} itself returns only NaN, so nothing can be verified",
+            where=at,
+            why="its weights or inputs hold NaN or overflow",
+            cure="check the weights of the model",
+        )
+    full = torch.finfo(want.dtype).tiny
+    got, want = _wide(got), _wide(want)
+    odd = _misplaced(got, want, finite)
+    if odd:
+        why = f"NaN or infinity at {odd} places where the graph has something else"
+        raise VerifyError(differs, where=at, why=why, cure=cure)
+    error = torch.where(finite, (got - want).abs(), 0.0)
+    largest, scale = float(error.max()), float(want[finite].abs().max()) if bool(finite.any()) else 0.0
+    relative = largest / max(scale, full) if scale else largest
+    if relative > tolerance:
+        raise VerifyError(differs, where=at, why=_in_words(got, want, error, relative, tolerance, scale), cure=cure)
+    return largest, relative
+
+
+def relative_error(got: Sequence[Any], want: Sequence[Any]) -> float:
+    """max |got - want| / max |want| over all floating outputs; infinity when shapes differ or a NaN is on one side."""
+    worst = 0.0
+    for a, b in zip(got, want, strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            continue
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.is_floating_point():
+            worst = max(worst, float((a != b).any()))
+            continue
+        if not torch.equal(a.isnan(), b.isnan()):
+            return float("inf")
+        least = torch.finfo(b.dtype).tiny
+        a, b = a.double().nan_to_num(), b.double().nan_to_num()
+        if a.numel():
+            worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp_min(max(1e-12, least))))
+    return worst
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _misplaced(got: Tensor, want: Tensor, finite: Tensor) -> int:
+    """Places where one is NaN or infinite and the other is not, or is another infinity."""
+    other = got.isfinite() != finite
+    if not want.is_complex():
+        other |= ~finite & (got.nan_to_num(0, 1, -1) != want.nan_to_num(0, 1, -1))
+        other |= got.isnan() != want.isnan()
+    return int(other.sum())
+
+
+def _in_words(got: Tensor, want: Tensor, error: Tensor, relative: float, tolerance: float, scale: float) -> str:
+    index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
+    number = complex if want.is_complex() else float
+    return (
+        f"relative error {relative:.2e} is above the tolerance {tolerance:.0e}: max |difference| "
+        f"{float(error.max()):.2e} at index {index} (got {number(got[tuple(index)]):.6g}, "
+        f"expected {number(want[tuple(index)]):.6g}), "
+        f"mean {float(error.mean()):.2e}, max |reference| {scale:.2e}"
+    )
