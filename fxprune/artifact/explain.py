@@ -202,11 +202,16 @@ def _because(
     scale = (report.get("search") or {}).get("head_scale", 1.0)
     if scale != 1.0 and entry["kind"] in ("head", "kv", "query"):
         lines.append(f"heads counted {scale:g} times their score")
-    for step in recovery:
-        lines.append(
-            f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
-            f"after ({step['role']})"
-        )
+    return [*lines, *_recovered(entry, gone, recovery)]
+
+
+def _recovered(entry: Entry, gone: int, recovery: list[dict[str, Any]]) -> list[str]:
+    """What recovery made of the weights that it reaches."""
+    lines = [
+        f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
+        f"after ({step['role']})"
+        for step in recovery
+    ]
     if gone and not recovery and entry["kind"] != BLOCK:
         lines.append("recovery changed no weight that the group reaches")
     return lines

@@ -40,10 +40,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     unfitted, recovery = None, None
     found_by = [k.find.slug() for k in kinds_added([p.slug() for p in stated.before])]
     for number, one in enumerate(stated.before):
-        if isinstance(one, FindGroups) and not one.inherit:
-            run = replace(run, find_groups=one)
-        if one.slug() in found_by:
-            run = replace(run, others=(*(p for p in run.others if p.slug() != one.slug()), one))
+        run = _with_finder(run, one, found_by)
         if "data" in one.takes:
             run = _with_data(run, one, first=number == _first(stated))
         _check_needs(one, {f for f in FACTS if getattr(run.program, f) is not None}, stated.before)
@@ -101,6 +98,20 @@ def _check_plan(plan: CompressionPlan | None, stated: StatedPipeline) -> Compres
             cure="leave the passes of tiles away, or take them out of the plan",
         )
     return plan
+
+
+def _with_finder(run: Run, one: Pass, found_by: Sequence[str]) -> Run:
+    """The run that knows a pass which finds what may be chosen, with its options: what is found again is found so.
+
+    found_by   names of such passes of kinds that bring their own
+    """
+    from ..passes.analysis.find_groups import FindGroups
+
+    if isinstance(one, FindGroups) and not one.inherit:
+        return replace(run, find_groups=one)
+    if one.slug() in found_by:
+        return replace(run, others=(*(p for p in run.others if p.slug() != one.slug()), one))
+    return run
 
 
 def _with_data(run: Run, one: Pass, first: bool) -> Run:

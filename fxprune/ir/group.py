@@ -84,6 +84,10 @@ class Prunable(Protocol):
         """Kept counts that may be chosen, ascending; the last one is the whole."""
         ...
 
+    def level_above(self, share: float) -> int:
+        """The smallest of them that is at least this share."""
+        ...
+
     def sizes(self, count: int) -> dict[Axis, int]:
         """What keeping ``count`` does to the variables of the cost."""
         ...

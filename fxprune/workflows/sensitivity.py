@@ -15,7 +15,7 @@ from ..driver.run import reduce_tokens
 from ..errors import NothingToPrune, OptionError
 from ..ir.choice import TOKEN, AnyChoice, TokenChoice
 from ..ir.cost import CostModel
-from ..ir.group import Kind, PruneGroup, Tie
+from ..ir.group import Kind, Prunable, PruneGroup, Tie
 from ..ir.linear_layers import BlockGroup
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -199,7 +199,7 @@ class _Trial:
         gone = [c.removed if isinstance(c := choices.get(s.name), TokenChoice) else 0 for s in sites]
         return round(costs.total([0] * len(sites)) - costs.total(gone))
 
-    def _choices(self, things: Sequence[Thing], counts: Sequence[int]) -> dict[str, AnyChoice]:
+    def _choices(self, things: Sequence[Prunable], counts: Sequence[int]) -> dict[str, AnyChoice]:
         scores = self.program.scores or {}
         found: dict[str, AnyChoice] = {}
         for thing, count in zip(things, counts, strict=True):
