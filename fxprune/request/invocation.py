@@ -115,20 +115,26 @@ class Invocation:
             return None, None
         asked = self.decision
         kinds, wished = kinds_and_tokens(asked.prune, asked.tokens, asked.unmerge)
+        if "flops" not in options_of(self.command):  # things are measured one by one, tiles too: no plan, no budget
+            return None, Wish(
+                Budget("flops", 1.0),
+                asked.importance or default_criterion(asked.data),
+                kinds,
+                asked.samples,
+                tokens=wished,
+            )
         kinds, blocks = kinds_and_blocks(kinds, asked.blocks, asked.sparse, self.budget.flops)
         asked = replace(asked, blocks=blocks)
         tiles, budget, rest = split_request(self.budget, asked, self.limits.freeze, plain=self.command == "plan")
         if tiles is not None and wished is None and all(getattr(budget, metric) is None for metric in METRICS):
             return tiles, None
         explicit = wished is not None and wished.explicit
-        measuring = "flops" not in options_of(self.command)  # what is measured is no plan, but the whole model
-        found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else needed_budget(budget)
         return tiles, Wish(
-            found,
+            one_budget(budget) if explicit else needed_budget(budget),
             rest.importance or default_criterion(rest.data),
             kinds,
             rest.samples,
-            rest.recover or ("none" if rest.data is None or measuring else "auto"),
+            rest.recover or ("none" if rest.data is None else "auto"),
             rest.rounds,
             rest.head_scale,
             rest.members,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 
 from .. import registry
 from ..data.batch import Batch, sample_count
+from ..data.memory import within
+from ..driver.decide import prepare, score
 from ..driver.parts import carry_out
-from ..driver.run import reduce_tokens
+from ..driver.run import Inputs, Model, Run, open_model, reduce_tokens
 from ..errors import NothingToPrune, OptionError
 from ..ir.choice import TOKEN, AnyChoice, TokenChoice
 from ..ir.cost import CostModel
@@ -20,8 +22,13 @@ from ..ir.linear_layers import BlockGroup
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.token_flow import TokenSite
-from ..process.jobs import run_jobs
+from ..process.events import OnEvent, Transcript, warn_only
+from ..process.jobs import resumable, run_jobs
+from ..process.silence import silence
 from ..report.entries import frozen_entries
+from ..request.goal import Wish
+from ..request.invocation import Invocation
+from ..request.limits import FLOOR, Align, Floor
 
 SHARES = (0.75, 0.5, 0.25)
 REDUCER = "tome"  # what takes tokens away where only how many is asked
@@ -30,6 +37,57 @@ UNIT = (
     "standardised output"
 )
 Thing: TypeAlias = PruneGroup | TokenSite
+
+
+def measure_sensitivity(
+    model: Model,
+    example_inputs: Inputs = None,
+    *,
+    shares: Sequence[float] = SHARES,
+    data: Any,
+    importance: str = "trajectory",
+    prune: Any = None,
+    freeze: Sequence[str] = (),
+    align: Align = None,
+    floor: Floor = FLOOR,
+    allow_empty: bool = False,
+    samples: int = 64,
+    seed: int = 0,
+    memory: float | str | None = None,
+    checkpoint: Any = None,
+    trust_pickle: bool = False,
+    on_event: OnEvent = warn_only,
+) -> dict[str, Any]:
+    """:func:`sensitivity` of a model, scored by ``importance`` on the same data."""
+    request = Invocation.of("sensitivity", locals()).request
+    goal, tell = request.goal, Transcript(on_event)
+    assert goal is not None
+    with within(memory), resumable(None, on_event):
+        opened = open_model(
+            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+        )
+        batches = opened.data.batches if opened.data is not None else ()
+        run, parts = prepare(Run.of(request, opened, tell), goal), []
+        others = [k for k in goal.kinds if str(k) != str(Kind.BLOCK)]
+        if others:
+            parts.append((score(run, goal), others))
+        if len(others) < len(goal.kinds):
+            parts.append((_with_tiles(run, goal), [Kind.BLOCK]))
+        tell.stage("measure sensitivity")
+        with silence():
+            found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
+    joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
+    return {"name": opened.name, "importance": str(goal.made), **found[0], **joined}
+
+
+def _with_tiles(run: Run, goal: Wish) -> Run:
+    """The run with the tiles of its dense program as groups, scored by the goal's criterion where that scores tiles."""
+    from ..passes.analysis.find_blocks import FindBlocks
+    from ..passes.analysis.score_groups import ScoreGroups
+
+    if run.data is None:  # the goal's own criterion needs none
+        run = replace(run, data=run.opened.data)
+    return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
 
 
 def sensitivity(

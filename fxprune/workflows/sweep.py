@@ -23,8 +23,7 @@ from ..driver.finish import finish
 from ..driver.judge import Judge
 from ..driver.run import Inputs, Model, Run, open_model
 from ..errors import BudgetInfeasible, LoadError, OptionError
-from ..ir.cost import COUNTED, METRICS, Budget, CostModel
-from ..ir.group import Kind
+from ..ir.cost import COUNTED, Budget, CostModel
 from ..ir.plan import CompressionPlan
 from ..process import jobs
 from ..process.events import Event, OnEvent, Transcript, warn_only
@@ -40,26 +39,6 @@ from ..request.options import Judging, Timing
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
 DENSE = "dense"
 FINEST = 0.01  # bisection ends where two ratios are this close
-
-
-def budgets(text: dict[str, Any]) -> list[Budget]:
-    """The one metric with its ratios, largest first. Raises OptionError for none, several, or amounts."""
-    given = {name: value for name, value in text.items() if value is not None}
-    if len(given) != 1:
-        raise OptionError(
-            "give the ratios of exactly one budget",
-            where=", ".join(f"--{n} {v}" for n, v in given.items()),
-            why=f"found {len(given)} of {', '.join(METRICS)}",
-            cure="for example `--flops 0.9,0.75,0.5`",
-        )
-    metric, value = next(iter(given.items()))
-    words = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
-    made = [Budget.parse(metric, word) for word in words if str(word).strip()]
-    if not made or not all(b.relative for b in made):
-        raise OptionError(
-            "a sweep takes ratios", where=f"--{metric} {value}", cure=f"for example `--{metric} 0.9,0.75,0.5`"
-        )
-    return sorted(dict.fromkeys(made), key=lambda b: -b.amount)
 
 
 @dataclass
@@ -195,7 +174,8 @@ def sweep(
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
 
-    ratios     of :func:`budgets`;  judging, timing: see there;  sensitive: also what each layer alone does
+    ratios     of :func:`fxprune.request.budget.budgets`;  judging, timing: see :mod:`fxprune.request.options`
+    sensitive  also what each layer alone does
     out        a directory: an artefact per ratio under its number, ``sweep.json`` (what is returned) and ``sweep.html``
 
     Other options as in :func:`fxprune.compile`; of ``rounds`` the first is scored once for all ratios. Budgets of time,
@@ -241,57 +221,6 @@ def sweep(
         result = _result(made, judging, timings, measured)
         _write(out, result)
     return result
-
-
-def measured_sensitivity(
-    model: Model,
-    example_inputs: Inputs = None,
-    *,
-    shares: Sequence[float] = (0.75, 0.5, 0.25),
-    data: Any,
-    importance: str = "trajectory",
-    prune: Any = None,
-    freeze: Sequence[str] = (),
-    align: Align = None,
-    floor: Floor = FLOOR,
-    allow_empty: bool = False,
-    samples: int = 64,
-    seed: int = 0,
-    memory: float | str | None = None,
-    checkpoint: Any = None,
-    trust_pickle: bool = False,
-    on_event: OnEvent = warn_only,
-) -> dict[str, Any]:
-    """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
-    from .sensitivity import sensitivity
-
-    request = Invocation.of("sensitivity", locals()).request
-    goal, tell = request.goal, Transcript(on_event)
-    assert goal is not None
-    with within(memory), resumable(None, on_event):
-        opened = open_model(
-            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
-        )
-        batches = opened.data.batches if opened.data is not None else ()
-        run, parts = prepare(Run.of(request, opened, tell), goal), []
-        others = [k for k in goal.kinds if str(k) != str(Kind.BLOCK)]
-        if others:
-            parts.append((score(run, goal), others))
-        if len(others) < len(goal.kinds):
-            parts.append((_with_tiles(run, goal), [Kind.BLOCK]))
-        tell.stage("measure sensitivity")
-        with silence():
-            found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
-    joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
-    return {"name": opened.name, "importance": str(goal.made), **found[0], **joined}
-
-
-def _with_tiles(run: Run, goal: Wish) -> Run:
-    """The run with the tiles of its dense program as groups, scored by the goal's criterion where that scores tiles."""
-    from ..passes.analysis.find_blocks import FindBlocks
-    from ..passes.analysis.score_groups import ScoreGroups
-
-    return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
 
 
 def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:

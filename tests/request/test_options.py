@@ -32,7 +32,8 @@ from fxprune.request.options.table import REQUIRED, option
 from fxprune.workflows.bench import bench
 from fxprune.workflows.export import export
 from fxprune.workflows.lower import lower
-from fxprune.workflows.sweep import measured_sensitivity, sweep
+from fxprune.workflows.sensitivity import measure_sensitivity
+from fxprune.workflows.sweep import sweep
 from fxprune.workflows.verify import verify
 
 DOORS: dict[str, Callable[..., Any]] = {
@@ -41,7 +42,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     "apply": fxprune.apply,
     "inspect": fxprune.inspect,
     "sweep": sweep,
-    "sensitivity": measured_sensitivity,
+    "sensitivity": measure_sensitivity,
     "export": export,
     "lower": lower,
     "bench": bench,

@@ -22,7 +22,9 @@ from fxprune.artifact.manifest import read_manifest, wrong_files
 from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
 from fxprune.errors import FxpruneError
 from fxprune.process import files
-from fxprune.workflows.sweep import Judging, Timing, budgets, sweep
+from fxprune.request.budget import budgets
+from fxprune.request.options import Judging, Timing
+from fxprune.workflows.sweep import sweep
 
 COMMANDS = {
     "compile": "compile model.pt --input 2x8 --flops 0.5 --out out",

@@ -24,9 +24,11 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.damage import divergence
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.transform.slice_axes import SliceAxes
+from fxprune.request.budget import budgets
+from fxprune.request.options import Judging, Timing
 from fxprune.workflows import sweep as sweeping
 from fxprune.workflows.sensitivity import sensitivity
-from fxprune.workflows.sweep import Judging, Sweep, Timing, budgets
+from fxprune.workflows.sweep import Sweep
 
 COMMAND = [
     "sweep",
@@ -423,4 +425,6 @@ def test_the_command_of_sensitivity(folder: Path, capsys: pytest.CaptureFixture[
     result = json.loads(out)
     assert [len(g["levels"]) for g in result["groups"]] == [1] * len(result["groups"])
     assert "nothing recovered" in err
+    assert main([*command, "--importance", "l2", "--shares", "0.5", "--prune", "ffn,blocks", "-q", "--json"]) == OK
+    assert {g["kind"] for g in json.loads(capsys.readouterr().out)["groups"]} == {"ffn", "block"}
     assert main([*command, "--shares", "half"]) == USER_ERROR

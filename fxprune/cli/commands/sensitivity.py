@@ -15,8 +15,8 @@ HELP = "measure what cutting each layer, or each kind of layers, alone does to t
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
-    from ...workflows.sweep import measured_sensitivity
+    from ...workflows.sensitivity import measure_sensitivity
 
-    result = measured_sensitivity(**arguments.call_of(args), on_event=screen.tell)
+    result = measure_sensitivity(**arguments.call_of(args), on_event=screen.tell)
     screen.sensitivity(result)
     return result

@@ -17,7 +17,9 @@ HELP = "score once, compress to several ratios, draw the front of accuracy and c
 
 def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     """Do it; the result is what ``--json`` prints."""
-    from ...workflows.sweep import Judging, Timing, budgets, sweep
+    from ...request.budget import budgets
+    from ...request.options import Judging, Timing
+    from ...workflows.sweep import sweep
 
     asked = arguments.call_of(args)
     ratios = budgets({name: asked.pop(name) for name in METRICS})
