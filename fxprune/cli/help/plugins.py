@@ -148,7 +148,8 @@ limit is an error.
                 return levels
         return [0] * len(ladders)
 
-A backend (backend.py). What `lower` writes is run against the program before anyone gets it.
+A backend (backend.py). What `lower` writes is run against the program before anyone gets it. What it needs of the
+machine stands in `requires` (modules, "a CUDA GPU", "a C++ compiler"), for fxprune doctor.
 
     \"\"\"A backend: how a program becomes a file, and how that file runs.\"\"\"
 
