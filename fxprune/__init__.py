@@ -34,7 +34,7 @@ from .process.events import Event, FxpruneWarning
 from .target.backend import Backend, Lowered
 from .workflows.lower import lower
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Analysis",

@@ -36,7 +36,7 @@ class Plugin:
         return f"{self.kind}.{self.name} = {self.value}" + (f" (of {self.package})" if self.package else "")
 
 
-def installed() -> tuple[list[Plugin], list[str]]:
+def find_plugins() -> tuple[list[Plugin], list[str]]:
     """(all plugins, what is wrong with entry points that are none). Reads metadata, imports nothing."""
     found, wrong = [], []
     for point in metadata.entry_points(group=GROUP):
@@ -55,7 +55,7 @@ def installed() -> tuple[list[Plugin], list[str]]:
 
 def find(kind: str, name: str) -> Plugin | None:
     """The plugin of that name. Raises OptionError where two packages offer it."""
-    hits = {p.value: p for p in installed()[0] if (p.kind, p.name) == (kind, name)}
+    hits = {p.value: p for p in find_plugins()[0] if (p.kind, p.name) == (kind, name)}
     if len(hits) > 1:
         raise OptionError(
             f"two packages offer the {kind} '{name}'",
@@ -68,13 +68,13 @@ def find(kind: str, name: str) -> Plugin | None:
 
 def names(kind: str) -> list[str]:
     """Names that plugins offer."""
-    return sorted({p.name for p in installed()[0] if p.kind == kind})
+    return sorted({p.name for p in find_plugins()[0] if p.kind == kind})
 
 
 def load_rules(namespace: str) -> str:
     """Import the modules that say they have rules for ops of ``namespace``; "" or why some could not be imported."""
     said = []
-    for plugin in installed()[0]:
+    for plugin in find_plugins()[0]:
         if plugin.kind == "rule" and plugin.name == namespace:
             try:
                 importlib.import_module(plugin.value.partition(":")[0])
@@ -88,7 +88,7 @@ def problems(built_in: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
 
     built_in   (kind, name) of what cannot be taken over
     """
-    found, wrong = installed()
+    found, wrong = find_plugins()
     yield from wrong
     owners: dict[tuple[str, str], Plugin] = {}
     for plugin in found:

@@ -6,6 +6,7 @@ A package of yours adds to them through an entry point, see :mod:`fxprune.plugin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def lookup(kind: str, name: str) -> Any:
     if found is not None:
         return found
     noun, option = _WORDS[kind]
-    wrong = plugins.installed()[1]
+    wrong = plugins.find_plugins()[1]
     raise OptionError(
         f"unknown {noun} '{name}'",
         where=option,
@@ -227,15 +228,18 @@ def brings_passes(kind: str) -> bool:
     return ":" in KINDS.get(kind, ":")
 
 
-def added_kinds() -> list[str]:
-    """The kinds that bring their passes."""
-    return [*filter(brings_passes, KINDS), *plugins.names("kind")]
+def added_kinds() -> list[KindPasses]:
+    """What the kinds that bring their passes are made of; one that is broken is in nobody else's way."""
+    found = []
+    for name in (*filter(brings_passes, KINDS), *plugins.names("kind")):
+        with contextlib.suppress(OptionError):
+            found.append(kind(name))
+    return found
 
 
 def _pass_of_a_kind(slug: str) -> type[Pass] | None:
     """The pass of that name that comes with a kind."""
-    passes = (p for name in added_kinds() for p in (kind(name).find, kind(name).apply))
-    return next((p for p in passes if p.slug() == slug), None)
+    return next((p for one in added_kinds() for p in (one.find, one.apply) if p.slug() == slug), None)
 
 
 def backend(name: str, **options: Any) -> Backend:

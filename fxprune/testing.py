@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from .ir.agreement import relative_error as relative_error
-from .ir.agreement import seeded
+from .ir.agreement import relative_error, seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
 from .ir.dataflow import NORMS, Family, bind_values, family

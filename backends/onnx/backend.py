@@ -72,8 +72,8 @@ class OnnxBackend(Backend):
         _refuse_numbers(program)
         table = table_for(cpu_name(), "ell", self.table)
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
-        program = Pipeline((gate,)).run(program)
-        about = report(gate.results, table), tuple(words(gate.results))
+        program, (gated,) = Pipeline((gate,)).apply(program)
+        about = report(gated.record, table), tuple(words(gated.record))
         files = self.write(program, directory)
         give_back()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)

@@ -30,21 +30,22 @@ class UseBlockEll(Transform):
 
     table    what was measured on the runtime that will run it, or None: then nothing is replaced
     device   where it will run, for the words when there is no table
-    results  a decision per sparse layer is appended
     """
 
     table: BlockTable | None = field(default=None, repr=False)
     device: str = ""
-    results: list[Decision] = field(default_factory=list, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
-        decisions = decide(program, self.table, self.device, padded)
-        self.results.extend(decisions)
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, tuple[Decision, ...]]:
+        """(the program, a decision per sparse layer)."""
+        decisions = tuple(decide(program, self.table, self.device, count_padded))
         chosen = [d.layer for d in decisions if d.sparse]
-        return replaced(program, chosen, self.slug()) if chosen else program
+        return replace_layers(program, chosen, self.slug()) if chosen else program, decisions
 
 
-def replaced(program: Program, layers: Sequence[SparseLayer], by: str) -> Program:
+def replace_layers(program: Program, layers: Sequence[SparseLayer], by: str) -> Program:
     """The program with these layers as block-ELL."""
     edit = Replacing(program, by)
     for layer in layers:
@@ -105,6 +106,6 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
     edit.instead(node, y)
 
 
-def padded(layer: SparseLayer) -> int:
+def count_padded(layer: SparseLayer) -> int:
     """How many tiles run when every row of tiles is as long as the fullest."""
     return len(layer.live) * max(1, int(layer.live.sum(1).max()))

@@ -19,10 +19,10 @@ from ...ir.program import Program
 from ...ir.sparsity import grid, spread, tile_of
 from ...process.environment import cpu_name
 from ...process.silence import quiet
-from ...target.block_table import BlockTable, Timing, made
+from ...target.block_table import BlockTable, Timing, make_table
 from ...target.gate import SparseLayer
 from ...target.timing import latency, session
-from .block_ell import padded, replaced
+from .block_ell import count_padded, replace_layers
 
 FORM = "ell"
 
@@ -56,7 +56,7 @@ def measure(
     for number, ((n, k), m, pattern, density) in enumerate(cases):
         on_case(f"{n}x{k}, M={m}, tiles {pattern}, density {density:g}", number, len(cases))
         found.append(_case(n, k, m, pattern, density, threads, seconds))
-    return made(cpu_name(), FORM, found)
+    return make_table(cpu_name(), FORM, found)
 
 
 def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, seconds: float) -> Timing:
@@ -70,7 +70,7 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, se
             cure="lower it",
         )
     one = SparseLayer(matrix, pattern, tile_of(pattern), live)
-    sparse = replaced(dense, [one], "tune")
+    sparse = replace_layers(dense, [one], "tune")
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(1)).numpy()
     with tempfile.TemporaryDirectory() as folder:
         running = {
@@ -80,7 +80,7 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, threads: int, se
         times = latency(
             {name: partial(s.run, None, {s.get_inputs()[0].name: x}) for name, s in running.items()}, seconds=seconds
         )
-    multiplied = round(padded(one) / live.numel(), 4)  # what a layer of a plan is compared by as well
+    multiplied = round(count_padded(one) / live.numel(), 4)  # what a layer of a plan is compared by as well
     return Timing(n, k, pattern, "float32", m, multiplied, times["dense"].median_ms, times["ell"].median_ms)
 
 

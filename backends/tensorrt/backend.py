@@ -22,7 +22,7 @@ from ...target.backend import Backend, Lowered, Runner
 from ...target.parity import eager
 from .build import HARDWARE, Flags, by_converters, by_parser
 from .legalize import FOR_CONVERTERS, PoolByMean
-from .profiles import InputProfile, asked, profiles, ranges
+from .profiles import InputProfile, profiles, ranges, read_ranges
 from .ranges import SAMPLES, check_ranges
 from .runtime import EngineRunner, write_interface
 from .toolchain import Toolchain, find, runtime
@@ -79,7 +79,7 @@ class TensorRTBackend(Backend):
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("via", self.via, ("dynamo", "onnx"))
         _one_of("hardware", self.hardware, HARDWARE)
-        asked(self.shapes)
+        read_ranges(self.shapes)
         size_of(self.workspace)
         if not 0 <= self.optimization_level <= 5:
             raise OptionError(
@@ -105,7 +105,7 @@ class TensorRTBackend(Backend):
         return replace(self, calibration=calibration)
 
     def lower(self, program: Program, directory: Path) -> Lowered:
-        sizes = ranges(program, asked(self.shapes))
+        sizes = ranges(program, read_ranges(self.shapes))
         inputs = profiles(program, sizes)
         plain = Pipeline((PoolByMean(),)).run(program)
         tools, missing = find(self.via, bool(self._capabilities))

@@ -17,7 +17,7 @@ from ...errors import LoweringError, OptionError
 from ...ir.program import Program
 from ...ir.provenance import first_line
 from ...ir.signature import output_names
-from .coverage import check_coverage, lowered
+from .coverage import check_coverage, lower_graph
 from .profiles import InputProfile
 from .toolchain import Toolchain
 
@@ -55,7 +55,7 @@ def by_converters(program: Program, inputs: Sequence[InputProfile], tools: Toolc
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
 
     chosen = settings(flags)
-    module = lowered(program, chosen)
+    module = lower_graph(program, chosen)
     check_coverage(program, module, chosen)
     specs = [_spec(torch_tensorrt, one) for one in inputs]
     with heard() as said:

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from ...errors import LoweringError
 from ...ir.program import Program
-from ...ir.provenance import made_by, source_line
+from ...ir.provenance import maker_of, source_line
 from ...ir.rebuild import copy_graph, rebuild
 from ...process.silence import quiet
 
@@ -38,7 +38,7 @@ class Unsupported:
         return f"node {self.origin or self.node} ({self.op}){made}{f', from {self.line}' if self.line else ''}"
 
 
-def lowered(program: Program, settings: Any) -> GraphModule:
+def lower_graph(program: Program, settings: Any) -> GraphModule:
     """The graph as torch-tensorrt's converters get it: its decompositions and its own passes, on one graph module.
 
     Nodes carry the name of the program's node they came from in ``meta["custom"]``, which decompositions keep.
@@ -57,7 +57,7 @@ def lowered(program: Program, settings: Any) -> GraphModule:
 
 
 def unsupported(program: Program, module: GraphModule, settings: Any) -> list[Unsupported]:
-    """Nodes of ``module`` (made by :func:`lowered`) that no converter takes with these arguments and open sizes."""
+    """Nodes of ``module`` (made by :func:`lower_graph`) that no converter takes with these arguments and open sizes."""
     from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS
 
     DYNAMO_CONVERTERS.set_compilation_settings(settings)
@@ -106,4 +106,4 @@ def _described(node: Node, sources: dict[str, Node]) -> Unsupported:
         )
     source = sources.get(name, node)
     op = str(node.target).removeprefix("torch.ops.")
-    return Unsupported(node.name, op, name, made_by(source), source_line(source.meta.get("stack_trace")))
+    return Unsupported(node.name, op, name, maker_of(source), source_line(source.meta.get("stack_trace")))

@@ -31,10 +31,10 @@ class InputProfile:
         return self.shapes[0] == self.shapes[2]
 
 
-def asked(text: str) -> dict[str, Range]:
+def read_ranges(text: str) -> dict[str, Range]:
     """``batch:1:8:64/sequence:1:128:512`` as a mapping. Raises OptionError.
 
-    >>> asked("batch:1:8:64")
+    >>> read_ranges("batch:1:8:64")
     {'batch': (1, 8, 64)}
     """
     found: dict[str, Range] = {}

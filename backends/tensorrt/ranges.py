@@ -12,7 +12,7 @@ from torch.fx import Interpreter, Node
 
 from ...errors import LoweringError
 from ...ir.program import Program
-from ...ir.provenance import made_by, source_line
+from ...ir.provenance import maker_of, source_line
 
 LIMIT = 65504.0
 SAMPLES = 32
@@ -111,7 +111,7 @@ def check_ranges(program: Program, cast: Program, batches: Sequence[Sequence[Any
 
 def describe(node: Node) -> str:
     """``node linear_3 (aten.linear.default), from model.py:12 `...` ``, with the pass that made it."""
-    made, line = made_by(node), source_line(node.meta.get("stack_trace"))
+    made, line = maker_of(node), source_line(node.meta.get("stack_trace"))
     return f"node {node.name} ({node.target}){f', made by {made}' if made else ''}{f', from {line}' if line else ''}"
 
 

@@ -44,10 +44,10 @@ class TritonBackend(Backend):
         device = cuda_name()
         table = table_for(device, "kernel", self.table)
         gate = UseKernels(table, device or "CUDA (this machine has no GPU)")
-        program = Pipeline((gate,)).run(program)
+        program, (gated,) = Pipeline((gate,)).apply(program)
         path = self.payload(directory)
         write_program(program.exported, path)
-        return Lowered(path, (path,), self.load(path), report(gate.results, table), tuple(words(gate.results)))
+        return Lowered(path, (path,), self.load(path), report(gated.record, table), tuple(words(gated.record)))
 
     def load(self, payload: Path) -> Runner:
         return eager(read_program(payload))

@@ -23,23 +23,24 @@ class UseKernels(Transform):
 
     table    what was measured, or None: then nothing is replaced
     device   where it will run, for the words when there is no table
-    results  a decision per sparse layer is appended
     """
 
     table: BlockTable | None = field(default=None, repr=False)
     device: str = ""
-    results: list[Decision] = field(default_factory=list, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
-        decisions = decide(program, self.table, self.device)
-        self.results.extend(decisions)
+        return self.apply(program)[0]
+
+    def apply(self, program: Program) -> tuple[Program, tuple[Decision, ...]]:
+        """(the program, a decision per sparse layer)."""
+        decisions = tuple(decide(program, self.table, self.device))
         if not any(d.sparse for d in decisions):
-            return program
+            return program, decisions
         edit = Replacing(program, self.slug())
         for decision in decisions:
             if decision.sparse:
                 self._replace(edit, decision)
-        return program.without_facts(exported=edit.done())
+        return program.without_facts(exported=edit.done()), decisions
 
     def _replace(self, edit: Replacing, decision: Decision) -> None:
         layer, matrix = decision.layer, decision.layer.matrix

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ...errors import MissingDevice, OptionError
 from ...ir.sparsity import grid, tile_of
 from ...ops.block_sparse_linear import pack
-from ...target.block_table import BlockTable, Timing, made
+from ...target.block_table import BlockTable, Timing, make_table
 from ...target.gate import cuda_name
 from .configurations import CONFIGURATIONS, usable
 from .launch import launch
@@ -51,7 +51,7 @@ def measure(
     for number, ((n, k), m, pattern, density) in enumerate(cases):
         on_case(f"{n}x{k}, M={m}, tiles {pattern}, density {density:g}", number, len(cases))
         found.append(_case(n, k, m, pattern, density, dtype))
-    return made(device, FORM, found)
+    return make_table(device, FORM, found)
 
 
 def check_device() -> str:

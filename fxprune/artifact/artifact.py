@@ -28,11 +28,11 @@ from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.signature import describe_inputs, output_names
 from ..process.environment import versions
-from ..process.files import published
+from ..process.files import publish
 from ..report.entries import VERSION
 from ..report.op_gaps import gap_lines
 from ..target.backend import Backend, Lowered, lower_and_verify
-from ..target.gate import executed
+from ..target.gate import describe_executed
 from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
 from .module import ProgramModule, module_of
 
@@ -89,7 +89,7 @@ class Artifact:
         check_destination(path, overwrite)
         program = self._trained()
         untouched = program is self._read and self._module is None  # a module may have been trained in place
-        with published(path) as directory:
+        with publish(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
             lowered = lowered.unloaded()  # its memory is wanted for what is written and timed next
             give_back()
@@ -107,9 +107,9 @@ class Artifact:
                 "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
                 "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about),
-                "unfinished": unfinished(self.backend, path, lowered.missing),
+                "unfinished": describe_unfinished(self.backend, path, lowered.missing),
                 "files": {p.name: file_entry(p) for p in sorted(directory.iterdir())},
-                **executed(self.report, lowered.sparsity, lowered.notes),
+                **describe_executed(self.report, lowered.sparsity, lowered.notes),
                 **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
             }
             (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
@@ -247,7 +247,7 @@ def build_report(
     }
 
 
-def unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
+def describe_unfinished(backend: Backend, path: Path, missing: Sequence[str]) -> dict[str, Any] | None:
     """What the report says of an artefact whose target needs what this machine lacks; None where nothing is missing."""
     if not missing:
         return None

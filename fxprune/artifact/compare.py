@@ -11,8 +11,8 @@ from ..ir.plan import CompressionPlan
 from ..report.json_schema import problems
 from ..report.latency import rows_of as measured_rows
 from ..report.latency import setting, timed_cell
-from ..report.page import code, figure, folded, page, paragraph, section, table, text
-from ..report.plots import EMPTY, SERIES, drawn, scatter, short
+from ..report.page import code, figure, fold, page, paragraph, section, table, text
+from ..report.plots import EMPTY, SERIES, draw_svg, scatter, short
 from ..report.render import COSTS, MEASURES, PLURAL, budget_words, figures_of, labels
 from ..report.render import render as render_one
 from ..report.schema import REPORT as SCHEMA
@@ -190,7 +190,7 @@ def render(result: Mapping[str, Any]) -> str:
             ),
             _front(artifacts),
             _layers(artifacts),
-            section("Pipelines", *(folded(a["name"], f"<pre>{text(a['pipeline'])}</pre>") for a in artifacts)),
+            section("Pipelines", *(fold(a["name"], f"<pre>{text(a['pipeline'])}</pre>") for a in artifacts)),
             section(
                 "Plans",
                 table(("artefact", "SHA-256 of plan.json"), [(a["name"], code(a["plan_sha256"])) for a in artifacts]),
@@ -243,5 +243,5 @@ def _layers(artifacts: Sequence[Mapping[str, Any]]) -> str:
             axes.grid(axis="y")
             axes.legend(loc="upper right", ncols=4, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
-        parts.append(figure(drawn(f"layers-{i}", 2.3, draw), f"{PLURAL.get(kind, kind)} kept, layer by layer"))
+        parts.append(figure(draw_svg(f"layers-{i}", 2.3, draw), f"{PLURAL.get(kind, kind)} kept, layer by layer"))
     return section("What stays, layer by layer", *parts)

@@ -29,12 +29,12 @@ from ..ir.program import Program
 from ..ir.provenance import first_line
 from ..process.environment import versions
 from ..process.events import Event, OnEvent
-from ..process.files import published, sha256_of
+from ..process.files import publish, sha256_of
 from ..process.silence import quiet
 from ..report.units import mebi
-from ..request.latency import MISS, LatencyWish
+from ..request.latency import MISS, LatencyGoal
 from ..target.backend import Backend, Lowered, Runner
-from ..target.clock import Clock, Reading, batch_for, device_of
+from ..target.clock import Clock, PairedLatency, batch_for, device_of
 from ..target.footprint import footprint
 from ..target.latency_table import RUNTIMES, today
 from .files import PAGE, REPORT, check_destination, read_report
@@ -48,7 +48,7 @@ Additions = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Stopwatch:
+class DeliveredLatency:
     """Times a payload once it is written, for ``Artifact.save``: what it returns goes into the report.
 
     asked   batch, threads and seconds;  by: the command, as the report states it
@@ -56,7 +56,7 @@ class Stopwatch:
     held    a clock of this run with the dense program already lowered to the same target
     """
 
-    asked: LatencyWish
+    asked: LatencyGoal
     by: str
     dense: Program | None = None
     held: Clock | None = None
@@ -71,12 +71,12 @@ class Stopwatch:
         """``measured``, and ``latency`` with what was delivered where time was the budget. Raises nothing of a
         target's: what cannot be measured is said instead."""
         if not self.seconds:
-            return {"measured": _told(backend, program, [], "it was left out (`--seconds 0`)")}
+            return {"measured": _describe(backend, program, [], "it was left out (`--seconds 0`)")}
         if lowered.missing:
-            return {"measured": _told(backend, program, [], f"not finished: {'; '.join(lowered.missing)}")}
+            return {"measured": _describe(backend, program, [], f"not finished: {'; '.join(lowered.missing)}")}
         why = "" if self.dense is None else _too_large(self.dense)
         if why:
-            return {"measured": _told(backend, program, [], why)}
+            return {"measured": _describe(backend, program, [], why)}
         self.tell(Event("stage", "measure the latency of the result" + (", beside the dense model" * bool(self.dense))))
         try:
             with quiet():
@@ -87,11 +87,11 @@ class Stopwatch:
                 if isinstance(error, FxpruneError)
                 else first_line(error) or type(error).__name__
             )
-            return {"measured": _told(backend, program, [], said[:400])}
-        found: Additions = {"measured": _told(backend, program, [] if row is None else [row], why)}
+            return {"measured": _describe(backend, program, [], said[:400])}
+        found: Additions = {"measured": _describe(backend, program, [] if row is None else [row], why)}
         foretold = report.get("latency")
         if foretold and row is not None and _same_setting(foretold, row, backend, report):
-            found["latency"] = {**foretold, "delivered": delivered(foretold, report.get("budget"), row)}
+            found["latency"] = {**foretold, "delivered": compare_delivered(foretold, report.get("budget"), row)}
         return found
 
     def _row(
@@ -127,7 +127,7 @@ class Stopwatch:
             yield clock
 
 
-def row_of(reading: Reading, batch: int, threads: int, macs: float, by: str) -> dict[str, Any]:
+def row_of(reading: PairedLatency, batch: int, threads: int, macs: float, by: str) -> dict[str, Any]:
     """A row of the report.
 
     batch, threads          samples per call, CPU threads (0: the runtime's own choice)
@@ -136,7 +136,7 @@ def row_of(reading: Reading, batch: int, threads: int, macs: float, by: str) -> 
     speedup                 1 / ratio;  realised: that over what the MACs promise, ``1 / macs``
     by                      the command that measured it
 
-    >>> row = row_of(Reading(0.625, 0.01, 5.0, 8.0, 50), 8, 1, 0.5, "compile")
+    >>> row = row_of(PairedLatency(0.625, 0.01, 5.0, 8.0, 50), 8, 1, 0.5, "compile")
     >>> row["speedup"], row["realised"]
     (1.6, 0.8)
     """
@@ -158,7 +158,9 @@ def _row_at(batch: int, threads: int, by: str) -> dict[str, Any]:
     return {"batch": batch, "threads": threads, **nothing, "rounds": 0, "by": by}
 
 
-def delivered(latency: Mapping[str, Any], budget: Mapping[str, Any] | None, row: Mapping[str, Any]) -> dict[str, Any]:
+def compare_delivered(
+    latency: Mapping[str, Any], budget: Mapping[str, Any] | None, row: Mapping[str, Any]
+) -> dict[str, Any]:
     """What was foretold of the latency, held against the delivered file.
 
     achieved_ms   as in the rounds of the search: the measured share of the table's dense latency; where milliseconds
@@ -219,12 +221,12 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, prog
         )
     check_destination(path)
     report = read_report(path)
-    told, old = _told(backend, program, [], ""), report.get("measured") or {}
+    told, old = _describe(backend, program, [], ""), report.get("measured") or {}
     same = all(old.get(k) == told[k] for k in ("target", "device", "versions"))
     kept = {(r["batch"], r["threads"]): dict(r) for r in old.get("rows", ()) if same}
     kept.update({(r["batch"], r["threads"]): dict(r) for r in rows})
     report["measured"] = {**told, "rows": [kept[k] for k in sorted(kept)]}
-    with published(path) as directory:
+    with publish(path) as directory:
         for name in report["files"]:
             if name != PAGE:
                 _linked(path / name, directory / name)
@@ -243,7 +245,7 @@ def _linked(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
-def _told(backend: Backend, program: Program, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
+def _describe(backend: Backend, program: Program, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
     gpu = backend.runs_on() == "cuda" and torch.cuda.is_available()
     return {
         "target": backend.text,

@@ -238,7 +238,7 @@ def gates_of(
             difference, outputs = _on_data(payload, evidence, place)
             found.append(gate("data-parity", difference, payload.tolerance, "relative"))
         except FxpruneError as error:
-            found.append(failed("data-parity", error, payload.tolerance))
+            found.append(fail_gate("data-parity", error, payload.tolerance))
         except Exception as error:  # whatever the target's runtime raises
             found.append(Gate("data-parity", FAILED, why=f"the payload does not run: {error}"[:400]))
     whole = evidence is not None and evidence.complete and bool(outputs)
@@ -268,7 +268,7 @@ def gates_of(
     return found, clock
 
 
-def failed(name: str, error: FxpruneError, limit: float | None = None) -> Gate:
+def fail_gate(name: str, error: FxpruneError, limit: float | None = None) -> Gate:
     """A gate that an error failed; a missing device leaves it unfinished."""
     status = UNFINISHED if isinstance(error, MissingDevice) else FAILED
     why = "; ".join(filter(None, (error.what, error.where, error.why)))

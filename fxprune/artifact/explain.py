@@ -7,18 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError, nearest, spell
+from ..ir.choice import BLOCK, TOKEN, AnyChoice, Choice
 from ..ir.plan import CompressionPlan
-from ..report.scores import decode, ranked
+from ..ir.sparsity import TWO_OF_FOUR, Sparsity
+from ..report.scores import decode, rank
 from .compare import read_valid
 from .files import PLAN, check_files
 
 Entry = Mapping[str, Any]
 
+FIELDS = ("kind", "size", "granularity", "floor", "macs", "params", "criterion", "unit", "comparable", "parameters")
+"""What an explanation repeats of a group's entry in the report."""
+
 
 def explain(artifact: str | Path, group: str) -> dict[str, Any]:
-    """What is known of one group: its ``elements`` in the order in which they would be kept, and ``because``, in words.
+    """What is known of one thing that a search could choose: its ``elements`` in the order in which they would be kept,
+    and ``because``, in words.
 
-    group   as in plan.json and the report, e.g. ``blocks.0.mlp.fc1:ffn``
+    group   as in plan.json and the report, e.g. ``blocks.0.mlp.fc1:ffn``, ``blocks.3.attn.proj:token``. Which tokens go
+            is decided for every image anew: they are no ``elements``
 
     Raises OptionError with the nearest name, LoadError for an artefact that is damaged or from before scores were kept.
     """
@@ -44,40 +51,13 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
             f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen)
         )
     entry = entries[group]
-    choice = CompressionPlan.read(path / PLAN).elements.get(group)
-    keep = set(range(entry["size"])) if choice is None else set(choice.keep)
-    elements: list[dict[str, Any]] = []
-    if entry["scores"] is not None:
-        scores = decode(entry["scores"], entry["size"])
-        by_score = {e: i + 1 for i, e in enumerate(sorted(range(len(scores)), key=lambda e: (-scores[e], e)))}
-        elements = [
-            {"element": e, "score": scores[e], "rank": i + 1, "rank_by_score": by_score[e], "kept": e in keep}
-            for i, e in enumerate(ranked(entry))
-        ]
-    else:
-        elements = [
-            {"element": e, "score": None, "rank": None, "rank_by_score": None, "kept": e in keep}
-            for e in range(entry["size"])
-        ]
+    keep = _kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
+    elements = [] if entry["kind"] == TOKEN else _elements(entry, keep)
     recovery = [s for s in (report.get("recovery") or {}).get("steps", ()) if s["parameter"] in entry["parameters"]]
     edge = _edge(entry, len(keep), report)
     return {
         "group": group,
-        **{
-            k: entry[k]
-            for k in (
-                "kind",
-                "size",
-                "granularity",
-                "floor",
-                "macs",
-                "params",
-                "criterion",
-                "unit",
-                "comparable",
-                "parameters",
-            )
-        },
+        **{k: entry[k] for k in FIELDS},
         "kept": len(keep),
         "removed": sorted(set(range(entry["size"])) - keep),
         "elements": elements,
@@ -86,6 +66,30 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
         "frozen": "",
         "because": _because(entry, len(keep), elements, edge, recovery, report),
     }
+
+
+def _kept(choice: AnyChoice | None, entry: Entry) -> set[int]:
+    """The elements that stay; of tokens, which have no identity, as many."""
+    if isinstance(choice, Choice):
+        return set(choice.keep)
+    if isinstance(choice, Sparsity):
+        return set(choice.kept.flatten().nonzero().flatten().tolist())
+    return set(range(entry["kept"] if entry["kind"] == TOKEN else entry["size"]))
+
+
+def _elements(entry: Entry, keep: set[int]) -> list[dict[str, Any]]:
+    """In the order in which they would be kept, where scores are known."""
+    if entry["scores"] is None:
+        return [
+            {"element": e, "score": None, "rank": None, "rank_by_score": None, "kept": e in keep}
+            for e in range(entry["size"])
+        ]
+    scores = decode(entry["scores"], entry["size"])
+    by_score = {e: i + 1 for i, e in enumerate(sorted(range(len(scores)), key=lambda e: (-scores[e], e)))}
+    return [
+        {"element": e, "score": scores[e], "rank": i + 1, "rank_by_score": by_score[e], "kept": e in keep}
+        for i, e in enumerate(rank(entry))
+    ]
 
 
 def _nearest(group: str, entries: Mapping[str, Entry], frozen: Mapping[str, Entry]) -> str:
@@ -119,7 +123,10 @@ def _edge(entry: Entry, kept: int, report: Mapping[str, Any]) -> dict[str, Any]:
     others = [
         (g["group"], *worth(g, g["kept"]))
         for g in report["groups"]
-        if g["group"] != entry["group"] and g["comparable"] and g.get("searched", True)
+        if g["group"] != entry["group"]
+        and g["comparable"]
+        and g.get("searched", True)
+        and g["criterion"] == entry["criterion"]
     ]
     spared = [(w, name) for name, w, _ in others if w is not None]
     if spared:
@@ -136,25 +143,31 @@ def _because(
     recovery: list[dict[str, Any]],
     report: Mapping[str, Any],
 ) -> list[str]:
-    size, gone, unit = entry["size"], entry["size"] - kept, entry["unit"]
-    lines = [
-        f"{gone} of {size} went; each costs {entry['macs'] / 1e3:,.3f} kMACs and {entry['params']:,} parameters "
-        "in the dense model"
-    ]
+    gone, unit = entry["size"] - kept, entry["unit"]
+    lines = _what_went(entry, gone, report)
     if not entry.get("searched", True):
         lines.append(spell(f"groups of kind '{entry['kind']}' were not asked for (`--prune`)"))
-    lines.append(
-        f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
-        + (": it is at its floor" if kept == entry["floor"] and gone else "")
-    )
+    if entry["kind"] == TOKEN:
+        return lines
+    if entry["size"] > 1:
+        lines.append(
+            f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
+            + (": it is at its floor" if kept == entry["floor"] and gone else "")
+        )
     if entry["scores"] is None:
-        return [*lines, "no scores are known: the plan was given, not searched"]
+        why = "too many to keep" if entry.get("pattern") == TWO_OF_FOUR else "the plan was given, not searched"
+        return [*lines, f"no scores are known: {why}"]
     stay = [e["score"] for e in elements if e["kept"]]
     went = [e["score"] for e in elements if not e["kept"]]
     if went and stay:
         lines.append(
             f"{entry['criterion']} ({unit}): what went scores {min(went):.4g} to {max(went):.4g}, what stays "
             f"{min(stay):.4g} to {max(stay):.4g}"
+        )
+    if entry["size"] == 1:
+        lines.append(
+            f"{entry['criterion']} ({unit}): it is worth {elements[0]['score']:.4g}, "
+            "what its elements are worth together"
         )
     if entry["order"] is not None and gone:
         swapped = sum(not e["kept"] and e["rank_by_score"] <= kept for e in elements)
@@ -183,6 +196,27 @@ def _because(
             f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
             f"after ({step['role']})"
         )
-    if gone and not recovery:
+    if gone and not recovery and entry["kind"] != BLOCK:
         lines.append("recovery changed no weight that the group reaches")
     return lines
+
+
+def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
+    """How much of it went, and what an element costs."""
+    size, each = entry["size"], "" if entry["macs"] is None else f"{entry['macs'] / 1e3:,.3f} kMACs"
+    if entry["kind"] == TOKEN:
+        by = (report.get("tokens") or {}).get("reducer")
+        said = f"{gone} of {size} tokens are gone behind this attention, {entry['removed']} of them here"
+        lines = [said + (f", by {by}" if by else "") + f"; {entry['protected']} more are protected"]
+        if each:
+            lines.append(f"each costs {each} from here to the next attention where tokens may go")
+        return [*lines, "how many go was decided on whole schedules; which ones, is decided for every image anew"]
+    if entry["kind"] == BLOCK:
+        gate = {d["parameter"]: d for d in ((report.get("sparsity") or {}).get("gate") or {}).get("layers", ())}
+        said = gate.get(entry["parameters"][0], {}).get("said")
+        lines = [f"{gone} of {size} tiles of {entry['pattern']} are zero" + (f"; each costs {each}" if each else "")]
+        return [*lines, *([f"on this target: {said}"] if said else [])]
+    cost = f"{each} and {entry['params']:,} parameters in the dense model"
+    if size == 1:
+        return [f"it {'went' if gone else 'stays'} as a whole: it costs {cost}"]
+    return [f"{gone} of {size} went; each costs {cost}"]

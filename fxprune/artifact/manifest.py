@@ -55,7 +55,7 @@ _SHAPE: Mapping[str, type | tuple[type, ...]] = {
 Manifest = dict[str, Any]
 
 
-def sealed(content: Mapping[str, Any]) -> Manifest:
+def seal(content: Mapping[str, Any]) -> Manifest:
     """``content`` with the version of the format and the seal."""
     whole = {"fxprune_manifest": VERSION, **content}
     return {**whole, "seal": seal_of(whole)}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..process.events import Event, OnEvent, warn_only
-from ..process.files import write_error
+from ..process.files import write_error, write_text
 
 if TYPE_CHECKING:
     from ..artifact.artifact import Artifact
@@ -196,16 +196,15 @@ def run(
         raise OptionError("epochs must be at least 1", where=f"--epochs {epochs}")
     out = _own_folder(Path(out))
     on_event(Event("stage", f"train a small ViT on handwritten digits, {epochs} epochs"))
-    data = digits(seed)
-    threads = threads or 1
+    data, threads = digits(seed), threads or 1
     with torch.random.fork_rng(), _threads(threads):
         torch.manual_seed(seed)  # initial weights and dropout
         model = train(DigitsViT(), data, epochs=epochs, seed=seed)
     trained = time.perf_counter()
     torch.save(model, out / "model.pt")
     chosen = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))[:CALIBRATION_SAMPLES]
-    images, labels = data.train_images[chosen].numpy(), data.train_labels[chosen].numpy()
-    np.savez(out / "calibration.npz", images=images, labels=labels)
+    calibration = {"images": data.train_images[chosen].numpy(), "labels": data.train_labels[chosen].numpy()}
+    np.savez(out / "calibration.npz", **calibration)
 
     # DigitsViT is a class of this package and not of torch, so loading its pickle needs the user's word.
     common: dict[str, Any] = {
@@ -242,7 +241,7 @@ def run(
         "command": f"fxprune compile {out / 'model.pt'} --target onnx --flops {flops} --input 1x1x8x8 "
         f"--data {out / 'calibration.npz'} --samples {CALIBRATION_SAMPLES} --trust-pickle",
     }
-    (out / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(out / RESULT, json.dumps(result, indent=2) + "\n")
     return result
 
 

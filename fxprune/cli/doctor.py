@@ -57,7 +57,7 @@ def examine(target: str | None = None) -> dict[str, Any]:
         "providers": providers(),
         "compiler": _compiler(),
         "targets": targets,
-        "plugins": [str(p) for p in plugins.installed()[0]],
+        "plugins": [str(p) for p in plugins.find_plugins()[0]],
         "problems": found,
     }
 

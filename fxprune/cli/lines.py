@@ -157,7 +157,7 @@ def _frozen(program: Program) -> list[dict[str, Any]]:
     ]
 
 
-def kept_per_kind(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def count_kept(choices: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Kind -> (groups, elements kept, elements in the dense model) over what a plan cuts."""
     totals: dict[str, tuple[int, int, int]] = {}
     for c in choices.values():

@@ -23,9 +23,9 @@ from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
 from .lines import (
     _frozen,
+    count_kept,
     frozen_lines,
     gaps_of,
-    kept_per_kind,
     latency_lines,
     places,
     plain_text,
@@ -131,7 +131,7 @@ class Screen:
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(plan.elements).items()):
+        for kind, (groups, kept, size) in sorted(count_kept(plan.elements).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         frozen = [f for f in report.get("frozen", ()) if f["kind"] != TOKEN]
         self._print("", table, *frozen_lines(frozen, short=True), *token_lines(token_sites(report)))
@@ -166,7 +166,7 @@ class Screen:
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             old, new = dense.metric(key), after.metric(key)
             table.add_row(label, show(old), show(new), f"{new / max(old, 1):.3f}")
-        for kind, (groups, kept, size) in sorted(kept_per_kind(cut).items()):
+        for kind, (groups, kept, size) in sorted(count_kept(cut).items()):
             table.add_row(f"{kind} in {groups} cut groups", str(size), str(kept), f"{kept / size:.3f}")
         where = [f"[bold]plan  {plain_text(path)}[/]"] if path else []
         if plan.blocks:

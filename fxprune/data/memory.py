@@ -18,7 +18,7 @@ from ..ir.dataflow import MOVES, family
 from ..ir.pipeline import Pass
 from ..ir.program import Program
 from ..ir.signature import samples_in
-from ..process.jobs import unidentified
+from ..process.jobs import forget_identity
 from .batch import Batch, Calibration, evenly
 
 _budget: contextvars.ContextVar[int | None] = contextvars.ContextVar("memory", default=None)
@@ -29,10 +29,9 @@ LEAST = 2**20  # bytes, so that no cache is given nothing
 
 
 @contextlib.contextmanager
-def within(amount: int | float | str | None) -> Iterator[None]:
+def memory_limit(amount: int | float | str | None) -> Iterator[None]:
     """Caches of calibration take at most ``amount`` bytes together inside the block: "8GiB", a number, or None for
-    their usual sizes. Weights are not counted, and one batch on its way through the model only where :func:`in_flight`
-    was asked.
+    their usual sizes. Weights are not counted, and one batch on its way through the model only by :func:`split_to_fit`.
 
     Raises OptionError for what is no amount.
     """
@@ -62,7 +61,7 @@ def allowed() -> int | None:
 def share(usual: int, part: float) -> int:
     """``usual`` bytes, or ``part`` of the budget where there is one and that is less.
 
-    >>> with within("64MiB"):
+    >>> with memory_limit("64MiB"):
     ...     share(2**30, 0.25), share(2**20, 0.25)
     (16777216, 1048576)
     """
@@ -70,7 +69,7 @@ def share(usual: int, part: float) -> int:
     return usual if budget is None else min(usual, max(LEAST, int(budget * part)))
 
 
-def that_fit(program: Program, data: Calibration) -> Calibration:
+def subsample_to_fit(program: Program, data: Calibration) -> Calibration:
     """``data``, or evenly chosen samples of it: as many as two graphs can hold side by side within the budget."""
     budget = _budget.get()
     if budget is None or not data.batches:
@@ -88,7 +87,7 @@ def that_fit(program: Program, data: Calibration) -> Calibration:
     return replace(data, batches=tuple(batches))
 
 
-def in_flight(program: Program, data: Calibration) -> Calibration:
+def split_to_fit(program: Program, data: Calibration) -> Calibration:
     """The same samples in batches that fit the budget while one of them runs forwards and back through the model.
 
     A graph that was captured at a fixed batch size takes its batches as they are. Scores that compare the samples of a
@@ -174,7 +173,7 @@ def with_smaller_batches(
     """
     reads = [getattr(p, "data", None) for p in passes]
     given = next((data for data in reads if isinstance(data, Calibration)), None)
-    less = None if given is None else halved(given)
+    less = None if given is None else halve_batches(given)
     if given is None or less is None:
         raise FxpruneError(
             "memory ran out",
@@ -186,7 +185,7 @@ def with_smaller_batches(
         f"memory ran out in {', '.join(p.slug() for p in passes)}: it goes on with batches of "
         f"{max(b.size for b in less.batches)} samples"
     )
-    unidentified()  # what was kept of this run belongs to the old batches
+    forget_identity()  # what was kept of this run belongs to the old batches
     again = [
         replace(p, data=less) if data is given else p  # type: ignore[call-arg]
         for p, data in zip(passes, reads, strict=True)
@@ -194,7 +193,7 @@ def with_smaller_batches(
     return again, less if calibration is given else calibration
 
 
-def halved(data: Calibration) -> Calibration | None:
+def halve_batches(data: Calibration) -> Calibration | None:
     """The same samples in batches of half the size; None where every batch holds one sample.
 
     Scores that compare the samples of a batch with each other (``trajectory``) see fewer at a time then.

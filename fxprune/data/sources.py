@@ -278,7 +278,7 @@ def _from_iterable(
     left = samples
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a loader that shuffles gives the same batches every time
-        for number, item in enumerate(_guarded(source, origin)):
+        for number, item in enumerate(_guard(source, origin)):
             where = f"{origin}, batch {number}"
             made = item if isinstance(item, Batch) else _from_item(item, loaded, where)
             if not any(isinstance(t, Tensor) and t.dim() for t in (*made.args, *made.kwargs.values())):
@@ -294,7 +294,7 @@ def _from_iterable(
     return Calibration(tuple(batches), origin)
 
 
-def _guarded(source: Iterable[Any], origin: str) -> Iterator[Any]:
+def _guard(source: Iterable[Any], origin: str) -> Iterator[Any]:
     """The items of a user's iterable; its own exceptions come back as LoadError with the cause attached."""
     try:
         yield from source
@@ -348,7 +348,7 @@ def _split(rows: Tensor, batch: int) -> list[Tensor]:
     return [part for part in rows.split(batch) if len(part)]
 
 
-def held_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) -> Calibration | None:
+def hold_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) -> Calibration | None:
     """At most ``count`` samples of ``spec`` that :func:`load_data` with these ``samples`` and ``seed`` did not take.
 
     None where there are none: the source holds no more, cannot be read twice, or is code.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..artifact.artifact import Artifact, load
-from ..data.memory import within
+from ..data.memory import memory_limit
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -119,7 +119,7 @@ def compile(
     tokens          how image tokens become fewer: ``tome`` (also ``prune``, ``ppt``, ``zero-tprune``, ``transform``,
                     ``random``) as many as the budget asks; ``tome:r=13``, ``ppt:r=50@3,6,9``: so many; ``off``. With
                     options, as ``tome{schedule=constant}``: those of the reducer, and
-                    :class:`fxprune.request.tokens.Deciding`
+                    :class:`fxprune.request.tokens.TokenSearchOptions`
     unmerge         models that read or return every token get them back, as the one that took each in
     blocks          zero tiles inside the weights of linear layers until the budget of FLOPs is met: ``32x32``, with
                     options as ``32x32{slice=0.7,allocation=lsp}``, see :class:`fxprune.request.tiles.Tiling`.
@@ -156,10 +156,10 @@ def compile(
         return _replay(invoked, request, tell, finish_stated)
     if plan is not None:
         chosen = read_plan(plan)
-        with within(memory), resumable(out, on_event), lines_of(chosen):
+        with memory_limit(memory), resumable(out, on_event), lines_of(chosen):
             return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
     goal = request.goal
-    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+    with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
         return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
 
@@ -213,7 +213,7 @@ def plan(
     if pipeline is not None:
         return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
     goal = request.goal
-    with within(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
+    with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
         program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
     return _written(program, out)
@@ -306,7 +306,7 @@ def _replay(
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
     asked = invoked.decision
     stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
-    with within(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
+    with memory_limit(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
         return then(run_stated(_open(invoked, request, tell), stated), stated)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from .. import registry
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
-from ..request.goal import Wish, default_criterion
+from ..request.goal import Goal, default_criterion
 from .decide import Decided
 from .proof import prove_prepared
 from .run import Run, find_groups
@@ -28,7 +29,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     merging = plan.tokens
     run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge)
     run = prove_prepared(run)
-    how = Wish(None, default_criterion(None), (), 1, recover).recovery
+    how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)
 
@@ -76,5 +77,8 @@ def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:
 
 
 def read_plan(plan: PlanLike) -> CompressionPlan:
-    """The plan itself, from wherever it lies."""
-    return plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    """The plan itself, from wherever it lies. Raises PlanError for a kind that nobody knows."""
+    found = plan if isinstance(plan, CompressionPlan) else CompressionPlan.read(os.fspath(plan))
+    if not registry.KINDS.keys() >= set(found.kinds):
+        found.check_kinds(registry.names("kind"))
+    return found

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..passes.analysis.rank_within import RankWithin
     from ..passes.search.search_plan import SearchPlan
     from ..passes.transform.recover import Recover
-    from ..request.goal import Wish
+    from ..request.goal import Goal
 
 SWEPT = 128  # samples that head scales are compared on
 
@@ -57,7 +57,7 @@ class Decided:
         return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
 
 
-def decide(run: Run, goal: Wish) -> Decided:
+def decide(run: Run, goal: Goal) -> Decided:
     """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
@@ -67,27 +67,27 @@ def decide(run: Run, goal: Wish) -> Decided:
     return decide_on(prepare(run, goal), goal)
 
 
-def prepare(run: Run, goal: Wish) -> Run:
+def prepare(run: Run, goal: Goal) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with."""
     run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
 
-def score(run: Run, goal: Wish) -> Run:
+def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion; as it is where it has scores already."""
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
-    return run.through(ScoreGroups(criterion=goal.made, seed=run.seed))
+    return run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
 
 
-def decide_on(run: Run, goal: Wish) -> Decided:
+def decide_on(run: Run, goal: Goal) -> Decided:
     """:func:`decide` on what :func:`prepare` made; scores that are there (:func:`score`) are used, not made again."""
     from ..passes.transform.join_rounds import JoinRounds
 
-    budget, criterion = goal.budget, goal.made
+    budget, criterion = goal.budget, goal.scorer
     run, goal, latency = attach_latency_table(run, goal)
     said = [repr(goal), str(criterion), repr(run.request.tiles)]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, said))
@@ -110,20 +110,20 @@ def decide_on(run: Run, goal: Wish) -> Decided:
     return Decided(run, run.program, budget, latency)
 
 
-def _about(run: Run, goal: Wish) -> dict[str, Any]:
+def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
     data = run.data
     return {
         "model": run.opened.name,
         "pipeline": run.pipeline,
-        "importance": str(goal.made),
+        "importance": str(goal.scorer),
         "data": data.origin if data else None,
         "samples": data.samples if data else 0,
         "versions": versions(),
     }
 
 
-def _score_beside_tokens(run: Run, goal: Wish) -> Run:
+def _score_beside_tokens(run: Run, goal: Goal) -> Run:
     """The run with scores where groups take part besides tokens.
 
     Scores are those of the dense graph: removals do not run side by side where tokens merge (methods C), and a head is
@@ -134,7 +134,7 @@ def _score_beside_tokens(run: Run, goal: Wish) -> Run:
     return _decide_once(run, replace(goal, budget=_reachable(goal, run.program), tokens=None, table=None))
 
 
-def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Run, KnownLatency]:
+def _decide_with_tokens(run: Run, goal: Goal, latency: KnownLatency) -> tuple[Run, KnownLatency]:
     """Tokens, and groups beside them where a budget leaves them something to give. What was decided, and measured where
     the budget is one of latency, is then stated as passes, which make the plan."""
     from ..passes.search.plan_tokens import PlanTokens
@@ -146,7 +146,7 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     scale = 1.0 if plan is None else float(plan.about.get("head_scale", 1.0))
     scores: dict[str, list[list[float]]] = {}  # of tokens, for all rounds of measurement
 
-    def decided(by: Wish) -> Program:
+    def decided(by: Goal) -> Program:
         run.tell.stage("schedule tokens")
         with silence():
             search = _search(by, scale) if by.by_groups else None
@@ -155,9 +155,9 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     first = scored.on(decided(goal))
     after, latency = refine_to_target(first, goal, latency, decided)
     found = after.need("plan")
-    assert found.tokens is not None
-    counts = tuple(found.tokens.removed.get(site.name, 0) for site in run.program.need("tokens").usable)
-    stated = scored.through(PlanTokens(found.tokens.reducer, counts, None if goal.by_groups else goal.budget))
+    removed = {} if found.tokens is None else found.tokens.removed  # none where groups take all of it
+    counts = tuple(removed.get(site.name, 0) for site in run.program.need("tokens").usable)
+    stated = scored.through(PlanTokens(goal.tokens.reducer, counts, None if goal.by_groups else goal.budget))
     reduced = reduce_tokens(stated.program, run.finders)
     if goal.by_groups and goal.table is None:
         stated = stated.through(_search(goal, scale))
@@ -179,7 +179,7 @@ def _decide_with_tokens(run: Run, goal: Wish, latency: KnownLatency) -> tuple[Ru
     return stated.but(plan=CompressionPlan(plan.choices, about)), latency
 
 
-def _reachable(goal: Wish, program: Program) -> Budget:
+def _reachable(goal: Goal, program: Program) -> Budget:
     """The goal's budget, or the least that groups alone can reach: tokens take the rest. For scores and orders only,
     so that a share of the latency is as good as one of the MACs."""
     assert goal.budget is not None
@@ -192,7 +192,7 @@ def _reachable(goal: Wish, program: Program) -> Budget:
     return Budget(metric, min(limit, float(model().metric(metric))), relative=False)
 
 
-def usable_data(run: Run, goal: Wish) -> Calibration | None:
+def usable_data(run: Run, goal: Goal) -> Calibration | None:
     """The data that will be used: none when nothing needs any, made up (loudly) when nobody gave some."""
     if not goal.needs_data:
         return None
@@ -220,7 +220,7 @@ def without_labels_of_others(run: Run, data: Calibration) -> Calibration:
     return bare
 
 
-def amounts(goal: Wish, program: Program) -> list[Budget]:
+def amounts(goal: Goal, program: Program) -> list[Budget]:
     """The budget of every round, as a share of the whole model: equal factors of the cost, the last one the goal's
     own."""
     assert goal.budget is not None
@@ -233,27 +233,27 @@ def amounts(goal: Wish, program: Program) -> list[Budget]:
     ]
 
 
-def _decide_once(run: Run, goal: Wish) -> Run:
+def _decide_once(run: Run, goal: Goal) -> Run:
     """Score and search; score what the search left in doubt again; weigh heads; choose members; rearrange."""
     from ..passes.analysis.rank_within import RankWithin
 
     search = _search(goal, 1.0 if goal.head_scale == "auto" else goal.scale)
     members = RankWithin(found=goal.ranks) if goal.by_obs and run.data is not None else None
-    run = _search_through(score(run, goal), *searching(search, goal.made, run.seed, members))
+    run = _search_through(score(run, goal), *searching(search, goal.scorer, run.seed, members))
     if goal.head_scale == "auto" and run.data is not None:
         best, told = best_scale(run.program, search, run.data)
         run = _search_through(run.but(notes=(*run.program.notes, told)), replace(search, head_scale=best))
     return _rearrange(run, goal)
 
 
-def _rearrange(run: Run, goal: Wish) -> Run:
+def _rearrange(run: Run, goal: Goal) -> Run:
     """The run with members chosen again by what they do together, where that is asked for."""
     from ..passes.search.rearrange import Rearrange
 
     return run.through(Rearrange(goal.rearrange)) if goal.rearrange else run
 
 
-def _search_again(program: Program, goal: Wish) -> Program:
+def _search_again(program: Program, goal: Goal) -> Program:
     """The program with the plan of the same search by the goal's table, which measuring corrected. Members as scores
     and ranks have them: how many stay is all that a clock can tell."""
     return _search(goal, float(program.need("plan").about.get("head_scale", 1.0))).run(program)
@@ -285,7 +285,7 @@ def state_counts(run: Run, plan: CompressionPlan, budget: Budget | None) -> Run:
     return run.but(plan=plan)
 
 
-def _search(goal: Wish, head_scale: float) -> SearchPlan:
+def _search(goal: Goal, head_scale: float) -> SearchPlan:
     from ..passes.search.search_plan import SearchPlan
 
     assert goal.budget is not None
@@ -322,7 +322,7 @@ def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple
     return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
-def _next_round(run: Run, goal: Wish) -> Run:
+def _next_round(run: Run, goal: Goal) -> Run:
     """What the plan of a round leaves: recovered, sliced, with its groups under the limits of the whole program's."""
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes

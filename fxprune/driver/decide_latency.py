@@ -17,7 +17,7 @@ from ..process.events import Event
 from ..process.silence import silence
 from ..request.latency import FILE, MISS
 from ..request.limits import per_pattern
-from ..target.clock import Clock, Reading, device_of
+from ..target.clock import Clock, PairedLatency, device_of
 from ..target.latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
 from .decide_tokens import check_sites
 from .measure_latency import lowerable, measure_table, measure_tokens
@@ -25,7 +25,7 @@ from .run import Run, kept_counts, reduce_tokens
 
 if TYPE_CHECKING:
     from ..passes.search.latency_model import LatencyModel
-    from ..request.goal import Wish
+    from ..request.goal import Goal
 
 ROUNDS = 3
 SLOWER, NO_FASTER = 0.8, 0.97  # of what MACs promise; of the dense latency
@@ -46,7 +46,7 @@ class KnownLatency:
     alignment: Mapping[str, Any] | None = None
 
 
-def attach_latency_table(run: Run, goal: Wish) -> tuple[Run, Wish, KnownLatency]:
+def attach_latency_table(run: Run, goal: Goal) -> tuple[Run, Goal, KnownLatency]:
     """(the run with its groups aligned as the table likes, where that is asked; the goal with the table it needs; what
     is then known).
 
@@ -70,10 +70,10 @@ def attach_latency_table(run: Run, goal: Wish) -> tuple[Run, Wish, KnownLatency]
             table.check_tokens(program, TokenPlan(goal.tokens.reducer, {}, goal.tokens.unmerge))
     alignment = None
     if asked.align:
-        from ..passes.search.latency_model import liked
+        from ..passes.search.latency_model import liked_multiple
 
         request = run.request
-        best, why = liked(table)
+        best, why = liked_multiple(table)
         step = best or request.backend.granularity
         alignment = {"multiples_of": step, "why": why}
         others = per_pattern(request.limits.align, "--align")[1]
@@ -118,7 +118,7 @@ def _kept_table(run: Run) -> tuple[Setting, Path, LatencyTable | None]:
     return setting, path, LatencyTable.read(path) if path.exists() else None
 
 
-def _measured_table(run: Run, goal: Wish, must: bool) -> LatencyTable | None:
+def _measured_table(run: Run, goal: Goal, must: bool) -> LatencyTable | None:
     setting, path, old = _kept_table(run)
     if not must:
         return old
@@ -160,7 +160,7 @@ def _clock(run: Run) -> Clock:
 
 
 def refine_to_target(
-    run: Run, goal: Wish, known: KnownLatency, decide: Callable[[Wish], Program]
+    run: Run, goal: Goal, known: KnownLatency, decide: Callable[[Goal], Program]
 ) -> tuple[Program, KnownLatency]:
     """(the run's program with a plan whose measured latency is within 5 % of the target, if three rounds reach that;
     what is then known).
@@ -226,7 +226,7 @@ def _miss(entry: Mapping[str, Any]) -> float:
 
 
 def _round(
-    number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: Reading
+    number: int, budget: Budget, model: LatencyModel, kept: Mapping[Axis, int], reading: PairedLatency
 ) -> dict[str, Any]:
     """A round as plain data. Ratios are of the dense latency in the same rounds; milliseconds, where a ratio is asked
     for, are that ratio of the table's dense latency."""
@@ -280,7 +280,7 @@ def describe_latency(run: Run, budget: Budget | None, known: KnownLatency) -> di
         "tolerance": MISS,
         "rounds": [dict(entry) for entry in known.rounds],
         "layers": layers(model, program.need("groups"), kept),
-        "tokens": model.told_tokens(),
+        "tokens": model.describe_tokens(),
         "alignment": None if known.alignment is None else dict(known.alignment),
         "table": {"file": FILE, "sha256": table.hash, "date": table.date, "versions": dict(setting.versions)},
     }
@@ -293,7 +293,7 @@ def _covers(table: LatencyTable | None, tokens: TokenPlan | None) -> bool:
 
 def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -> None:
     """Say so where the target will not get faster by what the MACs promise, why, and what would help."""
-    from ..passes.search.latency_model import liked
+    from ..passes.search.latency_model import liked_multiple
 
     counts: CostModel = model
     dense, small = model.dense(), counts(kept)
@@ -302,7 +302,7 @@ def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -
         return
     fixed, one = max(0, model.dense.fixed_ns) / dense.metric("latency"), model.table.setting
     why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: `--latency`"]
-    best, reason = liked(model.table)
+    best, reason = liked_multiple(model.table)
     steps = {g.granularity for g in run.program.need("groups") if g.prunable and g.size >= 2 * 64}
     if best > max(steps, default=best):
         why.append(reason)

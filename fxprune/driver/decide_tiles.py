@@ -20,7 +20,7 @@ from ..ir.sparsity import TWO_OF_FOUR
 from ..process import jobs
 from ..process.environment import versions
 from ..report.entries import tile_entries
-from ..request.tiles import BlockWish
+from ..request.tiles import TileGoal
 from .decide import Decided, make_up_data
 from .proof import prove_prepared
 from .run import Run, carry_out_parts, find_groups
@@ -100,7 +100,7 @@ def _passes_of(run: Run) -> tuple[Pass, ...]:
     return (
         *([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
         FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(run.program, wish)),
-        ScoreGroups(criterion=wish.made, seed=seed),
+        ScoreGroups(criterion=wish.scorer, seed=seed),
         wish.search,
         *recover,
     )
@@ -167,13 +167,13 @@ def zero_tiles(run: Run, decided: Decided, dense: Cost, now: Cost) -> Zeroed:
         run = run.through(PropagateAxes(), FindGroups(align=1), PermuteChannels(orders=orders))  # nothing is searched
         if run.program.axes is None:
             run = run.through(PropagateAxes())
-    told = _described(run.program, plan, dense, now, recovery)
+    told = _describe(run.program, plan, dense, now, recovery)
     entries = tile_entries(sparse_layers(run.program, plan.blocks), scores)
     run = run.on(run.program.without_facts().but(plan=CompressionPlan().with_blocks(plan.blocks)))
     return Zeroed(run.through(SparsifyBlocks()), plan, told, entries)
 
 
-def _described(
+def _describe(
     program: Program, plan: CompressionPlan, dense: Cost, now: Cost, recovery: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What is zero, as plain data for the report, in multiply-accumulates of the whole model.
@@ -215,6 +215,6 @@ def _usable_data(run: Run, passes: Sequence[Pass]) -> Calibration | None:
     return without_foreign_labels(run.program, data)
 
 
-def _known(program: Program, wish: BlockWish) -> tuple[str, ...]:
+def _known(program: Program, wish: TileGoal) -> tuple[str, ...]:
     """The globs that name a weight: others name groups of slicing."""
     return tuple(p for p in wish.freeze if any(fnmatch.fnmatchcase(name, p) for name in program.tensors))

@@ -16,7 +16,7 @@ from ..ir.plan import CompressionPlan, TokenPlan
 from ..ir.program import Program
 from ..ir.token_flow import TokenFlow
 from ..process.ranks import agree
-from ..request.tokens import TokenWish
+from ..request.tokens import TokenGoal
 from .parts import carry_out
 from .run import Run, fit_by_ridge, reduce_tokens
 from .token_scores import TokenScores
@@ -24,18 +24,18 @@ from .token_scores import TokenScores
 if TYPE_CHECKING:
     from ..passes.search.search_plan import SearchPlan
     from ..passes.search.token_schedule import TokenCosts
-    from ..request.goal import Wish
+    from ..request.goal import Goal
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
 REMOVALS = 16  # tokens per site that the schedule ``removal`` takes out
 SURE = 2.0  # standard errors by which a schedule must beat the constant one
 STRIDES = (1, 2, 3, 6)  # of sites: where tokens go on a ledger of time
-NS = 1e6  # nanoseconds in a millisecond
+NS_PER_MS = 1e6  # nanoseconds in a millisecond
 STEP = 0.25  # share of a site's tokens that a trial moves to another site, at first
 
 
-def check_sites(program: Program, wish: TokenWish) -> TokenFlow:
+def check_sites(program: Program, wish: TokenGoal) -> TokenFlow:
     """The token flow. Raises NothingToPrune where tokens cannot be reduced anywhere."""
     flow: TokenFlow = program.need("tokens")
     if not flow.usable:
@@ -50,7 +50,7 @@ def check_sites(program: Program, wish: TokenWish) -> TokenFlow:
 
 
 def decide_tokens(
-    run: Run, goal: Wish, search: SearchPlan | None, scores: dict[str, list[list[float]]] | None = None
+    run: Run, goal: Goal, search: SearchPlan | None, scores: dict[str, list[list[float]]] | None = None
 ) -> CompressionPlan:
     """The plan for tokens, and for groups where ``search`` is given, within the budget (if there is one).
 
@@ -67,7 +67,7 @@ def decide_tokens(
     one = Decision(run, goal, tokens, run.program, [] if run.data is None else list(run.data.batches))
     one._scores = one._scores if scores is None else scores
     if tokens.explicit:
-        removed = tokens.removed(lambda r: one.costs.fits(r, tokens.made.cap, later=False), len(one.flow.usable))
+        removed = tokens.removed(lambda r: one.costs.fits(r, tokens.method.cap, later=False), len(one.flow.usable))
         if search is None and goal.budget is not None and one.costs.total(removed) > one.limit:
             raise BudgetInfeasible(
                 "the token counts do not meet the budget",
@@ -90,8 +90,8 @@ class Decision:
     model makes of the samples that schedules and shares are compared on."""
 
     run: Run
-    goal: Wish
-    tokens: TokenWish
+    goal: Goal
+    tokens: TokenGoal
     program: Program
     batches: list[Batch]
     _tried: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Decision:
         nodes = {n.name: n for n in self.program.graph.nodes}
         named = {"x": site.value, "query": site.query, "key": site.key, "values": site.values}
         taps = Counting(site, left, {role: nodes[name].meta["val"].shape for role, name in named.items() if name})
-        self.tokens.made.reduce(taps, r)
+        self.tokens.method.reduce(taps, r)
         return taps.macs
 
     def plan_of(self, removed: Sequence[int]) -> TokenPlan:
@@ -151,7 +151,7 @@ class Decision:
             table = {"latency_table": self.goal.table.hash} if self.timed and self.goal.table is not None else {}
             return CompressionPlan({}, {"method": f"tokens by {self.tokens.text}", **table}).with_tokens(plan)
         if self.timed:  # the table is of the dense graph: what tokens do to it is in the model
-            in_ms = Budget("latency", self.limit / NS, relative=False)
+            in_ms = Budget("latency", self.limit / NS_PER_MS, relative=False)
             asked = self.program.but(plan=CompressionPlan(plan.choices()))
             found = replace(search, budget=in_ms).run(asked).need("plan")
             return CompressionPlan(found.choices, found.about).with_tokens(plan)
@@ -163,11 +163,11 @@ class Decision:
     # ------------------------------------------------------------ schedules
     def within(self, limit: float, improve: bool = True) -> TokenPlan:
         """The schedule that costs at most ``limit``, what the token ops themselves cost included."""
-        from ..passes.search.token_schedule import rounded
+        from ..passes.search.token_schedule import round_counts
 
         removed, multiple = self._schedule(limit, improve), self.tokens.deciding.multiple
         if multiple > 1:
-            removed = rounded(removed, self.costs, limit, self.tokens.made.cap, multiple)
+            removed = round_counts(removed, self.costs, limit, self.tokens.method.cap, multiple)
         if self.costs.total(removed) <= limit:
             return self.plan_of(removed)
         least = min(self.costs.total(r) for r in self._most())
@@ -181,7 +181,7 @@ class Decision:
 
     def _most(self) -> list[list[int]]:
         """As many tokens gone as can go, at the first site, at the first two, ..: an op may take more than it saves."""
-        most = self.costs.fits([self.costs.whole] * len(self.costs.parts), self.tokens.made.cap)
+        most = self.costs.fits([self.costs.whole] * len(self.costs.parts), self.tokens.method.cap)
         return [most[:sites] + [0] * (len(most) - sites) for sites in range(1, len(most) + 1)]
 
     def _even(self, limit: float) -> list[list[int]]:
@@ -192,7 +192,7 @@ class Decision:
         count = len(self.flow.usable)
         strides = [n for n in STRIDES if n == 1 or (self.timed and n < 2 * count)]
         found = [
-            profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.made.cap, n == 1)
+            profile([float(i % n == 0) for i in range(count)], self.costs, limit, self.tokens.method.cap, n == 1)
             for n in strides
         ]
         return sorted(found, key=lambda r: self.costs.total(r) > limit)
@@ -200,7 +200,7 @@ class Decision:
     def _schedule(self, limit: float, improve: bool) -> list[int]:
         from ..passes.search.token_schedule import decreasing, eliminate, profile
 
-        cap, count, how = self.tokens.made.cap, len(self.flow.usable), self.tokens.deciding.schedule
+        cap, count, how = self.tokens.method.cap, len(self.flow.usable), self.tokens.deciding.schedule
         even = self._even(limit)
         if how == "auto" and not self.batches:
             how = "constant"
@@ -230,7 +230,7 @@ class Decision:
         if how not in self._scores:
             self.run.tell.stage("score tokens")
             made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
-            self._scores[how] = made.removals(REMOVALS) if how == "removal" else made.curves(self.tokens.made)
+            self._scores[how] = made.removals(REMOVALS) if how == "removal" else made.curves(self.tokens.method)
         return self._scores[how]
 
     def _seen(self, samples: int) -> list[Batch]:
@@ -271,7 +271,7 @@ class Decision:
 
         A move takes some tokens' removal away from one site and gives another as many as the budget then wants.
         """
-        cap, count = self.tokens.made.cap, len(removed)
+        cap, count = self.tokens.method.cap, len(removed)
         best, left, step = removed, self.tokens.deciding.improve, STEP
         while left > 0 and step > 0.02:
             better = False

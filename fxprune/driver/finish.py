@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.artifact import Artifact, build_report
-from ..artifact.delivered import Stopwatch
+from ..artifact.delivered import DeliveredLatency
 from ..errors import InternalError
 from ..ir.cost import Cost, CostModel
 from ..ir.flops import check_counts
@@ -28,7 +28,7 @@ from ..target.footprint import COUNTED, footprint
 from .decide import Decided
 from .decide_latency import describe_latency
 from .decide_tiles import Zeroed, zero_tiles
-from .judge import Judge, few
+from .judge import AgreementEvaluator, few
 from .measure_latency import lowerable
 from .parts import carry_out
 from .proof import compare_with_masking
@@ -74,7 +74,7 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     if request.out is not None and ranks.rank() == 0:
         tell.stage(f"lower to {request.target}, verify and save")
         with silence():
-            artifact.save(Path(request.out), measure=stopwatch(decided))
+            artifact.save(Path(request.out), measure=time_delivered(decided))
         for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
             tell.warn(f"not finished: {missing}")
     return artifact
@@ -100,11 +100,11 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run.tell.stage("compare slicing with masking")
     masked = compare_with_masking(run, reduced)
     run = run.on(cut.without_facts()).through(FoldIndices(), SpellOutTokens())
-    run, counted = _counted(run)
+    run, counted = _count_cost(run)
     if (counted.flops, counted.params) != (predicted.flops, predicted.params):
         raise InternalError(f"the plan was to cost {predicted}, the result costs {counted}", pipeline=run.pipeline)
     for one in after:
-        run, counted = _counted(run.through(one))
+        run, counted = _count_cost(run.through(one))
     zeroed = None
     if run.request.tiles is not None or decided.tiles or plan.blocks:
         zeroed = zero_tiles(run, decided, dense, counted)
@@ -112,7 +112,7 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     return Sliced(run, reduced, cut, plan, counted, masked, zeroed)
 
 
-def _counted(run: Run) -> tuple[Run, Cost]:
+def _count_cost(run: Run) -> tuple[Run, Cost]:
     """(the run with its program as it is, what that costs)."""
     from ..passes.analysis.propagate_axes import PropagateAxes
 
@@ -121,11 +121,11 @@ def _counted(run: Run) -> tuple[Run, Cost]:
     return known.on(run.program), CostModel(known.program)()
 
 
-def stopwatch(decided: Decided) -> Stopwatch:
+def time_delivered(decided: Decided) -> DeliveredLatency:
     """What times the result beside the dense program, once it is written."""
     run = decided.run
     by = str(run.request.options.get("command", "compile"))
-    return Stopwatch(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
+    return DeliveredLatency(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
 
 
 def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -200,7 +200,7 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
         return None
     run.tell.stage("compare with the dense model")
     with silence():
-        judge = Judge(dense, few(dense, data))
+        judge = AgreementEvaluator(dense, few(dense, data))
         steps: list[tuple[str, Program]] = []
         tokens = dense.plan is not None and dense.plan.tokens is not None and not dense.plan.tokens.empty
         unfitted = dense

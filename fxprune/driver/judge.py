@@ -1,4 +1,4 @@
-"""``Judge``: how far a smaller program's outputs are from the dense one's, on samples kept for that."""
+"""``AgreementEvaluator``: how far a smaller program's outputs are from the dense one's, on samples kept for that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK = 16  # samples of a batch: outputs of language models are large
 KEPT = 2**24  # dense logits held for the comparison, 64 MiB; longer outputs are thinned out
 
 
-class Judge:
+class AgreementEvaluator:
     """What the dense program makes of some batches; :meth:`of` says how much of it another program keeps.
 
     batches  with the inputs of ``dense``; labels are used where they are class numbers of its logits

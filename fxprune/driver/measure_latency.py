@@ -13,7 +13,7 @@ from ..ir.pipeline import Pipeline
 from ..ir.plan import Choice, CompressionPlan, TokenPlan
 from ..ir.program import FACTS, Program
 from ..ir.token_flow import TokenFlow
-from ..request.tokens import TokenWish
+from ..request.tokens import TokenGoal
 from ..target.clock import Clock
 from ..target.latency_table import (
     Curve,
@@ -181,7 +181,7 @@ def measure_tokens(
     program: Program,
     table: LatencyTable,
     clock: Clock,
-    wish: TokenWish,
+    wish: TokenGoal,
     on_point: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """``table`` with the rows of the wish's reducer; as it is where it has them.
@@ -195,7 +195,7 @@ def measure_tokens(
     if key in table.tokens:
         return table
     names, points = tuple(s.name for s in flow.usable), []
-    wanted = schedules(flow, wish.made)
+    wanted = schedules(flow, wish.method)
     for done, removed in enumerate(wanted):
         on_point(done, len(wanted))
         plan = TokenPlan(wish.reducer, {n: r for n, r in zip(names, removed, strict=True) if r}, wish.unmerge)

@@ -72,7 +72,7 @@ def open_model(
     data: Any = None,
 ) -> Opened:
     """Load model and data, capture the graph."""
-    from ..data.sources import held_out, load_data
+    from ..data.sources import hold_out, load_data
     from ..intake.capture import capture
     from ..intake.load import load as load_model
     from .judge import JUDGED
@@ -99,12 +99,12 @@ def open_model(
     if data is not None:  # behind the graph, which says of which sizes it may be
         with silence():
             calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = held_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+            held = hold_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     if request.held_out:
         calibration, held = _hold_back(dense, calibration, request.held_out)
     if calibration is not None:
-        calibration = memory.in_flight(dense, calibration)
+        calibration = memory.split_to_fit(dense, calibration)
     return Opened(dense, loaded, calibration, held, given)
 
 

@@ -250,7 +250,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
 
 def kinds_added(names: Sequence[str]) -> list[registry.KindPasses]:
     """The kinds that bring their passes, where a pass of that name may be one of theirs."""
-    return [] if set(names) <= registry.PASSES.keys() else [registry.kind(k) for k in registry.added_kinds()]
+    return [] if set(names) <= registry.PASSES.keys() else registry.added_kinds()
 
 
 def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:

@@ -23,24 +23,21 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from ..artifact.artifact import Artifact
-from ..data.batch import Batch, Calibration
-from ..data.memory import within
-from ..data.sources import load_data
+from ..data.memory import memory_limit
 from ..driver.apply import give_plan, read_plan
 from ..driver.decide import decide
 from ..driver.finish import finish
 from ..driver.run import Opened, Run, find_groups
 from ..errors import BudgetInfeasible, FxpruneError, NothingToPrune, OptionError, PlanError
-from ..intake.example_inputs import parameter_names
 from ..intake.load import Loaded
 from ..ir.plan import Choice, CompressionPlan
 from ..ir.program import Program
-from ..process.events import Event, Transcript, warn_only
+from ..process.events import Transcript, warn_only
 from ..process.jobs import resumable
+from .calibration import calibration_of, warn
 from .graph import (
     Slot,
     bound_module,
-    fit_sizes,
     names_of,
     numbers_in,
     program_of,
@@ -124,7 +121,7 @@ class Part:
         except FxpruneError as error:
             if not options.fallback:
                 raise
-            _warn(f"the dense model runs: {error.what}" + (f" ({error.why})" if error.why else ""))
+            warn(f"the dense model runs: {error.what}" + (f" ({error.why})" if error.why else ""))
             return self._whole(options, values)
         if built.run is None:
             return self._whole(options, values)
@@ -142,7 +139,7 @@ class Part:
     def _whole(self, options: Options, values: Sequence[Any]) -> Any:
         """The graph as dynamo made it, compiled by ``inner``; gradients flow."""
         if self.dense is None:
-            self.dense = _compiled(self.gm, options.inner, None)
+            self.dense = _compile(self.gm, options.inner, None)
         return self.dense(*values)
 
     def _refuse(self, call: Call, values: Sequence[Any]) -> None:
@@ -217,14 +214,14 @@ class Part:
             known = whole in session.whole or options.plan is not None
             session.whole[whole] = report["why"]
             if not known and any(isinstance(t, nn.Parameter) and t.dim() > 1 for t in tensors.values()):
-                _warn(f"a graph of {call.name}, which is more than one, stays whole: {report['why']}")
+                warn(f"a graph of {call.name}, which is more than one, stays whole: {report['why']}")
         else:
             report |= {
                 "status": "pruned",
                 "cost": artifact.report["cost"],
                 "notes": [*report["notes"], *artifact.report["notes"]],
             }
-            built.run = _compiled(artifact.module.requires_grad_(False), options.inner, any(s.dims for s in mine))
+            built.run = _compile(artifact.module.requires_grad_(False), options.inner, any(s.dims for s in mine))
         session.reports.append(report)
         return built
 
@@ -255,11 +252,11 @@ class Part:
             refuse_writes(dense)
             source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
             run = Run.of(options.request, Opened(dense, source, given=True), Transcript(warn_only))
-            with within(options.asked.decision.memory), resumable(None, warn_only):
+            with memory_limit(options.asked.decision.memory), resumable(None, warn_only):
                 found = _apply_known_plan(run, session, options, report, call.root)
                 if found is not None:
                     return found
-                return _search(replace(run, data=_calibration(options, source, mine, inputs, call)), session, options)
+                return _search(replace(run, data=calibration_of(options, source, mine, inputs, call)), session, options)
 
 
 def _search(run: Run, session: Session, options: Options) -> Artifact:
@@ -342,54 +339,11 @@ def _part_of(
                     cure="freeze it: options={'freeze': [...]}",
                 )
             report["notes"].append(f"'{name}' stays whole in this graph: {why}")
-            _warn(report["notes"][-1])
+            warn(report["notes"][-1])
         if why:
             continue
         here[name] = choice
     return replace(plan, choices=here)
-
-
-def _calibration(
-    options: Options, part: Loaded, mine: Sequence[Slot], inputs: Sequence[Tensor], call: Call
-) -> Calibration:
-    """The data that was given, as this graph takes it; else the tensors that reach the graph in this call."""
-    own = Calibration((Batch(part.args),), "the inputs of the first call")
-    asked = options.asked.decision
-    if asked.data is None:
-        _warn(
-            f"no data was given: scored on the {own.samples} samples of the first call; give "
-            "options={'data': ...} for a better choice"
-        )
-        return own
-    leaves = call.leaves
-    places = [next((i for i, leaf in enumerate(leaves) if leaf is t), -1) for t in inputs]
-    loaded = part
-    if call.root is not None:
-        if -1 in places:
-            _warn(
-                f"the data are inputs of {call.name}, and this graph lies behind a graph break: scored on the "
-                f"{own.samples} samples that reach it in the first call"
-            )
-            return own
-        forward = parameter_names(call.root)
-        words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
-        loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
-    data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
-    batches = data.batches
-    if call.root is not None:
-        batches = tuple(
-            Batch(tuple(flat[i] for i in places), labels=b.labels)
-            for b in batches
-            for flat in [pytree.tree_leaves((b.args, dict(b.kwargs)))]
-        )
-    fitted = fit_sizes(batches, inputs, [s.dims for s in mine])
-    if not fitted:
-        _warn(
-            f"no samples of the data have the sizes that this graph was made for, {[list(t.shape) for t in inputs]}: "
-            "scored on the inputs of the first call; torch.compile(..., dynamic=True) makes a graph that takes all"
-        )
-        return own
-    return Calibration(fitted, data.origin)
 
 
 def _covers(root: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
@@ -398,7 +352,7 @@ def _covers(root: nn.Module | None, tensors: Mapping[str, Tensor]) -> bool:
     return root is None or all(id(p) in mine for p in root.parameters())
 
 
-def _compiled(module: nn.Module, inner: str, opened: bool | None) -> Callable[..., Any]:
+def _compile(module: nn.Module, inner: str, opened: bool | None) -> Callable[..., Any]:
     """``module`` by ``inner``. opened: whether sizes may vary; None leaves it to dynamo."""
     if inner == "eager":
         return module
@@ -409,10 +363,6 @@ def _compiled(module: nn.Module, inner: str, opened: bool | None) -> Callable[..
 def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """How often each tensor was written in place; -1 for those made in inference mode, which do not count."""
     return tuple(-1 if t.is_inference() else t._version for t in tensors)
-
-
-def _warn(text: str) -> None:
-    warn_only(Event("warning", text))
 
 
 @contextmanager

@@ -233,6 +233,7 @@ def _one_directory(path: Path) -> bool:
 
 
 def read_json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
+    """One of its descriptions as plain data. Raises LoadError where it is too large or no JSON."""
     size = archive.getinfo(name).file_size
     if size > MAX_JSON:
         raise LoadError(
@@ -345,5 +346,6 @@ def _symbol(name: str) -> bool:
 
 
 def first_words(error: BaseException) -> str:
+    """What an error said first."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -96,7 +96,7 @@ def from_timm(cfg: Mapping[str, Any], size: tuple[int, int, int]) -> ImagePrepro
     )
 
 
-def assumed(size: tuple[int, int, int]) -> ImagePreprocess:
+def assume_preprocess(size: tuple[int, int, int]) -> ImagePreprocess:
     """ImageNet's preprocessing, for a model that says nothing about its own."""
     mean, std = (
         fit_channels(_IMAGENET_MEAN, size[0], _IMAGENET_MEAN),
@@ -137,7 +137,7 @@ def preprocessor_size(preprocessor: Mapping[str, Any]) -> tuple[int, int] | None
 def from_preprocessor(preprocessor: Mapping[str, Any], size: tuple[int, int, int]) -> ImagePreprocess:
     """Preprocessing by a Hugging Face ``preprocessor_config.json``; ``size`` is what the model takes."""
     if not preprocessor:
-        return assumed(size)
+        return assume_preprocess(size)
     crop = None
     edge = preprocessor.get("size")
     edge = edge.get("shortest_edge") if isinstance(edge, Mapping) else edge

@@ -373,4 +373,4 @@ def _describe(loaded: Loaded) -> Loaded:
         return replace(loaded, image=images.from_timm(cfg, size))
     if loaded.folder is not None:
         return replace(loaded, image=images.from_preprocessor(images.read_preprocessor(loaded.folder), size))
-    return replace(loaded, image=images.assumed(size))
+    return replace(loaded, image=images.assume_preprocess(size))

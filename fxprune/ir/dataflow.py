@@ -316,7 +316,7 @@ def row_weight(norm: str, eps: float, z: Tensor) -> Tensor:
     return wide.new_ones(())
 
 
-def unfolded(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
+def unfold(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
     """What a convolution with this kernel reads of its input x, one row per output position. [n, c * kernel]"""
     args, size = bind(node), list(kernel)
     stride, pad, dilation = (

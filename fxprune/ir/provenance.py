@@ -23,7 +23,7 @@ def source_line(trace: str | None) -> str:
     return f"{Path(file).name}:{line}  `{code.strip()}`"
 
 
-def made_by(node: Node) -> str:
+def maker_of(node: Node) -> str:
     """The slug of the pass that made the node; "" for what was captured."""
     return str(node.meta.get("fxprune_pass") or "")
 

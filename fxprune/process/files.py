@@ -18,7 +18,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
-def published(destination: Path) -> Iterator[Path]:
+def publish(destination: Path) -> Iterator[Path]:
     """An empty directory beside ``destination`` that takes its place when the block ends without an exception.
 
     Whatever happens in between, Ctrl-C included, ``destination`` stays as it was and the directory is removed. Where

@@ -107,7 +107,7 @@ def identify(fingerprint: Callable[[], str]) -> None:
         here.fingerprint = fingerprint
 
 
-def unidentified() -> None:
+def forget_identity() -> None:
     """The run is no longer the one that it was said to be (its data changed): nothing more is kept or looked for."""
     here = _session.get()
     if here is not None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .page import Markup, code, figure, folded, paragraph, printable, section, table, verdict
+from .page import Markup, code, figure, fold, paragraph, printable, section, table, verdict
 from .plots import pairs
 
 Report = Mapping[str, Any]
@@ -24,7 +24,7 @@ def rows_of(report: Report) -> list[Row]:
     return [row for row in told.get("rows") or () if _finite(row.get("compressed_ms"))]
 
 
-def compared(report: Report) -> list[Row]:
+def compare_latency(report: Report) -> list[Row]:
     """Those that have a dense figure beside them."""
     return [row for row in rows_of(report) if _finite(row.get("dense_ms")) and _finite(row.get("speedup"))]
 
@@ -86,7 +86,7 @@ def summary_rows(report: Report) -> list[Sequence[object]]:
     """(what, dense, compressed, ratio) for the table of dense against compressed."""
     found: list[Sequence[object]] = [
         (f"latency, {setting(r)}", f"{r['dense_ms']:.3f} ms", f"{r['compressed_ms']:.3f} ms", f"{r['ratio']:.3f}")
-        for r in compared(report)
+        for r in compare_latency(report)
     ]
     latency = report.get("latency") or {}
     if not found and latency.get("dense_ms") and latency.get("achieved_ms"):
@@ -97,7 +97,7 @@ def summary_rows(report: Report) -> list[Sequence[object]]:
 
 def summary_card(report: Report) -> list[tuple[str, str, str]]:
     """The speed-up, large: of the setting that was asked for, else of the first row."""
-    rows = compared(report)
+    rows = compare_latency(report)
     for row in [*(r for r in rows if r["by"] != "bench"), *rows][:1]:
         return [
             (
@@ -158,7 +158,7 @@ def measured_section(report: Report) -> str:
     )
 
 
-def foretold_section(report: Report) -> str:
+def predicted_section(report: Report) -> str:
     """Predicted and achieved latency, whole and per layer, where a table was measured."""
     told = report.get("latency")
     if not told:
@@ -209,7 +209,7 @@ def foretold_section(report: Report) -> str:
             ),
             "Per layer",
         ),
-        folded("per layer", table(columns, [[one.get(k, "") for k in columns] for one in layers])),
+        fold("per layer", table(columns, [[one.get(k, "") for k in columns] for one in layers])),
     )
 
 
@@ -231,7 +231,7 @@ def parity_rows(report: Report) -> list[Sequence[object]]:
                 f"{parity['max_abs']:.1e}",
                 f"{parity['max_rel']:.1e}",
                 f"{parity['tolerance']:.0e}",
-                passed(parity["ok"]),
+                mark(parity["ok"]),
                 tried,
             )
         )
@@ -248,7 +248,7 @@ def earlier_section(report: Report) -> str:
     rows = []
     for one in report.get("earlier", ()):
         parity = one.get("parity") or {}
-        speeds = "; ".join(f"{r['speedup']:.2f}x at {setting(r)}" for r in compared(one))
+        speeds = "; ".join(f"{r['speedup']:.2f}x at {setting(r)}" for r in compare_latency(one))
         rows.append(
             (
                 code(one["target"]),
@@ -263,7 +263,7 @@ def earlier_section(report: Report) -> str:
     )
 
 
-def passed(ok: bool) -> Markup:
+def mark(ok: bool) -> Markup:
     """Passed or failed, in its colour."""
     return verdict(ok, "passed" if ok else "failed")
 
@@ -277,7 +277,7 @@ def speed_lines(report: Report) -> list[str]:
         return []
     lines = []
     for r in rows_of(report):
-        if r not in compared(report):
+        if r not in compare_latency(report):
             lines.append(f"speed     {r['compressed_ms']:.3g} ms  ({told['target']}, {setting(r)})")
             continue
         lines.append(

@@ -132,7 +132,7 @@ def verdict(good: bool, words: str) -> Markup:
     return Markup(f'<span class="{"good" if good else "bad"}">{text(words)}</span>')
 
 
-def folded(summary: str, inner: str) -> str:
+def fold(summary: str, inner: str) -> str:
     """Long lists, closed at first."""
     return f"<details><summary>{text(summary)}</summary>\n{inner}\n</details>" if inner else ""
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .page import printable
-from .scores import decode, ranked
+from .scores import decode, rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ EACH = 32  # elements up to which a heat map shows every one at its place
 LABELS = 40  # names along an axis
 
 
-def drawn(
+def draw_svg(
     name: str, height: float, draw: Callable[[Axes], None], below: float = 0.28, left: float = 0.62, right: float = 0.1
 ) -> str:
     """What ``draw`` makes of one pair of axes, as an ``<svg>``.
@@ -107,7 +107,7 @@ def kept_bars(name: str, entries: Sequence[Mapping[str, Any]], colour: str, unit
         axes.grid(axis="y")
         axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
-    return drawn(name, 1.6 + _room(names), draw, _room(names)) if entries else ""
+    return draw_svg(name, 1.6 + _room(names), draw, _room(names)) if entries else ""
 
 
 def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
@@ -125,7 +125,7 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
     columns = max(e["size"] for e in entries) if single else COLUMNS
     rows = np.full((len(entries), columns), np.nan)
     for i, entry in enumerate(entries):
-        values, order = np.array(decode(entry["scores"], entry["size"])), ranked(entry)
+        values, order = np.array(decode(entry["scores"], entry["size"])), rank(entry)
         top = float(values.max()) or 1.0
         if not entry["comparable"]:
             values = values / top
@@ -149,7 +149,7 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
             extent=(0, columns, len(entries), 0),
         )
         for i, entry in enumerate(entries):
-            gone = sorted(ranked(entry)[entry["kept"] :]) if "gone" not in entry else entry["gone"]
+            gone = sorted(rank(entry)[entry["kept"] :]) if "gone" not in entry else entry["gone"]
             if single:
                 axes.scatter(
                     [g + 0.5 for g in gone], [i + 0.5] * len(gone), marker="x", s=26, color="#ff3b30", linewidths=1.6
@@ -169,7 +169,7 @@ def heat_map(name: str, entries: Sequence[Mapping[str, Any]]) -> str:
         bar.set_ticks([low, 0], labels=[f"{'≤' if low <= -4 else ''}{10**low:.2g}", "1"])
 
     longest = max(len(short(str(e["label"]))) for e in entries)
-    return drawn(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest, 0.45)
+    return draw_svg(name, min(8.0, 1.1 + 0.2 * len(entries)), draw, 0.5, 0.25 + 0.075 * longest, 0.45)
 
 
 def pairs(
@@ -198,7 +198,7 @@ def pairs(
         axes.grid(axis="y")
         axes.legend(loc="upper right", ncols=2, bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
-    return drawn(name, 1.8 + _room(labels), draw, _room(labels))
+    return draw_svg(name, 1.8 + _room(labels), draw, _room(labels))
 
 
 def scatter(
@@ -251,7 +251,7 @@ def scatter(
         if len(series) > 1 or line is not None or chosen is not None:
             axes.legend(loc="best")
 
-    return drawn(name, 3.4, draw, 0.5) if any(points for _, points in series) else ""
+    return draw_svg(name, 3.4, draw, 0.5) if any(points for _, points in series) else ""
 
 
 def front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

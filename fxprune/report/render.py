@@ -8,24 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..ir.choice import BLOCK, TOKEN
+from ..ir.choice import TOKEN
 from ..ir.plan import CompressionPlan
 from .entries import entries_of
-from .latency import (
-    earlier_section,
-    foretold_section,
-    in_words,
-    measured_section,
-    parity_rows,
-    passed,
-    summary_card,
-    summary_rows,
-    why_none,
-)
+from .exactness import exactness_section, zeros_section
+from .latency import earlier_section, measured_section, predicted_section, summary_card, summary_rows, why_none
 from .op_gaps import gap_lines
-from .page import Markup, bar, cards, code, figure, folded, page, paragraph, picture, section, table, text
+from .page import Markup, bar, cards, code, figure, fold, page, paragraph, picture, section, table, text
 from .plots import SERIES, heat_map, kept_bars, pairs
-from .target_lines import constant_lines
 from .units import giga, mebi, mega
 
 Report = Mapping[str, Any]
@@ -65,10 +55,10 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _kept(report),
             _tokens(report, pictures),
             _importance(report, plan),
-            _zeros(report),
+            zeros_section(report),
             measured_section(report),
-            foretold_section(report),
-            _exactness(report),
+            predicted_section(report),
+            exactness_section(report),
             earlier_section(report),
             _frozen(report),
             section("Sliced, and not known in full", *map(paragraph, gap_lines(report.get("gaps", ())))),
@@ -226,7 +216,7 @@ def _errors(report: Report) -> str:
             for name, v in guard.items()
         ]
         parts.append(
-            folded(
+            fold(
                 f"candidates of recovery, judged on {recovery.get('held_out', 0)} held-out samples",
                 table(("candidate", *columns, "rejected because"), rows, range(1, len(columns) + 1)),
             )
@@ -273,7 +263,7 @@ def _kept(report: Report) -> str:
             for e in entries
         ]
     listing = table(("group", "kind", "kept", "of", "", "kMACs each", "floor", "multiple of"), rows, (2, 3, 5, 6, 7))
-    return section("What stays, layer by layer", *parts, folded(f"all {len(rows)} groups", listing))
+    return section("What stays, layer by layer", *parts, fold(f"all {len(rows)} groups", listing))
 
 
 def _tokens(report: Report, pictures: Mapping[str, bytes]) -> str:
@@ -309,59 +299,6 @@ def _importance(report: Report, plan: CompressionPlan) -> str:
     return section("Importance", *parts)
 
 
-def _zeros(report: Report) -> str:
-    told = report.get("sparsity")
-    if not told:
-        return ""
-    flops, gate = told.get("flops", {}), (told.get("gate") or {}).get("layers", ())
-    said = {d["parameter"]: d for d in gate}
-    rows = [
-        (
-            code(w["parameters"][0]),
-            "x".join(map(str, w["shape"])),
-            w["kept"],
-            w["size"],
-            bar(w["density"]),
-            f"{w['density']:.3f}",
-            said.get(w["parameters"][0], {}).get("said", ""),
-        )
-        for w in entries_of(report, BLOCK)
-    ]
-    whole = max(flops.get("dense", 1), 1)
-    words = "; ".join(
-        f"{giga(flops[k])} GMACs {k} ({flops[k] / whole:.3f} of dense)" for k in ("effective", "executed") if k in flops
-    )
-    listing = table(("weight", "shape", "tiles kept", "of", "", "density", "on this target"), rows, (2, 3, 5))
-    return section(
-        "Zeros inside weights",
-        paragraph(f"{told.get('pattern') or 'tiles'}: {words}."),
-        folded(f"{len(rows)} weights", listing),
-    )
-
-
-def _exactness(report: Report) -> str:
-    rows: list[Sequence[object]] = []
-    masked, parity = report.get("masked"), report.get("parity")
-    old = [{"compared": "the dense graph with masks and the sliced one", **masked}] if masked else []
-    links = report.get("proof") or old
-    for link in links:
-        verdict = passed(link["max_rel"] <= link["tolerance"])
-        sizes = in_words(link.get("tried", ()))
-        rows.append((link["compared"], "", f"{link['max_rel']:.1e}", f"{link['tolerance']:.0e}", verdict, sizes))
-    rows += parity_rows(report)
-    more = [] if not parity else [f"not run at {s['sizes']}: {s['why']}" for s in parity.get("skipped", ())]
-    if parity and parity.get("unsteady"):
-        more.append(f"{parity['unsteady']} samples were left out: the pruned model itself jumps there")
-    if parity and parity.get("rounded"):
-        more.append(
-            f"outputs differ by {parity['rounded']:.1e} in places, which is rounding: the pruned model itself is as "
-            "far from what fp64 gives"
-        )
-    more += constant_lines(parity)
-    listing = table(("compared", "largest", "relative", "accepted", "", "sizes"), rows, (1, 2, 3))
-    return section("How exact it is", listing, *(paragraph(m, "soft") for m in more))
-
-
 def _frozen(report: Report) -> str:
     reasons: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for entry in report.get("frozen", ()):
@@ -372,7 +309,7 @@ def _frozen(report: Report) -> str:
             len(entries),
             ", ".join(sorted({e["kind"] for e in entries})),
             Markup(
-                folded(
+                fold(
                     "which",
                     "".join(f"<div>{code(e['group'])} {text(e['size'])}: {text(e['why'])}</div>" for e in entries),
                 )
@@ -395,7 +332,7 @@ def _replay(report: Report) -> str:
         "The pipeline that replays it",
         f"<pre>{text(report['pipeline'])}</pre>",
         paragraph(f"fxprune compile --pipeline takes this text. Beside it give {', '.join(beside)}.", "soft"),
-        folded(
+        fold(
             f"what each of {len(rows)} passes changed",
             table(("pass", "seconds", "nodes added", "removed", "edited", "tensors resized"), rows, range(1, 6)),
         ),

@@ -41,7 +41,7 @@ def decode(text: str, size: int) -> list[float]:
     return [float(v) for v in values]
 
 
-def ranked(entry: Mapping[str, Any]) -> list[int]:
+def rank(entry: Mapping[str, Any]) -> list[int]:
     """Elements of a group's entry, the last to be removed first: by its ``order``, else by its scores (ties by index).
 
     Raises LoadError for an order that is none.

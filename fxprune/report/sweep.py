@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .page import cards, code, figure, folded, page, paragraph, section, table, text
-from .plots import SERIES, drawn, scatter, short
+from .page import cards, code, figure, fold, page, paragraph, section, table, text
+from .plots import SERIES, draw_svg, scatter, short
 from .render import COSTS, MEASURES, PLURAL, labels
 
 Result = Mapping[str, Any]
@@ -157,7 +157,7 @@ def _points(result: Result) -> str:
     return section(
         "Every point",
         table(head, rows, range(1, len(head))),
-        folded("out of reach, and why", infeasible),
+        fold("out of reach, and why", infeasible),
         paragraph(f"MACs are {result['counted']}.", "soft"),
         "" if result["max_drop"] is not None else _judged(result),
     )
@@ -182,11 +182,11 @@ def _sensitivity(measured: Mapping[str, Any] | None) -> str:
         "Sensitivity",
         *parts,
         table(head, rows, range(1, len(head))),
-        folded(
+        fold(
             "every group: damage (elements kept)",
             table(["group", *(f"at {s:g}" for s in measured["shares"])], each, range(1, len(head) - 1)),
         ),
-        folded(f"{len(frozen)} frozen groups were not tried", table(("group", "why"), frozen)),
+        fold(f"{len(frozen)} frozen groups were not tried", table(("group", "why"), frozen)),
         paragraph(f"Damage: {measured['unit']}; {measured['samples']} samples; nothing is recovered.", "soft"),
     )
 
@@ -212,7 +212,7 @@ def _curves(name: str, groups: Sequence[Mapping[str, Any]]) -> str:
         axes.grid(axis="y")
         axes.legend(loc="upper right", ncols=len(shares), bbox_to_anchor=(1.0, 1.2), borderaxespad=0.0)
 
-    return drawn(name, 2.0, draw)
+    return draw_svg(name, 2.0, draw)
 
 
 def _notes(result: Result) -> str:

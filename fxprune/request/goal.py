@@ -13,7 +13,7 @@ from ..errors import OptionError, nearest
 from ..ir.cost import Budget
 from ..ir.group import DEFAULT_KINDS, Kind
 from ..target.latency_table import LatencyTable
-from .tokens import TokenWish, token_wish
+from .tokens import TokenGoal, token_goal
 
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
@@ -25,7 +25,7 @@ MEMBERS = ("auto", "scores", "obs")
 
 
 @dataclass(frozen=True)
-class Wish:
+class Goal:
     """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
     No budget: the token counts are explicit, and nothing else is cut.
@@ -40,7 +40,7 @@ class Wish:
     head_scale: float | str = 1.0
     members: str = "auto"
     rearrange: int = 0
-    tokens: TokenWish | None = None
+    tokens: TokenGoal | None = None
     search: str = "auto"
     table: LatencyTable | None = None
 
@@ -83,22 +83,22 @@ class Wish:
             )
         if self.rearrange < 0:
             raise OptionError("rounds of rearrangement cannot be negative", where=f"--rearrange {self.rearrange}")
-        self.made  # noqa: B018  reads the criterion's name and options
+        self.scorer  # noqa: B018  reads the criterion's name and options
         SearchPlan(
             self.budget or Budget("flops", 1.0),
             method=self.search,
             head_scale=1.0 if self.head_scale == "auto" else self.scale,
         )
-        if self.members == "obs" and not self.made.comparable:
+        if self.members == "obs" and not self.scorer.comparable:
             raise OptionError(
-                f"the scores of '{self.made.name}' cannot say how many stay per group",
+                f"the scores of '{self.scorer.name}' cannot say how many stay per group",
                 where="--members obs",
                 why="they only rank elements within a group",
                 cure="use trajectory or fisher, or leave `--members` away",
             )
 
     @cached_property
-    def made(self) -> Criterion:
+    def scorer(self) -> Criterion:
         """The criterion itself."""
         from ..passes.analysis.score_groups import criterion
 
@@ -117,7 +117,7 @@ class Wish:
     @property
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
-        by_groups = self.by_groups and (self.made.needs_data or self.by_obs or self.head_scale == "auto")
+        by_groups = self.by_groups and (self.scorer.needs_data or self.by_obs or self.head_scale == "auto")
         return by_groups or self.recovery.method != "none" or (self.tokens is not None and self.tokens.needs_data)
 
     @property
@@ -130,10 +130,10 @@ class Wish:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
 
-    def at(self, budget: Budget) -> Wish:
+    def at(self, budget: Budget) -> Goal:
         """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
         made = dataclasses.replace(self, budget=budget)
-        made.__dict__.update(made=self.made, ranks=self.ranks)
+        made.__dict__.update(scorer=self.scorer, ranks=self.ranks)
         return made
 
     @cached_property
@@ -154,7 +154,7 @@ class Wish:
     @property
     def by_obs(self) -> bool:
         """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
-        mixed = self.made.comparable and self.made.name != "obs" and not self.rearrange
+        mixed = self.scorer.comparable and self.scorer.name != "obs" and not self.rearrange
         fitted = self.recovery.method not in ("none", "scale")
         return self.members == "obs" or (self.members == "auto" and mixed and fitted)
 
@@ -182,7 +182,7 @@ def kinds_of(prune: str | Sequence[str | Kind] | None) -> tuple[Kind | str, ...]
 
 def kinds_and_tokens(
     prune: str | Sequence[str | Kind] | None, tokens: str | None, unmerge: bool
-) -> tuple[tuple[Kind | str, ...], TokenWish | None]:
+) -> tuple[tuple[Kind | str, ...], TokenGoal | None]:
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
-    return kinds, token_wish(tokens, kinds, unmerge)
+    return kinds, token_goal(tokens, kinds, unmerge)

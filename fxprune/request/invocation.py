@@ -10,13 +10,13 @@ from typing import Any
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
-from .goal import Wish, default_criterion, kinds_and_tokens
-from .latency import LatencyWish, latency_wish
+from .goal import Goal, default_criterion, kinds_and_tokens
+from .latency import LatencyGoal, latency_goal
 from .limits import AUTO, aligned_by_measure
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
 from .options.table import DECIDING, REQUIRED
 from .request import Request
-from .tiles import BlockWish, kinds_and_blocks, split_request
+from .tiles import TileGoal, kinds_and_blocks, split_request
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,21 +102,21 @@ class Invocation:
             return OF_A_PLAN
         return self.limits
 
-    def _latency(self, tiles: BlockWish | None) -> LatencyWish:
+    def _latency(self, tiles: TileGoal | None) -> LatencyGoal:
         if self.decides:
-            return latency_wish(self.latency, self.budget, self.limits, tiles is not None)
+            return latency_goal(self.latency, self.budget, self.limits, tiles is not None)
         asked = self.latency
         table = "" if asked.latency_table is None else str(asked.latency_table)
-        return LatencyWish(asked.batch, asked.threads, table, seconds=asked.seconds)
+        return LatencyGoal(asked.batch, asked.threads, table, seconds=asked.seconds)
 
-    def _split(self) -> tuple[BlockWish | None, Wish | None]:
+    def _split(self) -> tuple[TileGoal | None, Goal | None]:
         """(tiles, what is searched for before them)"""
         if not self.decides:
             return None, None
         asked = self.decision
         kinds, wished = kinds_and_tokens(asked.prune, asked.tokens, asked.unmerge)
         if "flops" not in options_of(self.command):  # things are measured one by one, tiles too: no plan, no budget
-            return None, Wish(
+            return None, Goal(
                 Budget("flops", 1.0),
                 asked.importance or default_criterion(asked.data),
                 kinds,
@@ -129,7 +129,7 @@ class Invocation:
         if tiles is not None and wished is None and all(getattr(budget, metric) is None for metric in METRICS):
             return tiles, None
         explicit = wished is not None and wished.explicit
-        return tiles, Wish(
+        return tiles, Goal(
             one_budget(budget) if explicit else needed_budget(budget),
             rest.importance or default_criterion(rest.data),
             kinds,

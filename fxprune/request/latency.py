@@ -14,7 +14,7 @@ FILE = "latency.json"
 
 
 @dataclass(frozen=True)
-class LatencyWish:
+class LatencyGoal:
     """How latency is measured, and what for besides a budget of it.
 
     batch    samples per call;  threads: CPU threads of the runtime, 0 leaves it the choice
@@ -42,7 +42,7 @@ class LatencyWish:
             )
 
 
-def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -> LatencyWish:
+def latency_goal(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -> LatencyGoal:
     """How time is measured in a run that decides. Raises OptionError where options do not go together.
 
     zeros   tiles inside weights are asked for
@@ -55,7 +55,7 @@ def latency_wish(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -
             why="the table holds dense layers of fewer rows and columns",
             cure="give `--flops`",
         )
-    return LatencyWish(
+    return LatencyGoal(
         asked.batch,
         asked.threads,
         "" if asked.latency_table is None else str(asked.latency_table),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..errors import OptionError
 from ..target.backend import Backend
-from .goal import Wish
-from .latency import LatencyWish
+from .goal import Goal
+from .latency import LatencyGoal
 from .options import Limits
-from .tiles import BlockWish
+from .tiles import TileGoal
 
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
@@ -36,9 +36,9 @@ class Request:
     out: str | os.PathLike[str] | None = None
     seed: int = 0
     limits: Limits = field(default_factory=Limits)
-    goal: Wish | None = None
-    tiles: BlockWish | None = None
-    latency: LatencyWish = field(default_factory=LatencyWish)
+    goal: Goal | None = None
+    tiles: TileGoal | None = None
+    latency: LatencyGoal = field(default_factory=LatencyGoal)
     samples: int = 128
     held_out: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)

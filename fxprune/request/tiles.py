@@ -54,7 +54,7 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class BlockWish:
+class TileGoal:
     """Zeros inside weights, after slicing.
 
     text       as it was given, for ``--blocks`` or ``--sparse``
@@ -80,9 +80,9 @@ class BlockWish:
         object.__setattr__(self, "tiling", build(Tiling, options, f"'{name}'", self.where))
         self.search  # noqa: B018  reads allocation and budget
         self.recovery  # noqa: B018
-        if not self.made.scores_tiles:
+        if not self.scorer.scores_tiles:
             raise OptionError(
-                f"'{self.made.name}' does not score tiles",
+                f"'{self.scorer.name}' does not score tiles",
                 where=f"--importance {self.criterion}",
                 cure="use lsp, magnitude, wanda or obert",
             )
@@ -93,7 +93,7 @@ class BlockWish:
         return f"{'--sparse' if self.text.startswith(TWO_OF_FOUR) else '--blocks'} {self.text}"
 
     @cached_property
-    def made(self) -> TileCriterion:
+    def scorer(self) -> TileCriterion:
         """The criterion itself."""
         from ..passes.analysis.score_groups import criterion
 
@@ -121,7 +121,7 @@ class BlockWish:
 
     @property
     def needs_data(self) -> bool:
-        return self.made.needs_data or self.recovery.method != "none"
+        return self.scorer.needs_data or self.recovery.method != "none"
 
 
 def kinds_and_blocks(
@@ -153,7 +153,7 @@ def kinds_and_blocks(
 
 def split_request(
     budget: Budgets, decision: Decision, freeze: Any, plain: bool = False
-) -> tuple[BlockWish | None, Budgets, Decision]:
+) -> tuple[TileGoal | None, Budgets, Decision]:
     """What ``--blocks`` or ``--sparse`` asks for, and what is left for slicing: its budget, and how it decides.
 
     With ``--blocks`` the budget is that of both; ``slice=0.7`` says how much of it slicing takes. With ``--sparse`` the
@@ -183,7 +183,7 @@ def split_request(
     of_tiles = importance is not None and _scores_tiles(importance)
     usual = ("lsp" if sparse is None else "obert") if data else "magnitude"
     recover = "none" if plain or not data else decision.recover or "auto"
-    wish = BlockWish(
+    wish = TileGoal(
         text,
         whole,
         importance if of_tiles and importance else usual,

@@ -20,7 +20,7 @@ _EXPLICIT = re.compile(r"r=(?P<counts>\d+(,\d+)*)(@(?P<sites>\d+(,\d+)*))?")
 
 
 @dataclass(frozen=True)
-class Deciding:
+class TokenSearchOptions:
     """Options of ``--tokens`` that every reducer has.
 
     schedule   ``optin``: rank elimination on merge curves; ``removal``: on tokens removed one by one; ``constant``,
@@ -65,7 +65,7 @@ class Deciding:
 
 
 @dataclass(frozen=True)
-class TokenWish:
+class TokenGoal:
     """How tokens are to become fewer.
 
     text      as it was given
@@ -78,7 +78,7 @@ class TokenWish:
     text: str
     unmerge: bool = False
     reducer: str = field(default="", init=False)
-    deciding: Deciding = field(default=Deciding(), init=False)
+    deciding: TokenSearchOptions = field(default=TokenSearchOptions(), init=False)
     counts: tuple[int, ...] = field(default=(), init=False)
     sites: tuple[int, ...] = field(default=(), init=False)
 
@@ -86,10 +86,10 @@ class TokenWish:
         where = f"--tokens {self.text}"
         head, colon, tail = self.text.rpartition(":") if re.search(r":[^{}]*$", self.text) else (self.text, "", "")
         name, given = parse(head, "--tokens")
-        shared = {f for f in Deciding.__dataclass_fields__}
+        shared = {f for f in TokenSearchOptions.__dataclass_fields__}
         mine = {k: v for k, v in given.items() if k in shared}
         own = ",".join(f"{k}={v}" for k, v in given.items() if k not in shared)
-        deciding: Deciding = build(Deciding, mine, "tokens", "--tokens")
+        deciding: TokenSearchOptions = build(TokenSearchOptions, mine, "tokens", "--tokens")
         object.__setattr__(self, "deciding", deciding)
         object.__setattr__(self, "reducer", name + (f"{{{own}}}" if own else ""))
         if colon:
@@ -108,10 +108,10 @@ class TokenWish:
                     where=where,
                     why=f"{len(self.counts)} counts at {len(self.sites)} places",
                 )
-        self.made  # noqa: B018  reads the reducer's name and options
+        self.method  # noqa: B018  reads the reducer's name and options
 
     @cached_property
-    def made(self) -> Reducer:
+    def method(self) -> Reducer:
         """The reducer itself."""
         from ..passes.transform.merge_tokens import reducer_of
 
@@ -152,7 +152,7 @@ class TokenWish:
         return fits(counts)
 
 
-def token_wish(tokens: Any, kinds: Sequence[Any], unmerge: bool) -> TokenWish | None:
+def token_goal(tokens: Any, kinds: Sequence[Any], unmerge: bool) -> TokenGoal | None:
     """What ``--tokens`` and ``--prune`` say together; None: tokens stay. Raises OptionError where they disagree."""
     wanted = "token" in map(str, kinds)
     if tokens is None and wanted:
@@ -171,4 +171,4 @@ def token_wish(tokens: Any, kinds: Sequence[Any], unmerge: bool) -> TokenWish | 
                 cure="give `--tokens tome`, or `--prune tokens`",
             )
         return None
-    return TokenWish(str(tokens), unmerge)
+    return TokenGoal(str(tokens), unmerge)

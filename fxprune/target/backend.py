@@ -18,7 +18,7 @@ import torch
 from ..ir.agreement import TOLERANCE
 from ..ir.pipeline import Pass, Pipeline
 from ..ir.program import Program
-from .gate import kept_dense, report, words
+from .gate import keep_dense, report, words
 from .parity import Parity, Runner, check_parity
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
     legal = Pipeline(backend.legalize()).run(program.but(axes=None, groups=None, scores=None, plan=None))
     lowered = backend.lower(legal, directory)
     if not lowered.sparsity:
-        decisions = kept_dense(program, f"the target '{backend.name}' multiplies dense weights")
+        decisions = keep_dense(program, f"the target '{backend.name}' multiplies dense weights")
         lowered = replace(lowered, sparsity=report(decisions), notes=(*lowered.notes, *words(decisions)))
     parity = check_parity(
         program,

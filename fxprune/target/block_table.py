@@ -109,7 +109,7 @@ class BlockTable:
             ) from None
 
 
-def made(device: str, form: str, rows: Sequence[Timing]) -> BlockTable:
+def make_table(device: str, form: str, rows: Sequence[Timing]) -> BlockTable:
     """A table of today."""
     return BlockTable(device, form, tuple(rows), dt.datetime.now(dt.timezone.utc).date().isoformat(), versions())
 

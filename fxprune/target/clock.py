@@ -23,7 +23,7 @@ from ..ir.signature import dim_names, sample_inputs, samples_in
 from ..process.environment import cpu_name
 from .backend import Backend, Lowered
 from .parity import Runner
-from .timing import Timing, latency, sampled
+from .timing import Timing, latency, sample_times
 
 SECONDS, ROUNDS = 2.0, 200  # of measuring, per program
 LEAST = 9  # rounds, however long one takes
@@ -33,7 +33,7 @@ TURNS = ("dense", "small", "small", "dense") * 2  # of larger ones, one of which
 
 
 @dataclass(frozen=True)
-class Reading:
+class PairedLatency:
     """A program beside the dense one.
 
     ratio     median of the rounds' own ratios: what slows both down for longer than a round cancels
@@ -97,7 +97,7 @@ class Clock:
         self._dense = None
         self._folder.cleanup()
 
-    def read(self, program: Program) -> Reading:
+    def read(self, program: Program) -> PairedLatency:
         """``program`` lowered and timed beside the dense one. Raises LoweringError."""
         with self._folder_of_its_own() as folder:
             lowered = self._lowered(program, folder)
@@ -108,11 +108,11 @@ class Clock:
                 return self._in_blocks(lambda: self.backend.load(payload), self.seconds)
             with torch_threads(self.threads):
                 calls = {"dense": self._of_dense(), "small": self._calling(lowered.run)}
-                samples, _ = sampled(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
+                samples, _ = sample_times(calls, seconds=self.seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
                 while len(samples["dense"]) < LEAST:
-                    more, _ = sampled(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
+                    more, _ = sample_times(calls, seconds=self.seconds, warmup=0, rounds=5, clock=self._clock)
                     samples = {name: [*samples[name], *more[name]] for name in samples}
-            return reading(samples["dense"], samples["small"])
+            return pair_latencies(samples["dense"], samples["small"])
 
     def dense_seconds(self) -> float:
         """Seconds of one call of the dense program, the better of two; of the first alone where that is short."""
@@ -126,23 +126,23 @@ class Clock:
                     break
         return best
 
-    def beside(self, load: Callable[[], Runner], seconds: float) -> Reading:
+    def beside(self, load: Callable[[], Runner], seconds: float) -> PairedLatency:
         """What ``load`` loads beside the dense program, for about so many seconds."""
         if self._apart:
             return self._in_blocks(load, seconds)
         with torch_threads(self.threads):
             calls = {"dense": self._of_dense(), "small": self._calling(load())}
-            samples, _ = sampled(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
-        return reading(samples["dense"], samples["small"])
+            samples, _ = sample_times(calls, seconds=seconds, warmup=2, rounds=ROUNDS, clock=self._clock)
+        return pair_latencies(samples["dense"], samples["small"])
 
-    def _in_blocks(self, load: Callable[[], Runner], seconds: float) -> Reading:
+    def _in_blocks(self, load: Callable[[], Runner], seconds: float) -> PairedLatency:
         """The same with one of them loaded at a time. A block counts as a round, its median as the round's time."""
         medians: dict[str, list[float]] = {"dense": [], "small": []}
         with torch_threads(self.threads):
             for name, turns in itertools.groupby(TURNS):
                 call = self._of_dense() if name == "dense" else self._calling(load())
                 for turn, _ in enumerate(turns):
-                    samples, _ = sampled(
+                    samples, _ = sample_times(
                         {name: call},
                         seconds=seconds / len(TURNS),
                         warmup=0 if turn else 2,
@@ -153,7 +153,7 @@ class Clock:
                     medians[name].append(statistics.median(samples[name]))
                 del call
                 give_back()
-        return reading(medians["dense"], medians["small"])
+        return pair_latencies(medians["dense"], medians["small"])
 
     def alone(self, run: Runner, seconds: float) -> Timing:
         """The same payload by itself, where there is no dense program to hold it against."""
@@ -226,16 +226,16 @@ class SharedClock:
             self.made = None
 
 
-def reading(dense: list[float], small: list[float]) -> Reading:
+def pair_latencies(dense: list[float], small: list[float]) -> PairedLatency:
     """From the milliseconds of both, round by round.
 
-    >>> reading([10.0, 20.0, 10.0], [5.0, 10.0, 6.0]).ratio
+    >>> pair_latencies([10.0, 20.0, 10.0], [5.0, 10.0, 6.0]).ratio
     0.5
     """
     ratios = [b / a for a, b in zip(dense, small, strict=True)]
     q1, middle, q3 = statistics.quantiles(ratios, n=4, method="inclusive")
     error = 1.2533 * (q3 - q1) / 1.349 / math.sqrt(len(ratios))  # of a median, with the spread as a normal one's
-    return Reading(middle, error, statistics.median(small), statistics.median(dense), len(ratios))
+    return PairedLatency(middle, error, statistics.median(small), statistics.median(dense), len(ratios))
 
 
 def at_batch(program: Program, batch: int) -> list[Any]:

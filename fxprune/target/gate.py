@@ -102,10 +102,10 @@ def decide(
     device      where it will run, for the words when there is no table
     multiplied  how many tiles of a layer run; by default its live ones (a padded form multiplies more)
     """
-    return [_decided(program, layer, table, device, multiplied(layer)) for layer in sparse_weights(program)]
+    return [_decide_layer(program, layer, table, device, multiplied(layer)) for layer in sparse_weights(program)]
 
 
-def kept_dense(program: Program, why: str) -> list[Decision]:
+def keep_dense(program: Program, why: str) -> list[Decision]:
     """Decisions of a target that only knows dense weights."""
     return [
         _decision(layer, False, _pairs(program, layer) if layer.pattern == TWO_OF_FOUR else f"kept dense: {why}", None)
@@ -125,7 +125,7 @@ def report(decisions: Sequence[Decision], table: BlockTable | None = None) -> di
     }
 
 
-def executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def describe_executed(told: Mapping[str, Any], gate: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     """The entries of an artefact's report that the target's decisions change: ``sparsity`` and ``notes``.
 
     told    the report so far;  gate: what :func:`report` made;  notes: what :func:`words` made
@@ -153,7 +153,7 @@ def words(decisions: Iterable[Decision]) -> list[str]:
     ]
 
 
-def _decided(program: Program, layer: SparseLayer, table: BlockTable | None, device: str, tiles: int) -> Decision:
+def _decide_layer(program: Program, layer: SparseLayer, table: BlockTable | None, device: str, tiles: int) -> Decision:
     if layer.pattern == TWO_OF_FOUR:
         return _decision(layer, False, _pairs(program, layer), None)
     if table is None:

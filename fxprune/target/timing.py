@@ -62,11 +62,11 @@ def latency(
     """
     if not functions:
         return {}
-    samples, calls = sampled(functions, seconds=seconds, warmup=warmup, rounds=rounds, clock=clock)
+    samples, calls = sample_times(functions, seconds=seconds, warmup=warmup, rounds=rounds, clock=clock)
     return {name: timing(values, calls[name], items) for name, values in samples.items()}
 
 
-def sampled(
+def sample_times(
     functions: Mapping[str, Callable[[], Any]],
     *,
     seconds: float = 5.0,

@@ -21,8 +21,8 @@ from ..ir.program import Program
 from ..process.environment import environment
 from ..process.events import Event, OnEvent, warn_only
 from ..target.backend import Runner
-from ..target.clock import at_batch, reading
-from ..target.timing import sampled, timing
+from ..target.clock import at_batch, pair_latencies
+from ..target.timing import sample_times, timing
 
 
 def bench(
@@ -76,13 +76,13 @@ def bench(
         for batch in batches:
             on_event(Event("stage", f"measure batch {batch}"))
             calls = {name: call_at(program, run, batch) for name, (program, run) in runners.items()}
-            samples, counts = sampled(calls, seconds=seconds)
+            samples, counts = sample_times(calls, seconds=seconds)
             timings = {name: timing(values, counts[name], batch) for name, values in samples.items()}
             rows.append({"batch": batch, "timings": {name: t.to_dict() for name, t in timings.items()}})
             if recorded:
                 small, dense = samples.values()
                 readings.append(
-                    row_of(reading(dense, small), batch, threads, one.report["cost"]["ratio"]["flops"], "bench")
+                    row_of(pair_latencies(dense, small), batch, threads, one.report["cost"]["ratio"]["flops"], "bench")
                 )
         if recorded:
             record(Path(artifact), readings, one.backend, one.program)

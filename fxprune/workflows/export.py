@@ -22,8 +22,8 @@ from typing import Any
 
 from ..artifact import delivered
 from ..artifact.artifact import Artifact
-from ..artifact.delivered import Stopwatch
-from ..artifact.evidence import Evidence, Payload, failed, gates_of, gather
+from ..artifact.delivered import DeliveredLatency
+from ..artifact.evidence import Evidence, Payload, fail_gate, gates_of, gather
 from ..artifact.gates import PASSED, UNFINISHED, Gate, Limits, gate, worst
 from ..artifact.manifest import (
     EVIDENCE,
@@ -32,7 +32,7 @@ from ..artifact.manifest import (
     check_delivery,
     fingerprints,
     read_manifest,
-    sealed,
+    seal,
     write_manifest,
     wrong_files,
 )
@@ -47,10 +47,10 @@ from ..errors import LoweringError, MissingDevice, OptionError, VerifyError
 from ..ir.spec import build, parse
 from ..process.environment import environment, versions
 from ..process.events import Event, OnEvent, Transcript, warn_only
-from ..process.files import published, sha256_of
+from ..process.files import publish, sha256_of
 from ..process.silence import silence
 from ..registry import lookup
-from ..request.latency import LatencyWish
+from ..request.latency import LatencyGoal
 from ..request.options import OF_A_PLAN
 from ..request.request import Request
 from ..target.backend import Backend
@@ -104,14 +104,7 @@ def export(
     backends = _backends(targets)
     chosen = read_plan(plan)
     check_delivery(out)
-    how = recover or ("none" if data is None else "auto")
-    if (how == "none") != (data is None):
-        raise OptionError(
-            "recovery and calibration data go together",
-            where=f"--recover {how}",
-            why="what stays is fitted to what the dense model does on data",
-            cure="give both, or neither",
-        )
+    how = _recovery(recover, data)
     request = Request(seed=seed, limits=OF_A_PLAN, samples=samples)
     tell = Transcript(on_event)
     judged = open_model(
@@ -145,13 +138,13 @@ def export(
     on_event(Event("stage", "run the dense and the pruned model over the data"))
     with silence():
         evidence = gather(opened.dense, small.program, judge, metric)
-    watch = Stopwatch(
-        LatencyWish(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
+    watch = DeliveredLatency(
+        LatencyGoal(limits.batch, limits.threads, seconds=min(seconds, delivered.SECONDS)),
         "export",
         lowerable(decided.unfitted),
     )
     release = _Release(opened, judge, small, evidence, limits, seconds, watch, tell)
-    with published(out) as directory:
+    with publish(out) as directory:
         entries = {f: _deliver(release, backend, text, directory / f) for f, (text, backend) in backends.items()}
         carried = evidence.tensors(int(carry * 2**20))
         if carried:
@@ -162,6 +155,19 @@ def export(
         manifest = _manifest(release, request_facts, plan_hash, _origin(model), entries, carried, directory)
         write_manifest(manifest, directory)
     return hand_over(manifest, junit_file)
+
+
+def _recovery(recover: str | None, data: Any) -> str:
+    """How what stays is fitted. Raises OptionError where data and recovery do not go together."""
+    how = recover or ("none" if data is None else "auto")
+    if (how == "none") != (data is None):
+        raise OptionError(
+            "recovery and calibration data go together",
+            where=f"--recover {how}",
+            why="what stays is fitted to what the dense model does on data",
+            cure="give both, or neither",
+        )
+    return how
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ class _Release:
     evidence: Evidence
     limits: Limits
     seconds: float
-    watch: Stopwatch
+    watch: DeliveredLatency
     tell: Transcript
 
 
@@ -196,7 +202,7 @@ def _manifest(
     """
     opened, judge, evidence = release.opened, release.judge, release.evidence
     data = opened.data
-    return sealed(
+    return seal(
         {
             "name": opened.name,
             "status": worst(e["status"] for e in entries.values()),
@@ -252,7 +258,7 @@ def _deliver(release: _Release, backend: Backend, text: str, folder: Path) -> di
         name = (
             "target" if isinstance(error, MissingDevice) else "parity" if isinstance(error, VerifyError) else "lowering"
         )
-        gates.append(failed(name, error))
+        gates.append(fail_gate(name, error))
         if name != "target":
             shutil.rmtree(folder, ignore_errors=True)
     return {**entry, "status": worst(g.status for g in gates), "gates": [g.to_dict() for g in gates]}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import registry
 from ..artifact.artifact import Artifact
-from ..artifact.delivered import Stopwatch, check_dense
+from ..artifact.delivered import DeliveredLatency, check_dense
 from ..artifact.files import check_destination
 from ..data.batch import Calibration
 from ..data.sources import load_data
@@ -20,7 +20,7 @@ from ..ir.cost import CostModel
 from ..ir.program import Program
 from ..process.events import Event, OnEvent, Transcript, warn_only
 from ..process.silence import quiet, silence
-from ..request.latency import LatencyWish
+from ..request.latency import LatencyGoal
 from ..request.options import OF_A_PLAN
 from ..request.request import Request
 from .bench import inputs_like
@@ -69,7 +69,7 @@ def lower(
             "the output is the artefact itself", where=f"--out {destination}", cure="leave `--out` away to replace it"
         )
     check_destination(destination)
-    wish = LatencyWish(batch, threads, seconds=seconds)
+    wish = LatencyGoal(batch, threads, seconds=seconds)
     run = None
     if against is not None:
         request = Request(seed=int(made.report["seed"]), limits=OF_A_PLAN)
@@ -84,7 +84,7 @@ def lower(
     made.backend = backend
     on_event(Event("stage", f"lower to {backend.text}, verify and save"))
     with quiet():
-        made.save(destination, measure=Stopwatch(wish, "lower", dense, tell=on_event))
+        made.save(destination, measure=DeliveredLatency(wish, "lower", dense, tell=on_event))
     for missing in missing_of(made.report):
         on_event(Event("warning", f"not finished: {missing}"))
     return made

@@ -10,7 +10,7 @@ import torch
 
 from .. import registry
 from ..data.batch import Batch, sample_count
-from ..data.memory import within
+from ..data.memory import memory_limit
 from ..driver.decide import prepare, score
 from ..driver.parts import carry_out
 from ..driver.run import Inputs, Model, Run, open_model, reduce_tokens
@@ -26,7 +26,7 @@ from ..process.events import OnEvent, Transcript, warn_only
 from ..process.jobs import resumable, run_jobs
 from ..process.silence import silence
 from ..report.entries import frozen_entries
-from ..request.goal import Wish
+from ..request.goal import Goal
 from ..request.invocation import Invocation
 from ..request.limits import FLOOR, Align, Floor
 
@@ -62,7 +62,7 @@ def measure_sensitivity(
     request = Invocation.of("sensitivity", locals()).request
     goal, tell = request.goal, Transcript(on_event)
     assert goal is not None
-    with within(memory), resumable(None, on_event):
+    with memory_limit(memory), resumable(None, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
@@ -77,17 +77,17 @@ def measure_sensitivity(
         with silence():
             found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
     joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
-    return {"name": opened.name, "importance": str(goal.made), **found[0], **joined}
+    return {"name": opened.name, "importance": str(goal.scorer), **found[0], **joined}
 
 
-def _with_tiles(run: Run, goal: Wish) -> Run:
+def _with_tiles(run: Run, goal: Goal) -> Run:
     """The run with the tiles of its dense program as groups, scored by the goal's criterion where that scores tiles."""
     from ..passes.analysis.find_blocks import FindBlocks
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.data is None:  # the goal's own criterion needs none
         run = replace(run, data=run.opened.data)
-    return run.through(FindBlocks(), ScoreGroups(goal.made if goal.made.scores_tiles else "lsp", seed=run.seed))
+    return run.through(FindBlocks(), ScoreGroups(goal.scorer if goal.scorer.scores_tiles else "lsp", seed=run.seed))
 
 
 def sensitivity(

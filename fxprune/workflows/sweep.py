@@ -5,139 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..artifact.artifact import Artifact
-from ..artifact.files import check_destination, check_files, read_report
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.memory import within
+from ..data.memory import memory_limit
 from ..data.sources import load_data
-from ..driver.apply import give_plan
-from ..driver.decide import decide_on, prepare, score
-from ..driver.finish import finish
-from ..driver.judge import Judge
+from ..driver.decide import prepare, score
+from ..driver.judge import AgreementEvaluator
 from ..driver.run import Inputs, Model, Run, open_model
-from ..errors import BudgetInfeasible, LoadError, OptionError
+from ..errors import OptionError
 from ..ir.cost import COUNTED, Budget, CostModel
-from ..ir.plan import CompressionPlan
 from ..process import jobs
-from ..process.events import Event, OnEvent, Transcript, warn_only
+from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
 from ..report.render import measure_of
-from ..request.goal import Wish
+from ..request.goal import Goal
 from ..request.invocation import Invocation
 from ..request.limits import FLOOR, Align, Floor
 from ..request.options import Judging, Timing
+from .points import Sweep, time_points
 
 RESULT, PAGE, VERSION = "sweep.json", "sweep.html", 1
-DENSE = "dense"
-FINEST = 0.01  # bisection ends where two ratios are this close
-
-
-@dataclass
-class Sweep:
-    """One sweep: the scored model, what it is judged on, and the points so far.
-
-    point  one ratio as plain data: ratio, cost, figures, drop and artifact (its directory), or ``infeasible``: why not
-    """
-
-    scored: Run
-    goal: Wish
-    held: Calibration
-    judge: Judge
-    out: Path
-    key: str
-    points: list[dict[str, Any]] = field(default_factory=list)
-
-    def try_(self, budget: Budget) -> dict[str, Any]:
-        """The point of a budget: found where an earlier run of this sweep left it, else made."""
-        place = self.out / f"{budget.amount:g}"
-        point = self._found(place, budget)
-        if point is None:
-            self.scored.tell.stage(f"{budget.metric} {budget.amount:g}")
-            try:
-                with resumable(place, self.scored.tell.on_event):
-                    point = self._made(place, budget)
-            except BudgetInfeasible as error:
-                point = {"ratio": budget.amount, "infeasible": str(error)}
-                self.scored.tell.warn(f"{budget} is out of reach: {error.why or error.what}")
-        self.points.append(point)
-        return point
-
-    def _found(self, place: Path, budget: Budget) -> dict[str, Any] | None:
-        try:
-            report = read_report(place)
-            told = report.get("sweep")
-            if not isinstance(told, dict) or told.get("key") != self.key or told.get("ratio") != budget.amount:
-                return None
-            check_files(place, report)
-            point = self._point(place, budget, report)
-        except (LoadError, KeyError, TypeError, AttributeError):  # none there, or damaged: it is made again
-            return None
-        self.scored.tell.on_event(Event("note", f"{budget} was finished before: {place}"))
-        return point
-
-    def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
-        check_destination(place)
-        request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
-        run = replace(self.scored, request=request, tell=self.scored.tell.branch())
-        goal = self.goal.at(budget)
-        artifact = finish(decide_on(run, goal).recovered(goal.recovery))
-        with silence():
-            figures = self.judge.of(artifact.program)
-        artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
-        run.tell.stage(f"lower to {request.target}, verify and save")
-        with silence():
-            artifact.save(place)
-        return self._point(place, budget, artifact.report)
-
-    def _point(self, place: Path, budget: Budget, report: dict[str, Any]) -> dict[str, Any]:
-        figures = report["sweep"]["figures"]
-        return {
-            "ratio": budget.amount,
-            "artifact": place.name,
-            "cost": report["cost"]["compressed"],
-            "share": report["cost"]["ratio"],
-            "figures": figures,
-            "drop": self.drop(figures),
-            "recovery": (report.get("recovery") or {}).get("method", "none"),
-        }
-
-    @property
-    def dense_value(self) -> float:
-        """The dense model's own measure: 1 where the measure is an agreement with it."""
-        return 1.0 if self.judge.accuracy is None else self.judge.accuracy
-
-    def drop(self, figures: dict[str, float]) -> float:
-        """How much of the measure is lost; negative where the smaller model does better."""
-        return self.dense_value - figures[measure_of(figures)]
-
-    def narrow(self, metric: str, most: float, steps: int) -> None:
-        """Halve the gap between the smallest ratio within the drop and the largest below it that is not."""
-        for _ in range(steps):
-            good = min((p["ratio"] for p in self.points if "drop" in p and p["drop"] <= most), default=1.0)
-            bad = max((p["ratio"] for p in self.points if p["ratio"] < good), default=0.0)
-            middle = round((good + bad) / 2, 4)
-            if not bad or good - bad <= FINEST or middle in (good, bad):
-                return
-            self.try_(Budget(metric, middle))
-
-    def chosen(self, most: float) -> dict[str, Any] | None:
-        """The point of least cost within the drop."""
-        within = [p for p in self.points if "drop" in p and p["drop"] <= most]
-        return min(within, key=lambda p: (p["cost"][self.metric], p["ratio"]), default=None)
-
-    @property
-    def metric(self) -> str:
-        assert self.goal.budget is not None
-        return self.goal.budget.metric
 
 
 def sweep(
@@ -200,11 +95,11 @@ def sweep(
     request = replace(request, options={**request.options, first.metric: None})
     goal = request.goal
     assert goal is not None
-    with _owned(out), within(memory), resumable(out, on_event):
+    with _own(out), memory_limit(memory), resumable(out, on_event):
         opened = open_model(
             request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
         )
-        made = _prepared(Run.of(request, opened, tell), goal, judging, out)
+        made = _prepare(Run.of(request, opened, tell), goal, judging, out)
         measured = None
         if sensitive:
             from .sensitivity import sensitivity
@@ -217,24 +112,30 @@ def sweep(
         if judging.max_drop is not None:
             made.narrow(made.metric, judging.max_drop, judging.bisect)
         made.points.sort(key=lambda p: -p["ratio"])
-        timings = _timed(made, timing) if timing.seconds > 0 else []
+        timings = time_points(made, timing) if timing.seconds > 0 else []
         result = _result(made, judging, timings, measured)
         _write(out, result)
     return result
 
 
-def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
+def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     held, request = run.opened.held, run.request
     if judging.data is not None:
         held = load_data(judging.data, run.opened.source, samples=judging.samples, seed=run.seed)
     assert held is not None
     run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
-    about = [str(goal.made), repr(replace(goal, budget=None)), repr(judging.data), request.target, repr(request.limits)]
+    about = [
+        str(goal.scorer),
+        repr(replace(goal, budget=None)),
+        repr(judging.data),
+        request.target,
+        repr(request.limits),
+    ]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
-    key = fingerprint(run.program, run.data, run.seed, [*about, _held(held)])
+    key = fingerprint(run.program, run.data, run.seed, [*about, _digest_of(held)])
     scored = score(run, goal)
     with silence():
-        judge = Judge(scored.program, held.batches)
+        judge = AgreementEvaluator(scored.program, held.batches)
     if judge.samples < 100:
         run.tell.warn(
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
@@ -243,7 +144,7 @@ def _prepared(run: Run, goal: Wish, judging: Judging, out: Path) -> Sweep:
     return Sweep(scored, goal, held, judge, out, key)
 
 
-def _held(data: Calibration) -> str:
+def _digest_of(data: Calibration) -> str:
     """A hash of the samples that points are judged on."""
     from torch import Tensor
 
@@ -254,62 +155,6 @@ def _held(data: Calibration) -> str:
                 digest.update(repr((value.dtype, value.shape)).encode())
                 digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _timed(made: Sweep, timing: Timing) -> list[dict[str, Any]]:
-    """Latency of every point's file and of the dense one, all in turns, per batch size."""
-    from ..artifact.delivered import record, row_of
-    from ..target.clock import reading
-    from ..target.timing import sampled
-    from ..target.timing import timing as timing_of
-    from .bench import call_at, runner_of
-
-    folders = [p["artifact"] for p in made.points if "artifact" in p]
-    if not folders:
-        return []
-    made.scored.tell.stage("measure latency of all")
-    dense = made.out / DENSE
-    if not _same(dense, made.key):
-        scored = made.scored
-        request = replace(scored.request, options={})
-        opened = replace(scored.opened, data=None, held=None)
-        run = replace(scored, request=request, opened=opened, data=None, tell=Transcript(scored.tell.on_event))
-        with silence():
-            artifact = finish(give_plan(run.but(tokens=None), CompressionPlan()))
-            artifact.report["sweep"] = {"key": made.key}
-            artifact.save(dense)
-    read = {name: Artifact.read(made.out / name) for name in [DENSE, *folders]}
-    runners = {name: (a.program, runner_of(a)) for name, a in read.items()}
-    rows, told = [], {name: list[dict[str, Any]]() for name in folders}
-    for batch in timing.batches:
-        calls: dict[str, Callable[[], Any]] = {n: call_at(program, run, batch) for n, (program, run) in runners.items()}
-        samples, counts = sampled(calls, seconds=timing.seconds * len(calls))
-        for name in folders:
-            macs = read[name].report["cost"]["ratio"]["flops"]
-            told[name].append(row_of(reading(samples[DENSE], samples[name]), batch, 0, macs, "sweep"))
-        rows.append(
-            {
-                "batch": batch,
-                "timings": {
-                    name: {
-                        **timing_of(values, counts[name], batch).to_dict(),
-                        **({} if name == DENSE else {k: told[name][-1][k] for k in ("ratio", "error", "realised")}),
-                    }
-                    for name, values in samples.items()
-                },
-            }
-        )
-    for name in folders:
-        record(made.out / name, told[name], read[name].backend, read[name].program)
-    return rows
-
-
-def _same(place: Path, key: str) -> bool:
-    try:
-        told = read_report(place).get("sweep")
-    except LoadError:
-        return False
-    return isinstance(told, dict) and told.get("key") == key
 
 
 def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measured: Any) -> dict[str, Any]:
@@ -336,7 +181,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
         "latency": timings,
         "environment": environment(),
         "sensitivity": measured,
-        "importance": str(made.goal.made),
+        "importance": str(made.goal.scorer),
         "recover": made.goal.recover,
         "seed": made.scored.seed,
         "counted": COUNTED,
@@ -345,7 +190,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
 
 
 @contextmanager
-def _owned(out: Path) -> Iterator[None]:
+def _own(out: Path) -> Iterator[None]:
     """Make the directory, or find that it is one of ours; a failure before the first point leaves none behind.
 
     Raises OptionError for somebody else's.

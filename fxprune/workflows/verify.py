@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact.artifact import Artifact
-from ..artifact.evidence import Evidence, Payload, failed, gates_of, read_evidence
+from ..artifact.evidence import Evidence, Payload, fail_gate, gates_of, read_evidence
 from ..artifact.gates import FAILED, PASSED, Gate, Limits, gate, junit, worst
 from ..artifact.manifest import EVIDENCE, Manifest, read_manifest, wrong_files
 from ..data.sources import load_data
@@ -84,13 +84,13 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
         if evidence is not None and data is not None and not evidence.complete:
             evidence = _supplied(evidence, artifact, data, manifest)
     except FxpruneError as error:
-        return [signed, failed("load", error)]
+        return [signed, fail_gate("load", error)]
     seed = int(manifest["request"]["seed"])
     try:
         parity = check_parity(payload.program, payload.run, what="the payload", tolerance=payload.tolerances, seed=seed)
         again = gate("parity", parity.max_rel, parity.tolerance, "relative")
     except FxpruneError as error:
-        again = failed("parity", error)
+        again = fail_gate("parity", error)
     missing = (
         ""
         if evidence is not None and evidence.complete

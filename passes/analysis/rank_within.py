@@ -67,11 +67,11 @@ class RankWithin(Analysis):
         changed = dict(scores)
         for name, order in self.found["ranks"].items():
             if name in scores and kind[name] in self.kinds:
-                changed[name] = ordered(scores[name], order)
+                changed[name] = order_within(scores[name], order)
         return program.but(scores=with_derived(program.need("groups"), changed))
 
 
-def ordered(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:
+def order_within(scores: ImportanceScores, order: torch.Tensor) -> ImportanceScores:
     """The same worth of every count, with other members: ``order`` [size], the first to stay first."""
     if scores.curve is not None:
         return replace(scores, order=order)

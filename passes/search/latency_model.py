@@ -18,7 +18,7 @@ from ...target.latency_table import Curve, LatencyTable, Point, classes, reducer
 from .latency_fit import fit_latency, rising
 from .token_latency import TokenTimes, token_times
 
-NS = 1e6  # nanoseconds in a millisecond: costs are whole numbers to every search
+NS_PER_MS = 1e6  # nanoseconds in a millisecond: costs are whole numbers to every search
 GRAINS = 64  # counts of a wide class that the flat start and the line are fitted to
 SETTLED = 60  # rounds of proportional fitting, far more than it takes
 ALIGNMENTS = (8, 16, 32, 64)
@@ -93,7 +93,7 @@ class LatencyModel(CostModel):
         table.check(program)
         self.table, self.dense = table, self
         self.effects = effects = effects_of(program, table)
-        terms, dense_ns, factor = self.terms["flops"], table.dense_ms * NS, table.correction
+        terms, dense_ns, factor = self.terms["flops"], table.dense_ms * NS_PER_MS, table.correction
         free = [i for i, t in enumerate(terms) if t.axes()]
         self.rates = [dense_ns / max(sum(t({}) for t in terms), 1)] * len(terms)
         for i, rate in zip(
@@ -135,7 +135,7 @@ class LatencyModel(CostModel):
         found = {m: math.ceil(sum(t(kept or {}) for t in terms)) for m, terms in self.terms.items()}
         return TimedCost(found["flops"], found["params"], found["bytes"], found["latency"])
 
-    def told_tokens(self) -> dict[str, object] | None:
+    def describe_tokens(self) -> dict[str, object] | None:
         """What tokens do to the latency beside the products, in milliseconds; None where none become fewer.
 
         ops_ms      that the reducing ops take, by site;  between_ms: that everything between products takes less
@@ -145,13 +145,13 @@ class LatencyModel(CostModel):
             return None
         left = [self.times.whole, *self.times.left(self.removed)]
         ops = {
-            name: self.times.taking(n + self.times.protected) / NS
+            name: self.times.taking(n + self.times.protected) / NS_PER_MS
             for name, n, r in zip(self.times.sites, left, self.removed, strict=False)
             if r
         }
         return {
             "ops_ms": ops,
-            "between_ms": self.times.beside(self.removed) / NS - sum(ops.values()),
+            "between_ms": self.times.beside(self.removed) / NS_PER_MS - sum(ops.values()),
             "follow": self.times.follow,
         }
 
@@ -226,7 +226,7 @@ def times_of(program: Program, model: LatencyModel, plan: TokenPlan) -> TokenTim
     """What the table of ``model`` knows about the plan's reducer. Raises LoadError where it knows nothing."""
     model.table.check_tokens(program, plan)
     curve = model.table.tokens[reducer_key(plan.reducer, plan.unmerge)]
-    return token_times(program, curve, model.rates, model.table.dense_ms * NS)
+    return token_times(program, curve, model.rates, model.table.dense_ms * NS_PER_MS)
 
 
 def _rates(terms: Sequence[Expression], effects: Mapping[Axis, Effect], rate: float, dense_ns: float) -> list[float]:
@@ -268,14 +268,14 @@ def layers(model: LatencyModel, groups: Sequence[PruneGroup], kept: Kept) -> lis
                     "kind": str(g.kind),
                     "kept": kept.get(g.axis, g.size),
                     "size": g.size,
-                    "dense_ms": dense / c / NS,
-                    "predicted_ms": (dense / c - saved) / NS,
+                    "dense_ms": dense / c / NS_PER_MS,
+                    "predicted_ms": (dense / c - saved) / NS_PER_MS,
                 }
             )
     return out
 
 
-def liked(table: LatencyTable) -> tuple[int, str]:
+def liked_multiple(table: LatencyTable) -> tuple[int, str]:
     """(the finest alignment that the target gives what it is paid for, why). 0 where nothing was probed.
 
     Widths between two multiples of 64 should take the time between theirs. Where one takes as long as the next multiple
@@ -333,12 +333,13 @@ def out_of_reach(
     if others:
         kinds = ",".join(dict.fromkeys([*(str(g.kind) for g in groups), *others]))
         cures.append(f"`--prune {kinds}`")
-    cures.append(f"a budget of at least {math.ceil(100 * least / dense) / 100:.2f} ({least / NS:.3g} ms)")
+    cures.append(f"a budget of at least {math.ceil(100 * least / dense) / 100:.2f} ({least / NS_PER_MS:.3g} ms)")
     return BudgetInfeasible(
         f"the budget {budget} is out of reach",
         where=f"{program.name}, {model.table}",
-        why=f"reachable {least / dense:.3f}..1.00 of the dense latency ({least / NS:.3g}..{dense / NS:.3g} ms), asked "
-        f"{limit / dense:.3f} ({limit / NS:.3g} ms)\n        what no chosen group reaches takes "
+        why=f"reachable {least / dense:.3f}..1.00 of the dense latency "
+        f"({least / NS_PER_MS:.3g}..{dense / NS_PER_MS:.3g} ms), asked "
+        f"{limit / dense:.3f} ({limit / NS_PER_MS:.3g} ms)\n        what no chosen group reaches takes "
         f"{max(fixed, 0) / dense:.2f}, floors and alignment {(least - max(fixed, 0)) / dense:.2f}",
         cure=", or ".join(cures),
     )

@@ -29,7 +29,7 @@ class Rearrange(Search):
 
     Greedy: P starts as the smallest ``|| g_u ||``; every other element, smallest first, is added, and the member
     whose leaving then leaves the smallest sum goes back. This need not find the optimum (the example of
-    :func:`rearranged` misses it in one round), but never ends above its start, nor above the plan's own choice, which
+    one round misses it), but never ends above its start, nor above the plan's own choice, which
     is kept when it is no worse.
 
     rounds   how often to go through the elements; more rounds end where none of them helps any more, and fit the
@@ -70,7 +70,7 @@ class Rearrange(Search):
                     cure="use `--importance fisher`, or leave rearrangement away",
                 )
             pruned = sorted(set(range(choice.size)) - set(choice.keep))
-            chosen = rearranged(gradients, pruned, self.rounds)
+            chosen = exchange_members(gradients, pruned, self.rounds)
             rows = gradients.to("cpu", torch.float64)
             before += float(_objective(rows, pruned))
             after += float(_objective(rows, chosen))
@@ -89,13 +89,13 @@ def _why(criterion: str | None) -> str:
     return f"the criterion '{criterion}' keeps none"
 
 
-def rearranged(gradients: Tensor, pruned: Sequence[int], rounds: int = 1) -> list[int]:
+def exchange_members(gradients: Tensor, pruned: Sequence[int], rounds: int = 1) -> list[int]:
     """As many elements as in ``pruned``, ascending, whose gradients add up to less, or ``pruned`` itself.
 
     gradients   [rows, size]
 
     >>> g = torch.tensor([[1.0, -1.0, 0.0, 0.95], [0.0, 0.1, 0.9, 0.0]])
-    >>> rearranged(g, [2, 3]), rearranged(g, [2, 3], rounds=2)
+    >>> exchange_members(g, [2, 3]), exchange_members(g, [2, 3], rounds=2)
     ([1, 3], [0, 1])
     """
     rows = gradients.detach().to("cpu", torch.float64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .tile_curves import convex_hull, derivative, smoothed
+from .tile_curves import convex_hull, derivative, smooth_curve
 
 HALVINGS = 100
 
@@ -106,7 +106,7 @@ def lsp(layers: Sequence[LayerCurve], target: int, power: bool = True, smooth: f
 
 def _slopes(one: LayerCurve, smooth: float) -> list[float]:
     """d delta / d alpha of removing tile k (k = 1 .. most), non-decreasing: of the hull of the smoothed curve."""
-    delta = smoothed(torch.tensor(one.delta, dtype=torch.float64), smooth)
+    delta = smooth_curve(torch.tensor(one.delta, dtype=torch.float64), smooth)
     count = len(delta) - 1
     hull = convex_hull([float(i) for i in range(count + 1)], delta.tolist())
     smooth_hull = torch.empty_like(delta)

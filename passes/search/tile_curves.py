@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 
-def smoothed(curve: Tensor, weight: float) -> Tensor:
+def smooth_curve(curve: Tensor, weight: float) -> Tensor:
     """The exponential moving average, without the bias of its start.
 
     ``l <- w l + (1 - w) y,  y_k = l / (1 - w^k)``      w = 0 leaves the curve as it is
 
     Source   LSP's code (as in TensorBoard); the paper does not state w, the code uses 0.1 and 0.9
 
-    >>> smoothed(torch.tensor([2.0, 2.0, 2.0]), 0.9).tolist()
+    >>> smooth_curve(torch.tensor([2.0, 2.0, 2.0]), 0.9).tolist()
     [2.0, 2.0, 2.0]
     """
     if weight == 0:

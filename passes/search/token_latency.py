@@ -133,7 +133,7 @@ def token_times(program: Program, curve: TokenCurve, rates: Sequence[float], den
         counts=(0, curve.tokens),
         values=(0.0, 0.0),
     )
-    return fitted(bare, curve)
+    return fit_tokens(bare, curve)
 
 
 def timed_products(program: Program, axes: Sequence[Axis]) -> list[Expression]:
@@ -158,7 +158,7 @@ def region_shares(program: Program) -> tuple[float, ...]:
     return tuple(n / sum(made) if sum(made) else 1 / len(made) for n in made)
 
 
-def fitted(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
+def fit_tokens(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
     """``bare`` with what explains the readings: first how products and the rest follow and what ops take, all of them
     never negative; then the bends that are left.
 

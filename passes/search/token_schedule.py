@@ -109,7 +109,7 @@ def profile(weights: Sequence[float], costs: TokenCosts, limit: float, cap: Cap,
     return at(high)
 
 
-def rounded(removed: Sequence[int], costs: TokenCosts, limit: float, cap: Cap, multiple: int) -> Removed:
+def round_counts(removed: Sequence[int], costs: TokenCosts, limit: float, cap: Cap, multiple: int) -> Removed:
     """``removed`` with the tokens left (protected ones included) at multiples, which kernels like: to the nearest, or
     down where that would cost more than ``limit``. Where the cap forbids it, and before anything goes, they stay odd.
     """

@@ -200,14 +200,14 @@ class _Casting:
             if cast is None or list(node.users) != [cast]:
                 continue
             held = state if name in state else constants
-            held[name] = narrowed(held[name], self.dtype)
+            held[name] = narrow(held[name], self.dtype)
             node.meta["val"] = node.meta["val"].to(self.dtype)
             cast.replace_all_uses_with(node)
             self.graph.erase_node(cast)
         return state, constants
 
 
-def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def narrow(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in ``dtype``; a mask's "minus infinity" stays finite. Parameters stay parameters."""
     largest, value = torch.finfo(dtype).max, tensor.detach()
     value = torch.where(value.isfinite() & (value < -largest), -largest / 2, value).to(dtype)

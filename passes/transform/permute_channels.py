@@ -66,7 +66,7 @@ class PermuteChannels(Transform):
         else:
             for axis, readers in sides.items():
                 weights = [m.matrix(program.tensors[m.parameter].detach()).float().abs() for m in readers]
-                found[axis] = exchanged(torch.cat(weights), self.rounds, self.seed)
+                found[axis] = exchange_channels(torch.cat(weights), self.rounds, self.seed)
         if not found:
             return program, {}
         orders = {m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]}
@@ -99,7 +99,7 @@ def _permuted(program: Program, orders: Mapping[Axis, Tensor]) -> dict[str, Tens
     return changed
 
 
-def exchanged(weight: Tensor, rounds: int, seed: int) -> Tensor:
+def exchange_channels(weight: Tensor, rounds: int, seed: int) -> Tensor:
     """An order of the columns of |W| [out, in] in which two of every four keep more. [in] int64"""
     generator = torch.Generator().manual_seed(seed)
     count = weight.shape[1] // 4

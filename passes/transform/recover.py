@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from ...data.batch import Calibration
-from ...data.memory import that_fit
+from ...data.memory import subsample_to_fit
 from ...errors import InternalError, OptionError, nearest
 from ...ir.axis import Axis
 from ...ir.pipeline import Transform
@@ -17,7 +17,7 @@ from .recovery.choose import Guard, Verdict
 from .recovery.closed_form import ClosedForm
 from .recovery.record import Recovery
 from .recovery.tune import Tuner
-from .recovery.write_back import written_back
+from .recovery.write_back import write_back
 from .resize import resize
 
 METHODS = ("auto", "tune", "ridge", "refit", "bias", "scale", "none")
@@ -140,7 +140,7 @@ class Recover(Transform):
                 why="it fits what stays to what the dense model does on calibration inputs",
                 cure="give `--data`, or `--recover none`",
             )
-        data, pruned = that_fit(program, self.data), self._pruned(program)
+        data, pruned = subsample_to_fit(program, self.data), self._pruned(program)
         if self.method in ("auto", "tune"):
             guard, verdict = self._guard, self.verdict
             if verdict is None or not guard.holds(verdict, program, data):
@@ -152,7 +152,7 @@ class Recover(Transform):
         notes = (*program.notes, str(found.recovery))
         if not found.tensors:
             return program.but(notes=notes), record
-        exported = written_back(program, keep, found.tensors)
+        exported = write_back(program, keep, found.tensors)
         tokens = None if program.tokens is None else replace(program.tokens)
         fitted = program.but(
             exported=exported,
@@ -169,7 +169,7 @@ class Recover(Transform):
         """What ``auto`` and ``tune`` find of the closed forms on the data: given as ``verdict``, they need not look."""
         assert self.data is not None
         keep = _keep(program, program.need("plan"))
-        return self._guard.judge(program, self._pruned(program), keep, that_fit(program, self.data))
+        return self._guard.judge(program, self._pruned(program), keep, subsample_to_fit(program, self.data))
 
     @property
     def _form(self) -> ClosedForm:

@@ -9,17 +9,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...data.batch import Calibration, sample_count
-from ...data.memory import that_fit
+from ...data.memory import subsample_to_fit
 from ...errors import OptionError, nearest
 from ...ir.linear_layers import Matrix, sparse_layers
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.sparsity import Sparsity
 from .recovery.agreement import Yardstick
-from .recovery.choose import TOLERANCE, agreed, split_in_folds
+from .recovery.choose import TOLERANCE, agree_between_ranks, split_in_folds
 from .recovery.record import Recovery
 from .recovery.tile_form import TileForm
-from .sparsify_blocks import masked, masks_of, with_parameters
+from .sparsify_blocks import mask_tiles, masks_of, with_parameters
 
 METHODS = ("auto", "ridge", "obs", "none")
 FEW, STRONG = 50, 5.0  # below so many samples the ridge holds on to the weights it has
@@ -82,8 +82,8 @@ class RecoverBlocks(Transform):
                 why="it fits what stays to what the dense model does on calibration inputs",
                 cure="give `--data`, or `--recover none`",
             )
-        data, masks = that_fit(program, self.data), masks_of(program, plan.blocks)
-        pruned = program.without_facts(exported=masked(program, masks))
+        data, masks = subsample_to_fit(program, self.data), masks_of(program, plan.blocks)
+        pruned = program.without_facts(exported=mask_tiles(program, masks))
         record, tensors = Recovery(self.method, self.method, samples=data.samples), dict[str, Tensor]()
         if self.method == "auto":
             record = self._judged(program, pruned, layers, data)
@@ -130,12 +130,12 @@ class RecoverBlocks(Transform):
         if ruler is None or not ruler.usable:
             why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
             return Recovery("none", self.method, samples=data.samples, skipped=why)
-        (rest, judged), base = folds[0], agreed(ruler.measure(pruned))
+        (rest, judged), base = folds[0], agree_between_ranks(ruler.measure(pruned))
         best, value, rejected = "none", base.mixed, dict[str, str]()
         guard: dict[str, Mapping[str, float]] = {"none": base.record()}
         for method in ("ridge", "obs"):
             found = self._form(method, sample_count(rest)).fit(program, pruned, layers, rest)
-            now = agreed(ruler.measure(pruned, found.tensors))
+            now = agree_between_ranks(ruler.measure(pruned, found.tensors))
             guard[method] = now.record()
             why_not = now.veto(base, TOLERANCE)
             if why_not:

@@ -33,7 +33,7 @@ class SparsifyBlocks(Transform):
         blocks = program.need("plan").blocks
         if not blocks:
             return program
-        return program.without_facts(exported=masked(program, masks_of(program, blocks)))
+        return program.without_facts(exported=mask_tiles(program, masks_of(program, blocks)))
 
 
 def masks_of(program: Program, blocks: Mapping[str, Sparsity]) -> dict[str, Tensor]:
@@ -42,7 +42,7 @@ def masks_of(program: Program, blocks: Mapping[str, Sparsity]) -> dict[str, Tens
 
 
 @torch.no_grad()
-def masked(program: Program, masks: Mapping[str, Tensor]) -> ExportedProgram:
+def mask_tiles(program: Program, masks: Mapping[str, Tensor]) -> ExportedProgram:
     """The program's graph with these parameters zero where their mask is False. Nothing of the lender is changed."""
     changed = {name: program.tensors[name] * mask.to(program.tensors[name].device) for name, mask in masks.items()}
     return with_parameters(program, changed)

@@ -291,7 +291,7 @@ def test_writers_of_one_place_never_mix(tmp_path: Path) -> None:
 
     def write(word: str) -> None:
         for _ in range(20):
-            with files.published(place) as directory:
+            with files.publish(place) as directory:
                 for name in "abc":
                     (directory / name).write_text(word)
 
@@ -316,7 +316,7 @@ def test_without_an_atomic_exchange_a_failure_puts_the_old_one_back(
     saved: Path, old: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "_exchange", lambda one, two: False)
-    with files.published(saved) as directory:
+    with files.publish(saved) as directory:
         for name, data in old.items():
             (directory / name).write_bytes(data)
     assert unchanged(saved, old)
@@ -328,7 +328,7 @@ def test_without_an_atomic_exchange_a_failure_puts_the_old_one_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", refuse_the_new_one)
-    with pytest.raises(FxpruneError, match="cannot be written"), files.published(saved) as directory:
+    with pytest.raises(FxpruneError, match="cannot be written"), files.publish(saved) as directory:
         (directory / "new").touch()
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == old
 

@@ -34,7 +34,7 @@ from fxprune.data.sources import load_data
 from fxprune.errors import FxpruneError
 from fxprune.intake.load import load
 from fxprune.ir.plan import CompressionPlan
-from fxprune.target.block_table import BlockTable, Timing, made
+from fxprune.target.block_table import BlockTable, Timing, make_table
 from fxprune.target.latency_table import Curve, LatencyTable, Point, Setting
 from fxprune.workflows import export
 from fxprune.workflows.verify import verify
@@ -207,7 +207,7 @@ def test_plans_and_tables(seed: int, model: Path, tmp_path: Path) -> None:
     answered(lambda: CompressionPlan.read(path))
     path.write_bytes(damaged(table(), seed))
     answered(lambda: str(LatencyTable.read(path)))
-    made("a CPU", "ell", [Timing(64, 64, "32x32", "float32", 8, 0.5, 1.0, 0.8)]).write(path)
+    make_table("a CPU", "ell", [Timing(64, 64, "32x32", "float32", 8, 0.5, 1.0, 0.8)]).write(path)
     path.write_bytes(damaged(path.read_text(), seed))
     answered(lambda: str(BlockTable.read(path).find(64, 64, "32x32", "float32", 8, 0.5)))
 
@@ -223,7 +223,7 @@ def test_option_files(seed: int, tmp_path: Path) -> None:
         raw = bytearray(b"flops = " + b"[" * 50_000)
     path = tmp_path / "fxprune.toml"
     path.write_bytes(raw)
-    answered(lambda: str(read_options(path, "compile", build_parser()[1], implicit=True)))
+    answered(lambda: str(read_options(path, "compile", implicit=True)))
 
 
 # ------------------------------------------------------------ bombs, and ways out of the directory

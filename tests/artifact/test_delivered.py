@@ -21,12 +21,12 @@ from fxprune.artifact.artifact import Artifact
 from fxprune.artifact.compare import compare, read_valid, rows_of
 from fxprune.artifact.delivered import record
 from fxprune.cli.entry import OK, USER_ERROR, main
-from fxprune.data.memory import within
+from fxprune.data.memory import memory_limit
 from fxprune.errors import FxpruneError, LoweringError, OptionError
 from fxprune.intake.capture import capture
 from fxprune.report.render import render
 from fxprune.target import clock
-from fxprune.target.clock import Reading
+from fxprune.target.clock import PairedLatency
 from fxprune.workflows.bench import bench
 
 INPUT = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
@@ -166,11 +166,11 @@ class Told(FakeClock):
     def dense_seconds(self) -> float:
         return self.beside_ms[0] / 1e3
 
-    def beside(self, load: Any, seconds: float) -> Reading:
+    def beside(self, load: Any, seconds: float) -> PairedLatency:
         if self.fails is not None:
             raise self.fails
         a, b = self.beside_ms
-        return Reading(b / a, 0.001, b, a, 7)
+        return PairedLatency(b / a, 0.001, b, a, 7)
 
 
 def test_what_cannot_be_measured_is_said_and_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_cannot_be_measured_is_said_and_is_no_error(monkeypatch: pytest.Mon
 def test_memory_that_is_scarce_is_left_alone() -> None:
     program = capture(nn.Linear(512, 512).eval(), (torch.randn(2, 512),))
     assert delivered._too_large(program) == ""
-    with within("1MiB"):
+    with memory_limit("1MiB"):
         assert "more than --memory allows" in delivered._too_large(program)
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from fxprune.artifact.evidence import failed
+from fxprune.artifact.evidence import fail_gate
 from fxprune.artifact.gates import FAILED, PASSED, UNFINISHED, Gate, Limits, exit_code, gate, junit, worst
 from fxprune.errors import MissingDevice, OptionError, VerifyError
 
@@ -31,8 +31,8 @@ def test_failed_beats_unfinished_beats_passed_and_nothing_is_no_pass() -> None:
 
 
 def test_a_missing_device_leaves_a_gate_unfinished_and_anything_else_fails_it() -> None:
-    assert failed("target", MissingDevice("no GPU")).status == UNFINISHED
-    assert failed("parity", VerifyError("it differs", why="by much")).why == "it differs; by much"
+    assert fail_gate("target", MissingDevice("no GPU")).status == UNFINISHED
+    assert fail_gate("parity", VerifyError("it differs", why="by much")).why == "it differs; by much"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fxprune.ir.program import Program
 from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
 from fxprune.target.backend import lower_and_verify
-from fxprune.target.block_table import BlockTable, Timing, made
+from fxprune.target.block_table import BlockTable, Timing, make_table
 from fxprune.testing import run_flat
 
 
@@ -45,7 +45,7 @@ def program() -> Program:
 
 def winning(form: str = "ell") -> BlockTable:
     rows = [Timing(n, k, "16x32", "float32", 18, 1.0, 2.0, 1.0) for n, k in ((70, 40), (40, 70))]
-    return made("some CPU", form, rows)
+    return make_table("some CPU", form, rows)
 
 
 def test_block_ell_holds_the_weight() -> None:
@@ -60,14 +60,14 @@ def test_block_ell_holds_the_weight() -> None:
 
 def test_winning_layers_are_a_gather_and_one_product_at_any_size() -> None:
     dense, gate = program(), UseBlockEll(winning(), "some CPU")
-    made_of = Pipeline((gate,)).run(dense)
+    made_of, (gated,) = Pipeline((gate,)).apply(dense)
     assert sum("bmm" in str(n.target) for n in made_of.graph.nodes) == 2
     assert not any("linear" in str(n.target) for n in made_of.graph.nodes)
     for batch in (1, 4):
         x = torch.randn(batch, 6, 40)
         torch.testing.assert_close(run_flat(made_of, [x])[0], run_flat(dense, [x])[0], rtol=1e-5, atol=1e-5)
     padded = 6 * (5 * 2 + 3 * 1) * 16 * 32
-    assert sum(d.executed for d in gate.results) == padded
+    assert sum(d.executed for d in gated.record) == padded
     with FlopCounterMode(display=False) as counter:
         run_flat(made_of, [torch.randn(1, 6, 40)])
     assert counter.get_total_flops() == 2 * padded, "what the report says runs is what the graph multiplies"
@@ -75,10 +75,10 @@ def test_winning_layers_are_a_gather_and_one_product_at_any_size() -> None:
 
 def test_layers_are_looked_up_by_what_padding_makes_of_them() -> None:
     """``a`` keeps 6 of 10 tiles and multiplies all 10: a timing at 0.7 says nothing about it."""
-    narrow = made("some CPU", "ell", [Timing(70, 40, "16x32", "float32", 18, 0.7, 9.0, 1.0)])
+    narrow = make_table("some CPU", "ell", [Timing(70, 40, "16x32", "float32", 18, 0.7, 9.0, 1.0)])
     gate = UseBlockEll(narrow, "some CPU")
-    assert Pipeline((gate,)).run(program()) is not None
-    assert not any(d.sparse for d in gate.results)
+    _, (gated,) = Pipeline((gate,)).apply(program())
+    assert not any(d.sparse for d in gated.record)
 
 
 def test_with_a_recorded_table_the_file_holds_block_ell(tmp_path: Path) -> None:

@@ -30,16 +30,16 @@ def calibration(digits: Digits, count: int = 64, batch: int = 32) -> Calibration
 
 @pytest.mark.parametrize("amount", ["much", "0.5", "12", "-1GiB", "100KiB", 0])
 def test_amounts_that_are_none(amount: Any) -> None:
-    with pytest.raises(OptionError, match="memory"), memory.within(amount):
+    with pytest.raises(OptionError, match="memory"), memory.memory_limit(amount):
         raise AssertionError
 
 
 def test_a_cache_takes_its_share_and_never_more_than_it_used_to() -> None:
     assert memory.share(2**30, 0.5) == 2**30
-    with memory.within("1GiB"):
+    with memory.memory_limit("1GiB"):
         assert memory.share(2**30, 0.5) == 2**29
         assert memory.share(2**20, 0.5) == 2**20
-        with memory.within(None):
+        with memory.memory_limit(None):
             assert memory.share(2**30, 0.5) == 2**30
     assert memory.share(2**30, 0.5) == 2**30
 
@@ -57,10 +57,10 @@ def test_what_is_alive_of_one_sample() -> None:
 
 def test_as_many_samples_as_fit_evenly_chosen(trained: DigitsViT, digit_data: Digits) -> None:
     program, data = capture(trained, (digit_data.test_images[:2],)), calibration(digit_data, 64, 20)
-    assert memory.that_fit(program, data) is data
+    assert memory.subsample_to_fit(program, data) is data
     one = memory.alive(program)
-    with memory.within(f"{2 * 2 * one * 48}"):
-        some = memory.that_fit(program, data)
+    with memory.memory_limit(f"{2 * 2 * one * 48}"):
+        some = memory.subsample_to_fit(program, data)
     assert some.samples == 48
     assert len(some.batches) == 4
     images = torch.cat([b.args[0] for b in some.batches])
@@ -82,9 +82,9 @@ def test_a_batch_on_its_way_fits_the_budget(
     room: int, sizes: list[int], trained: DigitsViT, digit_data: Digits
 ) -> None:
     program, data = capture(trained, (digit_data.test_images[:2],)), calibration(digit_data, 64, 20)
-    assert memory.in_flight(program, data) is data
-    with memory.within(2 * 3 * memory.through(program) * room):
-        less = memory.in_flight(program, data)
+    assert memory.split_to_fit(program, data) is data
+    with memory.memory_limit(2 * 3 * memory.through(program) * room):
+        less = memory.split_to_fit(program, data)
     assert [b.size for b in less.batches] == sizes
     assert torch.equal(torch.cat([b.args[0] for b in less.batches]), digit_data.train_images[:64])
 
@@ -93,19 +93,19 @@ def test_a_fixed_batch_size_stays(digit_data: Digits) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10)).eval()
     program = Program(torch.export.export(model, (digit_data.test_images[:32],)))
     data = calibration(digit_data)
-    with memory.within(memory.LEAST):
-        assert memory.in_flight(program, data) is data
+    with memory.memory_limit(memory.LEAST):
+        assert memory.split_to_fit(program, data) is data
 
 
 def test_batches_in_halves_hold_the_same_samples(digit_data: Digits) -> None:
     data = Calibration((Batch((torch.arange(5),), labels=torch.arange(5) * 2), Batch((torch.arange(1),))), "x")
-    less = memory.halved(data)
+    less = memory.halve_batches(data)
     assert less is not None
     assert [b.size for b in less.batches] == [3, 2, 1]
     assert torch.equal(torch.cat([b.args[0] for b in less.batches]), torch.tensor([0, 1, 2, 3, 4, 0]))
     assert less.batches[1].labels is not None
     assert less.batches[1].labels.tolist() == [6, 8]
-    assert memory.halved(Calibration((Batch((torch.arange(1),)),), "x")) is None
+    assert memory.halve_batches(Calibration((Batch((torch.arange(1),)),), "x")) is None
 
 
 def test_what_counts_as_a_lack_of_memory() -> None:
@@ -198,7 +198,7 @@ def test_jobs_after_a_change_of_data_are_not_kept_under_the_old_name() -> None:
 
     with jobs.session():
         jobs.identify(lambda: "a")
-        jobs.unidentified()
+        jobs.forget_identity()
         assert run_jobs("x", 2, lambda i: {"v": torch.tensor(i)})[1]["v"] == 1
 
 

@@ -16,7 +16,7 @@ from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError, PlanError
 from fxprune.ir.linear_layers import live_tiles
 from fxprune.ir.sparsity import is_two_of_four
-from fxprune.target.block_table import Timing, made
+from fxprune.target.block_table import Timing, make_table
 
 SHAPE = (torch.randn(2, 1, 8, 8),)
 
@@ -161,7 +161,7 @@ def test_targets_say_what_they_made_of_the_zeros(
     }
     shapes = {tuple(t.shape) for n, t in trained.state_dict().items() if t.dim() == 2}
     rows = [Timing(n, k, "16x16", "float32", 34, 1.0, 3.0, 1.0, "rows=64,warps=4,stages=8") for n, k in shapes]
-    made("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
+    make_table("NVIDIA X", "kernel", rows).write(tmp_path / "x.json")
     quick = compiled(
         trained, blocks=f"16x16{{table={tmp_path / 'x.json'}}}", flops=0.5, target="triton", out=tmp_path / "quick"
     )

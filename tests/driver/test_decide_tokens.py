@@ -19,19 +19,19 @@ from fxprune.passes.analysis.importance import damage
 from fxprune.passes.analysis.importance.damage import Reference, divergence, divergences
 from fxprune.passes.search.token_schedule import eliminate, profile
 from fxprune.passes.transform.merge_tokens import trial
-from fxprune.request.goal import Wish
-from fxprune.request.tokens import TokenWish
+from fxprune.request.goal import Goal
+from fxprune.request.tokens import TokenGoal
 
 
 def decision(model: DigitsViT, digits: Digits, text: str, flops: float = 0.8) -> Decision:
-    wish = TokenWish(text)
+    wish = TokenGoal(text)
     run = find_groups(opened_run(model, digits.test_images[:2]), tokens=True)
-    asked = Wish(Budget("flops", flops), "l2", (Kind.TOKEN,), 1, tokens=wish)
+    asked = Goal(Budget("flops", flops), "l2", (Kind.TOKEN,), 1, tokens=wish)
     return Decision(run, asked, wish, run.program, [Batch((digits.train_images[:64],))])
 
 
 def constant(one: Decision) -> list[int]:
-    return profile([1.0] * len(one.flow.usable), one.costs, one.limit, one.tokens.made.cap)
+    return profile([1.0] * len(one.flow.usable), one.costs, one.limit, one.tokens.method.cap)
 
 
 def removed(one: Decision) -> list[int]:
@@ -127,15 +127,15 @@ def test_a_reference_keeps_what_fits_and_gives_the_same_for_what_does_not(
         assert known.used == kept * each
         assert sum(a is b for a, b in zip(first, again, strict=True)) == kept
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    with memory.within("1MiB"):
+    with memory.memory_limit("1MiB"):
         assert Reference(one.program).most == 2**20
     assert Reference(one.program).most > 2**20
 
 
 def test_plain_ranks_and_mean_maps_are_options(trained: DigitsViT, digit_data: Digits) -> None:
     one = decision(trained, digit_data, "tome{schedule=optin,guard=false,aware=false,mean_first=true}")
-    plain = eliminate(one.scores("optin"), one.costs, one.limit, one.tokens.made.cap, aware=False)
+    plain = eliminate(one.scores("optin"), one.costs, one.limit, one.tokens.method.cap, aware=False)
     assert removed(one) == plain
     other = decision(trained, digit_data, "tome{schedule=optin,guard=false}")
     assert other.scores("optin") != one.scores("optin")
-    assert removed(other) == eliminate(other.scores("optin"), other.costs, other.limit, other.tokens.made.cap)
+    assert removed(other) == eliminate(other.scores("optin"), other.costs, other.limit, other.tokens.method.cap)

@@ -27,7 +27,7 @@ from fxprune.passes.search.latency_model import LatencyModel, times_of
 from fxprune.passes.transform.merge_tokens import MergeTokens, without_tokens
 from fxprune.registry import backend
 from fxprune.request.latency import FILE
-from fxprune.request.tokens import TokenWish
+from fxprune.request.tokens import TokenGoal
 from fxprune.target import clock
 from fxprune.target.latency_table import LatencyTable, Setting, TokenPoint
 
@@ -106,7 +106,7 @@ def measured(program: Program, time: Machine, wish: str = "tome") -> LatencyTabl
     Here.time = staticmethod(time)
     with Here(backend("eager"), lowerable(program)) as clock:
         table = measure_table(program, clock, Setting("eager", "made up"), ["head", "ffn"])
-        return measure_tokens(program, table, clock, TokenWish(wish))
+        return measure_tokens(program, table, clock, TokenGoal(wish))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def table(program: Program) -> LatencyTable:
 # ---------------------------------------------------------------- the table
 @pytest.mark.parametrize("text", ["tome", "prune", "random"])
 def test_few_schedules_are_measured_and_all_of_them_can_be_had(program: Program, text: str) -> None:
-    made = TokenWish(text).made
+    made = TokenGoal(text).method
     found = schedules(program.need("tokens"), made)
     assert 3 <= len(found) <= 5
     for removed in found:
@@ -137,9 +137,9 @@ def test_rows_are_measured_once_per_reducer_and_come_back(
     curve = table.tokens["tome"]
     assert (curve.tokens, curve.protected, len(curve.sites)) == (16, 1, 3)
     with FakeClock(backend("eager"), lowerable(program)) as clock:
-        assert measure_tokens(program, table, clock, TokenWish("tome{schedule=constant}")) is table
+        assert measure_tokens(program, table, clock, TokenGoal("tome{schedule=constant}")) is table
         assert FakeClock.read_so_far == 0
-        more = measure_tokens(program, table, clock, TokenWish("random"))
+        more = measure_tokens(program, table, clock, TokenGoal("random"))
     assert set(more.tokens) == {"tome", "random"}
     assert FakeClock.read_so_far == len(more.tokens["random"].points)
 
@@ -216,7 +216,7 @@ def test_plans_that_were_not_measured_are_foretold(program: Program, table: Late
 def test_without_tokens_the_model_is_the_one_of_widths(program: Program, table: LatencyTable) -> None:
     plain, none = LatencyModel(program, table), LatencyModel(program, table, TokenPlan("tome", {}))
     assert none().latency_ns == plain().latency_ns == round(table.dense_ms * 1e6)
-    assert none.told_tokens() is None
+    assert none.describe_tokens() is None
     some = LatencyModel(program, table, planned(program, "tome", [4, 2, 2]).need("plan").tokens)
     assert some.dense().latency_ns == plain().latency_ns
     assert some().flops < plain().flops

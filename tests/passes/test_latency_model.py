@@ -16,7 +16,7 @@ from fxprune.errors import BudgetInfeasible, OptionError
 from fxprune.ir.cost import Budget, CostModel
 from fxprune.ir.importance import ImportanceScores
 from fxprune.ir.program import Program
-from fxprune.passes.search.latency_model import NS, LatencyModel, effect, layers, liked, rising
+from fxprune.passes.search.latency_model import NS_PER_MS, LatencyModel, effect, layers, liked_multiple, rising
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.target.latency_table import Curve, Point, classes
 
@@ -48,20 +48,20 @@ def vit() -> Program:
 
 def test_the_dense_program_takes_what_was_measured_and_savings_add_up(vit: Program) -> None:
     model = LatencyModel(vit, made_up(vit, even, dense_ms=40.0))
-    assert model().latency_ns == 40.0 * NS
+    assert model().latency_ns == 40.0 * NS_PER_MS
     assert model().flops == CostModel(vit)().flops
     for kind, share in SHARES.items():
         half = {g.axis: g.size // 3 for g in vit.need("groups") if str(g.kind) == kind}
-        assert model(half).latency_ns / NS == pytest.approx(40.0 * (1 - share * 2 / 3), rel=1e-3)
+        assert model(half).latency_ns / NS_PER_MS == pytest.approx(40.0 * (1 - share * 2 / 3), rel=1e-3)
     one = next(g for g in vit.need("groups") if str(g.kind) == "ffn")
-    assert model({one.axis: one.size // 2}).latency_ns / NS == pytest.approx(40.0 * (1 - 0.5 / 2 / 2), rel=1e-3)
+    assert model({one.axis: one.size // 2}).latency_ns / NS_PER_MS == pytest.approx(40.0 * (1 - 0.5 / 2 / 2), rel=1e-3)
 
 
 def test_a_correction_multiplies_what_is_saved(vit: Program) -> None:
     table, counts = made_up(vit, even, dense_ms=40.0), kept(vit, 1 / 3)
-    saved = 40.0 - LatencyModel(vit, table)(counts).latency_ns / NS
-    assert LatencyModel(vit, table.corrected(0.8))(counts).latency_ns / NS == pytest.approx(40.0 - 0.8 * saved)
-    assert LatencyModel(vit, table.corrected(0.8))().latency_ns == 40.0 * NS
+    saved = 40.0 - LatencyModel(vit, table)(counts).latency_ns / NS_PER_MS
+    assert LatencyModel(vit, table.corrected(0.8))(counts).latency_ns / NS_PER_MS == pytest.approx(40.0 - 0.8 * saved)
+    assert LatencyModel(vit, table.corrected(0.8))().latency_ns == 40.0 * NS_PER_MS
 
 
 def test_channels_that_multiply_share_their_time() -> None:
@@ -92,7 +92,7 @@ def test_the_layers_are_told_one_by_one(vit: Program) -> None:
     told = [entry for entry in layers(model, vit.need("groups"), counts) if entry["kind"] in SHARES]
     assert {e["kind"] for e in told} == {"head", "ffn"}
     saved = sum(float(str(e["dense_ms"])) - float(str(e["predicted_ms"])) for e in told)
-    assert saved == pytest.approx(40.0 - model(counts).latency_ns / NS, rel=1e-3)
+    assert saved == pytest.approx(40.0 - model(counts).latency_ns / NS_PER_MS, rel=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -171,7 +171,7 @@ def test_milliseconds_and_what_is_out_of_reach(vit: Program) -> None:
     table = made_up(vit, even, dense_ms=50.0)
     plan = SearchPlan(Budget.of_latency("30", ms=True), kinds=("head", "ffn"), table=table).run(vit).need("plan")
     assert plan.about["budget"] == "latency=30ms"
-    assert plan.about["predicted"]["latency_ns"] <= 30 * NS
+    assert plan.about["predicted"]["latency_ns"] <= 30 * NS_PER_MS
     with pytest.raises(BudgetInfeasible, match=r"latency=5ms is out of reach") as error:
         SearchPlan(Budget.of_latency(5, ms=True), kinds=("head", "ffn"), table=table).run(vit)
     assert "..1.00 of the dense latency" in error.value.why
@@ -207,7 +207,7 @@ def stairs(step: int) -> Curve:
 @pytest.mark.parametrize("step", [1, 8, 16, 32, 64])
 def test_the_alignment_is_the_step_of_the_target(vit: Program, step: int) -> None:
     table = replace(made_up(vit, even), curves={"ffn[512] x": stairs(step)})
-    best, why = liked(table)
+    best, why = liked_multiple(table)
     assert best == max(8, step)
     assert ("paid for and not had" in why) == (step > 8)
-    assert liked(made_up(vit, even))[0] == 0
+    assert liked_multiple(made_up(vit, even))[0] == 0

@@ -21,7 +21,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.fisher import Fisher
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search import rearrange
-from fxprune.passes.search.rearrange import Rearrange, rearranged
+from fxprune.passes.search.rearrange import Rearrange, exchange_members
 from fxprune.passes.search.search_plan import SearchPlan
 
 torch.set_num_threads(1)
@@ -48,10 +48,10 @@ def reference(gradients: Tensor, count: int) -> list[int]:
 
 def test_methods_vector_11_6() -> None:
     assert diagonal(VECTOR, 2) == [2, 3]
-    assert rearranged(VECTOR, [2, 3]) == [1, 3]
+    assert exchange_members(VECTOR, [2, 3]) == [1, 3]
     best = min(itertools.combinations(range(4), 2), key=lambda p: objective(VECTOR, list(p)))
     assert best == (0, 1)  # greedy need not be optimal
-    assert rearranged(VECTOR, [2, 3], rounds=2) == [0, 1]
+    assert exchange_members(VECTOR, [2, 3], rounds=2) == [0, 1]
 
 
 @pytest.mark.parametrize("whole", [4096, 0])
@@ -62,7 +62,7 @@ def test_it_is_the_greedy_of_the_paper(whole: int, monkeypatch: pytest.MonkeyPat
     for size, rows in ((5, 2), (12, 4), (20, 30)):
         for count in (1, size // 2, size - 1):
             g = torch.randn(rows, size, generator=generator)
-            assert rearranged(g, diagonal(g, count)) == reference(g, count)
+            assert exchange_members(g, diagonal(g, count)) == reference(g, count)
 
 
 def test_counts_stay_and_the_objective_never_grows() -> None:
@@ -72,26 +72,26 @@ def test_counts_stay_and_the_objective_never_grows() -> None:
             g = torch.randn(rows, size, generator=generator)
             g[:, 0] = 0  # a dead element
             start = torch.randperm(size, generator=generator)[:count].tolist()
-            found = [sorted(start), rearranged(g, start), rearranged(g, start, rounds=5)]
+            found = [sorted(start), exchange_members(g, start), exchange_members(g, start, rounds=5)]
             assert all(len(set(p)) == count and p == sorted(p) for p in found)
             sums = [objective(g, p) for p in found]
             assert sums == sorted(sums, reverse=True)
             assert sums[1] <= objective(g, diagonal(g, count)) + 1e-12
-            assert rearranged(g, start) == found[1]
+            assert exchange_members(g, start) == found[1]
 
 
 def test_an_element_and_its_opposite_go_together() -> None:
     g = torch.tensor([[1.0, -1.2, 1.1]])
     assert diagonal(g, 2) == [0, 2]
-    assert rearranged(g, [0, 2]) == [1, 2]
+    assert exchange_members(g, [0, 2]) == [1, 2]
 
 
 def test_the_order_of_the_elements_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(2)
     g = torch.randn(6, 15, generator=generator)
     moved = torch.randperm(15, generator=generator)
-    found = rearranged(g[:, moved], diagonal(g[:, moved], 7))
-    assert sorted(moved[found].tolist()) == rearranged(g, diagonal(g, 7))
+    found = exchange_members(g[:, moved], diagonal(g[:, moved], 7))
+    assert sorted(moved[found].tolist()) == exchange_members(g, diagonal(g, 7))
 
 
 # ---------------------------------------------------------------- the pass

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxprune.passes.search.tile_allocation import LayerCurve, kkt, lsp, uniform
-from fxprune.passes.search.tile_curves import convex_hull, derivative, smoothed
+from fxprune.passes.search.tile_curves import convex_hull, derivative, smooth_curve
 
 ALL = (uniform, kkt, lsp)
 
@@ -94,8 +94,8 @@ def test_the_derivative_of_five_points_is_exact_on_a_cubic() -> None:
 
 def test_the_moving_average_has_no_bias_at_its_start() -> None:
     curve = torch.tensor([1.0, 2.0, 4.0])
-    assert torch.equal(smoothed(curve, 0.0), curve)
-    first, second, _ = smoothed(curve, 0.5).tolist()
+    assert torch.equal(smooth_curve(curve, 0.0), curve)
+    first, second, _ = smooth_curve(curve, 0.5).tolist()
     assert first == pytest.approx(1.0)
     assert second == pytest.approx((0.25 * 1 + 0.5 * 2) / 0.75)
 

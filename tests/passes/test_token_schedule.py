@@ -9,7 +9,7 @@ from support.token_models import TokenViT, analysed, scrambled
 from fxprune.ir.axis import Axis
 from fxprune.ir.cost import CostModel
 from fxprune.ir.program import Program
-from fxprune.passes.search.token_schedule import TokenCosts, decreasing, eliminate, profile, rounded
+from fxprune.passes.search.token_schedule import TokenCosts, decreasing, eliminate, profile, round_counts
 
 
 def half(tokens: int, protected: int) -> int:
@@ -139,7 +139,7 @@ def test_the_cost_of_reducing_counts() -> None:
 def test_tokens_left_are_multiples_where_they_can_be(removed: list[int]) -> None:
     _, costs = small()
     limit = float(costs.total(removed))
-    found = rounded(removed, costs, limit, half, 4)
+    found = round_counts(removed, costs, limit, half, 4)
     assert costs.total(found) <= limit
     assert found == costs.fits(found, half)
     left = 17

@@ -20,8 +20,8 @@ from fxprune.artifact.compare import again, compare, read_valid
 from fxprune.cli.demo import Digits, accuracy
 from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.data.batch import Batch, Calibration
-from fxprune.data.sources import held_out, load_data
-from fxprune.driver.judge import Judge, few
+from fxprune.data.sources import hold_out, load_data
+from fxprune.driver.judge import AgreementEvaluator, few
 from fxprune.errors import LoadError
 from fxprune.intake.load import Loaded
 from fxprune.ir.cost import CostModel
@@ -31,7 +31,7 @@ from fxprune.report.json_schema import KEYWORDS, problems
 from fxprune.report.plots import kept_bars, scatter
 from fxprune.report.render import render
 from fxprune.report.schema import REPORT
-from fxprune.report.scores import decode, encode, ranked
+from fxprune.report.scores import decode, encode, rank
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_scores_reach_the_report(trained_weights: Any, digit_data: Digits, tmp_p
             if scores.order is not None
             else torch.argsort(scores.values.double(), descending=True, stable=True)
         )
-        assert ranked(entry) == order.tolist()
+        assert rank(entry) == order.tolist()
         assert entry["macs"] == prunable[name].macs
         assert entry["kept"] == len(program.need("plan").kept(prunable[name]))
     head = found["blocks.0.attn.qkv:head"]
@@ -307,7 +307,7 @@ def test_scores_reach_the_report(trained_weights: Any, digit_data: Digits, tmp_p
     with pytest.raises(LoadError, match="damaged"):
         decode("?!", 4)
     with pytest.raises(LoadError, match="is none"):
-        ranked({**head, "order": encode(torch.tensor([0.0, 0.0, 1.0, 2.0]))})
+        rank({**head, "order": encode(torch.tensor([0.0, 0.0, 1.0, 2.0]))})
 
 
 def test_agreement_is_measured_on_samples_that_nothing_saw(made: Path, digit_data: Digits) -> None:
@@ -334,11 +334,11 @@ def test_held_out_samples_are_none_of_the_others(tmp_path: Path) -> None:
 
     for samples, rest in ((60, 40), (90, 10), (100, 0), (128, 0)):
         seen = rows(load_data(tmp_path / "d.pt", loaded, samples=samples, seed=3))
-        held = rows(held_out(tmp_path / "d.pt", loaded, samples=samples, seed=3, count=50))
+        held = rows(hold_out(tmp_path / "d.pt", loaded, samples=samples, seed=3, count=50))
         assert len(held) == rest
         assert not seen & held
-    assert held_out([x], loaded, samples=1, seed=0, count=1) is None
-    assert held_out("python:os:getcwd", loaded, samples=1, seed=0, count=1) is None
+    assert hold_out([x], loaded, samples=1, seed=0, count=1) is None
+    assert hold_out("python:os:getcwd", loaded, samples=1, seed=0, count=1) is None
 
 
 def test_a_judge_measures_what_it_says(digit_data: Digits) -> None:
@@ -346,7 +346,7 @@ def test_a_judge_measures_what_it_says(digit_data: Digits) -> None:
     one, two = tiny_vit().eval(), tiny_vit().eval()
     x, y = digit_data.test_images[:24], digit_data.test_labels[:24]
     dense, other = (fxprune.inspect(m, x[:2], on_event=lambda _: None) for m in (one, two))
-    judge = Judge(dense, [Batch((x[:16],), {}, y[:16]), Batch((x[16:],), {}, y[16:])])
+    judge = AgreementEvaluator(dense, [Batch((x[:16],), {}, y[:16]), Batch((x[16:],), {}, y[16:])])
     same = judge.of(dense)
     assert same["top1"] == 1.0
     assert same["kl"] == pytest.approx(0.0, abs=1e-12)
@@ -360,7 +360,7 @@ def test_a_judge_measures_what_it_says(digit_data: Digits) -> None:
     assert judge.accuracy == accuracy(a, y)
     p, q = (torch.log_softmax(z.double(), 1) for z in (a, b))
     assert far["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4)
-    assert "accuracy" not in Judge(dense, [Batch((x,))]).of(other)
+    assert "accuracy" not in AgreementEvaluator(dense, [Batch((x,))]).of(other)
 
 
 def test_few_samples_for_large_models(digit_data: Digits, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fxprune.errors import OptionError
-from fxprune.request.tokens import TokenWish, token_wish
+from fxprune.request.tokens import TokenGoal, token_goal
 
 
 def same(counts: object) -> list[int]:
@@ -23,22 +23,22 @@ def same(counts: object) -> list[int]:
     ],
 )
 def test_explicit_counts(text: str, sites: int, removed: list[int]) -> None:
-    wish = TokenWish(text)
+    wish = TokenGoal(text)
     assert wish.explicit
     assert not wish.needs_data
     assert wish.removed(same, sites) == removed
 
 
 def test_options_go_to_whom_they_belong() -> None:
-    assert TokenWish("tome").deciding.guard
-    assert not TokenWish("tome{guard=no}").deciding.guard
-    wish = TokenWish("ppt{threshold=2,schedule=constant,share=0.5}")
+    assert TokenGoal("tome").deciding.guard
+    assert not TokenGoal("tome{guard=no}").deciding.guard
+    wish = TokenGoal("ppt{threshold=2,schedule=constant,share=0.5}")
     assert wish.reducer == "ppt{threshold=2}"
-    assert str(wish.made) == "ppt{threshold=2.0}"
+    assert str(wish.method) == "ppt{threshold=2.0}"
     assert (wish.deciding.schedule, wish.deciding.share) == ("constant", 0.5)
     assert not wish.explicit
     assert not wish.needs_data
-    assert TokenWish("tome").needs_data
+    assert TokenGoal("tome").needs_data
 
 
 @pytest.mark.parametrize(
@@ -60,23 +60,23 @@ def test_options_go_to_whom_they_belong() -> None:
 )
 def test_mistakes_are_told(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        TokenWish(text)
+        TokenGoal(text)
 
 
 def test_places_that_are_not_there() -> None:
     with pytest.raises(OptionError, match="no such attention"):
-        TokenWish("tome:r=2@7").removed(same, 4)
+        TokenGoal("tome:r=2@7").removed(same, 4)
     with pytest.raises(OptionError, match="more counts than attentions"):
-        TokenWish("tome:r=1,1,1").removed(same, 2)
+        TokenGoal("tome:r=1,1,1").removed(same, 2)
 
 
 def test_kinds_and_tokens_together() -> None:
-    assert token_wish(None, ("head", "ffn"), False) is None
-    assert token_wish("off", ("head",), False) is None
-    one = token_wish(None, ("head", "token"), False)
+    assert token_goal(None, ("head", "ffn"), False) is None
+    assert token_goal("off", ("head",), False) is None
+    one = token_goal(None, ("head", "token"), False)
     assert one is not None
     assert one.reducer == "tome"
     with pytest.raises(OptionError, match="cannot be pruned and left alone"):
-        token_wish("off", ("token",), False)
+        token_goal("off", ("token",), False)
     with pytest.raises(OptionError, match="nothing is merged"):
-        token_wish(None, ("head",), True)
+        token_goal(None, ("head",), True)

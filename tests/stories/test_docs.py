@@ -112,8 +112,8 @@ def test_the_toml_of_the_page_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     block = re.search(r"^  flops = .*\n(?:(?:  .*)?\n)+", page("options"), re.MULTILINE)
     assert block
     Path("fxprune.toml").write_text(block[0])
-    top, named = build_parser()
-    words, said = with_file(["compile", "model.pt"], "compile", named)
+    top, _ = build_parser()
+    words, said = with_file(["compile", "model.pt"], "compile")
     args = top.parse_args(words)
     assert said
     assert (args.flops, args.target, args.floor) == ("0.5", "onnx", ["blocks.*.mlp=0.3"])

@@ -136,7 +136,7 @@ def why_frozen() -> str:
 
 def test_an_op_rule_of_a_plugin_opens_what_was_frozen(unknown: None) -> None:
     with pytest.MonkeyPatch.context() as without:
-        without.setattr(plugins, "installed", lambda: ([], []))
+        without.setattr(plugins, "find_plugins", lambda: ([], []))
         assert "no axis rule for fxprune_example.twist" in why_frozen()
     made = fxprune.compile(Twisted(), torch.randn(2, 16), flops=0.5)
     assert len(made.plan.choices["up:ffn"].keep) == 32
@@ -205,7 +205,7 @@ def test_a_product_of_a_plugin_is_sliced_counted_and_recovered(unknown: None) ->
 
 
 def points(monkeypatch: pytest.MonkeyPatch, *found: plugins.Plugin) -> None:
-    monkeypatch.setattr(plugins, "installed", lambda: (list(found), []))
+    monkeypatch.setattr(plugins, "find_plugins", lambda: (list(found), []))
 
 
 def test_a_broken_rule_is_the_reason_that_is_given(unknown: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +236,7 @@ def test_doctor_tries_every_plugin(monkeypatch: pytest.MonkeyPatch, installed: P
     assert any("fxprune_example" in p for p in doctor.examine("eager")["plugins"])
     monkeypatch.setattr(
         plugins,
-        "installed",
+        "find_plugins",
         lambda: (
             [
                 plugins.Plugin("backend", "onnx", "json:loads", "taker"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.driver.measure_latency import at_counts, counts_of, probes_of
 from fxprune.ir.program import Program
-from fxprune.target.clock import Clock, Reading
+from fxprune.target.clock import Clock, PairedLatency
 from fxprune.target.latency_table import Curve, LatencyTable, Point, Setting, classes, fingerprint
 
 Time = Callable[[Program], float]
@@ -45,10 +45,10 @@ class FakeClock(Clock):
     time: Time = staticmethod(fixed_and_work(0.0))
     read_so_far = 0
 
-    def read(self, program: Program) -> Reading:
+    def read(self, program: Program) -> PairedLatency:
         type(self).read_so_far += 1
         dense, small = self.time(self._program), self.time(program)
-        return Reading(small / dense, 1e-6, small, dense, 9)
+        return PairedLatency(small / dense, 1e-6, small, dense, 9)
 
 
 def made_up(

@@ -19,7 +19,7 @@ from fxprune.ir.program import Program
 from fxprune.registry import backend
 from fxprune.target import clock as clocks
 from fxprune.target.backend import Lowered, Runner
-from fxprune.target.clock import TURNS, Clock, at_batch, reading
+from fxprune.target.clock import TURNS, Clock, at_batch, pair_latencies
 
 INPUT = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 
@@ -147,6 +147,6 @@ def test_what_was_verified_is_unloaded_before_it_is_timed(counting: type[Countin
 def test_ratios_are_of_the_same_round() -> None:
     """A machine that is slow for a while is slow to both."""
     slow = [1.0, 1.0, 5.0, 5.0, 5.0, 1.0]
-    one = reading([10.0 * s for s in slow], [4.0 * s for s in slow])
+    one = pair_latencies([10.0 * s for s in slow], [4.0 * s for s in slow])
     assert one.ratio == pytest.approx(0.4)
     assert one.error == pytest.approx(0.0, abs=1e-12)

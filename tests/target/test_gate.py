@@ -13,8 +13,8 @@ from fxprune.errors import LoadError
 from fxprune.intake.capture import capture
 from fxprune.ir.program import Program
 from fxprune.ir.sparsity import is_two_of_four, spread, two_of_four
-from fxprune.target.block_table import BlockTable, Timing, cached_path, made, table_for
-from fxprune.target.gate import decide, kept_dense, report, sparse_weights, words
+from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table, table_for
+from fxprune.target.gate import decide, keep_dense, report, sparse_weights, words
 
 
 class Two(nn.Module):
@@ -78,7 +78,7 @@ def test_without_a_table_layers_stay_dense_and_say_so(program: Program) -> None:
 
 
 def test_a_layer_runs_sparse_only_where_the_table_says_that_it_wins(program: Program) -> None:
-    table = made("NVIDIA X", "kernel", [timing(0.25, 2.5), timing(0.5, 0.9)])
+    table = make_table("NVIDIA X", "kernel", [timing(0.25, 2.5), timing(0.5, 0.9)])
     half, quarter, pairs = decide(program, table, "NVIDIA X")
     assert not half.sparse
     assert half.said.startswith("kept dense: 0.90x at M=10 (table of NVIDIA X, 20")
@@ -94,18 +94,20 @@ def test_a_layer_runs_sparse_only_where_the_table_says_that_it_wins(program: Pro
 
 
 def test_a_tie_is_not_worth_another_kernel(program: Program) -> None:
-    assert not any(d.sparse for d in decide(program, made("X", "kernel", [timing(0.5, 1.02)]), "X"))
+    assert not any(d.sparse for d in decide(program, make_table("X", "kernel", [timing(0.5, 1.02)]), "X"))
 
 
 def test_what_was_not_measured_is_not_believed(program: Program) -> None:
     for other in ({"n": 128}, {"pattern": "64x64"}, {"dtype": "float16"}, {"m": 100}, {"density": 0.1}):
-        half = decide(program, made("X", "kernel", [timing(**{"ratio": 3.0, **other})]), "X")[0]  # type: ignore[arg-type]
+        half = decide(program, make_table("X", "kernel", [timing(**{"ratio": 3.0, **other})]), "X")[0]  # type: ignore[arg-type]
         assert not half.sparse
         assert "is not in the table of X" in half.said
 
 
 def test_the_nearest_rows_and_the_next_density_are_taken() -> None:
-    table = made("X", "kernel", [timing(0.25, 4, 10), timing(0.5, 3, 10), timing(0.75, 2, 10), timing(0.5, 9, 18)])
+    table = make_table(
+        "X", "kernel", [timing(0.25, 4, 10), timing(0.5, 3, 10), timing(0.75, 2, 10), timing(0.5, 9, 18)]
+    )
     found = table.find(64, 64, "32x32", "float32", 12, 0.3)
     assert found is not None
     assert found.ratio == 3
@@ -114,17 +116,17 @@ def test_the_nearest_rows_and_the_next_density_are_taken() -> None:
 
 
 def test_targets_without_sparse_kernels_keep_everything_dense(program: Program) -> None:
-    said = [d.said for d in kept_dense(program, "so it is")]
+    said = [d.said for d in keep_dense(program, "so it is")]
     assert said[:2] == ["kept dense: so it is"] * 2
     assert said[2].startswith("kept dense: 2:4 stays in a dense weight, for the kernels take float16, bfloat16, int8, ")
-    assert not kept_dense(capture(tiled.model().eval(), (torch.randn(2, 5, 10),)), "nothing to say")
+    assert not keep_dense(capture(tiled.model().eval(), (torch.randn(2, 5, 10),)), "nothing to say")
 
 
 def test_a_table_is_kept_under_its_devices_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert table_for("NVIDIA X 80GB", "kernel") is None
     assert table_for("", "kernel") is None
-    table = made("NVIDIA X 80GB", "kernel", [timing()])
+    table = make_table("NVIDIA X 80GB", "kernel", [timing()])
     table.write(cached_path(table.device, table.form))
     assert [p.name for p in tmp_path.rglob("*.json")] == ["kernel-NVIDIA-X-80GB.json"]
     assert table_for("NVIDIA X 80GB", "kernel") == table

@@ -9,7 +9,7 @@ import pytest
 
 from fxprune.errors import OptionError
 from fxprune.process.environment import environment, usable_cores, versions
-from fxprune.target.timing import latency, sampled
+from fxprune.target.timing import latency, sample_times
 
 
 class Clock:
@@ -90,7 +90,7 @@ def test_the_environment_is_plain_data() -> None:
 
 def test_as_few_rounds_as_are_asked_for() -> None:
     clock = Clock()
-    samples, _ = sampled({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, least=2, clock=clock)
+    samples, _ = sample_times({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, least=2, clock=clock)
     assert samples == {"a": [2000.0, 2000.0]}
-    samples, _ = sampled({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, clock=clock)
+    samples, _ = sample_times({"a": clock.job("a", 2.0)}, seconds=1, warmup=0, clock=clock)
     assert len(samples["a"]) == 5

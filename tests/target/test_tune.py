@@ -10,7 +10,7 @@ import torch
 from fxprune.backends.onnx import tune as onnx_tune
 from fxprune.errors import MissingDevice, OptionError
 from fxprune.process.events import Event
-from fxprune.target.block_table import BlockTable, Timing, cached_path, made
+from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table
 from fxprune.target.tune import summary, tune
 
 
@@ -18,7 +18,7 @@ def fake(shapes, rows, patterns, densities, dtype, on_case):  # type: ignore[no-
     cases = [(n, k, m, p, d) for n, k in shapes for m in rows for p in patterns for d in densities]
     for i, _ in enumerate(cases):
         on_case("a case", i, len(cases))
-    return made("a CPU", "ell", [Timing(n, k, p, dtype, m, d, 1.0, 2.0) for n, k, m, p, d in cases])
+    return make_table("a CPU", "ell", [Timing(n, k, p, dtype, m, d, 1.0, 2.0) for n, k, m, p, d in cases])
 
 
 def test_a_table_is_kept_and_measured_anew_by_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

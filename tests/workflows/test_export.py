@@ -19,7 +19,7 @@ from torch import nn
 import fxprune
 from fxprune import registry
 from fxprune.artifact.gates import Limits
-from fxprune.artifact.manifest import EVIDENCE, MANIFEST, fingerprints, read_manifest, sealed, write_manifest
+from fxprune.artifact.manifest import EVIDENCE, MANIFEST, fingerprints, read_manifest, seal, write_manifest
 from fxprune.backends.eager.backend import EagerBackend
 from fxprune.cli.entry import main
 from fxprune.errors import LoadError, MissingDevice, OptionError, PlanError
@@ -295,7 +295,7 @@ def _swap_payload(folder: Path) -> None:
     fxprune.apply(other, fxprune.CompressionPlan(), X[:4], out=folder / "eager")
     manifest = read_manifest(folder)
     write_manifest(
-        sealed(
+        seal(
             {k: v for k, v in manifest.items() if k not in ("fxprune_manifest", "seal")}
             | {"files": fingerprints(folder)}
         ),
@@ -360,7 +360,7 @@ def test_a_malformed_manifest_is_refused_before_anything_is_opened(name: str, de
     manifest = json.loads((delivery / MANIFEST).read_text())
     edit(manifest)
     version = manifest.pop("fxprune_manifest")
-    write_manifest({**sealed(manifest), "fxprune_manifest": version}, delivery)
+    write_manifest({**seal(manifest), "fxprune_manifest": version}, delivery)
     with pytest.raises(LoadError, match=re.escape(says)):
         verify(delivery)
 

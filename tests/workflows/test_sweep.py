@@ -27,8 +27,8 @@ from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.request.budget import budgets
 from fxprune.request.options import Judging, Timing
 from fxprune.workflows import sweep as sweeping
+from fxprune.workflows.points import Sweep
 from fxprune.workflows.sensitivity import sensitivity
-from fxprune.workflows.sweep import Sweep
 
 COMMAND = [
     "sweep",

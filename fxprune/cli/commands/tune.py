@@ -23,7 +23,9 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         out=asked["out"],
         dtype=asked["dtype"],
         on_event=screen.tell,
-        **tune.given(shapes=asked["shapes"], rows=asked["rows"], patterns=asked["blocks"], densities=asked["density"]),
+        **tune.drop_unset(
+            shapes=asked["shapes"], rows=asked["rows"], patterns=asked["blocks"], densities=asked["density"]
+        ),
     )
     result = {"table": str(path), **tune.summary(table)}
     screen.tuned(result)

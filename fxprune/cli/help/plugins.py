@@ -1,7 +1,7 @@
 """Plugins
 
 A package of yours adds to fxprune through entry points of the group fxprune.plugins, named kind.name. The kinds are
-criterion, rule, reducer, search, backend and pass. In its pyproject.toml:
+criterion, rule, reducer, search, backend, pass and kind. In its pyproject.toml:
 
     [project.entry-points."fxprune.plugins"]
     "criterion.first" = "fxprune_example.criterion:First"
@@ -10,10 +10,11 @@ criterion, rule, reducer, search, backend and pass. In its pyproject.toml:
     "search.even" = "fxprune_example.search:even"
     "backend.mydevice" = "fxprune_example.backend:MyDevice"
     "pass.say-hello" = "fxprune_example.say_hello:SayHello"
+    "kind.branch" = "fxprune_example.branch:BRANCH"
 
-Then the names are there: --importance first, --tokens crop, --search even, --target mydevice, --pipeline
-"..,say-hello{to=you},..". Nothing is imported before it is asked for; built-in names cannot be taken over; a plugin
-that is broken is named where it matters and disturbs nobody else. `fxprune doctor` tries every plugin.
+Then the names are there: --importance first, --tokens crop, --search even, --target mydevice, --prune ffn,branch,
+--pipeline "..,say-hello{to=you},..". Nothing is imported before it is asked for; built-in names cannot be taken over; a
+plugin that is broken is named where it matters and disturbs nobody else. `fxprune doctor` tries every plugin.
 
 The files below are the whole package; tests install and run it.
 
@@ -195,6 +196,90 @@ a PluginError that names the plugin. Classes may be called as you like: names ar
 
         def run(self, program: Program) -> Program:
             return program.but(notes=(*program.notes, f"hello, {self.to}"))
+
+A kind (branch.py): something that a search may choose, beside heads and neurons under one budget. It is a pair of
+passes: one adds what there is of it to the program's groups, one carries out what the plan says. A `Switch` is a part
+of the graph that is there or not: what lies `inside` costs nothing where it is gone, zeros at its `ends` are the same
+as its absence (checked in every run), and `shares` are the groups that say what it is worth. A `Tie` holds groups to
+one count. Both are scored, searched, planned, replayed, reported and explained like any group. Pipelines name the
+passes after their classes.
+
+    \"\"\"A kind of thing to choose: residual branches, ``x + f(x)``, that may go as a whole.\"\"\"
+
+    from collections.abc import Iterator
+    from dataclasses import dataclass
+
+    import torch
+    from torch.fx import Node
+
+    from fxprune.extend import Analysis, Axis, Program, Switch, Transform, copy_graph, rebuild, with_macs
+
+    ADD = torch.ops.aten.add.Tensor
+
+
+    @dataclass(frozen=True)
+    class FindBranches(Analysis):
+        \"\"\"Add every residual branch to the program's groups.\"\"\"
+
+        needs = ("axes", "groups")
+        gives = ("groups",)
+
+        def run(self, program: Program) -> Program:
+            found = (part for node in program.graph.nodes for part in branches(program, node))
+            return with_macs(program.but(groups=(*program.need("groups"), *found)))
+
+
+    def branches(program: Program, add: Node) -> Iterator[Switch]:
+        \"\"\"The branch that ``add`` adds to what it reads itself.\"\"\"
+        nodes = [a for a in add.args[:2] if isinstance(a, Node) and a.op == "call_function" and add.target is ADD]
+        for stream, end in zip(nodes, reversed(nodes), strict=True):
+            inside = only_for(end, add)
+            names, bound = frozenset(n.name for n in inside), program.tensor_of_placeholder
+            reads = any(user in inside for user in stream.users) and names & bound.keys()
+            if not reads or stream.meta["val"].shape != add.meta["val"].shape:
+                continue
+            last = [bound[n.name] for n in program.placeholders() if n.name in names][-1]
+            shares = tuple(g.name for g in program.need("groups") if g.prunable and g.within(names))
+            yield Switch(
+                name=last.rpartition(".")[0] + ":branch",
+                kind="branch",
+                axis=Axis(1, "branch"),
+                inside=names,
+                ends=(end.name,),
+                shares=shares,
+                frozen="" if shares else "nothing in it has a score",
+            )
+
+
+    def only_for(end: Node, add: Node) -> set[Node]:
+        \"\"\"``end`` and everything that is made for it alone.\"\"\"
+        inside: set[Node] = {end} if set(end.users) == {add} else set()
+        for node in reversed(end.graph.nodes):
+            if node.users and set(node.users) <= inside:
+                inside.add(node)
+        return inside
+
+
+    @dataclass(frozen=True)
+    class DropBranches(Transform):
+        \"\"\"Take out the branches that the plan says are gone: ``x + f(x)`` becomes ``x``.\"\"\"
+
+        needs = ("groups", "plan")
+
+        def run(self, program: Program) -> Program:
+            graph_module, plan = copy_graph(program.exported), program.need("plan")
+            nodes = {n.name: n for n in graph_module.graph.nodes}
+            for part in program.need("groups"):
+                if isinstance(part, Switch) and part.kind == "branch" and not len(plan.kept(part)):
+                    (add,) = nodes[part.ends[0]].users
+                    add.replace_all_uses_with(next(a for a in add.args if a is not nodes[part.ends[0]]))
+                    graph_module.graph.erase_node(add)
+                    for node in (n for n in reversed(list(graph_module.graph.nodes)) if n.name in part.inside):
+                        graph_module.graph.erase_node(node)
+            return program.without_facts(exported=rebuild(program.exported, graph_module))
+
+
+    BRANCH = (FindBranches, DropBranches)
 
 Inside fxprune's own tree the same things are a file beside their like and one line in fxprune/registry.py (README,
 "The code").

@@ -83,7 +83,7 @@ class Obs(Criterion):
             curve = self._measured(program, group, order, found, inputs, judge) if judge else _local(order, added)
             result[group.name] = {
                 "values": slopes(order, curve),
-                "curve": filled(curve, group.size),
+                "curve": fill(curve, group.size),
                 "order": torch.tensor(order[::-1], dtype=torch.long),
             }
         return result
@@ -166,10 +166,10 @@ def _local(order: Sequence[int], added: Sequence[float]) -> list[tuple[int, floa
     return curve[::-1]
 
 
-def filled(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
+def fill(curve: Sequence[tuple[int, float]], size: int) -> Tensor:
     """[size + 1] what keeping k elements is worth: minus the damage, linear between the points, never falling.
 
-    >>> filled([(1, 2.0), (3, 0.0)], 3)
+    >>> fill([(1, 2.0), (3, 0.0)], 3)
     tensor([0., 1., 2., 3.], dtype=torch.float64)
     """
     least, points = float("inf"), []

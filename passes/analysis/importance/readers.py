@@ -14,7 +14,7 @@ from ....data.batch import Batch
 from ....data.memory import share
 from ....ir.axes import Axes
 from ....ir.axis import element_of, leaves, real_size
-from ....ir.dataflow import goes_to, row_weight, unfolded
+from ....ir.dataflow import goes_to, row_weight, unfold
 from ....ir.group import PruneGroup
 from ....ir.linear_layers import Layer, layer_at
 from ....ir.program import Program
@@ -182,7 +182,7 @@ def rows(program: Program, one: Reader, seen: Mapping[str, Tensor], mask: Tensor
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if one.form == "conv":
         kernel = program.tensors[program.tensor_of_placeholder[one.weight]].shape[2:]
-        x = unfolded(next(n for n in program.graph.nodes if n.name == one.node), kernel, x)
+        x = unfold(next(n for n in program.graph.nodes if n.name == one.node), kernel, x)
         step = -(-len(x) // ROWS)
         x = x[:: step | 1 if step > 1 else 1]  # odd: an even step would meet the same columns of every picture row
         return x, x.new_ones(len(x))

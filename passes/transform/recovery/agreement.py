@@ -97,10 +97,10 @@ class Yardstick:
 
     def measure(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> Agreement:
         """The agreement of ``pruned``; ``tensors`` replaces its weights, by placeholder."""
-        return pooled([self.compare(pruned, tensors)])
+        return pool([self.compare(pruned, tensors)])
 
     def compare(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> list[Compared]:
-        """What :func:`pooled` makes an agreement of, one entry per output."""
+        """What :func:`pool` makes an agreement of, one entry per output."""
         now, divergences = self._outputs(pruned, tensors, self.clean)
         copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
@@ -142,7 +142,7 @@ class Yardstick:
         return rows, torch.cat(divergences) if divergences else torch.zeros(0, dtype=torch.float64)
 
 
-def pooled(folds: Sequence[Sequence[Compared]]) -> Agreement:
+def pool(folds: Sequence[Sequence[Compared]]) -> Agreement:
     """One agreement from the pairs of all folds together (pairs never cross a fold): mean over outputs."""
     found = []
     for parts in zip(*folds, strict=True):

@@ -10,7 +10,7 @@ import torch
 from ....data.batch import Batch, Calibration, sample_count
 from ....ir.axis import Keep
 from ....ir.program import Program
-from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pooled
+from .agreement import FEWEST_PAIRS, Agreement, Yardstick, pool
 from .closed_form import STRONG, ClosedForm
 from .record import Fitted, Recovery
 from .shared import from_first
@@ -89,7 +89,7 @@ class Guard:
         rejected: dict[str, str] = {}
         if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
             return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
-        base = agreed(pooled([r.compare(pruned) for r in rulers]))
+        base = agree_between_ranks(pool([r.compare(pruned) for r in rulers]))
         guard["none"], best_value = base.record(), base.mixed
         pairs = sum(r.samples * len(r.noisy) for r in rulers)
         allowed = max(TOLERANCE, base.spread(pairs)) if several else TOLERANCE
@@ -99,7 +99,7 @@ class Guard:
                 now = form.fit(program, pruned, keep, rest)
                 compared.append(ruler.compare(pruned, now.tensors))
                 fitted = now if i == 0 else fitted
-            value = agreed(pooled(compared))
+            value = agree_between_ranks(pool(compared))
             guard[name] = value.record()
             why_not = value.veto(base, allowed)
             if why_not:
@@ -169,7 +169,7 @@ def yardsticks(program: Program, folds: Sequence[Fold], seed: int, samples: int)
     return [Yardstick(program, judged, seed + i, copies) for i, (_, judged) in enumerate(folds)]
 
 
-def agreed(value: Agreement) -> Agreement:
+def agree_between_ranks(value: Agreement) -> Agreement:
     """The same figures in every process."""
     kl = [] if value.kl is None else [value.kl]
     figures = torch.tensor([value.mixed, value.copies, value.cosine, *kl], dtype=torch.float64)

@@ -12,13 +12,13 @@ from torch.fx import Node
 from ....data.batch import Batch
 from ....ir.axes import Axes
 from ....ir.axis import Keep
-from ....ir.dataflow import bind, row_weight, unfolded
+from ....ir.dataflow import bind, row_weight, unfold
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from .moments import Moments
 from .reduction import Reduction
-from .shared import shared
-from .sites import Site, aligned
+from .shared import share_moments
+from .sites import Site, align
 from .stream import Stream
 
 ROWS = 8192
@@ -73,7 +73,7 @@ class Lockstep:
             for c, r, w in self._rows(site, dense, pruned, mask):
                 moments.add(c, r, w)
         self.leave(site)
-        return shared(moments, *self.size(site))
+        return share_moments(moments, *self.size(site))
 
     def leave(self, site: Site) -> None:
         """Done with ``site``: what was held for it alone may go."""
@@ -104,7 +104,7 @@ class Lockstep:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         node = pruned.nodes[pruned.place[site.start]]
         whole = self._reduced(dense, pruned, site.target)
-        target = aligned(whole, self.axes.dims[site.target], self.keep)
+        target = align(whole, self.axes.dims[site.target], self.keep)
         out = pruned.run(node)
         missing, weight = self._pulled_back(site, dense, pruned, out, target, self._row_weight(site, whole))
         channel = 1 if site.form == "conv" else out.dim() - 1
@@ -129,7 +129,7 @@ class Lockstep:
         x: Tensor = pruned._value(source, {})
         if site.form != "conv":
             return x.reshape(-1, x.shape[-1])
-        return unfolded(node, self.tensors[site.weight].shape[2:], x)
+        return unfold(node, self.tensors[site.weight].shape[2:], x)
 
     def _pulled_back(
         self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor, weight: Tensor
@@ -179,4 +179,4 @@ class Lockstep:
 
     def _dense_value(self, dense: Stream, pruned: Stream, name: str) -> Any:
         value = self._reduced(dense, pruned, name)
-        return aligned(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
+        return align(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value

@@ -14,7 +14,7 @@ from ....process.ranks import add_up, mine
 from .moments import Moments
 
 
-def shared(moments: Moments, inputs: int, outputs: int) -> Moments:
+def share_moments(moments: Moments, inputs: int, outputs: int) -> Moments:
     """The moments of the rows of all processes. Every process must call this for the same sites in the same order.
 
     inputs, outputs   k and o of the layer: a process without a batch still takes part

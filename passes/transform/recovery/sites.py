@@ -203,7 +203,7 @@ def _one_long(args: Mapping[str, Any]) -> bool:
     return isinstance(start, int) and isinstance(end, int) and end - start == 1
 
 
-def aligned(value: Tensor, dims: Dims, keep: Keep) -> Tensor:
+def align(value: Tensor, dims: Dims, keep: Keep) -> Tensor:
     """A dense tensor cut to what stays of its dims."""
     counts: dict[Axis, int] = {axis: len(index) for axis, index in keep.items()}
     for position, dim in enumerate(dims):

@@ -23,7 +23,7 @@ from ....ir.signature import padding_mask
 from .agreement import Agreement, Yardstick
 from .outputs import Output, class_rows, divergence, floating, rows, run
 from .record import Tuning
-from .sites import Site, aligned, find_sites
+from .sites import Site, align, find_sites
 
 TABLES = (Family.TABLE, Family.LOOKUP)
 """Ops that look rows up: most of such a table is never seen in the calibration set, so it is left alone."""
@@ -223,7 +223,7 @@ class _Distillation:
         hidden = {}
         for name, site in self.sites.items():
             whole = recording.seen[name]
-            hidden[name] = (aligned(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
+            hidden[name] = (align(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
         said = _Said(outputs, mask, hidden)
         if self.used + said.bytes <= share(CACHE, 0.25):
             self.cached[index], self.used = said, self.used + said.bytes

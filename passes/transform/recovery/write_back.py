@@ -15,7 +15,7 @@ from ....ir.rebuild import copy_graph, rebuild
 
 
 @torch.no_grad()
-def written_back(program: Program, keep: Keep, changed: Mapping[str, Tensor]) -> ExportedProgram:
+def write_back(program: Program, keep: Keep, changed: Mapping[str, Tensor]) -> ExportedProgram:
     """The dense program with new values in the entries that stay; entries that will be cut keep theirs.
 
     changed   placeholder -> tensor in the shape that slicing leaves (the whole shape where no axis of it is cut)

@@ -20,7 +20,7 @@ from fxprune.ir.program import Program
 from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
 from fxprune.target.backend import lower_and_verify
-from fxprune.target.block_table import BlockTable, Timing, cached_path, made
+from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table
 from fxprune.testing import run_flat
 
 
@@ -52,7 +52,7 @@ def program(dtype: torch.dtype = torch.float32) -> Program:
 
 def winning(dtype: str = "float32", **changes: Any) -> BlockTable:
     shapes = ((70, 40), (40, 70), (40, 40))
-    return made(
+    return make_table(
         "NVIDIA X",
         "kernel",
         [
@@ -81,11 +81,11 @@ def called(p: Program) -> list[torch.fx.Node]:
 
 def test_winning_layers_call_the_op_and_compute_the_same() -> None:
     dense, gate = program(), UseKernels(winning(), "NVIDIA X")
-    sparse_program = Pipeline((gate,)).run(dense)
+    sparse_program, (gated,) = Pipeline((gate,)).apply(dense)
     nodes = called(sparse_program)
     assert [n.args[-1] for n in nodes] == ["gelu", "silu", "none", "none"]
     assert [n.meta["fxprune_pass"] for n in nodes] == ["use-kernels"] * 4
-    assert [d.sparse for d in gate.results] == [True] * 4
+    assert [d.sparse for d in gated.record] == [True] * 4
     assert not any(n in sparse_program.tensors for n in ("a.weight", "w"))
     assert sparse_program.tensors["a.weight_tiles"].shape[1:] == (16, 16)
     assert not sparse_program.tensors["a.weight_tiles"].requires_grad
@@ -160,6 +160,6 @@ def test_a_plan_of_tiles_of_another_size_is_found_in_the_zeros() -> None:
     given = tiled.data(1)
     zeroed = tiled.zeroed(tiled.planned(tiled.analysed(tiled.Classifier(48, 64), given, "16x16"), given, 0.6))
     gate = UseKernels(None, "X")
-    Pipeline((gate,)).run(zeroed)
-    assert gate.results
-    assert all(d.layer.pattern != "2:4" for d in gate.results)
+    _, (gated,) = Pipeline((gate,)).apply(zeroed)
+    assert gated.record
+    assert all(d.layer.pattern != "2:4" for d in gated.record)

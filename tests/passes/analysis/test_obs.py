@@ -15,11 +15,11 @@ from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.damage import Change, Damage
-from fxprune.passes.analysis.importance.obs import Obs, filled, slopes, some
+from fxprune.passes.analysis.importance.obs import Obs, fill, slopes, some
 from fxprune.passes.analysis.importance.readers import gather, readers
 from fxprune.passes.analysis.importance.removal import Layer, removal
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
-from fxprune.passes.analysis.rank_within import RankWithin, ordered
+from fxprune.passes.analysis.rank_within import RankWithin, order_within
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.testing import masked, run_flat
@@ -102,7 +102,7 @@ def test_slopes_follow_the_hull_and_ignore_noise() -> None:
 
 
 def test_a_filled_curve_never_falls_and_passes_through_the_points() -> None:
-    curve = filled([(0, 3.0), (2, 1.0), (3, 1.5), (5, 0.0)], 5)
+    curve = fill([(0, 3.0), (2, 1.0), (3, 1.5), (5, 0.0)], 5)
     assert curve.tolist() == pytest.approx([0, 1, 2, 2, 2.5, 3])
 
 
@@ -243,7 +243,7 @@ def test_ranking_within_leaves_the_counts_alone(net: tuple[Program, Calibration]
     assert {k: len(c.keep) for k, c in before.items()} == {k: len(c.keep) for k, c in after.items()}
     assert any(before[k].keep != after[k].keep for k in before)
     name = ffn(program)[0]
-    same = ordered(scored.need("scores")[name], torch.argsort(scored.need("scores")[name].values, descending=True))
+    same = order_within(scored.need("scores")[name], torch.argsort(scored.need("scores")[name].values, descending=True))
     assert same.curve is not None
     assert same.curve[-1] == pytest.approx(float(same.values.sum()))
 

@@ -11,7 +11,7 @@ from fxprune.errors import OptionError
 from fxprune.intake.capture import capture
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
-from fxprune.passes.transform.cast_floats import CastFloats, narrowed
+from fxprune.passes.transform.cast_floats import CastFloats, narrow
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
 from fxprune.target.parity import check_parity, eager
@@ -149,7 +149,7 @@ def test_convolutions_stay_wide_on_request() -> None:
 
 
 def test_a_mask_in_a_buffer_stays_finite() -> None:
-    got = narrowed(torch.tensor([1e9, -1e9, float("-inf"), 1.0]), torch.float16)
+    got = narrow(torch.tensor([1e9, -1e9, float("-inf"), 1.0]), torch.float16)
     assert got.tolist() == [float("inf"), -32752.0, float("-inf"), 1.0]
 
 

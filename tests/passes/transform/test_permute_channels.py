@@ -10,7 +10,7 @@ from fxprune.errors import OptionError
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
 from fxprune.ir.sparsity import two_of_four
-from fxprune.passes.transform.permute_channels import PermuteChannels, exchanged
+from fxprune.passes.transform.permute_channels import PermuteChannels, exchange_channels
 from fxprune.testing import relative_error, run_flat
 
 
@@ -44,13 +44,13 @@ def test_outputs_stay_and_two_of_four_keeps_more(model) -> None:  # type: ignore
 def test_exchanges_never_lose_and_find_the_obvious_order() -> None:
     weight = torch.zeros(6, 8)
     weight[:, :4] = 1 + torch.rand(6, 4)  # four strong columns side by side: two of them would go
-    order = exchanged(weight, 10, 0)
+    order = exchange_channels(weight, 10, 0)
     assert sorted(order.tolist()) == list(range(8))
     assert kept(weight[:, order]) == pytest.approx(float(weight.sum()), rel=1e-6)
     torch.manual_seed(1)
     for rounds in (1, 5, 20):
         wide = torch.randn(16, 40)
-        assert kept(wide[:, exchanged(wide.abs(), rounds, 0)]) >= kept(wide)
+        assert kept(wide[:, exchange_channels(wide.abs(), rounds, 0)]) >= kept(wide)
 
 
 def test_a_model_without_neurons_stays_as_it_is() -> None:

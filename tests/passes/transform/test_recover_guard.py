@@ -18,7 +18,7 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.recover import Recover
-from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pooled, spearman
+from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pool, spearman
 from fxprune.passes.transform.recovery.choose import split, split_in_folds
 from fxprune.passes.transform.recovery.closed_form import ClosedForm
 from fxprune.passes.transform.recovery.views import noisy, view
@@ -248,8 +248,8 @@ def test_pairs_never_cross_a_fold_and_pooling_one_fold_is_measuring() -> None:
     program = analysed(Encoder(), texts(16))
     small = SliceAxes().run(planned(program, 0.3))
     one, two = (Yardstick(program, texts(24, seed=s).batches, s, 3) for s in (1, 2))
-    assert pooled([one.compare(small)]) == one.measure(small)
-    both = pooled([one.compare(small), two.compare(small)])
+    assert pool([one.compare(small)]) == one.measure(small)
+    both = pool([one.compare(small), two.compare(small)])
     assert both.cosine == pytest.approx(
         (one.measure(small).cosine * one.samples + two.measure(small).cosine * two.samples)
         / (one.samples + two.samples)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os.path import commonpath
 
 import torch
 from torch.fx import Node
@@ -26,17 +25,17 @@ class FindBranches(Analysis):
 
 def branches(program: Program, add: Node) -> Iterator[Switch]:
     """The branch that ``add`` adds to what it reads itself."""
-    nodes = [a for a in add.args[:2] if isinstance(a, Node) and a.op == "call_function"] if add.target is ADD else []
+    nodes = [a for a in add.args[:2] if isinstance(a, Node) and a.op == "call_function" and add.target is ADD]
     for stream, end in zip(nodes, reversed(nodes), strict=True):
         inside = only_for(end, add)
         names, bound = frozenset(n.name for n in inside), program.tensor_of_placeholder
         reads = any(user in inside for user in stream.users) and names & bound.keys()
         if not reads or stream.meta["val"].shape != add.meta["val"].shape:
             continue
-        path = commonpath([bound[n].replace(".", "/") for n in names & bound.keys()]).replace("/", ".")
+        last = [bound[n.name] for n in program.placeholders() if n.name in names][-1]
         shares = tuple(g.name for g in program.need("groups") if g.prunable and g.within(names))
         yield Switch(
-            name=f"{path}:branch",
+            name=last.rpartition(".")[0] + ":branch",
             kind="branch",
             axis=Axis(1, "branch"),
             inside=names,

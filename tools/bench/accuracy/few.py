@@ -34,7 +34,7 @@ from bench.accuracy.run import Bench
 from bench.accuracy.tasks import TASKS, Missing, Task, open_task
 from bench.lists import names, numbers
 from bench.record import read, write
-from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pooled
+from fxprune.passes.transform.recovery.agreement import Agreement, Yardstick, pool
 from fxprune.passes.transform.recovery.choose import TOLERANCE, Guard, split_in_folds, yardsticks
 from fxprune.passes.transform.recovery.closed_form import ClosedForm
 from fxprune.passes.transform.resize import resize
@@ -61,9 +61,9 @@ def measured(task: Task, bench: Bench, samples: int, ratio: float, seed: int) ->
     forms = guard._candidates(sum(b.size for b in folds[0][0]), several=False)
     started = time.process_time()
     rulers = yardsticks(program, folds, seed, data.samples)
-    told = {"none": pooled([r.compare(pruned) for r in rulers])}
+    told = {"none": pool([r.compare(pruned) for r in rulers])}
     for name, form in forms.items():
-        told[name] = pooled(
+        told[name] = pool(
             [
                 ruler.compare(pruned, form.fit(program, pruned, keep, rest).tensors)
                 for ruler, (rest, _) in zip(rulers, folds, strict=True)

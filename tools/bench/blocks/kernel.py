@@ -32,7 +32,7 @@ from fxprune.backends.triton.launch import launch
 from fxprune.backends.triton.tune import DTYPES, check_device, inputs, quartiles
 from fxprune.errors import MissingDevice
 from fxprune.ir.sparsity import spread, tile_of, two_of_four
-from fxprune.target.block_table import Timing, made
+from fxprune.target.block_table import Timing, make_table
 
 SHAPES = {  # model: (out, in) of qkv or its parts, projection, and the two feed-forward layers
     "DeiT-S": ((1152, 384), (384, 384), (1536, 384), (384, 1536)),
@@ -122,9 +122,9 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
     from fxprune.ir.linear_layers import matrices
     from fxprune.ir.pipeline import Pipeline
     from fxprune.ir.sparsity import grid
-    from fxprune.passes.transform.sparsify_blocks import masked
+    from fxprune.passes.transform.sparsify_blocks import mask_tiles
 
-    table = made(
+    table = make_table(
         device,
         "kernel",
         [
@@ -155,9 +155,9 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
                 kept = torch.zeros(size[0] * size[1], dtype=torch.bool)
                 kept[torch.randperm(len(kept), generator=generator)[: round(density * len(kept))]] = True
                 masks[matrix.parameter] = matrix.stored(spread(kept.view(size), matrix.shape, tile_of(tile)))
-        zeroed = program.without_facts(exported=masked(program, masks))
+        zeroed = program.without_facts(exported=mask_tiles(program, masks))
         gate = UseKernels(table, device)
-        quick = Pipeline((gate,)).run(zeroed)
+        quick, (gated,) = Pipeline((gate,)).apply(zeroed)
         here = x.cuda()
         times = {}
         for name, one in (("dense", zeroed), ("sparse", quick)):
@@ -167,8 +167,8 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
         found["batches"][batch] = {
             **times,
             "ratio": times["dense"][1] / times["sparse"][1],
-            "layers": sum(d.sparse for d in gate.results),
-            "of": len(gate.results),
+            "layers": sum(d.sparse for d in gated.record),
+            "of": len(gated.record),
         }
     return found
 

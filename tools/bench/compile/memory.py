@@ -85,9 +85,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the files lie while it runs (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=Path("build/memory.json"))
     args = parser.parse_args()
-    from fxprune.data.memory import share, within
+    from fxprune.data.memory import memory_limit, share
 
-    with within(args.memory):
+    with memory_limit(args.memory):
         budget = share(2**62, 1.0)
     with tempfile.TemporaryDirectory(dir=args.folder) as held:
         folder = Path(held)

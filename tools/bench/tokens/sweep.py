@@ -20,9 +20,9 @@ from fxprune.ir.plan import TokenPlan
 from fxprune.passes.transform.merge_tokens import trial
 from fxprune.process.events import Transcript
 from fxprune.process.silence import quiet
-from fxprune.request.goal import Wish
+from fxprune.request.goal import Goal
 from fxprune.request.request import Request
-from fxprune.request.tokens import TokenWish
+from fxprune.request.tokens import TokenGoal
 
 
 @dataclass
@@ -62,14 +62,14 @@ class Sweep:
         return next([*known, last] for last in range(tokens[-1]) if costs.total([*known, last]) == macs)
 
     def _decision(self, cell: Cell) -> Decision:
-        wish = TokenWish(cell.tokens)
+        wish = TokenGoal(cell.tokens)
         if wish.reducer not in self._made:
             request, tell = Request(seed=cell.seed), Transcript(lambda _: None)
             with quiet():
                 opened = open_model(request, tell, self.model, self.example)
                 self._made[wish.reducer] = find_groups(Run.of(request, opened, tell), tokens=True), {}
         run, scores = self._made[wish.reducer]
-        asked = Wish(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
+        asked = Goal(Budget("flops", cell.ratio), "l2", (Kind.TOKEN,), 1, tokens=wish)
         return Decision(run, asked, wish, run.program, list(self.data), _scores=scores)
 
 
