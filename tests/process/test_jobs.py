@@ -202,7 +202,7 @@ def test_an_error_leaves_only_what_took_long(out: Path, monkeypatch: pytest.Monk
 
 KILLED = """
 import os, signal, sys, torch
-from fxprune import journal
+from fxprune.process import journal
 from fxprune.process.jobs import identify, run_jobs, session
 journal.FLUSH_SECONDS, journal.BYTES_PER_SECOND = 0.0, float("inf")
 

@@ -21,7 +21,8 @@ from fxprune.process import ranks
 
 TOGETHER = """
 import json, os, sys, torch
-from fxprune import cli, ranks
+from fxprune import cli
+from fxprune.process import ranks
 from fxprune.errors import FxpruneError
 from fxprune.process.jobs import run_jobs
 
@@ -64,7 +65,8 @@ json.dump(found, open(f"rank{me}.json", "w"))
 LOST = """
 import os, sys, torch
 from datetime import timedelta
-from fxprune import journal, ranks
+from fxprune.process import journal
+from fxprune.process import ranks
 from fxprune.process.jobs import identify, run_jobs, session
 from torch import distributed
 me = int(sys.argv[1])
