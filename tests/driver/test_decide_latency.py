@@ -205,7 +205,7 @@ def test_widths_follow_what_the_target_likes(model: Feet, monkeypatch: pytest.Mo
     options = {**QUIET, "on_event": lambda e: warned.append(e.text) if e.kind == "warning" else None}
     monkeypatch.setattr(decide_latency, "SLOWER", 1.0)
     fxprune.compile(model, INPUT, flops=0.6, **options)
-    assert "--align 32" in warned[0]
+    assert "align=32" in warned[0]
     monkeypatch.setattr(FakeClock, "time", staticmethod(padded_to(8)))
     made = fxprune.compile(model, INPUT, latency=0.6, align="auto", batch=2, **QUIET)
     assert made.report["latency"]["alignment"]["multiples_of"] == 8

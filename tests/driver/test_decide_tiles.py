@@ -179,8 +179,8 @@ def test_what_does_not_go_together_is_refused_before_the_work_begins(trained: Di
     for options, message in (
         ({"blocks": "8x8"}, "a budget of FLOPs"),
         ({"blocks": "8x8", "params": 0.5}, "a budget of FLOPs"),
-        ({"blocks": "2:4", "flops": 0.5}, "write --sparse 2:4"),
-        ({"sparse": "8x8"}, "write --sparse 2:4"),
+        ({"blocks": "2:4", "flops": 0.5}, 'write sparse="2:4"'),
+        ({"sparse": "8x8"}, 'write sparse="2:4"'),
         ({"blocks": "8x8", "sparse": "2:4", "flops": 0.5}, "do not go together"),
         ({"blocks": "8x8{alocation=lsp}", "flops": 0.5}, "no option 'alocation'"),
         ({"blocks": "8x8{allocation=best}", "flops": 0.5}, "unknown allocation"),
