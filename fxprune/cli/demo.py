@@ -203,8 +203,8 @@ def run(
     trained = time.perf_counter()
     torch.save(model, out / "model.pt")
     chosen = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))[:CALIBRATION_SAMPLES]
-    calibration = {"images": data.train_images[chosen].numpy(), "labels": data.train_labels[chosen].numpy()}
-    np.savez(out / "calibration.npz", **calibration)
+    images, labels = data.train_images[chosen].numpy(), data.train_labels[chosen].numpy()
+    np.savez(out / "calibration.npz", images=images, labels=labels)
 
     # DigitsViT is a class of this package and not of torch, so loading its pickle needs the user's word.
     common: dict[str, Any] = {

@@ -108,6 +108,17 @@ def open_model(
     return Opened(dense, loaded, calibration, held, given)
 
 
+def load_more(tell: Transcript, opened: Opened, data: Any, samples: int, seed: int) -> Calibration:
+    """Other data of an opened model, in the sizes that its graph takes, in batches that memory holds."""
+    from ..data.sources import load_data
+
+    with silence():
+        found, notes = fit_sizes(opened.dense, load_data(data, opened.source, samples=samples, seed=seed))
+    for note in notes:
+        tell.warn(note)
+    return memory.split_to_fit(opened.dense, found)
+
+
 def _fitting(
     tell: Transcript, dense: Program, loaded: Loaded, data: Calibration, held: Calibration | None
 ) -> tuple[Program, Calibration, Calibration | None]:

@@ -38,11 +38,10 @@ from ..artifact.manifest import (
 )
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
-from ..data.sources import load_data
 from ..driver.apply import PlanLike, apply_plan, lines_of, read_plan
 from ..driver.finish import finish
 from ..driver.measure_latency import lowerable
-from ..driver.run import Inputs, Model, Opened, Run, open_model
+from ..driver.run import Inputs, Model, Opened, Run, load_more, open_model
 from ..errors import LoweringError, MissingDevice, OptionError, VerifyError
 from ..ir.spec import build, parse
 from ..process.environment import environment, versions
@@ -113,7 +112,7 @@ def export(
     judge, calibration = judged.data, None  # it judges the result, it is no part of it
     assert judge is not None
     if data is not None:
-        calibration = load_data(data, judged.source, samples=data_samples, seed=seed)
+        calibration = load_more(tell, judged, data, data_samples, seed)
     opened = replace(judged, data=calibration)
     asked = {
         "targets": list(targets),

@@ -11,6 +11,7 @@ from ..artifact.artifact import Artifact
 from ..artifact.delivered import DeliveredLatency, check_dense
 from ..artifact.files import check_destination
 from ..data.batch import Calibration
+from ..data.fixed_sizes import fit_sizes
 from ..data.sources import load_data
 from ..driver.measure_latency import lowerable
 from ..driver.run import Run, find_groups, open_model
@@ -93,7 +94,8 @@ def lower(
 def _calibration(made: Artifact, run: Run | None, data: Any, samples: int) -> Calibration:
     """The data as the pruned program takes its inputs; tokenizer and picture sizes are those of the dense model."""
     source = load_model(made.program.exported) if run is None else run.opened.source
-    return load_data(data, source, samples=samples, seed=int(made.report["seed"]))
+    found = load_data(data, source, samples=samples, seed=int(made.report["seed"]))
+    return fit_sizes(made.program, found)[0]
 
 
 def _dense(run: Run, made: Artifact, where: str) -> Program:

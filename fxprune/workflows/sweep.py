@@ -14,10 +14,9 @@ from typing import Any
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import memory_limit
-from ..data.sources import load_data
 from ..driver.decide import prepare, score
 from ..driver.judge import AgreementEvaluator
-from ..driver.run import Inputs, Model, Run, open_model
+from ..driver.run import Inputs, Model, Run, load_more, open_model
 from ..errors import OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
 from ..ir.group import Kind
@@ -192,7 +191,7 @@ def _with_tiles(run: Run, goal: Goal) -> Run:
 def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     held, request = run.opened.held, run.request
     if judging.data is not None:
-        held = load_data(judging.data, run.opened.source, samples=judging.samples, seed=run.seed)
+        held = load_more(run.tell, run.opened, judging.data, judging.samples, run.seed)
     assert held is not None
     run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
     about = [

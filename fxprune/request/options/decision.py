@@ -276,14 +276,16 @@ class Limits:
         in_passes=True,
     )
 
-    def find_groups(self, granularity: int) -> FindGroups:
-        """The pass that knows them. Raises OptionError for values out of range."""
+    def find_groups(self, granularity: int, whole_steps: bool = False) -> FindGroups:
+        """The pass that knows them; with ``whole_steps`` no search takes finer ones. Raises OptionError for values out
+        of range."""
         from ...passes.analysis.find_groups import ALIGN, FindGroups
 
         align, aligns = per_pattern(self.align, "--align")
         floor, floors = per_pattern(self.floor, "--floor")
+        usual = None if granularity == ALIGN and not whole_steps else granularity
         return FindGroups(
-            align=whole(align, "--align") if align is not None else None if granularity == ALIGN else granularity,
+            align=usual if align is None else whole(align, "--align"),
             floor=FLOOR if floor is None else floor,
             allow_empty=self.allow_empty,
             freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
