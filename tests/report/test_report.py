@@ -382,7 +382,7 @@ def test_artefacts_side_by_side(made: Path, tmp_path: Path, capsys: pytest.Captu
     told = json.loads(out)
     assert [a["path"] for a in told["artifacts"]] == [str(made)] * 2
     assert told["page"] == str(tmp_path / "c.html")
-    assert "attention heads" in err
+    assert "neurons" in err
     html = (tmp_path / "c.html").read_text()
     assert all(r.startswith(("data:", "#")) for r in references(html))
     assert f"{told['artifacts'][0]['cost']['ratio']['flops']:.3f}" in words(parsed(html))

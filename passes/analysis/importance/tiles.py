@@ -23,6 +23,6 @@ def tiles(program: Program, name: str) -> list[BlockGroup]:
             f"'{name}' scores the tiles of weights",
             where=f"--importance {name}",
             why="heads and neurons are to be pruned here",
-            cure="say which tiles: `--blocks 32x32`",
+            cure="say which tiles: `--blocks 32x32`; `--importance l2` scores heads and neurons by their weights",
         )
     return blocks
