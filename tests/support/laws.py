@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.errors import BudgetInfeasible
 from fxprune.intake.capture import capture
-from fxprune.ir.axis import leaves
+from fxprune.ir.axis import leaves, real_size, total
 from fxprune.ir.cost import Budget, CostModel
+from fxprune.ir.flops import check_counts
 from fxprune.ir.group import DEFAULT_KINDS, Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, CompressionPlan
@@ -124,7 +125,8 @@ def counted_macs(program: Program) -> float:
 
 
 def cost_is_counted(program: Program, plan: CompressionPlan, result: Program) -> None:
-    """Predicted cost = cost of the re-analysed result = what torch counts when it runs."""
+    """Predicted cost = cost of the re-analysed result = what torch counts when it runs, node by node and as a whole."""
+    check_counts(program)
     model = CostModel(program)
     kept = plan.sizes(program.need("groups"))
     predicted = model(kept)
@@ -188,15 +190,14 @@ def leaves_end_somewhere(program: Program) -> None:
 
 
 def shapes_are_predicted(program: Program) -> None:
-    """The axes of every tensor multiply to the size the graph says (at the example's symbols)."""
-    from fxprune.ir.axis import real_size, total
-
+    """The axes of every tensor multiply to its size in the example, and no rule failed on the way."""
+    axes = program.need("axes")
+    assert axes.failed == ()
     for node in program.graph.nodes:
-        dims, value = program.need("axes").dims.get(node.name), node.meta.get("val")
+        dims, value = axes.dims.get(node.name), node.meta.get("val")
         if isinstance(value, Tensor) and isinstance(dims, list):
             for dim, size in zip(dims, value.shape, strict=True):
-                if isinstance(size, int):
-                    assert real_size(total(dim), {}) == size, node.name
+                assert real_size(total(dim), axes.sizes) == axes.stand_ins.real(size), node.name
 
 
 def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:

@@ -21,6 +21,7 @@ import fxprune.ops  # noqa: F401  registers them
 from fxprune.ir.axes import Axes
 from fxprune.ir.axis import Axis, kept_index, leaves
 from fxprune.ir.dataflow import op_name
+from fxprune.ir.flops import check_counts
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.walk import RULES
@@ -65,6 +66,8 @@ def check_law(op: Callable[..., Any], shapes: Sequence[tuple[int, ...]], live: i
     program = analysed(op, shapes)
     axes: Axes = program.need("axes")
     assert not axes.unknown, f"no rule: {axes.unknown}"
+    assert not axes.failed
+    check_counts(program)
     free = free_axes(program)
     assert len(free) >= live, f"{len(free)} axes may be cut, at least {live} expected"
     out_nodes = next(n for n in program.graph.nodes if n.op == "output").args[0]
@@ -184,6 +187,20 @@ OPS = [
     Op("einsum", lambda x, y: torch.einsum("bhqd,bhkd->bhqk", x, y), ((2, 3, 4, 5), (2, 3, 6, 5)), 5),
     Op("einsum sum", lambda x, y: torch.einsum("bij,jk->bk", x, y), ((2, 3, 4), (4, 5)), 3),
     Op("einsum ellipsis", lambda x, y: torch.einsum("...d,od->...o", x, y), ((2, 3, 4), (5, 4)), 4),
+    Op("einsum implicit", lambda x, y: torch.einsum("bij,jk", x, y), ((2, 3, 4), (4, 5)), 4),
+    Op("einsum element by element", lambda x, y: torch.einsum("bi,bi->bi", x, y), ((2, 3), (2, 3)), 2),
+    Op(
+        "einsum of three",
+        lambda x, u, y: torch.einsum("bxi,oij,byj->boxy", x, u, y),
+        ((2, 3, 4), (5, 4, 6), (2, 7, 6)),
+        6,
+    ),
+    Op(
+        "einsum of four",
+        lambda x, y, z, u: torch.einsum("bi,ij,jk,kb->bk", x, y, z, u),
+        ((2, 3), (3, 4), (4, 5), (5, 2)),
+        4,
+    ),
     Op("attention", F.scaled_dot_product_attention, ((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 6)), 5),
     Op(
         "attention mask",
@@ -286,6 +303,8 @@ OPS = [
     Op("slice empty", lambda x: torch.cat([x[:, 6:], x], 1), ((2, 6),), 2),
     Op("narrow", lambda x: x.narrow(1, 2, 3), ((2, 7),), 4),
     Op("slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 1), ((2, 3, 4), (2, 2, 4)), 2),
+    Op("slice_scatter inside", lambda x, y: torch.slice_scatter(x, y, 1, 2, 4), ((2, 7, 4), (2, 2, 4)), 5),
+    Op("slice_scatter across", lambda x, y: torch.slice_scatter(x, y.view(2, 4), 1, 2, 6), ((2, 8), (2, 2, 2)), 5),
     Op("slice_scatter whole", lambda x, y: torch.slice_scatter(x, y, 1, 0, 3), ((2, 3, 4), (2, 3, 4)), 3),
     Op("select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 0), ((2, 3, 4), (2, 4)), 2),
     Op("unbind", lambda x: x.unbind(0), ((2, 3),), 1),
@@ -322,6 +341,7 @@ def test_a_missing_coupling_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> No
     def forgetful(w: Any, a: Any) -> Any:
         w.unify(a.input[-1], a.weight[1])
         w.contract(a.weight[1], ("input", len(a.input) - 1), ("weight", 1))
+        w.matmul(a.input[:-1], (), a.weight[1], a.weight[0], "linear")
         return [*a.input[:-1], a.weight[0]]
 
     monkeypatch.setitem(RULES, "linear", forgetful)
@@ -350,6 +370,47 @@ def test_batch_statistics_freeze_the_other_dims() -> None:
 def test_boolean_indexing_freezes() -> None:
     program = analysed(lambda x, y: x[:, torch.tensor([True, False, True])] + y, ((2, 3), (2, 2)))
     assert all(a.size == 2 for a in free_axes(program))
+
+
+def test_a_rule_that_fails_freezes_its_op_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(w: Any, a: Any) -> Any:
+        w.unify(a.self[0], a.self[1])
+        w.contract(a.self[0], ("self", 0))
+        raise KeyError("no such thing")
+
+    monkeypatch.setitem(RULES, "gelu", broken)
+    program = analysed(lambda x, w: F.linear(F.gelu(x), w), ((3, 3), (4, 3)))
+    assert [a.size for a in free_axes(program)] == [4]
+    axes: Axes = program.need("axes")
+    assert axes.failed == (("gelu", "the axis rule for aten.gelu.default failed (KeyError: 'no such thing')"),)
+    assert {c.node for c in axes.contractions} == {"linear"}
+    assert program.notes[-1].startswith("the axis rule for aten.gelu.default failed")
+
+
+def test_a_rule_that_says_another_size_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "transpose", lambda w, a: list(a.self))
+    program = analysed(lambda x: x.transpose(0, 1), ((3, 4),))
+    assert "says [3, 4], the graph has [4, 3]" in program.need("axes").failed[0][1]
+    assert free_axes(program) == []
+
+
+def test_an_axis_that_meets_itself_shifted_is_no_recursion() -> None:
+    """x[1:] + x[:-1] makes every element one with its neighbour, one by one."""
+    program = analysed(lambda x: x[1:] + x[:-1], ((2000, 3),))
+    assert [a.size for a in free_axes(program)] == [3]
+    assert "shifted" in program.need("axes").conflicts[0][1]
+    assert program.need("axes").failed == ()
+
+
+def test_many_pieces_do_not_nest() -> None:
+    def joined(x: Tensor) -> Tensor:
+        out = x[:, :1]
+        for part in x.split(1, 1)[:0:-1]:
+            out = torch.cat([out, part * 2], 1)
+        return out
+
+    program = analysed(joined, ((2, 300),))
+    assert program.need("axes").failed == ()
 
 
 def test_every_rule_name_is_an_op() -> None:
