@@ -16,9 +16,9 @@ from ..process.libraries import offline, survive_torchvision
 from ..process.silence import quiet
 from .example_inputs import BATCH, LENGTH, make
 from .images import preprocessor_size, read_preprocessor
-from .pickles import load_pickle
+from .pickles import read_weights
 from .rehearsal import first_line
-from .tensors import find_state_dict, shorten
+from .tensors import find_weights, shorten
 
 _LARGEST_CONFIG = 16 * 1024**2  # bytes
 # Entries of a config that make transformers fetch or run code or weights from elsewhere.
@@ -159,10 +159,10 @@ def _weights(folder: Path) -> dict[str, Tensor] | None:
         )
     state: dict[str, Tensor] = {}
     for shard in shards:
-        found = find_state_dict(load_pickle(shard, modules=False))
+        found = find_weights(read_weights(shard))
         if found is None:
             raise LoadError("the weight file holds no state dict", where=str(shard))
-        state.update(found)
+        state.update(found.tensors)
     return state
 
 

@@ -30,7 +30,7 @@ from .example_inputs import (
 from .images import ImagePreprocess
 from .pickles import load_pickle
 from .rehearsal import first_line
-from .tensors import TORCH_SUFFIXES, existing, find_state_dict, shorten
+from .tensors import AVERAGED, TORCH_SUFFIXES, existing, find_weights, kind_of, shorten
 from .timm_models import load_timm
 
 _INPUT_CURE = "give them: `--input 1x3x224x224` (or `--input 1x128:int64` for token ids), or `--data`"
@@ -103,7 +103,7 @@ def load(
 
 def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool) -> Loaded:
     if isinstance(source, str) and source.startswith("timm:"):
-        model, notes = load_timm(source.removeprefix("timm:"), checkpoint)
+        model, notes = load_timm(source.removeprefix("timm:"), checkpoint, trust_pickle=trust_pickle)
         return Loaded(model, source.removeprefix("timm:"), notes=notes)
     if checkpoint is not None:
         raise LoadError(
@@ -143,7 +143,7 @@ def _open_path(path: Path, trust_pickle: bool) -> Loaded:
             cure=f"give {_SOURCES} (models by timm name: timm:{path.name})",
         )
     existing(path)
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     if suffix == ".pt2":
         return Loaded(archive.read_program(path, trust=trust_pickle), path.stem)
     if suffix == ".safetensors":
@@ -163,17 +163,17 @@ def _open_path(path: Path, trust_pickle: bool) -> Loaded:
             cure=f"give {_SOURCES}",
         )
     found = load_pickle(path, modules=True, trust_pickle=trust_pickle)
+    notes: tuple[str, ...] = ()
     if isinstance(found, Mapping) and not isinstance(found, nn.Module):  # {"model": module, "epoch": 3}
-        inner = [value for value in found.values() if isinstance(value, nn.Module)]
-        found = inner[0] if len(inner) == 1 else found
+        found, notes = _module_in(found)
     if isinstance(found, nn.Module):
         model = unwrap(found)
         try:
             model.eval()
         except Exception as failure:
             raise LoadError("the pickled module is damaged", where=str(path), why=repr(failure)) from None
-        return Loaded(model, path.stem)
-    if find_state_dict(found) is not None:
+        return Loaded(model, path.stem, notes=notes)
+    if find_weights(found) is not None:
         raise _state_dict_alone(path)
     raise LoadError(
         "the file holds no model",
@@ -181,6 +181,19 @@ def _open_path(path: Path, trust_pickle: bool) -> Loaded:
         why=f"it holds a {type(found).__name__}",
         cure="torch.save(model, path) saves the module itself; torch.export.save a program that needs no class",
     )
+
+
+def _module_in(checkpoint: Mapping[Any, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The module that a checkpoint holds, averaged weights first, and which one it is where there are several; the
+    checkpoint itself where there is none, or no telling which."""
+    modules = {str(k): v for k, v in checkpoint.items() if isinstance(v, nn.Module)}
+    averaged = [k for k in modules if AVERAGED.search(k)]
+    if len(modules) == 1:
+        return next(iter(modules.values())), ()
+    if len(averaged) != 1 or len(modules) != 2:
+        return checkpoint, ()
+    other = next(k for k in modules if k != averaged[0])
+    return modules[averaged[0]], (f"the file holds modules under {averaged[0]} and {other}: {averaged[0]} taken",)
 
 
 def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:

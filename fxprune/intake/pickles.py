@@ -18,6 +18,7 @@ import re
 import sys
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import nn
 
 from ..errors import LoadError
 from ..process.libraries import survive_torchvision
-from .rehearsal import DAMAGED, TRUST_CURE, first_line, rehearse
+from .rehearsal import DAMAGED, TRUST_CURE, Rehearsal, first_line, rehearse
 
 # Where module classes may live: package -> pattern of the modules that define layers and models.
 _MODULE_HOMES = {
@@ -72,6 +73,12 @@ _FUNCTIONS = (
 # What a file may call beside torch's tensor rebuilders; none of them runs foreign code when called.
 _CALLABLE = frozenset({"functools.partial"})
 _CONFIGS = ("PreTrainedConfig", "PretrainedConfig", "GenerationConfig")
+
+# What a checkpoint may not even name: there is no honest reason to.
+_HOSTILE = re.compile(
+    r"(os|posix|nt|sys|subprocess|shutil|socket|importlib|runpy|ctypes|pty|code|pickle|_pickle|torch\.hub)\b.*"
+    r"|builtins\.(eval|exec|compile|open|__import__|getattr|setattr|delattr|globals|input|breakpoint)"
+)
 
 _LARGEST_PICKLE = 512 * 1024**2  # bytes of pickle program; tensors are stored beside it
 
@@ -205,6 +212,51 @@ def load_pickle(path: Path, *, modules: bool, trust_pickle: bool = False) -> Any
                 "the pickled module is damaged", where=where, why=first_line(failure), cure=DAMAGED
             ) from None
     return loaded
+
+
+def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
+    """The object in a checkpoint that ``torch.save`` wrote, on the CPU, for the tensors in it.
+
+    What is neither a tensor nor a plain container (options, a logger, a module) becomes an inert object that holds what
+    the file says of it: nothing is imported, called or made. trust_pickle: load whatever it is, as :func:`load_pickle`.
+    Raises LoadError for a file that is damaged, or that asks for the interpreter itself.
+    """
+    program = read_program(path)
+    if trust_pickle or program is None:
+        return load_pickle(path, modules=False, trust_pickle=trust_pickle)
+    try:
+        seen = rehearse(program)
+    except LoadError as error:
+        raise LoadError(error.what, where=str(path), why=error.why, cure=error.cure) from None
+    foreign = sorted(seen.names - _known_to_torch())
+    hostile = [name for name in foreign if _HOSTILE.fullmatch(name)]
+    if hostile:
+        raise LoadError(
+            "the pickle is refused: it wants the interpreter itself, which no checkpoint needs",
+            where=str(path),
+            why=f"it names {', '.join(hostile[:20])}",
+            cure=TRUST_CURE,
+        )
+    return _torch_load(path, weights_only=True, allowed={name: _stand_in(name, seen) for name in foreign})
+
+
+class StandIn:
+    """Stands for an object of a class that is not imported; ``state`` is what its file says of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.state: Any = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _stand_in(name: str, seen: Rehearsal) -> type:
+    """A class of its own for each name, so that nothing in the file can reach another."""
+    if name in seen.keyed:
+        return type("DictStandIn", (), {"__new__": lambda cls, *args: OrderedDict()})
+    if name in seen.listed:
+        return type("ListStandIn", (), {"__new__": lambda cls, *args: []})
+    return type("StandIn", (StandIn,), {})
 
 
 def _known_to_torch() -> set[str]:

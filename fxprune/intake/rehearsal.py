@@ -37,17 +37,17 @@ class _Name:
 class _Inert:
     """Stands for any object the pickle would make; swallows what a pickle may do to it."""
 
-    def __init__(self, made_by: str) -> None:
-        self.made_by = made_by
+    def __init__(self, made_by: str, seen: Rehearsal) -> None:
+        self.made_by, self.seen = made_by, seen
 
     def append(self, item: Any) -> None:
-        pass
+        self.seen.listed.add(self.made_by)
 
     def extend(self, items: Any) -> None:
-        pass
+        self.seen.listed.add(self.made_by)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        self.seen.keyed.add(self.made_by)
 
     def __hash__(self) -> int:
         return id(self)
@@ -55,7 +55,8 @@ class _Inert:
 
 @dataclass
 class Rehearsal:
-    """What a pickle would do: the globals it names, those it calls, those it instantiates, and what it ends as.
+    """What a pickle would do: the globals it names, those it calls, those it instantiates, those whose results it fills
+    like a list or like a dict, and what it ends as.
 
     root is "dict", "list", "tensor", ..., or the dotted name of the class of the outermost object.
     """
@@ -63,6 +64,8 @@ class Rehearsal:
     names: set[str] = field(default_factory=set)
     called: set[str] = field(default_factory=set)
     made: set[str] = field(default_factory=set)
+    listed: set[str] = field(default_factory=set)
+    keyed: set[str] = field(default_factory=set)
     root: str = ""
 
 
@@ -87,7 +90,7 @@ class _Rehearser(pickle._Unpickler):  # the pure-Python unpickler, whose opcodes
     def persistent_load(self, pid: Any) -> Any:
         if not (isinstance(pid, tuple) and pid and pid[0] == "storage"):
             raise _Refused("a persistent object that is no tensor storage")
-        return _Inert("storage")
+        return _Inert("storage", self.seen)
 
     def _note(self, callee: Any, into: set[str]) -> None:
         if not isinstance(callee, _Name):
@@ -103,7 +106,7 @@ class _Rehearser(pickle._Unpickler):  # the pure-Python unpickler, whose opcodes
             raise _Refused("functools.partial of something that is not a plain name")
         if str(callee) == "torch._tensor._rebuild_from_type_v2":  # calls its first argument
             self._note(first, self.seen.called)
-        self.stack[-1] = _Inert(str(callee))
+        self.stack[-1] = _Inert(str(callee), self.seen)
 
     def load_newobj(self) -> None:
         args = self.stack.pop()
@@ -111,7 +114,7 @@ class _Rehearser(pickle._Unpickler):  # the pure-Python unpickler, whose opcodes
         self._note(callee, self.seen.made)
         if args != ():
             raise _Refused(f"an instance of {callee} made with arguments")
-        self.append(_Inert(str(callee)))
+        self.append(_Inert(str(callee), self.seen))
 
     def load_build(self) -> None:
         self.stack.pop()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LoadError
-from .pickles import load_pickle
+from .pickles import StandIn, load_pickle, read_weights
 from .rehearsal import first_line
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -23,6 +25,7 @@ _LARGEST_ARRAYS = 16 * 1024**3  # bytes a compressed .npz may unpack to
 _DAMAGED = "the file is damaged or incomplete: copy or download it again"
 # Where training scripts put the weights inside their checkpoints, in the order they are preferred.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params")
+AVERAGED = re.compile(r"(^|_)ema(_|$)")  # state_dict_ema, model_ema, ema, params_ema
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 
 
@@ -45,6 +48,17 @@ def existing(path: Path) -> Path:
     return path
 
 
+def kind_of(path: Path) -> str:
+    """What a file is by its name: its suffix in small letters, ``.pth`` for a ``model.pth.tar``.
+
+    >>> kind_of(Path("Best.PTH.tar")), kind_of(Path("w.safetensors"))
+    ('.pth', '.safetensors')
+    """
+    suffix = path.suffix.lower()
+    inner = Path(path.stem).suffix.lower()
+    return inner if suffix == ".tar" and inner in TORCH_SUFFIXES else suffix
+
+
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Named tensors of a ``.npz``, ``.safetensors`` or ``.pt``/``.pth`` file, on the CPU.
 
@@ -52,7 +66,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     dotted names. Raises LoadError for a file that is missing, damaged, holds no tensors or wants to run code.
     """
     path = existing(Path(path))
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     if suffix == ".npz":
         return _read_npz(path)
     if suffix == ".safetensors":
@@ -166,16 +180,35 @@ def _gather(value: Any, name: str, into: dict[str, Tensor], depth: int = 0) -> N
             into[f"{name}.{key}" if name else key] = item.detach()
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Weights:
+    """A state dict as it lies in a checkpoint: its tensors by name, under which key they lay, and which others lay
+    beside them ("" for a file that is the state dict itself)."""
+
+    tensors: dict[str, Tensor]
+    key: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which were taken, where there was a choice."""
+        if not self.others:
+            return ()
+        why = "averages of those of the last steps, as timm takes them" if AVERAGED.search(self.key) else "the first"
+        return (f"the checkpoint holds weights under {', '.join((self.key, *self.others))}: {self.key} taken ({why})",)
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> Weights:
     """The state dict in a checkpoint, without wrappers (``{"state_dict": ...}``) and prefixes (``module.``).
 
-    Raises LoadError if there is none, or if reading it would run code.
+    Averaged weights (``state_dict_ema``) are preferred to those of the last step, as timm's own loader does.
+    trust_pickle: run whatever code the file contains. Raises LoadError if there is none, or if reading it would.
     """
     path = existing(Path(path))
-    if path.suffix.lower() == ".safetensors":
+    if kind_of(path) == ".safetensors":
         found: Any = read_safetensors(path)
-    elif path.suffix.lower() in TORCH_SUFFIXES:
-        found = load_pickle(path, modules=True)
+    elif kind_of(path) in TORCH_SUFFIXES:
+        found = read_weights(path, trust_pickle=trust_pickle)
     else:
         raise LoadError(
             "this is no kind of checkpoint",
@@ -183,35 +216,54 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             why=f"its suffix is '{path.suffix}'",
             cure=f"known: .safetensors, {', '.join(TORCH_SUFFIXES)}",
         )
-    state = find_state_dict(found)
-    if state is None:
+    weights = find_weights(found)
+    if weights is None:
         raise LoadError(
             "the checkpoint holds no state dict",
             where=str(path),
             why=f"it holds a {type(found).__name__}" + _keys(found),
             cure="save model.state_dict()",
         )
-    return _strip_prefixes(state)
+    return replace(weights, tensors=_strip_prefixes(weights.tensors))
 
 
-def find_state_dict(found: Any, depth: int = 0) -> dict[str, Tensor] | None:
+def find_weights(found: Any, depth: int = 0) -> Weights | None:
     """The mapping of names to tensors inside what a checkpoint holds, or None."""
     if isinstance(found, nn.Module):
-        return dict(found.state_dict())
+        return Weights(dict(found.state_dict()))
+    if isinstance(found, StandIn):
+        return Weights(tensors) if (tensors := _state_of(found)) else None
     if not isinstance(found, Mapping) or depth > 3:
         return None
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
     if tensors and 2 * len(tensors) >= len(found):
-        return tensors
-    for key in (k for k in (*_WRAPPERS, *(f"{w}_ema" for w in _WRAPPERS)) if k in found):
-        inner = find_state_dict(found[key], depth + 1)
-        if inner is not None:
-            return inner
-    return None
+        return Weights(tensors)
+    averaged = [k for k in found if isinstance(k, str) and AVERAGED.search(k)]
+    inner = {k: w for k in (*averaged, *_WRAPPERS) if k in found and (w := find_weights(found[k], depth + 1))}
+    if not inner:
+        return None
+    key, chosen = next(iter(inner.items()))
+    return replace(chosen, key=".".join(filter(None, (key, chosen.key))), others=(*chosen.others, *list(inner)[1:]))
+
+
+def _state_of(module: StandIn) -> dict[str, Tensor]:
+    """What ``state_dict()`` of a pickled module would say, by what its file says of it; {} for another object."""
+    state = module.state if isinstance(module.state, Mapping) else {}
+    parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]
+    if not all(isinstance(part, Mapping) for part in parts):
+        return {}
+    parameters, buffers, children = parts
+    left_out = state.get("_non_persistent_buffers_set") or ()
+    held = {**parameters, **{n: b for n, b in buffers.items() if n not in left_out}}  # type: ignore[dict-item, union-attr]
+    found = {str(n): t.detach() for n, t in held.items() if isinstance(t, Tensor)}
+    for name, child in children.items():  # type: ignore[union-attr]
+        if isinstance(child, StandIn):
+            found |= {f"{name}.{n}": t for n, t in _state_of(child).items()}
+    return found
 
 
 def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = dict(state)
+    result = {n: t for n, t in state.items() if n != "n_averaged"}  # torch.optim.swa_utils counts beside its module
     while result:
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in result)), None)
         if prefix is None:

@@ -17,7 +17,9 @@ from .rehearsal import first_line
 from .tensors import read_checkpoint, shorten
 
 
-def load_timm(name: str, checkpoint: str | os.PathLike[str] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def load_timm(
+    name: str, checkpoint: str | os.PathLike[str] | None = None, *, trust_pickle: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The timm model ``name`` and notes on its weights.
 
     Weights come from ``checkpoint``, else from the local cache of Hugging Face or torch.hub, else they are random and a
@@ -37,12 +39,11 @@ def load_timm(name: str, checkpoint: str | os.PathLike[str] | None = None) -> tu
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         cure = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists the names"
         raise LoadError(f"timm has no model '{name}'", where=f"timm:{name}", why=f"{len(known)} are known", cure=cure)
-    state = read_checkpoint(checkpoint) if checkpoint is not None else None
-    if state is not None:
-        model = _create(name, pretrained=False)
-        model = _fit_classes(name, model, state)
-        load_state(model, state, where=str(checkpoint), architecture=f"timm:{name}")
-        return model, ()
+    if checkpoint is not None:
+        weights = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
+        model = _fit_classes(name, _create(name, pretrained=False), weights.tensors)
+        load_state(model, weights.tensors, where=str(checkpoint), architecture=f"timm:{name}")
+        return model, weights.notes
     if _cached(name):
         try:
             return _create(name, pretrained=True), ("weights from the local cache",)
