@@ -275,7 +275,7 @@ def test_formats_before_torch_1_6_give_weights_only(tmp_path: Path) -> None:
 
     state = tiny().state_dict()
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert read_checkpoint(tmp_path / "old.pth").keys() == state.keys()
+    assert read_checkpoint(tmp_path / "old.pth").tensors.keys() == state.keys()
     torch.save(Call(os.mkdir, CANARY), tmp_path / "evil.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(LoadError):
         load(tmp_path / "evil.pth")
