@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from .errors import VerifyError
 from .ir.agreement import relative_error, seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
@@ -23,8 +24,8 @@ from .ir.example_sizes import runtime_sizes
 from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
-from .ir.signature import Sizes, sample_inputs
-from .target.parity import steady
+from .ir.signature import Sizes
+from .target.parity import inputs_that_run, steady
 
 
 def keep_of(program: Program, plan: CompressionPlan) -> Keep:
@@ -60,15 +61,22 @@ def masking_error(
 
     sizes   values of the program's symbols, where they are not to be the example's
     """
-    flat = sample_inputs(program, sizes, seed)
 
     def masked_at(inputs: Sequence[Any]) -> list[Any]:
         with seeded(seed):
             return masked_run(program, program.need("plan"), inputs)
 
+    try:
+        flat, want = inputs_that_run(program, masked_at, sizes, seed, seed)
+    except Exception as error:
+        raise VerifyError(
+            "the captured graph does not run on its own example inputs",
+            where=program.name,
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            cure="give inputs that the model takes (`--input`)",
+        ) from error
     with seeded(seed):
         got = run_flat(sliced, flat)
-    want = masked_at(flat)
     error = relative_error(got, want)
     if error <= limit:
         return error

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..errors import FxpruneError, LoadError
-from ..intake.example_inputs import BATCH, vocabulary
+from ..intake.example_inputs import BATCH, failure, vocabulary
 from ..intake.huggingface import load_tokenizer, token_limit
 from ..intake.images import list_pictures
 from ..intake.load import Loaded
@@ -80,8 +81,9 @@ def generate(
     """Made-up inputs in the shapes and types of the example inputs, for criteria that want data when there is none.
 
     Floats are normal, ids uniform below the vocabulary (where only example tensors are known: in their range), and a
-    tensor that is constant in the example, such as a mask of ones, stays so. ``generated`` is True: whatever is
-    computed from these says nothing about real data.
+    tensor that is constant in the example, such as a mask of ones, stays so. Where the model itself fails on such ids
+    (they are tied to its pictures), whole rows of the example are taken. ``generated`` is True: whatever is computed
+    from these says nothing about real data.
     """
     if isinstance(inputs, Loaded):
         args, kwargs, names = inputs.args, inputs.kwargs, inputs.input_names
@@ -93,16 +95,35 @@ def generate(
         raise LoadError(
             "inputs cannot be made up", why="no example inputs are known", cure="give `--input` or `--data`"
         )
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for start in range(0, samples, batch):
-        size = min(batch, samples - start)
-        values = [_like(v, n, size, below, generator) for n, v in zip(names, (*args, *kwargs.values()), strict=True)]
-        batches.append(Batch(tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True))))
-    return Calibration(tuple(batches), f"generated inputs, seed {seed}", generated=True)
+
+    def made(generator: torch.Generator, size: int, tied: bool) -> Batch:
+        order = torch.randint(2**31, (size,), generator=generator) if tied else None
+        values = [
+            _like(v, n, size, below, generator, order) for n, v in zip(names, (*args, *kwargs.values()), strict=True)
+        ]
+        return Batch(tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True)))
+
+    tied = isinstance(inputs, Loaded) and not _runs(inputs.model, made(_generator(seed), BATCH, False))
+    generator = _generator(seed)
+    sizes = [min(batch, samples - start) for start in range(0, samples, batch)]
+    rows = ", rows of the example" if tied else ""
+    batches = tuple(made(generator, size, tied) for size in sizes)
+    return Calibration(batches, f"generated inputs{rows}, seed {seed}", generated=True)
 
 
-def _like(example: Any, name: str, size: int, below: int, generator: torch.Generator) -> Any:
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _runs(model: nn.Module | ExportedProgram, batch: Batch) -> bool:
+    """Whether the model computes something from these inputs; an exported program may take another batch only."""
+    if isinstance(model, nn.Module):
+        return failure(model, batch.args, dict(batch.kwargs)) is None
+    return True
+
+
+def _like(example: Any, name: str, size: int, below: int, generator: torch.Generator, order: Tensor | None) -> Any:
+    """``size`` rows that look like the example's; ``order`` says which of them, where its ids are taken as they are."""
     if not isinstance(example, Tensor) or example.dim() == 0:
         return example
     shape = (size, *example.shape[1:])
@@ -110,6 +131,8 @@ def _like(example: Any, name: str, size: int, below: int, generator: torch.Gener
         return example.reshape(-1)[:1].expand(shape).clone()
     if example.dtype.is_floating_point or example.dtype.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(example.dtype).to(example.device)
+    if order is not None:
+        return example[order % len(example)]
     if example.dtype is torch.bool:
         return (torch.rand(shape, generator=generator) < 0.5).to(example.device)
     low, high = int(example.min()), int(example.max()) + 1

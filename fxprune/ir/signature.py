@@ -201,13 +201,22 @@ def describe_inputs(program: Program) -> list[dict[str, Any]]:
     ]
 
 
-def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -> list[Any]:
+DRAWS = ("rows", "rows, cut in front", "the example")
+"""How inputs are drawn, from the most to the least: see :func:`sample_inputs`."""
+
+
+def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0, draw: str = DRAWS[0]) -> list[Any]:
     """User inputs, flat, like the example's but of other ``sizes`` (symbol -> size) and with seeded values.
 
-    Finite floating tensors are normal with the example's mean and deviation; all others draw from the values that the
-    example holds, so ids stay inside their vocabulary and masks stay masks. Non-tensors are the example's.
+    draw   ``rows``: finite floating tensors are normal with the example's mean and deviation; of all others whole rows
+           of the example are taken, in an order that inputs of one batch size share: ids may be tied to pictures or to
+           each other (so many image tokens, one end of text a row), and masks to ids. A shorter row loses its end.
+           ``rows, cut in front``: it loses its beginning. ``the example``: its rows in their order, floats as well
+
+    Non-tensors are the example's.
     """
     generator = torch.Generator().manual_seed(seed)
+    orders: dict[int, Tensor] = {}
     flat = []
     for value, example in zip(input_values(program), pytree.tree_leaves(program.example_inputs), strict=True):
         if not isinstance(example, Tensor):
@@ -215,18 +224,35 @@ def sample_inputs(program: Program, sizes: Sizes | None = None, seed: int = 0) -
             continue
         shape = [size_at(s, sizes or {}, int(example.shape[i])) for i, s in enumerate(value.shape)]
         source = example.detach().cpu()
-        if source.is_floating_point() and bool(source.isfinite().all()):
-            wide = source.double()
-            deviation = float(wide.std(correction=0)) if wide.numel() else 0.0
-            drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + (
-                float(wide.mean()) if wide.numel() else 0.0
-            )
-        elif source.numel():
-            drawn = source.flatten()[torch.randint(source.numel(), shape, generator=generator)]
-        else:
-            drawn = torch.zeros(shape)
-        flat.append(drawn.to(source.dtype).to(example.device))
+        if draw != DRAWS[2] and source.is_floating_point() and bool(source.isfinite().all()):
+            flat.append(_normal_like(source, shape, generator).to(example.device))
+            continue
+        count = source.shape[0] if source.dim() else 1
+        if count not in orders:
+            kept = draw == DRAWS[2]
+            orders[count] = torch.arange(count) if kept else torch.randperm(count, generator=generator)
+        flat.append(_rows_of(source, shape, orders[count], in_front=draw == DRAWS[1]).to(example.device))
     return flat
+
+
+def _normal_like(source: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    wide = source.double()
+    deviation, mean = (float(wide.std(correction=0)), float(wide.mean())) if wide.numel() else (0.0, 0.0)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + mean
+    return drawn.to(source.dtype)
+
+
+def _rows_of(source: Tensor, shape: Sequence[int], order: Tensor, *, in_front: bool) -> Tensor:
+    """Rows of ``source`` in ``order``, again and again, cut to ``shape`` or repeated to it. [*shape]"""
+    if not source.numel():
+        return torch.zeros(shape, dtype=source.dtype)
+    for position, size in enumerate(shape):
+        have = source.shape[position]
+        index = order[torch.arange(size) % have] if position == 0 else torch.arange(size) % have
+        if in_front and position > 0 and size < have:
+            index = index + (have - size)
+        source = source.index_select(position, index)
+    return source
 
 
 def size_at(size: int | torch.SymInt, sizes: Sizes, otherwise: int) -> int:

@@ -56,6 +56,5 @@ class Request:
 
     @cached_property
     def find_groups(self) -> FindGroups:
-        """The pass that knows the limits. Tiles are counted in whole ones: what is sliced before them goes in steps that
-        leave the weights' sides divisible."""
+        """The pass that knows the limits. Tiles are whole ones: what is sliced before them leaves sides divisible."""
         return self.limits.find_groups(self.backend.granularity, whole_steps=self.tiles is not None)

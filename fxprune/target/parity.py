@@ -15,7 +15,7 @@ from ..errors import VerifyError
 from ..ir.agreement import TOLERANCE, compare, relative_error, seeded, tolerance_of, why_random
 from ..ir.double import exactly, within_rounding
 from ..ir.program import Program
-from ..ir.signature import Sizes, dim_names, output_names, sample_inputs, sizes_to_try
+from ..ir.signature import DRAWS, Sizes, dim_names, output_names, sample_inputs, sizes_to_try
 from ..ir.writes import written_inputs
 
 Runner = Callable[[Sequence[Any]], list[Any]]
@@ -112,12 +112,10 @@ def check_parity(
     random, remedy = why_random(program)
     cure = f"{remedy}: {random}" if random else cure
     for number, symbols in enumerate(sizes_to_try(program)):
-        flat = sample_inputs(program, symbols, seed + number)
         sizes = {words[s]: size for s, size in symbols.items()}
         label = ", ".join(f"{k}={v}" for k, v in sizes.items()) or "the example sizes"
         try:
-            with seeded(seed):
-                want = reference(flat)
+            flat, want = inputs_that_run(program, reference, symbols, seed + number, seed)
         except Exception as error:
             if number == 0:
                 raise VerifyError(
@@ -159,6 +157,26 @@ def _run(
     if len(got) != len(want):
         raise VerifyError(f"{what} returns another number of outputs", why=f"{len(got)}, expected {len(want)}")
     return got
+
+
+def inputs_that_run(
+    program: Program, reference: Runner, sizes: Sizes | None = None, seed: int = 0, random: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """(user inputs of ``sizes``, what ``reference`` returns there), as :func:`sample_inputs` draws them; where it fails
+    on what was drawn, less is drawn, down to the example's own rows. Raises the first failure where all fail.
+
+    seed   of what is drawn;  random: of what ``reference`` itself draws
+    """
+    failure: Exception | None = None
+    for draw in DRAWS:
+        flat = sample_inputs(program, sizes, seed, draw)
+        try:
+            with seeded(random):
+                return flat, reference(flat)
+        except Exception as error:  # the model's own words
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def _one_value(output: Tensor, before: Tensor | None) -> Tensor | None:
@@ -208,9 +226,7 @@ def _where_steady(
     at which half the samples or more are steady; None where the program is steady, so that a difference is one."""
     left_out = 0
     for attempt in range(ATTEMPTS):
-        flat = sample_inputs(program, symbols, seed + 1000 * attempt)
-        with seeded(seed):
-            want = reference(flat)
+        flat, want = inputs_that_run(program, reference, symbols, seed + 1000 * attempt, seed)
         kept = steady(reference, flat, want, limit, seed)
         with seeded(seed):
             got = run(flat)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support import zoo
+from support.fingerprints import fingerprint
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -64,7 +65,9 @@ class Lambda(nn.Module):
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_every_model_computes_the_same_at_another_size_before_and_after_clean(name: str) -> None:
     module, args, kwargs = zoo.build(name)
+    before = fingerprint(module, args, kwargs)
     program = capture(module, args, kwargs, name=name)
+    assert fingerprint(module, args, kwargs) == before, "the caller's module and inputs are as they were"
     cleaned = Pipeline((Clean(),)).run(program)
     assert not [note for note in cleaned.notes if "in place" in note]
     fixed = [note for note in cleaned.notes if "fixed at" in note]
