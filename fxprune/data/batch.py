@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ..ir.signature import samples_in
 
@@ -26,6 +27,11 @@ class Batch:
         """Number of samples: the first dimension of the first tensor."""
         return samples_in((*self.args, *self.kwargs.values()))
 
+    @property
+    def leaves(self) -> list[Any]:
+        """All inputs, those inside containers as well, in the order of the model's own."""
+        return list(pytree.tree_leaves((tuple(self.args), dict(self.kwargs))))
+
     def pick(self, index: Tensor) -> Batch:
         """The samples at ``index`` [count]; what does not have one entry per sample stays whole."""
         size = self.size
@@ -34,7 +40,8 @@ class Batch:
             whole = not isinstance(value, Tensor) or not value.dim() or len(value) != size
             return value if whole else value[index.to(value.device)]
 
-        return Batch(tuple(map(part, self.args)), {k: part(v) for k, v in self.kwargs.items()}, part(self.labels))
+        args, kwargs = pytree.tree_map(part, (tuple(self.args), dict(self.kwargs)))
+        return Batch(args, kwargs, part(self.labels))
 
 
 @dataclass(frozen=True)

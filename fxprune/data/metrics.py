@@ -112,9 +112,20 @@ def divergence(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float
     total = count = 0.0
     for one, two in zip(outputs, references, strict=True):
         got, want = (functional.log_softmax(t.detach().cpu().double().flatten(0, -2), -1) for t in (one, two))
-        total += float((want.exp() * (want - got)).sum())
+        total += float(relative_entropy(want, got).sum())
         count += len(want)
     return max(0.0, total / max(count, 1.0))
+
+
+def relative_entropy(want: Tensor, got: Tensor) -> Tensor:
+    """KL(want || got) over the last dimension of two log probabilities, in nats. A class that is masked out (-inf in
+    ``want``) has no share in it. [..]
+
+    >>> low = float("-inf")
+    >>> float(relative_entropy(torch.tensor([0.0, low]), torch.tensor([0.0, low])))
+    0.0
+    """
+    return torch.where(want > float("-inf"), want.exp() * (want - got), 0.0).sum(-1)
 
 
 def _mean(hits: Tensor) -> float:

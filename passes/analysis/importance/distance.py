@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ....data.metrics import relative_entropy
 from .features import Tap, feature_rows, wide
 from .objective import Target
 
@@ -74,7 +75,7 @@ def _divergence(now: Tensor, was: Tensor, temperature: float) -> Tensor:
     rows, parts = max(1, IN_CACHE // was.shape[-1]), list[Tensor]()
     for some, dense in zip(now.flatten(0, -2).split(rows), was.flatten(0, -2).split(rows), strict=True):
         student, teacher = (functional.log_softmax(t.double() / temperature, -1) for t in (some, dense))
-        each = temperature**2 * (teacher.exp() * (teacher - student)).sum(-1)
+        each = temperature**2 * relative_entropy(teacher, student)
         parts.append(torch.where(some.eq(dense).all(-1), 0.0, each).clamp_min(0))
     return torch.cat(parts).reshape(*was.shape[:-1], 1)
 

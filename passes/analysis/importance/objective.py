@@ -210,6 +210,7 @@ def _label_probe(
     logits: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int, temperature: float
 ) -> Tensor:
     log_p = functional.log_softmax(logits.movedim(_class_dim(logits), -1).to(_wide(logits)) / temperature, dim=-1)
+    log_p = torch.where(log_p > float("-inf"), log_p, 0.0)  # a class that is masked out is no direction to look in
     weight = log_p.detach().exp().sqrt() * _signs(log_p, seed, first, probe, which)
     each = (weight * log_p).sum(-1)
     each, counted = _unpadded(each[..., None], mask)

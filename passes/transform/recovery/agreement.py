@@ -12,7 +12,7 @@ from ....data.batch import Batch, sample_count
 from ....data.metrics import spearman
 from ....ir.program import Program
 from ....ir.signature import padding_mask
-from .outputs import class_rows, divergence, floating, run, unit
+from .outputs import class_rows, divergence, floating, joined, run, unit
 from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
@@ -87,13 +87,23 @@ class Yardstick:
         self._logits: list[Tensor] = []
         self.dense, _ = self._outputs(dense, None, self.clean, learn=True)
         self.dense_copies = [self._outputs(dense, None, batches)[0] for batches in self.noisy]
-        count = len(self.dense[0]) if self.dense else 0
-        self.first, self.second = _pairs(self.dense[0], generator) if count > 1 else (torch.zeros(0).long(),) * 2
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of samples: texts and pictures may differ
+        for output in self.dense:
+            if len(output) not in self.pairs and len(output) > 1:
+                self.pairs[len(output)] = _pairs(output, generator)
+
+    @property
+    def count(self) -> int:
+        """Pairs of samples that are correlated, at the first output."""
+        return len(self._pairs_of(self.dense[0])[0]) if self.dense else 0
+
+    def _pairs_of(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pairs.get(len(output), (torch.zeros(0).long(),) * 2)
 
     @property
     def usable(self) -> bool:
         """Whether there is enough to correlate."""
-        return len(self.first) >= FEWEST_PAIRS
+        return self.count >= FEWEST_PAIRS
 
     def measure(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> Agreement:
         """The agreement of ``pruned``; ``tensors`` replaces its weights, by placeholder."""
@@ -105,8 +115,9 @@ class Yardstick:
         copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
         for i, (a, b) in enumerate(zip(self.dense, now, strict=True)):
+            first, second = self._pairs_of(a)
             want, got = (
-                torch.cat([(x[self.first] * x[self.second]).sum(1), *((x * y[i]).sum(1) for y in others)])
+                torch.cat([(x[first] * x[second]).sum(1), *((x * y[i]).sum(1) for y in others)])
                 for x, others in ((a, self.dense_copies), (b, copies))
             )
             found.append(
@@ -138,7 +149,7 @@ class Yardstick:
                 self._logits.append(each.clone())
             else:  # weighted by the batch's samples when the batches are averaged
                 divergences.append(divergence(self._logits[i].double(), each.double()).cpu().expand(batch.size))
-        rows = [torch.cat(parts) for parts in zip(*collected, strict=True)]
+        rows = [joined(parts) for parts in zip(*collected, strict=True)]
         return rows, torch.cat(divergences) if divergences else torch.zeros(0, dtype=torch.float64)
 
 

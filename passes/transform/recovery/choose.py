@@ -87,7 +87,7 @@ class Guard:
         best, best_form, chosen = Fitted(Recovery("none", "auto", samples=data.samples), {}), None, "none"
         guard: dict[str, Mapping[str, float]] = {}
         rejected: dict[str, str] = {}
-        if sum(len(r.first) for r in rulers) < FEWEST_PAIRS:
+        if sum(r.count for r in rulers) < FEWEST_PAIRS:
             return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
         base = agree_between_ranks(pool([r.compare(pruned) for r in rulers]))
         guard["none"], best_value = base.record(), base.mixed

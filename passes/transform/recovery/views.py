@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from ....data.batch import Batch
 from ....ir.program import Program
@@ -27,8 +29,8 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     flat = program.flatten(batch.args, batch.kwargs)
     mask = padding_mask(program, flat)
     changed: dict[int, Tensor] = {}
-    for name, value in zip(program.user_inputs, flat, strict=True):
-        if isinstance(value, Tensor) and value.dim() and len(value) == batch.size:
+    for name, value, sampled in zip(program.user_inputs, flat, _sampled(program, flat, batch.size), strict=True):
+        if sampled:
             if value.is_floating_point():
                 image = value.dim() == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1
                 changed[id(value)] = (view if image else _shaken)(value, generator)
@@ -38,7 +40,19 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     def copy(value: Any) -> Any:
         return changed.get(id(value), value)
 
-    return replace(batch, args=tuple(map(copy, batch.args)), kwargs={k: copy(v) for k, v in batch.kwargs.items()})
+    args, kwargs = pytree.tree_map(copy, (tuple(batch.args), dict(batch.kwargs)))
+    return replace(batch, args=args, kwargs=kwargs)
+
+
+def _sampled(program: Program, flat: Sequence[Any], size: int) -> list[bool]:
+    """Which inputs hold one entry per sample: of as many as the batch, or of a kind of samples of their own."""
+    wanted = set(program.user_inputs)
+    known = [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
+    own = [isinstance(v, Tensor) and v.dim() > 0 and not isinstance(v.shape[0], int) for v in known]
+    return [
+        isinstance(value, Tensor) and value.dim() > 0 and (opened or len(value) == size)
+        for value, opened in zip(flat, own, strict=True)
+    ]
 
 
 def view(images: Tensor, generator: torch.Generator) -> Tensor:
