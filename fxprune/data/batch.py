@@ -25,7 +25,7 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of samples: the first dimension of the first tensor."""
-        return samples_in((*self.args, *self.kwargs.values()))
+        return samples_in(self.leaves)
 
     @property
     def leaves(self) -> list[Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..request.goal import Goal
 
 SWEPT = 128  # samples that head scales are compared on
+FALL_BACK = ("activation", "l2")  # for models that other criteria say nothing about; the second needs no data
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,22 @@ def score(run: Run, goal: Goal) -> Run:
     return run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
 
 
+def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:
+    """:func:`score`, and the goal that the scores are for: where the criterion says nothing about this model (it has no
+    output to differentiate), the next one that does, with a warning."""
+    from ..passes.analysis.importance.criterion import CannotScore
+
+    try:
+        return score(run, goal), goal
+    except CannotScore as error:
+        real = run.data is not None and not run.data.generated
+        name = next(n for n in FALL_BACK if n != goal.scorer.name and (real or n != FALL_BACK[0]))
+        why = f"{error.what}: {error.why}" if error.why else error.what
+        run.tell.warn(f"'{goal.scorer.name}' cannot score this model ({why}): scored by '{name}' instead")
+        scale = 1.0 if goal.head_scale == "auto" else goal.head_scale
+        return score_as_able(run, replace(goal, criterion=name, members="auto", head_scale=scale, rearrange=0))
+
+
 def decide_on(run: Run, goal: Goal) -> Decided:
     """:func:`decide` on what :func:`prepare` made; scores that are there (:func:`score`) are used, not made again."""
     from ..passes.transform.join_rounds import JoinRounds
@@ -91,6 +108,7 @@ def decide_on(run: Run, goal: Goal) -> Decided:
     run, goal, latency = attach_latency_table(run, goal)
     said = [repr(goal), str(criterion), repr(run.request.tiles)]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, said))
+    run, goal = score_as_able(run, goal)
     if goal.tokens is not None:
         run, latency = _decide_with_tokens(run, goal, latency)
         return Decided(run, run.program, budget, latency)

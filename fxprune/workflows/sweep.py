@@ -14,7 +14,7 @@ from typing import Any
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import memory_limit
-from ..driver.decide import prepare, score
+from ..driver.decide import prepare, score_as_able
 from ..driver.judge import AgreementEvaluator
 from ..driver.run import Inputs, Model, Run, load_more, open_model
 from ..errors import OptionError
@@ -170,7 +170,7 @@ def measure_sensitivity(
         run, parts = prepare(Run.of(request, opened, tell), goal), []
         others = [k for k in goal.kinds if str(k) != str(Kind.BLOCK)]
         if others:
-            parts.append((score(run, goal), others))
+            parts.append((score_as_able(run, goal)[0], others))
         if len(others) < len(goal.kinds):
             parts.append((_with_tiles(run, goal), [Kind.BLOCK]))
         tell.stage("measure sensitivity")
@@ -203,7 +203,7 @@ def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     ]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
     key = fingerprint(run.program, run.data, run.seed, [*about, _digest_of(held)])
-    scored = score(run, goal)
+    scored, goal = score_as_able(run, goal)
     with silence():
         judge = AgreementEvaluator(scored.program, held.batches)
     if judge.samples < 100:

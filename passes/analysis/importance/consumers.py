@@ -17,7 +17,7 @@ from ....ir.axis import OPEN, Axis, Dim, Dims, atoms, element_of, leaves, real_s
 from ....ir.dataflow import bind, bind_values, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from .criterion import prunable
+from .criterion import CannotScore, prunable
 
 
 @dataclass(frozen=True)
@@ -153,5 +153,10 @@ def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples:
     else:
         each = math.prod(real_size(axis.size, sizes) for axis in inner)
     if length % (samples * each):
-        raise InternalError(f"{operand.node.name}: {length} positions hold no {samples} samples of {each}")
+        raise CannotScore(
+            "it cannot be told where the samples are",
+            where=operand.node.name,
+            why=f"{length} positions hold no {samples} samples of {each}",
+            cure="use a criterion that needs no gradients per sample, such as l2 or activation",
+        )
     return torch.arange(length) // each % samples

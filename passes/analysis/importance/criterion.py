@@ -10,8 +10,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ....data.batch import Calibration
+from ....errors import FxpruneError
 from ....ir.group import PruneGroup
 from ....ir.program import Program
+
+
+class CannotScore(FxpruneError):
+    """A model that a criterion says nothing about, whatever the data: another criterion may."""
 
 
 class Criterion(ABC):

@@ -17,6 +17,7 @@ from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError
 from ....ir.program import Program
 from ....ir.signature import padding_mask
+from .criterion import CannotScore
 
 IGNORED = -100  # the label that torch and transformers use for "no label here"
 
@@ -43,7 +44,7 @@ class Target:
 
 def targets(program: Program, outputs: Sequence[Any], batch: Batch, samples: int) -> list[Target]:
     """What :func:`objectives` differentiates without labels: the logits if there are any, else every output."""
-    named = _named_outputs(program, outputs, samples)
+    named = _outputs_by_sample(program, outputs, samples)
     mask, heads = padding_mask(program, program.flatten(batch.args, batch.kwargs)), _logits(named)
     if heads:
         return [Target(t.movedim(_class_dim(t), -1).to(_wide(t)), True, mask) for t in heads]
@@ -82,14 +83,7 @@ def objectives(
     Random signs belong to a sample (``first`` numbers the batch's first one), not to a batch. Padded positions, by an
     input whose name ends in ``mask`` and whose shape is the output's [batch, positions], do not count.
     """
-    named = _named_outputs(program, outputs, samples)
-    if not named:
-        raise FxpruneError(
-            "the model has no output to differentiate",
-            where=program.name,
-            why="no floating output has the samples as its first dimension",
-            cure="use a criterion that needs no gradients, such as l2 or activation",
-        )
+    named = _outputs_by_sample(program, outputs, samples)
     if batch.labels is not None:
         return [_labelled(_pick(named), batch.labels)]
     mask = padding_mask(program, program.flatten(batch.args, batch.kwargs))
@@ -128,6 +122,19 @@ def without_foreign_labels(program: Program, data: Calibration) -> Calibration:
     except FxpruneError:
         return replace(data, batches=tuple(replace(b, labels=None) for b in data.batches))
     return data
+
+
+def _outputs_by_sample(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:
+    """:func:`_named_outputs`. Raises CannotScore where there are none."""
+    named = _named_outputs(program, outputs, samples)
+    if not named:
+        raise CannotScore(
+            "the model has no output to differentiate",
+            where=program.name,
+            why="no floating output has the samples as its first dimension",
+            cure="use a criterion that needs no gradients, such as l2 or activation",
+        )
+    return named
 
 
 def _named_outputs(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:

@@ -121,7 +121,9 @@ class Guard:
         """The winner, after optimiser steps where these were asked for and help, else fitted again to all samples."""
         asked = "auto" if self.tuner is None else "tune"
         if not verdict.usable:
-            why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
+            blind = verdict.rulers and not any(ruler.dense for ruler in verdict.rulers)
+            short = "no output to judge recovery by" if blind else "too few samples to judge recovery on held-out ones"
+            why = {"": f"{short}, so nothing was recovered"}
             return Fitted(Recovery("none", asked, samples=data.samples, skipped=why), {})
         best, best_form, chosen = verdict.fitted, verdict.form, verdict.chosen
         folds, rulers, guard = verdict.folds, verdict.rulers, dict(verdict.guard)
