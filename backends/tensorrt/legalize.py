@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from ...ir.dataflow import bind
 from ...ir.layer_editor import Replacing
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -38,7 +39,7 @@ class PoolByMean(Transform):
         found = [
             n.name
             for n in program.graph.nodes
-            if n.target is aten.adaptive_avg_pool2d.default and list(n.args[1]) == [1, 1]
+            if n.target is aten.adaptive_avg_pool2d.default and list(bind(n)["output_size"]) == [1, 1]
         ]
         if not found:
             return program
@@ -63,8 +64,8 @@ class SpellOutMaxima(Transform):
         for name in found:
             node = edit.nodes[name]
             value, place = EXTREMES[node.target]
-            source, dim, *rest = node.args
-            keep = bool(node.kwargs.get("keepdim", rest[0] if rest else False))
+            given = bind(node)
+            source, dim, keep = given["self"], given["dim"], bool(given["keepdim"])
             for item in list(node.users):
                 with edit.graph.inserting_before(item):
                     new = (

@@ -22,6 +22,7 @@ from ..errors import CaptureError, NothingToPrune
 from ..intake.containers import plain_signature
 from ..intake.diagnose import last_word, why_capture_failed
 from ..intake.evaluation import evaluation_form
+from ..ir.dataflow import arguments_by_name
 from ..ir.program import Program
 from ..ir.rebuild import copy_graph, rebuild
 from ..ir.writes import written_inputs
@@ -29,7 +30,7 @@ from ..process.silence import quiet
 
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\.([A-Za-z_]\w*)|\[['\"]?([^'\"\]]+)['\"]?\]")
 _OWNED = re.compile(r"\._(?:modules|parameters|buffers)\[")
-_MODES = {"training", "train", "use_input_stats"}
+_MODES = ("training", "train")
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,13 @@ def trains(gm: GraphModule) -> str:
     for node in gm.graph.nodes:
         if node.op != "call_function":
             continue
-        name = getattr(node.target, "__name__", "")
-        given = [node.kwargs.get(word) for word in _MODES]
-        if "dropout" in name and "attention" not in name:
-            given += [node.args[2] if len(node.args) > 2 else None]
-        elif name == "batch_norm":
-            given += [node.args[5] if len(node.args) > 5 else None]
-        elif "attention" in name:
-            given += [bool(node.kwargs.get("dropout_p") or (node.args[4] if len(node.args) > 4 else 0))]
-        if any(value is True for value in given):
+        given = arguments_by_name(node)
+        modes = [given[word] for word in _MODES if word in given]
+        if "use_input_stats" in given:  # of an instance norm: without running statistics it uses no others
+            modes.append(given["use_input_stats"] and given.get("running_mean") is not None)
+        if not modes and "dropout_p" in given:  # an attention that is told nothing else
+            modes.append(bool(given["dropout_p"]))
+        if any(mode is True for mode in modes):
             return str(node.name)
     return ""
 

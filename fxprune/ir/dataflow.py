@@ -8,6 +8,7 @@ that an op is element-wise, random, a view or writes in place stands in its sche
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
+from torch.fx.operator_schemas import get_signature_for_torch_op
 from torch.nn import functional
 
 
@@ -271,6 +273,28 @@ def bind(node: Node) -> dict[str, Any]:
     return {a.name: given.get(a.name, a.default_value if a.has_default_value() else None) for a in _schema(node.target)}
 
 
+def arguments_by_name(node: Node) -> dict[str, Any]:
+    """:func:`bind` for plain functions as well, by the names of their signatures; {} where none is known.
+
+    A graph of dynamo's calls functions of ``torch.nn.functional``: the fifth argument of one attention is a dropout, of
+    another a number of heads.
+    """
+    if isinstance(node.target, OpOverload):
+        return bind(node)
+    try:
+        signatures = [inspect.signature(node.target)]  # type: ignore[arg-type]
+    except (ValueError, TypeError):  # a builtin: torch knows its schemas
+        signatures = get_signature_for_torch_op(node.target) or []  # type: ignore[arg-type]
+    for signature in signatures:
+        try:
+            bound = signature.bind(*node.args, **node.kwargs)
+        except TypeError:
+            continue
+        bound.apply_defaults()
+        return dict(bound.arguments)
+    return {}
+
+
 def bind_values(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`bind` for given values, without defaults."""
     names = [a.name for a in _schema(target)] if isinstance(target, OpOverload) else map(str, range(len(args)))
@@ -362,7 +386,7 @@ def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
         does, args = family(user), bind(user)
         if does in ROW_NORMS and len(args.get("normalized_shape", ())) == 1:
             return "variance" if does is F.LAYER_NORM else "power", float(args.get("eps") or 0.0)
-        if op_name(user) == "pow" and user.args[1] == 2 and any(family(u) is F.MEAN for u in user.users):
+        if op_name(user) == "pow" and args.get("exponent") == 2 and any(family(u) is F.MEAN for u in user.users):
             return "power", 0.0
     for user in node.users if depth else ():
         value = user.meta.get("val")

@@ -43,10 +43,8 @@ class DropMasks(Transform):
             mask = bind(node)["attn_mask"]
             if not isinstance(mask, Node) or not _hides_nothing(mask, fixed):
                 continue
-            if len(node.args) > 3:
-                node.update_arg(3, None)
-            else:
-                node.kwargs = {k: v for k, v in node.kwargs.items() if k != "attn_mask"}
+            node.args = tuple(None if value is mask else value for value in node.args)
+            node.kwargs = {k: v for k, v in node.kwargs.items() if v is not mask}
             changed = True
         if not changed:
             return program

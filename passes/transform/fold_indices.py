@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from ...ir.dataflow import bind
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
@@ -39,11 +40,9 @@ def _selects_all(program: Program, node: Node) -> bool:
     if not torch.equal(index, torch.arange(len(index))):
         return False
     for user in node.users:
-        source, position = user.all_input_nodes[0], user.args[1]
-        if (
-            user.target is not torch.ops.aten.index_select.default
-            or user.args[2] is not node
-            or source.meta["val"].shape[position] != len(index)
-        ):
+        if user.target is not torch.ops.aten.index_select.default:
+            return False
+        given = bind(user)
+        if given["index"] is not node or given["self"].meta["val"].shape[given["dim"]] != len(index):
             return False
     return True

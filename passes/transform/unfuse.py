@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...ir.dataflow import Family, family
+from ...ir.dataflow import Family, bind, family
 from ...ir.fake_run import infer
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -52,7 +52,7 @@ class _Match:
 def _match(view: Node) -> _Match | None:
     if family(view) is not Family.RESHAPE or len(view.users) != 1:
         return None
-    source, shape = view.args[0], view.args[1] if len(view.args) > 1 else None
+    source, shape = view.args[0], _shape(view)
     if not isinstance(source, Node) or not isinstance(shape, list | tuple):
         return None
     have, out = source.meta["val"].shape, view.meta["val"].shape
@@ -65,7 +65,7 @@ def _match(view: Node) -> _Match | None:
     order, last = list(range(len(out))), view
     user = next(iter(view.users))
     if user.target is aten.permute.default:
-        permutation: Any = user.args[1]
+        permutation: Any = bind(user)["dims"]
         order, last = [d % len(out) for d in permutation], user
     readers = list(_readers(last, order.index(lead)))
     if len(readers) != len(last.users) and len(readers) != pieces:
@@ -73,22 +73,29 @@ def _match(view: Node) -> _Match | None:
     return _Match(source, view, order, lead, pieces, readers) if readers else None
 
 
+def _shape(view: Node) -> Any:
+    """The sizes that a view gives, as its op calls them; None for one that names a part of them."""
+    given = bind(view)
+    return given.get("shape", given.get("size"))
+
+
 def _readers(last: Node, position: int) -> Iterator[tuple[Node, int]]:
     """Nodes that pick one piece: ``unbind`` + ``getitem``, or ``select`` with a static index."""
     rank = len(last.meta["val"].shape)
     for user in last.users:
-        dim: Any = user.args[1] if len(user.args) > 1 else user.kwargs.get("dim", 0)
+        given = bind(user)
+        dim: Any = given.get("dim", 0)
         if user.target is aten.unbind.int and dim % rank == position:
             yield from ((item, int(item.args[1])) for item in user.users if item.target is operator.getitem)  # type: ignore[arg-type]
-        elif user.target is aten.select.int and dim % rank == position and isinstance(user.args[2], int):
-            yield user, user.args[2] % last.meta["val"].shape[position]
+        elif user.target is aten.select.int and dim % rank == position and isinstance(given["index"], int):
+            yield user, given["index"] % last.meta["val"].shape[position]
         else:
             return
 
 
 def _rewrite(match: _Match, made_by: str) -> None:
     graph, trace = match.view.graph, match.view.meta.get("stack_trace")
-    shape: list[Any] = list(match.view.args[1])  # type: ignore[arg-type]
+    shape: list[Any] = list(_shape(match.view))
     shape.pop(match.lead)
     order = [d - (d > match.lead) for d in match.order if d != match.lead]
     width = match.source.meta["val"].shape[-1] // match.pieces

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from support.dynamo_models import EAGER, L2, Branching, Counting, Mlp, close, run
 from support.dynamo_models import _fresh as _fresh
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import fxprune
 from fxprune.dynamo import part
+from fxprune.dynamo.graph import trains
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError, PlanError
 from fxprune.process.events import FxpruneWarning
 
@@ -159,3 +162,67 @@ def test_nothing_to_prune_is_an_error_and_never_a_silent_copy() -> None:
         run(Mlp().eval(), torch.randn(4, 8), options=None, mode="max-autotune")
     with pytest.raises(OptionError, match="was not compiled"):
         part.plan_of(Mlp())
+
+
+class Calls(nn.Module):
+    """One function of torch, told by its module's mode."""
+
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.training)
+
+
+@pytest.mark.parametrize(
+    ("model", "in_training", "in_evaluation"),
+    [
+        (nn.BatchNorm1d(8), True, False),
+        (nn.InstanceNorm1d(8), False, False),  # the same in both
+        (nn.InstanceNorm1d(8, track_running_stats=True), True, False),
+        (nn.Dropout(0.5), True, False),
+        (nn.RReLU(), True, False),
+        (nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), True, False),
+        (Calls(lambda x, training: nn.functional.dropout(x)), True, True),  # draws by default, whatever the mode
+        (Calls(lambda x, training: torch.dropout(x, 0.5, training)), True, False),
+        (
+            Calls(lambda x, training: nn.functional.scaled_dot_product_attention(x, x, x, None, 0.1 * training)),
+            True,
+            False,
+        ),
+    ],
+)
+def test_training_form_is_read_from_signatures_by_name(
+    model: nn.Module, in_training: bool, in_evaluation: bool
+) -> None:
+    for mode, expected in ((True, in_training), (False, in_evaluation)):
+        found: list[str] = []
+
+        def listen(gm: GraphModule, inputs: Any, found: list[str] = found) -> GraphModule:
+            found.append(trains(gm))
+            return gm
+
+        torch._dynamo.reset()
+        torch.compile(model.train(mode), backend=listen)(torch.randn(4, 8, 16))
+        assert len(found) == 1
+        assert bool(found[0]) == expected
+
+
+def test_multi_head_attention_in_evaluation_form_is_pruned() -> None:
+    class Block(nn.Module):
+        def __init__(self, width: int = 32) -> None:
+            super().__init__()
+            self.norm, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 4, batch_first=True)
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            x = x + self.attention(y, y, y, need_weights=False)[0]
+            return x + self.mlp(y)
+
+    options = {"flops": 0.6, "data": [torch.randn(8, 16, 32)], "inner": "eager"}
+    compiled = torch.compile(Block().eval(), backend="fxprune", options=options)
+    with torch.no_grad():
+        assert compiled(torch.randn(8, 16, 32)).shape == (8, 16, 32)
+        assert compiled(torch.randn(20, 16, 32)).shape == (20, 16, 32)
