@@ -13,9 +13,10 @@ from ..ir.agreement import relative_error, seeded, tolerance_of, why_random
 from ..ir.double import exactly, in_double, widened, within_rounding
 from ..ir.program import Program
 from ..ir.proof import Link
-from ..ir.signature import Sizes, all_other, dim_names, input_sizes, sample_inputs
+from ..ir.provenance import first_line
+from ..ir.signature import Sizes, all_other, dim_names, input_sizes
 from ..process.silence import silence
-from ..target.parity import steady
+from ..target.parity import inputs_that_run, steady
 from ..testing import masked_run, run_flat
 
 if TYPE_CHECKING:
@@ -85,13 +86,18 @@ def _compare(
         with seeded(seed):
             return run(flat)
 
-    for named, flat in _inputs(program, seed):
+    for named, sizes in _sizes(program):
         try:
             with silence():
-                want = drawn_alike(one, flat)
-        except Exception:  # the program refuses these sizes, which says nothing of the other form
+                flat, want = inputs_that_run(program, one, sizes, seed, seed)
+        except Exception as error:  # the program refuses these sizes, which says nothing of the other form
             if not tried:
-                raise
+                raise VerifyError(
+                    "the captured graph does not run on its own example inputs",
+                    where=program.name,
+                    why=first_line(error),
+                    cure="give inputs that the model takes (--input, or example_inputs)",
+                ) from error
             continue
         with silence():
             got = drawn_alike(two, flat)
@@ -110,11 +116,11 @@ def _compare(
     return Link(compared, worst, limit, tuple(tried), rounded)
 
 
-def _inputs(program: Program, seed: int) -> Iterator[tuple[Mapping[str, int], list[Any]]]:
-    """(sizes by their words, seeded user inputs): the example's, and others where any is open."""
+def _sizes(program: Program) -> list[tuple[Mapping[str, int], Sizes]]:
+    """(sizes by their words, by symbol): the example's, and others where any is open."""
     words, sizes = dim_names(program), input_sizes(program)
-    for trial in [sizes, all_other(program)] if sizes else [sizes]:
-        yield {words[s]: n for s, n in trial.items()}, sample_inputs(program, trial, seed)
+    trials = [sizes, all_other(program)] if sizes else [sizes]
+    return [({words[s]: n for s, n in trial.items()}, trial) for trial in trials]
 
 
 def _rows(outputs: Sequence[Any], kept: Tensor) -> list[Any]:

@@ -15,7 +15,7 @@ from ..ir.agreement import compare, relative_error, seeded, tolerance_of, why_ra
 from ..ir.double import exactly, run_nodes, within_rounding
 from ..ir.program import Program
 from ..ir.proof import Link
-from ..ir.signature import all_other, dim_names, input_sizes, input_values, refused_by, sample_inputs
+from ..ir.signature import DRAWS, all_other, dim_names, input_sizes, input_values, refused_by, sample_inputs
 from .containers import plain
 from .diagnose import first_line
 from .evaluation import evaluation_form, own_inputs, unwrap
@@ -33,12 +33,11 @@ def compare_with_module(model: nn.Module, program: Program) -> tuple[Link, list[
     Raises CaptureError with the largest difference, and the submodule where it starts.
     """
     words, notes, tried, worst = dim_names(program), list[str](), list[Mapping[str, int]](), 0.0
-    for sizes, flat in _inputs(program):
+    for sizes, draws in _inputs(program):
         named = {words[s]: n for s, n in sizes.items()}
         label = ", ".join(f"{k}={v}" for k, v in named.items())
-        args, kwargs = pytree.tree_unflatten(flat, program.exported.call_spec.in_spec)
         try:
-            error, said = difference(model, program, args, kwargs, label if tried else "the example inputs")
+            error, said = _first_that_runs(model, program, draws, label if tried else "the example inputs")
         except _DoesNotRun as failure:
             if not tried:
                 raise CaptureError(
@@ -50,6 +49,22 @@ def compare_with_module(model: nn.Module, program: Program) -> tuple[Link, list[
         worst = max(worst, error)
         tried.append(named)
     return Link(COMPARED, worst, tolerance_of(program), tuple(tried)), notes
+
+
+def _first_that_runs(
+    model: nn.Module, program: Program, draws: Sequence[list[Any]], label: str
+) -> tuple[float, list[str]]:
+    """:func:`difference` on the first of several draws of inputs that the model takes. Raises _DoesNotRun with what it
+    says of the first of them."""
+    failure: _DoesNotRun | None = None
+    for flat in draws:
+        args, kwargs = pytree.tree_unflatten(flat, program.exported.call_spec.in_spec)
+        try:
+            return difference(model, program, args, kwargs, label)
+        except _DoesNotRun as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 def compare_on_data(
@@ -153,8 +168,8 @@ def _named(value: Any) -> dict[str, Tensor]:
     return {f"output{pytree.keystr(path)}": leaf for path, leaf in paths if isinstance(leaf, Tensor)}
 
 
-def _inputs(program: Program) -> list[tuple[dict[str, int], list[Any]]]:
-    """(sizes by symbol, user inputs): at most two samples of the example, and drawn ones of other sizes."""
+def _inputs(program: Program) -> list[tuple[dict[str, int], list[list[Any]]]]:
+    """(sizes by symbol, draws of user inputs): at most two samples of the example, and drawn ones of other sizes."""
     hints = input_sizes(program)
     batch = {str(v.shape[0]) for v in input_values(program) if isinstance(v, Tensor) and v.dim()} & hints.keys()
     few = {s: min(2, hints[s]) for s in batch}
@@ -166,12 +181,12 @@ def _inputs(program: Program) -> list[tuple[dict[str, int], list[Any]]]:
         else example
         for value, example in zip(input_values(program), pytree.tree_leaves(program.example_inputs), strict=True)
     ]
-    found = [({**hints, **few}, rows)]
+    found = [({**hints, **few}, [rows])]
     if hints:
         other = all_other(program)
         small = {**other, **{s: 3 if hints[s] != 3 else 2 for s in batch}}
         sizes = other if refused_by(program, small) is not None else small
-        found.append((sizes, sample_inputs(program, sizes, SEED)))
+        found.append((sizes, [sample_inputs(program, sizes, SEED, draw) for draw in DRAWS]))
     return found
 
 
