@@ -111,7 +111,7 @@ def test_a_checkpoint_that_is_trusted_may_run_its_code(
     torch.save({"state_dict": timm_state, "hook": Runs()}, tmp_path / "w.pt")
     with pytest.raises(LoadError, match="refused") as caught:
         load("timm:test_vit", checkpoint=tmp_path / "w.pt")
-    assert "--trust-pickle" in caught.value.cure
+    assert "trust_pickle=True" in caught.value.cure
     assert not (tmp_path / "ran").exists()
     load("timm:test_vit", checkpoint=tmp_path / "w.pt", trust_pickle=True)
     assert (tmp_path / "ran").exists()

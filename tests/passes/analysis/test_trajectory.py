@@ -319,7 +319,7 @@ def test_padding_is_not_looked_at() -> None:
 
 
 def test_the_output_weighs_more_beside_mean_maps_than_beside_related_rows() -> None:
-    rows = analysed(model(), torch.randn(2, 5, WIDTH))
+    rows = analysed(model(), torch.randn(2, 5, WIDTH, dtype=torch.float64))
     maps = analysed(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 3)),
         torch.randn(2, 3, 5, 5),
