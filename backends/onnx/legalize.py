@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ def _spell_out(graph: Graph, node: Node) -> bool:
         emit = _Emitter(graph, node)
         if given.get("enable_gqa"):
             key, value = _repeat_heads(emit, query, key), _repeat_heads(emit, query, value)
-        factor = float(query.meta["val"].shape[-1]) ** -0.5 if scale is None else scale
+        factor = _scale(emit, query) if scale is None else scale
         scores = emit(aten.matmul.default, emit(aten.mul.Tensor, query, factor), emit(aten.transpose.int, key, -2, -1))
         visible = _causal(emit, query, key) if given.get("is_causal") else None
         if isinstance(mask, Node):
@@ -118,13 +119,32 @@ def _node(value: Any) -> Node:
     return value
 
 
+def _size(emit: _Emitter, tensor: Node, dim: int) -> int | Node:
+    """A size, or the node that reads it where it is open."""
+    value: Tensor = tensor.meta["val"]
+    size = value.shape[dim]
+    return size if isinstance(size, int) else emit(aten.sym_size.int, tensor, value.dim() + dim)
+
+
+def _scale(emit: _Emitter, query: Node) -> float | Node:
+    """1 / sqrt(width) of the queries [.., width]; a tensor [] where the width is open."""
+    width, value = _size(emit, query, -1), query.meta["val"]
+    if isinstance(width, int):
+        return float(width) ** -0.5
+    return emit(aten.rsqrt.default, emit(aten.full.default, [], width, dtype=value.dtype, device=value.device))
+
+
 def _repeat_heads(emit: _Emitter, query: Node, key: Node) -> Node:
     """[b, kv, s, d] -> [b, heads, s, d]: every KV head serves the query heads of its group, in order."""
-    repeats = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
-    if repeats == 1:
-        return key
+    heads, groups = _size(emit, query, -3), _size(emit, key, -3)
+    if isinstance(heads, int) and isinstance(groups, int):
+        repeats: Any = heads // groups
+        if repeats == 1:
+            return key
+    else:
+        repeats = emit(operator.floordiv, heads, groups)
     rank = key.meta["val"].dim()
-    shape = [-1] * (rank + 1)
+    shape: list[Any] = [-1] * (rank + 1)
     shape[rank - 2] = repeats
     spread = emit(aten.expand.default, emit(aten.unsqueeze.default, key, rank - 2), shape)
     return emit(aten.flatten.using_ints, spread, rank - 3, rank - 2)
@@ -135,9 +155,6 @@ def _causal(emit: _Emitter, query: Node, key: Node) -> Node:
 
     def positions(tensor: Node) -> Node:
         value: Tensor = tensor.meta["val"]
-        length: Any = value.shape[-2]
-        if isinstance(length, torch.SymInt):
-            length = emit(aten.sym_size.int, tensor, value.dim() - 2)
-        return emit(aten.arange.default, length, device=value.device)
+        return emit(aten.arange.default, _size(emit, tensor, -2), device=value.device)
 
     return emit(aten.ge.Tensor, emit(aten.unsqueeze.default, positions(query), 1), positions(key))
