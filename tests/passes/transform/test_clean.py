@@ -219,7 +219,7 @@ def test_an_op_that_another_view_would_notice_stays_and_is_told(forward: Callabl
 
 @pytest.mark.parametrize(("index", "straight"), [([-1], True), ([1, 2], True), ([2, 1], False), ([0, 2], False)])
 def test_a_constant_index_of_neighbours_is_a_slice(index: list[int], straight: bool) -> None:
-    program, ops = cleaned(lambda _, x: x[..., index] * 2, X)
+    program, ops = cleaned(lambda _, x: x.reshape(-1, X.shape[-1])[..., index] * 2, X)
     assert ("slice.Tensor" in ops) == straight
     assert ("index.Tensor" in ops) != straight
     assert bool(program.exported.constants) != straight
@@ -239,7 +239,7 @@ def test_a_product_by_einsum_is_no_view_of_the_weight() -> None:
 
     program = Pipeline((Clean(),)).run(capture(Lambda(forward, weight=torch.randn(4, 4)), (X,)))
     assert in_place([str(n.target).removeprefix("aten.") for n in program.graph.nodes]) == []
-    assert program.notes == ()
+    assert not any("in place" in note for note in program.notes)
 
 
 def test_a_write_into_a_buffer_stays_and_is_told() -> None:
