@@ -131,7 +131,7 @@ class RecoverBlocks(Transform):
             why = {"": "too few samples to judge recovery on held-out ones, so nothing was recovered"}
             return Recovery("none", self.method, samples=data.samples, skipped=why)
         (rest, judged), base = folds[0], agree_between_ranks(ruler.measure(pruned))
-        best, value, rejected = "none", base.mixed, dict[str, str]()
+        best, value, rejected = "none", base, dict[str, str]()
         guard: dict[str, Mapping[str, float]] = {"none": base.record()}
         for method in ("ridge", "obs"):
             found = self._form(method, sample_count(rest)).fit(program, pruned, layers, rest)
@@ -140,8 +140,8 @@ class RecoverBlocks(Transform):
             why_not = now.veto(base, TOLERANCE)
             if why_not:
                 rejected[method] = why_not
-            elif now.mixed > value:
-                best, value = method, now.mixed
+            elif now.is_better(value, TOLERANCE if value is base else 0.0):
+                best, value = method, now
         return Recovery(
             best,
             self.method,

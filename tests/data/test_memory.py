@@ -177,7 +177,7 @@ def test_where_one_sample_does_not_fit_it_says_so(
             recover="none",
             on_event=lambda _: None,
         )
-    assert "fewer --samples" in str(caught.value)
+    assert "fewer samples=" in str(caught.value)
 
 
 def test_recovery_sees_what_fits(trained: DigitsViT, digit_data: Digits) -> None:

@@ -67,7 +67,13 @@ def nothing_more_fits(case: Case, levels: Sequence[int], limit: float) -> bool:
 # ---------------------------------------------------------------- curves and envelopes
 
 
-def curved(curve: list[float], granularity: int = 1, order: list[int] | None = None, comparable: bool = True) -> Ladder:
+def curved(
+    curve: list[float],
+    granularity: int = 1,
+    order: list[int] | None = None,
+    comparable: bool = True,
+    worth: float = 1.0,
+) -> Ladder:
     size = len(curve) - 1
     group = PruneGroup("g", Kind.FFN, size, Axis(size), granularity=granularity, floor=0)
     scores = ImportanceScores(
@@ -79,7 +85,7 @@ def curved(curve: list[float], granularity: int = 1, order: list[int] | None = N
         curve=torch.tensor(curve),
         order=None if order is None else torch.tensor(order),
     )
-    return ladder(group, scores, 1.0)
+    return ladder(group, scores, worth)
 
 
 def test_a_curve_takes_the_place_of_sums_and_an_order_that_of_scores() -> None:
@@ -90,9 +96,10 @@ def test_a_curve_takes_the_place_of_sums_and_an_order_that_of_scores() -> None:
     assert curved([0.0, 1.0, 2.0]).keep(1) == (1,)  # without an order, the best scores come first
 
 
-def test_a_curve_of_another_unit_is_no_value() -> None:
-    """Scores that only rank elements within their group cannot be added to those of other groups."""
-    assert curved([0.0, 1.0, 5.0], comparable=False).values == curved([0.0, 4.0, 5.0], comparable=False).values
+def test_a_curve_of_scores_that_are_not_comparable_is_in_units_of_what_the_group_costs() -> None:
+    """Such scores cannot be added to those of other groups; their curve says how much of the group's worth stays."""
+    assert curved([0.0, 1.0, 5.0], comparable=False, worth=3.0).values == (0.0, 3.0, 15.0)
+    assert curved([0.0, 1.0, 5.0], comparable=True, worth=3.0).values == (0.0, 1.0, 5.0)
 
 
 def test_an_order_that_puts_dead_elements_first_has_finite_values() -> None:

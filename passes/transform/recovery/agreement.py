@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
 FEWEST_PAIRS = 8  # below, ranks mean nothing
-LOST = 0.5  # mixed agreement below which nothing is left that copies could protect
+LOST = 0.5  # agreement below which nothing is left that copies, or the distance of probabilities, could protect
 LOGITS = 2**25  # dense logits that are kept for the divergence: 128 MiB; longer outputs are thinned out
 
 
@@ -30,16 +30,43 @@ class Agreement:
     cosine  mean cosine between dense and pruned outputs, for people
     kl      mean KL divergence of the pruned class probabilities from the dense ones, nats, per sample (or position);
             None where no output is logits
+    kept    per sample (or position) whether the answer, the class with the largest logit, is the dense one [rows];
+            empty where no output is logits
     """
 
     mixed: float
     copies: float
     cosine: float
     kl: float | None = None
+    kept: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
+
+    @property
+    def answers(self) -> float | None:
+        """Share of the dense answers that survive; None where no output is logits."""
+        return float(self.kept.double().mean()) if len(self.kept) else None
 
     def record(self) -> dict[str, float]:
         found = {"mixed": round(self.mixed, 5), "copies": round(self.copies, 5), "cosine": round(self.cosine, 5)}
-        return found if self.kl is None else {**found, "kl": round(self.kl, 7)}
+        found |= {} if self.kl is None else {"kl": round(self.kl, 7)}
+        return found if self.answers is None else {**found, "answers": round(self.answers, 5)}
+
+    def keeps_more(self, other: Agreement) -> int:
+        """1 where more dense answers survive than in ``other``, -1 where fewer do, 0 where that cannot be said.
+
+        Paired over the same rows: of those that only one of the two keeps, the difference must exceed the square root
+        of their number, one standard error if it were chance (McNemar 1947).
+        """
+        if not len(self.kept) or len(self.kept) != len(other.kept):
+            return 0
+        gained = self.kept.double() - other.kept.double()
+        more, error = float(gained.sum()), float(gained.abs().sum()) ** 0.5
+        return 0 if abs(more) <= error else 1 if more > 0 else -1
+
+    def is_better(self, other: Agreement, slack: float = 0.0) -> bool:
+        """Whether this is to be preferred: by the answers that survive, and where these tell nothing by ``mixed``,
+        which may then be lower by ``slack``."""
+        more = self.keeps_more(other)
+        return more > 0 or (more == 0 and self.mixed > other.mixed - slack)
 
     def spread(self, pairs: int) -> float:
         """Standard error of the copies' rank correlation over so many pairs, for large samples: (1 - r^2) / sqrt(n)."""
@@ -48,12 +75,20 @@ class Agreement:
     def veto(self, none: Agreement, tolerance: float) -> str:
         """Why this must not be preferred to ``none``, or nothing.
 
-        Copies are a veto where ``none`` still tells samples apart. A model that has lost that (``LOST``) may well map a
-        sample and its copy to the same wrong place, and nothing of it is worth protecting.
+        Answers that survive come first: where clearly more of them do, nothing else counts. Copies are a veto where
+        ``none`` still tells samples apart: a model that has lost that (``LOST``) may well map a sample and its copy to
+        the same wrong place, and nothing of it is worth protecting. So are class probabilities, where ``none`` has
+        answers left: one that has lost them and hedges is nearer to any other than one that is right half the time.
         """
+        more = self.keeps_more(none)
+        if more < 0:
+            return "fewer of the dense model's answers survive than without recovery"
+        if more > 0:
+            return ""
         if none.mixed >= LOST and self.copies < none.copies - tolerance:
             return "a sample and its noisy copy are told apart less well than without recovery"
-        if self.kl is not None and none.kl is not None and self.kl > none.kl:
+        answers = 1.0 if none.answers is None else none.answers
+        if self.kl is not None and none.kl is not None and self.kl > none.kl and answers >= LOST:
             return "its class probabilities are farther from the dense ones than without recovery"
         return ""
 
@@ -62,14 +97,16 @@ class Agreement:
 class Compared:
     """Similarities of one output over pairs [p]: dense (want) and pruned (got), the last ``copies`` with noisy copies.
 
-    cosines   between dense and pruned rows, [n];  kl: see below, at the first output only
+    cosines   between dense and pruned rows, [n]
+    kl, kept  per sample, and per row of logits; at the first output only, [0] where there are no logits
     """
 
     want: Tensor
     got: Tensor
     copies: int
     cosines: Tensor
-    kl: Tensor  # per sample; [0] where there are no logits
+    kl: Tensor
+    kept: Tensor
 
 
 class Yardstick:
@@ -85,7 +122,7 @@ class Yardstick:
         self.noisy = [[noisy(dense, batch, generator) for batch in batches] for _ in range(copies)]
         self.samples = sample_count(self.clean)
         self._logits: list[Tensor] = []
-        self.dense, _ = self._outputs(dense, None, self.clean, learn=True)
+        self.dense, _, _ = self._outputs(dense, None, self.clean, learn=True)
         self.dense_copies = [self._outputs(dense, None, batches)[0] for batches in self.noisy]
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of samples: texts and pictures may differ
         for output in self.dense:
@@ -111,7 +148,7 @@ class Yardstick:
 
     def compare(self, pruned: Program, tensors: Mapping[str, Tensor] | None = None) -> list[Compared]:
         """What :func:`pool` makes an agreement of, one entry per output."""
-        now, divergences = self._outputs(pruned, tensors, self.clean)
+        now, divergences, kept = self._outputs(pruned, tensors, self.clean)
         copies = [self._outputs(pruned, tensors, batches)[0] for batches in self.noisy]
         found = []
         for i, (a, b) in enumerate(zip(self.dense, now, strict=True)):
@@ -120,21 +157,21 @@ class Yardstick:
                 torch.cat([(x[first] * x[second]).sum(1), *((x * y[i]).sum(1) for y in others)])
                 for x, others in ((a, self.dense_copies), (b, copies))
             )
-            found.append(
-                Compared(want, got, len(a) * len(copies), (a * b).sum(1), divergences if i == 0 else divergences[:0])
-            )
+            first_only = (divergences, kept) if i == 0 else (divergences[:0], kept[:0])
+            found.append(Compared(want, got, len(a) * len(copies), (a * b).sum(1), *first_only))
         return found
 
     @torch.no_grad()
     def _outputs(
         self, program: Program, tensors: Mapping[str, Tensor] | None, batches: Sequence[Batch], learn: bool = False
-    ) -> tuple[list[Tensor], Tensor]:
-        """(per floating output one normalised row per sample [n, d], KL per sample of logits or nothing), fp64.
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """(per floating output one normalised row per sample [n, d], KL per sample of logits or nothing, fp64, and per
+        row of logits whether the largest is the dense one).
 
         learn   keep the logits, which later runs are compared with
         """
         collected: list[list[Tensor]] = []
-        divergences: list[Tensor] = []
+        divergences, kept = list[Tensor](), list[Tensor]()
         for i, batch in enumerate(batches):
             flat = program.flatten(batch.args, batch.kwargs)
             mask = padding_mask(program, flat)
@@ -149,8 +186,10 @@ class Yardstick:
                 self._logits.append(each.clone())
             else:  # weighted by the batch's samples when the batches are averaged
                 divergences.append(divergence(self._logits[i].double(), each.double()).cpu().expand(batch.size))
+                kept.append((self._logits[i].argmax(1) == each.argmax(1)).cpu())
         rows = [joined(parts) for parts in zip(*collected, strict=True)]
-        return rows, torch.cat(divergences) if divergences else torch.zeros(0, dtype=torch.float64)
+        nothing = torch.zeros(0, dtype=torch.float64)
+        return rows, torch.cat(divergences) if divergences else nothing, torch.cat(kept) if kept else nothing.bool()
 
 
 def pool(folds: Sequence[Sequence[Compared]]) -> Agreement:
@@ -169,7 +208,8 @@ def pool(folds: Sequence[Sequence[Compared]]) -> Agreement:
         found.append((spearman(want, got), spearman(want[cut], got[cut]), cosine))
     mixed, copies, mean = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
     kl = torch.cat([p.kl for outputs in folds for p in outputs])
-    return Agreement(mixed, copies, mean, float(kl.mean()) if len(kl) else None)
+    kept = torch.cat([p.kept for outputs in folds for p in outputs])
+    return Agreement(mixed, copies, mean, float(kl.mean()) if len(kl) else None, kept)
 
 
 def _pairs(dense: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -59,9 +59,12 @@ class Verdict:
 class Guard:
     """Tries none, bias, ridge and refit and keeps the one that agrees best with the dense outputs.
 
-    Rule      the largest ``mixed`` agreement, among those whose agreement on noisy copies is not more than 0.002 below
-              that of no recovery and whose class probabilities (where the output is logits) are not farther from the
-              dense ones; none if there is none. Never worse than none on that yardstick, by construction.
+    Rule      where the output is logits, the candidate with clearly more of the dense answers (paired over the same
+              samples, one standard error). Where these tell nothing, and for other outputs, the largest ``mixed``
+              agreement, among those whose agreement on noisy copies is not more than 0.002 below that of no recovery
+              and whose class probabilities are not farther from the dense ones, unless the model without recovery has
+              lost its answers, so that neither says anything. A tie with no recovery (0.002 of ``mixed``) goes to the
+              repaired one; none if there is none.
     Few       below 150 samples a ridge of strength 5 is tried beside the usual one, and up to 8 noisy copies per sample
               steady the ranks. Below 120 samples, of which 30 could be held out, these are cut into five folds, each
               judged by a fit to the others, their pairs ranked together; three are judged, and only refit is tried,
@@ -84,17 +87,17 @@ class Guard:
         folds = split_in_folds(program, data, self.held_out)[:TRIED]
         several = len(folds) > 1
         rulers = yardsticks(program, folds, self.seed, sample_count(folds[0][1]) if len(folds) == 1 else data.samples)
-        best, best_form, chosen = Fitted(Recovery("none", "auto", samples=data.samples), {}), None, "none"
+        fitted_best, best_form, chosen = Fitted(Recovery("none", "auto", samples=data.samples), {}), None, "none"
         guard: dict[str, Mapping[str, float]] = {}
         rejected: dict[str, str] = {}
         if sum(r.count for r in rulers) < FEWEST_PAIRS:
-            return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
+            return Verdict((program, data), self.settings, folds, rulers, fitted_best, None, chosen, guard, rejected)
         base = agree_between_ranks(pool([r.compare(pruned) for r in rulers]))
-        guard["none"], best_value = base.record(), base.mixed
+        guard["none"], best = base.record(), base
         pairs = sum(r.samples * len(r.noisy) for r in rulers)
         allowed = max(TOLERANCE, base.spread(pairs)) if several else TOLERANCE
         for name, form in self._candidates(sample_count(folds[0][0]), several).items():
-            fitted, compared = best, []
+            fitted, compared = fitted_best, []
             for i, (ruler, (rest, _)) in enumerate(zip(rulers, folds, strict=True)):
                 now = form.fit(program, pruned, keep, rest)
                 compared.append(ruler.compare(pruned, now.tensors))
@@ -104,9 +107,9 @@ class Guard:
             why_not = value.veto(base, allowed)
             if why_not:
                 rejected[name] = why_not
-            elif value.mixed > best_value:
-                best, best_form, best_value, chosen = fitted, form, value.mixed, name
-        return Verdict((program, data), self.settings, folds, rulers, best, best_form, chosen, guard, rejected)
+            elif value.is_better(best, TOLERANCE if best is base else 0.0):  # a tie with no recovery goes to recovery
+                fitted_best, best_form, best, chosen = fitted, form, value, name
+        return Verdict((program, data), self.settings, folds, rulers, fitted_best, best_form, chosen, guard, rejected)
 
     @property
     def settings(self) -> tuple[object, ...]:
@@ -175,8 +178,9 @@ def agree_between_ranks(value: Agreement) -> Agreement:
     """The same figures in every process."""
     kl = [] if value.kl is None else [value.kl]
     figures = torch.tensor([value.mixed, value.copies, value.cosine, *kl], dtype=torch.float64)
-    mixed, copies, cosine, *kl = from_first({"agreement": figures})["agreement"].tolist()
-    return Agreement(mixed, copies, cosine, kl[0] if kl else None)
+    said = from_first({"agreement": figures, "kept": value.kept.double()})
+    mixed, copies, cosine, *kl = said["agreement"].tolist()
+    return Agreement(mixed, copies, cosine, kl[0] if kl else None, said["kept"])
 
 
 def split_in_folds(program: Program, data: Calibration, share: float) -> list[Fold]:

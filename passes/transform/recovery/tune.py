@@ -100,7 +100,7 @@ class Tuner:
             if (step + 1) % every == 0 or step + 1 == self.steps:
                 now = {**start, **{n: t.detach().clone() for n, t in _cast(leaves, pruned).items()}}
                 value = ruler.measure(pruned, now)
-                if value.mixed > best.mixed and not value.veto(begin, tolerance):
+                if value.is_better(best) and not value.veto(begin, tolerance):
                     best, at, best_tensors = value, step + 1, now
         why = why or ("" if at else "no check agreed better with the dense outputs than the closed form")
         said = _means(losses, len(batches))

@@ -163,7 +163,10 @@ def test_a_classifier_must_not_move_away_from_the_dense_probabilities(trained: D
     assert none.kl is not None
     assert ridge.kl is not None
     assert 0 < ridge.kl < none.kl
+    assert ridge.keeps_more(none) > 0
     assert not ridge.veto(none, 0.002)
+    assert "fewer of the dense" in none.veto(ridge, 0.002)
+    ridge = replace(ridge, kept=none.kept)
     assert "farther from the dense ones" in replace(ridge, kl=2 * none.kl).veto(none, 0.002)
     assert "noisy copy" in replace(ridge, copies=none.copies - 0.01).veto(none, 0.002)
 
@@ -186,6 +189,25 @@ def test_what_no_longer_tells_samples_apart_protects_nothing() -> None:
     assert not obs.veto(none, 0.002)
     assert "noisy copy" in obs.veto(replace(none, mixed=0.55), 0.002)
     assert "farther from the dense ones" in replace(obs, kl=3.0).veto(none, 0.002)
+
+
+def survived(share: float, rows: int = 100, mixed: float = 0.4, kl: float = 6.0) -> Agreement:
+    return Agreement(mixed, 0.7, 0.4, kl, torch.arange(rows) < share * rows)
+
+
+def test_answers_that_survive_come_before_every_other_figure() -> None:
+    """A model that hedges after every answer is lost has a small divergence; one that is right half the time does
+    not need to have one."""
+    none, repaired = survived(0.01, kl=6.5), survived(0.5, mixed=0.3, kl=9.0)
+    assert not repaired.veto(none, 0.002)
+    assert repaired.is_better(none)
+    assert not none.is_better(repaired)
+    lost = survived(0.02, kl=7.0)  # nothing can be said of one answer in a hundred: what is alike, or the repaired one
+    assert (lost.keeps_more(none), none.keeps_more(lost)) == (0, 0)
+    assert not lost.veto(none, 0.002)
+    assert lost.is_better(none, slack=0.002)
+    assert "farther from" in survived(0.9, kl=0.2).veto(survived(0.9, kl=0.1), 0.002)
+    assert survived(0.9).keeps_more(survived(0.9, rows=50)) == 0  # other samples
 
 
 def test_auto_on_a_trained_vit_and_a_trained_cnn(trained: DigitsViT, digit_data: Digits) -> None:
@@ -256,7 +278,7 @@ def test_pairs_never_cross_a_fold_and_pooling_one_fold_is_measuring() -> None:
     )
     found = one.compare(small)[0]
     assert found.copies == 3 * one.samples
-    assert len(found.want) == len(one.first) + found.copies
+    assert len(found.want) == one.count + found.copies
 
 
 def test_noise_keeps_ends_and_padding() -> None:
