@@ -8,12 +8,13 @@ from typing import Any
 
 from ..errors import LoadError
 from ..ir.plan import CompressionPlan
+from ..report.headline import MEASURES, headline
 from ..report.json_schema import problems
 from ..report.latency import rows_of as measured_rows
 from ..report.latency import setting, timed_cell
 from ..report.page import code, figure, fold, page, paragraph, section, table, text
 from ..report.plots import EMPTY, SERIES, draw_svg, scatter, short
-from ..report.render import COSTS, MEASURES, PLURAL, budget_words, figures_of, labels
+from ..report.render import COSTS, PLURAL, budget_words, labels
 from ..report.render import render as render_one
 from ..report.schema import REPORT as SCHEMA
 from ..report.units import mebi
@@ -72,7 +73,7 @@ def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
     found = []
     for name, path in zip(names_of([f.resolve() for f in folders]), folders, strict=True):
         report = read_valid(path)
-        measure, dense, value = figures_of(report)
+        first = headline(report)
         payload = report["files"].get(report["payload"], {})
         kinds: dict[str, list[int]] = {}
         for entry in (*report.get("groups", ()), *(() if "groups" in report else report["pruned"])):
@@ -90,10 +91,11 @@ def compare(paths: Sequence[str | Path]) -> dict[str, Any]:
                 "recovery": (report.get("recovery") or {}).get("method", "none"),
                 "cost": report["cost"],
                 "memory": report.get("memory"),
-                "measure": measure,
-                "dense_value": dense,
-                "value": value,
-                "held_out": (report.get("agreement") or {}).get("held_out"),
+                "measure": "" if first is None else first.measure,
+                "dense_value": None if first is None else first.dense,
+                "value": None if first is None else first.value,
+                "error": None if first is None else first.error,
+                "judged_on": None if first is None else first.on,
                 "latency": report.get("latency"),
                 "measured": report.get("measured"),
                 "file_bytes": payload.get("size_bytes"),
@@ -125,9 +127,7 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
         rows.append(
             row(
                 MEASURES[measure],
-                lambda a, m=measure: (
-                    "" if a["measure"] != m else f"{a['value']:.4f}" + ("" if a["held_out"] else " (on seen samples)")
-                ),
+                lambda a, m=measure: "" if a["measure"] != m else f"{a['value']:.4f} ({a['judged_on']})",
             )
         )
     for label, key, show in COSTS:

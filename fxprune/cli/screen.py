@@ -16,9 +16,9 @@ from ..ir.program import Program
 from ..ir.token_flow import describe_tokens
 from ..process.ranks import speaks
 from ..report.entries import token_sites
+from ..report.headline import headline
 from ..report.latency import speed_lines
 from ..report.op_gaps import gap_lines
-from ..report.render import MEASURES, figures_of
 from ..report.target_lines import constant_lines, target_lines
 from ..report.units import giga, mebi, mega
 from .lines import (
@@ -124,10 +124,9 @@ class Screen:
         report, plan = artifact.report, artifact.plan
         before, after = report["cost"]["dense"], report["cost"]["compressed"]
         table = _table("", "dense", "compressed", "ratio")
-        measure, was, now = figures_of(report)
-        if was is not None and now is not None:
-            seen = "" if report["agreement"]["held_out"] else " (seen samples)"
-            table.add_row(f"{MEASURES[measure]}{seen}", f"{was:.4f}", f"{now:.4f}", "")
+        first = headline(report)
+        if first is not None:
+            table.add_row(first.about, "" if first.dense is None else f"{first.dense:.4f}", str(first), "")
         for label, key, show in (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi)):
             share = after[key] / before[key] if before[key] else 1.0
             table.add_row(label, show(before[key]), show(after[key]), f"{share:.3f}")

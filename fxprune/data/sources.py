@@ -54,7 +54,7 @@ def load_data(
            in Python, a DataLoader or any iterable of tensors, (inputs, labels), dicts or Batch; or a Calibration.
     seed   which samples are taken of a file that holds more
     skip   take those that come after so many, in the same draw: ``samples=64, skip=128`` shares none with
-           ``samples=128``. Only for paths, which can be read twice
+           ``samples=128``. Only for what can be read twice
 
     Without example inputs in ``loaded``, shapes are taken as they come. Raises LoadError for data that is missing,
     empty, of another shape or type than the model's inputs, or not finite.
@@ -72,7 +72,7 @@ def load_data(
         return _from_path(Path(spec), loaded, _Draw(samples, seed, skip), batch)
     if not isinstance(spec, Iterable) or isinstance(spec, nn.Module):
         raise LoadError(f"a {type(spec).__name__} is no data", why="it cannot be iterated", cure=f"give {_KINDS}")
-    return _from_iterable(spec, loaded, type(spec).__name__, samples, batch, seed)
+    return _from_iterable(spec, loaded, type(spec).__name__, samples, batch, seed, skip)
 
 
 def generate(
@@ -286,17 +286,17 @@ def _call(spec: str) -> Iterable[Any]:
 
 
 def _from_iterable(
-    source: Iterable[Any], loaded: Loaded, origin: str, samples: int, batch: int, seed: int
+    source: Iterable[Any], loaded: Loaded, origin: str, samples: int, batch: int, seed: int, skip: int = 0
 ) -> Calibration:
     if isinstance(source, Calibration):
         return source
     if isinstance(source, Tensor):
-        return _from_tensors({"x": source}, loaded, origin, _Draw(samples, seed), batch)
+        return _from_tensors({"x": source}, loaded, origin, _Draw(samples, seed, skip), batch)
     if isinstance(source, Mapping):
         tensors = {str(k): v for k, v in source.items() if isinstance(v, Tensor)}
         if not tensors:
             raise _empty(origin)
-        return _from_tensors(tensors, loaded, origin, _Draw(samples, seed), batch)
+        return _from_tensors(tensors, loaded, origin, _Draw(samples, seed, skip), batch)
     batches: list[Batch] = []
     left = samples
     with torch.random.fork_rng(devices=[]):
@@ -306,7 +306,11 @@ def _from_iterable(
             made = item if isinstance(item, Batch) else _from_item(item, loaded, where)
             if not any(isinstance(t, Tensor) and t.dim() for t in (*made.args, *made.kwargs.values())):
                 raise LoadError("a batch holds no tensor", where=where, cure="give batches of tensors [batch, ...]")
-            made = _first_samples(made, left)
+            over = min(skip, made.size)
+            skip -= over
+            if over == made.size:
+                continue
+            made = _first_samples(made.pick(torch.arange(over, made.size)) if over else made, left)
             if made.size:
                 batches.append(made)
                 left -= made.size
@@ -369,20 +373,6 @@ def _label2id(loaded: Loaded) -> Mapping[str, int] | None:
 
 def _split(rows: Tensor, batch: int) -> list[Tensor]:
     return [part for part in rows.split(batch) if len(part)]
-
-
-def hold_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) -> Calibration | None:
-    """At most ``count`` samples of ``spec`` that :func:`load_data` with these ``samples`` and ``seed`` did not take.
-
-    None where there are none: the source holds no more, cannot be read twice, or is code.
-    """
-    if not isinstance(spec, str | Path) or str(spec).startswith("python:"):
-        return None
-    try:
-        found = load_data(spec, loaded, samples=count, seed=seed, skip=samples)
-    except FxpruneError:
-        return None  # what is wrong with other samples is no reason to stop
-    return found if found.batches else None
 
 
 def _empty(origin: str) -> LoadError:

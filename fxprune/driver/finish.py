@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from .measure_latency import lowerable
 from .parts import carry_out
 from .proof import compare_with_masking
 from .run import Run, carry_out_parts, kept_counts, reduce_tokens
+from .survival import tell_of_lost_answers
 
 PICTURE = "tokens.png"
 
@@ -136,6 +137,9 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
     run, request, plan = decided.run, decided.run.request, sliced.plan
     whole, data = run.program, run.data
     tiles = None if request.tiles is None else request.tiles.budget  # of the whole: slicing goes a part of the way
+    agreement = _agreement(decided, sliced, small)
+    if agreement is not None:
+        tell_of_lost_answers(decided, agreement)
     report = build_report(
         small,
         name=run.opened.name,
@@ -160,7 +164,7 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
             "samples": data.samples,
             "labelled": data.labelled,
             "generated": data.generated,
-            **({"held_out": request.held_out} if request.held_out else {}),
+            **({"held_out": run.opened.share} if run.opened.share else {}),
         },
     )
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}
@@ -171,7 +175,6 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
         *([] if sliced.zeroed is None else sliced.zeroed.entries),
     ]
     report["memory"] = {"dense": footprint(whole), "compressed": footprint(small), "counted": COUNTED}
-    agreement = _agreement(decided, sliced, small)
     if agreement is not None:
         report["agreement"] = agreement
     if decided.recovery is not None:
@@ -191,7 +194,8 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
 def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, Any] | None:
     """The outputs after every step that changes them, against the dense ones. None without data of the user's.
 
-    Samples are those of the data that nothing was decided or fitted on, where it holds more than were asked for.
+    Samples are those of the data that nothing was decided or fitted on, where there are any. Else what was fitted is
+    judged by fits to other samples (``cross_fitted``), where recovery made some.
     """
 
     run, dense = decided.run, decided.unfitted
@@ -216,13 +220,27 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
         else:
             steps.append((fitted, small))
         found = [{"after": name, **judge.of(program)} for name, program in steps]
+    held = run.opened.held is not None
+    crossed = None if held or sliced.zeroed is not None else _cross_fitted(decided.recovery)
     return {
         "samples": judge.samples,
-        "held_out": run.opened.held is not None,
+        "held_out": held,
         "origin": data.origin,
         "dense_accuracy": judge.accuracy,
+        "chance": judge.chance,
         "steps": found,
+        **({} if crossed is None else {"cross_fitted": crossed}),
     }
+
+
+def _cross_fitted(recovery: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The chosen recovery on samples that its fits had not seen, as the guard judged it; None where none did."""
+    judged = ((recovery or {}).get("guard") or {}).get((recovery or {}).get("chosen"))
+    if not judged or recovery is None:
+        return None
+    names = {"top1": "answers", "kl": "kl", "cosine": "cosine"}
+    figures = {name: judged[key] for name, key in names.items() if key in judged}
+    return {"samples": recovery["held_out"], "folds": recovery["folds"], **figures}
 
 
 def _picture(run: Run, flow: TokenFlow, reduced: Program) -> bytes | None:

@@ -38,6 +38,15 @@ class AgreementEvaluator:
         """Share of samples whose largest logit is their label, of the dense program; None without such labels."""
         return self._accuracy([logits for _, logits in self._seen])
 
+    @property
+    def chance(self) -> float | None:
+        """Share of the dense program's most frequent answer: what a program agrees by that gives no other."""
+        answers = [logits.argmax(1) for _, logits in self._seen if logits is not None]
+        if not answers:
+            return None
+        counts = torch.cat(answers).bincount()
+        return float(counts.max() / counts.sum())
+
     def of(self, program: Program) -> dict[str, float]:
         """Figures of ``program`` against the dense one; what does not apply is left out.
 

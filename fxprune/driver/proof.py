@@ -96,7 +96,7 @@ def _compare(
                     "the captured graph does not run on its own example inputs",
                     where=program.name,
                     why=first_line(error),
-                    cure="give inputs that the model takes (--input, or example_inputs)",
+                    cure="give inputs that the model takes (`--input`)",
                 ) from error
             continue
         with silence():

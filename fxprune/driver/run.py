@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
 
+HELD, SUFFICIENT = 0.2, 160
+"""Share of the data that is held back from so many samples on, and so many samples."""
 FEW = 2
 """Samples of the data on which the captured graph is held against the module."""
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
@@ -46,6 +48,7 @@ class Opened:
     """A model as it came in, captured, with the data that it is judged and repaired by.
 
     data   what may be scored and fitted on;  held: samples of it that nothing is decided or fitted on
+    share  of the data that was held back for that; 0 where the source held others
     given  the caller holds the model: its weights must stay the caller's
     """
 
@@ -53,6 +56,7 @@ class Opened:
     source: Loaded
     data: Calibration | None = None
     held: Calibration | None = None
+    share: float = 0.0
     given: bool = False
 
     @property
@@ -72,7 +76,8 @@ def open_model(
     data: Any = None,
 ) -> Opened:
     """Load model and data, capture the graph."""
-    from ..data.sources import hold_out, load_data
+    from ..data.held_out import hold_out
+    from ..data.sources import load_data
     from ..intake.capture import capture
     from ..intake.load import load as load_model
     from .judge import JUDGED
@@ -101,11 +106,12 @@ def open_model(
             calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
             held = hold_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
-    if request.held_out:
-        calibration, held = _hold_back(dense, calibration, request.held_out)
+    share = _share_to_hold_back(request, dense, calibration, held)
+    if share:
+        calibration, held = _hold_back(dense, calibration, share)
     if calibration is not None:
         calibration = memory.split_to_fit(dense, calibration)
-    return Opened(dense, loaded, calibration, held, given)
+    return Opened(dense, loaded, calibration, held, share, given)
 
 
 def load_more(tell: Transcript, opened: Opened, data: Any, samples: int, seed: int) -> Calibration:
@@ -139,6 +145,15 @@ def _fitting(
     for note in [*notes, *said]:
         tell.warn(note)
     return dense.but(proof=(*dense.proof, *link)), data, held
+
+
+def _share_to_hold_back(request: Request, dense: Program, data: Calibration | None, held: Calibration | None) -> float:
+    """As asked for; else a fifth of many samples where their source holds no others. With fewer, each is worth more to
+    a fit, and the guard of recovery judges fits by samples that they did not see."""
+    if request.held_out is not None:
+        return request.held_out
+    short = data is None or held is not None or data.generated or dense.fixed_batch
+    return 0.0 if short or data is None or data.samples < SUFFICIENT else HELD
 
 
 def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:

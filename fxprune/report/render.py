@@ -12,6 +12,7 @@ from ..ir.choice import TOKEN
 from ..ir.plan import CompressionPlan
 from .entries import entries_of
 from .exactness import exactness_section, zeros_section
+from .headline import CROSS_FITTED, HELD_OUT, MEASURES, Headline, headline
 from .latency import earlier_section, measured_section, predicted_section, summary_card, summary_rows, why_none
 from .op_gaps import gap_lines
 from .page import Markup, bar, cards, code, figure, fold, page, paragraph, picture, section, table, text
@@ -32,13 +33,6 @@ PLURAL = {
     "block": "tiles",
 }
 COSTS = (("GMACs", "flops", giga), ("parameters", "params", mega), ("weights", "bytes", mebi))
-MEASURES = {
-    "accuracy": "accuracy",
-    "top1": "agreement with dense (top 1)",
-    "relational": "relational agreement",
-    "cosine": "cosine with dense",
-    "kl": "KL to dense, nats",
-}
 
 
 def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes]) -> str:
@@ -66,22 +60,6 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _provenance(report),
         ],
     )
-
-
-def figures_of(report: Report) -> tuple[str, float | None, float | None]:
-    """(measure, of the dense model, of the compressed one): accuracy where labels are, else agreement; "" without."""
-    told = report.get("agreement")
-    if not told or not told["steps"]:
-        return "", None, None
-    last = told["steps"][-1]
-    name = measure_of(last)
-    dense = told.get("dense_accuracy") if name == "accuracy" else 1.0
-    return name, dense, last.get(name)
-
-
-def measure_of(figures: Report) -> str:
-    """The figure that says most: accuracy, else agreement of the largest logit, else relational, else cosine."""
-    return next((name for name in ("accuracy", "top1", "relational", "cosine") if name in figures), "")
 
 
 def labels(entries: Sequence[Mapping[str, Any]], key: str = "group") -> list[str]:
@@ -116,10 +94,10 @@ def _head(report: Report) -> str:
 
 def _summary(report: Report) -> str:
     cost, memory, parity = report["cost"], report.get("memory"), report.get("parity")
-    measure, dense, small = figures_of(report)
+    first = headline(report)
     rows: list[Sequence[object]] = []
-    if small is not None:
-        rows.append((MEASURES[measure], f"{dense:.4f}" if dense is not None else "", f"{small:.4f}", ""))
+    if first is not None:
+        rows.append((first.about, "" if first.dense is None else f"{first.dense:.4f}", str(first), ""))
     for label, key, show in COSTS:
         rows.append((label, show(cost["dense"][key]), show(cost["compressed"][key]), f"{cost['ratio'][key]:.3f}"))
     if memory:
@@ -140,8 +118,9 @@ def _summary(report: Report) -> str:
         (label, f"{cost['ratio'][key]:.3f}", f"{show(cost['dense'][key])} to {show(cost['compressed'][key])}")
         for label, key, show in COSTS
     ]
-    if small is not None:
-        shown.insert(0, (MEASURES[measure], f"{small:.3f}", f"dense {dense:.3f}" if dense is not None else ""))
+    if first is not None:
+        dense = "" if first.dense is None else f"dense {first.dense:.3f}, "
+        shown.insert(0, (MEASURES[first.measure], f"{first.value:.3f}", f"{dense}{first.samples} {first.on} samples"))
     shown += summary_card(report)
     if parity:
         shown.append(
@@ -151,28 +130,27 @@ def _summary(report: Report) -> str:
                 f"relative; accepted {parity['tolerance']:.0e}",
             )
         )
-    about = report.get("agreement")
-    where = (
-        ""
-        if not about
-        else (
-            f"{MEASURES.get(measure, '')} on {about['samples']} samples of {about['origin']}"
-            + (
-                " that nothing was decided or fitted on."
-                if about["held_out"]
-                else " that scoring and recovery saw too: the data held no others, so read it as an upper bound."
-            )
-        )
-    )
     return section(
         "Dense against compressed",
         cards(shown),
         table(("", "dense", "compressed", "ratio"), rows, (1, 2, 3)),
         paragraph(f"Budget: {budget_words(report)}. MACs are {cost['counted']}.", "soft"),
-        paragraph(where, "soft") if where else "",
+        paragraph(_judged_on(first, report["agreement"]), "soft") if first is not None else "",
         paragraph(f"Memory is {memory['counted']}.", "soft") if memory else "",
         paragraph(why_none(report), "soft") if why_none(report) else "",
     )
+
+
+def _judged_on(first: Headline, about: Mapping[str, Any]) -> str:
+    """On which samples the first figure was measured, and what that makes of it."""
+    said = f"{MEASURES[first.measure]} on {first.samples} samples of {about['origin']}"
+    if first.on == HELD_OUT:
+        said += " that nothing was decided or fitted on"
+    elif first.on == CROSS_FITTED:
+        said += ", each judged by fits to the others; the plan was scored on all of them"
+    else:
+        said += " that scoring and recovery saw too: the data held no others, so read it as an upper bound"
+    return f"{said}." if first.error is None else f"{said}; ± is one standard error over samples."
 
 
 def _errors(report: Report) -> str:

@@ -268,8 +268,18 @@ REPORT: dict[str, Any] = {
             samples=_COUNT,
             held_out=_one("boolean", "nothing was decided or fitted on these samples"),
             origin=_TEXT,
+            chance=_one(["number", "null"], "share of the dense model's most frequent answer"),
             dense_accuracy=_one(["number", "null"], "of the dense model, where the data has class labels"),
             steps=_list("in order", _FIGURES),
+            cross_fitted=_object(
+                "the chosen recovery on samples that its fits had not seen, where no others are held out",
+                "samples folds cosine",
+                samples=_COUNT,
+                folds=_COUNT,
+                top1=_NUMBER,
+                kl=_NUMBER,
+                cosine=_NUMBER,
+            ),
         ),
         recovery=_or_null(
             _object(

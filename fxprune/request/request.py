@@ -28,7 +28,7 @@ class Request:
     tiles     zero tiles inside weights, after slicing
     latency   how time is measured, and what for
     samples   of calibration data, drawn or made up
-    held_out  the share of the data that nothing is decided or fitted on, where it was asked for
+    held_out  the share of the data that nothing is decided or fitted on; None: a fifth of many, where no others are
     options   what the caller asked for, by option: the report's ``options``
     """
 
@@ -40,11 +40,11 @@ class Request:
     tiles: TileGoal | None = None
     latency: LatencyGoal = field(default_factory=LatencyGoal)
     samples: int = 128
-    held_out: float = 0.0
+    held_out: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
+        if self.held_out is not None and not 0 <= self.held_out < 1:
             raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
         self.find_groups  # noqa: B018  makes the backend, and reads the limits
 

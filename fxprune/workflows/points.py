@@ -21,7 +21,7 @@ from ..ir.plan import CompressionPlan
 from ..process.events import Event, Transcript
 from ..process.jobs import resumable
 from ..process.silence import silence
-from ..report.render import measure_of
+from ..report.headline import measure_of
 from ..request.goal import Goal
 from ..request.options import Timing
 

@@ -25,7 +25,7 @@ from ..process.events import OnEvent, Transcript, warn_only
 from ..process.files import write_text
 from ..process.jobs import resumable
 from ..process.silence import silence
-from ..report.render import measure_of
+from ..report.headline import measure_of
 from ..request.goal import Goal
 from ..request.invocation import Invocation
 from ..request.limits import FLOOR, Align, Floor

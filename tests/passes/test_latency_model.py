@@ -188,7 +188,7 @@ def test_milliseconds_and_what_is_out_of_reach(vit: Program) -> None:
         ("fast", False, "no latency"),
         (0, False, "no latency"),
         ("nan", True, "no latency"),
-        (12, False, "--latency-ms 12"),
+        (12, False, "latency_ms=12"),
         (-1, True, "no latency"),
     ],
 )

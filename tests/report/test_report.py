@@ -20,7 +20,8 @@ from fxprune.artifact.compare import again, compare, read_valid
 from fxprune.cli.demo import Digits, accuracy
 from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.data.batch import Batch, Calibration
-from fxprune.data.sources import hold_out, load_data
+from fxprune.data.held_out import hold_out
+from fxprune.data.sources import load_data
 from fxprune.driver.judge import AgreementEvaluator, few
 from fxprune.errors import LoadError
 from fxprune.intake.load import Loaded
@@ -337,7 +338,14 @@ def test_held_out_samples_are_none_of_the_others(tmp_path: Path) -> None:
         held = rows(hold_out(tmp_path / "d.pt", loaded, samples=samples, seed=3, count=50))
         assert len(held) == rest
         assert not seen & held
-    assert hold_out([x], loaded, samples=1, seed=0, count=1) is None
+    for source in ([x], list(x.split(7)), x, {"x": x}):  # what can be read again in the same order
+        seen, held = (
+            rows(load_data(source, loaded, samples=60)),
+            rows(hold_out(source, loaded, samples=60, seed=0, count=50)),
+        )
+        assert (len(seen), len(held)) == (60, 40)
+        assert not seen & held
+    assert hold_out(iter([x]), loaded, samples=1, seed=0, count=1) is None
     assert hold_out("python:os:getcwd", loaded, samples=1, seed=0, count=1) is None
 
 

@@ -188,11 +188,11 @@ class Decision:
             "demo": {"help": "of split, training and search (default: {default})"},
         },
     )
-    held_out: float = option(
-        0.0,
+    held_out: float | None = option(
+        None,
         "SHARE",
         "share of --data that nothing is decided or fitted on, as a sweep holds it back: the report compares on it "
-        "(default: none)",
+        "(default: a fifth where --samples are 160 or more and --data holds no others; 0: none)",
         "compile plan",
         title="",
         parse=float,
