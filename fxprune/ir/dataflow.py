@@ -342,15 +342,20 @@ def row_weight(norm: str, eps: float, z: Tensor) -> Tensor:
 
 def unfold(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
     """What a convolution with this kernel reads of its input x, one row per output position. [n, c * kernel]"""
-    args, size = bind(node), list(kernel)
-    stride, pad, dilation = (
-        _list(args.get(k, d), len(size)) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1))
-    )
+    size = list(kernel)
+    stride, pad, dilation = pads_of(node, len(size))
     if len(size) == 1:
         x, size = x[:, :, None], [1, *size]
         stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
     columns = functional.unfold(x, tuple(size), tuple(dilation), tuple(pad), tuple(stride))
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def pads_of(node: Node, dims: int) -> tuple[list[int], list[int], list[int]]:
+    """Stride, padding and dilation of a convolution, one number per dimension of its pictures."""
+    args = bind(node)
+    stride, pad, dilation = (_list(args.get(k, d), dims) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    return stride, pad, dilation
 
 
 def _list(value: Any, length: int) -> list[int]:

@@ -86,6 +86,9 @@ class ClosedForm:
                 skipped[site.node] = stopped or "it keeps no input and has no bias"
                 walk.leave(site)
                 continue
+            if site.form == "depthwise":
+                self._by_channel(program, site, walk, refit_rel, changed, steps)
+                continue
             moments = walk.collect(site, products=how != "bias")
             if not moments.rows:
                 skipped[site.node] = "no rows to fit"
@@ -96,13 +99,7 @@ class ClosedForm:
                 skipped[site.node] = "its scales leave [-10, 10]: the system is nearly singular"
                 stopped = f"the scales of {site.node} left [-10, 10]" if self.beyond == "stop" else ""
                 continue
-            new = {
-                p: _moved(walk.tensors[p], change, site, p)
-                for p, change in ((site.weight, solved.weight), (site.bias, solved.bias))
-                if change is not None
-            }
-            walk.tensors.update(from_first(new))
-            changed.update((p, walk.tensors[p]) for p in new)
+            _move(walk, site, solved.weight, solved.bias, changed)
             steps.append(_step(program, site, moments.rows, system, solved, old))
         recovery = Recovery(
             self.method,
@@ -114,6 +111,22 @@ class ClosedForm:
             skipped=skipped,
         )
         return Fitted(recovery, changed)
+
+    def _by_channel(
+        self, program: Program, site: Site, walk: Lockstep, rel: float, changed: dict[str, Tensor], steps: list[Step]
+    ) -> None:
+        """Solve a depthwise convolution, a few taps per channel: from thousands of rows, so no strength is raised."""
+        system = walk.collect_by_channel(site).finish(centred=bool(site.bias))
+        if system is None:
+            return
+        old = walk.tensors[site.weight]
+        change = system.ridge(rel)
+        bias = system.bias(change) if site.bias else None
+        _move(walk, site, change, bias, changed)
+        name = program.tensor_of_placeholder[site.weight]
+        moved = float(change.norm()) / max(float(old.double().norm()), 1e-30)
+        before, after = system.error(), system.error(change, bias)
+        steps.append(Step(site.node, name, "makes", site.norm, system.rows, before, after, rel, moved))
 
     def _solve(self, system: System, site: Site, weight: Tensor | None, how: str, rel: float) -> _Solved | None:
         """What changes at one layer; None: its scales are out of range."""
@@ -174,6 +187,14 @@ def _step(program: Program, site: Site, rows: int, system: System, solved: _Solv
         solved.rel,
         solved.relative(old),
     )
+
+
+def _move(walk: Lockstep, site: Site, weight: Tensor | None, bias: Tensor | None, changed: dict[str, Tensor]) -> None:
+    """Move a site's tensors, in the walk and in ``changed``, in every process by what the first one found."""
+    moves = {site.weight: weight, site.bias: None if bias is None else site.sign * bias}
+    new = {p: _moved(walk.tensors[p], by, site, p) for p, by in moves.items() if by is not None}
+    walk.tensors.update(from_first(new))
+    changed.update((p, walk.tensors[p]) for p in new)
 
 
 def _moved(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:

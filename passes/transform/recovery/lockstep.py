@@ -15,6 +15,7 @@ from ....ir.axis import Keep
 from ....ir.dataflow import bind, row_weight, unfold
 from ....ir.program import Program
 from ....ir.signature import padding_mask
+from .depthwise import ChannelMoments, sampled_rows
 from .moments import Moments
 from .reduction import Reduction
 from .shared import share_moments
@@ -74,6 +75,22 @@ class Lockstep:
                 moments.add(c, r, w)
         self.leave(site)
         return share_moments(moments, *self.size(site))
+
+    @torch.no_grad()
+    def collect_by_channel(self, site: Site) -> ChannelMoments:
+        """:meth:`collect` for a depthwise convolution."""
+        weight = self.tensors[site.weight]
+        moments = ChannelMoments(len(weight), weight[0].numel())
+        for dense, pruned, _ in self.runs:
+            dense.advance(max(dense.cursor, dense.place[site.target] + 1))
+            pruned.advance(pruned.place[site.start])
+            node = pruned.nodes[pruned.place[site.start]]
+            target = align(self._reduced(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
+            source = bind(node)[site.operand]
+            assert isinstance(source, Node)
+            moments.add(*sampled_rows(node, weight.shape[2:], pruned._value(source, {}), target - pruned.run(node)))
+        self.leave(site)
+        return moments
 
     def leave(self, site: Site) -> None:
         """Done with ``site``: what was held for it alone may go."""

@@ -16,6 +16,7 @@ from ....ir.axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_tota
 from ....ir.dataflow import ROW_NORMS, Family, bind, family, goes_to, op_name
 from ....ir.linear_layers import Layer, layer_at
 from ....ir.program import Program
+from .depthwise import is_depthwise
 
 WIDEST = 16384  # outputs of a layer that is refit only because of what it reads: vocabularies are left alone
 KEEPING = ROW_NORMS | {Family.DROPOUT, Family.SAME, Family.COPY, Family.CAST}
@@ -29,8 +30,10 @@ class Site:
     node     the layer in the dense graph;  start: the node that gives its output in the pruned graph
     reads    True: it sums over a cut axis, or reads what changed before it and joins a residual stream (target: the sum
              that its output goes into); False: it projects what changed before it (target: its own dense output)
-    operand, weight, bias   argument and placeholders; bias is "" where there is none
-    form     ``linear`` [o, k], ``transposed`` [k, o] or ``conv`` [o, c, ..kernel]
+    operand, weight, bias   argument and placeholders; bias is "" where there is none. Where a convolution has none and
+             a batch norm with running statistics alone reads it, its running mean takes the bias's place: less of that
+             is more of a bias (``sign`` -1)
+    form     ``linear`` [o, k], ``transposed`` [k, o], ``conv`` [o, c, ..kernel] or ``depthwise`` [c, 1, ..kernel]
     path     the nodes from its output to ``target``, the last sum before anything else reads the value
     norm     ``variance`` (layer norm), ``power`` (RMS norm) or "": how the norm that reads the target sees a row
     unit     which element of the cut axes each kept input column is. [k]
@@ -52,6 +55,7 @@ class Site:
     unit: Tensor
     empty: bool = False
     read: int | None = None
+    sign: int = 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class _Finder:
     def at(self, node: Node, refit: bool) -> Site | str | None:
         """The site at ``node``, the reason why it cannot be one, or None where recovery has no business."""
         layer = layer_at(node, self.bound)
+        if refit and isinstance(layer, str) and is_depthwise(node):
+            return self._depthwise(node)
         if not isinstance(layer, Layer):
             return layer if any(self._cut(dim) for dim in self.summed.get(node.name, ())) else None
         weight, bias = layer.weight, layer.bias
@@ -122,7 +128,7 @@ class _Finder:
         start = node.name if node.name in self.pruned else self._replaced(node)
         if not start:
             return "nothing stands for it in the pruned graph"
-        movable = bias.name if bias is not None and bias.name in self.bound and not self._shared(bias) else ""
+        movable, sign = self._movable(node, bias)
         return Site(
             node.name,
             start,
@@ -138,7 +144,51 @@ class _Finder:
             self._units(dims[into]),
             empty=kept_total(dims[into], self.counts) == 0,
             read=position_read(self.graph[target]) if reads or path else None,
+            sign=sign,
         )
+
+    def _depthwise(self, node: Node) -> Site | str | None:
+        """A depthwise convolution behind what changed: its own dense output is what it should give."""
+        args = bind(node)
+        weight, bias = args["weight"], args.get("bias")
+        if weight.name not in self.bound:
+            return "its weight is not multiplied as it is stored"
+        dims: Dims = self.axes.dims[weight.name]
+        if node.name not in self.pruned or kept_total(dims[0], self.counts) == 0:
+            return None  # the whole branch is gone
+        why = self._refusal(weight, dims)
+        if why:
+            return why
+        movable, sign = self._movable(node, bias if isinstance(bias, Node) else None)
+        unit = torch.zeros(0, dtype=torch.long)
+        return Site(
+            node.name,
+            node.name,
+            False,
+            "input",
+            weight.name,
+            movable,
+            "depthwise",
+            (),
+            node.name,
+            "",
+            0.0,
+            unit,
+            sign=sign,
+        )
+
+    def _movable(self, node: Node, bias: Node | None) -> tuple[str, int]:
+        """(placeholder that moves the layer's output, whether more of it is more of that or less)."""
+        if bias is not None:
+            return (bias.name if bias.name in self.bound and not self._shared(bias) else ""), 1
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if reader is None or family(reader) is not Family.BATCH_NORM:
+            return "", 1
+        args = bind(reader)
+        mean = args.get("running_mean")
+        if args.get("input") is not node or args.get("training") or not isinstance(mean, Node):
+            return "", 1
+        return (mean.name, -1) if mean.name in self.bound and not self._shared(mean) else ("", 1)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)

@@ -1,6 +1,7 @@
 """Accuracy kept at equal cost: real weights, real labels, every row at every FLOPs ratio, three calibration seeds.
 
-    python tools/bench/accuracy.py --prepare                     train the image models once (minutes each)
+    python tools/bench/accuracy.py --prepare                     fetch weights, train the image models
+    python tools/bench/accuracy.py --quick                       real models alone, the default at 0.75 and 0.5
     python tools/bench/accuracy.py --out accuracy.json           measure what that file does not hold yet
            [--tasks minilm-stsb,vit-digits] [--rows ptf,optin-recover] [--ratios 0.75,0.5] [--seeds 0]
     python tools/bench/accuracy.py --out accuracy.json --check   hold the file against the targets, measure nothing
@@ -32,6 +33,7 @@ import torch
 
 from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, trained
 from bench.accuracy.plot import plot
+from bench.accuracy.real import WEIGHTS, fetch
 from bench.accuracy.rows import ROWS, missing
 from bench.accuracy.run import Bench, Record, summary
 from bench.accuracy.targets import check, unmeasured
@@ -189,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(Results(args.out), verdict=True)
     try:
         if args.prepare:
+            for name in (n for n in args.tasks if n in WEIGHTS):
+                fetch(name, _say)
             for recipe in (RECIPES[name] for name in args.tasks if name in RECIPES):
                 _, about = trained(recipe, LOADERS[recipe.data](args.data), args.cache, _say)
                 _say(

