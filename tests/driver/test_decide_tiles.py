@@ -188,7 +188,7 @@ def test_what_does_not_go_together_is_refused_before_the_work_begins(trained: Di
         ({"sparse": "2:4{slice=0.5}"}, "slicing's budget"),
         ({"blocks": "8x8", "flops": 0.5, "recover": "ridge"}, "recovery needs data"),
         ({"blocks": "8x8{table=nowhere.json}", "flops": 0.5, "target": "eager"}, "no option 'table'"),
-        ({"flops": 0.5, "importance": "lsp", "data": [torch.randn(4, 1, 8, 8)]}, "--blocks 32x32"),
+        ({"flops": 0.5, "importance": "lsp", "data": [torch.randn(4, 1, 8, 8)]}, 'blocks="32x32"'),
     ):
         with pytest.raises(OptionError, match=message):
             compiled(trained, **options)

@@ -238,7 +238,9 @@ class Trajectory(Criterion):
         """``samples`` samples from all over the data; whole batches, as many as that takes, of a fixed size."""
         if program.fixed_batch:
             return evenly(batches, -(-self.samples // batches[0].size))
-        chosen = evenly(batches, min(SPREAD, max(1, self.samples // SHARE)))
+        spread = min(SPREAD, max(1, self.samples // SHARE))
+        least = -(-self.samples // max(b.size for b in batches))  # where batches are small, of more of them
+        chosen = evenly(batches, max(spread, least))
         share = -(-self.samples // len(chosen))
         return [b if b.size <= share else b.pick(torch.tensor(evenly(range(b.size), share))) for b in chosen]
 

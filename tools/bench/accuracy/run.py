@@ -15,6 +15,7 @@ from bench.accuracy.rows import Row, criterion_of, rearrange_pass
 from bench.accuracy.tasks import Task, of_module, of_program
 from bench.record import commit, said
 from fxprune.data import Calibration
+from fxprune.data.memory import split_to_fit
 from fxprune.driver.decide import searching
 from fxprune.errors import FxpruneError
 from fxprune.ir.cost import Budget, CostModel
@@ -206,21 +207,22 @@ class Bench:
             return self._planned[key]
         if (row.criterion, labels) not in self._scored:
             started, criterion = time.perf_counter(), criterion_of(row.criterion)
-            data = self.task.calibration(self.score_samples, seed, labels)
+            data = split_to_fit(self.task.program, self.task.calibration(self.score_samples, seed, labels))
             program = ScoreGroups(criterion, data, seed).run(self.task.program)
             self._scored[row.criterion, labels] = _Scored(
                 program,
                 criterion,
                 data,
-                self.task.calibration(self.samples, seed),
+                split_to_fit(self.task.program, self.task.calibration(self.samples, seed)),
                 RankWithin(data=data),
                 time.perf_counter() - started,
             )
         scored = self._scored[row.criterion, labels]
         started = time.perf_counter()
         passes = searching(
-            SearchPlan(Budget("flops", ratio)), scored.criterion, scored.data, seed, scored.members if by_obs else None
+            SearchPlan(Budget("flops", ratio)), scored.criterion, seed, scored.members if by_obs else None
         )
+        passes = [replace(p, data=scored.data) if "data" in p.takes else p for p in passes]
         program = Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)
         self._planned[key] = _Planned(program, scored, time.perf_counter() - started)
         return self._planned[key]
