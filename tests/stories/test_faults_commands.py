@@ -94,7 +94,8 @@ def test_killed_while_it_writes_the_old_one_is_whole(command: str, folder: Path)
     assert main(argv) == OK
     before = contents(folder / "out")
     kill = (
-        "import os; from fxprune import export_step; export_step.write_manifest = lambda *_: os.kill(os.getpid(), 9); "
+        "import importlib, os; export = importlib.import_module('fxprune.workflows.export'); "
+        "export.write_manifest = lambda *_: os.kill(os.getpid(), 9); "
     )
     done = subprocess.run(
         [sys.executable, "-c", f"{BOOT}{kill}main({argv!r})"],

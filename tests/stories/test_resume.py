@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.artifact.artifact import Artifact
 from fxprune.cli.entry import INTERRUPTED, OK, USER_ERROR, main
+from fxprune.driver import decide
 from fxprune.driver.token_scores import TokenScores
 from fxprune.errors import FxpruneError
 from fxprune.ir.token_flow import TokenSite
@@ -139,7 +140,7 @@ def full_disk(*_: object, **__: object) -> None:
 
 def test_a_criterion_without_jobs_leaves_no_trace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr(journal, "fingerprint", lambda *_: pytest.fail("nothing is long enough to be hashed"))
+    monkeypatch.setattr(decide, "fingerprint", lambda *_: pytest.fail("nothing is long enough to be hashed"))
     assert main(["compile", "model.pt2", "--flops", "0.6", "--out", "small", "-q"]) == OK
     assert {p.name for p in folder.iterdir()} == {"model.pt2", "data.pt", "small"}
 
