@@ -330,7 +330,7 @@ print(torch.cuda.is_initialized())
 
 def test_import_is_quick_and_light() -> None:
     best = float("inf")
-    for _ in range(3):  # the best of three: this machine has other work
+    for _ in range(3):  # the best of three, of the processor's time: this machine has other work
         command = [sys.executable, "-c", IMPORT]
         run = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, check=True)
         seconds, packages, cuda = run.stdout.splitlines()

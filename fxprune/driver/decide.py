@@ -17,6 +17,7 @@ from ..process import jobs, ranks
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
 from .run import Run, find_groups, recover, reduce_tokens
@@ -257,11 +258,27 @@ def _decide_once(run: Run, goal: Goal) -> Run:
 
     search = _search(goal, 1.0 if goal.head_scale == "auto" else goal.scale)
     members = RankWithin(found=goal.ranks) if goal.by_obs and run.data is not None else None
-    run = _search_through(score(run, goal), *searching(search, goal.scorer, run.seed, members))
+    run = score(run, goal)
+    plain = searching(search, goal.scorer, run.seed, None)
+    ranked = searching(search, goal.scorer, run.seed, members)
+    if members is not None and goal.members == "auto" and in_doubt(run.program):
+        run = _nearer(_search_through(run, *plain), _search_through(run, *ranked))
+    else:
+        run = _search_through(run, *ranked)
     if goal.head_scale == "auto" and run.data is not None:
         best, told = best_scale(run.program, search, run.data)
         run = _search_through(run.but(notes=(*run.program.notes, told)), replace(search, head_scale=best))
     return _rearrange(run, goal)
+
+
+def _nearer(scored: Run, ranked: Run) -> Run:
+    """The one of two runs, by scores and by OBS, whose plan is nearer to dense once it is repaired."""
+    scored.tell.stage("choose members")
+    assert scored.data is not None
+    with silence():
+        taken, told = is_obs_nearer(scored.program, ranked.program, scored.finders, scored.data, scored.seed)
+    chosen = ranked if taken else scored
+    return chosen.but(notes=(*chosen.program.notes, told)) if told else chosen
 
 
 def _rearrange(run: Run, goal: Goal) -> Run:

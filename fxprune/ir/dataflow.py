@@ -19,7 +19,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.operator_schemas import get_signature_for_torch_op
-from torch.nn import functional
 
 
 class Family(str, Enum):
@@ -338,29 +337,6 @@ def row_weight(norm: str, eps: float, z: Tensor) -> Tensor:
     if norm == "power":
         return 1 / (wide.square().mean(-1, keepdim=True) + eps).clamp_min(1e-12)
     return wide.new_ones(())
-
-
-def unfold(node: Node, kernel: Sequence[int], x: Tensor) -> Tensor:
-    """What a convolution with this kernel reads of its input x, one row per output position. [n, c * kernel]"""
-    size = list(kernel)
-    stride, pad, dilation = pads_of(node, len(size))
-    if len(size) == 1:
-        x, size = x[:, :, None], [1, *size]
-        stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
-    columns = functional.unfold(x, tuple(size), tuple(dilation), tuple(pad), tuple(stride))
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
-
-
-def pads_of(node: Node, dims: int) -> tuple[list[int], list[int], list[int]]:
-    """Stride, padding and dilation of a convolution, one number per dimension of its pictures."""
-    args = bind(node)
-    stride, pad, dilation = (_list(args.get(k, d), dims) for k, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
-    return stride, pad, dilation
-
-
-def _list(value: Any, length: int) -> list[int]:
-    many = list(value) if isinstance(value, list | tuple) else [value]
-    return many * length if len(many) == 1 else many
 
 
 def _passes(user: Node, source: Node, bound: Collection[str]) -> bool:

@@ -106,7 +106,8 @@ class Decision:
     members: str = option(
         "auto",
         "HOW",
-        "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery",
+        "which neurons stay, once it is known how many: by their scores, by obs, or auto: obs when there is recovery, "
+        "and for channels whichever is nearer to dense once it is repaired",
         SEARCHING,
         in_passes=True,
     )

@@ -14,9 +14,10 @@ from ....data.batch import Batch
 from ....data.memory import share
 from ....ir.axes import Axes
 from ....ir.axis import element_of, leaves, real_size
-from ....ir.dataflow import goes_to, row_weight, unfold
+from ....ir.dataflow import goes_to, row_weight
 from ....ir.group import PruneGroup
 from ....ir.linear_layers import Layer, layer_at
+from ....ir.patches import unfold
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from ....process.ranks import add_up, mine

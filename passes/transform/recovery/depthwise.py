@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from ....ir.dataflow import Family, bind, family, pads_of
+from ....ir.dataflow import Family, bind, family
+from ....ir.patches import pads_of
 from ....process.ranks import add_up
 
 POSITIONS = 4096
@@ -29,21 +31,25 @@ def is_depthwise(node: Node) -> bool:
     return len(shape) == 4 and shape[1] == 1 and int(given.get("groups", 1)) == int(shape[0]) > 1
 
 
-def sampled_rows(node: Node, kernel: Sequence[int], x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """(what the convolution reads [n, channels, taps], ``r`` there [n, channels]) on an even grid of output positions.
+def sampled_rows(
+    node: Node, kernel: Sequence[int], x: Tensor, outputs: Sequence[Tensor], most: int = POSITIONS
+) -> tuple[Tensor, list[Tensor]]:
+    """(what a convolution of pictures reads [n, channels, taps], ``outputs`` there [n, channels] each), on an even grid
+    of about ``most`` output positions: nothing is unfolded that is not looked at.
 
-    x   its input [batch, channels, h, w];  r: like its output
+    x   its input [batch, channels, h, w];  outputs: like its output
     """
     stride, pad, dilation = pads_of(node, 2)
-    step = max(1, int((len(r) * r.shape[2] * r.shape[3] / POSITIONS) ** 0.5))
-    top, left = (min(step // 2, r.shape[i] - 1) for i in (2, 3))
+    size = outputs[0].shape
+    step = max(1, math.ceil((size[0] * size[2] * size[3] / most) ** 0.5 - 0.01))
+    top, left = (min(step // 2, size[i] - 1) for i in (2, 3))
     x = functional.pad(x, (pad[1], pad[1], pad[0], pad[0]))[:, :, top * stride[0] :, left * stride[1] :]
     wide = (stride[0] * step, stride[1] * step)
     taps = functional.unfold(x, tuple(kernel), tuple(dilation), (0, 0), wide)  # [batch, channels * taps, positions]
-    there = r[:, :, top::step, left::step].flatten(2)
+    there = [r[:, :, top::step, left::step].flatten(2).transpose(1, 2).flatten(0, 1) for r in outputs]
     channels = x.shape[1]
     c = taps.view(len(x), channels, -1, taps.shape[-1]).permute(0, 3, 1, 2).reshape(-1, channels, kernel[0] * kernel[1])
-    return c, there.transpose(1, 2).reshape(-1, channels)
+    return c, there
 
 
 class ChannelMoments:

@@ -12,7 +12,8 @@ from torch.fx import Node
 from ....data.batch import Batch
 from ....ir.axes import Axes
 from ....ir.axis import Keep
-from ....ir.dataflow import bind, row_weight, unfold
+from ....ir.dataflow import bind, row_weight
+from ....ir.patches import unfold
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from .depthwise import ChannelMoments, sampled_rows
@@ -88,7 +89,9 @@ class Lockstep:
             target = align(self._reduced(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
             source = bind(node)[site.operand]
             assert isinstance(source, Node)
-            moments.add(*sampled_rows(node, weight.shape[2:], pruned._value(source, {}), target - pruned.run(node)))
+            missing = target - pruned.run(node)
+            c, (r,) = sampled_rows(node, weight.shape[2:], pruned._value(source, {}), [missing])
+            moments.add(c, r)
         self.leave(site)
         return moments
 
@@ -124,6 +127,9 @@ class Lockstep:
         target = align(whole, self.axes.dims[site.target], self.keep)
         out = pruned.run(node)
         missing, weight = self._pulled_back(site, dense, pruned, out, target, self._row_weight(site, whole))
+        if site.form == "conv" and out.dim() == 4 and not site.empty:
+            yield self._picture_rows(site, pruned, node, missing, weight)
+            return
         channel = 1 if site.form == "conv" else out.dim() - 1
         r = missing.movedim(channel, -1).reshape(-1, out.shape[channel])
         w = weight.movedim(channel, -1).reshape(r.shape).amax(-1)
@@ -138,6 +144,17 @@ class Lockstep:
             step = -(-len(c) // most) | 1  # odd: an even step would meet the same columns of every picture row
             c, r, w = c[::step], r[::step], w[::step]
         yield c, r, w
+
+    def _picture_rows(
+        self, site: Site, pruned: Stream, node: Node, missing: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a convolution of pictures, from a grid of positions."""
+        source = bind(node)[site.operand]
+        assert isinstance(source, Node)
+        kernel = self.tensors[site.weight].shape
+        most = max(ROWS, PER_INPUT * kernel[1:].numel() // len(self.runs))
+        c, (r, w) = sampled_rows(node, kernel[2:], pruned._value(source, {}), [missing, weight], most)
+        return c.flatten(1), r, w.amax(-1)
 
     def _inputs(self, site: Site, pruned: Stream, node: Node) -> Tensor:
         """What the layer reads, one row per output row. [n, k]"""

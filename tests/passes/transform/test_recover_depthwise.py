@@ -46,7 +46,7 @@ def test_sampled_rows_are_what_the_convolution_reads(
     x = torch.randn(batch, 6, size, size, dtype=torch.float64)
     node = convolution(capture(layer, (x[:2],) if batch > 1 else (x,)))
     out = layer(x)
-    c, r = sampled_rows(node, layer.weight.shape[2:], x, out)
+    c, (r,) = sampled_rows(node, layer.weight.shape[2:], x, [out])
     torch.testing.assert_close(torch.einsum("nck,ck->nc", c, layer.weight.flatten(1)), r)
     assert 0 < len(r) <= out.numel() // 6
 

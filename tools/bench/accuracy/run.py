@@ -17,10 +17,12 @@ from bench.record import commit, said
 from fxprune.data import Calibration
 from fxprune.data.memory import split_to_fit
 from fxprune.driver.decide import searching
+from fxprune.driver.members import in_doubt, is_obs_nearer
 from fxprune.errors import FxpruneError
 from fxprune.ir.cost import Budget, CostModel
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
+from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.criterion import Criterion
 from fxprune.passes.analysis.rank_within import RankWithin
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -219,13 +221,20 @@ class Bench:
             )
         scored = self._scored[row.criterion, labels]
         started = time.perf_counter()
-        passes = searching(
-            SearchPlan(Budget("flops", ratio)), scored.criterion, seed, scored.members if by_obs else None
-        )
-        passes = [replace(p, data=scored.data) if "data" in p.takes else p for p in passes]
-        program = Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)
+        program = self._searched(scored, ratio, seed, None)
+        if by_obs:
+            ranked = self._searched(scored, ratio, seed, scored.members)
+            finders = (FindGroups(align=self.align),)
+            doubt = in_doubt(program)
+            taken = not doubt or is_obs_nearer(program, ranked, finders, scored.data, seed)[0]
+            program = ranked if taken else program
         self._planned[key] = _Planned(program, scored, time.perf_counter() - started)
         return self._planned[key]
+
+    def _searched(self, scored: _Scored, ratio: float, seed: int, members: RankWithin | None) -> Program:
+        passes = searching(SearchPlan(Budget("flops", ratio)), scored.criterion, seed, members)
+        passes = [replace(p, data=scored.data) if "data" in p.takes else p for p in passes]
+        return Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)
 
     def _peer(self, row: Row, ratio: float, seed: int, variant: str) -> Record:
         from peers.torch_pruning import TorchPruning, macs
