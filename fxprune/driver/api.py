@@ -114,7 +114,8 @@ def compile(
     rounds          score, cut a part, score again, so many times
     head_scale      factor on what heads are worth against neurons; ``auto`` tries a few on the data
     members         which neurons stay in a layer, once it is known how many: those with the best ``scores``, or those
-                    that structured OBS chooses (``obs``, the default when there is recovery)
+                    that structured OBS chooses (``obs``, the default when there is recovery, and for channels where
+                    that is as near to dense once it is repaired)
     rearrange       rounds of choosing members again by what they do together (PTF); needs ``fisher``
     tokens          how image tokens become fewer: ``tome`` (also ``prune``, ``ppt``, ``zero-tprune``, ``transform``,
                     ``random``) as many as the budget asks; ``tome:r=13``, ``ppt:r=50@3,6,9``: so many; ``off``. With

@@ -259,12 +259,11 @@ def _decide_once(run: Run, goal: Goal) -> Run:
     search = _search(goal, 1.0 if goal.head_scale == "auto" else goal.scale)
     members = RankWithin(found=goal.ranks) if goal.by_obs and run.data is not None else None
     run = score(run, goal)
-    plain = searching(search, goal.scorer, run.seed, None)
-    ranked = searching(search, goal.scorer, run.seed, members)
     if members is not None and goal.members == "auto" and in_doubt(run.program):
-        run = _nearer(_search_through(run, *plain), _search_through(run, *ranked))
+        run = _search_through(run, *searching(search, goal.scorer, run.seed, None))
+        run = _nearer(run, _search_through(run, members, search))
     else:
-        run = _search_through(run, *ranked)
+        run = _search_through(run, *searching(search, goal.scorer, run.seed, members))
     if goal.head_scale == "auto" and run.data is not None:
         best, told = best_scale(run.program, search, run.data)
         run = _search_through(run.but(notes=(*run.program.notes, told)), replace(search, head_scale=best))
