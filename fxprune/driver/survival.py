@@ -39,21 +39,22 @@ def tell_of_lost_answers(decided: Decided, agreement: Mapping[str, Any]) -> None
 
 def estimate_budgets(decided: Decided) -> dict[float, float]:
     """Share of the answers -> about what share of the dense cost keeps so many, from a few plans between the budget and
-    the whole model, each repaired by ridge and judged as the result was; values between them by straight lines.
+    the whole model, each repaired by ridge where data may be fitted to, and judged as the result was; values between
+    them by straight lines.
 
     Empty where no search can be run again: a plan or counts that were given, tokens, budgets of time, generated data.
     """
     run, goal, budget, dense = decided.run, decided.run.request.goal, decided.budget, decided.unfitted
     data = run.opened.held or run.data
     searchable = goal is not None and goal.tokens is None and dense.scores is not None
-    if budget is None or budget.metric not in METRICS or not searchable or data is None or run.data is None:
+    if budget is None or budget.metric not in METRICS or not searchable or data is None:
         return {}
     from ..passes.search.search_plan import SearchPlan
 
     assert goal is not None
     whole = CostModel(dense)()
     share = budget.limit(whole) / max(whole.metric(budget.metric), 1)
-    judge, little = AgreementEvaluator(dense, few(dense, data)), _first(run.data, FITTED)
+    judge, little = AgreementEvaluator(dense, few(dense, data)), run.data and _first(run.data, FITTED)
     points: list[tuple[float, float]] = [(1.0, 1.0)]
     for part in sorted(TRIED, reverse=True):
         amount = round(share + part * (1 - share), 4)
@@ -61,7 +62,8 @@ def estimate_budgets(decided: Decided) -> dict[float, float]:
             planned = SearchPlan(Budget(budget.metric, amount), kinds=goal.group_kinds, method=goal.search).run(dense)
         except BudgetInfeasible:
             break
-        figures = judge.of(carry_out(fit_by_ridge(planned, run.finders, little, run.seed)))
+        repaired = planned if little is None else fit_by_ridge(planned, run.finders, little, run.seed)
+        figures = judge.of(carry_out(repaired))
         points.append((amount, _kept(figures)))
         if points[-1][1] < WANTED[0]:  # nothing below keeps more
             break
@@ -104,17 +106,13 @@ def _in_words(budget: Budget | None, kept: Mapping[float, float]) -> list[str]:
     if budget is None or not kept:
         return []
     parts = [f"about `--{budget.metric} {amount:g}` keeps {100 * wanted:g} %" for wanted, amount in kept.items()]
-    return [f"{' and '.join(parts)} of them (estimated from a few plans repaired by ridge)"]
+    return [f"{' and '.join(parts)} of them (estimated from a few plans)"]
 
 
 def _cures(decided: Decided) -> str:
     """What may help besides a larger budget."""
-    how = (decided.recovery or {}).get("asked", "none")
-    found = []
-    if decided.run.data is None or decided.run.data.generated:
-        found.append("real data (`--data`)")
-    elif how != "tune":
-        found.append("`--recover tune`")
-    if decided.run.data is not None and not decided.run.data.generated:
-        found.append("more samples (`--samples`)")
-    return "a larger budget helps most" + (f", {' and '.join(found)} may" if found else "")
+    how, data = (decided.recovery or {}).get("asked", "none"), decided.run.opened.data
+    if data is None or data.generated:
+        return "a larger budget helps most, real data (`--data`) may"
+    better = "`--recover auto`" if how == "none" else "`--recover tune`" if how != "tune" else "`--importance fisher`"
+    return f"a larger budget helps most, {better} and more `--samples` may"
