@@ -6,8 +6,10 @@
            [--tasks minilm-stsb,vit-digits] [--rows ptf,optin-recover] [--ratios 0.75,0.5] [--seeds 0]
     python tools/bench/accuracy.py --out accuracy.json --check   hold the file against the targets, measure nothing
 
-Tasks   ``tasks.py``: a MiniLM sentence encoder on STS-B, a ViT and a CNN on CIFAR-10 and on digits. Data under
-        ``--data``; calibration from train splits, figures on dev or test splits
+Tasks   real models that somebody else trained (``real.py``): mpnet on STS-B, EfficientNet-Lite0 on photographs, DINOv2
+        with a probe on CIFAR-10, Gemma 270M on WikiText-2, Whisper on spoken digits; then (``tasks.py``) MiniLM on
+        STS-B, a ViT and a CNN trained here on CIFAR-10 and on digits. Data under ``--data``; calibration from train
+        splits, figures on dev or test splits, each with its sampling error
 Rows    ``rows.py``; rows whose parts this fxprune lacks are reported as missing. Which rows saw labels is in
         each record
 Budget  share of the multiply-accumulates of one sample (32 tokens): linear layers, convolutions, attention products
@@ -34,10 +36,10 @@ import torch
 from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, trained
 from bench.accuracy.plot import plot
 from bench.accuracy.real import WEIGHTS, fetch
-from bench.accuracy.rows import ROWS, missing
+from bench.accuracy.rows import BEST, ROWS, missing
 from bench.accuracy.run import Bench, Record, summary
 from bench.accuracy.targets import check, unmeasured
-from bench.accuracy.tasks import TASKS, Missing, Task, of_program, open_task
+from bench.accuracy.tasks import REAL, TASKS, Missing, Task, of_program, open_task
 from bench.lists import names, numbers
 from bench.record import peak_memory, read, write
 from fxprune.ir.cost import CostModel
@@ -72,7 +74,9 @@ class Results:
         if known.get("weights") != about["weights"] or "dense" not in known:
             self.measured = [r for r in self.measured if r["task"] != task.name]
             known = {"dense": round(task.accuracy(of_program(task.program)), 3)}
-        self.tasks[task.name] = {**about, "dense": known["dense"], "dense_macs": CostModel(task.program)().flops}
+        dense = known["dense"]
+        told = {"dense": dense, "error": sampling_error(task.metric, dense, about.get("judged"))}
+        self.tasks[task.name] = {**about, **told, "dense_macs": CostModel(task.program)().flops}
 
     def save(self, records: Sequence[Record], task: str) -> None:
         """``records`` replace those of ``task``."""
@@ -92,6 +96,19 @@ class Results:
         }
 
 
+def sampling_error(metric: str, figure: float, judged: int | None) -> float | None:
+    """Standard error of a percentage over ``judged`` items, in points: of a share, or of a rank correlation.
+
+    >>> sampling_error("top-1", 89.2, 250), sampling_error("minus perplexity", -84.7, 6144)
+    (1.963, None)
+    """
+    if judged is None or not 0 <= figure <= 100:
+        return None
+    share = figure / 100
+    spread = 1 - share**2 if metric == "Spearman" else (share * (1 - share)) ** 0.5
+    return round(100 * spread / judged**0.5, 3)
+
+
 def table(content: Mapping[str, Any]) -> str:
     """Per task, mean over seeds and in brackets highest minus lowest; one line per row."""
     lines = []
@@ -99,7 +116,9 @@ def table(content: Mapping[str, Any]) -> str:
         about = content["tasks"][task]
         lines += [
             "",
-            f"{task}: {about['metric']}, dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs",
+            f"{task}: {about['metric']}, dense {about['dense']:.2f}"
+            + (f" ± {about['error']:.2f}" if about.get("error") else "")
+            + f", {about['dense_macs'] / 1e6:.1f} M MACs",
             f"{'':22}" + "".join(f"{r:>15g}" for r in content["ratios"]),
         ]
         for name in (n for n in ROWS if n in rows):
@@ -171,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, default=CACHE, help="folder of the checkpoints")
     made.add_argument("--prepare", action="store_true", help="train what has no checkpoint and stop")
     made.add_argument("--check", action="store_true", help="hold --out against the targets and stop")
+    made.add_argument("--quick", action="store_true", help="real models, the default at 0.75 and 0.5, one seed")
     made.add_argument("--tasks", type=names(TASKS), default=list(TASKS))
     made.add_argument("--rows", type=names(ROWS), default=list(ROWS))
     made.add_argument("--again", type=names(ROWS), default=[], help="rows to measure anew")
@@ -187,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prepare, check, or measure and report."""
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    if args.quick:
+        args.tasks, args.rows, args.ratios, args.seeds = list(REAL), [BEST], [0.75, 0.5], [0]
     if args.check:
         return report(Results(args.out), verdict=True)
     try:

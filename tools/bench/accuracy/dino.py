@@ -21,6 +21,9 @@ POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")
 
 def backbone(path: Path) -> nn.Module:
     """The backbone as transformers builds it, with the file's weights. Raises ValueError where these are others."""
+    from fxprune.process.libraries import survive_torchvision
+
+    survive_torchvision()
     from transformers import Dinov2Config, Dinov2Model
 
     config = Dinov2Config(

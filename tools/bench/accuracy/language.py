@@ -41,6 +41,9 @@ class Language:
     name, metric, labelled, samples = "gemma-wikitext2", "minus perplexity", False, 64
 
     def __init__(self, weights: Weights, folder: Path, about: dict[str, Any], data: Path, align: int) -> None:
+        from fxprune.process.libraries import survive_torchvision
+
+        survive_torchvision()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -99,6 +102,9 @@ def unpack(weights: Weights, say: Say) -> Path:
         import gguf  # noqa: F401
     except ModuleNotFoundError as missing:
         raise Missing(f"{weights.name} comes as GGUF ({missing}): pip install gguf accelerate") from None
+    from fxprune.process.libraries import survive_torchvision
+
+    survive_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     say(f"{weights.name}: {weights.file} as fp32")

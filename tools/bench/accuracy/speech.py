@@ -52,6 +52,9 @@ class Speech:
     def __init__(self, weights: Weights, about: dict[str, Any], data: Path, align: int) -> None:
         from tokenizers import Tokenizer
 
+        from fxprune.process.libraries import survive_torchvision
+
+        survive_torchvision()
         self.model = Transcriber(_build(weights.path)).eval()
         self.tokenizer = Tokenizer.from_file(str(weights.folder / "tokenizer.json"))
         sounds, said = _recordings(data)

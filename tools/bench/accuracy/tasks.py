@@ -149,7 +149,13 @@ class Sentences:
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}
         self.program = analysed(self.model, Batch((), two), title, align)
-        self.about = {"weights": origin, "tokens": TOKENS, "evaluated": "STS-B dev", "calibrated": "STS-B train"}
+        self.about = {
+            "weights": origin,
+            "tokens": TOKENS,
+            "evaluated": "STS-B dev",
+            "judged": len(self.dev),
+            "calibrated": "STS-B train",
+        }
         self.sentences = sorted({s for a, b, _ in self.dev for s in (a, b)}, key=len)
         self.batches = [self.batch(self.sentences[i : i + 64], 128) for i in range(0, len(self.sentences), 64)]
 
@@ -243,6 +249,7 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
     origin = {
         "weights": f"trained here, {recipe.path(cache).name}, {fingerprint(model)}",
         "evaluated": f"{recipe.data} test",
+        "judged": len(images.test_labels),
         "calibrated": f"{recipe.data} train",
     }
     return Pictures(name, model, images, {**origin, "training": about}, align)
