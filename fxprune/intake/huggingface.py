@@ -183,7 +183,24 @@ def _notes(model: nn.Module, info: Mapping[str, Any], raw: Mapping[str, Any], fo
     stored = raw.get("dtype") or raw.get("torch_dtype")
     if stored not in (None, "float32"):
         notes.append(f"weights stored as {stored} are computed in float32")
+    left_out = _modules_behind(folder)
+    if left_out:
+        notes.append(
+            f"modules.json lists {', '.join(left_out)} behind the transformer, as sentence-transformers does: left out, so "
+            "what is scored and judged is the transformer's own output, not the embedding; give the whole as an nn.Module"
+        )
     return tuple(notes)
+
+
+def _modules_behind(folder: Path) -> list[str]:
+    """What a folder of sentence-transformers puts behind its transformer, by class; nothing where it is none."""
+    path = folder / "modules.json"
+    try:
+        listed = json.loads(path.read_bytes()[:_LARGEST_CONFIG]) if path.is_file() else []
+        kinds = [str(one["type"]).rpartition(".")[2] for one in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [kind for kind in kinds if kind not in ("Transformer", "Normalize")]
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

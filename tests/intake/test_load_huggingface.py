@@ -230,3 +230,21 @@ def test_a_pickled_transformers_module_loads_without_trust(tmp_path: Path) -> No
     generator = build("GPT2LMHeadModel", n_embd=32, n_layer=1, n_head=2, vocab_size=99, n_positions=16)
     torch.save(generator, tmp_path / "g.pt")
     assert load(tmp_path / "g.pt").kwargs["input_ids"].shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["Transformer", "Pooling", "Dense"], "Pooling, Dense"),
+        (["Transformer", "Normalize"], ""),
+        (None, ""),
+        ("no list", ""),
+    ],
+)
+def test_what_sentence_transformers_puts_behind_is_said(kinds: Any, said: str, bert: Path) -> None:
+    listed = [{"type": f"sentence_transformers.models.{k}"} for k in kinds] if isinstance(kinds, list) else kinds
+    if kinds is not None:
+        (bert / "modules.json").write_text(json.dumps(listed))
+    notes = [note for note in load(bert).notes if "modules.json" in note]
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
