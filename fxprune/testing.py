@@ -24,6 +24,7 @@ from .ir.example_sizes import runtime_sizes
 from .ir.group import Switch
 from .ir.plan import CompressionPlan
 from .ir.program import Program
+from .ir.provenance import first_line
 from .ir.signature import Sizes
 from .target.parity import inputs_that_run, steady
 
@@ -68,13 +69,13 @@ def masking_error(
 
     try:
         flat, want = inputs_that_run(program, masked_at, sizes, seed, seed)
-    except Exception as error:
+    except Exception as failure:
         raise VerifyError(
             "the captured graph does not run on its own example inputs",
             where=program.name,
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            why=f"{type(failure).__name__}: {first_line(failure)}",
             cure="give inputs that the model takes (`--input`)",
-        ) from error
+        ) from failure
     with seeded(seed):
         got = run_flat(sliced, flat)
     error = relative_error(got, want)

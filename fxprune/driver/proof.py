@@ -90,14 +90,14 @@ def _compare(
         try:
             with silence():
                 flat, want = inputs_that_run(program, one, sizes, seed, seed)
-        except Exception as error:  # the program refuses these sizes, which says nothing of the other form
+        except Exception as failure:  # the program refuses these sizes, which says nothing of the other form
             if not tried:
                 raise VerifyError(
                     "the captured graph does not run on its own example inputs",
                     where=program.name,
-                    why=first_line(error),
+                    why=first_line(failure),
                     cure="give inputs that the model takes (`--input`)",
-                ) from error
+                ) from failure
             continue
         with silence():
             got = drawn_alike(two, flat)

@@ -186,8 +186,8 @@ def _notes(model: nn.Module, info: Mapping[str, Any], raw: Mapping[str, Any], fo
     left_out = _modules_behind(folder)
     if left_out:
         notes.append(
-            f"modules.json lists {', '.join(left_out)} behind the transformer (sentence-transformers): left out, so that "
-            "its own output is scored and judged, not the embedding; give the whole as an nn.Module for that"
+            f"modules.json lists {', '.join(left_out)} behind the transformer (sentence-transformers): left out, so "
+            "that its own output is scored and judged, not the embedding; give the whole as an nn.Module for that"
         )
     return tuple(notes)
 
