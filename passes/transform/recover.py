@@ -38,17 +38,19 @@ class Recover(Transform):
         w_t  = 1 / var(z_t)             of the norm that reads z (RMS norm: 1 / mean z^2; none: 1); padding: 0
         W'   = W + [(G + rel mean(diag G) I)^-1 B]^T,   b' = mean(y) - W' mean(c)
 
-    with G, B the weighted, centred second moments of the kept inputs c and of y - W c. The norm's weight is what makes
-    it work on real models (one massive-activation token otherwise rules the fit), the residual-aware target what lets
-    later layers repair earlier ones.
+    with G, B the weighted, centred second moments of the kept inputs c and of y - W c. A convolution without a bias has
+    that of the batch norm behind it: its running mean moves. Depthwise convolutions behind what changed are refit
+    channel by channel, to their own dense output. The norm's weight is what makes it work on real models (one
+    massive-activation token otherwise rules the fit), the residual-aware target what lets later layers repair earlier
+    ones.
 
     method    ``ridge``  as above
               ``refit``  ridge, and every other layer that reads what changed is refit too: to the sum that it goes
                          into where it joins a residual stream, else (projections, classifiers) to its dense output
               ``bias``   only ``b'``      ``scale``  one factor per kept unit (mask tuning) and ``b'``      ``none``
-              ``auto``   none, bias, ridge and refit are tried; the best on held-out samples is kept, none unless it
-                         agrees better with the dense outputs: never worse on that yardstick (see ``Guard``); the
-                         winner is then fitted again to all samples
+              ``auto``   none, bias, ridge and refit are tried; the one that keeps most of the dense answers on held-out
+                         samples is kept, and none where recovery would lose some (see ``Guard``); the winner is then
+                         fitted again to all samples
               ``tune``   auto, then ``steps`` optimiser steps of unlabelled distillation on all weights, kept where
                          they beat the closed form on the held-out samples (see ``Tuner``)
     data      calibration batches, unlabelled

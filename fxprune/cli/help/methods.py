@@ -32,8 +32,8 @@ How many stay where (--search)
 
 What is repaired (--recover)
 
-  auto         none, bias, ridge and refit are tried; the best on held-out samples is kept, or none. The
-               default with data
+  auto         none, bias, ridge and refit are tried; the one that keeps most of the dense model's answers on
+               held-out samples is taken, or none. The default with data
   ridge        layers that read what was cut are solved for, in closed form
   refit        ridge, and every layer behind that reads what changed
   bias, scale  cheaper; scale is PTF's mask tuning
@@ -50,7 +50,8 @@ what was measured: fxprune help tokens. Tiles of zeros inside weights: fxprune h
 
 By hand, where the defaults are not wanted
 
-  --members scores       which neurons stay by score alone, without OBS (of two that do the same, one can go)
+  --members scores       which neurons stay by score alone, without OBS (of two that do the same, one can go);
+                         by default channels stay by whichever of the two is nearer to dense once it is repaired
   --head-scale auto      what a head is worth against a neuron, tried on the data
   --rounds 3             score, cut a part, score again
   --importance obs       ZipLM's order and measured damage per layer, allocated by a dynamic programme
