@@ -89,6 +89,19 @@ def test_a_batch_on_its_way_fits_the_budget(
     assert torch.equal(torch.cat([b.args[0] for b in less.batches]), digit_data.train_images[:64])
 
 
+@pytest.mark.parametrize(("heap", "most"), [(2**12, 4), (2**16, 10), (2**30, 20)])
+def test_values_of_a_batch_stay_on_the_heap(heap: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample's largest value is 4096 bytes; a few samples stay together for scores that compare them."""
+    model = nn.Sequential(nn.Linear(8, 1024), nn.ReLU(), nn.Linear(1024, 2)).eval()
+    program = capture(model, (torch.randn(2, 8),))
+    assert memory.largest(program) == 4096
+    monkeypatch.setattr(memory, "HEAP", heap)
+    data = Calibration(tuple(Batch((x,)) for x in torch.randn(50, 8).split(20)), "normal")
+    less = memory.split_to_fit(program, data)
+    assert max(b.size for b in less.batches) == most
+    assert torch.equal(torch.cat([b.args[0] for b in less.batches]), torch.cat([b.args[0] for b in data.batches]))
+
+
 def test_a_fixed_batch_size_stays(digit_data: Digits) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 10)).eval()
     program = Program(torch.export.export(model, (digit_data.test_images[:32],)))
