@@ -53,7 +53,7 @@ def test_multiples_that_were_asked_for_stay_and_the_note_names_those_that_would_
     program, share, kept = searched(0.5, align=8)
     assert kept == [8]
     assert share < 0.26
-    assert program.notes == ("50% of the budget is left, because counts are multiples of 8: --align 1 would leave 6%",)
+    assert program.notes == ("50% of the budget is left, because counts are multiples of 8: align=1 would leave 6%",)
     assert searched(0.5, align=1)[0].notes == ()
 
 
