@@ -15,6 +15,7 @@ from torch import nn
 import fxprune
 from fxprune.backends.eager.backend import EagerBackend
 from fxprune.driver.measure_latency import lowerable
+from fxprune.intake.capture import capture
 from fxprune.ir.program import Program
 from fxprune.registry import backend
 from fxprune.target import clock as clocks
@@ -58,7 +59,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
 def program() -> Program:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
-    return lowerable(fxprune.intake.capture.capture(model, (INPUT,)))
+    return lowerable(capture(model, (INPUT,)))
 
 
 def test_a_real_clock_reads_both_and_leaves_no_files(
@@ -113,7 +114,7 @@ def test_in_blocks_a_drift_slows_both_alike(program: Program, monkeypatch: pytes
         blocks.append(name)
         return {name: [(10.0 if name == "dense" else 4.0) * (1 + now[0])] * 3}, {name: 1}
 
-    monkeypatch.setattr(clocks, "sampled", sampled)
+    monkeypatch.setattr(clocks, "sample_times", sampled)
     with Clock(backend("eager"), program, batch=2) as clock:
         one = clock.beside(lambda: backend("eager").load(clock._payload), 0.1)  # type: ignore[arg-type]
     assert blocks == list(TURNS)
