@@ -49,12 +49,16 @@ def estimate_budgets(decided: Decided) -> dict[float, float]:
     searchable = goal is not None and goal.tokens is None and dense.scores is not None
     if budget is None or budget.metric not in METRICS or not searchable or data is None:
         return {}
+    from ..passes.analysis.importance.obs import first
     from ..passes.search.search_plan import SearchPlan
 
     assert goal is not None
     whole = CostModel(dense)()
     share = budget.limit(whole) / max(whole.metric(budget.metric), 1)
-    judge, little = AgreementEvaluator(dense, few(dense, data)), run.data and _first(run.data, FITTED)
+    judge, little = (
+        AgreementEvaluator(dense, few(dense, data)),
+        run.data and Calibration(tuple(first(run.data.batches, FITTED)), run.data.origin),
+    )
     points: list[tuple[float, float]] = [(1.0, 1.0)]
     for part in sorted(TRIED, reverse=True):
         amount = round(share + part * (1 - share), 4)
@@ -90,15 +94,6 @@ def _survives(first: Headline) -> float:
     if first.measure == "accuracy":
         return first.value / first.dense if first.dense else 1.0
     return first.value
-
-
-def _first(data: Calibration, count: int) -> Calibration:
-    batches, left = [], count
-    for batch in data.batches:
-        if left > 0:
-            batches.append(batch)
-            left -= batch.size
-    return Calibration(tuple(batches), data.origin, data.generated)
 
 
 def _in_words(budget: Budget | None, kept: Mapping[float, float]) -> list[str]:

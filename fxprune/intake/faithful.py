@@ -184,7 +184,7 @@ def _inputs(program: Program) -> list[tuple[dict[str, int], list[list[Any]]]]:
     found = [({**hints, **few}, [rows])]
     if hints:
         other = all_other(program)
-        small = {**other, **{s: 3 if hints[s] != 3 else 2 for s in batch}}
+        small = {**other, **{s: 3 for s in batch}}
         sizes = other if refused_by(program, small) is not None else small
         found.append((sizes, [sample_inputs(program, sizes, SEED, draw) for draw in DRAWS]))
     return found

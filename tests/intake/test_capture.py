@@ -309,3 +309,10 @@ def test_what_is_no_model_or_no_input(model: Any, args: tuple[Any, ...], what: s
     error = refuse(model, *args)
     assert error.what == what
     assert error.cure
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 7])
+def test_the_module_is_compared_at_two_different_batches(batch: int) -> None:
+    program = capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), (torch.randn(batch, 4),))
+    sizes = [tried["batch"] for tried in program.proof[0].tried]
+    assert len(set(sizes)) == 2

@@ -87,10 +87,8 @@ class Lockstep:
             pruned.advance(pruned.place[site.start])
             node = pruned.nodes[pruned.place[site.start]]
             target = align(self._reduced(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
-            source = bind(node)[site.operand]
-            assert isinstance(source, Node)
             missing = target - pruned.run(node)
-            c, (r,) = sampled_rows(node, weight.shape[2:], pruned._value(source, {}), [missing])
+            c, (r,) = sampled_rows(node, weight.shape[2:], _read_by(site, pruned, node), [missing])
             moments.add(c, r)
         self.leave(site)
         return moments
@@ -149,18 +147,14 @@ class Lockstep:
         self, site: Site, pruned: Stream, node: Node, missing: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a convolution of pictures, from a grid of positions."""
-        source = bind(node)[site.operand]
-        assert isinstance(source, Node)
         kernel = self.tensors[site.weight].shape
         most = max(ROWS, PER_INPUT * kernel[1:].numel() // len(self.runs))
-        c, (r, w) = sampled_rows(node, kernel[2:], pruned._value(source, {}), [missing, weight], most)
+        c, (r, w) = sampled_rows(node, kernel[2:], _read_by(site, pruned, node), [missing, weight], most)
         return c.flatten(1), r, w.amax(-1)
 
     def _inputs(self, site: Site, pruned: Stream, node: Node) -> Tensor:
         """What the layer reads, one row per output row. [n, k]"""
-        source = bind(node)[site.operand]
-        assert isinstance(source, Node)
-        x: Tensor = pruned._value(source, {})
+        x = _read_by(site, pruned, node)
         if site.form != "conv":
             return x.reshape(-1, x.shape[-1])
         return unfold(node, self.tensors[site.weight].shape[2:], x)
@@ -214,3 +208,11 @@ class Lockstep:
     def _dense_value(self, dense: Stream, pruned: Stream, name: str) -> Any:
         value = self._reduced(dense, pruned, name)
         return align(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
+
+
+def _read_by(site: Site, pruned: Stream, node: Node) -> Tensor:
+    """The value that the layer at ``node`` reads."""
+    source = bind(node)[site.operand]
+    assert isinstance(source, Node)
+    value: Tensor = pruned._value(source, {})
+    return value
