@@ -25,8 +25,8 @@ def choose_amount(asked: int | str, dense: Program) -> Amount:
     """What was asked for; of ``auto`` as many as help and cost little.
 
     More samples help recovery up to about a thousand (MiniLM at 0.3 of its MACs: 78.1 of a held-out test with 128
-    sentences, 80.5 with 1024), and every stage runs the model over all of them. So MOST, unless one pass over them takes
-    more than EFFORT; LEAST all the same, below which guards cannot tell much.
+    sentences, 80.5 with 1024), and every stage runs the model over all of them. So MOST, unless one pass over them
+    takes more than EFFORT; LEAST all the same, below which guards cannot tell much.
     """
     if not isinstance(asked, str):
         return Amount(asked)
@@ -36,8 +36,5 @@ def choose_amount(asked: int | str, dense: Program) -> Amount:
         return Amount(MOST, f"at most {MOST}: more hardly help")
     if fitting <= LEAST:
         return Amount(LEAST, f"at most {LEAST}, because a sample takes {macs / 1e9:.3g} G multiply-accumulates")
-    return Amount(
-        fitting,
-        f"at most {fitting}, because a sample takes {macs / 1e9:.3g} G multiply-accumulates and a pass over all of them "
-        f"at most {EFFORT / 1e12:g} T",
-    )
+    why = f"because a sample takes {macs / 1e9:.3g} G multiply-accumulates and a pass at most {EFFORT / 1e12:g} T"
+    return Amount(fitting, f"at most {fitting}, {why}")
