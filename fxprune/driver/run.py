@@ -261,6 +261,8 @@ class Run:
     def _supplied(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
+        if "source" in one.takes:
+            given["source"] = self.opened.source
         plan = self.program.plan
         if "reduced" in one.takes and plan is not None:
             parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
@@ -291,7 +293,7 @@ class Run:
 
 def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first.
+    unfuses qkv first, where the target takes any graph; what it cannot express is frozen.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     """
@@ -305,11 +307,15 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     from ..passes.transform.unfuse import Unfuse
     from ..passes.transform.unshare import Unshare
 
-    ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
-    run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    backend = run.request.backend
+    apart = backend.any_graph and {str(Kind.QK), str(Kind.V)} & set(map(str, kinds))
+    ready = [FoldWeights(), Unfuse()] if apart else [FoldWeights()]
+    own = [FindGroups(), Unshare()] if backend.any_graph else []
+    run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), *own)
+    sites = [*backend.limits([*map(str, kinds)]), *([FindTokenSites(unmerge=unmerge)] if tokens else [])]
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders, *sites)
     check_counts(run.program, run.pipeline)
     return run
 

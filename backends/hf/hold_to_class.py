@@ -1,0 +1,87 @@
+"""``HoldToClass``: freeze what the model's own class cannot say, before anything is searched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import FxpruneError
+from ...intake.load import Loaded
+from ...ir.choice import Choice
+from ...ir.group import PruneGroup
+from ...ir.pipeline import Analysis
+from ...ir.plan import CompressionPlan
+from ...ir.program import Program
+from ...passes.transform.slice_axes import SliceAxes
+from ...target.parity import eager, inputs_that_run
+from .fit import numbers_for, state_of
+from .folder import SourceFolder
+
+
+@dataclass(frozen=True)
+class HoldToClass(Analysis):
+    """Try on the class itself whether it takes what could be cut, and freeze what it does not.
+
+    Groups of the same kind in the same place of every layer are tried at once, each with another count: they are sliced
+    off a copy, the class of transformers computes with what is left, and its outputs are compared with the graph's.
+    What a class takes so may be cut in any number, in every layer as it comes. Where a group could go entirely and the
+    class cannot do without it, the least that stays is raised.
+
+    kinds   that are tried; all where none is named
+
+    Without a Hugging Face folder nothing is frozen: there is no class to go by, and the target says so.
+    """
+
+    needs = ("axes", "groups")
+    gives = ("groups",)
+    takes = ("source",)
+
+    kinds: tuple[str, ...] = ()
+    source: Loaded | None = field(default=None, repr=False, compare=False)
+
+    def run(self, program: Program) -> Program:
+        folder = None if self.source is None else SourceFolder.of(self.source)
+        if folder is None:
+            return program
+        flat, _ = inputs_that_run(program, eager(program.exported))
+        changed: dict[str, PruneGroup] = {}
+        wanted = [g for g in program.need("groups") if not self.kinds or str(g.kind) in self.kinds]
+        for alike in _alike(wanted):
+            why = _refused(program, folder, flat, [(g, _some(g, n)) for n, g in enumerate(alike)])
+            if why:
+                said = f"{folder.class_name} cannot say it: {why}"
+                changed |= {g.name: g.but(frozen=said) for g in alike}
+                continue
+            vanishing = [g for g in alike if g.floor == 0]
+            if vanishing and _refused(program, folder, flat, [(g, 0) for g in vanishing]):
+                changed |= {g.name: g.but(floor=min(g.size, g.granularity)) for g in vanishing}
+        return program.but(groups=tuple(changed.get(g.name, g) for g in program.need("groups")))
+
+
+def _alike(groups: Iterable[PruneGroup]) -> Iterator[list[PruneGroup]]:
+    """Groups that may be cut, by kind and place: names but for their numbers."""
+    found: dict[tuple[str, str], list[PruneGroup]] = {}
+    for group in groups:
+        if group.prunable:
+            found.setdefault((str(group.kind), re.sub(r"\d+", "*", group.name)), []).append(group)
+    yield from found.values()
+
+
+def _some(group: PruneGroup, number: int) -> int:
+    """A count to try: about half and about a quarter in turns, never none and never all."""
+    share = 2 if number % 2 == 0 else 4
+    return max(1, min(group.size - 1, group.size - group.size // share))
+
+
+def _refused(
+    program: Program, folder: SourceFolder, flat: Sequence[Any], counts: Sequence[tuple[PruneGroup, int]]
+) -> str:
+    """Why the class does not compute what the graph does where so many elements stay, the last ones; "" if it does."""
+    choices = {g.name: Choice(str(g.kind), g.size, tuple(range(g.size - n, g.size))) for g, n in counts}
+    try:
+        small = SliceAxes().run(program.but(plan=CompressionPlan(choices)))
+        return numbers_for(small, folder.model, state_of(small, folder.model), flat, eager(small.exported)(flat))[1]
+    except FxpruneError as error:
+        return error.what
