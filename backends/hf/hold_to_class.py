@@ -17,21 +17,22 @@ from ...ir.program import Program
 from ...passes.transform.slice_axes import SliceAxes
 from ...target.parity import eager, inputs_that_run
 from .fit import numbers_for, state_of
-from .folder import SourceFolder
+from .folder import SourceFolder, need_folder
 
 
 @dataclass(frozen=True)
 class HoldToClass(Analysis):
     """Try on the class itself whether it takes what could be cut, and freeze what it does not.
 
-    Groups of the same kind in the same place of every layer are tried at once, each with another count: they are sliced
-    off a copy, the class of transformers computes with what is left, and its outputs are compared with the graph's.
+    All groups are tried at once, each with another count: they are sliced off a copy, the class of transformers
+    computes with what is left, and its outputs are compared with the graph's. Where it does not, those of one kind in
+    the same place of every layer are tried by themselves.
     What a class takes so may be cut in any number, in every layer as it comes. Where a group could go entirely and the
     class cannot do without it, the least that stays is raised.
 
     kinds   that are tried; all where none is named
 
-    Without a Hugging Face folder nothing is frozen: there is no class to go by, and the target says so.
+    Raises LoweringError where the model came from no Hugging Face folder: there is no class to go by.
     """
 
     needs = ("axes", "groups")
@@ -42,14 +43,14 @@ class HoldToClass(Analysis):
     source: Loaded | None = field(default=None, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
-        folder = None if self.source is None else SourceFolder.of(self.source)
-        if folder is None:
-            return program
+        folder = need_folder(None if self.source is None else SourceFolder.of(self.source))
         flat, _ = inputs_that_run(program, eager(program.exported))
         changed: dict[str, PruneGroup] = {}
         wanted = [g for g in program.need("groups") if not self.kinds or str(g.kind) in self.kinds]
+        everywhere = [(g, _some(g, n)) for alike in _alike(wanted) for n, g in enumerate(alike)]
+        fits = not _refused(program, folder, flat, everywhere)
         for alike in _alike(wanted):
-            why = _refused(program, folder, flat, [(g, _some(g, n)) for n, g in enumerate(alike)])
+            why = "" if fits else _refused(program, folder, flat, [(g, _some(g, n)) for n, g in enumerate(alike)])
             if why:
                 said = f"{folder.class_name} cannot say it: {why}"
                 changed |= {g.name: g.but(frozen=said) for g in alike}

@@ -43,6 +43,11 @@ class Pruned:
                 set_numbers(module, numbers)
         self.tie_weights()  # type: ignore[attr-defined]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: weights lie on disk under the names that transformers' own class has for them there."""
+        return False
+
 
 def _module(model: Any, name: str) -> Any:
     """The module of that name, or None; a model without its head, or with one, has the same names but for a prefix."""
