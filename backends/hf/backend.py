@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError, OptionError
+from ...intake.archive import read_program
 from ...intake.huggingface import switch_cache_off
 from ...intake.load import Loaded
 from ...ir.agreement import TOLERANCE
@@ -24,24 +25,26 @@ from ...process.silence import quiet
 from ...target.backend import Backend, Lowered, Runner
 from ...target.parity import eager, inputs_that_run
 from . import modeling_pruned
+from .config_numbers import ClassConfig, numbers_for_shapes, numbers_of
 from .fit import ClassState, Numbers, input_names, numbers_for, state_of
 from .folder import CODE, SourceFolder, need_folder
 from .hold_to_class import HoldToClass
 from .load import load_hf
 from .prove import LIMIT, prove_in_fresh_process
 
-LAYOUTS = ("free",)
+LAYOUTS = ("uniform", "free")
 
 
 @dataclass(frozen=True)
 class HfBackend(Backend):
     """The folder that the model came from, with smaller weights: config, tokenizer and every small file as they were.
 
-    layout   ``free``: every layer has widths of its own. config.json says them, and ``modeling_pruned.py`` beside it
-             builds the class so (``trust_remote_code=True``); ``fxprune.load_hf`` needs no code from the folder
+    layout   ``uniform``: one number of config.json says the count for all layers, and whatever reads such folders reads
+             this one · ``free``: every layer has widths of its own. config.json states them, and ``modeling_pruned.py``
+             beside it builds the class so (``trust_remote_code=True``); ``fxprune.load_hf`` runs no code from the folder
     """
 
-    layout: str = "free"
+    layout: str = LAYOUTS[0]
     source: SourceFolder | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "hf"
@@ -61,7 +64,7 @@ class HfBackend(Backend):
         return dataclasses.replace(self, source=SourceFolder.of(source))
 
     def limits(self, kinds: Sequence[str] = ()) -> tuple[Pass, ...]:
-        return (HoldToClass(tuple(kinds)),)
+        return (HoldToClass(self.layout, tuple(kinds)),)
 
     def storable(self, program: Program) -> Program:
         """Weights in the values that the folder's dtype can hold: a bf16 folder comes back bf16."""
@@ -87,21 +90,19 @@ class HfBackend(Backend):
     def lower(self, program: Program, directory: Path) -> Lowered:
         source = need_folder(self.source)
         state = state_of(program, source.model)
-        numbers = _numbers(program, source, state)
+        names = input_names(program, source.model)
+        changes = _uniform(source, state) if self.layout == "uniform" else _free(program, source, state)
         left_out = source.copy_files(directory)
         weights = _write_weights(source, state, directory)
-        pruned = {
-            "shapes": {name: list(shape) for name, shape in state.shapes.items()},
-            "numbers": {name: dict(said) for name, said in numbers.items()},
-            "inputs": list(input_names(program, source.model)),
-        }
-        code = {name: f"{CODE.removesuffix('.py')}.{cls}" for name, cls in source.autos().items()}
-        source.write_config(directory, {"auto_map": code, "pruned": pruned})
-        (directory / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
+        source.write_config(directory, changes)
+        if self.layout == "free":
+            (directory / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
         payload = weights[0]
         about = {"class": source.class_name, "layout": self.layout, "dtype": str(source.dtype).removeprefix("torch.")}
         notes = (f"files not copied, above 64 MiB or with odd names: {', '.join(left_out)}",) if left_out else ()
-        return Lowered(payload, tuple(weights), self.load(payload), notes=notes, about=about, runtime="transformers")
+        return Lowered(
+            payload, tuple(weights), _runner(directory, names), notes=notes, about=about, runtime="transformers"
+        )
 
     def prove(self, program: Program, lowered: Lowered, seed: int = 0) -> Lowered:
         """The folder once more in a process of its own, with transformers alone; and generation with its cache."""
@@ -109,16 +110,50 @@ class HfBackend(Backend):
         return dataclasses.replace(lowered, about={**lowered.about, "fresh_process": found})
 
     def load(self, payload: Path) -> Runner:
-        model = load_hf(payload.parent, dtype=torch.float32)
-        switch_cache_off(model.config)
-        names = model.config.pruned["inputs"]
+        args, kwargs = read_program(payload.parent / "model.pt2").example_inputs or ((), {})
+        return _runner(payload.parent, [*map(str, range(len(args))), *kwargs])
 
-        def run(flat: Sequence[Any]) -> list[Any]:
-            with torch.no_grad():
-                made = model(**{name: value for name, value in zip(names, flat, strict=True) if value is not None})
-            return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
 
-        return run
+def _runner(folder: Path, names: Sequence[str]) -> Runner:
+    """The folder's class in float32, as the program takes its inputs."""
+    model = load_hf(folder, dtype=torch.float32)
+    switch_cache_off(model.config)
+
+    def run(flat: Sequence[Any]) -> list[Any]:
+        given = {name: value for name, value in zip(names, flat, strict=True) if value is not None}
+        args = [value for name, value in given.items() if name.isdecimal()]
+        with torch.no_grad():
+            made = model(*args, **{name: value for name, value in given.items() if not name.isdecimal()})
+        return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
+
+    return run
+
+
+def _free(program: Program, source: SourceFolder, state: ClassState) -> dict[str, Any]:
+    """What config.json says besides, where every layer has widths of its own."""
+    pruned = {
+        "shapes": {name: list(shape) for name, shape in state.shapes.items()},
+        "numbers": {name: dict(said) for name, said in _numbers(program, source, state).items()},
+    }
+    code = {name: f"{CODE.removesuffix('.py')}.{cls}" for name, cls in source.autos().items()}
+    return {"auto_map": code, "pruned": pruned}
+
+
+def _uniform(source: SourceFolder, state: ClassState) -> dict[str, Any]:
+    """The numbers of config.json that change, with the parts that they stand in. Raises LoweringError where no numbers
+    say these shapes."""
+    known, own = ClassConfig.of(source.model), source.model.state_dict()
+    sizes = sorted({size for name in state.shapes for size in own[name].shape})
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
+    found = numbers_for_shapes(known, numbers_of(known, sizes), shapes) if state.shapes else {}
+    if found is None:
+        raise LoweringError(
+            f"no numbers of {type(source.model.config).__name__} say the widths of this plan",
+            where="--target hf",
+            why="its layers differ from each other, and one number speaks for all of them",
+            cure="`--target hf{layout=free}` takes any widths; a plan made with `--target hf` has uniform ones",
+        )
+    return source.with_numbers(found)
 
 
 def _numbers(program: Program, source: SourceFolder, state: ClassState) -> Numbers:

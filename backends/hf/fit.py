@@ -6,9 +6,10 @@ compared with the program's.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -109,9 +110,16 @@ def run_class(
     program: Program, model: nn.Module, state: ClassState, numbers: Numbers, flat: Sequence[Any]
 ) -> list[Tensor]:
     """Outputs of the dense model's own code on the pruned tensors; the model is left as it was."""
+    wearing = functools.partial(torch.func.functional_call, model, dict(state.tensors), tie_weights=False)
+    with _worn(model, state, numbers):
+        return run_module(program, lambda *args, **kwargs: wearing(args, kwargs), flat)
+
+
+def run_module(program: Program, model: Callable[..., Any], flat: Sequence[Any]) -> list[Tensor]:
+    """Outputs of a module that takes the program's inputs."""
     args, kwargs = pytree.tree_unflatten(list(flat), program.exported.call_spec.in_spec)
-    with torch.no_grad(), _worn(model, state, numbers):
-        made = torch.func.functional_call(model, dict(state.tensors), args, kwargs, tie_weights=False)
+    with torch.no_grad():
+        made = model(*args, **kwargs)
     return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
 
 

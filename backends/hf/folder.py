@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import re
 import shutil
@@ -93,6 +94,18 @@ class SourceFolder:
             (directory / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, directory / inside)
         return left_out
+
+    def with_numbers(self, numbers: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
+        """The entries of the config that hold these numbers, with them."""
+        told: dict[str, Any] = {}
+        for path, value in numbers.items():
+            part = told.setdefault(path[0], copy.deepcopy(self.config.get(path[0]))) if path[1:] else told
+            if path[1:] and not isinstance(part, dict):
+                part = told[path[0]] = {}
+            for name in path[1:-1]:
+                part = part.setdefault(name, {})
+            part[path[-1]] = value
+        return told
 
     def write_config(self, directory: Path, changes: Mapping[str, Any]) -> None:
         """The config as it was, with these entries changed or added."""

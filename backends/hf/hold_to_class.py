@@ -9,15 +9,19 @@ from typing import Any
 
 from ...errors import FxpruneError
 from ...intake.load import Loaded
+from ...ir.agreement import relative_error
 from ...ir.choice import Choice
 from ...ir.group import PruneGroup
 from ...ir.pipeline import Analysis
 from ...ir.plan import CompressionPlan
 from ...ir.program import Program
+from ...ir.provenance import first_line
 from ...passes.transform.slice_axes import SliceAxes
 from ...target.parity import eager, inputs_that_run
-from .fit import numbers_for, state_of
+from .config_numbers import ClassConfig
+from .fit import CLOSE, numbers_for, run_module, state_of
 from .folder import SourceFolder, need_folder
+from .ties import ClassTie, tie_groups
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class HoldToClass(Analysis):
     What a class takes so may be cut in any number, in every layer as it comes. Where a group could go entirely and the
     class cannot do without it, the least that stays is raised.
 
+    layout  ``free``: as above · ``uniform``: groups that one number of the config speaks for are tied to one count, the
+            class is built with that number, and groups that no number reaches are frozen
     kinds   that are tried; all where none is named
 
     Raises LoweringError where the model came from no Hugging Face folder: there is no class to go by.
@@ -39,14 +45,17 @@ class HoldToClass(Analysis):
     gives = ("groups",)
     takes = ("source",)
 
+    layout: str = "free"
     kinds: tuple[str, ...] = ()
     source: Loaded | None = field(default=None, repr=False, compare=False)
 
     def run(self, program: Program) -> Program:
         folder = need_folder(None if self.source is None else SourceFolder.of(self.source))
         flat, _ = inputs_that_run(program, eager(program.exported))
-        changed: dict[str, PruneGroup] = {}
         wanted = [g for g in program.need("groups") if not self.kinds or str(g.kind) in self.kinds]
+        if self.layout == "uniform":
+            return program.but(groups=_uniform(program, folder, wanted, flat))
+        changed: dict[str, PruneGroup] = {}
         everywhere = [(g, _some(g, n)) for alike in _alike(wanted) for n, g in enumerate(alike)]
         fits = not _refused(program, folder, flat, everywhere)
         for alike in _alike(wanted):
@@ -59,6 +68,47 @@ class HoldToClass(Analysis):
             if vanishing and _refused(program, folder, flat, [(g, 0) for g in vanishing]):
                 changed |= {g.name: g.but(floor=min(g.size, g.granularity)) for g in vanishing}
         return program.but(groups=tuple(changed.get(g.name, g) for g in program.need("groups")))
+
+
+def _uniform(
+    program: Program, folder: SourceFolder, wanted: Sequence[PruneGroup], flat: Sequence[Any]
+) -> tuple[PruneGroup, ...]:
+    """The program's groups with ties behind them, and frozen where no number of the config says their count, or the
+    class with that number does not compute what the graph does."""
+    known = ClassConfig.of(folder.model)
+    ties, refused = tie_groups(wanted, known)
+    middle = [(tie, tie.counts[(len(tie.counts) - 1) // 2]) for tie in ties]
+    if not _refused_by_config(program, folder, known, flat, middle):
+        middle = []
+    for tie, count in middle:
+        why = _refused_by_config(program, folder, known, flat, [(tie, count)])
+        if why:
+            refused |= dict.fromkeys(tie.members, f"with {tie.name} at its share, {why}")
+    kept = [tie for tie in ties if tie.members[0] not in refused]
+    said = {name: f"{folder.class_name} cannot say it: {why}" for name, why in refused.items()}
+    return (*(g.but(frozen=said[g.name]) if g.name in said else g for g in program.need("groups")), *kept)
+
+
+def _refused_by_config(
+    program: Program,
+    folder: SourceFolder,
+    known: ClassConfig,
+    flat: Sequence[Any],
+    counts: Sequence[tuple[ClassTie, int]],
+) -> str:
+    """Why the class, built with the numbers that these counts give, does not compute what the graph does; "" if it
+    does."""
+    numbers = {path: value for tie, count in counts for path, value in tie.config_at(count).items()}
+    try:
+        small = _sliced(program, [(g, count) for tie, count in counts for g in tie.tied])
+        model = known.build(numbers, state_of(small, folder.model).tensors)
+        got, want = run_module(small, model, flat), eager(small.exported)(flat)
+    except FxpruneError as error:
+        return error.what
+    except Exception as error:  # whatever the class's code says of such numbers
+        return first_line(error)
+    error = relative_error(got, want) if len(got) == len(want) else float("inf")
+    return "" if error <= CLOSE else f"its outputs differ by {error:.1e}"
 
 
 def _alike(groups: Iterable[PruneGroup]) -> Iterator[list[PruneGroup]]:
@@ -80,9 +130,14 @@ def _refused(
     program: Program, folder: SourceFolder, flat: Sequence[Any], counts: Sequence[tuple[PruneGroup, int]]
 ) -> str:
     """Why the class does not compute what the graph does where so many elements stay, the last ones; "" if it does."""
-    choices = {g.name: Choice(str(g.kind), g.size, tuple(range(g.size - n, g.size))) for g, n in counts}
     try:
-        small = SliceAxes().run(program.but(plan=CompressionPlan(choices)))
+        small = _sliced(program, counts)
         return numbers_for(small, folder.model, state_of(small, folder.model), flat, eager(small.exported)(flat))[1]
     except FxpruneError as error:
         return error.what
+
+
+def _sliced(program: Program, counts: Sequence[tuple[PruneGroup, int]]) -> Program:
+    """The program where so many elements of these groups stay, the last ones."""
+    choices = {g.name: Choice(str(g.kind), g.size, tuple(range(g.size - n, g.size))) for g, n in counts}
+    return SliceAxes().run(program.but(plan=CompressionPlan(choices)))
