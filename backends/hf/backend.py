@@ -25,8 +25,8 @@ from ...process.silence import quiet
 from ...target.backend import Backend, Lowered, Runner
 from ...target.parity import eager, inputs_that_run
 from . import modeling_pruned
-from .config_numbers import ClassConfig, numbers_for_shapes, numbers_of
-from .fit import ClassState, Numbers, input_names, numbers_for, state_of
+from .config_numbers import KnownClass, numbers_for_shapes, numbers_of
+from .fit import ClassState, Numbers, input_names, numbers_for, refused_by_config, state_of
 from .folder import CODE, SourceFolder, need_folder
 from .hold_to_class import HoldToClass
 from .load import load_hf
@@ -41,7 +41,7 @@ class HfBackend(Backend):
 
     layout   ``uniform``: one number of config.json says the count for all layers, and whatever reads such folders reads
              this one · ``free``: every layer has widths of its own. config.json states them, and ``modeling_pruned.py``
-             beside it builds the class so (``trust_remote_code=True``); ``fxprune.load_hf`` runs no code from the folder
+             beside it builds the class so (``trust_remote_code=True``); ``fxprune.load_hf`` needs no code of a folder
     """
 
     layout: str = LAYOUTS[0]
@@ -91,7 +91,7 @@ class HfBackend(Backend):
         source = need_folder(self.source)
         state = state_of(program, source.model)
         names = input_names(program, source.model)
-        changes = _uniform(source, state) if self.layout == "uniform" else _free(program, source, state)
+        changes = _uniform(program, source, state) if self.layout == "uniform" else _free(program, source, state)
         left_out = source.copy_files(directory)
         weights = _write_weights(source, state, directory)
         source.write_config(directory, changes)
@@ -139,13 +139,17 @@ def _free(program: Program, source: SourceFolder, state: ClassState) -> dict[str
     return {"auto_map": code, "pruned": pruned}
 
 
-def _uniform(source: SourceFolder, state: ClassState) -> dict[str, Any]:
+def _uniform(program: Program, source: SourceFolder, state: ClassState) -> dict[str, Any]:
     """The numbers of config.json that change, with the parts that they stand in. Raises LoweringError where no numbers
     say these shapes."""
-    known, own = ClassConfig.of(source.model), source.model.state_dict()
+    known, own = KnownClass.of(source.model), source.model.state_dict()
     sizes = sorted({size for name in state.shapes for size in own[name].shape})
     shapes = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
-    found = numbers_for_shapes(known, numbers_of(known, sizes), shapes) if state.shapes else {}
+    if not state.shapes:
+        return {}
+    flat, _ = inputs_that_run(program, eager(program.exported))
+    said = numbers_for_shapes(known, numbers_of(known, sizes), shapes)
+    found = next((one for one in said if not refused_by_config(program, known, one, state, flat)), None)
     if found is None:
         raise LoweringError(
             f"no numbers of {type(source.model.config).__name__} say the widths of this plan",

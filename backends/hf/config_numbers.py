@@ -40,16 +40,16 @@ class Number:
 
 
 @dataclass(frozen=True)
-class ClassConfig:
+class KnownClass:
     """A class with its config: what it builds for other numbers."""
 
     cls: type
     config: Any
 
     @staticmethod
-    def of(model: nn.Module) -> ClassConfig:
+    def of(model: nn.Module) -> KnownClass:
         """That of a loaded model."""
-        return ClassConfig(type(model), model.config)
+        return KnownClass(type(model), model.config)
 
     def changed(self, numbers: Mapping[Path, int]) -> Any:
         """A config of its own with these numbers."""
@@ -87,7 +87,7 @@ class ClassConfig:
                 yield from ((path, size) for size in sizes)
 
 
-def numbers_of(known: ClassConfig, sizes: Sequence[int]) -> tuple[Number, ...]:
+def numbers_of(known: KnownClass, sizes: Sequence[int]) -> tuple[Number, ...]:
     """The numbers of the config that dimensions of weights depend on.
 
     sizes   that an entry without a value may have by default (``n_inner``)
@@ -107,15 +107,20 @@ def numbers_of(known: ClassConfig, sizes: Sequence[int]) -> tuple[Number, ...]:
     return tuple(found.values())
 
 
-def numbers_for_shapes(known: ClassConfig, numbers: Sequence[Number], shapes: Shapes) -> dict[Path, int] | None:
-    """The config's numbers with which the class builds exactly ``shapes``; None where there are none."""
+def numbers_for_shapes(known: KnownClass, numbers: Sequence[Number], shapes: Shapes) -> Iterator[dict[Path, int]]:
+    """Every choice of numbers with which the class builds exactly ``shapes``, the fewest first: wider heads and more of
+    them may have the same shapes, so what the class then computes must tell."""
     whole = known.shapes({}) or {}
-    said: dict[Path, int] = {}
+    scaled: dict[Path, int] = {}
     for number in numbers:
         ratios = {Fraction(shapes[name][i], whole[name][i]) for name, i in number.moves if name in shapes}
-        if len(ratios) == 1 and (ratio := ratios.pop()) != 1 and (number.value * ratio).denominator == 1:
-            said[number.path] = int(number.value * ratio)
-    return said if known.shapes(said) == dict(shapes) else None
+        for ratio in ratios - {Fraction(1)}:
+            if (number.value * ratio).denominator == 1 and len(ratios) == 1:
+                scaled[number.path] = int(number.value * ratio)
+    for count in range(len(scaled) + 1):
+        for chosen in itertools.islice(itertools.combinations(scaled.items(), count), MOST_BUILDS):
+            if known.shapes(dict(chosen)) == dict(shapes):
+                yield dict(chosen)
 
 
 def _moved(whole: Shapes, other: Shapes | None) -> frozenset[Place]:

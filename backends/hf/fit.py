@@ -25,6 +25,8 @@ from ...intake.example_inputs import parameter_names
 from ...ir.agreement import relative_error
 from ...ir.program import Program
 from ...ir.provenance import first_line
+from ...target.parity import eager
+from .config_numbers import KnownClass, Path
 from .modeling_pruned import set_numbers, state_sizes
 
 CLOSE = 1e-4
@@ -121,6 +123,20 @@ def run_module(program: Program, model: Callable[..., Any], flat: Sequence[Any])
     with torch.no_grad():
         made = model(*args, **kwargs)
     return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
+
+
+def refused_by_config(
+    program: Program, known: KnownClass, numbers: Mapping[Path, int], state: ClassState, flat: Sequence[Any]
+) -> str:
+    """Why the class, built with these numbers of its config, does not compute on ``flat`` what the program does; "" if
+    it does."""
+    try:
+        model = known.build(numbers, state.tensors)
+        got, want = run_module(program, model, flat), eager(program.exported)(flat)
+    except Exception as error:  # whatever the class's code says of such numbers
+        return first_line(error)
+    distance = relative_error(got, want) if len(got) == len(want) else float("inf")
+    return "" if distance <= CLOSE else f"its outputs differ by {distance:.1e}"
 
 
 @contextmanager

@@ -9,17 +9,15 @@ from typing import Any
 
 from ...errors import FxpruneError
 from ...intake.load import Loaded
-from ...ir.agreement import relative_error
 from ...ir.choice import Choice
 from ...ir.group import PruneGroup
 from ...ir.pipeline import Analysis
 from ...ir.plan import CompressionPlan
 from ...ir.program import Program
-from ...ir.provenance import first_line
 from ...passes.transform.slice_axes import SliceAxes
 from ...target.parity import eager, inputs_that_run
-from .config_numbers import ClassConfig
-from .fit import CLOSE, numbers_for, run_module, state_of
+from .config_numbers import KnownClass
+from .fit import numbers_for, refused_by_config, state_of
 from .folder import SourceFolder, need_folder
 from .ties import ClassTie, tie_groups
 
@@ -75,40 +73,21 @@ def _uniform(
 ) -> tuple[PruneGroup, ...]:
     """The program's groups with ties behind them, and frozen where no number of the config says their count, or the
     class with that number does not compute what the graph does."""
-    known = ClassConfig.of(folder.model)
-    ties, refused = tie_groups(wanted, known)
-    middle = [(tie, tie.counts[(len(tie.counts) - 1) // 2]) for tie in ties]
-    if not _refused_by_config(program, folder, known, flat, middle):
-        middle = []
-    for tie, count in middle:
-        why = _refused_by_config(program, folder, known, flat, [(tie, count)])
-        if why:
-            refused |= dict.fromkeys(tie.members, f"with {tie.name} at its share, {why}")
-    kept = [tie for tie in ties if tie.members[0] not in refused]
+    known = KnownClass.of(folder.model)
+    ties, refused = tie_groups(wanted, known, lambda tie: _refused_tie(program, folder, known, flat, tie))
     said = {name: f"{folder.class_name} cannot say it: {why}" for name, why in refused.items()}
-    return (*(g.but(frozen=said[g.name]) if g.name in said else g for g in program.need("groups")), *kept)
+    return (*(g.but(frozen=said[g.name]) if g.name in said else g for g in program.need("groups")), *ties)
 
 
-def _refused_by_config(
-    program: Program,
-    folder: SourceFolder,
-    known: ClassConfig,
-    flat: Sequence[Any],
-    counts: Sequence[tuple[ClassTie, int]],
-) -> str:
-    """Why the class, built with the numbers that these counts give, does not compute what the graph does; "" if it
-    does."""
-    numbers = {path: value for tie, count in counts for path, value in tie.config_at(count).items()}
+def _refused_tie(program: Program, folder: SourceFolder, known: KnownClass, flat: Sequence[Any], tie: ClassTie) -> str:
+    """Why the class, built with the numbers of a tie that is cut to its middle, does not compute what the graph does;
+    "" if it does."""
+    count = tie.counts[(len(tie.counts) - 1) // 2]
     try:
-        small = _sliced(program, [(g, count) for tie, count in counts for g in tie.tied])
-        model = known.build(numbers, state_of(small, folder.model).tensors)
-        got, want = run_module(small, model, flat), eager(small.exported)(flat)
+        small = _sliced(program, [(g, count) for g in tie.tied])
+        return refused_by_config(small, known, tie.config_at(count), state_of(small, folder.model), flat)
     except FxpruneError as error:
         return error.what
-    except Exception as error:  # whatever the class's code says of such numbers
-        return first_line(error)
-    error = relative_error(got, want) if len(got) == len(want) else float("inf")
-    return "" if error <= CLOSE else f"its outputs differ by {error:.1e}"
 
 
 def _alike(groups: Iterable[PruneGroup]) -> Iterator[list[PruneGroup]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ...ir.axis import kept_total
 from ...ir.group import PruneGroup, Tie
-from .config_numbers import ClassConfig, Number, Path, Place, Shapes, numbers_of
+from .config_numbers import KnownClass, Number, Path, Place, Shapes, numbers_of
 
 MOST_TOGETHER = 3  # numbers that move as one: heads, KV heads and the width of both
 MOST_CHECKED = 64  # levels of a tie that are built one by one
@@ -35,27 +35,37 @@ class ClassTie(Tie):
         return {n.path: n.value * count // self.size for n in self.numbers}
 
 
-def tie_groups(groups: Sequence[PruneGroup], known: ClassConfig) -> tuple[list[ClassTie], dict[str, str]]:
-    """(ties of the groups that the config can say, why each of the others cannot be)."""
+def tie_groups(
+    groups: Sequence[PruneGroup], known: KnownClass, refuse: Callable[[ClassTie], str]
+) -> tuple[list[ClassTie], dict[str, str]]:
+    """(ties of the groups that the config can say, why each of the others cannot be).
+
+    refuse   says why the class does not compute what the graph does when a tie is cut, "" where it does: several sets
+             of numbers may give the same shapes (fewer heads, or narrower ones)
+    """
     live = [g for g in groups if g.prunable]
     whole = known.shapes({}) or {}
     numbers = numbers_of(known, sorted({g.size for g in live}))
     ties, refused, left = [], dict[str, str](), {g.name: g for g in live}
     while left:
         first = next(iter(left.values()))
-        found = next(_sets_of_numbers(first, numbers, left.values(), known, whole), None)
-        if found is None:
-            refused[first.name] = f"no number of {type(known.config).__name__} says how many of them there are"
-            del left[first.name]
-            continue
-        ties.append(found)
-        for member in found.members:
-            del left[member]
+        why = f"no number of {type(known.config).__name__} says how many of them there are"
+        found = [first.name]
+        for tie in _sets_of_numbers(first, numbers, left.values(), known, whole):
+            said = refuse(tie)
+            if not said:
+                ties.append(tie)
+                found, why = [*tie.members], ""
+                break
+            why = f"with {tie.name} in proportion, {said}"
+        for name in found:
+            del left[name]
+            refused |= {name: why} if why else {}
     return ties, refused
 
 
 def _sets_of_numbers(
-    first: PruneGroup, numbers: Sequence[Number], groups: Iterable[PruneGroup], known: ClassConfig, whole: Shapes
+    first: PruneGroup, numbers: Sequence[Number], groups: Iterable[PruneGroup], known: KnownClass, whole: Shapes
 ) -> Iterator[ClassTie]:
     """Ties that hold ``first``, of the fewest numbers: what these move is what the members reach, and nothing else."""
     touching = [n for n in numbers if n.moves & _places(first, whole)]
@@ -72,7 +82,7 @@ def _sets_of_numbers(
                     yield ClassTie(**said, counts=counts, numbers=chosen)
 
 
-def _counts(tie: Tie, numbers: Sequence[Number], known: ClassConfig, whole: Shapes) -> tuple[int, ...]:
+def _counts(tie: Tie, numbers: Sequence[Number], known: KnownClass, whole: Shapes) -> tuple[int, ...]:
     """Kept counts that the class builds, with the very shapes that slicing leaves; of many, a few are tried."""
     levels = [k for k in tie.levels() if k and all((n.value * Fraction(k, tie.size)).denominator == 1 for n in numbers)]
     some = levels if len(levels) <= MOST_CHECKED else [levels[0], levels[len(levels) // 2]]
