@@ -52,14 +52,14 @@ class KnownClass:
         return KnownClass(type(model), model.config)
 
     def changed(self, numbers: Mapping[Path, int]) -> Any:
-        """A config of its own with these numbers."""
+        """A config with these numbers, as it is read from a file: it may refuse them."""
         config = copy.deepcopy(self.config)
         for path, value in numbers.items():
             part = config
             for name in path[:-1]:
                 part = getattr(part, name)
             setattr(part, path[-1], value)
-        return config
+        return type(config).from_dict(config.to_dict())
 
     def shapes(self, numbers: Mapping[Path, int]) -> Shapes | None:
         """Shapes of the state dict that the class builds with these numbers; None where it does not build."""
