@@ -67,13 +67,14 @@ class SourceFolder:
         import transformers
         from transformers.models.auto import auto_factory
 
-        found, config = {}, type(self.model.config)
+        found: dict[str, str] = {}
+        config: Any = type(self.model.config)
         for name in (n for n in dir(transformers) if n.startswith("AutoModel")):
             auto: Any = getattr(transformers, name)
             mapping = getattr(auto, "_model_mapping", None)
             if not isinstance(mapping, auto_factory._LazyAutoMapping) or config not in mapping:
                 continue
-            given = mapping[config]
+            given: Any = mapping[config]
             given = given[0] if isinstance(given, tuple) else given
             if given is type(self.model) or name == "AutoModel":
                 found[name] = given.__name__
@@ -99,9 +100,9 @@ class SourceFolder:
         """The entries of the config that hold these numbers, with them."""
         told: dict[str, Any] = {}
         for path, value in numbers.items():
-            part = told.setdefault(path[0], copy.deepcopy(self.config.get(path[0]))) if path[1:] else told
-            if path[1:] and not isinstance(part, dict):
-                part = told[path[0]] = {}
+            part = told
+            if path[1:]:
+                part = told.setdefault(path[0], copy.deepcopy(self.config.get(path[0]) or {}))
             for name in path[1:-1]:
                 part = part.setdefault(name, {})
             part[path[-1]] = value

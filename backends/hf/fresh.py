@@ -53,9 +53,10 @@ def _load(folder: str, asked: dict[str, Any]) -> Any:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     if asked["auto"]:
-        cls = getattr(transformers, asked["auto"])
-        return cls.from_pretrained(folder, trust_remote_code=True, local_files_only=True, dtype=torch.float32)
-    cls = get_class_from_dynamic_module(asked["class"], folder, local_files_only=True)
+        return getattr(transformers, asked["auto"]).from_pretrained(
+            folder, trust_remote_code=True, local_files_only=True, dtype=torch.float32
+        )
+    cls: Any = get_class_from_dynamic_module(asked["class"], folder, local_files_only=True)
     return cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
 
 

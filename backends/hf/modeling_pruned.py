@@ -33,7 +33,7 @@ class Pruned:
     """Put before a class of transformers: what it builds has the shapes of ``config.pruned``."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         said = getattr(config, "pruned", None) or {}
         for name, shape in said.get("shapes", {}).items():
             _resize(self, name, shape)
