@@ -28,7 +28,8 @@ from ..request.options import Amount
 from ..request.request import Request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
-from .decide import Decided, decide
+from .decide import Decided
+from .decide_kinds import decide_among
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
 from .replay import run_stated
@@ -163,7 +164,7 @@ def compile(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
+        return finish(keep_everything(run) if goal is None else decide_among(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -217,7 +218,7 @@ def plan(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
+        program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
     return _written(program, out)
 
 

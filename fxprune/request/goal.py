@@ -29,6 +29,8 @@ class Goal:
     """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
     No budget: the token counts are explicit, and nothing else is cut.
+
+    wider   kinds that are tried beside ``kinds``, and taken where data say that the result is nearer to the dense model
     """
 
     budget: Budget | None
@@ -43,6 +45,7 @@ class Goal:
     tokens: TokenGoal | None = None
     search: str = "auto"
     table: LatencyTable | None = None
+    wider: tuple[Kind | str, ...] = ()
 
     def __post_init__(self) -> None:
         from ..passes.search.search_plan import SearchPlan, kinds_named
@@ -185,6 +188,16 @@ def kinds_and_tokens(
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
     return kinds, token_goal(tokens, kinds, unmerge)
+
+
+WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
+"""Kinds that pay on some models and cost on others: data say which."""
+
+
+def wider_kinds(goal: Goal, asked: str | Sequence[str | Kind] | None, data: Any) -> tuple[Kind | str, ...]:
+    """The kinds to try beside the goal's, where nobody named any and there are data to judge by."""
+    plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
+    return WIDER if asked is None and data is not None and plain and goal.scorer.comparable else ()
 
 
 def check_samples(asked: int | str) -> None:
