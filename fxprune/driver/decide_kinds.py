@@ -1,5 +1,5 @@
-"""With data nobody has to choose kinds: a plan that may also cut widths of attentions and of the residual stream is held
-against the plain one, both repaired, on samples that repaired neither."""
+"""With data nobody has to choose kinds: a plan that may also cut widths of attentions and of the residual stream is
+held against the plain one, both repaired, on samples that repaired neither."""
 
 from __future__ import annotations
 
