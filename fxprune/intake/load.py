@@ -21,6 +21,7 @@ from .given_inputs import INPUT_CURE, given_inputs, to_device
 from .images import ImagePreprocess
 from .own_description import described_inputs, timm_cfg
 from .pickles import load_pickle
+from .refusals import refuse_quantised
 from .rehearsal import first_line
 from .tensors import AVERAGED, TORCH_SUFFIXES, existing, find_weights, kind_of, shorten
 from .timm_models import load_timm
@@ -231,6 +232,8 @@ def _state_dict_alone(path: Path) -> LoadError:
 def _check_weights(loaded: Loaded) -> None:
     """Raise LoadError for weights that are not numbers: every score and comparison after them would be meaningless."""
     model = loaded.model
+    if isinstance(model, nn.Module):
+        refuse_quantised(model, loaded.name)
     if isinstance(model, ExportedProgram):
         parameters, others = dict(model.named_parameters()), {**dict(model.named_buffers()), **model.constants}
     else:
