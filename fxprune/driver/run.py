@@ -96,7 +96,7 @@ def open_model(
         )
         if data is not None and not loaded.args and not loaded.kwargs:
             first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
-            loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+            loaded = loaded.with_inputs(first.args, first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
