@@ -124,6 +124,8 @@ class PruneGroup:
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
     uses         the products with a weight that it passes through, and what is not known of them
+    basis        by what its elements were put in order, best first (``data`` or ``weights``, see ``AlignHeads``), or ""
+                 where they are in the model's own: those of a group in order are cut from the end
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -141,6 +143,7 @@ class PruneGroup:
     floor: int = 1
     strict: bool = True
     uses: tuple[OpUse, ...] = ()
+    basis: str = ""
 
     @property
     def prunable(self) -> bool:
@@ -171,7 +174,7 @@ class PruneGroup:
         if count == self.size:
             return {}
         keep = tuple(sorted(scores[self.name].ranking()[:count]))
-        return {self.name: Choice(str(self.kind), self.size, keep)}
+        return {self.name: Choice(str(self.kind), self.size, keep, self.basis)}
 
     def derive(self, scores: Scores) -> ImportanceScores:
         """Its scores, made of those of its ``members``."""
