@@ -78,12 +78,18 @@ def prepare(run: Run, goal: Goal) -> Run:
 
 
 def score(run: Run, goal: Goal) -> Run:
-    """The run with the scores of the goal's criterion; as it is where it has scores already."""
+    """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
+    from the end of an order; as it is where it has scores already."""
+    from ..passes.analysis.measure_rungs import MeasureRungs, tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
-    return run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
+    run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
+    kinds = tuple(dict.fromkeys(str(g.kind) for g in tailed(run.program) if str(g.kind) in map(str, goal.group_kinds)))
+    if not kinds or not goal.scorer.measures_sets:
+        return run
+    return run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
 
 
 def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:

@@ -124,8 +124,9 @@ class PruneGroup:
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
     uses         the products with a weight that it passes through, and what is not known of them
-    basis        by what its elements were put in order, best first (``data`` or ``weights``, see ``AlignHeads``), or ""
-                 where they are in the model's own: those of a group in order are cut from the end
+    ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
+                 whatever their single scores
+    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -143,6 +144,7 @@ class PruneGroup:
     floor: int = 1
     strict: bool = True
     uses: tuple[OpUse, ...] = ()
+    ordered: bool = False
     basis: str = ""
 
     @property

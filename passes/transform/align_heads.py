@@ -60,7 +60,7 @@ class AlignHeads(Transform):
     positions turn them by pairs, a norm of queries and keys weighs them, something else reads them; or where a weight
     is computed or shared.
 
-    Needs   ``axes`` and ``groups``; both are handed on, ``basis`` of the groups that are in order says by what.
+    Needs   ``axes`` and ``groups``; both are handed on, groups in order are ``ordered``, their ``basis`` says by what.
     Law     outputs stay to 1e-5 (fp32); applied again it changes nothing; the same data, the same bits
     Cost    one run of the data; 8 d^2 bytes per head; an SVD of d x d per head
     Source  bases.md 2; queries and keys as in A^3 (arXiv:2505.12942), without data as in Olica (arXiv:2506.08436)
@@ -97,7 +97,7 @@ class AlignHeads(Transform):
             home[name] = torch.nn.Parameter(tensor, old.requires_grad) if isinstance(old, torch.nn.Parameter) else tensor
         exported = rebuild(program.exported, copy_graph(program.exported), state_dict=state, constants=constants)
         ordered = {site.group.name for site in sites}
-        groups = tuple(g.but(basis=by) if g.name in ordered else g for g in program.need("groups"))
+        groups = tuple(g.but(basis=by, ordered=True) if g.name in ordered else g for g in program.need("groups"))
         axes = replace(program.need("axes"))
         strengths = {
             site.group.name: torch.stack([b.strengths for b in heads]).square().sum(0).sqrt()

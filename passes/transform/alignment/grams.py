@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from ....data.batch import Batch, Calibration
-from ....ir.axes import Axes
 from ....ir.axis import Axis, atoms
 from ....ir.dataflow import bind, goes_to, product, row_weight
 from ....ir.program import Program

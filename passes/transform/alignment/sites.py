@@ -330,11 +330,10 @@ def _keys(node: Node, summed: Contraction) -> int | None:
     rank, current = len(node.meta["val"].shape), node
     while len(current.users) == 1:
         current = next(iter(current.users))
-        value = current.meta.get("val")
-        if family(current) is Family.SOFTMAX:
-            at = int(bind(current).get("dim", -1)) % rank
-            return _holder(node, at, rank)
-        if not isinstance(value, Tensor) or len(value.shape) != rank or family(current) in (Family.PERMUTE, Family.RESHAPE):
+        value, does = current.meta.get("val"), family(current)
+        if does is Family.SOFTMAX:
+            return _holder(node, int(bind(current).get("dim", -1)) % rank, rank)
+        if not isinstance(value, Tensor) or len(value.shape) != rank or does in (Family.PERMUTE, Family.RESHAPE):
             return None
     return None
 
