@@ -30,8 +30,8 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge, plan.basis)
     if plan.basis == "data" and run.data is None:
         run.tell.warn(
-            "the plan cuts query, key and value widths in a basis by data, and no data was given: by weights alone here; "
-            "give the plan's data with `--data` for the same weights"
+            "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
+            "weights alone. For that of the plan, compile with the plan and its data"
         )
     run = prove_prepared(run)
     how = Goal(None, default_criterion(None), (), 1, recover).recovery

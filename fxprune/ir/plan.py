@@ -179,8 +179,9 @@ class CompressionPlan:
         raise PlanError(
             "the plan numbers elements of another basis",
             where=self.place(name, *(["basis"] if choice.basis else [])),
-            why="they are put in order by align-heads there, and not here" if choice.basis else
-            "they are put in order by align-heads here, and not there",
+            why="they are put in order by align-heads there, and not here"
+            if choice.basis
+            else "they are put in order by align-heads here, and not there",
             cure="state align-heads before read-plan where the plan says `basis`, and only there; else make a new plan",
         )
 

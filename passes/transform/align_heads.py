@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from .alignment.grams import of_data, of_weights
 from .alignment.sites import Site, find_sites
 from .alignment.stored import Store
 from .recovery.shared import from_first
+
+CONTIGUOUS = torch.contiguous_format
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class AlignHeads(Transform):
         changed = from_first(_rewritten(program, sites, bases))
         state, constants = dict(program.exported.state_dict), dict(program.exported.constants)
         for name, tensor in changed.items():
-            home = state if name in state else constants
-            old = home[name]
-            home[name] = torch.nn.Parameter(tensor, old.requires_grad) if isinstance(old, torch.nn.Parameter) else tensor
+            home: dict[str, Any] = state if name in state else constants
+            trained = isinstance(home[name], torch.nn.Parameter)
+            home[name] = torch.nn.Parameter(tensor, home[name].requires_grad) if trained else tensor
         exported = rebuild(program.exported, copy_graph(program.exported), state_dict=state, constants=constants)
         ordered = {site.group.name for site in sites}
         groups = tuple(g.but(basis=by, ordered=True) if g.name in ordered else g for g in program.need("groups"))
@@ -132,9 +134,9 @@ def _rewritten(program: Program, sites: list[Site], bases: list[list[Basis]]) ->
                     for rows in head:
                         part = whole.seen(lambda t, rows=rows: t[rows])  # type: ignore[misc]
                         new = turn @ part.read(current)
-                        for name in (n for i, n in enumerate(part.names) if bool((part.origin == i).any())):
+                        for name in part.present():
                             if name not in changed:
-                                changed[name] = program.tensors[name].detach().clone(memory_format=torch.contiguous_format)
+                                changed[name] = program.tensors[name].detach().clone(memory_format=CONTIGUOUS)
                         part.write(changed, new)
     return changed
 

@@ -33,6 +33,10 @@ class Stored:
         """The same entries, or some of them, in another arrangement."""
         return Stored(self.names, view(self.origin), view(self.place))
 
+    def present(self) -> list[str]:
+        """The tensors of which an entry is in it."""
+        return [self.names[i] for i in self.origin.unique().tolist()]
+
     def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The value, from these tensors. fp64"""
         value = torch.zeros(self.place.shape, dtype=torch.float64)
@@ -43,10 +47,8 @@ class Stored:
 
     def write(self, tensors: Mapping[str, Tensor], value: Tensor) -> None:
         """Put ``value`` into these tensors, which are contiguous."""
-        for number, name in enumerate(self.names):
-            mine = self.origin == number
-            if not bool(mine.any()):
-                continue
+        for name in self.present():
+            mine = self.origin == self.names.index(name)
             tensors[name].view(-1)[self.place[mine].to(tensors[name].device)] = value[mine].to(tensors[name])
 
     def touches(self, name: str, size: int) -> Tensor:
