@@ -72,7 +72,8 @@ def decide(run: Run, goal: Goal) -> Decided:
 
 def prepare(run: Run, goal: Goal) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with."""
-    run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+    tokens = goal.tokens
+    run = find_groups(run, goal.kinds, tokens is not None, tokens is not None and tokens.unmerge, basis="data")
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 

@@ -31,6 +31,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.recover import Recover
     from ..passes.transform.slice_axes import SliceAxes
 
@@ -50,7 +51,10 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         last = isinstance(one, Recover) and run.program.whole is None  # of the result, not of a round
         unfitted = run.program if last else unfitted
         run = run.through(one)
-        if isinstance(one, FindGroups) and run.program.proof == before.proof:
+        ready = isinstance(one, FindGroups | AlignHeads) and not any(
+            isinstance(later, AlignHeads) for later in stated.before[number + 1 :]
+        )
+        if ready and run.program.proof == before.proof:
             run = prove_prepared(run)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
             run = run.on(run.program.without_facts())

@@ -289,15 +289,20 @@ class Run:
         return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
 
-def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
+def find_groups(
+    run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False, basis: str = ""
+) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
     unfuses qkv first.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+    basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
+             data it is by weights
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.find_token_sites import FindTokenSites
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.clean import Clean
     from ..passes.transform.drop_masks import DropMasks
     from ..passes.transform.fold_weights import FoldWeights
@@ -305,11 +310,15 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     from ..passes.transform.unfuse import Unfuse
     from ..passes.transform.unshare import Unshare
 
-    ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
+    widths = bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
+    ready = [FoldWeights(), Unfuse()] if widths else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders)
+    if widths and basis:
+        run = run.through(AlignHeads("weights" if run.data is None else basis))
+    run = run.through(*([FindTokenSites(unmerge=unmerge)] if tokens else []))
     check_counts(run.program, run.pipeline)
     return run
 

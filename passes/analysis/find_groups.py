@@ -34,8 +34,8 @@ class FindGroups(Analysis):
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
-    inherit      between rounds: multiples, floors and what is frozen are those of the same group of the whole program
-                 (see ``StartRound``), and groups that it did not have are frozen
+    inherit      between rounds: multiples, floors, the basis and what is frozen are those of the same group of the
+                 whole program (see ``StartRound``), and groups that it did not have are frozen
 
     A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
     above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
@@ -151,6 +151,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             granularity=whole[g.name].granularity,
             strict=whole[g.name].strict,
             ordered=whole[g.name].ordered,
+            basis=whole[g.name].basis,
             frozen=g.frozen or whole[g.name].frozen,
         )
         if g.name in whole
