@@ -34,6 +34,7 @@ from .parts import appliers, drop_parts, finders_of, left_of
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
 
 HELD, SUFFICIENT = 0.2, 160
 """Share of the data that is held back from so many samples on, and so many samples."""
@@ -285,11 +286,18 @@ class Run:
         return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
 
-def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
+def find_groups(
+    run: Run,
+    kinds: Iterable[Kind | str] = (),
+    tokens: bool = False,
+    unmerge: bool = False,
+    rotate: RotateWidth | None = None,
+) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
     unfuses qkv first.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+    rotate   puts residual streams into their principal basis first
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.find_token_sites import FindTokenSites
@@ -303,6 +311,9 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
 
     ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    if rotate is not None:
+        known = run.program.groups is not None
+        run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
