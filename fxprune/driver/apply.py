@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from .. import registry
 from ..errors import PlanError
@@ -18,6 +18,9 @@ from .decide import Decided
 from .proof import prove_prepared
 from .run import Run, find_groups
 
+if TYPE_CHECKING:
+    from ..passes.transform.rotate_width import RotateWidth
+
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 
 
@@ -27,7 +30,8 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge, plan.basis)
+    unmerge = merging is not None and merging.unmerge
+    run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, _rotation(run, plan))
     if plan.basis == "data" and run.data is None:
         run.tell.warn(
             "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
@@ -37,6 +41,24 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)
+
+
+def _rotation(run: Run, plan: CompressionPlan) -> RotateWidth | None:
+    """The pass that finds the basis that elements of ``plan`` are directions of; None where it cuts none. Raises
+    PlanError where there is no data to find it by: the plan says how many directions stay, the data which they are."""
+    from ..passes.transform.rotate_width import RotateWidth
+
+    cut = [name for name in plan.about.get("rotated") or () if name in plan.elements]
+    if not cut:
+        return None
+    if run.data is None:
+        raise PlanError(
+            "the plan cuts a width in a basis that is found from data, and there is none",
+            where=f"group '{cut[0]}'",
+            why="its elements are the directions along which the norms see most, best first",
+            cure="give `--data`: samples like those that the plan was made with",
+        )
+    return RotateWidth()
 
 
 def give_plan(run: Run, plan: CompressionPlan) -> Decided:

@@ -10,6 +10,7 @@ from ..data.fingerprint import fingerprint
 from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
+from ..ir.group import Kind
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..passes.analysis.rank_within import RankWithin
     from ..passes.search.search_plan import SearchPlan
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
     from ..request.goal import Goal
 
 SWEPT = 128  # samples that head scales are compared on
@@ -60,20 +62,27 @@ class Decided:
         return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
 
 
-def decide(run: Run, goal: Goal) -> Decided:
+def decide(run: Run, goal: Goal, rotate: bool = True) -> Decided:
     """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
+
+    ``rotate``: see :func:`prepare`
     """
-    return decide_on(prepare(run, goal), goal)
+    return decide_on(prepare(run, goal, rotate), goal)
 
 
-def prepare(run: Run, goal: Goal) -> Run:
-    """The run with its groups, and the data that will be used: what every plan of it begins with."""
-    tokens = goal.tokens
-    run = find_groups(run, goal.kinds, tokens is not None, tokens is not None and tokens.unmerge, basis="data")
+def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
+    """The run with its groups, and the data that will be used: what every plan of it begins with.
+
+    rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
+             the result must fit other graphs
+    """
+    turn = rotation(run, goal) if rotate and Kind.WIDTH in goal.group_kinds and goal.by_groups else None
+    unmerge = goal.tokens is not None and goal.tokens.unmerge
+    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
@@ -137,10 +146,32 @@ def decide_on(run: Run, goal: Goal) -> Decided:
     return Decided(run, run.program, budget, latency)
 
 
+def rotation(run: Run, goal: Goal) -> RotateWidth | None:
+    """The pass that finds the basis of residual streams; None, with a note, where there is no data to find it by.
+
+    Where parameters are what the budget is of, no tensor may become two.
+    """
+    from ..passes.transform.rotate_width import RotateWidth
+
+    if run.data is None:
+        run.tell.note("width is cut in the model's own basis: there is no data to find a better one by")
+        return None
+    return RotateWidth(untie=goal.budget is None or goal.budget.metric not in ("params", "bytes"))
+
+
+def rotated_groups(run: Run) -> list[str]:
+    """Names of the groups whose elements are directions of a basis that the run has found."""
+    from ..passes.transform.rotate_width import Rotations
+
+    records = (step.result.record for step in run.steps)
+    return [one.group for record in records if isinstance(record, Rotations) for one in record.rotated]
+
+
 def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
-    data = run.data
+    data, rotated = run.data, rotated_groups(run)
     return {
+        **({"rotated": rotated} if rotated else {}),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),

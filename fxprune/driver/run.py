@@ -35,6 +35,7 @@ from .samples import LEAST, Amount, choose_amount
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
 
 HELD, SUFFICIENT = 0.2, 160
 """Share of the data that is held back from so many samples on, and so many samples."""
@@ -290,7 +291,12 @@ class Run:
 
 
 def find_groups(
-    run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False, basis: str = ""
+    run: Run,
+    kinds: Iterable[Kind | str] = (),
+    tokens: bool = False,
+    unmerge: bool = False,
+    basis: str = "",
+    rotate: RotateWidth | None = None,
 ) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
     unfuses qkv first.
@@ -298,6 +304,7 @@ def find_groups(
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
              data it is by weights
+    rotate   puts residual streams into their principal basis first
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.find_token_sites import FindTokenSites
@@ -313,6 +320,9 @@ def find_groups(
     widths = bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
     ready = [FoldWeights(), Unfuse()] if widths else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    if rotate is not None:
+        known = run.program.groups is not None
+        run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders)

@@ -13,6 +13,7 @@ from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
 from ...ir.group import Kind, PruneGroup, Slot
+from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
@@ -94,6 +95,7 @@ class FindGroups(Analysis):
                 nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
                 uses=uses.get(axis, ()),
+                ordered=axis in facts.rotated,
             )
             groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
@@ -207,6 +209,12 @@ class _Facts:
             for axis in leaves(c.dim):
                 self.contracted[axis].append(c.node)
         self.statistics = {a for s in axes.statistics for a in leaves(s.dim)}
+        self.rotated = {
+            axis
+            for norm in row_norms(program.graph)
+            if norm.width is not None and isinstance(axes.dims.get(norm.source.name), list)
+            for axis in leaves(axes.dims[norm.source.name][-1])
+        }
         self.frozen: dict[Axis, str] = {}
         for f in axes.frozen:
             for axis in leaves(f.dim):
@@ -291,7 +299,7 @@ class _Facts:
         if (axis in self.query_key or axis in self.value) and not stream:
             both = axis in self.query_key and axis in self.value
             return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
-        if axis in self.statistics:
+        if axis in self.statistics or axis in self.rotated:
             return Kind.WIDTH
         if self.has("conv", axis) or (self.has("depthwise", axis) and not self._between_linears(axis)):
             return Kind.CHANNEL
