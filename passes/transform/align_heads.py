@@ -56,7 +56,7 @@ class AlignHeads(Transform):
     so that cutting its tail costs little. With GQA a key head has one basis, the grams of its queries added up.
 
     basis   ``data``: grams over the calibration data, and as with ``weights`` where there is none; ``weights``: as if
-            all that the layers read counted alike (the singular vectors of the products of weights)
+            layers read white noise, behind a norm its weight and bias: the singular vectors of the products of weights
 
     A basis stays what it is, and the record and a note say why, where elements mean something by themselves: rotary
     positions turn them by pairs, a norm of queries and keys weighs them, something else reads them; or where a weight
@@ -112,10 +112,14 @@ class AlignHeads(Transform):
 def _bases(program: Program, sites: list[Site], data: Calibration | None) -> list[list[Basis]]:
     """Of every site, by head."""
     store = Store(program)
-    found = [[None, None] for _ in sites] if data is None else of_data(program, sites, data)
+    none: list[list[list[Tensor] | None]] = [[None, None] for _ in sites]
+    found = none if data is None else of_data(program, sites, data)
     bases = []
     for site, grams in zip(sites, found, strict=True):
-        both = [of_weights(s, store) if g is None else g for s, g in zip(site.sides, grams, strict=True)]
+        both = [
+            of_weights(side, store, centred=site.is_centred(number)) if given is None else given
+            for number, (side, given) in enumerate(zip(site.sides, grams, strict=True))
+        ]
         bases.append([balance(one, two) for one, two in zip(*both, strict=True)])
     return bases
 

@@ -16,6 +16,7 @@ from support.laws import (
     leaves_end_somewhere,
     plan_fits_another_checkpoint,
     random_plan,
+    rewritten_in_order,
     saving_keeps_the_output,
     searched,
     shapes_are_predicted,
@@ -31,6 +32,7 @@ from fxprune.ir.group import Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.transform.align_heads import AlignHeads
 
 
 @pytest.mark.drawn(14)
@@ -83,7 +85,7 @@ def test_a_plan_fits_another_checkpoint(name: str) -> None:
     plan_fits_another_checkpoint(program, plan, analysed(name, seed=1))
 
 
-@pytest.mark.parametrize("name", ["vit", "beit", "swin", "deit_distilled", "hf_vit"])
+@pytest.mark.parametrize("name", ["vit", "beit", "swin", "deit_distilled", "hf_vit", "multihead_vit"])
 def test_unfused_qkv_comes_apart(name: str) -> None:
     program = analysed(name, unfuse=True)
     fused = [g for g in analysed(name).need("groups") if g.kind == Kind.QKV and g.prunable]
@@ -97,6 +99,16 @@ def test_unfused_qkv_comes_apart(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "bert", "t5_encoder", "gpt2", "llama", "swin"])
 def test_what_goes_from_the_end_is_measured_as_a_whole(name: str) -> None:
     tails_are_removed_at_once(analysed(name, unfuse=True), (Kind.QK, Kind.V))
+
+
+@pytest.mark.drawn(6)
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_heads_in_order_compute_the_same(name: str) -> None:
+    program = analysed(name, unfuse=True)
+    after, (result,) = Pipeline((AlignHeads(),), start=("axes", "groups")).apply(program)
+    widths = [g.name for g in program.need("groups") if g.kind in (Kind.QK, Kind.V, Kind.QKV) and g.prunable]
+    assert sorted({*result.record.strengths, *result.record.stays}) == sorted(widths)
+    rewritten_in_order(program, after)
 
 
 def test_nothing_to_prune_is_an_error() -> None:

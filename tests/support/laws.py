@@ -238,6 +238,20 @@ def shapes_are_predicted(program: Program) -> None:
                 assert real_size(total(dim), axes.sizes) == axes.stand_ins.real(size), node.name
 
 
+def rewritten_in_order(program: Program, after: Program) -> None:
+    """Weights in another basis: the same outputs and graph, and sliced still equals masked, the facts handed on."""
+    assert str(after.graph) == str(program.graph)
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(after, flat), run_flat(program, flat)) <= 1e-5
+    names = [g.name for g in after.need("groups") if g.ordered]
+    assert [g.but(ordered=False, basis="") for g in after.need("groups")] == list(program.need("groups"))
+    keep = {g.name: Choice(str(g.kind), g.size, tuple(range(-(-g.size // 2))), g.basis) for g in after.need("groups")}
+    plan = CompressionPlan({name: keep[name] for name in names})
+    if names:
+        sliced_equals_masked(after, plan, sliced(after, plan))
+
+
 def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:
     """Through JSON and onto other weights of the same architecture: the same shapes, and still sliced = masked."""
     again = replace(CompressionPlan.from_json(plan.to_json()), source=None)  # drawn without regard to multiples

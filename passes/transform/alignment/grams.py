@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from ....data.batch import Batch, Calibration
 from ....ir.axis import Axis, atoms
-from ....ir.dataflow import bind, goes_to, product, row_weight
+from ....ir.dataflow import MOVES, ROW_NORMS, behind_views, bind, family, goes_to, product, row_weight
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from ....process.ranks import mine
@@ -26,10 +26,33 @@ ROWS = 8192
 """Rows of a layer that are taken per batch, at most; where there are more they are thinned out evenly."""
 
 
-def of_weights(side: Side, store: Store) -> list[Tensor]:
-    """Grams of the factor where all that its layer reads (with ``reads``: all that it gives) counts alike, by head."""
-    value = side.vectors(store).read(store.tensors)
+def of_weights(side: Side, store: Store, centred: bool) -> list[Tensor]:
+    """Grams of the factor, by head, where its layer reads white noise: behind a norm what the norm makes of that, its
+    weight and its bias. Of a layer that ``reads`` the factor where all that it gives counts alike.
+
+    centred   leave out what is the same in every row
+    """
+    value, mean = side.vectors(store).read(store.tensors), torch.zeros(0)
+    if not side.reads:
+        scale, shift = _behind_norm(side, store)
+        mean = value @ shift if shift is not None else torch.zeros(len(value), dtype=torch.float64)
+        shifts = side.shifts(store)
+        mean = mean if shifts is None else mean + shifts.read(store.tensors)
+        value = value if scale is None else value * scale
+        value = value if centred else torch.cat([value, mean[:, None]], 1)
     return [sum((value[rows] @ value[rows].T for rows in head), torch.zeros(())) for head in side.rows]
+
+
+def _behind_norm(side: Side, store: Store) -> tuple[Tensor | None, Tensor | None]:
+    """(weight, bias) of the norm of rows that the layer reads, where there is one, and they fit. [in] fp64 each"""
+    source, found = behind_views(_read(side.node), MOVES), list[Tensor | None]()
+    inputs = side.weight.meta["val"].shape[0 if side.form == "transposed" else 1]
+    for name in ("weight", "bias"):
+        part = bind(source).get(name) if family(source) in ROW_NORMS and side.form != "conv" else None
+        stored = store.trace(part) if isinstance(part, Node) else None
+        fits = stored is not None and tuple(stored.place.shape) == (inputs,)
+        found.append(stored.read(store.tensors) if stored is not None and fits else None)
+    return found[0], found[1]
 
 
 @torch.no_grad()

@@ -69,6 +69,11 @@ class Site:
     sides: tuple[Side, Side]
     keys: int | None = None
 
+    def is_centred(self, side: int) -> bool:
+        """Whether what is the same in every row of that side does not matter: of keys to a softmax, of values where a
+        bias makes up for it."""
+        return side == self.keys or (side == 1 and self.sides[0].reads and self.sides[0].bias is not None)
+
 
 def find_sites(program: Program, groups: Sequence[PruneGroup]) -> tuple[list[Site], dict[str, str]]:
     """(where the basis is free, group -> why it is not) among query/key and value widths that are not frozen."""
