@@ -105,7 +105,7 @@ def test_the_default_row_is_the_product_as_it_is_used(opened: Any, tmp_path: Pat
     )
     assert record["macs"] == small.report["cost"]["compressed"]["flops"]
     assert record["method"] == small.report["recovery"]["method"]
-    assert record["cut"] == {"ffn": 1}
+    assert record["cut"] == {"ffn": 2}
 
 
 def test_rows_without_their_parts_are_named(
