@@ -136,7 +136,7 @@ class Invocation:
             wished,
             rest.search,
         )
-        among = self.command in ("compile", "plan") and tiles is None
+        among = self.command == "compile" and tiles is None  # a plan must mean the same without data
         return tiles, replace(goal, wider=wider_kinds(goal, asked.prune, rest.data)) if among else goal
 
     def _check_beside_pipeline(self) -> None:
