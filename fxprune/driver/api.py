@@ -29,7 +29,7 @@ from ..request.request import Request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
 from .decide import Decided
-from .decide_kinds import decide_among
+from .decide_among import decide_among
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
 from .replay import run_stated

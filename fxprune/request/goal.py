@@ -18,6 +18,7 @@ from .tokens import TokenGoal, token_goal
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
     from ..passes.transform.recover import Recover
+    from .options import Decision
 
 
 MOST_ROUNDS = 20
@@ -31,6 +32,7 @@ class Goal:
     No budget: the token counts are explicit, and nothing else is cut.
 
     wider   kinds that are tried beside ``kinds``, and taken where data say that the result is nearer to the dense model
+    rival   another criterion is tried as well, in the same way, where channels may go
     """
 
     budget: Budget | None
@@ -46,6 +48,7 @@ class Goal:
     search: str = "auto"
     table: LatencyTable | None = None
     wider: tuple[Kind | str, ...] = ()
+    rival: bool = False
 
     def __post_init__(self) -> None:
         from ..passes.search.search_plan import SearchPlan, kinds_named
@@ -111,6 +114,7 @@ class Goal:
         """The recovery itself, without data: from ``name`` or ``name{option=value}``."""
         from ..ir.spec import build, parse
         from ..passes.transform.recover import Recover
+    from .options import Decision
 
         name, options = parse(self.recover, "--recover")
         made: Recover = build(Recover, {"method": name, **options}, f"recovery '{name}'", "--recover")
@@ -194,10 +198,15 @@ WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
 """Kinds that pay on some models and cost on others: data say which."""
 
 
-def wider_kinds(goal: Goal, asked: str | Sequence[str | Kind] | None, data: Any) -> tuple[Kind | str, ...]:
-    """The kinds to try beside the goal's, where nobody named any and there are data to judge by."""
+def with_alternatives(goal: Goal, asked: Decision) -> Goal:
+    """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one, and
+    there are data to judge by."""
     plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
-    return WIDER if asked is None and data is not None and plain and goal.scorer.comparable else ()
+    if asked.data is None or not plain or not goal.scorer.comparable:
+        return goal
+    fitted = goal.recovery.method not in ("none", "scale")
+    named = asked.importance is not None or asked.members != "auto"
+    return dataclasses.replace(goal, wider=() if asked.prune is not None else WIDER, rival=fitted and not named)
 
 
 def check_samples(asked: int | str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
-from .goal import Goal, default_criterion, kinds_and_tokens, wider_kinds
+from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
 from .limits import AUTO, aligned_by_measure
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
@@ -137,7 +137,7 @@ class Invocation:
             rest.search,
         )
         among = self.command == "compile" and tiles is None  # a plan must mean the same without data
-        return tiles, replace(goal, wider=wider_kinds(goal, asked.prune, rest.data)) if among else goal
+        return tiles, with_alternatives(goal, rest) if among else goal
 
     def _check_beside_pipeline(self) -> None:
         """Raise OptionError where an option is given that the passes' own options say."""

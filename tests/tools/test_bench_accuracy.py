@@ -127,12 +127,7 @@ def test_a_row_says_which_part_is_not_there() -> None:
 
 def cells(best: float, other: float) -> dict[str, Any]:
     ratios = [f"{ratio:g}" for ratio in DROPS["minilm-stsb"]]
-    return {
-        "minilm-stsb": {
-            "default": {r: {"mean": best} for r in ratios},
-            "l2": {r: {"mean": other} for r in ratios},
-        }
-    }
+    return {"minilm-stsb": {"default": {r: {"mean": best} for r in ratios}, "l2": {r: {"mean": other} for r in ratios}}}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""With data nobody has to choose kinds."""
+"""With data nobody has to choose kinds or a criterion."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.blocks import ResidualConvolutions
 from support.digits import tiny_vit
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.driver import decide_kinds
+from fxprune.driver import decide_among
 from fxprune.driver.members import Compared
 from fxprune.errors import BudgetInfeasible
 
@@ -55,14 +56,27 @@ def test_a_stream_of_few_directions_is_found_and_cut_without_being_asked() -> No
 @pytest.mark.parametrize("nearer", [True, False])
 def test_the_plan_that_is_nearer_once_repaired_is_taken(nearer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = Compared(2.0, 1.0, -1.0, 0.5) if nearer else Compared(2.0, 1.9, -0.1, 0.5)
-    monkeypatch.setattr(decide_kinds, "compare_repaired", lambda *_: judged)
+    monkeypatch.setattr(decide_among, "compare_repaired", lambda *_: judged)
     small = compiled(narrow_vit())
     (note,) = [n for n in small.report["notes"] if n.startswith("qk, v, width")]
     assert ("may go as well" in note) == nearer
     assert all((name in small.report["pipeline"]) == nearer for name in WIDER)
 
 
-@pytest.mark.parametrize("more", [{"prune": "heads,ffn"}, {"data": images(decide_kinds.ENOUGH - 1)}, {"data": None}])
+@pytest.mark.parametrize("nearer", [True, False])
+def test_where_channels_go_another_criterion_is_tried(nearer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Compared(2.0, 1.0, -1.0, 0.5) if nearer else Compared(2.0, 1.9, -0.1, 0.5)
+    monkeypatch.setattr(decide_among, "compare_repaired", lambda *_: judged)
+    torch.manual_seed(1)
+    x = torch.randn(96, 3, 12, 12)
+    small = fxprune.compile(
+        ResidualConvolutions().eval(), x[:2], flops=0.5, data=x, held_out=0, seconds=0, on_event=lambda _: None
+    )
+    assert small.report["importance"] == (decide_among.RIVAL if nearer else "trajectory")
+    assert f"score-groups{{criterion={small.report['importance']}}}" in small.report["pipeline"]
+
+
+@pytest.mark.parametrize("more", [{"prune": "heads,ffn"}, {"data": images(decide_among.ENOUGH - 1)}, {"data": None}])
 def test_nothing_else_is_tried_where_kinds_are_named_or_nothing_can_judge(more: dict[str, Any]) -> None:
     small = compiled(narrow_vit(), **more)
     assert not any(name in small.report["pipeline"] for name in WIDER)
