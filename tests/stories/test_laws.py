@@ -24,6 +24,7 @@ from support.laws import (
     shapes_are_predicted,
     sliced,
     sliced_equals_masked,
+    tails_are_removed_at_once,
 )
 
 from fxprune.errors import BudgetInfeasible, NothingToPrune
@@ -117,6 +118,11 @@ def test_a_rotated_width_is_cut_exactly(name: str) -> None:
         cost_is_counted(turned, plan, result)
         norms_fuse(result)
     saving_keeps_the_output(FuseNorms().run(result))
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "t5_encoder", "gpt2", "llama", "swin"])
+def test_what_goes_from_the_end_is_measured_as_a_whole(name: str) -> None:
+    tails_are_removed_at_once(analysed(name, unfuse=True), (Kind.QK, Kind.V))
 
 
 def test_nothing_to_prune_is_an_error() -> None:
