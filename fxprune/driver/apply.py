@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from .. import registry
 from ..errors import PlanError
@@ -16,10 +16,8 @@ from ..ir.plan import CompressionPlan
 from ..request.goal import Goal, default_criterion
 from .decide import Decided
 from .proof import prove_prepared
+from .rotation import rotation_of
 from .run import Run, find_groups
-
-if TYPE_CHECKING:
-    from ..passes.transform.rotate_width import RotateWidth
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
 
@@ -31,7 +29,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     """
     merging = plan.tokens
     unmerge = merging is not None and merging.unmerge
-    run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, _rotation(run, plan))
+    run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, rotation_of(run, plan))
     if plan.basis == "data" and run.data is None:
         run.tell.warn(
             "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
@@ -41,24 +39,6 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
         return give_plan(run, plan).recovered(how)
-
-
-def _rotation(run: Run, plan: CompressionPlan) -> RotateWidth | None:
-    """The pass that finds the basis that elements of ``plan`` are directions of; None where it cuts none. Raises
-    PlanError where there is no data to find it by: the plan says how many directions stay, the data which they are."""
-    from ..passes.transform.rotate_width import RotateWidth
-
-    cut = [name for name in plan.about.get("rotated") or () if name in plan.elements]
-    if not cut:
-        return None
-    if run.data is None:
-        raise PlanError(
-            "the plan cuts a width in a basis that is found from data, and there is none",
-            where=f"group '{cut[0]}'",
-            why="its elements are the directions along which the norms see most, best first",
-            cure="give `--data`: samples like those that the plan was made with",
-        )
-    return RotateWidth()
 
 
 def give_plan(run: Run, plan: CompressionPlan) -> Decided:

@@ -10,7 +10,6 @@ from ..data.fingerprint import fingerprint
 from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
-from ..ir.group import Kind
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -21,6 +20,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
+from .rotation import rotated_groups, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..passes.analysis.rank_within import RankWithin
     from ..passes.search.search_plan import SearchPlan
     from ..passes.transform.recover import Recover
-    from ..passes.transform.rotate_width import RotateWidth
     from ..request.goal import Goal
 
 SWEPT = 128  # samples that head scales are compared on
@@ -80,7 +79,7 @@ def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
     rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
              the result must fit other graphs
     """
-    turn = rotation(run, goal) if rotate and Kind.WIDTH in goal.group_kinds and goal.by_groups else None
+    turn = rotation_for(run, goal) if rotate else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
     run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
     run = prove_prepared(run)
@@ -146,32 +145,11 @@ def decide_on(run: Run, goal: Goal) -> Decided:
     return Decided(run, run.program, budget, latency)
 
 
-def rotation(run: Run, goal: Goal) -> RotateWidth | None:
-    """The pass that finds the basis of residual streams; None, with a note, where there is no data to find it by.
-
-    Where parameters are what the budget is of, no tensor may become two.
-    """
-    from ..passes.transform.rotate_width import RotateWidth
-
-    if run.data is None:
-        run.tell.note("width is cut in the model's own basis: there is no data to find a better one by")
-        return None
-    return RotateWidth(untie=goal.budget is None or goal.budget.metric not in ("params", "bytes"))
-
-
-def rotated_groups(run: Run) -> list[str]:
-    """Names of the groups whose elements are directions of a basis that the run has found."""
-    from ..passes.transform.rotate_width import Rotations
-
-    records = (step.result.record for step in run.steps)
-    return [one.group for record in records if isinstance(record, Rotations) for one in record.rotated]
-
-
 def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
-    data, rotated = run.data, rotated_groups(run)
+    data = run.data
     return {
-        **({"rotated": rotated} if rotated else {}),
+        **rotated_groups(run),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),

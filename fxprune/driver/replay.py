@@ -14,9 +14,10 @@ from ..ir.program import FACTS
 from ..process import jobs
 from ..process.environment import versions
 from .apply import tell_of_odd_counts
-from .decide import Decided, make_up_data, rotated_groups, without_labels_of_others
+from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .proof import prove_prepared
+from .rotation import rotated_groups
 from .run import Run, kept_counts, reduce_tokens
 from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
@@ -74,9 +75,9 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     if stated.read:
         tell_of_odd_counts(run, plan)
     else:
-        used, rotated = run.data, rotated_groups(run)
+        used = run.data
         about = {
-            **({"rotated": rotated} if rotated else {}),
+            **rotated_groups(run),
             **({"rounds": 1} if sliced else {}),
             **plan.about,
             "model": opened.name,

@@ -114,7 +114,6 @@ class Goal:
         """The recovery itself, without data: from ``name`` or ``name{option=value}``."""
         from ..ir.spec import build, parse
         from ..passes.transform.recover import Recover
-    from .options import Decision
 
         name, options = parse(self.recover, "--recover")
         made: Recover = build(Recover, {"method": name, **options}, f"recovery '{name}'", "--recover")
@@ -199,8 +198,8 @@ WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
 
 
 def with_alternatives(goal: Goal, asked: Decision) -> Goal:
-    """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one, and
-    there are data to judge by."""
+    """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one,
+    and there are data to judge by."""
     plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
     if asked.data is None or not plain or not goal.scorer.comparable:
         return goal

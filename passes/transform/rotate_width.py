@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...data.batch import Calibration
 from ...ir.axis import Axis, atoms
 from ...ir.group import Kind, PruneGroup
 from ...ir.norms import row_norms
-from ...ir.pipeline import Pipeline, Transform
+from ...ir.pipeline import Transform
 from ...ir.program import Program
-from ..analysis.find_groups import FindGroups
-from ..analysis.propagate_axes import PropagateAxes
-from .rotation.basis import principal_basis
+from .rotation.basis import principal_bases
 from .rotation.rewrite import fold, untied_by
-from .rotation.uses import NotRotatable, find_uses
+from .rotation.uses import NotRotatable, Uses, find_uses
 
 NO_DATA = "there is no data to find its basis from"
 
@@ -73,54 +70,48 @@ class RotateWidth(Transform):
 
     def apply(self, program: Program) -> tuple[Program, Rotations]:
         skipped: list[tuple[str, str]] = []
-        rotated: list[Rotation] = []
-        after, tried = program, set[str]()
-        while True:
-            pending = [g for g in _streams(after) if g.name not in tried]
-            if not pending:
-                break
-            group = pending[0]
-            tried.add(group.name)
+        found: list[tuple[PruneGroup, Uses]] = []
+        for group in _streams(program):
             try:
-                turned, one = self._rotate(after, group)
+                found.append((group, self._uses(program, group)))
             except NotRotatable as odd:
                 skipped.append((group.name, str(odd)))
-                continue
-            turned = Pipeline((PropagateAxes(), FindGroups())).run(turned)
-            known = {g.name for g in _streams(after, rotated=True)}
-            name = next((g.name for g in _streams(turned, rotated=True) if g.name not in known), group.name)
-            rotated.append(replace(one, group=name))
-            after = turned
+        rotated: list[Rotation] = []
+        after = program
+        if found:
+            assert self.data is not None
+            folded = fold(program, [uses for _, uses in found], self.slug())
+            bases = principal_bases(folded, self.data)
+            after = folded.rotated({axis: basis for axis, (basis, _) in bases.items()})
+            for group, uses in found:
+                curve = tuple(round(float(share), 6) for share in bases[group.axis][1].cumsum(0))
+                rotated.append(Rotation(group.name, curve, tuple(untied_by(program, [uses]))))
         told = [*map(_told, rotated), *(f"{name} stays in its own basis: {why}" for name, why in skipped)]
-        record = Rotations(tuple(rotated), tuple(skipped))
-        after = after.without_facts() if rotated else program
-        return after.but(notes=tuple(dict.fromkeys([*program.notes, *told]))), record
+        notes = tuple(dict.fromkeys([*program.notes, *told]))
+        return after.but(notes=notes), Rotations(tuple(rotated), tuple(skipped))
 
-    def _rotate(self, program: Program, group: PruneGroup) -> tuple[Program, Rotation]:
-        """(the program with this stream rotated, what that did). Raises NotRotatable."""
+    def _uses(self, program: Program, group: PruneGroup) -> Uses:
+        """What touches the stream. Raises NotRotatable."""
         if group.frozen:
             raise NotRotatable(group.frozen)
         if self.data is None or not self.data.batches:
             raise NotRotatable(NO_DATA)
         uses = find_uses(program, group.axis)
-        shared = [] if self.untie else untied_by(program, uses)
+        shared = [] if self.untie else [name for name, _ in untied_by(program, [uses])]
         if shared:
             raise NotRotatable(f"{', '.join(shared)} serves it at both ends, and would be two tensors")
-        folded = fold(program, uses, self.slug())
-        basis, energy = principal_basis(folded, self.data)
-        curve = tuple(round(float(share), 6) for share in energy.cumsum(0))
-        return folded.rotated(basis), Rotation(group.name, curve, folded.untied)
+        return uses
 
 
-def _streams(program: Program, rotated: bool = False) -> Iterator[PruneGroup]:
-    """The groups of widths over which a norm of rows runs, each once: those in a basis already, or the others."""
+def _streams(program: Program) -> list[PruneGroup]:
+    """The groups of widths over which a norm of rows runs that are in the model's own basis."""
     axes = program.need("axes")
     normed: set[Axis] = set()
     for norm in row_norms(program.graph):
         dims = axes.dims.get(norm.source.name)
-        if isinstance(dims, list) and (norm.width is not None) is rotated:
+        if isinstance(dims, list) and norm.width is None:
             normed.update(atoms(dims[-1]))
-    yield from (g for g in program.need("groups") if g.kind is Kind.WIDTH and g.axis in normed)
+    return [g for g in program.need("groups") if g.kind is Kind.WIDTH and g.axis in normed]
 
 
 def _told(one: Rotation) -> str:

@@ -3,7 +3,7 @@ multiplied by one orthogonal matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ....ir.axis import Axis
 from ....ir.constants import evaluate
 from ....ir.dataflow import is_mutable
 from ....ir.layer_editor import Replacing
@@ -25,28 +26,28 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A program whose stream has no norm weights: what it is in its own basis, ready for any other.
+    """A program whose streams have no norm weights: each in its own basis still, ready for any other.
 
-    made     name of a parameter or buffer -> (the tensor that it is made of, what is made of it)
-    untied   (name, elements) of tensors that two uses shared and that are two now
+    made   name of a parameter or buffer -> (the tensor that it is made of, what is made of it)
     """
 
     program: Program
-    uses: Uses
+    uses: tuple[Uses, ...]
     made: Mapping[str, tuple[Tensor, Change]]
-    untied: tuple[tuple[str, int], ...]
 
-    def rotated(self, basis: Tensor) -> Program:
-        """The same function with the stream's coordinates those of the columns of ``basis``. [D, D] fp64, orthogonal
+    def rotated(self, bases: Mapping[Axis, Tensor]) -> Program:
+        """The same function with the coordinates of each stream those of the columns of its basis. [D, D] fp64, each
+        orthogonal
 
         Every weight is made anew of the original one in fp64 and rounded once.
         """
-        changed = {name: _value(t, change, self.uses.centred, basis) for name, (t, change) in self.made.items()}
+        centred = {one.axis for one in self.uses if one.centred}
+        changed = {name: _value(t, change, centred, bases) for name, (t, change) in self.made.items()}
         return self.program.without_facts(exported=with_parameters(self.program, changed))
 
 
-def fold(program: Program, uses: Uses, by: str) -> Folded:
-    """The program with the stream's norms folded: their weights into the readers, centring into the writers, and each
+def fold(program: Program, uses: Sequence[Uses], by: str) -> Folded:
+    """The program with the streams' norms folded: their weights into the readers, centring into the writers, and each
     norm x / sqrt(|x|^2 / D + eps) with D a number (SliceGPT, arXiv 2401.15024, section 3.2, with a constant width).
 
     by   name of the pass, for the nodes that it makes
@@ -55,57 +56,53 @@ def fold(program: Program, uses: Uses, by: str) -> Folded:
     maker = _Maker(program, uses, edit)
     with torch.no_grad():
         maker.make()
-    for node, shift in uses.biases:
-        _add_bias(edit, edit.nodes[node.name], shift, maker)
-    _drop(edit, uses.dropped)
-    for norm in uses.norms:
-        _write_out(edit, norm)
+        for node, weight, shift in (one for each in uses for one in each.biases):
+            _add_bias(edit, node, shift, weight, maker)
+    for one in uses:
+        _drop(edit, one.dropped)
+        for norm in one.norms:
+            _write_out(edit, norm)
     edit.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or is_mutable(n))
     exported = edit.done()
     state = {**exported.constants, **exported.state_dict}
     made = {name: one for name, one in maker.made.items() if name in state}
-    return Folded(program.without_facts(exported=exported), uses, made, tuple(maker.untied))
+    return Folded(program.without_facts(exported=exported), tuple(uses), made)
 
 
-def untied_by(program: Program, uses: Uses) -> list[str]:
-    """Names of tensors that would be two afterwards."""
-    bound = program.tensor_of_placeholder
-    found = []
-    for source, variants in _variants(uses).items():
-        if source.name in bound and len(variants) > 1:
-            found.append(bound[source.name])
-    by_place: dict[int, list[tuple[str, Change]]] = {}
-    for source, variants in _variants(uses).items():
+def untied_by(program: Program, uses: Sequence[Uses]) -> list[tuple[str, int]]:
+    """(name, elements) of tensors that would be two afterwards."""
+    bound, tensors, found = program.tensor_of_placeholder, program.tensors, dict[str, int]()
+    places: dict[int, list[tuple[str, Change]]] = {}
+    for source, versions in _versions(uses).items():
         if source.name in bound:
-            place = program.tensors[bound[source.name]].data_ptr()
-            by_place.setdefault(place, []).extend((bound[source.name], change) for change, _ in variants)
-    for pairs in by_place.values():
-        if len({name for name, _ in pairs}) > 1 and not all(_alike(pairs[0][1], change) for _, change in pairs):
-            found.append(pairs[0][0])
-    return list(dict.fromkeys(found))
+            name = bound[source.name]
+            places.setdefault(tensors[name].data_ptr(), []).extend((name, change) for change, _ in versions)
+    for pairs in places.values():
+        name, change = pairs[0]
+        if not all(change.same(other) for _, other in pairs):
+            found[name] = tensors[name].numel()
+    return list(found.items())
 
 
-def _variants(uses: Uses) -> dict[Node, list[tuple[Change, list[Node]]]]:
+def _versions(uses: Sequence[Uses]) -> dict[Node, list[tuple[Change, list[Node]]]]:
     """Constant -> what different users need it to become, each with these users."""
+    needed: dict[tuple[Node, Node], Change] = {}
+    for user, change in (one for each in uses for one in each.changes):
+        key = user, change.source
+        needed[key] = needed[key].and_(change) if key in needed else change
     found: dict[Node, list[tuple[Change, list[Node]]]] = {}
-    for user, change in uses.changes:
-        variants = found.setdefault(change.source, [])
-        users = next((users for known, users in variants if known.same(change)), None)
+    for (user, source), change in needed.items():
+        versions = found.setdefault(source, [])
+        users = next((users for known, users in versions if known.same(change)), None)
         if users is None:
-            variants.append((change, [user]))
+            versions.append((change, [user]))
         else:
             users.append(user)
     return found
 
 
-def _alike(one: Change, two: Change) -> bool:
-    """Whether two tensors of equal values stay equal."""
-    plain = all(c.scale is None and c.gamma is None and c.shift is None for c in (one, two))
-    return plain and (one.out, one.into) == (two.out, two.into)
-
-
-def _value(tensor: Tensor, change: Change, centred: bool, basis: Tensor | None) -> Tensor:
-    """What becomes of ``tensor``, in fp64; without a ``basis`` in the stream's own."""
+def _value(tensor: Tensor, change: Change, centred: Collection[Axis], bases: Mapping[Axis, Tensor]) -> Tensor:
+    """What becomes of ``tensor``, in fp64; streams without a basis among ``bases`` stay in their own."""
     made = tensor.detach().double()
     if change.shift is not None:
         made = made + change.shift.to(made)
@@ -113,10 +110,11 @@ def _value(tensor: Tensor, change: Change, centred: bool, basis: Tensor | None) 
         made = made * _along(change.gamma, change.into, made)
     if change.scale is not None and change.out is not None:
         made = made * _along(change.scale, change.out, made)
-    if change.out is not None and centred:
+    if change.out is not None and change.written in centred:
         made = made - made.mean(change.out, keepdim=True)
-    for dim in {d for d in (change.out, change.into) if d is not None} if basis is not None else ():
-        made = (made.movedim(dim, -1) @ basis.to(made)).movedim(-1, dim)
+    for dim, axis in ((change.out, change.written), (change.into, change.read)):
+        if dim is not None and axis in bases:
+            made = (made.movedim(dim, -1) @ bases[axis].to(made)).movedim(-1, dim)
     return made.contiguous()
 
 
@@ -130,16 +128,16 @@ def _along(vector: Tensor, dim: int, like: Tensor) -> Tensor:
 class _Maker:
     """Gives every use of a constant its own version, in place where only one is needed."""
 
-    def __init__(self, program: Program, uses: Uses, edit: Replacing) -> None:
-        self.program, self.uses, self.edit = program, uses, edit
+    def __init__(self, program: Program, uses: Sequence[Uses], edit: Replacing) -> None:
+        self.program, self.edit = program, edit
         self.bound, self.tensors = program.tensor_of_placeholder, program.tensors
+        self.centred = {one.axis for one in uses if one.centred}
+        self.versions = _versions(uses)
         self.made: dict[str, tuple[Tensor, Change]] = {}
-        self.untied: list[tuple[str, int]] = [(name, self.tensors[name].numel()) for name in untied_by(program, uses)]
 
     def make(self) -> None:
-        variants = _variants(self.uses)
-        values = evaluate(self.program, [s for s in variants if s.name not in self.bound])
-        for source, versions in variants.items():
+        values = evaluate(self.program, [s for s in self.versions if s.name not in self.bound])
+        for source, versions in self.versions.items():
             here = self.bound.get(source.name)
             users = {user for _, some in versions for user in some}
             alone = here in self.edit.state and set(source.users) <= users
@@ -155,20 +153,24 @@ class _Maker:
 
     def _put(self, name: str, value: Tensor, change: Change) -> None:
         self.made[name] = value, change
-        fresh = _value(value, change, self.uses.centred, None).to(value)
+        fresh = _value(value, change, self.centred, {}).to(value)
         trained = isinstance(value, torch.nn.Parameter)
         self.edit.state[name] = torch.nn.Parameter(fresh, value.requires_grad) if trained else fresh
 
     def add(self, source: Node, suffix: str, value: Tensor, change: Change) -> Node:
         """A placeholder of its own for the new version of ``value``, beside the first parameter that it comes from."""
         origin = next(_origins(source, self.bound))
-        fresh = _value(value, change, self.uses.centred, None).to(value)
+        fresh = _value(value, change, self.centred, {}).to(value)
         node = self.edit.tensor(origin.name, suffix, fresh)
         name = f"{self.bound[origin.name]}_{suffix}"
         if self.tensors[self.bound[origin.name]].requires_grad:
             self.edit.state[name] = torch.nn.Parameter(fresh)
         self.made[name] = value, change
         return node
+
+    def of(self, user: Node, source: Node) -> Change:
+        """What ``user`` needs ``source`` to become."""
+        return next(change for change, users in self.versions[source] if user in users)
 
 
 def _origins(node: Node, bound: Mapping[str, str]) -> Iterator[Node]:
@@ -187,11 +189,13 @@ def _origins(node: Node, bound: Mapping[str, str]) -> Iterator[Node]:
 # ---------------------------------------------------------------- nodes
 
 
-def _add_bias(edit: Replacing, node: Node, shift: Tensor, maker: _Maker) -> None:
-    """A reader without a bias gets one."""
-    weight = next(c.source for user, c in maker.uses.changes if user.name == node.name)
-    zeros = shift.new_zeros(shift.shape).to(node.meta["val"].dtype)
-    bias = maker.add(weight, f"shift_{node.name}", zeros, Change(weight, shift=shift))
+def _add_bias(edit: Replacing, reader: Node, shift: Tensor, weight: Node, maker: _Maker) -> None:
+    """A reader without a bias gets one; where it writes a stream, the bias is part of that."""
+    node, like = edit.nodes[reader.name], maker.of(reader, weight)
+    zeros = torch.zeros(shift.shape, dtype=node.meta["val"].dtype, device=shift.device)
+    written = None if like.written is None else 0
+    change = Change(weight, written, written=like.written, scale=like.scale, shift=shift)
+    bias = maker.add(weight, f"shift_{node.name}", zeros, change)
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     if "bias" in names:
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs) | {"bias": bias}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ class NotRotatable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What becomes of a constant tensor in the place where the stream is written or read, see ``rewrite``.
+    """What becomes of a constant tensor in the place where a stream is written or read, see ``rewrite``.
 
     source   the tensor, or what is computed of parameters alone
-    out      its dimension that the stream is written along; None where it only reads
-    into     its dimension that is summed over with the stream; None where it only writes
+    out      its dimension that a stream is written along, ``written``; None where it only reads
+    into     its dimension that is summed over with a stream, ``read``; None where it only writes
     scale    factors along ``out``, of a layer scale. [D]
     gamma    factors along ``into``, of the norm before it. [D]
     shift    added first: what the norm's bias gives behind a reader. [outputs]
@@ -41,15 +41,27 @@ class Change:
     source: Node
     out: int | None = None
     into: int | None = None
+    written: Axis | None = None
+    read: Axis | None = None
     scale: Tensor | None = None
     gamma: Tensor | None = None
     shift: Tensor | None = None
 
+    @property
+    def place(self) -> tuple[object, ...]:
+        """Where it lies in which streams."""
+        return self.out, self.into, self.written, self.read
+
     def same(self, other: Change) -> bool:
-        """Whether both make the same of the same tensor."""
+        """Whether both make the same of equal tensors."""
         pairs = [(getattr(self, n), getattr(other, n)) for n in ("scale", "gamma", "shift")]
         alike = all((a is None) == (b is None) and (a is None or torch.equal(a, b)) for a, b in pairs)
-        return alike and (self.source, self.out, self.into) == (other.source, other.out, other.into)
+        return alike and self.place == other.place
+
+    def and_(self, other: Change) -> Change:
+        """Both at once: of one stream it is read from, of another that it is written to."""
+        more = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None}
+        return replace(self, **more)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +69,18 @@ class Uses:
     """All that touches one stream.
 
     changes  (the node, what it is to be given in place of ``Change.source``)
-    biases   (a reader without a bias, what it is to add. [outputs])
+    biases   (a reader without a bias, its weight, what it is to add. [outputs])
     norms    in graph order;  dropped: (a scale, shift or factor that is folded into weights, its operand)
-    readers  name of a product that reads the stream -> (name of its operand, of the norm between them, or "")
+    readers  name of a product that reads the stream -> name of the norm between them, or ""
     """
 
     axis: Axis
     centred: bool
     changes: tuple[tuple[Node, Change], ...]
-    biases: tuple[tuple[Node, Tensor], ...]
+    biases: tuple[tuple[Node, Node, Tensor], ...]
     norms: tuple[RowNorm, ...]
     dropped: tuple[tuple[Node, Node], ...]
-    readers: Mapping[str, tuple[str, str]]
+    readers: Mapping[str, str]
 
 
 def find_uses(program: Program, axis: Axis) -> Uses:
@@ -99,10 +111,10 @@ class _Trace:
     values: dict[Node, _Value] = field(default_factory=dict)
     writers: dict[Node, _Writer] = field(default_factory=dict)
     changes: list[tuple[Node, Change]] = field(default_factory=list)
-    biases: list[tuple[Node, Tensor]] = field(default_factory=list)
+    biases: list[tuple[Node, Node, Tensor]] = field(default_factory=list)
     norms: list[RowNorm] = field(default_factory=list)
     dropped: list[tuple[Node, Node]] = field(default_factory=list)
-    readers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    readers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.axes: Axes = self.program.need("axes")
@@ -129,7 +141,7 @@ class _Trace:
         odd = next((n.node for n in self.norms if n.centred is not centred), None)
         if odd is not None:
             raise NotRotatable(f"{odd.name} centres its rows, other norms of the stream do not")
-        raw = next((name for name, (_, norm) in self.readers.items() if not norm), None)
+        raw = next((name for name, norm in self.readers.items() if not norm), None)
         if centred and raw is not None:
             raise NotRotatable(f"{raw} reads the stream as it is, and the norms centre it")
         written = [(w.node, replace(c, scale=w.scale)) for w in self.writers.values() for c in w.changes]
@@ -158,7 +170,7 @@ class _Trace:
         elif does in CARRIES or op_name(node) in (*POOLS, "sum"):
             self._carry(node)
         else:
-            raise NotRotatable(f"{op_name(node)} at {node.name} is not linear in the channels")
+            raise NotRotatable(f"{op_name(node)} at {node.name} is nothing that a rotation of the channels follows")
 
     def _norm(self, norm: RowNorm) -> None:
         value, rank = self.values.get(norm.source), len(self._dims(norm.source))
@@ -185,25 +197,26 @@ class _Trace:
         reads, writes = self._is(dims[into]), self._is(dims[out])
         if (left in self.here) != reads or (node in self.here) != writes:
             raise NotRotatable(f"{node.name} hands the channels on, or sees them as factors of something else")
-        change = Change(weight, out if writes else None, into if reads else None)
+        change = Change(weight)
+        if writes:
+            change = replace(change, out=out, written=self.axis)
         shift = None
         if reads:
             value = self._value(left, node)
             rank = len(self._dims(left))
             if self._where(left) != (1 if one.form == "conv" else rank - 1):
                 raise NotRotatable(f"{node.name} sums over other dimensions")
-            change = replace(change, gamma=value.gamma)
+            change = replace(change, into=into, read=self.axis, gamma=value.gamma)
             shift = self._behind(node, weight, value.beta, into)
-            self.readers[node.name] = (left.name, "" if value.norm is None else value.norm.node.name)
+            self.readers[node.name] = "" if value.norm is None else value.norm.node.name
         if isinstance(bias, Node) and (bias not in self.constants or len(self._dims(bias)) != 1):
             raise NotRotatable(f"{node.name} adds something that is no bias")
         changes = [change]
         if isinstance(bias, Node) and (writes or shift is not None):
-            changes.append(Change(bias, 0 if writes else None, shift=shift))
-        elif shift is not None and writes:
-            raise NotRotatable(f"{node.name} reads and writes the stream without a bias")
+            more = Change(bias, shift=shift)
+            changes.append(replace(more, out=0, written=self.axis) if writes else more)
         elif shift is not None:
-            self.biases.append((node, shift))
+            self.biases.append((node, weight, shift))
         if writes:
             self.writers[node], self.values[node] = _Writer(node, changes), _Value()
         else:
@@ -223,7 +236,7 @@ class _Trace:
         dims = self._dims(weight)
         if weight not in self.constants or not self._is(dims[1]) or self.axis in set(leaves(dims[0])):
             raise NotRotatable(f"{node.name} looks up rows of something else")
-        self.writers[node], self.values[node] = _Writer(node, [Change(weight, 1)]), _Value()
+        self.writers[node], self.values[node] = _Writer(node, [Change(weight, 1, written=self.axis)]), _Value()
 
     def _add(self, node: Node) -> None:
         sides = [a for a in node.args[:2] if isinstance(a, Node)]
@@ -254,7 +267,7 @@ class _Trace:
         if op_name(node).startswith("mul") and (one not in self.here or one in self.constants):
             one, two = two, one
         if not isinstance(one, Node) or one not in self.here or one in self.constants:
-            raise NotRotatable(f"{op_name(node)} at {node.name} is not linear in the channels")
+            raise NotRotatable(f"{op_name(node)} at {node.name} is nothing that a rotation of the channels follows")
         value = self._value(one, node)
         if isinstance(two, Node) and two in self.here:
             if two not in self.constants or op_name(node).startswith("div"):
@@ -290,8 +303,6 @@ class _Trace:
             raise NotRotatable(f"{node.name} rounds the stream")
         if family(node) is Family.SHIFT:
             raise NotRotatable(f"{node.name} moves elements of a dimension")
-        if op_name(node) in ("pad", "constant_pad_nd"):
-            raise NotRotatable(f"{node.name} pads the stream")
         values = []
         for source in node.all_input_nodes:
             if source in self.here and source in self.constants:
@@ -324,7 +335,7 @@ class _Trace:
         where = self._where(constant)
         if where is None:
             raise NotRotatable(f"{node.name} adds the same to every channel")
-        self.changes.append((node, Change(constant, where)))
+        self.changes.append((node, Change(constant, where, written=self.axis)))
 
     def _value(self, node: Any, reader: Node) -> _Value:
         found = self.values.get(node)
