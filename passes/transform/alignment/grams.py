@@ -13,9 +13,8 @@ from ....data.batch import Batch, Calibration
 from ....ir.axis import Axis, atoms
 from ....ir.dataflow import MOVES, ROW_NORMS, behind_views, bind, family, goes_to, product, row_weight
 from ....ir.program import Program
-from ....ir.signature import padding_mask
+from ....ir.signature import batch_axes, padding_mask
 from ....process.ranks import mine
-from ...analysis.importance.consumers import batch_axes
 from ..recovery.moments import Moments
 from ..recovery.shared import share_moments
 from ..recovery.stream import Stream
