@@ -23,7 +23,7 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import one_budget
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Amount
 from ..request.request import Request
 from ..target.clock import SharedClock
@@ -55,7 +55,7 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int = 128,
     seed: int = 0,
@@ -179,7 +179,7 @@ def plan(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int = 128,
     seed: int = 0,
@@ -261,7 +261,7 @@ def inspect(
     *,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
