@@ -21,6 +21,7 @@ from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
 from .run import Run, find_groups, recover, reduce_tokens
+from .samples import LEAST
 
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
@@ -226,13 +227,13 @@ def usable_data(run: Run, goal: Goal) -> Calibration | None:
     return without_labels_of_others(run, run.data)
 
 
-def make_up_data(run: Run, who: str, samples: int) -> Calibration:
+def make_up_data(run: Run, who: str, samples: int | str) -> Calibration:
     """Generated inputs, with a warning that names who is content with them."""
     run.tell.warn(
         f"no data was given: {who} on generated inputs, which are not what the model "
         "will see; give `--data` for a better choice"
     )
-    return generate_for(run.program, run.opened.source, samples, run.seed)
+    return generate_for(run.program, run.opened.source, LEAST if isinstance(samples, str) else samples, run.seed)
 
 
 def without_labels_of_others(run: Run, data: Calibration) -> Calibration:

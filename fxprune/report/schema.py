@@ -259,6 +259,7 @@ REPORT: dict[str, Any] = {
                 labelled={"type": "boolean"},
                 generated={"type": "boolean"},
                 held_out=_one("number", "share of the samples that was held back, and is not counted"),
+                amount=_one("string", "why so many were asked for, where nobody said how many"),
             )
         ),
         search=_object("how the plan was found"),
