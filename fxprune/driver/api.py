@@ -23,7 +23,7 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import one_budget
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Amount
 from ..request.request import Request
 from ..target.clock import SharedClock
@@ -56,7 +56,7 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -181,7 +181,7 @@ def plan(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -263,7 +263,7 @@ def inspect(
     *,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,

@@ -28,7 +28,7 @@ from ..process.silence import silence
 from ..report.headline import measure_of
 from ..request.goal import Goal
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Judging, Timing
 from .points import Sweep, time_points
 
@@ -70,7 +70,7 @@ def sweep(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -147,7 +147,7 @@ def measure_sensitivity(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int = 64,
     seed: int = 0,
