@@ -46,14 +46,11 @@ def _fuse(edit: Replacing, norm: RowNorm, weights: dict[tuple[int, float, torch.
     assert norm.width is not None
     count = int(value.shape[-1])
     key = (count, norm.width, value.dtype)
-    weight = None
-    if count != norm.width:
-        if key not in weights:
-            ones = torch.full((count,), math.sqrt(norm.width / count), dtype=value.dtype)
-            weights[key] = edit.buffer(f"fxprune_norm_{len(weights)}", ones)
-        weight = weights[key]
+    if key not in weights:
+        weight = torch.full((count,), math.sqrt(norm.width / count), dtype=value.dtype, device=value.device)
+        weights[key] = edit.buffer(f"fxprune_norm_{len(weights)}", weight)
     with edit.graph.inserting_before(old):
-        new = edit.call(old, torch.ops.aten.rms_norm.default, x, [count], weight, norm.eps * norm.width / count)
+        new = edit.call(old, torch.ops.aten.rms_norm.default, x, [count], weights[key], norm.eps * norm.width / count)
     edit.instead(old, new)
 
 
