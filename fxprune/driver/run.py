@@ -77,6 +77,7 @@ def open_model(
     *,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: Any = None,
     data: Any = None,
 ) -> Opened:
     """Load model and data, capture the graph."""
@@ -93,7 +94,12 @@ def open_model(
     with silence():
         source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
         loaded = load_model(
-            source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
+            source,
+            checkpoint=checkpoint,
+            input=inputs,
+            trust_pickle=trust_pickle,
+            need_inputs=data is None,
+            model_args=model_args,
         )
         if data is not None and not loaded.args and not loaded.kwargs:
             first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
