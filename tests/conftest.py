@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start: workers share the cores
 
 import pytest
 import torch
 from support import drawing
-from support.captured import Captures
 from support.digits import tiny_vit
+from support.remembered import Captures, Hints, Translations
 
 from fxprune.artifact import delivered
 from fxprune.cli.demo import Digits, DigitsViT, digits, train
@@ -29,10 +31,12 @@ def _seeded() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _captured_once() -> Iterator[None]:
+def _remembered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not drawing.FULL:
             patch.setattr(capture, "capture", Captures(capture.capture))
+            patch.setattr(typing, "get_type_hints", Hints(typing.get_type_hints))
+            patch.setattr(torch.onnx, "export", Translations(torch.onnx.export))
         yield
 
 

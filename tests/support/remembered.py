@@ -1,10 +1,12 @@
 """A model that is opened again is not traced again: a :class:`Program` is a value, and the same one for equal models.
 
-Many tests open the same small model, and tracing it is half of what they take. With ``--full`` every one is traced.
+Many tests open the same small model, and tracing it is half of what they take. Two things that torch reads of its own
+source at every call are read once. With ``--full`` nothing is remembered.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import pickle
@@ -13,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -62,6 +65,43 @@ class Captures:
         except Exception:  # something holds what cannot be written: a file, a lock, a tensor of another kind
             return b""
         return hashlib.sha256(written.getvalue()).digest()
+
+
+class Hints:
+    """``typing.get_type_hints`` with a memory for classes of modules that never change: torch's file format."""
+
+    def __init__(self, hints: Callable[..., dict[str, Any]]) -> None:
+        self.hints, self.known = hints, dict[type, dict[str, Any]]()
+
+    def __call__(self, of: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if getattr(of, "__module__", "") != "torch._export.serde.schema" or not isinstance(of, type):
+            return self.hints(of, *args, **kwargs)
+        if of not in self.known:
+            self.known[of] = self.hints(of, *args, **kwargs)
+        return self.known[of]
+
+
+class Translations:
+    """``torch.onnx.export`` that parses the source of its translations once per opset."""
+
+    def __init__(self, export: Callable[..., Any]) -> None:
+        self.export, self.known = export, dict[int, Any]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read = ONNXRegistry.from_torchlib
+
+        def registry(opset_version: int = 18) -> Any:
+            if opset_version not in self.known:
+                self.known[opset_version] = read(opset_version)
+            one = copy.copy(self.known[opset_version])
+            one.functions = {op: list(several) for op, several in one.functions.items()}  # a call adds its own
+            return one
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
+            return self.export(*args, **kwargs)
 
 
 class _Parts(pickle.Pickler):
