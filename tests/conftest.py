@@ -20,6 +20,7 @@ from support.remembered import Captures, Hints, Translations
 from fxprune.artifact import delivered
 from fxprune.cli.demo import Digits, DigitsViT, digits, train
 from fxprune.intake import capture
+from fxprune.report import plots
 
 torch.set_num_threads(1)
 delivered.SECONDS = 0.0  # hundreds of results need not be timed; the tests of timing ask for seconds
@@ -38,6 +39,13 @@ def _remembered() -> Iterator[None]:
             patch.setattr(typing, "get_type_hints", Hints(typing.get_type_hints))
             patch.setattr(torch.onnx, "export", Translations(torch.onnx.export))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _pages_without_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of pages need not be drawn: those of the tests that look at them are."""
+    if not drawing.FULL and request.path.parent.name not in ("report", "artifact"):
+        monkeypatch.setattr(plots, "draw_svg", lambda *_, **__: '<svg viewBox="0 0 1 1"></svg>')
 
 
 @pytest.fixture(scope="session")

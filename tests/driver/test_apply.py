@@ -123,7 +123,7 @@ CUT = st.tuples(st.sampled_from(["feet", "queries", "written"]), st.just(()))
 MERGED = st.tuples(st.just("vit"), st.sampled_from([(3, 0), (2, 5), (0, 4), (0, 0), ()]))
 
 
-@settings(max_examples=drawing.of(3, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawing.of(2, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(CUT, MERGED),
     st.sampled_from([1.0, 0.3, 0.5, 0.75]),

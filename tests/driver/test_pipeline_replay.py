@@ -297,7 +297,7 @@ ANY = st.one_of(
 )
 
 
-@settings(max_examples=drawing.of(4, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawing.of(3, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY)
 def test_any_plan_replays(drawn: tuple[str, dict[str, Any]]) -> None:
     name, options = drawn

@@ -314,7 +314,6 @@ TAMPERED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", TAMPERED)
 def test_what_was_tampered_with_fails(name: str, delivery: Path) -> None:
     tamper, gate = TAMPERED[name]
