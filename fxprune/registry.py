@@ -61,6 +61,7 @@ PASSES: Table = {
     "find-token-sites": "fxprune.passes.analysis.find_token_sites:FindTokenSites",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
+    "measure-rungs": "fxprune.passes.analysis.measure_rungs:MeasureRungs",
     "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
     "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
     "find-blocks": "fxprune.passes.analysis.find_blocks:FindBlocks",

@@ -57,7 +57,7 @@ def compile(
     align: Align = None,
     floor: Floor = FLOOR,
     allow_empty: bool = False,
-    samples: int = 128,
+    samples: int | str = "auto",
     seed: int = 0,
     recover: str | None = None,
     rounds: int = 1,
@@ -107,7 +107,8 @@ def compile(
                     target is measured to like), at least a ``floor`` share per
                     layer, unless ``allow_empty``; also for the groups that a pattern names: ``align=[8, "*.ffn=32"]``,
                     ``floor="blocks.*.mlp=0.3"``
-    samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
+    samples         of calibration data; ``auto``: 1024, or as many of 128 and more as a pass over them costs little
+    seed            of everything random: same inputs, same plan
     recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
                     ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), also with
                     options (``scale{solver=lsmr}``), see :class:`fxprune.passes.transform.recover.Recover`
@@ -181,7 +182,7 @@ def plan(
     align: Align = None,
     floor: Floor = FLOOR,
     allow_empty: bool = False,
-    samples: int = 128,
+    samples: int | str = "auto",
     seed: int = 0,
     rounds: int = 1,
     head_scale: float | str = 1.0,

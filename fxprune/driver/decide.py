@@ -21,6 +21,7 @@ from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
 from .run import Run, find_groups, recover, reduce_tokens
+from .samples import LEAST
 
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
@@ -77,12 +78,18 @@ def prepare(run: Run, goal: Goal) -> Run:
 
 
 def score(run: Run, goal: Goal) -> Run:
-    """The run with the scores of the goal's criterion; as it is where it has scores already."""
+    """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
+    from the end of an order; as it is where it has scores already."""
+    from ..passes.analysis.measure_rungs import MeasureRungs, tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
-    return run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
+    run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
+    kinds = tuple(dict.fromkeys(str(g.kind) for g in tailed(run.program) if str(g.kind) in map(str, goal.group_kinds)))
+    if not kinds or not goal.scorer.measures_sets:
+        return run
+    return run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
 
 
 def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:
@@ -220,13 +227,13 @@ def usable_data(run: Run, goal: Goal) -> Calibration | None:
     return without_labels_of_others(run, run.data)
 
 
-def make_up_data(run: Run, who: str, samples: int) -> Calibration:
+def make_up_data(run: Run, who: str, samples: int | str) -> Calibration:
     """Generated inputs, with a warning that names who is content with them."""
     run.tell.warn(
         f"no data was given: {who} on generated inputs, which are not what the model "
         "will see; give `--data` for a better choice"
     )
-    return generate_for(run.program, run.opened.source, samples, run.seed)
+    return generate_for(run.program, run.opened.source, LEAST if isinstance(samples, str) else samples, run.seed)
 
 
 def without_labels_of_others(run: Run, data: Calibration) -> Calibration:

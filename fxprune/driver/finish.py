@@ -135,7 +135,7 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
     small   the result
     """
     run, request, plan = decided.run, decided.run.request, sliced.plan
-    whole, data = run.program, run.data
+    whole, data, amount = run.program, run.data, run.opened.amount
     tiles = None if request.tiles is None else request.tiles.budget  # of the whole: slicing goes a part of the way
     agreement = _agreement(decided, sliced, small)
     if agreement is not None:
@@ -165,6 +165,7 @@ def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[st
             "labelled": data.labelled,
             "generated": data.generated,
             **({"held_out": run.opened.share} if run.opened.share else {}),
+            **({"amount": amount.why} if amount is not None and amount.why else {}),
         },
     )
     report["search"] = {key: plan.about[key] for key in ("method", "head_scale", "rounds") if key in plan.about}

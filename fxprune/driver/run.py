@@ -30,6 +30,7 @@ from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
 from .parts import appliers, drop_parts, finders_of, left_of
+from .samples import LEAST, Amount, choose_amount
 
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
@@ -50,6 +51,7 @@ class Opened:
     data   what may be scored and fitted on;  held: samples of it that nothing is decided or fitted on
     share  of the data that was held back for that; 0 where the source held others
     given  the caller holds the model: its weights must stay the caller's
+    amount of samples that were asked for of the data, and why so many
     """
 
     dense: Program
@@ -58,6 +60,7 @@ class Opened:
     held: Calibration | None = None
     share: float = 0.0
     given: bool = False
+    amount: Amount | None = None
 
     @property
     def name(self) -> str:
@@ -92,26 +95,27 @@ def open_model(
             source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
         )
         if data is not None and not loaded.args and not loaded.kwargs:
-            first = load_data(data, loaded, samples=request.samples, seed=request.seed).batches[0]
-            loaded = dataclasses.replace(loaded, args=first.args, kwargs=first.kwargs)
+            first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
+            loaded = loaded.with_inputs(first.args, first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
     loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
-    calibration = held = None
+    calibration = held = amount = None
     if data is not None:  # behind the graph, which says of which sizes it may be
         with silence():
-            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = hold_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+            amount = choose_amount(request.samples, dense)
+            calibration = load_data(data, loaded, samples=amount.samples, seed=request.seed)
+            held = hold_out(data, loaded, samples=amount.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     share = _share_to_hold_back(request, dense, calibration, held)
     if share:
         calibration, held = _hold_back(dense, calibration, share)
     if calibration is not None:
         calibration = memory.split_to_fit(dense, calibration)
-    return Opened(dense, loaded, calibration, held, share, given)
+    return Opened(dense, loaded, calibration, held, share, given, amount)
 
 
 def load_more(tell: Transcript, opened: Opened, data: Any, samples: int, seed: int) -> Calibration:

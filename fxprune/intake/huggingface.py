@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..errors import LoadError
 from ..process.libraries import offline, survive_torchvision
 from ..process.silence import quiet
 from .example_inputs import BATCH, LENGTH, make
+from .forward import parameter_names
 from .images import preprocessor_size, read_preprocessor
 from .pickles import read_weights
 from .rehearsal import first_line
@@ -257,7 +257,7 @@ def example_kwargs(model: nn.Module, folder: Path | None = None) -> dict[str, Te
     size the config says.
     """
     config: Any = model.config
-    names = list(inspect.signature(model.forward).parameters)
+    names = list(parameter_names(model))
     main = getattr(model, "main_input_name", "input_ids")
     kwargs: dict[str, Tensor] = {}
     size = picture_size(config, folder)

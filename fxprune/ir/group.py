@@ -124,6 +124,8 @@ class PruneGroup:
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
     uses         the products with a weight that it passes through, and what is not known of them
+    ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
+                 whatever their single scores
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -141,6 +143,7 @@ class PruneGroup:
     floor: int = 1
     strict: bool = True
     uses: tuple[OpUse, ...] = ()
+    ordered: bool = False
 
     @property
     def prunable(self) -> bool:

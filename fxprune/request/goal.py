@@ -34,7 +34,7 @@ class Goal:
     budget: Budget | None
     criterion: str
     kinds: tuple[Kind | str, ...]
-    samples: int
+    samples: int | str
     recover: str = "none"
     rounds: int = 1
     head_scale: float | str = 1.0
@@ -71,8 +71,7 @@ class Goal:
                 cure="leave one away",
             )
         self.recovery  # noqa: B018  reads its name and options
-        if self.samples < 1:
-            raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
+        check_samples(self.samples)
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
         if self.members not in MEMBERS:
@@ -186,3 +185,15 @@ def kinds_and_tokens(
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
     return kinds, token_goal(tokens, kinds, unmerge)
+
+
+def check_samples(asked: int | str) -> None:
+    """Raise OptionError for what is neither a positive number nor ``auto``."""
+    if isinstance(asked, str) and asked != "auto":
+        raise OptionError(
+            "samples are a whole number, or auto",
+            where=f"--samples {asked}",
+            cure="leave it away for as many as cost little",
+        )
+    if not isinstance(asked, str) and asked < 1:
+        raise OptionError("at least one sample is needed", where=f"--samples {asked}")

@@ -72,7 +72,7 @@ def sweep(
     align: Align = None,
     floor: Floor = FLOOR,
     allow_empty: bool = False,
-    samples: int = 128,
+    samples: int | str = "auto",
     seed: int = 0,
     recover: str | None = None,
     rounds: int = 1,

@@ -150,6 +150,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             floor=min(whole[g.name].floor, g.size),
             granularity=whole[g.name].granularity,
             strict=whole[g.name].strict,
+            ordered=whole[g.name].ordered,
             frozen=g.frozen or whole[g.name].frozen,
         )
         if g.name in whole

@@ -21,6 +21,7 @@ from support.laws import (
     shapes_are_predicted,
     sliced,
     sliced_equals_masked,
+    tails_are_removed_at_once,
 )
 
 from fxprune.errors import BudgetInfeasible, NothingToPrune
@@ -93,6 +94,11 @@ def test_unfused_qkv_comes_apart(name: str) -> None:
     assert not live[Kind.QKV]
     plan = random_plan(program, ALL_KINDS, 0.5, seed=2)
     sliced_equals_masked(program, plan, sliced(program, plan))
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "t5_encoder", "gpt2", "llama", "swin"])
+def test_what_goes_from_the_end_is_measured_as_a_whole(name: str) -> None:
+    tails_are_removed_at_once(analysed(name, unfuse=True), (Kind.QK, Kind.V))
 
 
 def test_nothing_to_prune_is_an_error() -> None:

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import BudgetInfeasible
 from fxprune.intake.capture import capture
 from fxprune.ir.axis import leaves, real_size, total
@@ -26,6 +28,12 @@ from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.importance.consumers import consumers
+from fxprune.passes.analysis.importance.distance import Measure
+from fxprune.passes.analysis.importance.exact import Removals
+from fxprune.passes.analysis.importance.features import find_taps, views
+from fxprune.passes.analysis.importance.trajectory import Trajectory
+from fxprune.passes.analysis.measure_rungs import MeasureRungs, tailed
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
@@ -38,7 +46,7 @@ from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
 from fxprune.process.silence import quiet
 from fxprune.testing import masked_run, relative_error, run_flat
-from support import zoo
+from support import brute, zoo
 
 TOLERANCE = 1e-4  # relative, fp32
 ALL_KINDS = tuple(Kind)
@@ -154,6 +162,36 @@ def infeasible_says_why(error: BudgetInfeasible) -> None:
     assert "reach" in str(error)
     assert error.why
     assert error.cure
+
+
+def tails_are_removed_at_once(program: Program, kinds: Sequence[Kind]) -> None:
+    """Of every group of ``kinds``: a tail of one element is that element's removal, a tail of several is what the model
+    does with all of them masked, and the curve that is made of them rises."""
+    args, kwargs = program.example_inputs
+    data = Calibration((Batch(args, kwargs),), "example")
+    scored = ScoreGroups(Trajectory(probes=1, check=0), data).run(program)
+    groups = [g for g in tailed(scored, kinds) if g.exact]
+    assert groups
+    removals, taps = Removals(program, data.batches, Measure(), 2**28), find_taps(program)
+    seen = views(consumers(program), taps, "later")
+    dense, _ = brute.watch(program, data.batches[0], taps)
+    for group in groups:
+        tail = torch.arange(group.size // 2, group.size)
+        (some, _), (one, _) = (
+            removals.together("law", {group: [tail, tail[-1:]]}),
+            removals("law", {group: tail[-1:]}),
+        )
+        assert float(some[group.name][1]) == float(one[group.name][0])
+        now, _ = brute.watch(program, data.batches[0], taps, group, *tail.tolist())
+        scale = removals._batch(0).entries
+        want = scale * brute.features_moved(taps, seen[group.name], now, dense)
+        assert float(some[group.name][0]) == pytest.approx(want, rel=1e-3, abs=1e-5 * scale)
+    measured = MeasureRungs(Trajectory(probes=1, check=0), kinds=tuple(kinds), data=data).run(scored).need("scores")
+    for group in groups:
+        curve = measured[group.name].curve
+        assert curve is not None
+        assert float(curve[0]) == 0.0
+        assert bool((curve[1:] >= curve[:-1]).all())
 
 
 def saving_keeps_the_output(result: Program) -> None:

@@ -21,7 +21,8 @@ before it.
   unfuse                                   splits fused qkv, so that qk and v widths can differ
   propagate-axes find-groups unshare       what can be pruned; find-groups{align=8,floor=0.1,freeze=[blocks.0.*]}
   find-token-sites                         where tokens could become fewer
-  score-groups{criterion=NAME{..}}         scores; refine-scores: again where the search was in doubt
+  score-groups{criterion=NAME{..}}         scores; refine-scores: again where the search was in doubt; measure-rungs:
+                                           what the whole tail of qk, v, width costs, in place of a sum
   search-plan{budget=flops=0.5,kinds=[head ffn],method=auto}     the plan; --flops also gives the budget
   rank-within rearrange{rounds=1}          which elements, once it is known how many
   recover{method=auto}                     fits weights; before slice-axes

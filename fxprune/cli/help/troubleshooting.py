@@ -29,7 +29,7 @@ What people meet when they prune, in the order of how often they complain about 
    A KV group goes with its queries, as one element of kind kv; `fxprune inspect` shows them.
 
 7. Accuracy collapses without fine-tuning.
-   Give data (--data; unlabelled is enough), more of it (--samples 1024), and leave recovery on. Without data the
+   Give data (--data; unlabelled is enough), more of it (up to 1024 are used), and leave recovery on. Without data the
    criterion is l2 and nothing is repaired. Below 0.3: --recover tune, then fine-tune artifact.module.
 
 8. Token merging does not export.

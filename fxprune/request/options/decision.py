@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.group import Kind
 from ..limits import FLOOR, Align, Floor, per_pattern, whole
-from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option
+from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option, whole_or_auto
 
 _MULTIPLES = "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"
 _FXPRUNE_COMPILE = "torch.compile prunes heads, neurons and channels; fxprune.compile also tokens and tiles"
+_OF_IT = "samples of it (default: {default})"
 _A_PLAN = "what `fxprune plan` wrote"
 
 if TYPE_CHECKING:
@@ -56,13 +57,18 @@ class Decision:
             },
         },
     )
-    samples: int = option(
-        128,
-        "N",
-        "samples of it (default: {default})",
+    samples: int | str = option(
+        "auto",
+        "N|auto",
+        "samples of it; auto: 1024, or as many of 128 and more as a pass over them costs little (default: {default})",
         f"{SEARCHING} lower",
-        parse=int,
-        at={"sensitivity": {"default": 64}, "export": {"default": 256, "title": "gates"}},
+        parse=whole_or_auto,
+        at={
+            "dynamo": {"default": 128, "metavar": "N", "help": _OF_IT, "parse": int},
+            "lower": {"default": 128, "metavar": "N", "help": _OF_IT, "parse": int},
+            "sensitivity": {"default": 64, "metavar": "N", "help": _OF_IT, "parse": int},
+            "export": {"default": 256, "title": "gates", "metavar": "N", "help": _OF_IT, "parse": int},
+        },
     )
     memory: float | str | None = option(
         None,

@@ -200,7 +200,7 @@ def test_removing_nothing_changes_nothing() -> None:
     removals = Removals(program, [batch], Measure(), MANY)
     group = next(g for g in program.need("groups") if g.kind is Kind.HEAD)
     removals("x", {group: torch.arange(1)})
-    assert list(removals._losses(removals._batch(0), group, torch.arange(0))) == [(0.0, 0.0)]
+    assert list(removals._losses(removals._batch(0), group, [torch.arange(0)])) == [(0.0, 0.0)]
     (moved,) = removals._values(removals._batch(0), group, [torch.arange(0)])
     for key, value in moved.items():
         assert torch.equal(value, removals._batch(0).value(key))
