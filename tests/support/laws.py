@@ -55,7 +55,7 @@ ALL_KINDS = tuple(Kind)
 Flat = list[Any]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     """A zoo model, captured, cleaned, with axes and groups."""
     module, args, kwargs = zoo.build(name, seed)
