@@ -263,7 +263,7 @@ def _search(run: Run, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
     goal = options.request.goal
     assert goal is not None
-    decided = decide(run, goal)
+    decided = decide(run, goal, rotate=False)  # its weights are for other graphs, too
     recovered = decided.recovered(goal.recovery)
     artifact = finish(recovered)
     plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors

@@ -123,6 +123,8 @@ class PruneGroup:
     granularity  kept counts are multiples of this, or the full size
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
+    least        how low it may go all the same where its budget is out of reach otherwise, or where that is better: a
+                 floor that nobody asked for; None: it is what was asked for
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
@@ -143,6 +145,7 @@ class PruneGroup:
     granularity: int = 1
     floor: int = 1
     strict: bool = True
+    least: int | None = None
     uses: tuple[OpUse, ...] = ()
     ordered: bool = False
     basis: str = ""
@@ -263,6 +266,8 @@ class Tie(PruneGroup):
             nodes=tuple(dict.fromkeys(n for g in groups for n in g.nodes)),
             granularity=math.lcm(*(g.granularity for g in groups)),
             floor=max(g.floor for g in groups),
+            strict=any(g.strict for g in groups),
+            least=None if any(g.least is None for g in groups) else max(g.least or 0 for g in groups),
             tied=tuple(groups),
         )
 

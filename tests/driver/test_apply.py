@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.laws import random_plan
 from support.replaying import EVERY, QUIET, assert_same, assert_same_report, assert_same_weights, batches, feet, vit
 from support.runs import opened_run
@@ -84,6 +85,7 @@ def made(kind: str) -> tuple[str, CompressionPlan]:
 # ------------------------------------------------------------ the law
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("kind", "recover", "parts"),
     [
@@ -121,7 +123,7 @@ CUT = st.tuples(st.sampled_from(["feet", "queries", "written"]), st.just(()))
 MERGED = st.tuples(st.just("vit"), st.sampled_from([(3, 0), (2, 5), (0, 4), (0, 0), ()]))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawing.of(2, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.one_of(CUT, MERGED),
     st.sampled_from([1.0, 0.3, 0.5, 0.75]),

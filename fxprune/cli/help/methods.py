@@ -30,6 +30,21 @@ How many stay where (--search)
   exhaustive   for tiny models, to check the others
   auto         the first of these that fits; what was taken is in plan.json
 
+The width of a residual stream (--prune heads,ffn,width)
+
+  Before scoring, a stream that is only summed and then normalised (ViT, DINOv2, GPT-2, OPT, Llama and their like) is
+  turned, exactly, into the basis of what its norms see in the data, best direction first (SliceGPT, one basis for the
+  whole stream). Norms, layer scales and their biases go into the layers behind; a norm that is left divides by the
+  width from before, so that cutting the last directions equals masking them; in the file it is one RMS norm. The
+  embeddings, the patch projection and the head become narrower too. A table that is also the head becomes two tensors,
+  which the report says with what they cost (under --params and --bytes such a stream is left alone).
+
+  It does nothing, and a note names the node or the reason, where there are no data; where the stream or its last norm
+  is an output (encoders that return their tokens); post-norm streams (BERT); streams that meet anything but sums,
+  scales of one branch, tables, means over tokens and norms (Swin's windows, ConvNeXt's and Mix-FFN's convolutions).
+  Such widths are cut in the model's own basis, where the statistics of norms move. fxprune apply has no data, so a plan
+  that cuts a turned width is carried out by compile with --plan and --data.
+
 What is repaired (--recover)
 
   auto         none, bias, ridge and refit are tried; the one that keeps most of the dense model's answers on
