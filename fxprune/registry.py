@@ -90,6 +90,7 @@ PASSES: Table = {
     "cast-floats": "fxprune.passes.transform.cast_floats:CastFloats",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
+    "align-heads": "fxprune.passes.transform.align_heads:AlignHeads",
 }
 KINDS: Table = {
     **dict.fromkeys(

@@ -157,6 +157,7 @@ def _because(
         lines.append(
             f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
             + (": it is at its floor" if kept == entry["floor"] and gone else "")
+            + (": it went below its floor, which nobody asked for" if kept < entry["floor"] else "")
         )
     if entry["scores"] is None:
         why = "too many to keep" if entry.get("pattern") == TWO_OF_FOUR else "the plan was given, not searched"

@@ -29,7 +29,12 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     """
     merging = plan.tokens
     unmerge = merging is not None and merging.unmerge
-    run = find_groups(run, plan.kinds, merging is not None, unmerge, rotation_of(run, plan))
+    run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, rotation_of(run, plan))
+    if plan.basis == "data" and run.data is None:
+        run.tell.warn(
+            "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
+            "weights alone. For that of the plan, compile with the plan and its data"
+        )
     run = prove_prepared(run)
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):

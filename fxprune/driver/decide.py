@@ -79,9 +79,9 @@ def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
     rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
              the result must fit other graphs
     """
-    basis = rotation_for(run, goal) if rotate else None
+    turn = rotation_for(run, goal) if rotate else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
-    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, basis)
+    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 

@@ -32,6 +32,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.recover import Recover
     from ..passes.transform.rotate_width import RotateWidth
     from ..passes.transform.slice_axes import SliceAxes
@@ -52,8 +53,10 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         last = isinstance(one, Recover) and run.program.whole is None  # of the result, not of a round
         unfitted = run.program if last else unfitted
         run = run.through(one)
-        rewritten = any(isinstance(later, RotateWidth) for later in stated.before[number + 1 :])
-        if isinstance(one, FindGroups) and not rewritten and run.program.proof == before.proof:
+        rewriting = (AlignHeads, RotateWidth)
+        rewritten = any(isinstance(later, rewriting) for later in stated.before[number + 1 :])
+        ready = isinstance(one, (FindGroups, *rewriting)) and not rewritten
+        if ready and run.program.axes is not None and run.program.proof == before.proof:
             run = prove_prepared(run)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
             run = run.on(run.program.without_facts())

@@ -290,7 +290,7 @@ def _apply_known_plan(
             )
     elif not plan.choices:
         return None
-    known = find_groups(run, session.kinds or plan.kinds)
+    known = find_groups(run, session.kinds or plan.kinds, basis=plan.basis)
     here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says

@@ -123,9 +123,12 @@ class PruneGroup:
     granularity  kept counts are multiples of this, or the full size
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
+    least        how low it may go all the same where its budget is out of reach otherwise, or where that is better: a
+                 floor that nobody asked for; None: it is what was asked for
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
+    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -142,8 +145,10 @@ class PruneGroup:
     granularity: int = 1
     floor: int = 1
     strict: bool = True
+    least: int | None = None
     uses: tuple[OpUse, ...] = ()
     ordered: bool = False
+    basis: str = ""
 
     @property
     def prunable(self) -> bool:
@@ -174,7 +179,7 @@ class PruneGroup:
         if count == self.size:
             return {}
         keep = tuple(sorted(scores[self.name].ranking()[:count]))
-        return {self.name: Choice(str(self.kind), self.size, keep)}
+        return {self.name: Choice(str(self.kind), self.size, keep, self.basis)}
 
     def derive(self, scores: Scores) -> ImportanceScores:
         """Its scores, made of those of its ``members``."""
@@ -261,6 +266,8 @@ class Tie(PruneGroup):
             nodes=tuple(dict.fromkeys(n for g in groups for n in g.nodes)),
             granularity=math.lcm(*(g.granularity for g in groups)),
             floor=max(g.floor for g in groups),
+            strict=any(g.strict for g in groups),
+            least=None if any(g.least is None for g in groups) else max(g.least or 0 for g in groups),
             tied=tuple(groups),
         )
 

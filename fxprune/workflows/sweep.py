@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..process.silence import silence
 from ..report.headline import measure_of
 from ..request.goal import Goal
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Judging, Timing
 from .points import Sweep, time_points
 
@@ -70,7 +70,7 @@ def sweep(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -85,6 +85,7 @@ def sweep(
     memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
@@ -116,7 +117,14 @@ def sweep(
     assert goal is not None
     with _own(out), memory_limit(memory), resumable(out, on_event):
         opened = open_model(
-            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+            request,
+            tell,
+            model,
+            example_inputs,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            model_args=model_args,
+            data=data,
         )
         made = _prepare(Run.of(request, opened, tell), goal, judging, out)
         measured = None
@@ -147,13 +155,14 @@ def measure_sensitivity(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int = 64,
     seed: int = 0,
     memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
@@ -164,7 +173,14 @@ def measure_sensitivity(
     assert goal is not None
     with memory_limit(memory), resumable(None, on_event):
         opened = open_model(
-            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+            request,
+            tell,
+            model,
+            example_inputs,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            model_args=model_args,
+            data=data,
         )
         batches = opened.data.batches if opened.data is not None else ()
         run, parts = prepare(Run.of(request, opened, tell), goal), []

@@ -20,6 +20,7 @@ from .op_uses import op_uses
 from .residual import residual_streams
 
 ALIGN = 8
+FLOOR = 0.1
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
@@ -30,13 +31,14 @@ class FindGroups(Analysis):
 
     align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long);
                  of 8 where nothing is asked, and a search may then take finer steps where these leave much of a budget
-    floor        smallest share of neurons or channels that stays, per group; one head always stays
+    floor        smallest share of neurons or channels that stays, per group; one head always stays. A tenth where
+                 nothing is asked, and a search may then go below where its budget is out of reach otherwise
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
-    inherit      between rounds: multiples, floors and what is frozen are those of the same group of the whole program
-                 (see ``StartRound``), and groups that it did not have are frozen
+    inherit      between rounds: multiples, floors, the basis and what is frozen are those of the same group of the
+                 whole program (see ``StartRound``), and groups that it did not have are frozen
 
     A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
     above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
@@ -45,7 +47,7 @@ class FindGroups(Analysis):
     """
 
     align: int | None = None
-    floor: float = 0.1
+    floor: float | None = None
     allow_empty: bool = False
     freeze: tuple[str, ...] = ()
     aligns: tuple[str, ...] = ()
@@ -60,11 +62,12 @@ class FindGroups(Analysis):
         for at, align in [(f"{asked}", asked), *((one, _number(one, "--align")) for one in self.aligns)]:
             if align < 1 or align != int(align):
                 raise OptionError("align must be at least 1, and a whole number", where=f"--align {at}")
-        for at, floor in [(f"{self.floor}", self.floor), *((one, _number(one, "--floor")) for one in self.floors)]:
+        common = FLOOR if self.floor is None else self.floor
+        for at, floor in [(f"{common}", common), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
         limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
-        if self.inherit and limits != (None, 0.1, False, (), ()):
+        if self.inherit and limits != (None, None, False, (), ()):
             raise OptionError(
                 "limits are inherited or stated, not both",
                 where=str(self),
@@ -131,10 +134,12 @@ class FindGroups(Analysis):
         if asked_floor is not None:
             share, may_vanish = math.ceil(group.size * asked_floor - 1e-9), may_vanish and asked_floor == 0
         else:
-            share = 1 if group.kind in KEEP_WHOLE else round(group.size * self.floor)
+            usual = FLOOR if self.floor is None else self.floor
+            share = 1 if group.kind in KEEP_WHOLE else round(group.size * usual)
         floor = 0 if may_vanish else min(group.size, -(-max(1, share) // step) * step)
         strict = asked_align is not None or self.align is not None
-        return group.but(granularity=step, floor=floor, strict=strict)
+        asked = asked_floor is not None or self.floor is not None or group.kind in KEEP_WHOLE
+        return group.but(granularity=step, floor=floor, strict=strict, least=None if asked else min(floor, step))
 
 
 def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
@@ -153,6 +158,8 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             granularity=whole[g.name].granularity,
             strict=whole[g.name].strict,
             ordered=whole[g.name].ordered,
+            basis=whole[g.name].basis,
+            least=whole[g.name].least,
             frozen=g.frozen or whole[g.name].frozen,
         )
         if g.name in whole

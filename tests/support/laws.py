@@ -55,7 +55,7 @@ ALL_KINDS = tuple(Kind)
 Flat = list[Any]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     """A zoo model, captured, cleaned, with axes and groups."""
     module, args, kwargs = zoo.build(name, seed)
@@ -267,6 +267,20 @@ def shapes_are_predicted(program: Program) -> None:
         if isinstance(value, Tensor) and isinstance(dims, list):
             for dim, size in zip(dims, value.shape, strict=True):
                 assert real_size(total(dim), axes.sizes) == axes.stand_ins.real(size), node.name
+
+
+def rewritten_in_order(program: Program, after: Program) -> None:
+    """Weights in another basis: the same outputs and graph, and sliced still equals masked, the facts handed on."""
+    assert str(after.graph) == str(program.graph)
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(after, flat), run_flat(program, flat)) <= 1e-5
+    names = [g.name for g in after.need("groups") if g.ordered]
+    assert [g.but(ordered=False, basis="") for g in after.need("groups")] == list(program.need("groups"))
+    keep = {g.name: Choice(str(g.kind), g.size, tuple(range(-(-g.size // 2))), g.basis) for g in after.need("groups")}
+    plan = CompressionPlan({name: keep[name] for name in names})
+    if names:
+        sliced_equals_masked(after, plan, sliced(after, plan))
 
 
 def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:

@@ -21,6 +21,8 @@ before it.
   unfuse                                   splits fused qkv, so that qk and v widths can differ
   rotate-width{untie=true}                 pre-norm streams in their principal basis; behind find-groups, needs data
   propagate-axes find-groups unshare       what can be pruned; find-groups{align=8,floor=0.1,freeze=[blocks.0.*]}
+  align-heads                              behind find-groups: heads in the basis whose last elements can go, by the
+                                           data; align-heads{basis=weights} without. help methods
   find-token-sites                         where tokens could become fewer
   score-groups{criterion=NAME{..}}         scores; refine-scores: again where the search was in doubt; measure-rungs:
                                            what the whole tail of qk, v, width costs, in place of a sum
