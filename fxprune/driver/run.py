@@ -291,7 +291,7 @@ class Run:
 
 def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first.
+    unfuses qkv first; layers among them let branches go.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     """
@@ -308,6 +308,8 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
+    if str(Kind.LAYER) in map(str, kinds):
+        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
     check_counts(run.program, run.pipeline)
