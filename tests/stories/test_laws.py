@@ -33,7 +33,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 
 
-@pytest.mark.drawn(9, first=0)
+@zoo.part("laws")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_laws(name: str) -> None:
     program = analysed(name)
@@ -64,6 +64,14 @@ def test_laws(name: str) -> None:
     result = sliced(program, random_plan(program, ALL_KINDS, 0.5, seed=1))
     saving_keeps_the_output(result)
     calling_twice_is_calling_once(result)
+
+
+def test_every_model_is_in_the_part_of_some_test() -> None:
+    seen = set[str]()
+    for test in zoo.PARTS:
+        mark = zoo.part(test).mark
+        seen |= set(drawing.draw("", list(zoo.MODELS), mark.args[0], mark.kwargs["first"]))
+    assert seen == zoo.MODELS.keys()
 
 
 @pytest.mark.drawn(8)
