@@ -79,8 +79,7 @@ def finish(
     values = []
     for name, example in examples.items():
         values.append(fitted[name] if name in fitted else _fill(name, example, fitted, where))
-    count = len(loaded.args)
-    return tuple(values[:count]), dict(zip(loaded.kwargs, values[count:], strict=True)), labels
+    return *loaded.filled(values), labels
 
 
 def _fit(

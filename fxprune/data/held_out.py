@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import FxpruneError
 from ..intake.load import Loaded
@@ -21,10 +23,15 @@ def hold_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) 
     """
     if isinstance(spec, str) and spec.startswith("python:"):
         return None
-    if not isinstance(spec, str | Path | Tensor | Mapping | list | tuple):
+    if not isinstance(spec, str | Path | Tensor | np.ndarray | Mapping | list | tuple) and not _in_order(spec):
         return None
     try:
         found = load_data(spec, loaded, samples=count, seed=seed, skip=samples)
     except FxpruneError:
         return None  # what is wrong with other samples is no reason to stop
     return found if found.batches else None
+
+
+def _in_order(spec: Any) -> bool:
+    """Whether it is a data set whose samples can be asked for by number."""
+    return isinstance(spec, Dataset) and isinstance(spec, Sized)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import FxpruneError, LoadError
+from ..intake.arrange import as_tensors
 from ..intake.example_inputs import BATCH, failure, vocabulary
+from ..intake.forward import float_type
 from ..intake.huggingface import load_tokenizer, token_limit
 from ..intake.images import list_pictures
 from ..intake.load import Loaded
@@ -25,8 +30,8 @@ from ..process.silence import quiet
 from . import texts
 from .batch import Batch, Calibration
 from .fit import finish, is_constant, match, picture_input
+from .items import LABEL_NAMES, batches_of, first_samples
 
-LABEL_NAMES = ("labels", "label", "y", "targets", "target")
 _KINDS = (
     "a .npz, .pt or .safetensors of tensors, a folder of pictures, texts as .csv, .tsv, .jsonl or .txt, "
     "or python:module:function"
@@ -35,7 +40,7 @@ _LONGEST = 512  # tokens; longer texts are truncated, as the models' own trainin
 
 
 def load_data(
-    spec: str | Path | Calibration | Iterable[Any],
+    spec: str | Path | Calibration | Iterable[Any] | Dataset[Any],
     loaded: Loaded,
     *,
     samples: int = 128,
@@ -51,7 +56,8 @@ def load_data(
            ``.csv``, ``.tsv``, ``.jsonl`` or ``.txt`` texts, with the tokenizer of the model's folder;
            ``python:module:function``, which imports the module and calls the function (it runs that code) and takes
            what it returns as an iterable;
-           in Python, a DataLoader or any iterable of tensors, (inputs, labels), dicts or Batch; or a Calibration.
+           in Python, a DataLoader, a Dataset, or any iterable of tensors or arrays, (inputs, labels), dicts or Batch;
+           or a Calibration.
     seed   which samples are taken of a file that holds more
     skip   take those that come after so many, in the same draw: ``samples=64, skip=128`` shares none with
            ``samples=128``. Only for what can be read twice
@@ -66,13 +72,14 @@ def load_data(
         if not spec.batches:
             raise _empty(spec.origin)
         return spec
+    draw = _Draw(samples, seed, skip)
     if isinstance(spec, str) and spec.startswith("python:"):
-        return _from_iterable(_call(spec), loaded, spec, samples, batch, seed)
+        return _from_iterable(_call(spec), loaded, spec, _Draw(samples, seed), batch)
     if isinstance(spec, (str, Path)):
-        return _from_path(Path(spec), loaded, _Draw(samples, seed, skip), batch)
-    if not isinstance(spec, Iterable) or isinstance(spec, nn.Module):
+        return _from_path(Path(spec), loaded, draw, batch)
+    if not isinstance(spec, Iterable | Dataset) or isinstance(spec, nn.Module):
         raise LoadError(f"a {type(spec).__name__} is no data", why="it cannot be iterated", cure=f"give {_KINDS}")
-    return _from_iterable(spec, loaded, type(spec).__name__, samples, batch, seed, skip)
+    return _from_iterable(spec, loaded, type(spec).__name__, draw, batch)
 
 
 def generate(
@@ -85,25 +92,22 @@ def generate(
     (they are tied to its pictures), whole rows of the example are taken. ``generated`` is True: whatever is computed
     from these says nothing about real data.
     """
-    if isinstance(inputs, Loaded):
-        args, kwargs, names = inputs.args, inputs.kwargs, inputs.input_names
-        below = vocabulary(inputs.model)
-    else:
-        args, kwargs = inputs
-        names, below = (*(f"input_{i}" for i in range(len(args))), *kwargs), 0
-    if not args and not kwargs:
+    known = inputs if isinstance(inputs, Loaded) else None
+    args, kwargs = inputs if known is None else (known.args, dict(known.kwargs))
+    leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    names = [f"input_{i}" for i in range(len(leaves))] if known is None else known.input_names
+    below = 0 if known is None else vocabulary(known.model)
+    if not leaves:
         raise LoadError(
             "inputs cannot be made up", why="no example inputs are known", cure="give `--input` or `--data`"
         )
 
     def made(generator: torch.Generator, size: int, tied: bool) -> Batch:
         order = torch.randint(2**31, (size,), generator=generator) if tied else None
-        values = [
-            _like(v, n, size, below, generator, order) for n, v in zip(names, (*args, *kwargs.values()), strict=True)
-        ]
-        return Batch(tuple(values[: len(args)]), dict(zip(kwargs, values[len(args) :], strict=True)))
+        values = [_like(v, n, size, below, generator, order) for n, v in zip(names, leaves, strict=True)]
+        return Batch(*pytree.tree_unflatten(values, structure))
 
-    tied = isinstance(inputs, Loaded) and not _runs(inputs.model, made(_generator(seed), BATCH, False))
+    tied = known is not None and not _runs(known.model, made(_generator(seed), BATCH, False))
     generator = _generator(seed)
     sizes = [min(batch, samples - start) for start in range(0, samples, batch)]
     rows = ", rows of the example" if tied else ""
@@ -286,85 +290,27 @@ def _call(spec: str) -> Iterable[Any]:
 
 
 def _from_iterable(
-    source: Iterable[Any], loaded: Loaded, origin: str, samples: int, batch: int, seed: int, skip: int = 0
+    source: Iterable[Any] | Dataset[Any], loaded: Loaded, origin: str, draw: _Draw, batch: int
 ) -> Calibration:
     if isinstance(source, Calibration):
         return source
+    if isinstance(source, Dataset):  # samples, not batches
+        if isinstance(source, Sized):
+            source, draw = Subset(source, draw.rows(len(source)).tolist()), _Draw(draw.samples, draw.seed)
+        source = DataLoader(source, batch_size=batch)
+    if isinstance(source, Tensor | np.ndarray | Mapping):
+        source = as_tensors(source, float_type(loaded.model), origin)
     if isinstance(source, Tensor):
-        return _from_tensors({"x": source}, loaded, origin, _Draw(samples, seed, skip), batch)
+        return _from_tensors({"x": source}, loaded, origin, draw, batch)
     if isinstance(source, Mapping):
         tensors = {str(k): v for k, v in source.items() if isinstance(v, Tensor)}
         if not tensors:
             raise _empty(origin)
-        return _from_tensors(tensors, loaded, origin, _Draw(samples, seed, skip), batch)
-    batches: list[Batch] = []
-    left = samples
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a loader that shuffles gives the same batches every time
-        for number, item in enumerate(_guard(source, origin)):
-            where = f"{origin}, batch {number}"
-            made = item if isinstance(item, Batch) else _from_item(item, loaded, where)
-            if not any(isinstance(t, Tensor) and t.dim() for t in (*made.args, *made.kwargs.values())):
-                raise LoadError("a batch holds no tensor", where=where, cure="give batches of tensors [batch, ...]")
-            over = min(skip, made.size)
-            skip -= over
-            if over == made.size:
-                continue
-            made = _first_samples(made.pick(torch.arange(over, made.size)) if over else made, left)
-            if made.size:
-                batches.append(made)
-                left -= made.size
-            if left <= 0 or number >= 100_000:
-                break
+        return _from_tensors(tensors, loaded, origin, draw, batch)
+    batches = batches_of(source, loaded, origin, draw.samples, draw.seed, draw.skip)
     if not batches:
         raise _empty(origin)
     return Calibration(tuple(batches), origin)
-
-
-def _guard(source: Iterable[Any], origin: str) -> Iterator[Any]:
-    """The items of a user's iterable; its own exceptions come back as LoadError with the cause attached."""
-    try:
-        yield from source
-    except FxpruneError:
-        raise
-    except Exception as failure:
-        raise LoadError("the data could not be iterated", where=origin, why=first_line(failure)) from failure
-
-
-def _from_item(item: Any, loaded: Loaded, where: str) -> Batch:
-    """A batch in the model's form from a tensor, a mapping, or a tuple of inputs with or without labels."""
-    labels: Any = None
-    if isinstance(item, (tuple, list)) and len(item) == 1:
-        item = item[0]
-    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Mapping):
-        item, labels = item
-    if isinstance(item, Tensor):
-        tensors = {"x": item}
-    elif isinstance(item, Mapping):
-        tensors = {str(k): v for k, v in item.items() if isinstance(v, Tensor)}
-        name = next((n for n in LABEL_NAMES if n in tensors and n not in loaded.input_names), None)
-        labels = tensors.pop(name) if name else labels
-    elif isinstance(item, (tuple, list)) and item and all(isinstance(t, (Tensor, int)) for t in item):
-        inputs = len(loaded.input_names) or 1
-        if len(item) not in (inputs, inputs + 1):
-            why = f"{len(item)} tensors; the model takes {inputs} ({', '.join(loaded.input_names)})"
-            raise LoadError("a batch has another number of inputs than the model", where=where, why=why)
-        labels = item[inputs] if len(item) > inputs else None
-        tensors = dict(zip(loaded.input_names or ("x",), item, strict=False))
-    else:
-        raise LoadError(
-            "a batch is of a kind that is not understood",
-            where=where,
-            why=f"it is a {type(item).__name__}",
-            cure="give tensors, (inputs, labels), dicts of tensors, or fxprune.data.batch.Batch",
-        )
-    if not tensors:
-        raise LoadError("a batch holds no tensor", where=where, cure="give batches of tensors [batch, ...]")
-    return Batch(*finish(match(tensors, loaded, where), labels if isinstance(labels, Tensor) else None, loaded, where))
-
-
-def _first_samples(batch: Batch, count: int) -> Batch:
-    return batch if batch.size <= count else batch.pick(torch.arange(count))
 
 
 def _label2id(loaded: Loaded) -> Mapping[str, int] | None:
@@ -385,5 +331,5 @@ def _shapes(loaded: Loaded) -> str:
 
 def example_from(calibration: Calibration, count: int = BATCH) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs from the first samples of the data, for a model that does not say what its inputs look like."""
-    first = _first_samples(calibration.batches[0], count)
+    first = first_samples(calibration.batches[0], count)
     return first.args, dict(first.kwargs)

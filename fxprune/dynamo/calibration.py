@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from ..data.batch import Batch, Calibration
 from ..data.sources import load_data
-from ..intake.example_inputs import parameter_names
+from ..intake.forward import leaf_names, parameter_names
 from ..intake.load import Loaded
 from ..process.events import Event, warn_only
 from .graph import Slot, fit_sizes
@@ -38,8 +38,7 @@ def calibration_of(
                 f"{own.samples} samples that reach it in the first call"
             )
             return own
-        forward = parameter_names(call.root)
-        words = (*forward[: len(call.args)], *(f"input_{i}" for i in range(len(forward), len(call.args))), *call.kwargs)
+        words = leaf_names(parameter_names(call.root), call.args, call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
     data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
     batches = data.batches

@@ -17,7 +17,7 @@ from ..ir.rebuild import copy_graph, rebuild
 from ..ir.writes import written_inputs
 from ..process.silence import quiet
 from .containers import plain, plain_signature
-from .evaluation import evaluation_form, unwrap
+from .evaluation import evaluation_form, spell_out, unwrap
 from .faithful import compare_with_module
 from .open_export import Opened, export_open, read_strictly
 from .untouched import Originals
@@ -58,6 +58,7 @@ def capture(
         )
     given = _example(args, kwargs or {}, name)
     with evaluation_form(model) as originals, _plain_outputs(model, notes), quiet():  # silence what is said meanwhile
+        spell_out(model, *given)
         opened, said = _open(model, given, name)
 
         def program_of(opened: Opened) -> Program:

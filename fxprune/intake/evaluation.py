@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .containers import plain
+from .forward import parameter_names
 from .untouched import Originals, untouched
 
 
@@ -74,6 +76,28 @@ def _nothing_compiled(model: nn.Module) -> Iterator[None]:
     free = get_eval_frame_callback() in (None, False)  # inside a compiled call nothing can be said any more
     with torch.compiler.set_stance("force_eager") if free else contextlib.nullcontext():
         yield
+
+
+def spell_out(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Give ``model`` a ``forward`` that names these inputs, where its own hides them behind ``*args, **kwargs``.
+
+    Tracing names sizes and inputs by its signature. Whoever calls puts the model back.
+    """
+    stated = inspect.signature(model.forward).parameters.values()
+    named = [p for p in stated if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(named) >= len(args) and set(kwargs) <= {p.name for p in named}:
+        return
+    known = parameter_names(model)
+    words = [*known[: len(args)], *(f"input_{i}" for i in range(len(known), len(args)))]
+    inner = model.forward
+
+    def forward(*positional: Any, **by_name: Any) -> Any:
+        return inner(*positional, **by_name)
+
+    parameters = [inspect.Parameter(word, inspect.Parameter.POSITIONAL_ONLY) for word in words]
+    parameters += [inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY) for word in kwargs]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    vars(model)["forward"] = forward
 
 
 def own_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from ..errors import LoadError
 from ..ir.provenance import first_line
 from ..process.silence import quiet
 from .evaluation import evaluation_form, own_inputs, run
-from .tensors import SUFFIXES, read_tensors
+from .forward import Forward, float_type, forward_of
+from .tensors import SUFFIXES
 
 BATCH = 2  # torch.export takes a batch of 1 for a constant
 LENGTH = 32  # tokens of an example text, or fewer where the model allows fewer
@@ -30,14 +30,17 @@ _DTYPES = {
 }  # fmt: skip
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?")
 _LARGEST = 2**31  # elements of one example input
-_CURE = "write `--input 1x3x224x224`, or `--input 1x128:int64` for token ids; several inputs are separated by commas"
+CURE = "write `--input 1x3x224x224`, or `--input 1x128:int64` for token ids; several inputs are separated by commas"
 
 
-def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def from_text(
+    text: str, forward: Forward, ids_below: int = 2, floats: torch.dtype = torch.float32
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Example inputs from ``"1x3x224x224"``, ``"2x128:int64"``, ``"input_ids=2x16:int64,attention_mask=2x16:int64"``.
 
     Floats are normal random numbers, integers lie below ``ids_below``, names that end in ``mask`` and booleans are
-    ones. Unnamed ones take the positions of ``forward``, the model's parameter names.
+    ones. Without a type they are ``floats``, what the model computes in. Unnamed ones take the positions of
+    ``forward``; whether the model has those that are named is for whoever tries them to say.
     Raises LoadError if the text is not understood.
     """
     args: list[Tensor] = []
@@ -46,8 +49,8 @@ def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tu
     for index, part in enumerate(parts):
         match = _SPEC.fullmatch(part)
         if match is None:
-            raise LoadError("the input shape is not understood", where=f"--input {text}", why=f"'{part}'", cure=_CURE)
-        dtype = _DTYPES.get(match["dtype"] or "float32")
+            raise LoadError("the input shape is not understood", where=f"--input {text}", why=f"'{part}'", cure=CURE)
+        dtype = _DTYPES.get(match["dtype"]) if match["dtype"] else floats
         if dtype is None:
             why = f"no type is called '{match['dtype']}'"
             raise LoadError("the input type is unknown", where=f"--input {text}", why=why, cure=", ".join(_DTYPES))
@@ -57,11 +60,8 @@ def from_text(text: str, forward: Sequence[str], ids_below: int = 2) -> tuple[tu
             size *= length
         if not 0 < size <= _LARGEST:
             why = f"{part} has {size} elements"
-            raise LoadError("the input size makes no sense", where=f"--input {text}", why=why, cure=_CURE)
-        name = match["name"] or (forward[index] if index < len(forward) else "")
-        if forward and match["name"] and match["name"] not in forward:
-            why = f"the model takes {', '.join(forward)}"
-            raise LoadError(f"the model has no input '{name}'", where=f"--input {text}", why=why, cure=_CURE)
+            raise LoadError("the input size makes no sense", where=f"--input {text}", why=why, cure=CURE)
+        name = match["name"] or (forward.names[index] if index < len(forward.names) else "")
         tensor = make(shape, dtype, ids_below, ones=name.endswith("mask"))
         if match["name"] or kwargs:
             if not name or name in kwargs:
@@ -82,35 +82,9 @@ def make(shape: Sequence[int], dtype: torch.dtype, ids_below: int = 2, *, ones: 
     return torch.randint(0, max(1, min(ids_below, torch.iinfo(dtype).max)), tuple(shape), generator=generator).to(dtype)
 
 
-def from_file(path: Path, forward: Sequence[str]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Example inputs from a file of tensors: by name where the names are the model's, else by position."""
-    tensors = read_tensors(path)
-    if all(name in forward for name in tensors):
-        return (), tensors
-    if len(tensors) == 1:
-        return tuple(tensors.values()), {}
-    known = {name: tensor for name, tensor in tensors.items() if name in forward}
-    if known:
-        return (), known
-    raise LoadError(
-        "the tensors do not say which input they are",
-        where=str(path),
-        why=f"it holds {', '.join(tensors)}; the model takes {', '.join(forward) or 'unnamed inputs'}",
-        cure="name the arrays after the model's inputs, or keep a single one",
-    )
-
-
 def is_file(text: str) -> bool:
     """True if ``--input`` names a file of tensors rather than shapes."""
     return Path(text).suffix.lower() in SUFFIXES
-
-
-def parameter_names(model: nn.Module | ExportedProgram) -> tuple[str, ...]:
-    """Names of the model's inputs in order; () for a ``forward(*args)``."""
-    if isinstance(model, ExportedProgram):
-        return tuple(n for n in model.graph_signature.user_inputs if isinstance(n, str))
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds)
 
 
 def vocabulary(model: nn.Module | ExportedProgram) -> int:
@@ -159,7 +133,7 @@ def propose(model: nn.Module, hints: Sequence[tuple[int, int, int]] = ()) -> tup
 
     hints: picture sizes (channels, height, width) to try first. None if the model takes several inputs or accepts none.
     """
-    if len(_required(model)) > 1:
+    if len(forward_of(model).required) > 1:
         return None
     for tensor in _candidates(model, hints):
         if accepts(model, (tensor,), {}):
@@ -167,14 +141,8 @@ def propose(model: nn.Module, hints: Sequence[tuple[int, int, int]] = ()) -> tup
     return None
 
 
-def _required(model: nn.Module) -> list[str]:
-    empty, kinds = inspect.Parameter.empty, (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.default is empty and p.kind not in kinds]
-
-
 def _candidates(model: nn.Module, hints: Sequence[tuple[int, int, int]]) -> Iterator[Tensor]:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = float_type(model)
     for hint in hints:
         yield make((BATCH, *hint), dtype)
     first: list[Callable[[], Iterable[Tensor]]] = []

@@ -16,24 +16,17 @@ from torch.utils import _pytree as pytree
 from ..errors import FxpruneError, LoadError
 from . import archive, huggingface, images
 from .evaluation import unwrap
-from .example_inputs import (
-    failure,
-    from_file,
-    from_program,
-    from_text,
-    is_file,
-    parameter_names,
-    picture_hints,
-    propose,
-    vocabulary,
-)
+from .forward import leaf_names, parameter_names
+from .given_inputs import INPUT_CURE, given_inputs, to_device
 from .images import ImagePreprocess
+from .model_args import read_model_args
+from .own_description import described_inputs, timm_cfg
 from .pickles import load_pickle
+from .refusals import refuse_quantised
 from .rehearsal import first_line
 from .tensors import AVERAGED, TORCH_SUFFIXES, existing, find_weights, kind_of, shorten
 from .timm_models import load_timm
 
-_INPUT_CURE = "give them: `--input 1x3x224x224` (or `--input 1x128:int64` for token ids), or `--data`"
 _SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or timm:NAME"
 
 
@@ -45,7 +38,7 @@ class Loaded:
     image          how a picture becomes an input, for models that take [batch, channels, height, width]
     tokenizer      the folder whose tokenizer makes the model's token ids
     folder         the Hugging Face folder the model came from
-    input_names    names of the inputs: those of ``args`` in order, then those of ``kwargs``
+    input_names    a name for each leaf of (args, kwargs), in order: that of the input, or its key within a container
     free           input -> the dimensions that may have any size, once the model is captured
     notes          what the user must know: random weights, unused weights, changed precision
     """
@@ -64,7 +57,22 @@ class Loaded:
     @property
     def inputs(self) -> dict[str, Any]:
         """Example inputs by name, in the order of ``input_names``."""
-        return dict(zip(self.input_names, (*self.args, *self.kwargs.values()), strict=True))
+        return dict(zip(self.input_names, self.leaves, strict=True))
+
+    @property
+    def leaves(self) -> list[Any]:
+        """Example inputs, those inside containers as well."""
+        return list(pytree.tree_leaves((self.args, dict(self.kwargs))))
+
+    def filled(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) in the structure of the example inputs, with other ``leaves``."""
+        args, kwargs = pytree.tree_unflatten(list(leaves), pytree.tree_structure((self.args, dict(self.kwargs))))
+        return args, kwargs
+
+    def with_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Loaded:
+        """The same model with these example inputs, under the names that its ``forward`` gives them."""
+        names = leaf_names(parameter_names(self.model), args, kwargs)
+        return replace(self, args=tuple(args), kwargs=dict(kwargs), input_names=names)
 
 
 def load(
@@ -74,6 +82,7 @@ def load(
     input: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
     trust_pickle: bool = False,
     need_inputs: bool = True,
+    model_args: str | Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load ``source``, and find example inputs for it.
 
@@ -83,11 +92,12 @@ def load(
     input         example inputs: ``"1x3x224x224"``, ``"1x128:int64"``, a file of tensors, or tensors. Without it the
                   model's own description is asked (timm's and Hugging Face's configs), then its first layer
     trust_pickle  run whatever code a pickled file contains
+    model_args    how ``timm:NAME`` is built (``"img_size=384,num_classes=0"`` or a dict), or entries of a config.json
     need_inputs   raise where no example inputs are known; False leaves them empty, for data to provide them
 
     Never uses the network. Raises LoadError with what, where, why and cure.
     """
-    loaded = _open(source, checkpoint, trust_pickle)
+    loaded = _open(source, checkpoint, trust_pickle, read_model_args(model_args))
     try:
         _check_weights(loaded)
         return _describe(_with_inputs(loaded, input, need_inputs))
@@ -101,9 +111,11 @@ def load(
         ) from failure
 
 
-def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool) -> Loaded:
+def _open(
+    source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool, built: Mapping[str, Any]
+) -> Loaded:
     if isinstance(source, str) and source.startswith("timm:"):
-        model, notes = load_timm(source.removeprefix("timm:"), checkpoint, trust_pickle=trust_pickle)
+        model, notes = load_timm(source.removeprefix("timm:"), checkpoint, trust_pickle=trust_pickle, options=built)
         return Loaded(model, source.removeprefix("timm:"), notes=notes)
     if checkpoint is not None:
         raise LoadError(
@@ -112,6 +124,8 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             why=f"{source if isinstance(source, (str, os.PathLike)) else type(source).__name__} brings its own weights",
             cure="timm:NAME `--checkpoint FILE`; for other models put the weights into the module before saving it",
         )
+    if built and not isinstance(source, (str, os.PathLike)):
+        raise _built_already(type(source).__name__)
     if isinstance(source, nn.Module):
         if isinstance(source, torch.jit.ScriptModule):
             raise LoadError(
@@ -129,12 +143,14 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             why="a module, an exported program, a path or timm:NAME is expected",
             cure=f"give {_SOURCES}" + ("" if not isinstance(source, Mapping) else "; a state dict has no architecture"),
         )
-    return _open_path(Path(source), trust_pickle)
+    return _open_path(Path(source), trust_pickle, built)
 
 
-def _open_path(path: Path, trust_pickle: bool) -> Loaded:
+def _open_path(path: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Loaded:
     if path.is_dir():
-        return _open_folder(path, trust_pickle)
+        return _open_folder(path, trust_pickle, built)
+    if built and path.exists():
+        raise _built_already(str(path))
     if not path.exists() and not path.suffix:
         raise LoadError(
             "there is no such model",
@@ -196,12 +212,14 @@ def _module_in(checkpoint: Mapping[Any, Any]) -> tuple[Any, tuple[str, ...]]:
     return modules[averaged[0]], (f"the file holds modules under {averaged[0]} and {other}: {averaged[0]} taken",)
 
 
-def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:
+def _open_folder(folder: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Loaded:
     if (folder / "model.pt2").is_file():
+        if built:
+            raise _built_already(str(folder))
         program = archive.read_program(folder / "model.pt2", trust=trust_pickle)
         return Loaded(program, folder.name)
     if (folder / "config.json").is_file():
-        model, notes = huggingface.load_folder(folder)
+        model, notes = huggingface.load_folder(folder, built)
         name = folder.resolve().name
         return Loaded(model, name, tokenizer=huggingface.tokenizer_folder(folder), folder=folder, notes=notes)
     raise LoadError(
@@ -209,6 +227,15 @@ def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:
         where=str(folder),
         why="neither config.json (Hugging Face) nor model.pt2 (fxprune artefact) is in it",
         cure=f"give {_SOURCES}",
+    )
+
+
+def _built_already(where: str) -> LoadError:
+    return LoadError(
+        "the model is built already",
+        where=where,
+        why="`--model-args` say how a model is built by its name (timm:NAME) or by a config.json",
+        cure="leave `--model-args` away, or build the model with them before saving it",
     )
 
 
@@ -225,6 +252,8 @@ def _state_dict_alone(path: Path) -> LoadError:
 def _check_weights(loaded: Loaded) -> None:
     """Raise LoadError for weights that are not numbers: every score and comparison after them would be meaningless."""
     model = loaded.model
+    if isinstance(model, nn.Module):
+        refuse_quantised(model, loaded.name)
     if isinstance(model, ExportedProgram):
         parameters, others = dict(model.named_parameters()), {**dict(model.named_buffers()), **model.constants}
     else:
@@ -258,130 +287,33 @@ def _floats(value: Any) -> bool:
 
 def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
     model = loaded.model
-    forward = parameter_names(model)
     if given is None:
-        args, kwargs = _own_inputs(loaded)
+        args, kwargs = described_inputs(model, loaded.folder)
     else:
-        args, kwargs = _given(given, model, forward)
-        if args and _is_transformers(model):
-            of_shapes = isinstance(given, str) and not is_file(given)
-            loaded, args, kwargs = _by_name(loaded, args, kwargs, forward, of_shapes)
+        args, kwargs, notes = given_inputs(model, given, loaded.name, loaded.folder)
+        loaded = replace(loaded, notes=(*loaded.notes, *notes))
     if not args and not kwargs and needed:
         raise LoadError(
             "the model does not say what its inputs look like",
             where=loaded.name,
-            why=f"its forward takes ({', '.join(forward)})",
-            cure=_INPUT_CURE,
+            why=f"its forward takes ({', '.join(parameter_names(model))})",
+            cure=INPUT_CURE,
         )
-    args, kwargs = _to_device(model, args, kwargs)
-    if isinstance(model, nn.Module) and given is not None:
-        said = failure(model, args, kwargs)
-        if said is not None:
-            raise _not_accepted(loaded, args, kwargs, said)
-    names = (*_positional_names(forward, len(args)), *kwargs)
-    return replace(loaded, args=args, kwargs=kwargs, input_names=names)
-
-
-def _positional_names(forward: tuple[str, ...], count: int) -> tuple[str, ...]:
-    return (*forward[:count], *(f"input_{i}" for i in range(len(forward), count)))
-
-
-def _given(given: Any, model: nn.Module | ExportedProgram, forward: tuple[str, ...]) -> Any:
-    if isinstance(given, Tensor):
-        return (given,), {}
-    if isinstance(given, Mapping):
-        return (), dict(given)
-    if isinstance(given, (tuple, list)):
-        return tuple(given), {}
-    if isinstance(given, os.PathLike) or is_file(str(given)):
-        return from_file(Path(given), forward)
-    return from_text(str(given), forward, vocabulary(model))
-
-
-def _by_name(
-    loaded: Loaded, args: tuple[Any, ...], kwargs: dict[str, Any], forward: tuple[str, ...], of_shapes: bool
-) -> tuple[Loaded, tuple[Any, ...], dict[str, Any]]:
-    """A transformers model takes its inputs by name: those given by position get the names of what it reads first.
-
-    Tensors that it takes by position stay so: what was given is what the result takes. A shape alone (``of_shapes``)
-    gives no inputs: ids of that shape get the mask that their tokenizer makes, and a note says so.
-    """
-    model = loaded.model
-    assert isinstance(model, nn.Module)
-    if not of_shapes and failure(model, *_to_device(model, args, kwargs)) is None:
-        return loaded, args, kwargs
-    main = getattr(model, "main_input_name", forward[0])
-    order = [main, *(n for n in (*_own_inputs(loaded)[1], *forward) if n != main)]
-    kwargs = {**dict(zip(dict.fromkeys(order), args, strict=False)), **kwargs}
-    ids = kwargs.get("input_ids")
-    if of_shapes and isinstance(ids, Tensor) and "attention_mask" in forward and "attention_mask" not in kwargs:
-        kwargs["attention_mask"] = torch.ones_like(ids)
-        note = "the result takes an attention_mask beside token ids: name the inputs (input_ids=..) to leave it out"
-        loaded = replace(loaded, notes=(*loaded.notes, note))
-    return loaded, (), kwargs
-
-
-def _is_transformers(model: Any) -> bool:
-    """A transformers model, told by duck typing so that transformers need not be imported."""
-    return isinstance(model, nn.Module) and hasattr(model, "config") and hasattr(model, "main_input_name")
-
-
-def _own_inputs(loaded: Loaded) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs by what the model says about itself."""
-    model = loaded.model
-    if isinstance(model, ExportedProgram):
-        return from_program(model)
-    if _is_transformers(model):
-        kwargs = huggingface.example_kwargs(model, loaded.folder)
-        if kwargs:
-            return (), kwargs
-    cfg = _timm_cfg(model)
-    hints = picture_hints(model, cfg.get("input_size"))
-    proposed = propose(model, hints if cfg else ())
-    if proposed is None and cfg:  # fake tensors may fail where real ones do not
-        return (torch.randn(2, *hints[0], generator=torch.Generator().manual_seed(0)),), {}
-    return proposed or (), {}
-
-
-def _timm_cfg(model: Any) -> Mapping[str, Any]:
-    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    return cfg if isinstance(cfg, Mapping) else {}
-
-
-def _not_accepted(loaded: Loaded, args: tuple[Any, ...], kwargs: Mapping[str, Any], said: str) -> LoadError:
-    own_args, own_kwargs = _own_inputs(loaded)
-    given, own = (
-        ", ".join(f"{list(t.shape)} {t.dtype}" for t in (*a, *k.values()) if isinstance(t, Tensor))
-        for a, k in ((args, kwargs), (own_args, own_kwargs))
-    )
-    known = bool(own) and own != given
-    return LoadError(
-        "the model does not accept these inputs",
-        where=f"{loaded.name}: {given}",
-        why=f"it takes {own}; on these it says: {said}" if known else f"it says: {said}",
-        cure="leave `--input` away, or give the shapes the model was built for" if known else _INPUT_CURE,
-    )
-
-
-def _to_device(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    if isinstance(model, ExportedProgram):
-        return args, dict(kwargs)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return pytree.tree_map_only(Tensor, lambda t: t.to(device), (tuple(args), dict(kwargs)))
+    return loaded.with_inputs(*to_device(model, args, kwargs))
 
 
 def _describe(loaded: Loaded) -> Loaded:
     """Add how pictures are preprocessed, for a model whose one floating input looks like pictures."""
     pictures = [
         t
-        for t in (*loaded.args, *loaded.kwargs.values())
+        for t in loaded.leaves
         if isinstance(t, Tensor) and t.dim() == 4 and t.dtype.is_floating_point and t.shape[1] in (1, 3)
     ]
     if len(pictures) != 1:
         return loaded
     shape = pictures[0].shape
     size = (int(shape[1]), int(shape[2]), int(shape[3]))
-    cfg = _timm_cfg(loaded.model)
+    cfg = timm_cfg(loaded.model)
     if cfg:
         return replace(loaded, image=images.from_timm(cfg, size))
     if loaded.folder is not None:

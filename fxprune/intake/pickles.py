@@ -9,6 +9,7 @@ constructors in ``_CALLABLE``.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ from torch import nn
 
 from ..errors import LoadError
 from ..process.libraries import survive_torchvision
+from .refusals import MISSING_CURE, refuse_missing, refuse_unreachable
 from .rehearsal import DAMAGED, TRUST_CURE, Rehearsal, first_line, rehearse
 
 # Where module classes may live: package -> pattern of the modules that define layers and models.
@@ -72,6 +74,7 @@ _FUNCTIONS = (
 )
 # What a file may call beside torch's tensor rebuilders; none of them runs foreign code when called.
 _CALLABLE = frozenset({"functools.partial"})
+_RECORDS = frozenset({"timm.models._features.FeatureInfo"})
 _CONFIGS = ("PreTrainedConfig", "PretrainedConfig", "GenerationConfig")
 
 # What a checkpoint may not even name: there is no honest reason to.
@@ -184,16 +187,10 @@ def load_pickle(path: Path, *, modules: bool, trust_pickle: bool = False) -> Any
                 refused.append(name)
             else:
                 allowed[name] = thing
-    refused += sorted(
-        name
-        for name in seen.called
-        if name not in refused and name not in known | _CALLABLE and not _is_enum(allowed.get(name))
-    )
-    refused += sorted(
-        name
-        for name in seen.made
-        if name not in refused and name not in known and not isinstance(allowed.get(name), type)
-    )
+    unknown = {*refused, *known, *(() if not refused else filter(_plausible, wanted))}  # nothing of these was imported
+    refused += sorted(n for n in seen.called - unknown - _CALLABLE if not _is_enum(allowed.get(n)))
+    refused += sorted(n for n in seen.made - unknown - set(refused) if not isinstance(allowed.get(n), type))
+    refuse_unreachable(refused, where)
     if refused:
         raise LoadError(
             "the pickle is refused: it wants code that is not on the allow-list",
@@ -291,7 +288,7 @@ def _resolve(dotted: str) -> Any:
         return None
     if issubclass(thing, torch.fx.GraphModule | torch.jit.ScriptModule):  # both carry code of their own
         return None
-    if issubclass(thing, nn.Module) or _is_enum(thing):
+    if issubclass(thing, nn.Module) or _is_enum(thing) or _is_record(thing):
         return thing
     return thing if any(base.__name__ in _CONFIGS and _is_transformers(base) for base in thing.__mro__) else None
 
@@ -299,6 +296,11 @@ def _resolve(dotted: str) -> Any:
 def _is_enum(thing: Any) -> bool:
     """An enumeration: calling it with a value only looks the member up."""
     return isinstance(thing, type) and issubclass(thing, enum.Enum)
+
+
+def _is_record(thing: type) -> bool:
+    """A class of a package of models that only holds what modules are made by or describe themselves with."""
+    return dataclasses.is_dataclass(thing) or f"{thing.__module__}.{thing.__qualname__}" in _RECORDS
 
 
 def _is_transformers(thing: type) -> bool:
@@ -342,7 +344,17 @@ def _torch_load(path: Path, *, weights_only: bool, allowed: Mapping[str, Any]) -
     except MemoryError:
         raise
     except Exception as failure:
-        cure = DAMAGED
+        if not weights_only and isinstance(failure, AttributeError | ImportError):  # no damage: a class is not here
+            refuse_missing(_names_in(path), str(path))
+        cure = MISSING_CURE if isinstance(failure, AttributeError | ImportError) else DAMAGED
         if weights_only and isinstance(failure, pickle.UnpicklingError):
             cure = "save it again with a current torch.save; " + TRUST_CURE
         raise LoadError("torch cannot load the file", where=str(path), why=first_line(failure), cure=cure) from None
+
+
+def _names_in(path: Path) -> set[str]:
+    """The globals that a file names; none where it cannot be told."""
+    try:
+        return rehearse(read_program(path) or b"").names
+    except LoadError:
+        return set()

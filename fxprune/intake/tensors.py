@@ -114,7 +114,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                 if entry.filename.endswith(".npy"):
                     with archive.open(entry) as member:
                         array = _read_npy(member, entry.file_size, f"{path}: {entry.filename}")
-                    tensors[entry.filename.removesuffix(".npy")] = _from_array(array, f"{path}: {entry.filename}")
+                    tensors[entry.filename.removesuffix(".npy")] = from_array(array, f"{path}: {entry.filename}")
     except LoadError:
         raise
     except Exception as failure:  # zipfile, zlib and numpy raise many types for damaged files
@@ -155,7 +155,8 @@ def _read_npy(member: Any, size: int, where: str) -> np.ndarray:
     return array.reshape(shape, order="F" if fortran else "C").copy()
 
 
-def _from_array(array: np.ndarray, where: str) -> Tensor:
+def from_array(array: np.ndarray, where: str) -> Tensor:
+    """The array as a tensor that shares its memory where it can. Raises LoadError for a type that torch lacks."""
     try:
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
