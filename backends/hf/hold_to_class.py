@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import FxpruneError
 from ...intake.load import Loaded
 from ...ir.choice import Choice
-from ...ir.group import PruneGroup
+from ...ir.group import PruneGroup, Switch
 from ...ir.pipeline import Analysis
 from ...ir.plan import CompressionPlan
 from ...ir.program import Program
@@ -50,6 +50,7 @@ class HoldToClass(Analysis):
     def run(self, program: Program) -> Program:
         folder = need_folder(None if self.source is None else SourceFolder.of(self.source))
         flat, _ = inputs_that_run(program, eager(program.exported))
+        program = program.but(groups=tuple(_without_switches(program.need("groups"), folder)))
         wanted = [g for g in program.need("groups") if not self.kinds or str(g.kind) in self.kinds]
         if self.layout == "uniform":
             return program.but(groups=_uniform(program, folder, wanted, flat))
@@ -66,6 +67,12 @@ class HoldToClass(Analysis):
             if vanishing and _refused(program, folder, flat, [(g, 0) for g in vanishing]):
                 changed |= {g.name: g.but(floor=min(g.size, g.granularity)) for g in vanishing}
         return program.but(groups=tuple(changed.get(g.name, g) for g in program.need("groups")))
+
+
+def _without_switches(groups: Iterable[PruneGroup], folder: SourceFolder) -> Iterator[PruneGroup]:
+    """The groups, those that are a whole part of the graph frozen: a class runs all that it builds."""
+    why = f"{folder.class_name} cannot say it: it runs every part that it builds"
+    yield from (g.but(frozen=why) if isinstance(g, Switch) and g.prunable else g for g in groups)
 
 
 def _uniform(
