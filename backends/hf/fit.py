@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError
-from ...intake.example_inputs import parameter_names
+from ...intake.forward import parameter_names
 from ...ir.agreement import relative_error
 from ...ir.program import Program
 from ...ir.provenance import first_line
