@@ -41,7 +41,7 @@ def ids(model: Any, batch: int = 3, length: int = 11) -> dict[str, torch.Tensor]
     return {"input_ids": made, "attention_mask": torch.ones_like(made)}
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_home(family: str, tmp_path: Path, here: None) -> None:
     from safetensors.torch import load_file
@@ -61,7 +61,7 @@ def test_every_family_comes_home(family: str, tmp_path: Path, here: None) -> Non
     assert sum(t.numel() for t in written.values()) < sum(p.numel() for p in tiny(family).parameters())
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_home_with_one_count_for_all_layers(family: str, tmp_path: Path, here: None) -> None:
     """The stock class loads the folder strictly; no code lies beside it."""

@@ -4,35 +4,42 @@
 
 `smaller` is the folder that came in, with smaller weights: what reads Hugging Face folders reads it.
 
-  import fxprune
-  model = fxprune.load_hf("smaller")                       # transformers' own class; no code from the folder runs
+  from transformers import AutoModelForCausalLM
+  model = AutoModelForCausalLM.from_pretrained("smaller")
   model.generate(**tokens, max_new_tokens=50)              # with its cache
 
-  from transformers import AutoModelForCausalLM
+Training, peft and save_pretrained work as on any model of the class. Two layouts:
+
+hf                     one count for all layers, said by numbers of config.json (intermediate_size, heads): the stock
+                       class loads it, strictly. Which elements stay differs by layer, how many does not
+hf{layout=free}        every layer has widths of its own, as with every other target. config.json states the shapes
+                       under `pruned`, and modeling_pruned.py beside it builds transformers' class so:
+
   model = AutoModelForCausalLM.from_pretrained("smaller", trust_remote_code=True)
+  model = fxprune.load_hf("smaller")                       # the same class; no code from the folder runs
 
-Training, peft and save_pretrained work as on any model of the class.
+free cuts more where the class's config says little: BERT's, GPT-2's and Whisper's heads have no number of their own
+(their width is the model's divided by it), so that the default cuts neurons alone there. An error about a budget out
+of reach says what each frozen group keeps.
 
-What is in it
+What is in the folder
 
-config.json            as it was; `pruned` states the shapes that differ, `auto_map` names the file below
-modeling_pruned.py     builds transformers' class with these shapes; torch and transformers are all it needs
+config.json            as it was, but for the numbers that changed (free: `pruned` and `auto_map` are added)
 model.safetensors      in the source's dtype (a bf16 folder comes back bf16, rounded after recovery), tied weights once
 everything else        tokenizer, processor, generation config, chat template, modules.json, 1_Pooling: byte for byte.
                        Not copied: weights in other forms, files above 64 MiB, and code (the source's auto_map is
                        dropped: its files are never run here)
 model.pt2, plan.json, report.json, report.html   as in every artefact; they may be deleted
 
-Every layer has widths of its own, as with every target. The code of most classes takes what it needs from the weights'
-shapes; some read a number besides (OPT num_heads, GPT-2 split_size, Phi-3 num_attention_heads of the config). Which, is
-found by trying: nothing about any class is written down here.
+What the class can say
 
-What the class cannot say
-
-Before the search everything that could be cut is cut once on trial, and the class of transformers computes with what is
-left. What it does not take is frozen, with what it says; the report lists it. A table that all layers share (T5's
-position bias) ties their heads to each other. Tokens are not reduced for this target, and no bias is added where the
-class has none.
+is found by trying, before the search; nothing about any class is written down here. For the default each number of the
+config is changed, the class is built without weights, and the shapes say what that number moves: groups that it moves
+are tied to one count. With free, everything that could be cut is cut once on trial. Either way the class of
+transformers then computes with what is left; what it does not take is frozen, with what it says, and the report lists
+it. Numbers that a class's code reads beside the shapes (OPT num_heads, GPT-2 split_size) are found in the same way. A
+table that all layers share (T5's position bias) ties their heads to each other. Whole branches and tokens stay, and no
+bias is added where the class has none.
 
 What is checked
 
@@ -46,5 +53,5 @@ Other ways in
   fxprune apply ./qwen-chat --plan plan.json --target hf --out smaller-chat
   fxprune lower small --target hf --against ./qwen --out smaller     # a graph that was made for another target
 
-A plan made for another target may cut what the class cannot say; the error then names it.
+A plan made for another target may cut what the class cannot say; the error then says so.
 """

@@ -23,7 +23,8 @@ What people meet when they prune, in the order of how often they complain about 
    and --sparse leave zeros, and the report says how many MACs are executed all the same.
 
 5. Hugging Face configs cannot hold another width per layer.
-   That is why the artefact is a graph and not a config. It cannot go back into the class; it trains and exports.
+   --target hf keeps one count for all layers, which a config can hold, and writes the folder again; hf{layout=free}
+   gives every layer its own and a small modeling file beside the config (`fxprune help home`).
 
 6. Grouped queries (GQA, MQA).
    A KV group goes with its queries, as one element of kind kv; `fxprune inspect` shows them.
