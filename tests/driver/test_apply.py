@@ -23,8 +23,11 @@ import fxprune
 from fxprune import Artifact, CompressionPlan, FxpruneError, Kind, OptionError, PlanError, Program
 from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.driver.apply import apply_plan
+from fxprune.driver.decide import prepare
 from fxprune.driver.finish import finish
+from fxprune.ir.cost import Budget
 from fxprune.ir.plan import TokenPlan
+from fxprune.request.goal import Goal
 from fxprune.request.options import OF_A_PLAN
 
 X = "2x1x8x8"
@@ -455,3 +458,21 @@ def test_a_plan_of_another_basis_is_refused() -> None:
         fxprune.compile(make(), x, plan=old, pipeline=text.replace(plan.digest, old.digest), **QUIET)
     with pytest.raises(PlanError, match="basis must be data or weights"):
         CompressionPlan.from_json(plan.to_json().replace('"basis": "weights"', '"basis": "luck"', 1))
+
+
+def test_rounds_cut_in_the_basis_of_the_first() -> None:
+    make, shape = EVERY["queries"]
+    x = batches(shape)
+    one = fxprune.compile(make(), x[0][:2], flops=0.6, prune="qk,v", align=1, rounds=2, data=x, recover="none", **QUIET)
+    assert one.report["pipeline"].count("align-heads") == 1
+    for choice in one.plan.elements.values():
+        assert (choice.basis, choice.keep) == ("data", tuple(range(len(choice.keep))))
+    assert_same_weights(one, fxprune.compile(make(), x[0][:2], data=x, plan=one.plan, recover="none", **QUIET))
+
+
+def test_weights_that_other_graphs_share_stay_in_their_basis() -> None:
+    make, shape = EVERY["queries"]
+    run = opened_run(make(), batches(shape)[0][:2], batches(shape))
+    goal = Goal(Budget("flops", 0.7), "l2", (Kind.QK, Kind.V), 1)
+    assert "align-heads" in prepare(run, goal).pipeline
+    assert "align-heads" not in prepare(run, goal, rewrite=False).pipeline
