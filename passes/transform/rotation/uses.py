@@ -19,7 +19,6 @@ from ....ir.program import Program
 
 CARRIES = MOVES | {Family.PICK, Family.SPLIT, Family.JOIN, Family.EXPAND, Family.REPEAT, Family.LOOKUP, Family.MEAN}
 """Linear, and constants stay constants: what a norm's bias has added may be taken out behind it."""
-POOLS = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
 
 
 class NotRotatable(Exception):
@@ -167,7 +166,7 @@ class _Trace:
             self._add(node)
         elif does is Family.MULTIPLY or op_name(node) in ("div", "divide"):
             self._multiply(node)
-        elif does in CARRIES or op_name(node) in (*POOLS, "sum"):
+        elif does in CARRIES or does is Family.SUM or (does is Family.POOL and "adaptive_avg" in op_name(node)):
             self._carry(node)
         else:
             raise NotRotatable(f"{op_name(node)} at {node.name} is nothing that a rotation of the channels follows")
@@ -315,7 +314,7 @@ class _Trace:
         normed = [v for v in values if v.norm is not None]
         if normed and len(values) > 1:
             raise NotRotatable(f"{node.name} joins what norms gave")
-        if op_name(node) == "sum" and normed and normed[0].beta is not None:
+        if family(node) is Family.SUM and normed and normed[0].beta is not None:
             raise NotRotatable(f"{node.name} adds up what a norm gave, its bias included")
         self.values[node] = values[0]
 
