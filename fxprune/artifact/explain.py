@@ -242,4 +242,6 @@ def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
     cost = f"{each} and {entry['params']:,} parameters in the dense model"
     if size == 1:
         return [f"it {'went' if gone else 'stays'} as a whole: it costs {cost}"]
+    if gone == size:
+        return [f"the whole layer went, with all that only it needs: all {size} elements; each costs {cost}"]
     return [f"{gone} of {size} went; each costs {cost}"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from ..errors import BudgetInfeasible, NothingToPrune
 from ..ir.program import Program
 from ..request.goal import Goal
-from .decide import Decided, decide_on, prepare
+from .decide import Decided, decide_on, prepare, score_as_able
 from .members import compare_repaired, in_doubt
 from .run import Run
 
@@ -21,6 +22,10 @@ of the MACs, 0.1 to 1.3 points from 0.9 to 0.3), far behind on EfficientNet-Lite
 between a channel and what could make up for it."""
 
 
+Known: TypeAlias = dict[tuple[tuple[str, ...], str], tuple[Run, Goal]]
+"""(kinds, criterion) -> the run that is scored by it, and the goal that the scores are for."""
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another goal that may serve better, and what it is called: what it does, and what the plain one does."""
@@ -30,18 +35,21 @@ class Alternative:
     left: str
 
 
-def decide_among(run: Run, goal: Goal) -> Decided:
+def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     """:func:`decide` for the goal, and for its alternatives where data can judge. An alternative is taken where its
     outputs lie nearer to the dense ones by more than one standard error than those of the best so far, or where that
-    cannot reach the budget."""
+    cannot reach the budget.
+
+    known   runs that are scored already, of other budgets of the same goal; filled
+    """
     plain = replace(goal, wider=(), rival=False)
-    ready = prepare(run, plain)
+    ready, plain = _prepare(run, plain, known)
     if run.data is None or run.data.generated or run.data.samples < ENOUGH:
         return decide_on(ready, plain)
     best, failed = _try(ready, plain)
     for other in _alternatives(goal, ready.program):
-        again = ready if other.goal.kinds == plain.kinds else prepare(run, other.goal)
-        found, why = _try(again, other.goal, others_than=plain)
+        again, wish = _prepare(run, other.goal, known)
+        found, why = _try(again, wish) if _cuts_more(again, wish, plain) else (None, None)
         if found is None or (best is not None and _alike(found, best)):
             failed = failed if why is None else why
             continue
@@ -66,12 +74,25 @@ def _alternatives(goal: Goal, ready: Program) -> Iterator[Alternative]:
         yield Alternative(replace(plain, criterion=RIVAL), f"scored by {RIVAL}", f"scored by {goal.criterion}")
 
 
-def _try(ready: Run, goal: Goal, others_than: Goal | None = None) -> tuple[Decided | None, Exception | None]:
-    """(the plan, why there is none). No plan and no reason where there is nothing that the other goal would not cut."""
-    if others_than is not None and set(goal.kinds) != set(others_than.kinds):
-        more = set(map(str, goal.kinds)) - set(map(str, others_than.kinds))
-        if not any(g.prunable and str(g.kind) in more for g in ready.program.need("groups")):
-            return None, None
+def _prepare(run: Run, goal: Goal, known: Known | None) -> tuple[Run, Goal]:
+    """The run that the goal begins with, scored where runs are remembered, and the goal that the scores are for."""
+    if known is None:
+        return prepare(run, goal), goal
+    key = tuple(map(str, goal.kinds)), goal.criterion
+    if key not in known:
+        known[key] = score_as_able(prepare(run, goal), goal)
+    scored, wish = known[key]
+    return replace(scored, request=run.request, tell=run.tell), wish.at(goal.budget)
+
+
+def _cuts_more(ready: Run, goal: Goal, plain: Goal) -> bool:
+    """Whether there is anything that the other goal would not cut, or it judges otherwise."""
+    more = set(map(str, goal.kinds)) - set(map(str, plain.kinds))
+    return not more or any(g.prunable and str(g.kind) in more for g in ready.program.need("groups"))
+
+
+def _try(ready: Run, goal: Goal) -> tuple[Decided | None, Exception | None]:
+    """(the plan, why there is none)"""
     try:
         return decide_on(ready, goal), None
     except (BudgetInfeasible, NothingToPrune) as error:

@@ -305,7 +305,7 @@ def find_groups(
     rotate: RotateWidth | None = None,
 ) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first.
+    unfuses qkv first; layers among them let branches go.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
@@ -330,6 +330,8 @@ def find_groups(
         known = run.program.groups is not None
         run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
+    if str(Kind.LAYER) in map(str, kinds):
+        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders)
     if widths and basis:

@@ -16,7 +16,7 @@ def lower(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
     >>> [g.floor for g in lower([one, one.but(least=None)])]
     [8, 16]
     """
-    return [g if g.least is None else g.but(floor=min(g.floor, g.least)) for g in groups]
+    return [g.lowest() for g in groups]
 
 
 def lowered(groups: Sequence[PruneGroup]) -> Iterator[list[PruneGroup]]:

@@ -135,7 +135,9 @@ class SearchPlan(Search):
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{said} on the concave envelope of the values" if hull else said
         plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
-        return program.but(plan=plan, notes=notes)
+        gone = [name for name, c in plan.elements.items() if not c.keep]
+        notes = (*notes, f"layers that go: {', '.join(gone)}") if gone else notes
+        return program.but(plan=plan, notes=tuple(dict.fromkeys(notes)))
 
     def _reachable(
         self, program: Program, whole: Program, model: CostModel, groups: list[PruneGroup], limit: float
@@ -283,6 +285,9 @@ def _live(program: Program, kinds: Sequence[str]) -> list[PruneGroup]:
     groups: Sequence[PruneGroup] = program.need("groups")
     tied = {g.name for tie in groups if isinstance(tie, Tie) for g in tie.tied}
     live = [g for g in groups if g.prunable and str(g.kind) in kinds and g.name not in tied]
+    if str(Kind.LAYER) in kinds:  # other groups that may go entirely: all of it, or nothing
+        rest = [g for g in groups if g.prunable and str(g.kind) not in kinds and g.sliced and g.floor == 0]
+        live += [g.but(granularity=g.size, strict=True) for g in rest]
     if not live:
         raise nothing_to_prune(program, kinds)
     return live

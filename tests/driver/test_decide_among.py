@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,13 @@ from support.digits import tiny_vit
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.artifact.files import read_report
 from fxprune.driver import decide_among
 from fxprune.driver.members import Compared
 from fxprune.errors import BudgetInfeasible
+from fxprune.ir.cost import Budget
+from fxprune.request.options import Judging, Timing
+from fxprune.workflows.sweep import sweep
 
 WIDER = ("rotate-width", "align-heads")
 
@@ -89,3 +94,21 @@ def test_a_budget_that_heads_and_neurons_cannot_reach_is_reached() -> None:
     small = compiled(narrow_vit(), flops=0.08)
     assert small.report["cost"]["ratio"]["flops"] <= 0.08
     assert any("without that the budget is out of reach" in note for note in small.report["notes"])
+
+
+def test_a_point_of_a_sweep_is_what_compile_makes(tmp_path: Path) -> None:
+    points = sweep(
+        narrow_vit(),
+        images(2),
+        ratios=[Budget("flops", 0.6), Budget("flops", 0.3)],
+        data=images(),
+        judging=Judging(data=images(40), samples=40),
+        timing=Timing(seconds=0),
+        out=tmp_path / "points",
+        on_event=lambda _: None,
+    )["points"]
+    for point in points:
+        alone = compiled(narrow_vit(), flops=point["ratio"])
+        report = read_report(tmp_path / "points" / point["artifact"])
+        kept = [[(g["group"], g["kept"]) for g in one["groups"]] for one in (report, alone.report)]
+        assert kept[0] == kept[1]

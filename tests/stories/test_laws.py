@@ -39,7 +39,7 @@ from fxprune.passes.transform.align_heads import AlignHeads
 from fxprune.passes.transform.fuse_norms import FuseNorms
 
 
-@pytest.mark.drawn(9, first=0)
+@zoo.part("laws")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_laws(name: str) -> None:
     program = analysed(name)
@@ -70,6 +70,14 @@ def test_laws(name: str) -> None:
     result = sliced(program, random_plan(program, ALL_KINDS, 0.5, seed=1))
     saving_keeps_the_output(result)
     calling_twice_is_calling_once(result)
+
+
+def test_every_model_is_in_the_part_of_some_test() -> None:
+    seen = set[str]()
+    for test in zoo.PARTS:
+        mark = zoo.part(test).mark
+        seen |= set(drawing.draw("", list(zoo.MODELS), mark.args[0], mark.kwargs["first"]))
+    assert seen == zoo.MODELS.keys()
 
 
 @pytest.mark.drawn(8)

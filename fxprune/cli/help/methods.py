@@ -3,6 +3,15 @@
 Nobody has to choose: with data the defaults are what measured best (fxprune help results), without data they are
 ``l2`` and no recovery.
 
+What is tried by itself (compile and sweep, with data, where --prune and --importance are not said)
+
+  First the plain plan: heads, neurons and channels by trajectory. Then a plan that may also cut widths of queries and
+  keys, of values and of the residual stream, and, where channels of convolutions may go, one by obs. Each is repaired
+  by ridge on one half of up to 384 samples and compared with the dense model on the other; it takes the plain one's
+  place where it is nearer by more than one standard error, or where the plain one cannot reach the budget. A note in
+  the report says what was found. Below 64 samples nothing is tried, nor beside tokens, tiles, rounds and budgets of
+  time. `fxprune plan` makes the plain plan: it must mean the same where there are no data.
+
 How elements are scored (--importance NAME, options in braces)
 
   trajectory   what removing an element does to the features of all later layers and to the output. Labels are not

@@ -223,9 +223,9 @@ class _Finder:
             raise NotFree(f"{node.name} ({op_name(node)}) is no linear layer")
         weight, bias = args.get(one.right), args.get(one.added)
         found = self.store.trace(weight) if isinstance(weight, Node) else None
-        if found is None:
+        if found is None or not isinstance(weight, Node):
             raise NotFree(f"the weight of {node.name} is computed, not stored")
-        if not all(self.store.tensors[name].is_floating_point() for name in found.names):
+        if not all(self.store.tensors[name].is_floating_point() for name in found.present()):
             raise NotFree(f"the weight of {node.name} holds no floating numbers")
         return one, weight, bias if isinstance(bias, Node) else None
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node, map_arg
 
-from ....ir.dataflow import VIEWS, Family, family
+from ....ir.dataflow import VIEWS, Family, bind, family, op_name
 from ....ir.program import Program
 
 MOVES = VIEWS | {Family.SPLIT, Family.PART, Family.PICK, Family.JOIN}
+PICKS = "index_select"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,14 @@ class Store:
                 place = torch.arange(self.tensors[name].numel()).view(self.tensors[name].shape)
                 values[one] = (torch.full_like(place, len(names)), place)
                 names.append(name)
-            elif one.op != "call_function" or family(one) not in MOVES:
+            elif not _moves(one):
                 return None
+            elif op_name(one) == PICKS:  # of an index that slicing cuts: that of a table which layers shared
+                source, dim, index = (bind(one)[n] for n in ("self", "dim", "index"))
+                if index.name not in self.bound:
+                    return None
+                chosen = self.tensors[self.bound[index.name]].cpu()
+                values[one] = tuple(values[source][i].index_select(dim, chosen) for i in (0, 1))
             elif family(one) is Family.CAST:
                 values[one] = values[one.all_input_nodes[0]]
             else:
@@ -95,7 +102,7 @@ class Store:
         while pending:
             value = pending.pop()
             for user in value.users:
-                if user.op == "call_function" and family(user) in MOVES:
+                if _moves(user):
                     pending.append(user)
                 else:
                     yield user, value
@@ -104,6 +111,10 @@ class Store:
         """Whether no other name stands for its memory, and nothing writes into it."""
         single = self.bindings[name] == 1 and self.pointers[self.tensors[name].data_ptr()] <= 1
         return single and self.placeholders[name].name not in self.written
+
+
+def _moves(node: Node) -> bool:
+    return node.op == "call_function" and (family(node) in MOVES or op_name(node) == PICKS)
 
 
 def _moved(node: Node, values: Mapping[Node, Any]) -> Any:

@@ -81,6 +81,7 @@ if __name__ == "__main__":
     made += [
         compiled(arch, (64, 64), usable((64, 64), 4)[-1], "fp32", precision)
         for arch in (86, 90)
+        if arch in chips
         for precision in ("tf32", "ieee")
     ]
     print(json.dumps(made))

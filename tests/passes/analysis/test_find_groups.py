@@ -78,7 +78,7 @@ def live(program: Program) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-@pytest.mark.drawn(20, first=9)
+@zoo.part("groups")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_groups_of_the_zoo(name: str) -> None:
     want = {k: int(n) for k, n in (word.split(":") for word in FOUND[name].split())}
