@@ -21,6 +21,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
+from .rotation import rotated_groups, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -61,19 +62,27 @@ class Decided:
         return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
 
 
-def decide(run: Run, goal: Goal) -> Decided:
+def decide(run: Run, goal: Goal, rotate: bool = True) -> Decided:
     """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
+
+    ``rotate``: see :func:`prepare`
     """
-    return decide_on(prepare(run, goal), goal)
+    return decide_on(prepare(run, goal, rotate), goal)
 
 
-def prepare(run: Run, goal: Goal) -> Run:
-    """The run with its groups, and the data that will be used: what every plan of it begins with."""
-    run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
+    """The run with its groups, and the data that will be used: what every plan of it begins with.
+
+    rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
+             the result must fit other graphs
+    """
+    turn = rotation_for(run, goal) if rotate else None
+    unmerge = goal.tokens is not None and goal.tokens.unmerge
+    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
@@ -143,6 +152,7 @@ def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
     data = run.data
     return {
+        **rotated_groups(run),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),

@@ -128,6 +128,7 @@ class PruneGroup:
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
+    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -147,6 +148,7 @@ class PruneGroup:
     least: int | None = None
     uses: tuple[OpUse, ...] = ()
     ordered: bool = False
+    basis: str = ""
 
     @property
     def prunable(self) -> bool:
@@ -181,7 +183,7 @@ class PruneGroup:
         if count == self.size:
             return {}
         keep = tuple(sorted(scores[self.name].ranking()[:count]))
-        return {self.name: Choice(str(self.kind), self.size, keep)}
+        return {self.name: Choice(str(self.kind), self.size, keep, self.basis)}
 
     def derive(self, scores: Scores) -> ImportanceScores:
         """Its scores, made of those of its ``members``."""

@@ -13,6 +13,7 @@ from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
 from ...ir.group import Kind, PruneGroup, Slot
+from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
@@ -39,8 +40,8 @@ class FindGroups(Analysis):
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
-    inherit      between rounds: multiples, floors and what is frozen are those of the same group of the whole program
-                 (see ``StartRound``), and groups that it did not have are frozen
+    inherit      between rounds: multiples, floors, the basis and what is frozen are those of the same group of the
+                 whole program (see ``StartRound``), and groups that it did not have are frozen
 
     A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
     above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
@@ -101,6 +102,7 @@ class FindGroups(Analysis):
                 nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
                 uses=uses.get(axis, ()),
+                ordered=axis in facts.rotated,
             )
             branch = self.layers and group.kind in LAYERED and facts.joins(axis)
             groups.append(self._bounded(group, facts.closes(axis) and (self.allow_empty or branch)))
@@ -161,6 +163,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             granularity=whole[g.name].granularity,
             strict=whole[g.name].strict,
             ordered=whole[g.name].ordered,
+            basis=whole[g.name].basis,
             least=whole[g.name].least,
             frozen=g.frozen or whole[g.name].frozen,
         )
@@ -217,6 +220,12 @@ class _Facts:
             for axis in leaves(c.dim):
                 self.contracted[axis].append(c.node)
         self.statistics = {a for s in axes.statistics for a in leaves(s.dim)}
+        self.rotated = {
+            axis
+            for norm in row_norms(program.graph)
+            if norm.width is not None and isinstance(axes.dims.get(norm.source.name), list)
+            for axis in leaves(axes.dims[norm.source.name][-1])
+        }
         self.frozen: dict[Axis, str] = {}
         for f in axes.frozen:
             for axis in leaves(f.dim):
@@ -306,7 +315,7 @@ class _Facts:
         if (axis in self.query_key or axis in self.value) and not stream:
             both = axis in self.query_key and axis in self.value
             return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
-        if axis in self.statistics:
+        if axis in self.statistics or axis in self.rotated:
             return Kind.WIDTH
         if self.has("conv", axis) or (self.has("depthwise", axis) and not self._between_linears(axis)):
             return Kind.CHANNEL

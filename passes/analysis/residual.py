@@ -25,7 +25,8 @@ def residual_streams(program: Program) -> set[Axis]:
     before, number = _ancestors(program)
     readers: dict[Axis, list[Node]] = collections.defaultdict(list)
     nodes = {n.name: n for n in program.graph.nodes}
-    for contraction in axes.contractions:
+    averages = {literal.node for literal in axes.literals if literal.form in ("mean", "norm")}  # a gate, not a layer
+    for contraction in (c for c in axes.contractions if c.node not in averages):
         for axis in leaves(contraction.dim):
             readers[axis].append(nodes[contraction.node])
     ends = {f.node for facts in (axes.contractions, axes.statistics) for f in facts}

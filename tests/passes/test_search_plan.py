@@ -106,6 +106,7 @@ def chain() -> Program:
     return scored(Chain(), torch.randn(2, 3, 16, 16))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("which", ["transformer", "chain"])
 @pytest.mark.parametrize("metric", ["flops", "params", "bytes"])
 def test_cost_is_held_met_and_monotone(which: str, metric: str, request: pytest.FixtureRequest) -> None:
@@ -227,6 +228,7 @@ def test_the_best_elements_stay(chain: Program) -> None:
         assert values[list(choice.keep)].min() >= values[gone].max()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("criterion", ["l2", "l1", "random"])
 @pytest.mark.parametrize("ratio", [0.75, 0.5, 0.3])
 def test_no_layer_collapses(criterion: str, ratio: float) -> None:
