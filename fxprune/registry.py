@@ -61,6 +61,7 @@ PASSES: Table = {
     "find-token-sites": "fxprune.passes.analysis.find_token_sites:FindTokenSites",
     "find-groups": "fxprune.passes.analysis.find_groups:FindGroups",
     "score-groups": "fxprune.passes.analysis.score_groups:ScoreGroups",
+    "measure-rungs": "fxprune.passes.analysis.measure_rungs:MeasureRungs",
     "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
     "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
     "find-blocks": "fxprune.passes.analysis.find_blocks:FindBlocks",
@@ -78,7 +79,9 @@ PASSES: Table = {
     "recover": "fxprune.passes.transform.recover:Recover",
     "merge-tokens": "fxprune.passes.transform.merge_tokens:MergeTokens",
     "spell-out-tokens": "fxprune.passes.transform.spell_out_tokens:SpellOutTokens",
+    "rotate-width": "fxprune.passes.transform.rotate_width:RotateWidth",
     "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
+    "fuse-norms": "fxprune.passes.transform.fuse_norms:FuseNorms",
     "clean": "fxprune.passes.transform.clean:Clean",
     "drop-masks": "fxprune.passes.transform.drop_masks:DropMasks",
     "inline": "fxprune.passes.transform.inline:Inline",
@@ -87,6 +90,7 @@ PASSES: Table = {
     "cast-floats": "fxprune.passes.transform.cast_floats:CastFloats",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
+    "align-heads": "fxprune.passes.transform.align_heads:AlignHeads",
 }
 KINDS: Table = {
     **dict.fromkeys(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import random
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and those that tests start: workers share the cores
 
 import pytest
 import torch
+from support import drawing
 from support.digits import tiny_vit
+from support.remembered import Captures, Hints, Translations
 
 from fxprune.artifact import delivered
 from fxprune.cli.demo import Digits, DigitsViT, digits, train
+from fxprune.intake import capture
+from fxprune.report import plots
 
 torch.set_num_threads(1)
 delivered.SECONDS = 0.0  # hundreds of results need not be timed; the tests of timing ask for seconds
@@ -23,6 +29,23 @@ delivered.SECONDS = 0.0  # hundreds of results need not be timed; the tests of t
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remembered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawing.FULL:
+            patch.setattr(capture, "capture", Captures(capture.capture))
+            patch.setattr(typing, "get_type_hints", Hints(typing.get_type_hints))
+            patch.setattr(torch.onnx, "export", Translations(torch.onnx.export))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _pages_without_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of pages need not be drawn: those of the tests that look at them are."""
+    if not drawing.FULL and request.path.parent.name not in ("report", "artifact"):
+        monkeypatch.setattr(plots, "draw_svg", lambda *_, **__: '<svg viewBox="0 0 1 1"></svg>')
 
 
 @pytest.fixture(scope="session")
@@ -62,23 +85,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--draw", type=int, default=0, help="the seed of that sample: another number, other cases")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    drawing.FULL = config.getoption("--full")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the cases of a test marked ``drawn(count)`` so many run, drawn by ``--draw``; all with ``--full``, and where a
     case is asked for by name (``::`` or ``-k``)."""
-    asked = config.getoption("--full") or config.getoption("-k") or any("::" in a for a in config.args)
-    if asked:
+    if drawing.FULL or config.getoption("-k") or any("::" in a for a in config.args):
         return
-    cases: dict[str, list[pytest.Item]] = {}
+    cases: dict[tuple[str, int, int | None], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("drawn"):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        if marker := item.get_closest_marker("drawn"):
+            name = item.nodeid.partition("[")[0]
+            cases.setdefault((name, marker.args[0], marker.kwargs.get("first")), []).append(item)
     left: set[pytest.Item] = set()
-    for name, several in cases.items():
-        marker = several[0].get_closest_marker("drawn")
-        assert marker is not None
-        left |= set(several) - set(
-            random.Random(f"{config.getoption('--draw')} {name}").sample(several, min(marker.args[0], len(several)))
-        )
+    for (name, count, first), several in cases.items():
+        drawn = drawing.draw(name, several, count, first, config.getoption("--draw"))
+        left |= set(several) - set(drawn)
     if left:
         config.hook.pytest_deselected(items=list(left))
         items[:] = [item for item in items if item not in left]

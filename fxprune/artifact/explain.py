@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..errors import OptionError, nearest, spell
 from ..ir.choice import BLOCK, TOKEN, AnyChoice, Choice
 from ..ir.plan import CompressionPlan
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
+from ..passes.analysis.measure_rungs import KINDS
 from ..report.scores import decode, rank
 from .compare import read_valid
 from .files import PLAN, check_files
@@ -101,16 +103,18 @@ def _nearest(group: str, entries: Mapping[str, Entry], frozen: Mapping[str, Entr
 def worth(entry: Entry, kept: int) -> tuple[float | None, float | None]:
     """(what the last chunk that stays is worth per element's MAC, what the first one that went was worth).
 
-    A chunk is one step of the granularity. How many stay is decided by the best scores, whoever the members are. None
-    where there is no such chunk, or no scores.
+    A chunk is one step of the granularity. How many stay is decided by the curve, or by the best scores, whoever the
+    members are. None where there is no such chunk, or no scores.
     """
     if entry["scores"] is None or not entry["macs"]:
         return None, None
-    best, step = sorted(decode(entry["scores"], entry["size"]), reverse=True), entry["granularity"]
-    down = kept - step if kept < entry["size"] else ((entry["size"] - 1) // step) * step
-    inside = sum(best[max(down, 0) : kept]) / ((kept - max(down, 0)) * entry["macs"]) if kept > 0 else None
-    upper = min(kept + step, entry["size"])
-    outside = sum(best[kept:upper]) / ((upper - kept) * entry["macs"]) if kept < entry["size"] else None
+    size, step = entry["size"], entry["granularity"]
+    best = sorted(decode(entry["scores"], size), reverse=True)
+    curve = decode(entry["curve"], size + 1) if entry.get("curve") and entry["comparable"] else [0.0, *accumulate(best)]
+    down = max(kept - step if kept < size else ((size - 1) // step) * step, 0)
+    inside = (curve[kept] - curve[down]) / ((kept - down) * entry["macs"]) if kept > 0 else None
+    upper = min(kept + step, size)
+    outside = (curve[upper] - curve[kept]) / ((upper - kept) * entry["macs"]) if kept < size else None
     return inside, outside
 
 
@@ -153,6 +157,7 @@ def _because(
         lines.append(
             f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
             + (": it is at its floor" if kept == entry["floor"] and gone else "")
+            + (": it went below its floor, which nobody asked for" if kept < entry["floor"] else "")
         )
     if entry["scores"] is None:
         why = "too many to keep" if entry.get("pattern") == TWO_OF_FOUR else "the plan was given, not searched"
@@ -169,7 +174,9 @@ def _because(
             f"{entry['criterion']} ({unit}): it is worth {elements[0]['score']:.4g}, "
             "what its elements are worth together"
         )
-    if entry["order"] is not None and gone:
+    if (said := _tail(entry, kept)) and gone:
+        lines.append(said)
+    elif entry["order"] is not None and gone:
         swapped = sum(not e["kept"] and e["rank_by_score"] <= kept for e in elements)
         lines.append(
             f"how many stay follows from the scores, which ones from structured OBS: {swapped} of those that "
@@ -201,6 +208,22 @@ def _because(
     return lines
 
 
+def _tail(entry: Entry, kept: int) -> str:
+    """What was known of the elements that went as the tail of an order; "" where members were chosen one by one."""
+    if entry["order"] is None:
+        return ""
+    if entry.get("curve") is None:
+        return "its elements are the directions of a basis, in the order of what they carry: they go from the end"
+    if entry["kind"] not in map(str, KINDS) or entry["criterion"] == "obs":
+        return ""
+    curve = decode(entry["curve"], entry["size"] + 1)
+    low = entry["floor"]
+    return (
+        f"what went was measured as a whole: losing the last {entry['size'] - kept} at once costs "
+        f"{curve[-1] - curve[kept]:.4g} ({entry['unit']}), going down to {low} would cost {curve[-1] - curve[low]:.4g}"
+    )
+
+
 def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
     """How much of it went, and what an element costs."""
     size, each = entry["size"], "" if entry["macs"] is None else f"{entry['macs'] / 1e3:,.3f} kMACs"
@@ -219,4 +242,6 @@ def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
     cost = f"{each} and {entry['params']:,} parameters in the dense model"
     if size == 1:
         return [f"it {'went' if gone else 'stays'} as a whole: it costs {cost}"]
+    if gone == size:
+        return [f"the whole layer went, with all that only it needs: all {size} elements; each costs {cost}"]
     return [f"{gone} of {size} went; each costs {cost}"]

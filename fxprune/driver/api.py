@@ -23,12 +23,13 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import one_budget
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Amount
 from ..request.request import Request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
-from .decide import Decided, decide
+from .decide import Decided
+from .decide_among import decide_among
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
 from .replay import run_stated
@@ -55,9 +56,9 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
-    samples: int = 128,
+    samples: int | str = "auto",
     seed: int = 0,
     recover: str | None = None,
     rounds: int = 1,
@@ -108,7 +109,8 @@ def compile(
                     target is measured to like), at least a ``floor`` share per
                     layer, unless ``allow_empty``; also for the groups that a pattern names: ``align=[8, "*.ffn=32"]``,
                     ``floor="blocks.*.mlp=0.3"``
-    samples, seed   calibration samples, and the seed of everything random: same inputs, same plan
+    samples         of calibration data; ``auto``: 1024, or as many of 128 and more as a pass over them costs little
+    seed            of everything random: same inputs, same plan
     recover         fit what stays to what the dense model does on the data: ``auto`` (default with data), ``ridge``,
                     ``refit``, ``bias``, ``scale``, ``tune`` or ``none`` (default without), also with
                     options (``scale{solver=lsmr}``), see :class:`fxprune.passes.transform.recover.Recover`
@@ -165,7 +167,7 @@ def compile(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
+        return finish(keep_everything(run) if goal is None else decide_among(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -182,9 +184,9 @@ def plan(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
-    samples: int = 128,
+    samples: int | str = "auto",
     seed: int = 0,
     rounds: int = 1,
     head_scale: float | str = 1.0,
@@ -220,7 +222,7 @@ def plan(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
+        program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
     return _written(program, out)
 
 
@@ -266,7 +268,7 @@ def inspect(
     *,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,

@@ -30,10 +30,12 @@ from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
 from .parts import appliers, drop_parts, finders_of, left_of
+from .samples import LEAST, Amount, choose_amount
 
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
 
 HELD, SUFFICIENT = 0.2, 160
 """Share of the data that is held back from so many samples on, and so many samples."""
@@ -50,6 +52,7 @@ class Opened:
     data   what may be scored and fitted on;  held: samples of it that nothing is decided or fitted on
     share  of the data that was held back for that; 0 where the source held others
     given  the caller holds the model: its weights must stay the caller's
+    amount of samples that were asked for of the data, and why so many
     """
 
     dense: Program
@@ -58,6 +61,7 @@ class Opened:
     held: Calibration | None = None
     share: float = 0.0
     given: bool = False
+    amount: Amount | None = None
 
     @property
     def name(self) -> str:
@@ -98,7 +102,7 @@ def open_model(
             model_args=model_args,
         )
         if data is not None and not loaded.args and not loaded.kwargs:
-            first = load_data(data, loaded, samples=request.samples, seed=request.seed).batches[0]
+            first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
             loaded = loaded.with_inputs(first.args, first.kwargs)
     for note in loaded.notes:
         tell.warn(note)
@@ -106,18 +110,19 @@ def open_model(
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
     loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
-    calibration = held = None
+    calibration = held = amount = None
     if data is not None:  # behind the graph, which says of which sizes it may be
         with silence():
-            calibration = load_data(data, loaded, samples=request.samples, seed=request.seed)
-            held = hold_out(data, loaded, samples=request.samples, seed=request.seed, count=JUDGED)
+            amount = choose_amount(request.samples, dense)
+            calibration = load_data(data, loaded, samples=amount.samples, seed=request.seed)
+            held = hold_out(data, loaded, samples=amount.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
     share = _share_to_hold_back(request, dense, calibration, held)
     if share:
         calibration, held = _hold_back(dense, calibration, share)
     if calibration is not None:
         calibration = memory.split_to_fit(dense, calibration)
-    return Opened(dense, loaded, calibration, held, share, given)
+    return Opened(dense, loaded, calibration, held, share, given, amount)
 
 
 def load_more(tell: Transcript, opened: Opened, data: Any, samples: int, seed: int) -> Calibration:
@@ -291,15 +296,26 @@ class Run:
         return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
 
-def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
+def find_groups(
+    run: Run,
+    kinds: Iterable[Kind | str] = (),
+    tokens: bool = False,
+    unmerge: bool = False,
+    basis: str = "",
+    rotate: RotateWidth | None = None,
+) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first.
+    unfuses qkv first; layers among them let branches go.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+    basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
+             data it is by weights
+    rotate   puts residual streams into their principal basis first
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.find_token_sites import FindTokenSites
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.clean import Clean
     from ..passes.transform.drop_masks import DropMasks
     from ..passes.transform.fold_weights import FoldWeights
@@ -307,11 +323,20 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     from ..passes.transform.unfuse import Unfuse
     from ..passes.transform.unshare import Unshare
 
-    ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
+    widths = bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
+    ready = [FoldWeights(), Unfuse()] if widths else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    if rotate is not None:
+        known = run.program.groups is not None
+        run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
+    if str(Kind.LAYER) in map(str, kinds):
+        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders)
+    if widths and basis:
+        run = run.through(AlignHeads("weights" if run.data is None else basis))
+    run = run.through(*([FindTokenSites(unmerge=unmerge)] if tokens else []))
     check_counts(run.program, run.pipeline)
     return run
 

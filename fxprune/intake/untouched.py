@@ -248,7 +248,8 @@ def _of_a_library(thing: Any) -> bool:
 
 def _caches_of_functions() -> list[Any]:
     """Every ``functools.lru_cache`` of this process, but those of Python and torch themselves."""
-    return [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper and not _of_a_library(o)]
+    kind = functools._lru_cache_wrapper  # every one refers to it: asked so, no list of all objects is made
+    return [o for o in gc.get_referrers(kind) if type(o) is kind and not _of_a_library(o)]
 
 
 class Originals(TorchDispatchMode):

@@ -105,6 +105,12 @@ def leaves(dim: Dim) -> Iterator[Axis]:
             yield axis
 
 
+def leaves_of(dims: Any) -> Iterator[Axis]:
+    """Leaf axes of a value's dims, or of several values'."""
+    for one in dims if isinstance(dims, list) else ():
+        yield from leaves(one) if isinstance(one, tuple) else leaves_of(one)
+
+
 def total(dim: Dim) -> int:
     """Number of elements of ``dim``."""
     return math.prod(find(axis).size for axis in dim)

@@ -45,6 +45,18 @@ def counted_by_torch(node: Node, sizes: StandIns) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def count_macs(program: Program) -> float:
+    """Multiply-accumulates of one sample by torch's count, at the sizes of the example. 0 for a program without one."""
+    from .example_sizes import stand_ins
+    from .signature import samples_in
+
+    if program.exported.example_inputs is None:
+        return 0.0
+    sizes = stand_ins(program)
+    counted = sum(counted_by_torch(node, sizes) for node in program.graph.nodes)
+    return counted / samples_in(program.flatten(*program.example_inputs))
+
+
 def check_counts(program: Program, pipeline: str = "") -> None:
     """Hold the multiply-accumulates that the axes predict for each node at the example's sizes against torch's count.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -24,6 +25,7 @@ from .token_flow import TokenFlow
 from .writes import written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
+_TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)  # inputs of a graph that are its own
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ class Program:
     @property
     def tensor_of_placeholder(self) -> dict[str, str]:
         """Placeholder name -> qualified name of the parameter, buffer or constant it stands for."""
-        sig = self.exported.graph_signature
-        return {**sig.inputs_to_parameters, **sig.inputs_to_buffers, **sig.inputs_to_lifted_tensor_constants}
+        found: dict[InputKind, dict[str, str]] = {kind: {} for kind in _TENSORS}
+        for spec in self.exported.graph_signature.input_specs:  # once: the signature's own tables are made at each call
+            if spec.kind in found and isinstance(spec.arg, TensorArgument) and isinstance(spec.target, str):
+                found[spec.kind][spec.arg.name] = spec.target
+        return {name: target for bound in found.values() for name, target in bound.items()}
 
     def placeholders(self) -> Iterator[Node]:
         return (n for n in self.graph.nodes if n.op == "placeholder")

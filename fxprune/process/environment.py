@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -27,8 +28,6 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Package -> version of what results depend on; packages that are not installed are left out."""
-    from importlib import metadata
-
     found = {}
     for package in (
         "fxprune",
@@ -45,13 +44,22 @@ def versions() -> dict[str, str]:
         "torch-tensorrt-rtx",
         "tensorrt_rtx",
     ):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+        if (version := _installed(package)) is not None:
+            found[package] = version
     if (torch := sys.modules.get("torch")) is not None:
         found["torch"] = str(torch.__version__)  # with what it was built for, which its package may leave out
     return found
+
+
+@functools.cache
+def _installed(package: str) -> str | None:
+    """The version of a package, looked for once: it is a search through every folder of packages."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def core_versions() -> dict[str, str]:

@@ -29,8 +29,9 @@ def group_entries(
 
     program   dense, with its groups;  kinds: those that the search might cut (``searched``)
 
-    ``macs`` and ``params`` are what one element costs in the dense program. ``scores`` [size] and ``order`` [size], the
-    last to be removed first, are encoded (:func:`encode`); ``order`` is null where it is that of the scores.
+    ``macs`` and ``params`` are what one element costs in the dense program. ``scores`` [size], ``order`` [size], the
+    last to be removed first, and ``curve`` [size + 1], what the k first are worth together, are encoded
+    (:func:`encode`); ``order`` is null where it is that of the scores, ``curve`` where it is their sum.
     """
     params = CostModel(program).ledger("params", {})
     return [
@@ -129,6 +130,7 @@ def _scored(one: ImportanceScores | None) -> Entry:
         "comparable": one is not None and one.comparable,
         "scores": None if one is None else encode(one.values),
         "order": None if one is None or one.order is None else encode(one.order),
+        "curve": None if one is None or one.curve is None else encode(one.curve),
     }
 
 

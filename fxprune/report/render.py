@@ -327,7 +327,8 @@ def _provenance(report: Report) -> str:
             else f"{data['origin']}: {data['samples']} samples"
             + (", labelled" if data["labelled"] else "")
             + (", made up" if data["generated"] else "")
-            + (f"; beside them {data['held_out']:g} of the data was held back" if data.get("held_out") else ""),
+            + (f"; beside them {data['held_out']:g} of the data was held back" if data.get("held_out") else "")
+            + (f" ({data['amount']})" if data.get("amount") else ""),
         ),
         ("inputs", "; ".join(f"{i['name']} {i['dtype']} {i['shape']}" for i in report["inputs"])),
         ("outputs", ", ".join(report["outputs"])),

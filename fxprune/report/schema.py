@@ -86,6 +86,10 @@ _GROUP = _object(
     comparable=_one("boolean", "scores of different groups share the unit"),
     scores=_one(["string", "null"], f"[size], {ENCODING}; null without scores"),
     order=_one(["string", "null"], f"[size] elements, the last to be removed first, {ENCODING}; null: by score"),
+    curve=_one(
+        ["string", "null"],
+        f"[size + 1] what the k first of the order are worth together, {ENCODING}; null: the sum of their scores",
+    ),
     protected=_one("integer", "tokens in front that stay, and are not counted", minimum=0),
     removed=_one("integer", "tokens that go at this attention", minimum=0),
     pattern=_one("string", "of tiles"),
@@ -255,6 +259,7 @@ REPORT: dict[str, Any] = {
                 labelled={"type": "boolean"},
                 generated={"type": "boolean"},
                 held_out=_one("number", "share of the samples that was held back, and is not counted"),
+                amount=_one("string", "why so many were asked for, where nobody said how many"),
             )
         ),
         search=_object("how the plan was found"),

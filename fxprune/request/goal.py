@@ -18,6 +18,7 @@ from .tokens import TokenGoal, token_goal
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
     from ..passes.transform.recover import Recover
+    from .options import Decision
 
 
 MOST_ROUNDS = 20
@@ -29,12 +30,15 @@ class Goal:
     """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
     No budget: the token counts are explicit, and nothing else is cut.
+
+    wider   kinds that are tried beside ``kinds``, and taken where data say that the result is nearer to the dense model
+    rival   another criterion is tried as well, in the same way, where channels may go
     """
 
     budget: Budget | None
     criterion: str
     kinds: tuple[Kind | str, ...]
-    samples: int
+    samples: int | str
     recover: str = "none"
     rounds: int = 1
     head_scale: float | str = 1.0
@@ -43,6 +47,8 @@ class Goal:
     tokens: TokenGoal | None = None
     search: str = "auto"
     table: LatencyTable | None = None
+    wider: tuple[Kind | str, ...] = ()
+    rival: bool = False
 
     def __post_init__(self) -> None:
         from ..passes.search.search_plan import SearchPlan, kinds_named
@@ -71,8 +77,7 @@ class Goal:
                 cure="leave one away",
             )
         self.recovery  # noqa: B018  reads its name and options
-        if self.samples < 1:
-            raise OptionError("at least one sample is needed", where=f"--samples {self.samples}")
+        check_samples(self.samples)
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise OptionError(f"rounds are between 1 and {MOST_ROUNDS}", where=f"--rounds {self.rounds}")
         if self.members not in MEMBERS:
@@ -186,3 +191,30 @@ def kinds_and_tokens(
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
     return kinds, token_goal(tokens, kinds, unmerge)
+
+
+WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
+"""Kinds that pay on some models and cost on others: data say which."""
+
+
+def with_alternatives(goal: Goal, asked: Decision) -> Goal:
+    """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one,
+    and there are data to judge by."""
+    plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
+    if asked.data is None or not plain or not goal.scorer.comparable:
+        return goal
+    fitted = goal.recovery.method not in ("none", "scale")
+    named = asked.importance is not None or asked.members != "auto"
+    return dataclasses.replace(goal, wider=() if asked.prune is not None else WIDER, rival=fitted and not named)
+
+
+def check_samples(asked: int | str) -> None:
+    """Raise OptionError for what is neither a positive number nor ``auto``."""
+    if isinstance(asked, str) and asked != "auto":
+        raise OptionError(
+            "samples are a whole number, or auto",
+            where=f"--samples {asked}",
+            cure="leave it away for as many as cost little",
+        )
+    if not isinstance(asked, str) and asked < 1:
+        raise OptionError("at least one sample is needed", where=f"--samples {asked}")

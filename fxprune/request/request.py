@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..errors import OptionError
 from ..target.backend import Backend
-from .goal import Goal
+from .goal import Goal, check_samples
 from .latency import LatencyGoal
 from .options import Limits
 from .tiles import TileGoal
@@ -27,7 +27,7 @@ class Request:
     goal      what a search is to reach; None where nothing is searched: tiles alone, or a plan that is given
     tiles     zero tiles inside weights, after slicing
     latency   how time is measured, and what for
-    samples   of calibration data, drawn or made up
+    samples   of calibration data, drawn or made up; auto: as many as cost little
     held_out  the share of the data that nothing is decided or fitted on; None: a fifth of many, where no others are
     options   what the caller asked for, by option: the report's ``options``
     """
@@ -39,13 +39,14 @@ class Request:
     goal: Goal | None = None
     tiles: TileGoal | None = None
     latency: LatencyGoal = field(default_factory=LatencyGoal)
-    samples: int = 128
+    samples: int | str = "auto"
     held_out: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.held_out is not None and not 0 <= self.held_out < 1:
             raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
+        check_samples(self.samples)
         self.find_groups  # noqa: B018  makes the backend, and reads the limits
 
     @cached_property

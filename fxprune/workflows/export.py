@@ -107,16 +107,8 @@ def export(
     how = _recovery(recover, data)
     request = Request(seed=seed, limits=OF_A_PLAN, samples=samples)
     tell = Transcript(on_event)
-    judged = open_model(
-        request,
-        tell,
-        model,
-        example_inputs,
-        checkpoint=checkpoint,
-        trust_pickle=trust_pickle,
-        model_args=model_args,
-        data=verify,
-    )
+    loading: dict[str, Any] = {"checkpoint": checkpoint, "trust_pickle": trust_pickle, "model_args": model_args}
+    judged = open_model(request, tell, model, example_inputs, data=verify, **loading)
     judge, calibration = judged.data, None  # it judges the result, it is no part of it
     assert judge is not None
     if data is not None:

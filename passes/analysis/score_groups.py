@@ -35,6 +35,8 @@ class ScoreGroups(Analysis):
     data        calibration batches, for criteria that run the model
     seed        seeds everything random: the same seed gives the same scores
 
+    Elements of a group that is ``ordered`` go from the end, unless the criterion has an order of its own.
+
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
     """
 
@@ -73,7 +75,7 @@ class ScoreGroups(Analysis):
                 unit=chosen.unit,
                 comparable=chosen.comparable,
                 seed=self.seed,
-                **found[group.name],
+                **({"order": torch.arange(group.size)} if group.ordered else {}) | found[group.name],
             )
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:

@@ -47,6 +47,7 @@ def always(program: Program, form: str) -> BlockTable:
     )
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("use", "op"), [(UseKernels, "block_sparse_linear"), (UseBlockEll, "bmm")])
 def test_block_sparse_equals_dense_with_zeroed_tiles(name: str, use: Any, op: str) -> None:

@@ -183,6 +183,7 @@ Q, K, V = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
 HIDDEN = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 0, 1], [0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("options", "tensors"),
     [
@@ -310,6 +311,7 @@ def hugging_face(cls: str, config: str, **sizes: Any) -> tuple[nn.Module, dict[s
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     ("cls", "config", "sizes"),
     [

@@ -36,6 +36,7 @@ def engine(payload: Path) -> Any:
     return builder.build_serialized_network(network, config)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("reducer", ["tome", "prune{score=entropy-value}", "ppt", "zero-tprune", "transform", "random"])
 def test_every_reducer_builds(reducer: str, tmp_path: Path) -> None:
     dense = planned(analysed(scrambled(TokenViT(depth=2))), reducer, [3, 2])

@@ -227,6 +227,7 @@ def test_kinds_by_the_names_people_use(words: Any, kinds: list[str]) -> None:
 # ------------------------------------------------------------ what goes wrong
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [

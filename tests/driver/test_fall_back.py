@@ -30,6 +30,7 @@ def batch() -> Tensor:
     return torch.randn(7, 4, 16)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("importance", [None, "taylor", "obs", "fisher"])
 @pytest.mark.parametrize("what", ["a loss", "a class", "samples second"])
 def test_without_an_output_to_differentiate_activations_decide(what: str, importance: str | None) -> None:

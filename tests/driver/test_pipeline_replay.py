@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.replaying import EVERY, MODELS, QUIET, assert_same, assert_same_weights, batches, feet, vit
 from support.timing import FakeClock, fixed_and_work, made_up
 
@@ -93,6 +94,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_replays(name: str) -> None:
     kind, options, parts = RUNS[name]
@@ -295,7 +297,7 @@ ANY = st.one_of(
 )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=drawing.of(3, 10), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(ANY)
 def test_any_plan_replays(drawn: tuple[str, dict[str, Any]]) -> None:
     name, options = drawn
@@ -329,6 +331,7 @@ TILE = (
 COUNT = HEAD + "score-groups,keep-counts{counts=[blocks.0.mlp.0:ffn=8]},slice-axes"
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("text", "old", "new"),
     [
@@ -416,6 +419,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_line_replays_by_pipeline_and_by_config(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -60,6 +60,7 @@ def test_what_keeps_its_answers_is_not_warned_of(trained: DigitsViT, digit_data:
     assert not any("lost" in text for text in told)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("count", "samples", "options", "on", "judged"),
     [

@@ -62,6 +62,7 @@ class Lambda(nn.Module):
 # ---------------------------------------------------------------- the zoo
 
 
+@zoo.part("capture")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_every_model_computes_the_same_at_another_size_before_and_after_clean(name: str) -> None:
     module, args, kwargs = zoo.build(name)

@@ -188,6 +188,7 @@ def test_timm_by_name_takes_size_and_normalisation_from_its_cfg() -> None:
     assert all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), again.model.parameters(), strict=True))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped.pth", "module.pt"])
 def test_timm_checkpoints_in_all_forms(form: str, timm_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / f"weights.{form}"

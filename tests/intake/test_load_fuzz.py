@@ -79,6 +79,7 @@ VALID = {name: make() for name, (make, _) in KINDS.items()}
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), max_size=4)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", KINDS)
 @settings(
     max_examples=25,

@@ -41,6 +41,7 @@ def bert(tmp_path: Path) -> Path:
     return save(build("BertForSequenceClassification", num_labels=3, **TEXT), tmp_path / "bert")
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("name", "config", "shapes"),
     [
@@ -232,6 +233,7 @@ def test_a_pickled_transformers_module_loads_without_trust(tmp_path: Path) -> No
     assert load(tmp_path / "g.pt").kwargs["input_ids"].shape == (2, 16)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("kinds", "said"),
     [

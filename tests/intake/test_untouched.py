@@ -24,6 +24,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.drawn(18)
 @pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("place", first_calls.PLACES, ids=lambda c: c.__name__)

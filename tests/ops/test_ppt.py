@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -24,7 +25,7 @@ from fxprune.ops.prune import prune_tokens
 from fxprune.ops.tome import merge_tokens
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.sampled_from([0.0, 0.5, 1.0, 2.0, 1e30]), st.data())
 def test_each_image_takes_its_own_branch(layout: Layout, threshold: float, data: st.DataObject) -> None:
     r, p = data.draw(st.integers(0, most_merged(layout))), layout.protected

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -35,7 +36,7 @@ def pruned_by_hand(x: Tensor, score: Tensor, size: Tensor, r: int, protected: in
     return x[kept], size[kept], place
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.booleans(), st.data())
 def test_equals_a_loop_over_images(layout: Layout, ties: bool, data: st.DataObject) -> None:
     r = data.draw(st.integers(0, most_dropped(layout)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -23,7 +24,7 @@ from support.token_laws import (
 from fxprune.ops.random import drop_tokens
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.integers(0, 99), st.data())
 def test_every_image_keeps_the_same_tokens_unchanged(layout: Layout, seed: int, data: st.DataObject) -> None:
     r = data.draw(st.integers(0, most_dropped(layout)))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -48,7 +49,7 @@ def merged_by_hand(x: Tensor, metric: Tensor, size: Tensor, r: int, protected: i
     return torch.stack([(size[m] * x[m]).sum(0) for m in members]) / counts, counts, place
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.data())
 def test_equals_a_loop_over_images_and_conserves(layout: Layout, data: st.DataObject) -> None:
     r = data.draw(st.integers(0, most_merged(layout)))

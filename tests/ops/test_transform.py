@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -51,7 +52,7 @@ def transformed_by_hand(
     return torch.cat([x[:protected], mixed / mass]), torch.cat([size[:protected], mass]), torch.tensor(place)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.sampled_from([0.05, 1.0]), st.data())
 def test_equals_a_loop_over_tokens_and_conserves(layout: Layout, temperature: float, data: st.DataObject) -> None:
     r, p = data.draw(st.integers(0, most_dropped(layout))), layout.protected

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import drawing
 from support.token_laws import (
     Deployed,
     Layout,
@@ -77,7 +78,7 @@ def pruned_by_hand(
     return x[kept], size[kept], place
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=drawing.of(15, 60))
 @given(layouts(), st.integers(1, 4), st.sampled_from([(0.0, 0.0), (0.0, 0.4), (0.1, 0.7), (5.0, 5.0)]), st.data())
 def test_equals_the_stages_by_image(
     layout: Layout, iterations: int, varying: tuple[float, float], data: st.DataObject

@@ -67,6 +67,7 @@ def test_a_pattern_that_asks_for_multiples_is_kept() -> None:
     assert searched(0.5, aligns=("channels=4",))[2] == [12]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", ["vit", "resnet18", "gqa_sdpa", "convnext"])
 @pytest.mark.parametrize("ratio", [0.8, 0.55])
 def test_little_is_left_wherever_single_steps_are_small(name: str, ratio: float) -> None:

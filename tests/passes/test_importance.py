@@ -253,6 +253,7 @@ def test_without_labels_probes_average_to_the_true_fisher(block: tuple[Block, Pr
     assert torch.allclose(got, expected, rtol=0.25)
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("criterion", ["fisher", "taylor", "activation"])
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("which", ["block", "merged", "hidden"])
@@ -275,6 +276,7 @@ def test_batching_does_not_matter(criterion: str, labelled: bool, which: str) ->
         assert torch.allclose(values, single[name], rtol=1e-9, atol=1e-14), name
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "criterion",
     sorted(name for name in set(CRITERIA) - {"random"} if not issubclass(lookup("criterion", name), TileCriterion)),

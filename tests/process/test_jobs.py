@@ -243,6 +243,7 @@ def pickled(_: bytes) -> bytes:
     return b"\x80\x04\x95cposix\nsystem\n."
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("damage", [cut, flipped, pickled, lambda _: b""])
 def test_damaged_files_are_computed_again(out: Path, damage: Callable[[bytes], bytes]) -> None:
     interrupted(out, at=4)
@@ -396,6 +397,7 @@ def test_the_passes_over_batches_are_jobs(out: Path) -> None:
     assert [n for n in names if n[1] == n[2]] == [(n, 4, 4) for n in ("fisher", "taylor", "activation")]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("name", ["fisher", "taylor", "activation"])
 def test_a_resumed_criterion_gives_the_same_scores_bit_for_bit(
     name: str, out: Path, monkeypatch: pytest.MonkeyPatch

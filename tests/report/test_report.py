@@ -140,7 +140,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>]]>&amp;$\\f
 def test_names_are_only_names(report: dict[str, Any], made: Path) -> None:
     def poisoned(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: poisoned(v) if k not in ("scores", "order") else v for k, v in value.items()}
+            return {k: poisoned(v) if k not in ("scores", "order", "curve") else v for k, v in value.items()}
         if isinstance(value, list):
             return [poisoned(v) for v in value]
         return HOSTILE if isinstance(value, str) else value

@@ -28,6 +28,7 @@ def accuracy(model: Any, data: Digits) -> float:
         return float((model(data.test_images).argmax(1) == data.test_labels).float().mean())
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "text", ["tome:r=3", "ppt:r=4@0,1", "transform:r=3", "prune:r=2", "zero-tprune:r=2", "random:r=1"]
 )
@@ -58,6 +59,7 @@ def test_explicit_counts_alone_meet_the_budget_that_is_given_with_them(trained: 
     assert found.report["cost"]["ratio"]["flops"] <= 0.9
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("schedule", ["constant", "decreasing", "optin", "removal", "auto"])
 def test_token_budgets_are_met(schedule: str, trained: DigitsViT, digit_data: Digits) -> None:
     found = fxprune.compile(

@@ -38,6 +38,7 @@ class Overflowing(nn.Module):
         return hidden * torch.where(x.amax((1, 2, 3)) > 50, torch.inf, 1.0)[:, None]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("importance", ["fisher", "taylor", "trajectory{probes=1,samples=8}", "obs", "activation"])
 def test_values_that_are_not_finite_are_named_and_nothing_is_written(
     importance: str, trained: DigitsViT, digit_data: Digits, tmp_path: Path, old: dict[str, bytes]

@@ -60,6 +60,7 @@ def folder(source: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_full_disk_and_ctrl_c_leave_everything_as_it_was(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -209,6 +209,7 @@ def test_sensitivity_is_that_of_the_real_cut() -> None:
     assert {k["kind"] for k in found["kinds"]} == {"branch", "ffn"}
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("criterion", ["l2", "random"])
 def test_no_search_finds_more_than_all_of_them(share: float, criterion: str) -> None:

@@ -154,7 +154,14 @@ def to_run(page: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [name for name, commands in PAGES.items() if commands])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(name, marks=() if name == "README" else pytest.mark.drawn(3))
+        for name, commands in PAGES.items()
+        if commands
+    ],
+)
 def test_the_commands_of_a_page_run(
     page: str,
     files: dict[str, bytes],

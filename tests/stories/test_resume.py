@@ -87,6 +87,7 @@ def test_an_interrupted_compile_says_how_to_go_on_and_does(
     assert not KEPT.exists()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("change", ["weights", "data", "seed", "criterion"])
 def test_another_run_starts_anew(
     change: str, folder: Path, capsys: pytest.CaptureFixture[str], stop_at: Callable[[int], list[int]]

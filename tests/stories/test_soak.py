@@ -8,6 +8,7 @@ import pytest
 from support import soak
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_model_keeps_every_law(seed: int, tmp_path: Path) -> None:
     assert soak.check(seed, tmp_path / "out") in ("done", "BudgetInfeasible", "NothingToPrune")

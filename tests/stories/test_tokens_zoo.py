@@ -93,6 +93,7 @@ def found(make: Callable[[], Made]) -> tuple[Program, Tensor]:
     return find_groups(opened_run(model, images, limits=Limits(align=1)), tokens=True).program, images
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", USABLE)
 def test_tokens_go_heads_and_neurons_go_and_the_cost_is_counted(name: str) -> None:
     make, tokens, protected = USABLE[name]
@@ -117,6 +118,7 @@ def test_tokens_go_heads_and_neurons_go_and_the_cost_is_counted(name: str) -> No
     assert run_flat(sliced, [images[:1].repeat(3, 1, 1, 1)])[0].shape == (3, 5)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_knows_positions_is_frozen_with_the_reason(name: str) -> None:
     import re

@@ -40,10 +40,10 @@ class Watching(_Masked):
 
 
 def watch(
-    program: Program, batch: Batch, taps: Sequence[Tap], group: PruneGroup | None = None, element: int = 0
+    program: Program, batch: Batch, taps: Sequence[Tap], group: PruneGroup | None = None, *elements: int
 ) -> Watched:
-    """Values of the taps (``masked`` for the last masked operand) and outputs, without one element."""
-    keep = {} if group is None else {group.axis: torch.tensor([i for i in range(group.size) if i != element])}
+    """Values of the taps (``masked`` for the last masked operand) and outputs, without some elements."""
+    keep = {} if group is None else {group.axis: torch.tensor([i for i in range(group.size) if i not in elements])}
     flat = program.flatten(batch.args, batch.kwargs)
     run = Watching(program, keep, flat, {t.value for t in taps})
     outputs = run_flat(program, flat, run)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxprune.data.batch import Batch, Calibration
 from fxprune.errors import BudgetInfeasible
 from fxprune.intake.capture import capture
 from fxprune.ir.axis import leaves, real_size, total
@@ -26,26 +28,34 @@ from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.importance.consumers import consumers
+from fxprune.passes.analysis.importance.distance import Measure
+from fxprune.passes.analysis.importance.exact import Removals
+from fxprune.passes.analysis.importance.features import find_taps, views
+from fxprune.passes.analysis.importance.trajectory import Trajectory
+from fxprune.passes.analysis.measure_rungs import MeasureRungs, tailed
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_indices import FoldIndices
 from fxprune.passes.transform.fold_weights import FoldWeights
+from fxprune.passes.transform.fuse_norms import FuseNorms
 from fxprune.passes.transform.inline import Inline
+from fxprune.passes.transform.rotate_width import RotateWidth
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
 from fxprune.process.silence import quiet
 from fxprune.testing import masked_run, relative_error, run_flat
-from support import zoo
+from support import brute, zoo
 
 TOLERANCE = 1e-4  # relative, fp32
 ALL_KINDS = tuple(Kind)
 Flat = list[Any]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def analysed(name: str, seed: int = 0, unfuse: bool = False) -> Program:
     """A zoo model, captured, cleaned, with axes and groups."""
     module, args, kwargs = zoo.build(name, seed)
@@ -60,6 +70,13 @@ def analysed_of(
     before = (*prepare, PropagateAxes(), FindGroups(), Unshare())
     program = Pipeline(before).run(capture(module, args, kwargs or {}, name=name or type(module).__name__))
     return Pipeline((PropagateAxes(), FindGroups())).run(program)
+
+
+def rotated(program: Program) -> Program:
+    """The program with its streams in the bases that its example inputs give, analysed again."""
+    args, kwargs = program.example_inputs
+    data = Calibration((Batch(tuple(args), kwargs),), "the example")
+    return Pipeline((RotateWidth(data=data), PropagateAxes(), FindGroups()), start=("axes", "groups")).run(program)
 
 
 def inputs(program: Program, batch: int) -> Flat:
@@ -104,6 +121,28 @@ def sliced_equals_masked(program: Program, plan: CompressionPlan, result: Progra
         assert relative_error(got, want) <= TOLERANCE
         if not plan.empty:
             assert relative_error(dense, want) > 10 * TOLERANCE, "the plan changed nothing: the law would be vacuous"
+
+
+def rotation_is_exact(program: Program, turned: Program) -> None:
+    """The same function, of which every rotated width can be cut exactly; nothing is left to rotate."""
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(turned, flat), run_flat(program, flat)) <= 1e-5
+    streams = [g for g in turned.need("groups") if g.ordered]
+    assert streams
+    for group in streams:
+        assert (group.kind, group.exact, group.frozen) == (Kind.WIDTH, True, ""), group
+    assert rotated(turned).exported is turned.exported
+
+
+def norms_fuse(result: Program) -> None:
+    """Norms over a width that is a number become one op each, of the same value."""
+    fused = FuseNorms().run(result)
+    assert FuseNorms.applies(result)
+    assert not FuseNorms.applies(fused)
+    for batch in (2, 3):
+        flat = inputs(result, batch)
+        assert relative_error(run_flat(fused, flat), run_flat(result, flat)) <= 1e-5
 
 
 def counted_macs(program: Program) -> float:
@@ -156,6 +195,36 @@ def infeasible_says_why(error: BudgetInfeasible) -> None:
     assert error.cure
 
 
+def tails_are_removed_at_once(program: Program, kinds: Sequence[Kind]) -> None:
+    """Of every group of ``kinds``: a tail of one element is that element's removal, a tail of several is what the model
+    does with all of them masked, and the curve that is made of them rises."""
+    args, kwargs = program.example_inputs
+    data = Calibration((Batch(args, kwargs),), "example")
+    scored = ScoreGroups(Trajectory(probes=1, check=0), data).run(program)
+    groups = [g for g in tailed(scored, kinds) if g.exact]
+    assert groups
+    removals, taps = Removals(program, data.batches, Measure(), 2**28), find_taps(program)
+    seen = views(consumers(program), taps, "later")
+    dense, _ = brute.watch(program, data.batches[0], taps)
+    for group in groups:
+        tail = torch.arange(group.size // 2, group.size)
+        (some, _), (one, _) = (
+            removals.together("law", {group: [tail, tail[-1:]]}),
+            removals("law", {group: tail[-1:]}),
+        )
+        assert float(some[group.name][1]) == float(one[group.name][0])
+        now, _ = brute.watch(program, data.batches[0], taps, group, *tail.tolist())
+        scale = removals._batch(0).entries
+        want = scale * brute.features_moved(taps, seen[group.name], now, dense)
+        assert float(some[group.name][0]) == pytest.approx(want, rel=1e-3, abs=1e-5 * scale)
+    measured = MeasureRungs(Trajectory(probes=1, check=0), kinds=tuple(kinds), data=data).run(scored).need("scores")
+    for group in groups:
+        curve = measured[group.name].curve
+        assert curve is not None
+        assert float(curve[0]) == 0.0
+        assert bool((curve[1:] >= curve[:-1]).all())
+
+
 def saving_keeps_the_output(result: Program) -> None:
     """Save and load give the same output, bit for bit."""
     buffer = io.BytesIO()
@@ -198,6 +267,20 @@ def shapes_are_predicted(program: Program) -> None:
         if isinstance(value, Tensor) and isinstance(dims, list):
             for dim, size in zip(dims, value.shape, strict=True):
                 assert real_size(total(dim), axes.sizes) == axes.stand_ins.real(size), node.name
+
+
+def rewritten_in_order(program: Program, after: Program) -> None:
+    """Weights in another basis: the same outputs and graph, and sliced still equals masked, the facts handed on."""
+    assert str(after.graph) == str(program.graph)
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(after, flat), run_flat(program, flat)) <= 1e-5
+    names = [g.name for g in after.need("groups") if g.ordered]
+    assert [g.but(ordered=False, basis="") for g in after.need("groups")] == list(program.need("groups"))
+    keep = {g.name: Choice(str(g.kind), g.size, tuple(range(-(-g.size // 2))), g.basis) for g in after.need("groups")}
+    plan = CompressionPlan({name: keep[name] for name in names})
+    if names:
+        sliced_equals_masked(after, plan, sliced(after, plan))
 
 
 def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -319,6 +320,12 @@ BLOCKS: dict[str, Callable[[], Built]] = {
     "pixel_decoder": _block(PixelDecoder, 2, 3, 8, 8),
 }
 MODELS: dict[str, Callable[[], Built]] = {**BLOCKS, **TIMM, **HF}
+PARTS = {"laws": 9, "groups": 20, "capture": 20}  # models that a test takes by default; together they take all
+
+
+def part(test: str) -> pytest.MarkDecorator:
+    """The marker of the ``test`` whose cases are the models: its own part of them."""
+    return pytest.mark.drawn(PARTS[test], first=sum(n for name, n in PARTS.items() if name < test))
 
 
 def build(name: str, seed: int = 0) -> Built:

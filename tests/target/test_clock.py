@@ -77,7 +77,7 @@ def test_a_real_clock_reads_both_and_leaves_no_files(
     assert [t.shape for t in at_batch(program, 2)] == [(2, 16)]
 
 
-@pytest.mark.parametrize(("limit", "most", "rounds"), [(0, 1, len(TURNS) // 2), (2**20, 2, 5)])
+@pytest.mark.parametrize(("limit", "most", "rounds"), [(0, 1, 2), (2**20, 2, 5)])
 def test_of_large_programs_one_is_loaded_at_a_time(
     limit: int,
     most: int,
@@ -88,6 +88,7 @@ def test_of_large_programs_one_is_loaded_at_a_time(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(clocks, "TOGETHER", limit)
+    monkeypatch.setattr(clocks, "TURNS", TURNS[:4])
     payload = counting().lower(program, tmp_path).payload
     gc.collect()
     with Clock(counting(), program, batch=2, seconds=0.01) as clock:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import drawing
 from support.token_models import TokenViT, scrambled
 from torch import Tensor, nn
 
@@ -273,9 +274,9 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
     from fxprune.data import Batch
 
     torch.manual_seed(0)
-    model, images = scrambled(TokenViT()), torch.randn(8, 3, 32, 32)
+    model, images = scrambled(TokenViT(depth=2)), torch.randn(4, 3, 32, 32)
     one = Sweep(model, images[:2], [Batch((images,))])
-    for cell in sweep(["tome", "random"], ["constant", "decreasing", "optin"], [0.6]):
+    for cell in sweep(drawing.of(["random"], ["tome", "random"]), ["constant", "optin"], [0.6]):
         run, macs, tokens = one.planned(cell)
         removed = one.removed(cell, tokens, macs)
         assert [a - b for a, b in itertools.pairwise(tokens)] == removed[:-1]

@@ -221,6 +221,15 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(str.strip, re.split(r",(?![^{]*\})", text)) if part)
 
 
+def whole_or_auto(text: str) -> int | str:
+    """A whole number, or the word ``auto``. Raises ValueError for anything else.
+
+    >>> whole_or_auto("2"), whole_or_auto("auto")
+    (2, 'auto')
+    """
+    return text if text == "auto" else int(text)
+
+
 def number_or_word(text: str) -> float | str:
     """A number where the text is one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -45,6 +45,11 @@ class Criterion(ABC):
                 said.append(f"{f.name}={str(value).lower() if isinstance(value, bool) else value}")
         return self.name + (f"{{{','.join(said)}}}" if said else "")
 
+    @property
+    def measures_sets(self) -> bool:
+        """Whether :meth:`together` says anything."""
+        return type(self).together is not Criterion.together
+
     @abstractmethod
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         """Group name -> [size] non-negative scores, for every prunable group. ``data`` is there if ``needs_data``."""
@@ -56,6 +61,13 @@ class Criterion(ABC):
 
     def refine(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         """Group name -> [size] better scores for what the program's plan left in doubt; {} where there are none."""
+        return {}
+
+    def together(
+        self, program: Program, data: Calibration | None, seed: int, wanted: Mapping[PruneGroup, Sequence[Tensor]]
+    ) -> dict[str, Tensor]:
+        """Group name -> what losing each of the sets of elements ``wanted`` costs when a whole set goes at once, in the
+        unit of ``scores``. [number of sets]. Empty where the criterion knows nothing but sums."""
         return {}
 
     def notes(self, program: Program) -> Sequence[str]:

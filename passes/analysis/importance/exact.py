@@ -29,12 +29,12 @@ CHUNK = 64
 
 @dataclass
 class Removals:
-    """The loss of removing elements, one at a time, over ``batches``.
+    """The loss of removing elements, one at a time or several at once, over ``batches``.
 
         ``features[i] = mean over batches of sum over taps z of MD(F'_z, F_z)``       ``Measure.change``
         ``output[i]   = mean over samples of the distance of the outputs``           ``output_change``
 
-    Costs one dense run per batch, and per element what follows its consumers up to the last value looked at. A removal
+    Costs one dense run per batch, and per removal what follows its consumers up to the last value looked at. A removal
     that changes nothing at its consumers is 0 without a run.
 
     Source   OPTIN, arXiv:2403.17921, eq. 3. Its reference code runs the whole model for every element, and leaves the
@@ -69,16 +69,23 @@ class Removals:
 
     def __call__(self, name: str, wanted: Mapping[PruneGroup, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(features, output) of the elements ``wanted`` of each group, in their order. [len(wanted)] float64 each"""
+        return self.together(name, {group: list(chosen.split(1)) for group, chosen in wanted.items()})
+
+    def together(
+        self, name: str, wanted: Mapping[PruneGroup, Sequence[Tensor]]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(features, output) of removing each of the sets of elements ``wanted`` of a group, all of a set at once.
+        [number of sets] float64 each. A set of one element is that element's removal."""
         self.reading, self._run = list(wanted), None
         jobs = [
-            (b, group, part)
+            (b, group, list(sets[at : at + CHUNK]))
             for b in range(len(self.batches))
-            for group, chosen in wanted.items()
-            for part in chosen.split(CHUNK)
+            for group, sets in wanted.items()
+            for at in range(0, len(sets), CHUNK)
         ]
         found = run_jobs(name, len(jobs), lambda i: self._job(*jobs[i]))
         features, output = (
-            {g.name: torch.zeros(len(chosen), dtype=torch.float64) for g, chosen in wanted.items()} for _ in range(2)
+            {g.name: torch.zeros(len(sets), dtype=torch.float64) for g, sets in wanted.items()} for _ in range(2)
         )
         place: dict[tuple[int, str], int] = {}
         samples = sample_count(self.batches)
@@ -89,15 +96,17 @@ class Removals:
             output[group.name][at : at + len(part)] += result["output"] * (self.batches[b].size / samples)
         return features, output
 
-    def _job(self, number: int, group: PruneGroup, chosen: Tensor) -> dict[str, Tensor]:
-        result = {key: torch.zeros(len(chosen), dtype=torch.float64) for key in ("features", "output")}
+    def _job(self, number: int, group: PruneGroup, sets: Sequence[Tensor]) -> dict[str, Tensor]:
+        result = {key: torch.zeros(len(sets), dtype=torch.float64) for key in ("features", "output")}
         if group.name not in self.sides:
             return result  # nothing sums over it
         batch = self._batch(number)
         suffix = self._suffix(group)
-        alive = (~batch.dense.dead(suffix, group, group.size)[chosen]).nonzero().flatten()
-        for part in alive.split(self._side_by_side(batch, group)) if len(alive) else ():
-            for i, losses in zip(part.tolist(), self._losses(batch, group, chosen[part]), strict=True):
+        dead = batch.dense.dead(suffix, group, group.size)
+        alive = [i for i, chosen in enumerate(sets) if not bool(dead[chosen].all())]
+        step = self._side_by_side(batch, group) if alive else 1
+        for part in (alive[at : at + step] for at in range(0, len(alive), step)):
+            for i, losses in zip(part, self._losses(batch, group, [sets[i] for i in part]), strict=True):
                 result["features"][i], result["output"][i] = losses
         return result
 
@@ -187,9 +196,9 @@ class Removals:
                 part[key] = each
         return split
 
-    def _losses(self, batch: _Batch, group: PruneGroup, chosen: Tensor) -> Iterator[tuple[float, float]]:
+    def _losses(self, batch: _Batch, group: PruneGroup, sets: Sequence[Tensor]) -> Iterator[tuple[float, float]]:
         view = self.views[group.name]
-        for values in self._values(batch, group, list(chosen.split(1))):
+        for values in self._values(batch, group, sets):
             features = 0.0
             for z in view.wanted:
                 tap = self.taps[z]

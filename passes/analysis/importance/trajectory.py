@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -23,8 +22,8 @@ from .exact import Removals
 from .features import find_taps
 from .mask_gradients import notes_on_samples
 from .probes import FeatureProbes, output_probes
+from .terms import PowersOfTen, Scores, balance, combine
 
-Scores = dict[str, Tensor]
 Added: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Scores]
 """(feature term, output term) -> their weighted sum."""
 WEIGHT, MAP_WEIGHT = 1.0, 3.0  # of the output term, beside related rows and beside mean feature maps
@@ -272,24 +271,45 @@ class Trajectory(Criterion):
     def refine(self, program: Program, data: Calibration | None, seed: int) -> Scores:
         """Score vectors with the ``rescore`` elements nearest each group's cut scored exactly; others as they are.
 
-        Only for groups that the plan cuts and that were scored by probes. The balance is that of ``scores``, which is
-        run again where this object has not scored this program.
+        Only for groups that the plan cuts, that were scored by probes, and whose counts are worth the sum of scores.
+        The balance is that of ``scores``, which is run again where this object has not scored this program.
         """
         guessed = [] if self.mode != "hybrid" else self.split(program)[1]
         scores, plan = program.need("scores"), program.need("plan")
         wanted = {}
         for group in guessed:
             kept = len(plan.kept(group))
-            if self.rescore and kept < group.size:
+            if self.rescore and kept < group.size and scores[group.name].curve is None:
                 wanted[group] = borderline(scores[group.name].values, kept, self.rescore)
         if not wanted:
             return {}
+        exact = self._added(program, data, seed)(*self._removals(program, data)("trajectory.refine", wanted))
+        return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
+
+    @property
+    def measures_sets(self) -> bool:
+        return self.mode != "probe"
+
+    def together(
+        self, program: Program, data: Calibration | None, seed: int, wanted: Mapping[PruneGroup, Sequence[Tensor]]
+    ) -> Scores:
+        """By exact removal, on the scale of ``scores``; with probes alone nothing is measured."""
+        if not self.measures_sets or not wanted:
+            return {}
+        removals = self._removals(program, data)
+        found = self._added(program, data, seed)(*removals.together("trajectory.together", wanted))
+        self._found["notes"] = [*self._found["notes"], *removals.notes]
+        return found
+
+    def _removals(self, program: Program, data: Calibration | None) -> Removals:
+        return Removals(program, self.looked_at(program, unlabelled(data)), self.measure, self._bytes)
+
+    def _added(self, program: Program, data: Calibration | None, seed: int) -> Added:
+        """How the terms are added, as for the scores of this program; these are made again where they are another's."""
         if self._found.get("exported") is not program.exported or self._found.get("seed") != seed:
             self.scores(program, data, seed)
-        seen = self.looked_at(program, unlabelled(data))
-        features, output = Removals(program, seen, self.measure, self._bytes)("trajectory.refine", wanted)
-        exact = self._found["added"](features, output)
-        return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
+        added: Added = self._found["added"]
+        return added
 
     def notes(self, program: Program) -> Sequence[str]:
         exactly, guessed = self.split(program)
@@ -311,62 +331,6 @@ def unlabelled(data: Calibration | None) -> list[Batch]:
     if data is None or not data.batches:
         raise InternalError("trajectory importance needs calibration data")
     return [replace(b, labels=None) for b in data.batches]
-
-
-def balance(program: Program, features: Scores, output: Scores, weight: float) -> float:
-    """``weight * median(features per MAC) / median(output per MAC)`` over the elements that matter; 1 where one of the
-    terms is zero everywhere, so that the other decides."""
-    cost = {g.name: max(g.macs, 1) for g in prunable(program)}
-
-    def median(scores: Scores) -> float:
-        each = torch.cat([s / cost[name] for name, s in scores.items()]) if scores else torch.zeros(0)
-        each = each[each > 0]
-        return float(each.median()) if len(each) else 0.0
-
-    one, two = median(features), median(output)
-    return weight * one / two if one and two else 1.0
-
-
-def combine(features: Mapping[str, Tensor], output: Mapping[str, Tensor], factor: float) -> Scores:
-    """``features + factor * output``"""
-    return {name: f + factor * output[name] for name, f in features.items()}
-
-
-@dataclass
-class PowersOfTen:
-    """The reference code's lambda: ``MD + KD 10^trunc(log10(MD / KD) - log10(ratio))``, a power for every element.
-
-    Where MD is no larger than KD, or KD is zero, the mean of the earlier powers stands in (1 before the first). MD is
-    then ``ratio`` to ten times ``ratio`` times KD, whatever KD was: as KD grows its share falls back to a tenth at
-    every power of ten, and ranks depend on the order of the elements. For comparison with published figures.
-
-    Source  appendix A.2 of OPTIN, and its reference code (methods 1.3)
-
-    >>> changed = torch.tensor([0.002, 0.0099, 0.0101], dtype=torch.float64)
-    >>> added = PowersOfTen(10.0)({"g": torch.full((3,), 10.0)}, {"g": changed})["g"]
-    >>> [round(float(v), 3) for v in added]
-    [10.2, 10.99, 10.101]
-    """
-
-    ratio: float
-    powers: int = 0
-    total: float = 0.0
-
-    def __call__(self, features: Mapping[str, Tensor], output: Mapping[str, Tensor]) -> Scores:
-        return {
-            name: torch.tensor(
-                [a + b * self._power(a, b) for a, b in zip(f.tolist(), output[name].tolist(), strict=True)],
-                dtype=torch.float64,
-            )
-            for name, f in features.items()
-        }
-
-    def _power(self, features: float, output: float) -> float:
-        if not features > output > 0:
-            return self.total / self.powers if self.powers else 1.0
-        power = 10.0 ** math.trunc(math.log10(features / output) - math.log10(self.ratio))
-        self.powers, self.total = self.powers + 1, self.total + power
-        return power
 
 
 def sample(groups: Sequence[PruneGroup], count: int, seed: int) -> dict[PruneGroup, Tensor]:

@@ -1,4 +1,6 @@
-"""Engines for GPUs that are not here, built by TensorRT for RTX in a process of its own: ``python engines.py OUT``.
+"""Engines for GPUs that are not here, built by TensorRT for RTX in a process of its own.
+
+``python engines.py OUT [CASE ...]``
 
 torch-tensorrt imports only where it finds a GPU. What it asks of one while it builds is answered here; nothing is run.
 ``OUT/engines.json`` holds, per case, what the report says or the error.
@@ -132,17 +134,17 @@ CASES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def main(out: Path) -> None:
-    """Every case, one after the other."""
+def main(out: Path, *names: str) -> None:
+    """The named cases, or every one, one after the other."""
     from fxprune.errors import FxpruneError
 
     pretend()
     found: dict[str, Any] = {}
-    for name, case in CASES.items():
+    for name in names or CASES:
         torch.manual_seed(0)
         started = time.perf_counter()
         try:
-            found[name] = {"report": case(out / name), "files": sorted(p.name for p in (out / name).iterdir())}
+            found[name] = {"report": CASES[name](out / name), "files": sorted(p.name for p in (out / name).iterdir())}
         except FxpruneError as error:
             found[name] = {
                 "error": type(error).__name__,
@@ -156,4 +158,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp()))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp()), *sys.argv[2:])

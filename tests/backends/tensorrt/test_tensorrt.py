@@ -45,6 +45,7 @@ def perceptron(gain: float = 1.0) -> Program:
 # ---------------------------------------------------------------- without the tools
 
 
+@pytest.mark.drawn(2)
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "runtime"),

@@ -1,4 +1,5 @@
 """Run by test_kernel.py in a process of its own, without a GPU: compile the kernel for real chips and look at it.
+Its arguments are the chips, as numbers of compute capability.
 
 Prints one JSON list of {arch, tile, configuration, dtype, precision, shared, spills, mma}: bytes of shared memory,
 bytes of register spills that ptxas reports, and the tensor-core instruction in the PTX.
@@ -10,13 +11,14 @@ import contextlib
 import io
 import json
 import re
+import sys
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fxprune.backends.triton.configurations import CONFIGURATIONS, SHARED_LIMIT, Configuration, Tile, usable
+from fxprune.backends.triton.configurations import CONFIGURATIONS, Configuration, Tile, usable
 from fxprune.backends.triton.kernels.block_sparse import block_sparse
 
 triton.knobs.compilation.always_compile = True
@@ -68,16 +70,18 @@ def compiled(
 
 
 if __name__ == "__main__":
+    chips = [int(word) for word in sys.argv[1:]]
     made = [
         compiled(arch, tile, one, "fp16")
-        for arch in SHARED_LIMIT
+        for arch in chips
         for tile, several in CONFIGURATIONS.items()
         for one in several
     ]
-    made += [compiled(arch, (64, 64), usable((64, 64), 2)[-1], "bf16") for arch in SHARED_LIMIT]
+    made += [compiled(arch, (64, 64), usable((64, 64), 2)[-1], "bf16") for arch in chips]
     made += [
         compiled(arch, (64, 64), usable((64, 64), 4)[-1], "fp32", precision)
         for arch in (86, 90)
+        if arch in chips
         for precision in ("tf32", "ieee")
     ]
     print(json.dumps(made))

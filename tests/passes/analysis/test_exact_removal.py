@@ -46,6 +46,7 @@ def chosen(program: Program) -> dict[PruneGroup, Tensor]:
     return {g: torch.arange(g.size)[:: max(1, g.size // 3)][:3] for g in groups}
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", ["vit", "bert", "gpt2", "convnext", "resnet18"])
 def test_brute_force_suffix_and_stacked_suffix_agree(name: str) -> None:
     program, batch = model(name)
@@ -67,6 +68,7 @@ def test_brute_force_suffix_and_stacked_suffix_agree(name: str) -> None:
         assert sum(float(v.max()) > 0 for v in one.values()) > len(one) // 2
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -198,7 +200,7 @@ def test_removing_nothing_changes_nothing() -> None:
     removals = Removals(program, [batch], Measure(), MANY)
     group = next(g for g in program.need("groups") if g.kind is Kind.HEAD)
     removals("x", {group: torch.arange(1)})
-    assert list(removals._losses(removals._batch(0), group, torch.arange(0))) == [(0.0, 0.0)]
+    assert list(removals._losses(removals._batch(0), group, [torch.arange(0)])) == [(0.0, 0.0)]
     (moved,) = removals._values(removals._batch(0), group, [torch.arange(0)])
     for key, value in moved.items():
         assert torch.equal(value, removals._batch(0).value(key))

@@ -48,6 +48,7 @@ def test_ends_floor_and_freeze_are_options() -> None:
             tiled.analysed(tiled.model(), tiled.data(), **{"pattern": "8x4", **options})
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("name", "weights", "dense"),
     [

@@ -78,6 +78,7 @@ def live(program: Program) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+@zoo.part("groups")
 @pytest.mark.parametrize("name", zoo.MODELS)
 def test_groups_of_the_zoo(name: str) -> None:
     want = {k: int(n) for k, n in (word.split(":") for word in FOUND[name].split())}

@@ -14,8 +14,9 @@ from fxprune.ir.group import Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.importance.curves import fill, slopes, some
 from fxprune.passes.analysis.importance.damage import Change, Damage
-from fxprune.passes.analysis.importance.obs import Obs, fill, slopes, some
+from fxprune.passes.analysis.importance.obs import Obs
 from fxprune.passes.analysis.importance.readers import gather, readers
 from fxprune.passes.analysis.importance.removal import Layer, removal
 from fxprune.passes.analysis.propagate_axes import PropagateAxes

@@ -81,6 +81,7 @@ def program(request: pytest.FixtureRequest) -> Program:
     return analysed_of(Between(CHANGES[request.param]).eval(), (torch.randint(0, 50, (BATCH, LENGTH)),))
 
 
+@pytest.mark.drawn(5)
 def test_costs_are_those_that_torch_counts(program: Program) -> None:
     flat = program.flatten(*program.example_inputs)
     with FlopCounterMode(display=False) as counter:
@@ -90,6 +91,7 @@ def test_costs_are_those_that_torch_counts(program: Program) -> None:
     check_counts(program)
 
 
+@pytest.mark.drawn(5)
 def test_slicing_equals_masking_at_another_length(program: Program) -> None:
     plan = random_plan(program, ALL_KINDS, 0.5, seed=1)
     assert {name for name in plan.choices if "before.0" in name}, "the neurons before the change stay prunable"

@@ -121,6 +121,7 @@ def test_the_vectors_of_the_specification() -> None:
     assert isotonic(torch.tensor([0.0, -1.0, 2.0, 1.5])).tolist() == [0, 0, 2, 2]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_do_not_depend_on_the_batching(criterion: str) -> None:
     given = labelled(tiled.data(2, 8)) if "taylor" in criterion else tiled.data(2, 8)
@@ -161,6 +162,7 @@ def test_scoring_can_be_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert all(torch.equal(found[n].values, s.values) for n, s in want.items())
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_tile_of_zeros_is_worth_nothing(criterion: str) -> None:
     model = tiled.model()

@@ -19,7 +19,8 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import map_change
 from fxprune.passes.analysis.importance.features import Tap, find_taps, views
-from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, borderline, combine
+from fxprune.passes.analysis.importance.terms import balance, combine
+from fxprune.passes.analysis.importance.trajectory import Trajectory, borderline
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups

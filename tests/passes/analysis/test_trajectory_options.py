@@ -12,7 +12,8 @@ from fxprune.ir.group import Kind
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.importance.features import Tap, feature_rows
-from fxprune.passes.analysis.importance.trajectory import PowersOfTen, Trajectory
+from fxprune.passes.analysis.importance.terms import PowersOfTen
+from fxprune.passes.analysis.importance.trajectory import Trajectory
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups
 

@@ -21,6 +21,7 @@ def cast(program: Program, dtype: str = "float16", spatial: bool = True) -> Prog
     return Pipeline((CastFloats(dtype, spatial),)).run(program)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [

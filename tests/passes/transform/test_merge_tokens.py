@@ -66,6 +66,7 @@ def values(of: Program, x: Tensor, wanted: str) -> list[Tensor]:
     return found
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_counts_equal_the_schedule_and_predicted_cost_equals_counted(reducer: str) -> None:
     small = merged(program(), reducer, [3, 2, 4])
@@ -79,6 +80,7 @@ def test_counts_equal_the_schedule_and_predicted_cost_equals_counted(reducer: st
     assert tokens == [14, 12, 8]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_batch_1_and_7_and_a_second_call(reducer: str) -> None:
     small = merged(program(), reducer, [3, 2, 4])
@@ -106,6 +108,7 @@ def test_nothing_removed_is_the_program_itself() -> None:
     assert Pipeline((MergeTokens(),), start=FACTS).run(dense) is dense
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("front", "read", "how"),
     [
@@ -170,6 +173,7 @@ def test_unmerged_heads_see_every_token_as_the_one_that_took_it_in(read: str) ->
         merged(dense, "prune", [4, 0, 3])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("reducer", ["tome", "ppt", "zero-tprune", "random"])
 def test_spelt_out_ops_compute_the_same_and_cost_the_same(reducer: str) -> None:
     small = merged(program(), reducer, [3, 2, 4])

@@ -22,6 +22,7 @@ def permuted(program: Program, **options: int) -> Program:
     return Pipeline((PermuteChannels(**options),), start=("axes", "groups")).run(program)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("model", [blocks.GatedFeedForward, lambda: tiled.Classifier(12, 32), blocks.TransposedWeights])
 def test_outputs_stay_and_two_of_four_keeps_more(model) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

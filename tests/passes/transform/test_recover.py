@@ -54,6 +54,7 @@ def test_shared_weights_are_left_alone() -> None:
 # ---------------------------------------------------------------- laws
 
 
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("method", ["bias", "scale", "ridge", "refit", "auto"])
 @pytest.mark.parametrize("norm", ["pre", "post", "rms"])
 def test_every_step_lowers_its_error_and_slicing_stays_masking(norm: str, method: str) -> None:
@@ -208,6 +209,7 @@ def test_the_same_data_give_the_same_weights_and_the_dense_program_stays() -> No
     assert all(torch.equal(t, program.tensors[n]) for n, t in before.items())
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "name",
     [

@@ -63,6 +63,7 @@ def test_a_change_beyond_the_weights_own_size_makes_the_ridge_stronger() -> None
     assert torch.equal(change[:, 4:], torch.zeros(4, 4).double())
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("method", ["ridge", "obs"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_error_falls_at_every_layer_and_zeros_stay_zero(method: str, norm: str) -> None:

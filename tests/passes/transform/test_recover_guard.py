@@ -70,6 +70,7 @@ class Odd(nn.Module):
         return {"embedding": self.b(torch.tanh(self.a(x)))}
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("seed", [7, 23, 42, 50])
 def test_where_recovery_hurts_nothing_is_kept(seed: int) -> None:
     """Nine units, eight rows: the fit is nearly perfect on what it saw and wild elsewhere. Only the guard can tell.

@@ -39,6 +39,7 @@ def test_weights_of_zero_do_not_count() -> None:
     assert moments(c, r, w).rows == 30
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("rel", [0.0, 0.01, 0.5, 5.0])
 def test_ridge_is_never_worse_than_bias_nor_bias_than_nothing(rel: float) -> None:
     system = moments(*rows()).finish(True)

@@ -144,7 +144,8 @@ class Sentences:
         from fxprune.intake.load import load
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
-        encoder: Any = load(weights).model
+        loaded: Any = load(weights).model
+        encoder = loaded.base_model  # mpnet's folder names a masked language model: its head is nobody's here
         encoder.pooler = None  # nothing reads it: a graph drops it, and eager tools should not trip over it either
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}

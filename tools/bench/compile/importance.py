@@ -41,7 +41,8 @@ from fxprune.passes.analysis.importance.distance import output_change
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.features import find_taps, views
 from fxprune.passes.analysis.importance.objective import targets
-from fxprune.passes.analysis.importance.trajectory import Trajectory, balance, combine
+from fxprune.passes.analysis.importance.terms import balance, combine
+from fxprune.passes.analysis.importance.trajectory import Trajectory
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.inline import Inline
