@@ -93,7 +93,7 @@ def generate(
     from these says nothing about real data.
     """
     known = inputs if isinstance(inputs, Loaded) else None
-    args, kwargs = inputs if known is None else (known.args, dict(known.kwargs))
+    args, kwargs = (inputs.args, inputs.kwargs) if isinstance(inputs, Loaded) else inputs
     leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
     names = [f"input_{i}" for i in range(len(leaves))] if known is None else known.input_names
     below = 0 if known is None else vocabulary(known.model)
@@ -297,13 +297,14 @@ def _from_iterable(
     if isinstance(source, Dataset):  # samples, not batches
         if isinstance(source, Sized):
             source, draw = Subset(source, draw.rows(len(source)).tolist()), _Draw(draw.samples, draw.seed)
-        source = DataLoader(source, batch_size=batch)
+        return _from_iterable(DataLoader(source, batch_size=batch), loaded, origin, draw, batch)
+    whole: Any = None
     if isinstance(source, Tensor | np.ndarray | Mapping):
-        source = as_tensors(source, float_type(loaded.model), origin)
-    if isinstance(source, Tensor):
-        return _from_tensors({"x": source}, loaded, origin, draw, batch)
-    if isinstance(source, Mapping):
-        tensors = {str(k): v for k, v in source.items() if isinstance(v, Tensor)}
+        whole = as_tensors(source, float_type(loaded.model), origin)
+    if isinstance(whole, Tensor):
+        return _from_tensors({"x": whole}, loaded, origin, draw, batch)
+    if isinstance(whole, Mapping):
+        tensors = {str(k): v for k, v in whole.items() if isinstance(v, Tensor)}
         if not tensors:
             raise _empty(origin)
         return _from_tensors(tensors, loaded, origin, draw, batch)
