@@ -79,7 +79,9 @@ PASSES: Table = {
     "recover": "fxprune.passes.transform.recover:Recover",
     "merge-tokens": "fxprune.passes.transform.merge_tokens:MergeTokens",
     "spell-out-tokens": "fxprune.passes.transform.spell_out_tokens:SpellOutTokens",
+    "rotate-width": "fxprune.passes.transform.rotate_width:RotateWidth",
     "slice-axes": "fxprune.passes.transform.slice_axes:SliceAxes",
+    "fuse-norms": "fxprune.passes.transform.fuse_norms:FuseNorms",
     "clean": "fxprune.passes.transform.clean:Clean",
     "drop-masks": "fxprune.passes.transform.drop_masks:DropMasks",
     "inline": "fxprune.passes.transform.inline:Inline",
@@ -88,6 +90,7 @@ PASSES: Table = {
     "cast-floats": "fxprune.passes.transform.cast_floats:CastFloats",
     "fold-indices": "fxprune.passes.transform.fold_indices:FoldIndices",
     "unfuse": "fxprune.passes.transform.unfuse:Unfuse",
+    "align-heads": "fxprune.passes.transform.align_heads:AlignHeads",
 }
 KINDS: Table = {
     **dict.fromkeys(

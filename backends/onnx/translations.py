@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _END = 2**63 - 1
-_INT64 = 7  # in onnx.proto
+_FLOAT, _INT64, _DOUBLE, _HALVES = 1, 7, 11, (10, 16)  # in onnx.proto
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -52,6 +52,21 @@ def _sort_stable(self: Any, stable: Any = None, dim: int = -1, descending: bool 
     return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
 
+def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Any:
+    """x / sqrt(mean x^2 + eps) * weight in the words that ONNX Runtime fuses (SimplifiedLayerNormalization): with a
+    division, not the product with a reciprocal that the exporter writes."""
+    from onnxscript import opset18 as op
+
+    axes, half = _ints(*range(-len(normalized_shape), 0)), int(input.dtype) in _HALVES
+    wide = torch.float64 if int(input.dtype) == _DOUBLE else torch.float32
+    least = torch.finfo(wide).eps if eps is None else eps
+    x: Any = op.Cast(input, to=_FLOAT) if half else input  # squares leave the range of half precision
+    power: Any = op.ReduceMean(op.Pow(x, op.Constant(value_float=2.0)), axes, keepdims=1)
+    normed: Any = op.Div(x, op.Sqrt(op.Add(power, op.CastLike(op.Constant(value_float=float(least)), power))))
+    normed = op.CastLike(normed, input) if half else normed
+    return normed if weight is None else op.Mul(normed, weight)
+
+
 def _ints(*values: int) -> Any:
     from onnxscript import opset18 as op
 
@@ -60,5 +75,6 @@ def _ints(*values: int) -> Any:
 
 KNOWN: Mapping[str, Callable[..., Any]] = {
     "transformers.grouped_mm_fallback.default": _grouped_mm,
+    "aten.rms_norm.default": _rms_norm,
     "aten.sort.stable": _sort_stable,
 }

@@ -157,6 +157,7 @@ def _because(
         lines.append(
             f"counts are multiples of {entry['granularity']}, and at least {entry['floor']}"
             + (": it is at its floor" if kept == entry["floor"] and gone else "")
+            + (": it went below its floor, which nobody asked for" if kept < entry["floor"] else "")
         )
     if entry["scores"] is None:
         why = "too many to keep" if entry.get("pattern") == TWO_OF_FOUR else "the plan was given, not searched"
@@ -241,4 +242,6 @@ def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
     cost = f"{each} and {entry['params']:,} parameters in the dense model"
     if size == 1:
         return [f"it {'went' if gone else 'stays'} as a whole: it costs {cost}"]
+    if gone == size:
+        return [f"the whole layer went, with all that only it needs: all {size} elements; each costs {cost}"]
     return [f"{gone} of {size} went; each costs {cost}"]

@@ -18,6 +18,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 LABEL_NAMES = ("label", "labels", "y", "target", "targets", "class")
 _FIRST = ("text", "sentence", "sentence1", "premise", "question", "question1", "query", "content", "review", "document")
 _SECOND = ("text2", "sentence2", "hypothesis", "question2", "answer", "context", "passage", "text_pair")
+_NAME_THEM = "call the texts text, or sentence1 and sentence2, and labels label, in the first row"
 _LARGEST = 1024**3  # bytes of a text file
 
 
@@ -63,10 +64,30 @@ def read_texts(path: Path) -> Texts:
     elif suffix == ".jsonl":
         found = _from_objects(_json_lines(text, path), path)
     else:
-        found = _from_table(_rows(text, path, "\t" if suffix == ".tsv" else ","), path)
+        found = _from_table(_rows(text, path, "\t" if suffix == ".tsv" else _delimiter(text, path)), path)
     if not found.first:
         raise LoadError("the file holds no texts", where=str(path), why="every line is empty")
     return found
+
+
+def _delimiter(text: str, path: Path) -> str:
+    """What parts the cells of a ``.csv``: commas, unless semicolons or tabs alone part every row into as many cells, as
+    spreadsheets write it where commas are decimal points."""
+    if not _is_table(_rows(text, path, ",")):
+        for other in ";\t":
+            if other in text and _is_table(_rows(text, path, other)):
+                return other
+    return ","
+
+
+def _is_table(rows: list[list[str]]) -> bool:
+    widths = {len(row) for row in rows}
+    return len(rows) > 1 and len(widths) == 1 and max(widths) > 1
+
+
+def _texts_and_a_number(columns: Sequence[Sequence[str]]) -> bool:
+    *texts, last = columns
+    return 1 <= len(texts) <= 2 and all(map(_number, last)) and not any(all(map(_number, text)) for text in texts)
 
 
 def _rows(text: str, path: Path, delimiter: str) -> list[list[str]]:
@@ -95,18 +116,21 @@ def _from_table(rows: list[list[str]], path: Path) -> Texts:
                 )
         return _from_objects([dict(zip(header, row, strict=True)) for row in body], path)
     if len(header) > 1 and any(name in LABEL_NAMES for name in header):
-        raise LoadError(
-            "the table names no text column",
-            where=str(path),
-            why=f"its columns are {shorten(header)}",
-            cure=f"name one of them {shorten(_FIRST, 4)}",
-        )
+        raise _no_text_column(path, f"its columns are {shorten(header)}")
     return _without_header(rows, path)
+
+
+def _no_text_column(path: Path, why: str) -> LoadError:
+    return LoadError(
+        "the table names no text column",
+        where=str(path),
+        why=f"{why}; none of them is called {shorten(_FIRST, 4)}",
+        cure=_NAME_THEM,
+    )
 
 
 def _without_header(rows: list[list[str]], path: Path) -> Texts:
     """``text``, ``text,number`` or ``text,text,number``: all else needs names."""
-    cure = "add a header such as text,label or sentence1,sentence2,label"
     width = len(rows[0])
     for number, row in enumerate(rows, 1):
         if len(row) != width:
@@ -114,20 +138,18 @@ def _without_header(rows: list[list[str]], path: Path) -> Texts:
                 "the rows have different numbers of columns, and there is no header",
                 where=f"{path}, row {number}",
                 why=f"{len(row)} cells; the first row has {width}",
-                cure=f"quote texts that hold the delimiter, or {cure}",
+                cure=f"quote texts that hold the delimiter, or {_NAME_THEM}",
             )
     columns = [tuple(row[i] for row in rows) for i in range(width)]
     *texts, last = columns
-    if 1 <= len(texts) <= 2 and all(map(_number, last)) and not any(all(map(_number, text)) for text in texts):
+    if _texts_and_a_number(columns):
         return Texts(texts[0], texts[1] if len(texts) == 2 else None, tuple(cell.strip() for cell in last))
     if width == 1:
         return Texts(last)
-    raise LoadError(
-        "the table has several columns and no header",
-        where=str(path),
-        why=f"its first row has {width} cells, and they are not one or two texts and a number",
-        cure=cure,
+    why = (
+        f"its first row is {shorten(cell.strip() for cell in rows[0])}, and they are not one or two texts and a number"
     )
+    raise _no_text_column(path, why)
 
 
 def _json_lines(text: str, path: Path) -> list[Mapping[str, Any]]:

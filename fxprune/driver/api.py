@@ -8,7 +8,7 @@ MODEL -> load -> capture -> clean -> axes -> groups -> scores -> plan -> slice -
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +23,13 @@ from ..process.files import write_text
 from ..process.jobs import resumable
 from ..request.budget import one_budget
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Amount
 from ..request.request import Request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
-from .decide import Decided, decide
+from .decide import Decided
+from .decide_among import decide_among
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
 from .replay import run_stated
@@ -55,7 +56,7 @@ def compile(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -81,6 +82,7 @@ def compile(
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Make ``model`` smaller until it meets a budget, lower it to ``target`` and prove that the file computes it.
@@ -144,6 +146,8 @@ def compile(
                     out all the same, batches are halved and the work goes on
     held_out        a share of ``data`` on which nothing is decided or fitted, as ``fxprune sweep`` holds it back; the
                     report then compares outputs on it
+    checkpoint, trust_pickle, model_args   weights for ``timm:NAME``; whether to run code from pickles; and how a model
+                    that goes by its name is built: ``"img_size=384,in_chans=1,num_classes=0"`` or a dict
     on_event        called with every stage and warning; by default warnings become Python warnings
 
     Raises FxpruneError (what, where, why, cure); no file is left behind then.
@@ -163,7 +167,7 @@ def compile(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        return finish(keep_everything(run) if goal is None else decide(run, goal).recovered(goal.recovery))
+        return finish(keep_everything(run) if goal is None else decide_among(run, goal).recovered(goal.recovery))
 
 
 def plan(
@@ -180,7 +184,7 @@ def plan(
     prune: str | Sequence[str | Kind] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -204,6 +208,7 @@ def plan(
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Program:
     """Decide what to remove and stop there: the dense program with its ``axes``, ``groups``, ``scores`` and ``plan``.
@@ -217,7 +222,7 @@ def plan(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        program = plan_tiles(keep_everything(run) if goal is None else decide(run, goal)).run.program
+        program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
     return _written(program, out)
 
 
@@ -242,6 +247,7 @@ def apply(
     seconds: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Slice ``model`` as ``plan`` says: no data, no search, deterministic. An empty plan only lowers and verifies.
@@ -262,10 +268,11 @@ def inspect(
     *,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Program:
     """Find what can be pruned: the program with its ``axes``, ``groups`` and ``tokens``, frozen ones with the reason.
@@ -292,6 +299,7 @@ def _open(invoked: Invocation, request: Request, tell: Transcript, clock: Shared
         source.example_inputs,
         checkpoint=source.checkpoint,
         trust_pickle=source.trust_pickle,
+        model_args=source.model_args,
         data=invoked.decision.data,
     )
     return Run.of(request, opened, tell, clock)

@@ -16,6 +16,7 @@ from ..ir.plan import CompressionPlan
 from ..request.goal import Goal, default_criterion
 from .decide import Decided
 from .proof import prove_prepared
+from .rotation import rotation_of
 from .run import Run, find_groups
 
 PlanLike: TypeAlias = CompressionPlan | str | os.PathLike[str]
@@ -27,7 +28,13 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     Raises PlanError naming the group where the plan does not fit, and the line where the plan is a file.
     """
     merging = plan.tokens
-    run = find_groups(run, plan.kinds, merging is not None, merging is not None and merging.unmerge)
+    unmerge = merging is not None and merging.unmerge
+    run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, rotation_of(run, plan))
+    if plan.basis == "data" and run.data is None:
+        run.tell.warn(
+            "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
+            "weights alone. For that of the plan, compile with the plan and its data"
+        )
     run = prove_prepared(run)
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):

@@ -10,6 +10,7 @@ from ..data.fingerprint import fingerprint
 from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
+from ..ir.group import Kind
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -20,6 +21,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
+from .rotation import rotated_groups, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -60,33 +62,43 @@ class Decided:
         return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
 
 
-def decide(run: Run, goal: Goal) -> Decided:
+def decide(run: Run, goal: Goal, rotate: bool = True) -> Decided:
     """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
+
+    ``rotate``: see :func:`prepare`
     """
-    return decide_on(prepare(run, goal), goal)
+    return decide_on(prepare(run, goal, rotate), goal)
 
 
-def prepare(run: Run, goal: Goal) -> Run:
-    """The run with its groups, and the data that will be used: what every plan of it begins with."""
-    run = find_groups(run, goal.kinds, goal.tokens is not None, goal.tokens is not None and goal.tokens.unmerge)
+def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
+    """The run with its groups, and the data that will be used: what every plan of it begins with.
+
+    rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
+             the result must fit other graphs
+    """
+    turn = rotation_for(run, goal) if rotate else None
+    unmerge = goal.tokens is not None and goal.tokens.unmerge
+    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 
 
 def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
-    from the end of an order; as it is where it has scores already."""
-    from ..passes.analysis.measure_rungs import MeasureRungs, tailed
+    from the end of an order, or may go entirely; as it is where it has scores already."""
+    from ..passes.analysis.measure_rungs import WHOLE, MeasureRungs, emptied, tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
-    kinds = tuple(dict.fromkeys(str(g.kind) for g in tailed(run.program) if str(g.kind) in map(str, goal.group_kinds)))
+    wanted = (*goal.group_kinds, *(WHOLE if Kind.LAYER in goal.group_kinds else ()))
+    measured = (*tailed(run.program, wanted), *emptied(run.program, wanted))
+    kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
     if not kinds or not goal.scorer.measures_sets:
         return run
     return run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
@@ -140,6 +152,7 @@ def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
     data = run.data
     return {
+        **rotated_groups(run),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),

@@ -42,12 +42,13 @@ ONE_BY_ONE = (Kind.HEAD, Kind.KV, Kind.QUERY)  # as wide as a kernel likes by th
 def lowerable(program: Program, plan: CompressionPlan | None = None) -> Program:
     """The program as a plan leaves it and as it is lowered; tokens as they are."""
     from ..passes.transform.fold_indices import FoldIndices
+    from ..passes.transform.fuse_norms import FuseNorms
     from ..passes.transform.slice_axes import SliceAxes
     from ..passes.transform.spell_out_tokens import SpellOutTokens
 
     if plan is not None and plan.elements:
         program = Pipeline((SliceAxes(),), start=FACTS).run(drop_parts(program.but(plan=plan)))
-    return Pipeline((FoldIndices(), SpellOutTokens())).run(program.without_facts())
+    return Pipeline((FoldIndices(), SpellOutTokens(), FuseNorms())).run(program.without_facts())
 
 
 def at_counts(groups: Sequence[PruneGroup], count: int) -> CompressionPlan:

@@ -4,6 +4,7 @@ once it is repaired."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..data.batch import Calibration
 from ..ir.group import Kind
@@ -26,32 +27,75 @@ def in_doubt(program: Program) -> bool:
     return any(g.prunable and g.kind is Kind.CHANNEL for g in program.need("groups"))
 
 
-def is_obs_nearer(
-    scored: Program, ranked: Program, finders: Sequence[Pass], data: Calibration, seed: int
-) -> tuple[bool, str]:
-    """(whether the plan of ``ranked`` is to be taken, what was found): both plans repaired by ridge on one half of some
-    samples and judged on the other. OBS stays unless it is farther by more than one standard error of the paired
-    difference; also where there are too few samples to tell."""
+@dataclass(frozen=True)
+class Compared:
+    """How far two results lie from dense, on samples that repaired neither.
+
+    one, two   mean divergence of the outputs;  more: mean of the second's less the first's, sample by sample, and
+               its standard error
+    """
+
+    one: float
+    two: float
+    more: float
+    error: float
+
+    @property
+    def surely_nearer(self) -> bool:
+        """Whether the second is nearer by more than a standard error."""
+        return self.more < -self.error
+
+    @property
+    def surely_farther(self) -> bool:
+        """Whether it is farther by more than a standard error."""
+        return self.more > self.error
+
+    def __str__(self) -> str:
+        return f"divergence {self.one:.3g} and {self.two:.3g}, standard error of the difference {self.error:.2g}"
+
+
+def compare_repaired(
+    one: Program,
+    two: Program,
+    finders: Sequence[Pass],
+    data: Calibration,
+    seed: int,
+    samples: int = COMPARED,
+    fitted: bool = True,
+) -> Compared | None:
+    """Two plans of one model, each on its own graph, repaired by ridge on every other batch of some samples and
+    compared on the rest. None where there are too few to tell.
+
+    fitted   False: what stays is compared as it is
+    """
     from ..passes.analysis.importance.damage import Reference, divergences
     from ..passes.analysis.importance.obs import first
 
-    batches = first(data.batches, COMPARED)
+    batches = first(data.batches, samples)
     repair, judge = Calibration(tuple(batches[::2]), data.origin), batches[1::2]
     if not judge:
-        return True, ""
-    dense = Reference(scored)
-    one, two = (
-        divergences(dense, carry_out(fit_by_ridge(program, finders, repair, seed)), judge)
-        for program in (scored, ranked)
-    )
-    more = two - one
+        return None
+    dense, found = Reference(one), []
+    for program in (one, two):
+        known = fit_by_ridge(program, finders, repair, seed) if fitted else program
+        found.append(divergences(dense, carry_out(known), judge))
+    more = found[1] - found[0]
     told = {
+        "one": found[0].mean(),
+        "two": found[1].mean(),
         "more": more.mean(),
         "error": more.std(correction=0) / len(more) ** 0.5,
-        "one": one.mean(),
-        "two": two.mean(),
     }
-    agreed = {name: float(value) for name, value in ranks.agree(told).items()}
-    nearer = agreed["more"] <= agreed["error"]
-    said = f"divergence after repair: {agreed['one']:.3g} by scores, {agreed['two']:.3g} by OBS"
-    return nearer, f"members by {'OBS' if nearer else 'their scores'} ({said})"
+    return Compared(**{name: float(value) for name, value in ranks.agree(told).items()})
+
+
+def is_obs_nearer(
+    scored: Program, ranked: Program, finders: Sequence[Pass], data: Calibration, seed: int
+) -> tuple[bool, str]:
+    """(whether the plan of ``ranked`` is to be taken, what was found). OBS stays unless it is farther by more than one
+    standard error of the paired difference; also where there are too few samples to tell."""
+    found = compare_repaired(scored, ranked, finders, data, seed)
+    if found is None:
+        return True, ""
+    said = f"divergence after repair: {found.one:.3g} by scores, {found.two:.3g} by OBS"
+    return not found.surely_farther, f"members by {'their scores' if found.surely_farther else 'OBS'} ({said})"

@@ -17,6 +17,7 @@ from .apply import tell_of_odd_counts
 from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .proof import prove_prepared
+from .rotation import rotated_groups
 from .run import Run, kept_counts, reduce_tokens
 from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
@@ -31,7 +32,9 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
     from ..passes.transform.slice_axes import SliceAxes
 
     opened, before, data = run.opened, run.program, run.data
@@ -50,7 +53,10 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
         last = isinstance(one, Recover) and run.program.whole is None  # of the result, not of a round
         unfitted = run.program if last else unfitted
         run = run.through(one)
-        if isinstance(one, FindGroups) and run.program.proof == before.proof:
+        rewriting = (AlignHeads, RotateWidth)
+        rewritten = any(isinstance(later, rewriting) for later in stated.before[number + 1 :])
+        ready = isinstance(one, (FindGroups, *rewriting)) and not rewritten
+        if ready and run.program.axes is not None and run.program.proof == before.proof:
             run = prove_prepared(run)
         if isinstance(one, SliceAxes):  # of a round; where nothing was cut, facts are still those of before
             run = run.on(run.program.without_facts())
@@ -71,6 +77,7 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     else:
         used = run.data
         about = {
+            **rotated_groups(run),
             **({"rounds": 1} if sliced else {}),
             **plan.about,
             "model": opened.name,

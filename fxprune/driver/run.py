@@ -35,6 +35,7 @@ from .samples import LEAST, Amount, choose_amount
 if TYPE_CHECKING:
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.transform.recover import Recover
+    from ..passes.transform.rotate_width import RotateWidth
 
 HELD, SUFFICIENT = 0.2, 160
 """Share of the data that is held back from so many samples on, and so many samples."""
@@ -76,6 +77,7 @@ def open_model(
     *,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: Any = None,
     data: Any = None,
 ) -> Opened:
     """Load model and data, capture the graph."""
@@ -92,7 +94,12 @@ def open_model(
     with silence():
         source: Any = model if given or str(model).startswith("timm:") else Path(str(model))
         loaded = load_model(
-            source, checkpoint=checkpoint, input=inputs, trust_pickle=trust_pickle, need_inputs=data is None
+            source,
+            checkpoint=checkpoint,
+            input=inputs,
+            trust_pickle=trust_pickle,
+            need_inputs=data is None,
+            model_args=model_args,
         )
         if data is not None and not loaded.args and not loaded.kwargs:
             first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
@@ -289,15 +296,26 @@ class Run:
         return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
 
-def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False, unmerge: bool = False) -> Run:
+def find_groups(
+    run: Run,
+    kinds: Iterable[Kind | str] = (),
+    tokens: bool = False,
+    unmerge: bool = False,
+    basis: str = "",
+    rotate: RotateWidth | None = None,
+) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first.
+    unfuses qkv first; layers among them let branches go.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
+    basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
+             data it is by weights
+    rotate   puts residual streams into their principal basis first
     """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.find_token_sites import FindTokenSites
     from ..passes.analysis.propagate_axes import PropagateAxes
+    from ..passes.transform.align_heads import AlignHeads
     from ..passes.transform.clean import Clean
     from ..passes.transform.drop_masks import DropMasks
     from ..passes.transform.fold_weights import FoldWeights
@@ -305,11 +323,20 @@ def find_groups(run: Run, kinds: Iterable[Kind | str] = (), tokens: bool = False
     from ..passes.transform.unfuse import Unfuse
     from ..passes.transform.unshare import Unshare
 
-    ready = [FoldWeights(), Unfuse()] if {str(Kind.QK), str(Kind.V)} & set(map(str, kinds)) else [FoldWeights()]
+    widths = bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
+    ready = [FoldWeights(), Unfuse()] if widths else [FoldWeights()]
     run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
+    if rotate is not None:
+        known = run.program.groups is not None
+        run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
+    if str(Kind.LAYER) in map(str, kinds):
+        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
-    run = run.through(*again, *run.finders, *([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    run = run.through(*again, *run.finders)
+    if widths and basis:
+        run = run.through(AlignHeads("weights" if run.data is None else basis))
+    run = run.through(*([FindTokenSites(unmerge=unmerge)] if tokens else []))
     check_counts(run.program, run.pipeline)
     return run
 

@@ -4,8 +4,8 @@
 
 Preparation (``clean,inline,drop-masks,fold-weights``) comes first where the text names none of it. What always runs
 may be there or not: ``merge-tokens,propagate-axes,find-groups`` before ``slice-axes`` where the plan reduces tokens,
-``fold-indices,spell-out-tokens,propagate-axes`` behind it, ``sparsify-blocks`` at the end. Passes of plugins may stand
-anywhere.
+``fold-indices,spell-out-tokens,fuse-norms,propagate-axes`` behind it, ``sparsify-blocks`` at the end. Passes of plugins
+may stand anywhere.
 
 What a run decides between passes is printed as passes that state the decision: ``plan-tokens{counts=[8 6]}``, rounds
 between ``start-round`` and ``join-rounds``, ``keep-counts`` for a search by measured time. Behind the last slicing
@@ -33,7 +33,7 @@ from .apply import PlanLike, read_plan
 
 OPTION = "--pipeline"
 PREPARATION = ("clean", "inline", "drop-masks", "fold-weights")
-TAIL = ("fold-indices", "spell-out-tokens", "propagate-axes")
+TAIL = ("fold-indices", "spell-out-tokens", "fuse-norms", "propagate-axes")
 CUT, MERGE, START, JOIN, ZERO = "slice-axes", "merge-tokens", "start-round", "join-rounds", "sparsify-blocks"
 READ, COUNTED = "read-plan", ("plan-tokens", "keep-counts")
 BEHIND_MERGING = ("propagate-axes", "find-groups")

@@ -263,7 +263,7 @@ def _search(run: Run, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
     goal = options.request.goal
     assert goal is not None
-    decided = decide(run, goal)
+    decided = decide(run, goal, rotate=False)  # its weights are for other graphs, too
     recovered = decided.recovered(goal.recovery)
     artifact = finish(recovered)
     plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors
@@ -290,7 +290,7 @@ def _apply_known_plan(
             )
     elif not plan.choices:
         return None
-    known = find_groups(run, session.kinds or plan.kinds)
+    known = find_groups(run, session.kinds or plan.kinds, basis=plan.basis)
     here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spi
 _SUBCONFIGS = ("vision_config", "text_config", "backbone_config", "encoder", "decoder", "audio_config")
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
+def load_folder(folder: Path, changed: Mapping[str, Any] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
     """The model in a Hugging Face folder, in float32 and evaluation form, and notes on its weights.
 
+    changed: entries of its config with other values.
     The class is ``architectures[0]`` of config.json, from transformers itself: code in the folder is never run. Nothing
     is fetched. Weights are read from safetensors, or from pytorch_model.bin as tensors only.
     Raises LoadError when config or weights are missing, damaged, quantised or do not belong together.
@@ -55,8 +57,11 @@ def load_folder(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     with offline(), quiet():
         try:
             config = _config(transformers, cls, raw)
+            _change(config, changed or {}, folder)
             if cls is transformers.AutoModel:
                 cls = transformers.AutoModel._model_mapping[type(config)]
+        except LoadError:
+            raise
         except Exception as failure:
             raise LoadError(
                 "transformers does not accept the config", where=str(folder / "config.json"), why=first_line(failure)
@@ -136,6 +141,21 @@ def _config(transformers: Any, cls: Any, raw: dict[str, Any]) -> Any:
     if config_class is None or cls is transformers.AutoModel:
         config_class = transformers.CONFIG_MAPPING[raw["model_type"]]
     return config_class.from_dict(raw)
+
+
+def _change(config: Any, changed: Mapping[str, Any], folder: Path) -> None:
+    """Set entries of a config. Raises LoadError for those that it does not have, or that would run code or fetch."""
+    for name, value in changed.items():
+        known = hasattr(config, name) and not callable(getattr(config, name)) and not name.startswith("_")
+        if not known or name in _FOREIGN:
+            close = difflib.get_close_matches(name, [k for k in config.to_dict() if k not in _FOREIGN], n=3)
+            raise LoadError(
+                f"the config has no entry '{name}'",
+                where=str(folder / "config.json"),
+                why="`--model-args` change entries of it",
+                cure=f"did you mean {' or '.join(close)}?" if close else "config.json lists most of them",
+            )
+        setattr(config, name, value)
 
 
 def _switch_cache_off(config: Any) -> None:

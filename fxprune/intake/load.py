@@ -19,6 +19,7 @@ from .evaluation import unwrap
 from .forward import leaf_names, parameter_names
 from .given_inputs import INPUT_CURE, given_inputs, to_device
 from .images import ImagePreprocess
+from .model_args import read_model_args
 from .own_description import described_inputs, timm_cfg
 from .pickles import load_pickle
 from .refusals import refuse_quantised
@@ -81,6 +82,7 @@ def load(
     input: str | os.PathLike[str] | Sequence[Any] | Mapping[str, Any] | Tensor | None = None,
     trust_pickle: bool = False,
     need_inputs: bool = True,
+    model_args: str | Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Load ``source``, and find example inputs for it.
 
@@ -90,11 +92,12 @@ def load(
     input         example inputs: ``"1x3x224x224"``, ``"1x128:int64"``, a file of tensors, or tensors. Without it the
                   model's own description is asked (timm's and Hugging Face's configs), then its first layer
     trust_pickle  run whatever code a pickled file contains
+    model_args    how ``timm:NAME`` is built (``"img_size=384,num_classes=0"`` or a dict), or entries of a config.json
     need_inputs   raise where no example inputs are known; False leaves them empty, for data to provide them
 
     Never uses the network. Raises LoadError with what, where, why and cure.
     """
-    loaded = _open(source, checkpoint, trust_pickle)
+    loaded = _open(source, checkpoint, trust_pickle, read_model_args(model_args))
     try:
         _check_weights(loaded)
         return _describe(_with_inputs(loaded, input, need_inputs))
@@ -108,9 +111,11 @@ def load(
         ) from failure
 
 
-def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool) -> Loaded:
+def _open(
+    source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: bool, built: Mapping[str, Any]
+) -> Loaded:
     if isinstance(source, str) and source.startswith("timm:"):
-        model, notes = load_timm(source.removeprefix("timm:"), checkpoint, trust_pickle=trust_pickle)
+        model, notes = load_timm(source.removeprefix("timm:"), checkpoint, trust_pickle=trust_pickle, options=built)
         return Loaded(model, source.removeprefix("timm:"), notes=notes)
     if checkpoint is not None:
         raise LoadError(
@@ -119,6 +124,8 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             why=f"{source if isinstance(source, (str, os.PathLike)) else type(source).__name__} brings its own weights",
             cure="timm:NAME `--checkpoint FILE`; for other models put the weights into the module before saving it",
         )
+    if built and not isinstance(source, (str, os.PathLike)):
+        raise _built_already(type(source).__name__)
     if isinstance(source, nn.Module):
         if isinstance(source, torch.jit.ScriptModule):
             raise LoadError(
@@ -136,12 +143,14 @@ def _open(source: Any, checkpoint: str | os.PathLike[str] | None, trust_pickle: 
             why="a module, an exported program, a path or timm:NAME is expected",
             cure=f"give {_SOURCES}" + ("" if not isinstance(source, Mapping) else "; a state dict has no architecture"),
         )
-    return _open_path(Path(source), trust_pickle)
+    return _open_path(Path(source), trust_pickle, built)
 
 
-def _open_path(path: Path, trust_pickle: bool) -> Loaded:
+def _open_path(path: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Loaded:
     if path.is_dir():
-        return _open_folder(path, trust_pickle)
+        return _open_folder(path, trust_pickle, built)
+    if built and path.exists():
+        raise _built_already(str(path))
     if not path.exists() and not path.suffix:
         raise LoadError(
             "there is no such model",
@@ -203,12 +212,14 @@ def _module_in(checkpoint: Mapping[Any, Any]) -> tuple[Any, tuple[str, ...]]:
     return modules[averaged[0]], (f"the file holds modules under {averaged[0]} and {other}: {averaged[0]} taken",)
 
 
-def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:
+def _open_folder(folder: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Loaded:
     if (folder / "model.pt2").is_file():
+        if built:
+            raise _built_already(str(folder))
         program = archive.read_program(folder / "model.pt2", trust=trust_pickle)
         return Loaded(program, folder.name)
     if (folder / "config.json").is_file():
-        model, notes = huggingface.load_folder(folder)
+        model, notes = huggingface.load_folder(folder, built)
         name = folder.resolve().name
         return Loaded(model, name, tokenizer=huggingface.tokenizer_folder(folder), folder=folder, notes=notes)
     raise LoadError(
@@ -216,6 +227,15 @@ def _open_folder(folder: Path, trust_pickle: bool) -> Loaded:
         where=str(folder),
         why="neither config.json (Hugging Face) nor model.pt2 (fxprune artefact) is in it",
         cure=f"give {_SOURCES}",
+    )
+
+
+def _built_already(where: str) -> LoadError:
+    return LoadError(
+        "the model is built already",
+        where=where,
+        why="`--model-args` say how a model is built by its name (timm:NAME) or by a config.json",
+        cure="leave `--model-args` away, or build the model with them before saving it",
     )
 
 

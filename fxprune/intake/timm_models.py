@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,20 @@ from .tensors import read_checkpoint, shorten
 
 
 def load_timm(
-    name: str, checkpoint: str | os.PathLike[str] | None = None, *, trust_pickle: bool = False
+    name: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    trust_pickle: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The timm model ``name`` and notes on its weights.
 
+    options: how it is built, as for ``timm.create_model`` (``img_size``, ``in_chans``, ``num_classes``, ...).
     Weights come from ``checkpoint``, else from the local cache of Hugging Face or torch.hub, else they are random and a
     note says so. A checkpoint with another number of classes gets a classifier of its size.
     Raises LoadError for an unknown name, or a checkpoint that does not fit.
     """
+    built = dict(options or {})
     survive_torchvision()
     try:
         with quiet():
@@ -41,16 +48,19 @@ def load_timm(
         raise LoadError(f"timm has no model '{name}'", where=f"timm:{name}", why=f"{len(known)} are known", cure=cure)
     if checkpoint is not None:
         weights = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
-        model = _fit_classes(name, _create(name, pretrained=False), weights.tensors)
-        load_state(model, weights.tensors, where=str(checkpoint), architecture=f"timm:{name}")
-        return model, weights.notes
+        model = _create(name, pretrained=False, **built)
+        if "num_classes" not in built:
+            model = _fit_classes(name, model, weights.tensors, built)
+        tensors, notes = _without_classifier(model, weights.tensors, built)
+        load_state(model, tensors, where=str(checkpoint), architecture=f"timm:{name}")
+        return model, (*weights.notes, *notes)
     if _cached(name):
         try:
-            return _create(name, pretrained=True), ("weights from the local cache",)
+            return _create(name, pretrained=True, **built), ("weights from the local cache",)
         except LoadError:  # a cache that turns out incomplete
             pass
     note = f"weights are random: no pretrained weights of {name} on this machine (`--checkpoint FILE` loads yours)"
-    return _create(name, pretrained=False), (note,)
+    return _create(name, pretrained=False, **built), (note,)
 
 
 def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
@@ -61,8 +71,12 @@ def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
             torch.manual_seed(0)  # random weights are the same on every call
             return timm.create_model(name, pretrained=pretrained, **options).eval()
     except Exception as failure:
+        said = ",".join(f"{key}={value}" for key, value in options.items())
         raise LoadError(
-            "timm cannot build the model", where=f"timm:{name}", why=first_line(failure), cure="check the name's tag"
+            "timm cannot build the model",
+            where=f"timm:{name}" + (f" --model-args {said}" if said else ""),
+            why=first_line(failure),
+            cure="give `--model-args` that this architecture takes" if said else "check the name's tag",
         ) from None
 
 
@@ -87,7 +101,21 @@ def _cached(name: str) -> bool:
     return False
 
 
-def _fit_classes(name: str, model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+def _without_classifier(
+    model: nn.Module, state: dict[str, Tensor], built: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights without those of a classifier that was not built (``num_classes=0``), and what was left out."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    if built.get("num_classes") != 0 or not classifier:
+        return state, ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = model.state_dict()
+    gone = [k for k in state if k not in own and k.startswith(tuple(f"{head}." for head in heads))]
+    note = (f"the checkpoint's classifier is left out (num_classes=0): {shorten(gone)}",) if gone else ()
+    return {k: v for k, v in state.items() if k not in gone}, note
+
+
+def _fit_classes(name: str, model: nn.Module, state: dict[str, Tensor], built: Mapping[str, Any]) -> nn.Module:
     """The model with as many classes as the checkpoint's classifier has."""
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     if not isinstance(classifier, str):
@@ -96,7 +124,7 @@ def _fit_classes(name: str, model: nn.Module, state: dict[str, Tensor]) -> nn.Mo
     theirs = state.get(f"{classifier}.weight")
     if own is None or theirs is None or own.shape[1:] != theirs.shape[1:] or own.shape[0] == theirs.shape[0]:
         return model
-    return _create(name, pretrained=False, num_classes=int(theirs.shape[0]))
+    return _create(name, pretrained=False, num_classes=int(theirs.shape[0]), **built)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], *, where: str, architecture: str) -> None:

@@ -58,7 +58,8 @@ class Literal:
 
     form   ``shape``: a list of ints, one per dim · ``sum``: one int, the sum of the dims' totals ·
            ``split``: rewrite the op to ``split_with_sizes`` with these dims · ``scale``: attention scale, kept at its
-           dense value ``total(dim) ** -0.5``
+           dense value ``total(dim) ** -0.5`` · ``mean``, ``norm``: the op averages over these dims, and divides by
+           their dense count whatever stays
     """
 
     node: str

@@ -105,6 +105,12 @@ def leaves(dim: Dim) -> Iterator[Axis]:
             yield axis
 
 
+def leaves_of(dims: Any) -> Iterator[Axis]:
+    """Leaf axes of a value's dims, or of several values'."""
+    for one in dims if isinstance(dims, list) else ():
+        yield from leaves(one) if isinstance(one, tuple) else leaves_of(one)
+
+
 def total(dim: Dim) -> int:
     """Number of elements of ``dim``."""
     return math.prod(find(axis).size for axis in dim)
@@ -122,12 +128,13 @@ def split(axis: Axis, outer: int) -> None:
     axis = find(axis)
     inner, rest = divmod(axis.size, outer)
     if rest:
-        raise Conflict(f"{axis.size} elements do not split into {outer} x n")
+        raise Conflict(f"{axis.size} elements are viewed as {outer} equal parts, which they do not make")
     if axis.segments is None:
         axis.parts = new_dim(outer) + new_dim(inner)
         return
     if any(total(s) % inner for s in axis.segments):
-        raise Conflict(f"the parts {[total(s) for s in axis.segments]} are not multiples of {inner}")
+        sizes = " and ".join(str(total(s)) for s in axis.segments)
+        raise Conflict(f"{sizes} elements are joined, and then viewed in rows of {inner} that run across the seam")
     shared, joined = new_dim(inner), Axis(outer)
     pieces: list[Dim] = []
     for segment in axis.segments:
@@ -146,7 +153,8 @@ def cut(dim: Dim, offset: int) -> tuple[Dim, Dim]:
     parts = atoms(dim)
     inner = total(parts[1:])
     if not parts or offset % inner:
-        raise Conflict(f"offset {offset} falls inside {[a.size for a in parts]}")
+        whole = " x ".join(str(a.size) for a in parts)
+        raise Conflict(f"{whole} elements are cut at {offset}, in the middle of a row")
     axis, offset = parts[0], offset // inner
     if axis.segments is None:
         axis.segments = [new_dim(offset), new_dim(axis.size - offset)]
@@ -174,7 +182,7 @@ def pieces(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
 def _merge(a: Axis, b: Axis, depth: int) -> None:
     """Join two axes of equal size. A sum absorbs an atom; two sums are cut to a common refinement first."""
     if depth > DEEP:  # x[1:] meets x[:-1]: every element would be one with its neighbour, one by one
-        raise Conflict("an axis meets itself shifted")
+        raise Conflict("its elements meet their own neighbours (the same axis, shifted)")
     if a.segments is None:
         a, b = b, a
     if a.segments is not None and b.segments is not None:
@@ -206,7 +214,7 @@ def unify(one: Dim, two: Dim, depth: int = 0) -> None:
         pair = next(((p, q) for p, q in zip(xs, ys, strict=False) if p is not q), None)
         if pair is None:
             if len(xs) != len(ys):
-                raise Conflict(f"sizes differ: {total(one)} and {total(two)}")
+                raise Conflict(f"{total(one)} elements meet {total(two)}")
             return
         small, big = sorted(pair, key=lambda axis: axis.size)
         if small.size == big.size:

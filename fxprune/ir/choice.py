@@ -11,16 +11,22 @@ from ..errors import PlanError, nearest
 from .json_source import Source
 from .sparsity import Sparsity
 
+BASES = ("data", "weights")
 TOKEN, BLOCK = "token", "block"  # kinds whose choice has a form of its own; that of all others is a ``Choice``
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays of one group: ``keep`` sorted and unique, out of ``size``."""
+    """What stays of one group: ``keep`` sorted and unique, out of ``size``.
+
+    basis   which elements they are: "" for those of the model as it is, ``data`` or ``weights`` for those of the basis
+            that ``AlignHeads`` makes by them
+    """
 
     kind: str
     size: int
     keep: tuple[int, ...]
+    basis: str = ""
 
     @property
     def whole(self) -> bool:
@@ -29,7 +35,8 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a plan."""
-        return {"kind": self.kind, "size": self.size, "keep": list(self.keep)}
+        basis = {"basis": self.basis} if self.basis else {}
+        return {"kind": self.kind, "size": self.size, **basis, "keep": list(self.keep)}
 
 
 @dataclass(frozen=True)
@@ -110,8 +117,10 @@ def read_choice(entry: Any, section: str, name: str, source: Source, kinds: Iter
 
     if not isinstance(entry, dict) or not {"kind", "size", "keep"} <= entry.keys():
         raise PlanError("the plan is malformed", where=at(), why="an entry needs kind, size and keep")
-    _only(entry, ("kind", "size", "keep"), at)
-    kind, size, keep = entry["kind"], entry["size"], entry["keep"]
+    _only(entry, ("kind", "size", "keep", "basis"), at)
+    kind, size, keep, basis = entry["kind"], entry["size"], entry["keep"], entry.get("basis", "")
+    if "basis" in entry and basis not in BASES:
+        raise PlanError("the plan is malformed", where=at("basis"), why=f"basis must be {' or '.join(BASES)}")
     integers = isinstance(keep, list) and all(type(i) is int for i in keep)
     if not isinstance(kind, str) or type(size) is not int or size < 1 or not integers:
         key = "kind" if not isinstance(kind, str) else "keep" if type(size) is int and size > 0 else "size"
@@ -122,7 +131,7 @@ def read_choice(entry: Any, section: str, name: str, source: Source, kinds: Iter
         )
     if kinds is not None and kind not in kinds:
         raise PlanError(f"unknown kind of group '{kind}'", where=at("kind"), cure=nearest(kind, list(kinds)))
-    choice = Choice(kind, size, tuple(keep))
+    choice = Choice(kind, size, tuple(keep), basis)
     bad = next((i for i, k in enumerate(keep) if not 0 <= k < size or (i and k <= keep[i - 1])), None)
     if bad is not None:
         check_indices(choice, at("keep", bad))

@@ -360,6 +360,11 @@ def behind_views(node: Node, through: Collection[Family] = VIEWS) -> Node:
     return node
 
 
+def _is_power(node: Node) -> bool:
+    """The mean of squares, or their sum over a width that is a number."""
+    return family(node) is F.MEAN or (family(node) is F.SUM and any(op_name(u) == "div" for u in node.users))
+
+
 def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
     """How the norm that reads ``node`` sees its rows: by their variance, by their power, or not at all; and its eps."""
     width = node.meta["val"].shape[-1] if isinstance(node.meta.get("val"), Tensor) else None
@@ -367,7 +372,7 @@ def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
         does, args = family(user), bind(user)
         if does in ROW_NORMS and len(args.get("normalized_shape", ())) == 1:
             return "variance" if does is F.LAYER_NORM else "power", float(args.get("eps") or 0.0)
-        if op_name(user) == "pow" and args.get("exponent") == 2 and any(family(u) is F.MEAN for u in user.users):
+        if op_name(user) == "pow" and args.get("exponent") == 2 and any(map(_is_power, user.users)):
             return "power", 0.0
     for user in node.users if depth else ():
         value = user.meta.get("val")

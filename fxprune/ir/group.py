@@ -123,9 +123,12 @@ class PruneGroup:
     granularity  kept counts are multiples of this, or the full size
     strict       nobody may take finer steps; else a search may, where these leave much of the budget
     floor        the smallest kept count a search may choose
+    least        how low it may go all the same where its budget is out of reach otherwise, or where that is better: a
+                 floor that nobody asked for; None: it is what was asked for
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
+    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -142,8 +145,10 @@ class PruneGroup:
     granularity: int = 1
     floor: int = 1
     strict: bool = True
+    least: int | None = None
     uses: tuple[OpUse, ...] = ()
     ordered: bool = False
+    basis: str = ""
 
     @property
     def prunable(self) -> bool:
@@ -160,6 +165,10 @@ class PruneGroup:
         counts = [k for k in range(0, self.size, step) if k >= self.floor]
         return [*counts, self.size]
 
+    def lowest(self) -> PruneGroup:
+        """The same group with the lowest floor that a search may go down to."""
+        return self if self.least is None else self.but(floor=min(self.floor, self.least))
+
     def level_above(self, share: float) -> int:
         """The smallest count that a plan may choose and that is at least this share."""
         least = math.ceil(share * self.size - 1e-9)
@@ -174,7 +183,7 @@ class PruneGroup:
         if count == self.size:
             return {}
         keep = tuple(sorted(scores[self.name].ranking()[:count]))
-        return {self.name: Choice(str(self.kind), self.size, keep)}
+        return {self.name: Choice(str(self.kind), self.size, keep, self.basis)}
 
     def derive(self, scores: Scores) -> ImportanceScores:
         """Its scores, made of those of its ``members``."""
@@ -222,15 +231,17 @@ class Switch(PruneGroup):
         return self.size if share >= 1 else 0
 
     def derive(self, scores: Scores) -> ImportanceScores:
-        """Worth what losing each of its elements costs, added up. Where scores only rank, by the rule that a search has
+        """Worth what losing its elements costs: of each group all at once where that was measured, else added up. Where
+        scores only rank, by the rule that a search has
         for groups that may go entirely (``ladder``): as much as going down to the best element, and once more."""
         parts = [scores[name] for name in self.shares]
         each = [p.values.detach().to("cpu", torch.float64) for p in parts]
-        total, curve = torch.stack([v.sum() for v in each]).sum().view(1), None
+        sums = [v.sum() if p.whole is None else v.new_tensor(p.whole) for p, v in zip(parts, each, strict=True)]
+        total, curve = torch.stack(sums).sum().view(1), None
         if not parts[0].comparable:
             drops = [1.0 + float((v.sum() / v.max()).log()) for v in each if float(v.max()) > 0]
             curve = torch.tensor([0.0, max(drops, default=0.0)], dtype=torch.float64)
-        return replace(parts[0], group=self.name, values=total, gradients=None, order=None, curve=curve)
+        return replace(parts[0], group=self.name, values=total, gradients=None, order=None, curve=curve, whole=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +272,8 @@ class Tie(PruneGroup):
             nodes=tuple(dict.fromkeys(n for g in groups for n in g.nodes)),
             granularity=math.lcm(*(g.granularity for g in groups)),
             floor=max(g.floor for g in groups),
+            strict=any(g.strict for g in groups),
+            least=None if any(g.least is None for g in groups) else max(g.least or 0 for g in groups),
             tied=tuple(groups),
         )
 
@@ -280,8 +293,9 @@ class Tie(PruneGroup):
         ranked = torch.stack([p.values.detach().to("cpu", torch.float64)[p.ranking()] for p in parts])
         first, curves = parts[0], [p.curve for p in parts if p.curve is not None]
         curve = torch.stack([c.double().cpu() for c in curves]).sum(0) if len(curves) == len(parts) else None
-        order = torch.arange(self.size)
-        return replace(first, group=self.name, values=ranked.sum(0), gradients=None, order=order, curve=curve)
+        wholes = [p.whole for p in parts if p.whole is not None]
+        more = {"order": torch.arange(self.size), "whole": sum(wholes) if len(wholes) == len(parts) else None}
+        return replace(first, group=self.name, values=ranked.sum(0), gradients=None, curve=curve, **more)
 
 
 def lies_inside(groups: Sequence[PruneGroup], choices: Mapping[str, Choice]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,7 @@ class ImportanceScores:
                 damages that do not add up, e.g. measured after a repair; non-decreasing, in the scores' unit.
                 By default the sum of their values. Where scores only rank: in shares of what the dense network spends
                 on the group
+    whole       what losing all elements at once costs, measured, in the scores' unit; None: their sum
 
     Raises InternalError for shapes, orders or curves that are none.
     """
@@ -40,6 +42,7 @@ class ImportanceScores:
     gradients: Tensor | None = field(default=None, repr=False, compare=False)
     order: Tensor | None = field(default=None, repr=False, compare=False)
     curve: Tensor | None = field(default=None, repr=False, compare=False)
+    whole: float | None = None
 
     def ranking(self) -> list[int]:
         """Elements, the last to be removed first; ties by index. [size]"""
@@ -64,3 +67,5 @@ class ImportanceScores:
             raise InternalError(f"the curve of {self.group} has shape {list(curve.shape)}, expected [{size + 1}]")
         if curve is not None and (not torch.isfinite(curve).all() or (curve[1:] < curve[:-1]).any()):
             raise InternalError(f"criterion {self.criterion} gave a falling or non-finite curve for {self.group}")
+        if self.whole is not None and not 0 <= self.whole < math.inf:
+            raise InternalError(f"losing all of {self.group} cannot cost {self.whole}")

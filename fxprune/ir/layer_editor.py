@@ -43,11 +43,23 @@ class Replacing:
         with self.graph.inserting_after(self.nodes[beside]):
             node = self.graph.placeholder(f"{beside}_{suffix}")
         node.meta["val"] = self.mode.from_tensor(value, static_shapes=True)
+        self.nodes[node.name] = node
         floating = value.is_floating_point()
         kind = InputKind.PARAMETER if floating else InputKind.BUFFER
         spec = InputSpec(kind, TensorArgument(node.name), name, persistent=None if floating else True)
         self.specs.insert(at + 1, spec)
         self.state[name] = torch.nn.Parameter(value, requires_grad=False) if floating else value
+        return node
+
+    def buffer(self, name: str, value: Tensor) -> Node:
+        """A placeholder for a new buffer of this name, behind those of all parameters and buffers."""
+        held = (InputKind.PARAMETER, InputKind.BUFFER)
+        at = max(i for i, s in enumerate(self.specs) if s.kind in held)
+        with self.graph.inserting_after(self.nodes[str(self.specs[at].arg.name)]):
+            node = self.graph.placeholder(f"b_{name}")
+        node.meta["val"] = self.mode.from_tensor(value, static_shapes=True)
+        self.specs.insert(at + 1, InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True))
+        self.nodes[node.name], self.state[name] = node, value
         return node
 
     def call(self, origin: Node, target: Any, *args: Any) -> Node:

@@ -100,6 +100,11 @@ class CompressionPlan:
         return tuple(dict.fromkeys(c.kind for c in self.choices.values()))
 
     @property
+    def basis(self) -> str:
+        """By what the elements are put in order of which something goes, "" where none are (see ``AlignHeads``)."""
+        return next((c.basis for c in self.elements.values() if c.basis), "")
+
+    @property
     def digest(self) -> str:
         """Of what is decided, whatever ``about`` says: 16 hexadecimal digits of a SHA-256. The same plan has the same
         one, in memory and read back, in this format and in the first.
@@ -153,6 +158,7 @@ class CompressionPlan:
                     why="it was made for another architecture, or edited",
                     cure=f'write "kind": "{group.kind}"',
                 )
+            self._check_basis(choice, name, group)
             check_indices(choice, where)
             if not choice.keep and group.floor > 0:
                 raise PlanError(
@@ -166,6 +172,18 @@ class CompressionPlan:
                     "the plan cuts a frozen group", where=where, why=group.frozen, cure="remove the group from the plan"
                 )
             self._check_multiple(choice, name, group.granularity)
+
+    def _check_basis(self, choice: Choice, name: str, group: PruneGroup) -> None:
+        if bool(choice.basis) == bool(group.basis) or (self.source is None and not choice.basis):
+            return
+        raise PlanError(
+            "the plan numbers elements of another basis",
+            where=self.place(name, *(["basis"] if choice.basis else [])),
+            why="they are put in order by align-heads there, and not here"
+            if choice.basis
+            else "they are put in order by align-heads here, and not there",
+            cure="state align-heads before read-plan where the plan says `basis`, and only there; else make a new plan",
+        )
 
     def _check_multiple(self, choice: Choice, name: str, step: int) -> None:
         count = len(choice.keep)
@@ -274,7 +292,7 @@ def compose(first: CompressionPlan, second: CompressionPlan) -> CompressionPlan:
     for name, choice in second.elements.items():
         earlier = choices.get(name)
         keep = choice.keep if earlier is None else tuple(earlier.keep[i] for i in choice.keep)
-        choices[name] = Choice(choice.kind, choice.size if earlier is None else earlier.size, keep)
+        choices[name] = replace(choice, size=choice.size if earlier is None else earlier.size, keep=keep)
     return CompressionPlan(second.with_elements(choices).choices, second.about)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from .axes import Axes
+from .axis import Axis, Dim, atoms, total
 from .fake_run import asked_sizes
 from .guards import holds, other_side
 from .open_sizes import shape_env_of
@@ -279,3 +281,10 @@ def padding_mask(program: Program, flat: Sequence[Any]) -> Tensor | None:
         if name.endswith("mask") and isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point():
             return value != 0
     return None
+
+
+def batch_axes(program: Program) -> set[Axis]:
+    """The axes that number samples: dimension 0 of the first tensor input, and of inputs of the same length."""
+    axes: Axes = program.need("axes")
+    first: list[Dim] = [axes.dims[name][0] for name in program.user_inputs if axes.dims.get(name)]
+    return {atoms(dim)[0] for dim in first if len(atoms(dim)) == 1 and total(dim) == total(first[0])}

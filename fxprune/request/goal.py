@@ -18,6 +18,7 @@ from .tokens import TokenGoal, token_goal
 if TYPE_CHECKING:
     from ..passes.analysis.importance.criterion import Criterion
     from ..passes.transform.recover import Recover
+    from .options import Decision
 
 
 MOST_ROUNDS = 20
@@ -29,6 +30,9 @@ class Goal:
     """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
     No budget: the token counts are explicit, and nothing else is cut.
+
+    wider   kinds that are tried beside ``kinds``, and taken where data say that the result is nearer to the dense model
+    rival   another criterion is tried as well, in the same way, where channels may go
     """
 
     budget: Budget | None
@@ -43,6 +47,8 @@ class Goal:
     tokens: TokenGoal | None = None
     search: str = "auto"
     table: LatencyTable | None = None
+    wider: tuple[Kind | str, ...] = ()
+    rival: bool = False
 
     def __post_init__(self) -> None:
         from ..passes.search.search_plan import SearchPlan, kinds_named
@@ -185,6 +191,21 @@ def kinds_and_tokens(
     """What ``--prune``, ``--tokens`` and ``--unmerge`` say together."""
     kinds = kinds_of(prune)
     return kinds, token_goal(tokens, kinds, unmerge)
+
+
+WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
+"""Kinds that pay on some models and cost on others: data say which."""
+
+
+def with_alternatives(goal: Goal, asked: Decision) -> Goal:
+    """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one,
+    and there are data to judge by."""
+    plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
+    if asked.data is None or not plain or not goal.scorer.comparable:
+        return goal
+    fitted = goal.recovery.method not in ("none", "scale")
+    named = asked.importance is not None or asked.members != "auto"
+    return dataclasses.replace(goal, wider=() if asked.prune is not None else WIDER, rival=fitted and not named)
 
 
 def check_samples(asked: int | str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
-from .goal import Goal, default_criterion, kinds_and_tokens
+from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
 from .limits import AUTO, aligned_by_measure
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
@@ -123,7 +123,7 @@ class Invocation:
         explicit = wished is not None and wished.explicit
         measuring = "flops" not in options_of(self.command)  # what is measured is no plan, but the whole model
         found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else needed_budget(budget)
-        return tiles, Goal(
+        goal = Goal(
             found,
             rest.importance or default_criterion(rest.data),
             kinds,
@@ -136,6 +136,8 @@ class Invocation:
             wished,
             rest.search,
         )
+        among = self.command == "compile" and tiles is None  # a plan must mean the same without data
+        return tiles, with_alternatives(goal, rest) if among else goal
 
     def _check_beside_pipeline(self) -> None:
         """Raise OptionError where an option is given that the passes' own options say."""

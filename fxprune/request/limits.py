@@ -7,10 +7,9 @@ from typing import TypeAlias
 
 from ..errors import OptionError
 
-FLOOR = 0.1
 AUTO = "auto"  # an alignment: what the target is measured to like
 Align: TypeAlias = int | str | Sequence[int | str] | None
-Floor: TypeAlias = float | str | Sequence[float | str]
+Floor: TypeAlias = float | str | Sequence[float | str] | None
 
 
 def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[str, ...]]:

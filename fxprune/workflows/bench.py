@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def bench(
     checkpoint: str | None = None,
     example_inputs: api.Inputs = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     recorded: bool = False,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def bench(
     batches   batch sizes; OptionError where the program was captured with a fixed batch of another size
     seconds   per batch size, both sides together
     threads   CPU threads; 0 leaves the choice to the runtime
-    checkpoint, example_inputs, trust_pickle   for ``against``, as in :func:`fxprune.compile`; inputs are by default in
-              the shapes that the artefact was made with
+    checkpoint, example_inputs, trust_pickle, model_args   for ``against``, as in :func:`fxprune.compile`; inputs are by
+              default in the shapes that the artefact was made with
     recorded  write what was measured into the artefact's report and page; ``against`` is then the dense model it came
               from, and OptionError says so where it is another one
 
@@ -66,7 +67,9 @@ def bench(
         one = Artifact.read(Path(artifact))
         runners = {_label(artifact): (one.program, runner_of(one, threads))}
         if against is not None:
-            other = stack.enter_context(_other(against, one, checkpoint, example_inputs, trust_pickle, on_event))
+            other = stack.enter_context(
+                _other(against, one, checkpoint, example_inputs, trust_pickle, model_args, on_event)
+            )
             name = _label(against) if isinstance(against, str | os.PathLike) else type(against).__name__
             name = name if name not in runners else f"{name} (against)"
             if recorded:
@@ -91,7 +94,7 @@ def bench(
 
 @contextlib.contextmanager
 def _other(
-    against: Any, one: Artifact, checkpoint: Any, inputs: Any, trust: bool, on_event: OnEvent
+    against: Any, one: Artifact, checkpoint: Any, inputs: Any, trust: bool, model_args: Any, on_event: OnEvent
 ) -> Iterator[Artifact]:
     if isinstance(against, str | os.PathLike) and (Path(against) / PROGRAM).is_file():
         yield Artifact.read(Path(against))
@@ -107,6 +110,7 @@ def _other(
             seconds=0,
             checkpoint=checkpoint,
             trust_pickle=trust,
+            model_args=model_args,
             on_event=on_event,
         )
 

@@ -79,6 +79,7 @@ def export(
     seconds: float = 2.0,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Manifest:
     """Apply ``plan``, lower to every target, measure every gate, and write all of it into ``out``; the manifest.
@@ -106,9 +107,8 @@ def export(
     how = _recovery(recover, data)
     request = Request(seed=seed, limits=OF_A_PLAN, samples=samples)
     tell = Transcript(on_event)
-    judged = open_model(
-        request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=verify
-    )
+    loading: dict[str, Any] = {"checkpoint": checkpoint, "trust_pickle": trust_pickle, "model_args": model_args}
+    judged = open_model(request, tell, model, example_inputs, data=verify, **loading)
     judge, calibration = judged.data, None  # it judges the result, it is no part of it
     assert judge is not None
     if data is not None:

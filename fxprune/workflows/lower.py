@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def lower(
     checkpoint: str | os.PathLike[str] | None = None,
     example_inputs: Any = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> Artifact:
     """Lower and verify the pruned program that ``artifact`` holds; nothing is searched and no weight changes.
@@ -54,7 +56,7 @@ def lower(
     against  the dense model that the artefact came from (a path or what :func:`fxprune.compile` takes), lowered in the
              same way to be timed beside the result; without it the result is timed alone
     batch, threads, seconds   of that timing, as in :func:`fxprune.compile`
-    checkpoint, example_inputs, trust_pickle   for ``against``
+    checkpoint, example_inputs, trust_pickle, model_args   for ``against``
 
     Parity and latency of the target that it had before stay in the report, under ``earlier``.
 
@@ -76,7 +78,8 @@ def lower(
         request = Request(seed=int(made.report["seed"]), limits=OF_A_PLAN)
         inputs = inputs_like(made.program) if example_inputs is None else example_inputs
         tell = Transcript(on_event)
-        opened = open_model(request, tell, against, inputs, checkpoint=checkpoint, trust_pickle=trust_pickle)
+        source = {"checkpoint": checkpoint, "trust_pickle": trust_pickle, "model_args": model_args}
+        opened = open_model(request, tell, against, inputs, **source)
         run = Run.of(request, opened, tell)
     if data is not None:
         backend = backend.with_data(_calibration(made, run, data, samples))

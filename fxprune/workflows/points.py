@@ -11,7 +11,7 @@ from ..artifact.artifact import Artifact
 from ..artifact.files import check_destination, check_files, read_report
 from ..data.batch import Calibration
 from ..driver.apply import give_plan
-from ..driver.decide import decide_on
+from ..driver.decide_among import Known, decide_among
 from ..driver.finish import finish
 from ..driver.judge import AgreementEvaluator
 from ..driver.run import Run
@@ -33,15 +33,18 @@ FINEST = 0.01  # bisection ends where two ratios are this close
 class Sweep:
     """One sweep: the scored model, what it is judged on, and the points so far.
 
+    base   the opened model, which every point begins with;  known: what was scored of it, by kinds and criterion
     point  one ratio as plain data: ratio, cost, figures, drop and artifact (its directory), or ``infeasible``: why not
     """
 
+    base: Run
     scored: Run
     goal: Goal
     held: Calibration
     judge: AgreementEvaluator
     out: Path
     key: str
+    known: Known = field(default_factory=dict)
     points: list[dict[str, Any]] = field(default_factory=list)
 
     def try_(self, budget: Budget) -> dict[str, Any]:
@@ -75,9 +78,9 @@ class Sweep:
     def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
         request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
-        run = replace(self.scored, request=request, tell=self.scored.tell.branch())
+        run = replace(self.base, request=request, tell=self.scored.tell.branch())
         goal = self.goal.at(budget)
-        artifact = finish(decide_on(run, goal).recovered(goal.recovery))
+        artifact = finish(decide_among(run, goal, self.known).recovered(goal.recovery))
         with silence():
             figures = self.judge.of(artifact.program)
         artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import memory_limit
 from ..driver.decide import prepare, score_as_able
+from ..driver.decide_among import Known
 from ..driver.judge import AgreementEvaluator
 from ..driver.run import Inputs, Model, Run, load_more, open_model
 from ..errors import OptionError
@@ -28,7 +29,7 @@ from ..process.silence import silence
 from ..report.headline import measure_of
 from ..request.goal import Goal
 from ..request.invocation import Invocation
-from ..request.limits import FLOOR, Align, Floor
+from ..request.limits import Align, Floor
 from ..request.options import Judging, Timing
 from .points import Sweep, time_points
 
@@ -70,7 +71,7 @@ def sweep(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int | str = "auto",
     seed: int = 0,
@@ -85,6 +86,7 @@ def sweep(
     memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """Score once; search, recover, lower, verify and judge per ratio; time all; pick one.
@@ -116,7 +118,14 @@ def sweep(
     assert goal is not None
     with _own(out), memory_limit(memory), resumable(out, on_event):
         opened = open_model(
-            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+            request,
+            tell,
+            model,
+            example_inputs,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            model_args=model_args,
+            data=data,
         )
         made = _prepare(Run.of(request, opened, tell), goal, judging, out)
         measured = None
@@ -147,13 +156,14 @@ def measure_sensitivity(
     prune: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
-    floor: Floor = FLOOR,
+    floor: Floor = None,
     allow_empty: bool = False,
     samples: int = 64,
     seed: int = 0,
     memory: float | str | None = None,
     checkpoint: Any = None,
     trust_pickle: bool = False,
+    model_args: str | Mapping[str, Any] | None = None,
     on_event: OnEvent = warn_only,
 ) -> dict[str, Any]:
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
@@ -164,7 +174,14 @@ def measure_sensitivity(
     assert goal is not None
     with memory_limit(memory), resumable(None, on_event):
         opened = open_model(
-            request, tell, model, example_inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, data=data
+            request,
+            tell,
+            model,
+            example_inputs,
+            checkpoint=checkpoint,
+            trust_pickle=trust_pickle,
+            model_args=model_args,
+            data=data,
         )
         batches = opened.data.batches if opened.data is not None else ()
         run, parts = prepare(Run.of(request, opened, tell), goal), []
@@ -193,7 +210,8 @@ def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     if judging.data is not None:
         held = load_more(run.tell, run.opened, judging.data, judging.samples, run.seed)
     assert held is not None
-    run = prepare(replace(run, opened=replace(run.opened, held=held)), goal)
+    base = replace(run, opened=replace(run.opened, held=held))
+    run, plain = prepare(base, goal), replace(goal, wider=(), rival=False)
     about = [
         str(goal.scorer),
         repr(replace(goal, budget=None)),
@@ -203,7 +221,7 @@ def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
     ]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, about))
     key = fingerprint(run.program, run.data, run.seed, [*about, _digest_of(held)])
-    scored, goal = score_as_able(run, goal)
+    scored, plain = score_as_able(run, plain)
     with silence():
         judge = AgreementEvaluator(scored.program, held.batches)
     if judge.samples < 100:
@@ -211,7 +229,8 @@ def _prepare(run: Run, goal: Goal, judging: Judging, out: Path) -> Sweep:
             f"ratios are judged on {judge.samples} samples only: one of them is {1 / judge.samples:.3f} of the "
             "measure; give more `--samples`, or `--judge`"
         )
-    return Sweep(scored, goal, held, judge, out, key)
+    known: Known = {(tuple(map(str, goal.kinds)), goal.criterion): (scored, plain)}
+    return Sweep(base, scored, goal, held, judge, out, key, known)
 
 
 def _digest_of(data: Calibration) -> str:

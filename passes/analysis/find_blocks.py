@@ -13,8 +13,9 @@ from ...ir.group import Kind, Slot
 from ...ir.linear_layers import BlockGroup, Matrix, matrices
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
+from ...ir.signature import batch_axes
 from ...ir.sparsity import grid, tile_of
-from .importance.consumers import batch_axes, sampled_dim
+from .importance.consumers import sampled_dim
 
 
 @dataclass(frozen=True)

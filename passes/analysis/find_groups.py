@@ -13,12 +13,16 @@ from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
 from ...ir.group import Kind, PruneGroup, Slot
+from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
-from .residual import residual_streams
+from .residual import branch_ends, residual_streams
 
 ALIGN = 8
+FLOOR = 0.1
+LAYERED = (Kind.HEAD, Kind.KV, Kind.FFN)
+"""Kinds whose elements are all that an attention, or a feed-forward layer, is."""
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
@@ -29,13 +33,15 @@ class FindGroups(Analysis):
 
     align        kept counts of neurons and channels are multiples of this (where the axis is at least twice as long);
                  of 8 where nothing is asked, and a search may then take finer steps where these leave much of a budget
-    floor        smallest share of neurons or channels that stays, per group; one head always stays
+    floor        smallest share of neurons or channels that stays, per group; one head always stays. A tenth where
+                 nothing is asked, and a search may then go below where its budget is out of reach otherwise
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
+    layers       the same for heads and neurons of branches of a residual stream, and for nothing else
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
-    inherit      between rounds: multiples, floors and what is frozen are those of the same group of the whole program
-                 (see ``StartRound``), and groups that it did not have are frozen
+    inherit      between rounds: multiples, floors, the basis and what is frozen are those of the same group of the
+                 whole program (see ``StartRound``), and groups that it did not have are frozen
 
     A pattern is a glob of a group's name (``blocks.*.mlp.fc1:ffn``, also with a dot for the colon) or of a module
     above it (``blocks.*.mlp``), or a kind (``ffn``, ``heads``).
@@ -44,12 +50,13 @@ class FindGroups(Analysis):
     """
 
     align: int | None = None
-    floor: float = 0.1
+    floor: float | None = None
     allow_empty: bool = False
     freeze: tuple[str, ...] = ()
     aligns: tuple[str, ...] = ()
     floors: tuple[str, ...] = ()
     inherit: bool = False
+    layers: bool = False
 
     needs = ("axes",)
     gives = ("groups",)
@@ -59,11 +66,12 @@ class FindGroups(Analysis):
         for at, align in [(f"{asked}", asked), *((one, _number(one, "--align")) for one in self.aligns)]:
             if align < 1 or align != int(align):
                 raise OptionError("align must be at least 1, and a whole number", where=f"--align {at}")
-        for at, floor in [(f"{self.floor}", self.floor), *((one, _number(one, "--floor")) for one in self.floors)]:
+        common = FLOOR if self.floor is None else self.floor
+        for at, floor in [(f"{common}", common), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
-        limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
-        if self.inherit and limits != (None, 0.1, False, (), ()):
+        limits = (self.align, self.floor, self.allow_empty or self.layers, self.aligns, self.floors)
+        if self.inherit and limits != (None, None, False, (), ()):
             raise OptionError(
                 "limits are inherited or stated, not both",
                 where=str(self),
@@ -94,8 +102,10 @@ class FindGroups(Analysis):
                 nodes=tuple(dict.fromkeys(facts.contracted.get(axis, ()))),
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
                 uses=uses.get(axis, ()),
+                ordered=axis in facts.rotated,
             )
-            groups.append(self._bounded(group, self.allow_empty and facts.closes(axis)))
+            branch = self.layers and group.kind in LAYERED and facts.joins(axis)
+            groups.append(self._bounded(group, facts.closes(axis) and (self.allow_empty or branch)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
             return with_macs(program.but(groups=_inherited(program, groups)))
@@ -129,10 +139,12 @@ class FindGroups(Analysis):
         if asked_floor is not None:
             share, may_vanish = math.ceil(group.size * asked_floor - 1e-9), may_vanish and asked_floor == 0
         else:
-            share = 1 if group.kind in KEEP_WHOLE else round(group.size * self.floor)
+            usual = FLOOR if self.floor is None else self.floor
+            share = 1 if group.kind in KEEP_WHOLE else round(group.size * usual)
         floor = 0 if may_vanish else min(group.size, -(-max(1, share) // step) * step)
         strict = asked_align is not None or self.align is not None
-        return group.but(granularity=step, floor=floor, strict=strict)
+        asked = asked_floor is not None or self.floor is not None or group.kind in KEEP_WHOLE
+        return group.but(granularity=step, floor=floor, strict=strict, least=None if asked else min(floor, step))
 
 
 def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
@@ -151,6 +163,8 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             granularity=whole[g.name].granularity,
             strict=whole[g.name].strict,
             ordered=whole[g.name].ordered,
+            basis=whole[g.name].basis,
+            least=whole[g.name].least,
             frozen=g.frozen or whole[g.name].frozen,
         )
         if g.name in whole
@@ -206,6 +220,12 @@ class _Facts:
             for axis in leaves(c.dim):
                 self.contracted[axis].append(c.node)
         self.statistics = {a for s in axes.statistics for a in leaves(s.dim)}
+        self.rotated = {
+            axis
+            for norm in row_norms(program.graph)
+            if norm.width is not None and isinstance(axes.dims.get(norm.source.name), list)
+            for axis in leaves(axes.dims[norm.source.name][-1])
+        }
         self.frozen: dict[Axis, str] = {}
         for f in axes.frozen:
             for axis in leaves(f.dim):
@@ -218,11 +238,16 @@ class _Facts:
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._paired_repeats()
         self.streams = residual_streams(program)
+        self.ends = branch_ends(program)
 
     def closes(self, axis: Axis) -> bool:
         """True where nothing but linear layers sums over the axis: without it they still give their bias."""
         linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
         return bool(self.contracted[axis]) and set(self.contracted[axis]) <= linear and axis not in self.statistics
+
+    def joins(self, axis: Axis) -> bool:
+        """True where what sums over the axis is added to a residual stream: the stream goes on without it."""
+        return axis in self.contracted and set(self.contracted[axis]) <= self.ends
 
     def has(self, tag: str, axis: Axis) -> bool:
         return axis in self.tagged.get(tag, ())
@@ -290,7 +315,7 @@ class _Facts:
         if (axis in self.query_key or axis in self.value) and not stream:
             both = axis in self.query_key and axis in self.value
             return Kind.QKV if both else Kind.QK if axis in self.query_key else Kind.V
-        if axis in self.statistics:
+        if axis in self.statistics or axis in self.rotated:
             return Kind.WIDTH
         if self.has("conv", axis) or (self.has("depthwise", axis) and not self._between_linears(axis)):
             return Kind.CHANNEL

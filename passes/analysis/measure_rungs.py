@@ -19,6 +19,8 @@ from .score_groups import criterion
 KINDS = (Kind.QK, Kind.V, Kind.QKV, Kind.WIDTH)
 """Kinds whose elements mean little one by one: directions that every head, or every layer, reads as a whole. What goes
 of them is the tail of an order."""
+WHOLE = (Kind.HEAD, Kind.KV, Kind.FFN)
+"""Kinds that a search cuts one by one, and that are a layer together: where all may go, that is measured."""
 MOST = 8
 
 
@@ -30,6 +32,9 @@ class MeasureRungs(Analysis):
     A sum of single removals presumes that each of them leaves the others' worth alone. Of directions that a softmax or
     a norm reads that is wrong by far: on MiniLM losing half the width of queries and keys costs 47 in the first layer
     where the sum says 11, and 2.3 in the last where it says 2.2. By sums a search cuts where it must not.
+
+    Heads and neurons whose branch may go entirely keep their sums, and get what losing all of them costs (``whole``).
+    (Curves for heads were tried: on MiniLM 85.82 against 85.77 at 0.3 of the MACs, 84.71 against 84.83 at 0.2.)
 
     The order is that of the scores, or that of a basis (``PruneGroup.ordered``). Between the counts that are measured
     the curve is linear; it never falls: more can always do as well. Scores become what the concave hull of the curve
@@ -74,25 +79,39 @@ class MeasureRungs(Analysis):
         scores = dict(program.need("scores"))
         groups = [g for g in tailed(program, self.kinds) if g.name in scores]
         order = {g: torch.tensor(scores[g.name].ranking(), dtype=torch.long) for g in groups}
-        counts = {g: some([n for n in g.levels() if n < g.size], self.most) for g in groups}
+        counts = {g: some([n for n in g.lowest().levels() if n < g.size], self.most) for g in groups}
         wanted = {g: [order[g][n:] for n in counts[g]] for g in groups}
+        branches = [g for g in emptied(program, self.kinds) if g.name in scores]
+        wanted |= {g: [torch.arange(g.size)] for g in branches}
         found = chosen.together(program, self.data if chosen.needs_data else None, self.seed, wanted)
         for group in groups:
             if group.name in found:
                 points = list(zip(counts[group], found[group.name].tolist(), strict=True))
                 scores[group.name] = by_rungs(scores[group.name], order[group], points)
+        for group in branches:
+            if group.name in found:
+                scores[group.name] = replace(scores[group.name], whole=float(found[group.name]))
         told = [n for n in (self._note(groups, counts), *chosen.notes(program)) if n] if found else []
         notes = tuple(dict.fromkeys((*program.notes, *told)))
         return program.but(scores=with_derived(program.need("groups"), scores), notes=notes)
 
     def _note(self, groups: list[PruneGroup], counts: dict[PruneGroup, list[int]]) -> str:
+        if not groups:
+            return ""
         kinds, many = ", ".join(dict.fromkeys(str(g.kind) for g in groups)), sum(map(len, counts.values()))
         return f"counts of {kinds} are worth what losing the rest at once costs: {many} were measured"
 
 
 def tailed(program: Program, kinds: tuple[Kind | str, ...] = KINDS) -> list[PruneGroup]:
-    """The groups of these kinds that are scored, and may lose something."""
-    return [g for g in prunable(program) if str(g.kind) in map(str, kinds) and len(g.levels()) > 1]
+    """The groups of these kinds that go from the end of an order, are scored, and may lose something."""
+    wanted = {str(k) for k in kinds} & {str(k) for k in KINDS}
+    return [g for g in prunable(program) if str(g.kind) in wanted and len(g.levels()) > 1]
+
+
+def emptied(program: Program, kinds: tuple[Kind | str, ...]) -> list[PruneGroup]:
+    """The groups of these kinds that are a layer together, and may go entirely."""
+    wanted = {str(k) for k in kinds} & {str(k) for k in WHOLE}
+    return [g for g in prunable(program) if str(g.kind) in wanted and g.levels()[0] == 0]
 
 
 def by_rungs(scores: ImportanceScores, order: torch.Tensor, damage: list[tuple[int, float]]) -> ImportanceScores:

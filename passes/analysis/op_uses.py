@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from typing import Any
 
 from torch.fx import Node
 
 from ...ir.axes import Axes
-from ...ir.axis import Axis, leaves
+from ...ir.axis import Axis, leaves, leaves_of
 from ...ir.dataflow import MULTIPLIES, behind_views, family, op_name
 from ...ir.group import OpUse
 from ...ir.linear_layers import layer_at
@@ -52,8 +51,8 @@ class _Facts:
             return
         if not any(behind_views(n).name in self.bound for n in read):
             return
-        given = {axis for n in read for axis in _axes(self.axes.dims.get(n.name))}
-        left = {axis for axis in _axes(self.axes.dims.get(node.name))}
+        given = {axis for n in read for axis in leaves_of(self.axes.dims.get(n.name))}
+        left = set(leaves_of(self.axes.dims.get(node.name)))
         lost = given - left - self.known[node.name]
         if does is None and not self.summed[node.name] and not lost:
             return  # nothing is summed: element by element, as far as its rule says
@@ -71,9 +70,3 @@ class _Facts:
                     importance="its axis rule does not say that it sums (w.contract)" if axis in lost else "",
                 ),
             )
-
-
-def _axes(dims: Any) -> Iterator[Axis]:
-    """Leaf axes of a value's dims, or of several values'."""
-    for one in dims if isinstance(dims, list) else ():
-        yield from leaves(one) if isinstance(one, tuple) else _axes(one)

@@ -20,6 +20,7 @@ from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.provenance import first_line
 from . import rules  # noqa: F401  (fills RULES)
+from .hidden_means import keep_divisors
 from .walk import RULES, Args, Multi, Rule, Walk
 
 
@@ -58,7 +59,8 @@ class PropagateAxes(Analysis):
             else:
                 walk.dims[node] = None
         failed = (f"{why} at {node}: what it touches is left alone" for node, why in walk.failed)
-        return program.but(axes=walk.axes(), notes=tuple(dict.fromkeys([*program.notes, *failed])))
+        program = program.but(axes=walk.axes(), notes=tuple(dict.fromkeys([*program.notes, *failed])))
+        return program.but(axes=keep_divisors(program))
 
 
 def _apply_rule(walk: Walk, node: Node, asked: dict[str, str]) -> Any:

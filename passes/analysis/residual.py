@@ -8,9 +8,10 @@ from torch.fx import Node
 
 from ...ir.axes import Axes
 from ...ir.axis import Axis, Dims, leaves, total
-from ...ir.dataflow import Family, op_name, ops_in
+from ...ir.dataflow import MOVES, Family, family_of, op_name, ops_in
 from ...ir.program import Program
 
+THROUGH = MOVES | {Family.MULTIPLY}
 ADDITIONS = ops_in(Family.ADD) | {"addcmul", "lerp"}
 
 
@@ -24,7 +25,8 @@ def residual_streams(program: Program) -> set[Axis]:
     before, number = _ancestors(program)
     readers: dict[Axis, list[Node]] = collections.defaultdict(list)
     nodes = {n.name: n for n in program.graph.nodes}
-    for contraction in axes.contractions:
+    averages = {literal.node for literal in axes.literals if literal.form in ("mean", "norm")}  # a gate, not a layer
+    for contraction in (c for c in axes.contractions if c.node not in averages):
         for axis in leaves(contraction.dim):
             readers[axis].append(nodes[contraction.node])
     ends = {f.node for facts in (axes.contractions, axes.statistics) for f in facts}
@@ -44,6 +46,25 @@ def residual_streams(program: Program) -> set[Axis]:
                 for reader in readers[axis]
             ):
                 found.add(axis)
+    return found
+
+
+def branch_ends(program: Program) -> set[str]:
+    """Names of the nodes whose value, moved or scaled at most, is all that one addition adds to what it was made of:
+    the last products of residual branches."""
+    before, number = _ancestors(program)
+    found: set[str] = set()
+    for node in program.graph.nodes:
+        sides = [n for n in node.args[:2] if isinstance(n, Node)]
+        if node.op != "call_function" or op_name(node) not in ADDITIONS or len(sides) < 2:
+            continue
+        for end, kept in (sides, sides[::-1]):
+            made = [end] if before[end] >> number[kept] & 1 and end is not kept else []
+            while made and len(made[-1].users) == 1:
+                found.add(made[-1].name)
+                through = family_of(op_name(made[-1])) in THROUGH
+                made = [n for n in made[-1].all_input_nodes if before[n] >> number[kept] & 1] if through else []
+                made = made if len(made) == 1 else []
     return found
 
 

@@ -165,8 +165,8 @@ class Walk:
 
     def conflict(self, dims: Iterable[Dim], reason: Conflict) -> str:
         """Freeze the dims of a conflict and remember it; returns the reason as text."""
-        why = f"two views of one axis disagree: {reason}"
-        self.conflicts.append((self.node.name, str(reason)))
+        why = str(reason)
+        self.conflicts.append((self.node.name, why))
         self.freeze(list(dims), why)
         return why
 

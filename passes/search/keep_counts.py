@@ -66,7 +66,7 @@ class KeepCounts(Search):
                 )
             if count < group.size:
                 one = ladder(group, scores[name], 0.0)
-                choices[name] = Choice(str(group.kind), group.size, one.keep(one.counts.index(count)))
+                choices[name] = Choice(str(group.kind), group.size, one.keep(one.counts.index(count)), group.basis)
         plan = program.plan or CompressionPlan()
         return program.but(plan=plan.with_elements(choices, self._about(program, choices)))
 

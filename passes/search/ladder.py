@@ -94,7 +94,8 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
     """Cut a group's sorted scores into its aligned chunks and say what each count is worth.
 
     Comparable scores (losses in nats) are worth their sum:  ``V(k) = sum of the k best scores``,  or what the
-    criterion's ``curve`` says of k elements. Where it gives an ``order``, the best are the first of that.
+    criterion's ``curve`` says of k elements. Where it gives an ``order``, the best are the first of that. Nothing at
+    all is worth ``V(size)`` less what losing the whole of it costs, where that was measured (``whole``).
 
     Other scores (norms) only rank elements *within* their group, so they must not be added across groups, and dividing
     them by a cost would strip the expensive layers of a CNN first and then empty whichever layer has the flattest
@@ -127,6 +128,8 @@ def ladder(group: PruneGroup, scores: ImportanceScores, worth: float) -> Ladder:
         # the criterion's own may put dead elements first: those rungs are worth as little as the empty one
         worths = [worth * math.log(s / sums[-1]) for s in sums if s > 0.0]
         worths = [worths[0] - worth] * (len(sums) - len(worths)) + worths
+    if scores.whole is not None and counts[0] == 0:
+        worths[0] = min(worths[-1] - scores.whole, worths[min(1, len(worths) - 1)])
     sizes = [group.sizes(count) for count in counts]
     more = () if all(list(s) == [group.axis] for s in sizes) else tuple(sizes)
     return Ladder(group.name, group.kind, group.axis, tuple(order.tolist()), tuple(counts), tuple(worths), more)

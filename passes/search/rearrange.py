@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ...ir.pipeline import Search
-from ...ir.plan import Choice, CompressionPlan
+from ...ir.plan import CompressionPlan
 from ...ir.program import Program
 
 WHOLE = 4096  # elements up to which all products are held at once, 8 bytes each: 128 MiB
@@ -76,7 +76,7 @@ class Rearrange(Search):
             after += float(_objective(rows, chosen))
             swapped += len(set(pruned) - set(chosen))
             keep = tuple(sorted(set(range(choice.size)) - set(chosen)))
-            choices[name] = Choice(choice.kind, choice.size, keep)
+            choices[name] = replace(choice, keep=keep)
         about: dict[str, Any] = {"rounds": self.rounds, "swapped": swapped, "before": before, "after": after}
         return program.but(plan=plan.with_elements(choices, {**plan.about, "rearranged": about}))
 

@@ -18,6 +18,7 @@ from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
 from .finer import fill_finer, note_of_slack
+from .floors import lower, note_of_floors, within_reach
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder, sizes_at
 from .latency_model import LatencyModel, TimedCost, model_for, out_of_reach
@@ -46,6 +47,9 @@ class SearchPlan(Search):
                  within their group, whose scale cancels
     table        of measured latency, for a budget of it: of the dense program, which is searched with the tokens that
                  the plan reduces already (the table says what these do)
+    low          floors that nobody asked for are one step (see ``PruneGroup.least``); else only where the budget is out
+                 of reach otherwise, and multiples that nobody asked for are halved where even that is not enough. A
+                 note then says so
     reduced      for other budgets, where the plan reduces tokens already: the program with these tokens gone. Its
                  groups are searched, at what they cost there, and the plan's tokens are handed on
 
@@ -63,6 +67,7 @@ class SearchPlan(Search):
     method: str = "auto"
     head_scale: float = 1.0
     table: LatencyTable | None = field(default=None, repr=False)
+    low: bool = False
     reduced: Program | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,13 +104,9 @@ class SearchPlan(Search):
         groups, scores = _live(program, kinds_named(self.kinds)), program.need("scores")
         if dense.metric(metric) <= limit:
             return program.but(plan=self._plan([], [], [], scores, dense, dense, "none needed").with_tokens(tokens))
+        usual, groups = groups, self._reachable(program, whole, model, groups, limit)
+        below = groups is not usual
         ladders = ladders_of(groups, scores, terms, self.head_scale)
-        floor = model(sizes_at(ladders, [0] * len(ladders)))
-        if floor.metric(metric) > limit:
-            if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
-                raise out_of_reach(program, self.budget, model, floor, groups)
-            absolute = self.budget if whole is program else Budget(metric, limit, relative=False)
-            raise infeasible(program, groups, model, absolute, floor)
         separable = model.separable(metric, [axis for one in ladders for axis in one.variables])
         method = self._method(ladders, terms, separable)
         search: Method = registry.lookup("search", method)
@@ -127,10 +128,36 @@ class SearchPlan(Search):
                 why=f"{metric} {after.metric(metric)}, at most {limit:g}",
                 cure="use `--search auto`",
             )
+        if below:
+            kept = [one.counts[level] for one, level in zip(ladders, levels, strict=True)]
+            why = "lower floors" if self.low else f"{self.budget} is out of reach otherwise"
+            notes = tuple(filter(None, (*notes, note_of_floors(usual, kept, groups, why))))
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{said} on the concave envelope of the values" if hull else said
         plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
-        return program.but(plan=plan, notes=notes)
+        gone = [name for name, c in plan.elements.items() if not c.keep]
+        notes = (*notes, f"layers that go: {', '.join(gone)}") if gone else notes
+        return program.but(plan=plan, notes=tuple(dict.fromkeys(notes)))
+
+    def _reachable(
+        self, program: Program, whole: Program, model: CostModel, groups: list[PruneGroup], limit: float
+    ) -> list[PruneGroup]:
+        """The groups, lower as far as they are meant to be or must. Raises BudgetInfeasible where that does not do."""
+
+        def cost(some: Sequence[PruneGroup]) -> Cost:
+            return model({axis: n for g in some for axis, n in g.sizes(g.levels()[0]).items()})
+
+        metric, timed = self.budget.metric, isinstance(model, LatencyModel)
+        found = lower(groups) if self.low else groups
+        if cost(found).metric(metric) > limit and not timed:
+            found = within_reach(groups, lambda some: cost(some).metric(metric), limit)
+        floor = cost(found)
+        if floor.metric(metric) > limit:
+            if isinstance(model, LatencyModel) and isinstance(floor, TimedCost):
+                raise out_of_reach(program, self.budget, model, floor, groups)
+            absolute = self.budget if whole is program else Budget(metric, limit, relative=False)
+            raise infeasible(program, found, model, absolute, floor)
+        return found
 
     def _filled(
         self,
@@ -258,6 +285,9 @@ def _live(program: Program, kinds: Sequence[str]) -> list[PruneGroup]:
     groups: Sequence[PruneGroup] = program.need("groups")
     tied = {g.name for tie in groups if isinstance(tie, Tie) for g in tie.tied}
     live = [g for g in groups if g.prunable and str(g.kind) in kinds and g.name not in tied]
+    if str(Kind.LAYER) in kinds:  # other groups that may go entirely: all of it, or nothing
+        rest = [g for g in groups if g.prunable and str(g.kind) not in kinds and g.sliced and g.floor == 0]
+        live += [g.but(granularity=g.size, strict=True) for g in rest]
     if not live:
         raise nothing_to_prune(program, kinds)
     return live

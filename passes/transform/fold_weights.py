@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
 from torch.fx import Graph, Node
 
+from ...ir.constants import constant_nodes, evaluate
 from ...ir.dataflow import (
     ELEMENTWISE,
     MULTIPLIES,
@@ -20,7 +20,6 @@ from ...ir.dataflow import (
     bind,
     family,
     is_mutable,
-    is_random,
     op_name,
     product,
     returns_view,
@@ -56,7 +55,7 @@ class FoldWeights(Transform):
         nodes = {n.name: n for n in module.graph.nodes}
         read = [n for n in module.graph.nodes if n.op == "placeholder" and n.name in bound and n.users]
         folded: list[tuple[Node, Node, Tensor]] = []  # the new placeholder, the one it is named after, its value
-        for old, value in _evaluate(program, chosen).items():
+        for old, value in evaluate(program, chosen).items():
             source = nodes[_source(old, parameters, value.numel()).name]
             folded.append((_placeholder(module.graph, source, value), source, value))
             nodes[old.name].replace_all_uses_with(folded[-1][0])
@@ -104,15 +103,11 @@ def _weights(node: Node, made: Mapping[Node, _How]) -> Iterator[Node]:
 def _made_of_weights(program: Program) -> dict[Node, _How]:
     """Nodes that depend on parameters and on no input, and the strongest thing that happens on the way."""
     parameters = program.exported.graph_signature.inputs_to_parameters
-    constant = {n for n in program.placeholders() if n.name in program.tensor_of_placeholder}
-    found: dict[Node, _How] = {}
+    constant, found = constant_nodes(program), dict[Node, _How]()
     for node in program.graph.nodes:
         inputs = node.all_input_nodes
-        if node.op != "call_function" or not inputs or not constant.issuperset(inputs):
+        if node.op != "call_function" or node not in constant:
             continue
-        if is_mutable(node) or is_random(node):
-            continue
-        constant.add(node)
         if any(n.name in parameters or n in found for n in inputs):
             found[node] = max(_how(node), *(found.get(n, _How.MOVED) for n in inputs))
     return found
@@ -124,25 +119,6 @@ def _how(node: Node) -> _How:
         return _How.MULTIPLIED
     moved = does in MOVES or op_name(node) == "index_select" or returns_view(node)
     return _How.MOVED if moved else _How.MIXED
-
-
-def _evaluate(program: Program, wanted: Collection[Node]) -> dict[Node, Tensor]:
-    """Values of nodes that depend on no input."""
-    bound, tensors = program.tensor_of_placeholder, program.tensors
-    needed, values = set(wanted), dict[Node, Any]()
-    for node in reversed(program.graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            if node not in needed:
-                continue
-            if node.op == "placeholder":
-                values[node] = tensors[bound[node.name]]
-            else:
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-    return {node: values[node].detach().clone(memory_format=torch.contiguous_format) for node in wanted}
 
 
 def _source(node: Node, parameters: Collection[str], size: int) -> Node:

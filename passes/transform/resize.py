@@ -21,6 +21,7 @@ from ...ir.fake_run import fake_mode_of, infer
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
 from .drop_branches import drop_branches
+from .keep_divisor import keep_divisor
 
 
 def resize(program: Program, keep: Keep, made_by: str = "slice-axes") -> ExportedProgram:
@@ -99,6 +100,8 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
     elif literal.form == "shape":
         old = list(bind(node)[literal.argument])
         _set(node, literal.argument, _shape(module, node, old, literal.dims, counts, made_by))
+    elif literal.form in ("mean", "norm"):
+        keep_divisor(module.graph, node, literal, counts, made_by)
     else:
         raise InternalError(f"unknown literal form {literal.form}")
     return True

@@ -22,7 +22,8 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Unfuse(Transform):
-    """Rewrite ``view(.., n, H, d)`` [+ ``permute``] + ``unbind`` of the n to ``split`` and n views.
+    """Rewrite ``view(.., n, H, d)`` [+ ``permute`` or what moves dims alike] + ``unbind`` of the n to ``split`` and n
+    views; ``view(.., n, H d)``, as the packed projection of ``nn.MultiheadAttention`` has it, as well.
 
     The literal ``[.., n, H, d]`` cannot say that q, k and v have different widths; three views can. Exact, and no
     slower: the split is free. Optional: heads and FFN neurons do not need it.
@@ -52,29 +53,60 @@ class _Match:
 def _match(view: Node) -> _Match | None:
     if family(view) is not Family.RESHAPE or len(view.users) != 1:
         return None
-    source, shape = view.args[0], _shape(view)
-    if not isinstance(source, Node) or not isinstance(shape, list | tuple):
+    source = view.args[0]
+    if not isinstance(source, Node):
         return None
     have, out = source.meta["val"].shape, view.meta["val"].shape
     lead = len(have) - 1
-    if len(out) < len(have) + 2 or any(a is not b and a != b for a, b in zip(have[:lead], out[:lead], strict=True)):
+    sizes = _sizes(view, lead)
+    if len(out) < len(have) + 1 or any(a is not b and a != b for a, b in zip(have[:lead], out[:lead], strict=True)):
         return None
     pieces = out[lead]
-    if not isinstance(pieces, int) or pieces not in (2, 3) or not isinstance(shape[lead], int) or shape[lead] != pieces:
+    if not isinstance(pieces, int) or pieces not in (2, 3) or not sizes or not isinstance(sizes[0], int):
         return None
-    order, last = list(range(len(out))), view
-    user = next(iter(view.users))
-    if user.target is aten.permute.default:
-        permutation: Any = bind(user)["dims"]
-        order, last = [d % len(out) for d in permutation], user
+    order, last = _moved(view)
+    if last is None:
+        return None
     readers = list(_readers(last, order.index(lead)))
     if len(readers) != len(last.users) and len(readers) != pieces:
         return None
     return _Match(source, view, order, lead, pieces, readers) if readers else None
 
 
+def _moved(view: Node) -> tuple[list[int], Node | None]:
+    """(where the dims of the view are behind whatever moves them and nothing else, the last node of that)."""
+    order: list[int | None] = list(range(len(view.meta["val"].shape)))  # None: a dim of size one that was put in
+    last = view
+    while len(last.users) == 1:
+        user, rank = next(iter(last.users)), len(order)
+        given: dict[str, Any] = bind(user)
+        if user.target is aten.permute.default:
+            order = [order[d % rank] for d in given["dims"]]
+        elif user.target is aten.transpose.int:
+            one, two = given["dim0"] % rank, given["dim1"] % rank
+            order[one], order[two] = order[two], order[one]
+        elif user.target is aten.unsqueeze.default:
+            order.insert(given["dim"] % (rank + 1), None)
+        elif user.target is aten.squeeze.dim and order[given["dim"] % rank] is None:
+            del order[given["dim"] % rank]
+        elif family(user) is not Family.COPY:
+            break
+        last = user
+    whole = [d for d in order if d is not None]
+    return whole, last if len(whole) == len(order) else None
+
+
+def _sizes(view: Node, lead: int) -> Any:
+    """The sizes of the view behind ``lead`` dims that stay; None where they are not told one by one."""
+    given = bind(view)
+    if view.target is aten.unflatten.int:
+        at = given["dim"] % len(view.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        return given["sizes"] if at == lead else None
+    sizes = _shape(view)
+    return sizes[lead:] if isinstance(sizes, list | tuple) else None
+
+
 def _shape(view: Node) -> Any:
-    """The sizes that a view gives, as its op calls them; None for one that names a part of them."""
     given = bind(view)
     return given.get("shape", given.get("size"))
 
@@ -95,8 +127,7 @@ def _readers(last: Node, position: int) -> Iterator[tuple[Node, int]]:
 
 def _rewrite(match: _Match, made_by: str) -> None:
     graph, trace = match.view.graph, match.view.meta.get("stack_trace")
-    shape: list[Any] = list(_shape(match.view))
-    shape.pop(match.lead)
+    sizes = list(_sizes(match.view, match.lead))[1:]
     order = [d - (d > match.lead) for d in match.order if d != match.lead]
     width = match.source.meta["val"].shape[-1] // match.pieces
 
@@ -110,7 +141,11 @@ def _rewrite(match: _Match, made_by: str) -> None:
         split = call(aten.split_with_sizes.default, match.source, [width] * match.pieces, -1)
         made = []
         for i in range(match.pieces):
-            piece = call(aten.reshape.default, call(operator.getitem, split, i), shape)
+            piece = call(operator.getitem, split, i)
+            if len(sizes) > 1 and match.view.target is aten.unflatten.int:
+                piece = call(aten.unflatten.int, piece, -1, sizes)
+            elif len(sizes) > 1:
+                piece = call(aten.reshape.default, piece, [*_shape(match.view)[: match.lead], *sizes])
             made.append(call(aten.permute.default, piece, order) if order != sorted(order) else piece)
     for reader, i in match.readers:
         old, new = reader.meta["val"], made[i].meta["val"]

@@ -61,6 +61,24 @@ def test_gelus_are_fused_and_sums_before_norms_are_not(tmp_path: Path) -> None:
     assert torch.allclose(out, model(x), atol=1e-5)
 
 
+def test_rms_norms_are_fused(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.RMSNorm(16, eps=1e-5), nn.Linear(16, 16)), torch.randn(2, 5, 16)
+    torch.nn.init.normal_(model[1].weight)  # type: ignore[arg-type]
+    ops, out = run(model, x, tmp_path)
+    assert ops["SimplifiedLayerNormalization"] == 1
+    assert ops["Pow"] == ops["Reciprocal"] == 0
+    assert torch.allclose(out, model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 1e-2), (torch.float64, 1e-12)])
+def test_rms_norms_keep_their_precision(dtype: torch.dtype, most: float, tmp_path: Path) -> None:
+    """In half precision squares of 300 are infinite; in double eps is double's where none is said."""
+    model, x = nn.Sequential(nn.Linear(16, 16), nn.RMSNorm(16)).to(dtype), 300 * torch.randn(2, 5, 16).to(dtype)
+    _, out = run(model, x, tmp_path)
+    assert torch.isfinite(out).all()
+    assert torch.allclose(out.double(), model(x).double(), atol=most)
+
+
 def test_what_only_looks_like_a_gelu_computes_what_it_did(tmp_path: Path) -> None:
     model, x = Lookalikes(), torch.randn(3, 16)
     ops, out = run(model, x, tmp_path)

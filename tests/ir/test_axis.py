@@ -132,7 +132,7 @@ def test_impossible_splits_conflict(sizes: tuple[int, ...], outer: int) -> None:
 def test_views_without_a_common_refinement_conflict() -> None:
     dim = new_dim(56)
     unify(dim, new_dim(8) + new_dim(7))
-    with pytest.raises(Conflict, match="do not split"):
+    with pytest.raises(Conflict, match="28 elements are viewed as 8 equal parts"):
         unify(dim, new_dim(28) + new_dim(2))
 
 

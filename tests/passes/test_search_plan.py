@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fxprune.errors import BudgetInfeasible, NothingToPrune, OptionError
 from fxprune.intake.capture import capture
+from fxprune.ir.axis import Axis
 from fxprune.ir.cost import Budget, CostModel
 from fxprune.ir.group import Kind, PruneGroup
 from fxprune.ir.importance import ImportanceScores
@@ -267,13 +268,18 @@ def test_empty_branches_when_allowed() -> None:
 # ---------------------------------------------------------------- budgets out of reach
 
 
+def lowest(program: Program) -> dict[Axis, int]:
+    """What stays of heads and neurons where floors that nobody asked for give way."""
+    chosen = [g for g in program.need("groups") if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)]
+    return {g.axis: g.floor if g.least is None else g.least for g in chosen}
+
+
 def test_infeasible_says_what_is_reachable_what_keeps_it_and_what_helps(transformer: Program) -> None:
     with pytest.raises(BudgetInfeasible) as caught:
         plan_of(transformer, 0.05)
     text = str(caught.value)
     dense = spent(transformer, CompressionPlan())
-    floors = {g.axis: g.floor for g in transformer.need("groups") if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}
-    least = CostModel(transformer)(floors).flops / dense
+    least = CostModel(transformer)(lowest(transformer)).flops / dense
     assert f"reachable {least:.2f}..1.00 of the dense flops" in text
     assert "asked 0.05" in text
     assert "floors and alignment keep" in text
@@ -342,11 +348,7 @@ def test_infeasible_does_not_blame_an_axis_that_is_in_every_product() -> None:
 
 
 def test_infeasible_tells_close_numbers_apart(transformer: Program) -> None:
-    least = float(
-        CostModel(transformer)(
-            {g.axis: g.floor for g in transformer.need("groups") if g.prunable and g.kind in (Kind.HEAD, Kind.FFN)}
-        ).flops
-    )
+    least = float(CostModel(transformer)(lowest(transformer)).flops)
     dense = spent(transformer, CompressionPlan())
     with pytest.raises(BudgetInfeasible) as caught:
         SearchPlan(Budget("flops", least - 1, relative=False)).run(transformer)

@@ -14,8 +14,12 @@ from support.laws import (
     empty_plan_is_identity,
     infeasible_says_why,
     leaves_end_somewhere,
+    norms_fuse,
     plan_fits_another_checkpoint,
     random_plan,
+    rewritten_in_order,
+    rotated,
+    rotation_is_exact,
     saving_keeps_the_output,
     searched,
     shapes_are_predicted,
@@ -31,6 +35,8 @@ from fxprune.ir.group import Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
+from fxprune.passes.transform.align_heads import AlignHeads
+from fxprune.passes.transform.fuse_norms import FuseNorms
 
 
 @zoo.part("laws")
@@ -93,7 +99,7 @@ def test_a_plan_fits_another_checkpoint(name: str) -> None:
 
 
 @pytest.mark.drawn(2)
-@pytest.mark.parametrize("name", ["vit", "beit", "swin", "deit_distilled", "hf_vit"])
+@pytest.mark.parametrize("name", ["vit", "beit", "swin", "deit_distilled", "hf_vit", "multihead_vit"])
 def test_unfused_qkv_comes_apart(name: str) -> None:
     program = analysed(name, unfuse=True)
     fused = [g for g in analysed(name).need("groups") if g.kind == Kind.QKV and g.prunable]
@@ -104,9 +110,41 @@ def test_unfused_qkv_comes_apart(name: str) -> None:
     sliced_equals_masked(program, plan, sliced(program, plan))
 
 
+ROTATED = ["multihead_vit", "vit", "deit_distilled", "deit3", "dinov2", "beit", "eva02", "cait", "pvt_v2", "maxvit"]
+ROTATED += ["electra", "gpt2", "opt", "llama", "qwen2", "mistral", "hf_vit", "segformer"]
+
+
+@pytest.mark.drawn(6)
+@pytest.mark.parametrize("name", ROTATED)
+def test_a_rotated_width_is_cut_exactly(name: str) -> None:
+    """In its principal basis a stream's width may be cut alone, and with all else."""
+    program = analysed(name)
+    turned = rotated(program)
+    rotation_is_exact(program, turned)
+    shapes_are_predicted(turned)
+    leaves_end_somewhere(turned)
+    for kinds, share in (((Kind.WIDTH,), 0.5), (ALL_KINDS, 0.4)):
+        plan = random_plan(turned, kinds, share, seed=5)
+        result = sliced(turned, plan)
+        sliced_equals_masked(turned, plan, result)
+        cost_is_counted(turned, plan, result)
+        norms_fuse(result)
+    saving_keeps_the_output(FuseNorms().run(result))
+
+
 @pytest.mark.parametrize("name", ["vit", "bert", "t5_encoder", "gpt2", "llama", "swin"])
 def test_what_goes_from_the_end_is_measured_as_a_whole(name: str) -> None:
     tails_are_removed_at_once(analysed(name, unfuse=True), (Kind.QK, Kind.V))
+
+
+@pytest.mark.drawn(6)
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_heads_in_order_compute_the_same(name: str) -> None:
+    program = analysed(name, unfuse=True)
+    after, (result,) = Pipeline((AlignHeads(),), start=("axes", "groups")).apply(program)
+    widths = [g.name for g in program.need("groups") if g.kind in (Kind.QK, Kind.V, Kind.QKV) and g.prunable]
+    assert sorted({*result.record.strengths, *result.record.stays}) == sorted(widths)
+    rewritten_in_order(program, after)
 
 
 def test_nothing_to_prune_is_an_error() -> None:

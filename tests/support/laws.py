@@ -40,7 +40,9 @@ from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.passes.transform.clean import Clean
 from fxprune.passes.transform.fold_indices import FoldIndices
 from fxprune.passes.transform.fold_weights import FoldWeights
+from fxprune.passes.transform.fuse_norms import FuseNorms
 from fxprune.passes.transform.inline import Inline
+from fxprune.passes.transform.rotate_width import RotateWidth
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.passes.transform.unfuse import Unfuse
 from fxprune.passes.transform.unshare import Unshare
@@ -68,6 +70,13 @@ def analysed_of(
     before = (*prepare, PropagateAxes(), FindGroups(), Unshare())
     program = Pipeline(before).run(capture(module, args, kwargs or {}, name=name or type(module).__name__))
     return Pipeline((PropagateAxes(), FindGroups())).run(program)
+
+
+def rotated(program: Program) -> Program:
+    """The program with its streams in the bases that its example inputs give, analysed again."""
+    args, kwargs = program.example_inputs
+    data = Calibration((Batch(tuple(args), kwargs),), "the example")
+    return Pipeline((RotateWidth(data=data), PropagateAxes(), FindGroups()), start=("axes", "groups")).run(program)
 
 
 def inputs(program: Program, batch: int) -> Flat:
@@ -112,6 +121,28 @@ def sliced_equals_masked(program: Program, plan: CompressionPlan, result: Progra
         assert relative_error(got, want) <= TOLERANCE
         if not plan.empty:
             assert relative_error(dense, want) > 10 * TOLERANCE, "the plan changed nothing: the law would be vacuous"
+
+
+def rotation_is_exact(program: Program, turned: Program) -> None:
+    """The same function, of which every rotated width can be cut exactly; nothing is left to rotate."""
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(turned, flat), run_flat(program, flat)) <= 1e-5
+    streams = [g for g in turned.need("groups") if g.ordered]
+    assert streams
+    for group in streams:
+        assert (group.kind, group.exact, group.frozen) == (Kind.WIDTH, True, ""), group
+    assert rotated(turned).exported is turned.exported
+
+
+def norms_fuse(result: Program) -> None:
+    """Norms over a width that is a number become one op each, of the same value."""
+    fused = FuseNorms().run(result)
+    assert FuseNorms.applies(result)
+    assert not FuseNorms.applies(fused)
+    for batch in (2, 3):
+        flat = inputs(result, batch)
+        assert relative_error(run_flat(fused, flat), run_flat(result, flat)) <= 1e-5
 
 
 def counted_macs(program: Program) -> float:
@@ -236,6 +267,20 @@ def shapes_are_predicted(program: Program) -> None:
         if isinstance(value, Tensor) and isinstance(dims, list):
             for dim, size in zip(dims, value.shape, strict=True):
                 assert real_size(total(dim), axes.sizes) == axes.stand_ins.real(size), node.name
+
+
+def rewritten_in_order(program: Program, after: Program) -> None:
+    """Weights in another basis: the same outputs and graph, and sliced still equals masked, the facts handed on."""
+    assert str(after.graph) == str(program.graph)
+    for batch in (2, 3):
+        flat = inputs(program, batch)
+        assert relative_error(run_flat(after, flat), run_flat(program, flat)) <= 1e-5
+    names = [g.name for g in after.need("groups") if g.ordered]
+    assert [g.but(ordered=False, basis="") for g in after.need("groups")] == list(program.need("groups"))
+    keep = {g.name: Choice(str(g.kind), g.size, tuple(range(-(-g.size // 2))), g.basis) for g in after.need("groups")}
+    plan = CompressionPlan({name: keep[name] for name in names})
+    if names:
+        sliced_equals_masked(after, plan, sliced(after, plan))
 
 
 def plan_fits_another_checkpoint(program: Program, plan: CompressionPlan, other: Program) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxprune
 from bench.accuracy import accuracy, rows
 from bench.accuracy.models import Images, Recipe, trained
 from bench.accuracy.plot import plot
@@ -89,6 +90,24 @@ def test_it_writes_what_it_measured_and_measures_nothing_twice(
         accuracy.main(arguments(out, "--rows", "l2,ptf", "--again", "l2", "--seeds", "0"))
 
 
+def test_the_default_row_is_the_product_as_it_is_used(opened: Any, tmp_path: Path) -> None:
+    out = tmp_path / "accuracy.json"
+    assert accuracy.main(arguments(out, "--rows", "default", "--seeds", "0")) == 0
+    (record,) = read(out)["measured"]
+    small = fxprune.compile(
+        opened[0].eager(),
+        opened[0].example().pick(torch.tensor([0, 0])).args,
+        flops=RATIO,
+        data=opened[0].calibration(64, 0),
+        align=8,
+        held_out=0,
+        on_event=lambda _: None,
+    )
+    assert record["macs"] == small.report["cost"]["compressed"]["flops"]
+    assert record["method"] == small.report["recovery"]["method"]
+    assert record["cut"] == {"ffn": 2}
+
+
 def test_rows_without_their_parts_are_named(
     opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,12 +127,7 @@ def test_a_row_says_which_part_is_not_there() -> None:
 
 def cells(best: float, other: float) -> dict[str, Any]:
     ratios = [f"{ratio:g}" for ratio in DROPS["minilm-stsb"]]
-    return {
-        "minilm-stsb": {
-            "optin-recover": {r: {"mean": best} for r in ratios},
-            "l2": {r: {"mean": other} for r in ratios},
-        }
-    }
+    return {"minilm-stsb": {"default": {r: {"mean": best} for r in ratios}, "l2": {r: {"mean": other} for r in ratios}}}
 
 
 @pytest.mark.parametrize(
@@ -127,9 +141,9 @@ def test_targets(best: float, other: float, met: int, missed: int) -> None:
 
 def test_optimiser_steps_after_recovery_count_as_ours() -> None:
     summary = cells(86.0, 80.0)
-    summary["minilm-stsb"]["optin-tune"] = {"0.3": {"mean": 86.3}}
+    summary["minilm-stsb"]["default-tune"] = {"0.3": {"mean": 86.3}}
     met, _ = check(summary, {"minilm-stsb": 86.72})
-    assert any(text.startswith("minilm-stsb at 0.3: optin-tune 86.30 is 0.42 below dense") for text in met)
+    assert any(text.startswith("minilm-stsb at 0.3: default-tune 86.30 is 0.42 below dense") for text in met)
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ asked for.
 The budget is an upper bound and is met; how closely depends on --align. Out of reach is an error that says what is
 reachable, and what stands in the way. What can be loosened then:
 
-  --floor 0        shares that stay per layer (0.1 by default); --floor 'blocks.*.mlp=0.3' for some layers
+  --floor 0        shares that stay per layer (0.1 or less); --floor 'blocks.*.mlp=0.3' for some layers
   --allow-empty    whole branches may go
   --align 1        counts need not be multiples of 8; slower kernels, sometimes much slower
   --prune heads,ffn,qk,v,channels    more kinds of axes

@@ -19,14 +19,18 @@ before it.
 
   clean inline drop-masks fold-weights     preparation; comes first by itself where the text names none of it
   unfuse                                   splits fused qkv, so that qk and v widths can differ
+  rotate-width{untie=true}                 pre-norm streams in their principal basis; behind find-groups, needs data
   propagate-axes find-groups unshare       what can be pruned; find-groups{align=8,floor=0.1,freeze=[blocks.0.*]}
+  align-heads                              behind find-groups: heads in the basis whose last elements can go, by the
+                                           data; align-heads{basis=weights} without. help methods
   find-token-sites                         where tokens could become fewer
   score-groups{criterion=NAME{..}}         scores; refine-scores: again where the search was in doubt; measure-rungs:
                                            what the whole tail of qk, v, width costs, in place of a sum
   search-plan{budget=flops=0.5,kinds=[head ffn],method=auto}     the plan; --flops also gives the budget
   rank-within rearrange{rounds=1}          which elements, once it is known how many
   recover{method=auto}                     fits weights; before slice-axes
-  slice-axes                               and behind it, always: fold-indices, spell-out-tokens, propagate-axes
+  slice-axes                               and behind it, always: fold-indices, spell-out-tokens, propagate-axes; before
+                                           the last fuse-norms, where widths were rotated
 
 What a run decides between passes is printed as passes that state the decision, so that nothing is decided anew:
 

@@ -66,8 +66,8 @@ What people meet when they prune, in the order of how often they complain about 
     --flops 0.5, --flops 2.3G, --params, --bytes, --latency 0.6, --latency-ms 12: fxprune help budgets.
 
 17. One layer loses everything.
-    Floors: 0.1 of neurons and channels and one head stay per layer; --floor '*.ffn=0.3' raises some. --allow-empty
-    is the only way to lose a branch.
+    Floors: 0.1 of neurons and channels (less where a budget needs it) and one head stay per layer; --floor
+    '*.ffn=0.3' raises some. --allow-empty is the only way to lose a branch.
 
 18. Gradients need too much memory or time.
     `trajectory` needs no labels and no training step; scoring goes in pieces, resumes after Ctrl-C, and is shared by

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.group import Kind
-from ..limits import FLOOR, Align, Floor, per_pattern, whole
+from ..limits import Align, Floor, per_pattern, whole
 from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option, whole_or_auto
 
 _MULTIPLES = "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"
@@ -128,10 +128,11 @@ class Decision:
     prune: str | Sequence[str | Kind] | None = option(
         None,
         "KINDS",
-        "kinds to prune: also tokens and blocks (default: heads,ffn,channels)",
+        "kinds to prune: heads, ffn, channels, qk, v, width, layers, tokens, blocks (default: heads,ffn,channels; with "
+        "--data also qk,v,width where these are found to help)",
         SEARCHING,
         in_passes=True,
-        at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo")},
+        at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo", "plan")},
     )
     search: str = option(
         "auto",
@@ -263,10 +264,10 @@ class Limits:
         },
     )
     floor: Floor = option(
-        FLOOR,
+        None,
         "SHARE|PATTERN=SHARE",
-        "smallest share of neurons or channels that stays per layer (default: {default}); 'blocks.*.mlp=0.3' or "
-        "heads=0.5 for some; may be repeated",
+        "smallest share of neurons or channels that stays per layer (default: 0.1, and less where the budget is out of "
+        "reach otherwise); 'blocks.*.mlp=0.3' or heads=0.5 for some; may be repeated",
         f"{SEARCHING} inspect sensitivity",
         repeated=True,
         in_passes=True,
@@ -293,7 +294,7 @@ class Limits:
         usual = None if granularity == ALIGN and not whole_steps else granularity
         return FindGroups(
             align=usual if align is None else whole(align, "--align"),
-            floor=FLOOR if floor is None else floor,
+            floor=floor,
             allow_empty=self.allow_empty,
             freeze=(self.freeze,) if isinstance(self.freeze, str) else tuple(self.freeze),
             aligns=aligns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +25,13 @@ class Source:
         "weights for timm:NAME (.pt, .pth, .safetensors)",
         f"{MODELS} lower",
         at={"bench": {"help": "weights for --against"}},
+    )
+    model_args: str | Mapping[str, Any] | None = option(
+        None,
+        "NAME=VALUE,..",
+        "how timm:NAME is built (img_size=384,in_chans=1,num_classes=0), or entries of a folder's config.json",
+        f"{MODELS} lower",
+        at={"lower": {"help": "how --against is built"}, "bench": {"help": "how --against is built"}},
     )
     example_inputs: Any = option(
         None,

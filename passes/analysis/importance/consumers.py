@@ -13,10 +13,11 @@ from torch.fx import Node
 
 from ....errors import InternalError
 from ....ir.axes import Axes
-from ....ir.axis import OPEN, Axis, Dim, Dims, atoms, element_of, leaves, real_size, total
+from ....ir.axis import OPEN, Axis, Dims, atoms, element_of, leaves, real_size, total
 from ....ir.dataflow import bind, bind_values, product
 from ....ir.group import PruneGroup
 from ....ir.program import Program
+from ....ir.signature import batch_axes
 from .criterion import CannotScore, prunable
 
 
@@ -129,13 +130,6 @@ def elements(operand: Operand, tensor: Tensor, axis: Axis) -> Tensor:
 
 
 # ---------------------------------------------------------------- samples
-
-
-def batch_axes(program: Program) -> set[Axis]:
-    """The axes that number samples: dimension 0 of the first tensor input, and of inputs of the same length."""
-    axes: Axes = program.need("axes")
-    first: list[Dim] = [axes.dims[name][0] for name in program.user_inputs if axes.dims.get(name)]
-    return {atoms(dim)[0] for dim in first if len(atoms(dim)) == 1 and total(dim) == total(first[0])}
 
 
 def sample_of(operand: Operand, shape: Sequence[int], batch: set[Axis], samples: int, sizes: dict[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ....ir.dataflow import MOVES, ROW_NORMS, Family, bind, family_of, op_name, product
 from ....ir.group import Kind
+from ....ir.norms import row_norm_at
 from ....ir.program import Program
 from .consumers import Consumer, consumers
 
@@ -122,7 +123,7 @@ def _norm_after(node: Node) -> Node | None:
         at = at.next
         if not seen & set(at.all_input_nodes):
             continue
-        if _does(at) in ROW_NORMS:
+        if _does(at) in ROW_NORMS or row_norm_at(at) is not None:
             return at
         if _does(at) in STRAIGHT:
             seen.add(at)

@@ -16,9 +16,9 @@ from ....data.batch import Batch, Calibration
 from ....errors import FxpruneError, InternalError
 from ....ir.example_sizes import runtime_sizes
 from ....ir.program import Program
-from ....ir.signature import samples_in
+from ....ir.signature import batch_axes, samples_in
 from ....process.jobs import run_jobs
-from .consumers import Consumer, batch_axes, consumers, elements, sample_of
+from .consumers import Consumer, consumers, elements, sample_of
 from .objective import objectives
 
 Gradients = dict[str, Tensor]

@@ -17,8 +17,8 @@ from ....ir.dataflow import bind, is_mutable, op_name, product
 from ....ir.example_sizes import sizes_in
 from ....ir.group import PruneGroup
 from ....ir.program import Program
-from ....ir.signature import samples_in, size_at
-from .consumers import Consumer, batch_axes, elements
+from ....ir.signature import batch_axes, samples_in, size_at
+from .consumers import Consumer, elements
 from .features import operand_source, reach
 from .mask_gradients import guarded
 

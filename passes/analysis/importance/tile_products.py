@@ -18,10 +18,10 @@ from ....ir.axes import Axes
 from ....ir.example_sizes import runtime_sizes
 from ....ir.linear_layers import BlockGroup
 from ....ir.program import Program
-from ....ir.signature import samples_in
+from ....ir.signature import batch_axes, samples_in
 from ....ir.sparsity import Tile, tile_areas, tile_sums
 from ....process.jobs import run_jobs
-from .consumers import Operand, batch_axes, sample_of, sampled_dim
+from .consumers import Operand, sample_of, sampled_dim
 from .mask_gradients import first_samples, guarded, not_finite
 from .objective import objectives
 

@@ -14,7 +14,7 @@ def linear(w: Walk, a: Args) -> Dims:
     """y[.., o] = x[.., i] W[o, i] + b[o]"""
     x, weight, bias = a.input, a.weight, a.bias
     if len(weight) == 1:
-        raise Conflict("linear with a vector weight")
+        raise Conflict("a linear layer whose weight is one vector")
     w.unify(x[-1], weight[1])
     w.contract(weight[1], ("input", len(x) - 1), ("weight", 1))
     if bias is not None:
@@ -73,7 +73,7 @@ def _pairs(w: Walk, a: Args, here: list[int], there: list[int]) -> Dims:
     x, y, k = a.self, a.other, list[Axis]()
     for i, j in zip(here, there, strict=True):
         if total(x[i]) != total(y[j]):
-            raise Conflict("a contraction that broadcasts")
+            raise Conflict("a product whose sides have different sizes where they are summed")
         w.unify(x[i], y[j])
         w.contract(x[i], ("self", i), ("other", j))
         k += x[i]
@@ -108,7 +108,7 @@ def einsum(w: Walk, a: Args) -> Dims:
     at: dict[str, Dim] = {}
     for term, x in zip(terms, a.tensors(), strict=True):
         if len(set(term)) != len(term):
-            raise Conflict("einsum takes a diagonal")
+            raise Conflict("an einsum that takes a diagonal")
         for letter, dim in zip(term, x, strict=True):
             if total(at.setdefault(letter, dim)) == 1:
                 at[letter] = dim
@@ -158,7 +158,7 @@ def grouped_mm(w: Walk, a: Args) -> Dims:
     """Each row of x[tok, k] meets the expert's W[E, k, n]; the offsets index the experts."""
     x, weight, *rest = a.tensors()
     if len(x) != 2 or len(weight) != 3:
-        raise Conflict("grouped_mm of this rank")
+        raise Conflict("a grouped product of tensors with so many dimensions")
     names = [n for n in ("self", "input", "mat2", "weight") if isinstance(a.get(n), list)]
     w.unify(x[1], weight[1])
     w.contract(weight[1], (names[0], 1), (names[1], 1))

@@ -38,7 +38,7 @@ def index(w: Walk, a: Args) -> Dims:
     x, raw = a.self, a.raw("indices")
     at = [i for i, t in enumerate(raw) if t is not None]
     if any(raw[i].meta["val"].dtype in (torch.bool, torch.uint8) for i in at):
-        raise Conflict("boolean index")
+        raise Conflict("a mask picks among its elements, as many as the values say")
     chosen = w.broadcast(*(a.indices[i] for i in at))
     for i in at:
         w.freeze(x[i], GATHERED)

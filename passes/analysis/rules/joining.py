@@ -110,7 +110,7 @@ def between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
 def _strided(w: Walk, a: Args, x: Dims, dim: int, full: int, got: int, start: int, step: int) -> Dims:
     """x[..., i::step] of (n, step) is n: interleaved rotary embeddings."""
     if full % step or start >= step or got != full // step or a.raw("length") is not None:
-        raise Conflict("strided slice")
+        raise Conflict("every so many elements are taken, beginning or ending within a row")
     lanes = Axis(step)
     lanes.segments = [()] * step
     outer = new_dim(got)

@@ -81,7 +81,7 @@ def ordered(w: Walk, a: Args) -> Any:
 @rule("tril", "triu", "diagonal", "diag_embed", "trace")
 def triangular(w: Walk, a: Args) -> Any:
     if w.node.target._schema.name.removeprefix("aten::") not in ("tril", "triu"):  # type: ignore[union-attr]
-        raise Conflict("diagonal")
+        raise Conflict("a diagonal is taken of it")
     w.freeze(a.self[-2:], "triangle")
     return list(a.self)
 
@@ -109,7 +109,7 @@ def cosine(w: Walk, a: Args) -> Dims:
     dim = a.dim % rank
     for name, x in (("x1", a.x1), ("x2", a.x2)):
         if len(x) != rank or total(x[dim]) == 1:
-            raise Conflict("cosine similarity that broadcasts its vectors")
+            raise Conflict("a cosine similarity of vectors of different lengths")
         w.contract(x[dim], (name, dim))
     both = w.broadcast(a.x1, a.x2)
     return [*both[:dim], *both[dim + 1 :]]
@@ -118,5 +118,5 @@ def cosine(w: Walk, a: Args) -> Dims:
 @rule("cdist")
 def similarity(w: Walk, a: Args) -> Any:
     if any(total(d) > 1 for t in a.tensors() for d in t):
-        raise Conflict("no rule for this reduction")
+        raise Conflict("fxprune knows no rule for this reduction")
     return w.fresh()

@@ -57,7 +57,7 @@ def _refine(dim: Dim, sizes: list[int]) -> Dims:
     """``dim`` as a list of dims of the given sizes, splitting atoms where a boundary falls inside one."""
     block, out = list(atoms(dim)), []
     if total(dim) != math.prod(sizes):
-        raise Conflict(f"{total(dim)} elements are not {' x '.join(map(str, sizes))}")
+        raise Conflict(f"{total(dim)} elements are viewed as {' x '.join(map(str, sizes))}")
     for size in sizes:
         taken: list[Axis] = []
         have = 1
@@ -69,7 +69,7 @@ def _refine(dim: Dim, sizes: list[int]) -> Dims:
                 block.pop(0)
             else:
                 if size % have:
-                    raise Conflict(f"{have} does not divide {size}")
+                    raise Conflict(f"rows of {have} elements are viewed in rows of {size}, which run across them")
                 split(axis, size // have)
                 block = list(atoms(tuple(block)))
         out.append(tuple(taken))
@@ -140,7 +140,7 @@ def view_as_real(w: Walk, a: Args) -> Dims:
 def atleast(w: Walk, a: Args) -> Dims:
     (x,) = a.tensors()
     if len(x) != len(w.shape()):
-        raise Conflict("dims are added")
+        raise Conflict("dimensions of size 1 are added")
     return list(x)
 
 
@@ -188,7 +188,7 @@ def repeat(w: Walk, a: Args) -> Dims:
 @rule("repeat_interleave")
 def repeat_interleave(w: Walk, a: Args) -> Dims:
     if not isinstance(a.raw("repeats"), int) or a.raw("dim") is None:
-        raise Conflict("repeat_interleave by a tensor, or flattened")
+        raise Conflict("elements are repeated as often as a tensor says, or flattened")
     x, dim, copies = list(a.self), a.dim % len(a.self), new_dim(a.repeats)
     w.tag("repeat", copies)
     w.literal("repeats", "sum", [copies])

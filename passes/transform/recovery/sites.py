@@ -15,6 +15,7 @@ from ....ir.axes import Axes
 from ....ir.axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
 from ....ir.dataflow import ROW_NORMS, Family, bind, family, goes_to, op_name
 from ....ir.linear_layers import Layer, layer_at
+from ....ir.norms import row_norm_at
 from ....ir.program import Program
 from .depthwise import is_depthwise
 
@@ -235,8 +236,13 @@ def position_read(node: Node) -> int | None:
         value = current.meta.get("val")
         if not isinstance(value, Tensor) or value.dim() != 3:
             return None
+        norms = [n for n in map(row_norm_at, current.users) if n is not None and n.source is current]
+        inside = {part for norm in norms for part in norm.inside}
+        pending += [norm.node for norm in norms if norm.inside]
         for user in current.users:
             name, args = op_name(user), bind(user)
+            if user in inside or user in pending:
+                continue
             if name == "select" and args.get("dim") in (1, -2):
                 found.add(args["index"] if isinstance(args["index"], int) else None)
             elif name == "slice" and args.get("dim") in (1, -2) and _one_long(args):

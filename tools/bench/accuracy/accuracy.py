@@ -3,7 +3,7 @@
     python tools/bench/accuracy.py --prepare                     fetch weights, train the image models
     python tools/bench/accuracy.py --quick                       real models alone, the default at 0.75 and 0.5
     python tools/bench/accuracy.py --out accuracy.json           measure what that file does not hold yet
-           [--tasks minilm-stsb,vit-digits] [--rows ptf,optin-recover] [--ratios 0.75,0.5] [--seeds 0]
+           [--tasks minilm-stsb,vit-digits] [--rows ptf,default] [--ratios 0.75,0.5] [--seeds 0]
     python tools/bench/accuracy.py --out accuracy.json --check   hold the file against the targets, measure nothing
 
 Tasks   real models that somebody else trained (``real.py``): mpnet on STS-B, EfficientNet-Lite0 on photographs, DINOv2

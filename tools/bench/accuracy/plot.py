@@ -20,7 +20,8 @@ STYLES = {  # row -> (colour, line, marker); ours are solid and dark, what it is
     "ptf-unlabelled": ("#7fb3d5", ":", "^"),
     "ptf-tuned": ("#2471a3", "-", "^"),
     "optin": ("#e59866", "-", "o"),
-    "optin-recover": ("#c0392b", "-", "o"),
+    "default": ("#c0392b", "-", "o"),
+    "optin-recover": ("#d35400", "-", "o"),
     "obs-recover": ("#6c3483", "-", "D"),
     "torch-pruning-l2": ("#7dcea0", "--", "x"),
     "torch-pruning-taylor": ("#1e8449", "--", "x"),
@@ -71,7 +72,7 @@ def _panel(panel: Any, task: str, about: Mapping[str, Any], rows: Mapping[str, A
         colour, dashes, marker = STYLES.get(name, ("black", "-", "."))
         ratios = sorted(float(ratio) for ratio in cells)
         column = {part: [cells[f"{r:g}"][part] for r in ratios] for part in ("mean", "min", "max")}
-        front = 3 if name == "optin-recover" else 2
+        front = 3 if name == "default" else 2
         drawn[name] = panel.plot(
             ratios,
             column["mean"],

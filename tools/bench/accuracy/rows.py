@@ -29,6 +29,7 @@ class Row:
     only_labelled   no row of its own on tasks without such labels (there it would equal another one)
     seeded      whether calibration data or chance plays a part; other rows are measured once
     variants    settings of a peer: all are measured at the first seed, the best of them at the others
+    product     the command as users run it decides everything; criterion and members are its own
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     only_labelled: bool = False
     seeded: bool = True
     variants: tuple[str, ...] = ()
+    product: bool = False
 
     @property
     def peer(self) -> bool:
@@ -60,6 +62,8 @@ ROWS = {
         Row("ptf-unlabelled", "fisher", "Fisher without labels", only_labelled=True),
         Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
         Row("optin", "trajectory", "OPTIN"),
+        Row("default", "trajectory", "fxprune compile --data", recover="auto", product=True),
+        Row("default-tune", "trajectory", "the same with --recover tune", recover="tune", product=True),
         Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
         Row("optin-tune", "trajectory", "OPTIN, recovery, 200 steps", recover="tune"),
         Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
@@ -67,8 +71,8 @@ ROWS = {
         Row("torch-pruning-taylor", "taylor", "Torch-Pruning Taylor", labels=True, variants=PEER),
     )
 }
-BEST = "optin-recover"  # the row that the issue's targets are about
-VARIANTS = ("optin-tune",)  # the same method with more behind it: no rival of the best row
+BEST = "default"  # what a user gets
+VARIANTS = ("default-tune", "optin-tune")  # the same with more behind it: no rivals of the best row
 
 
 def missing(row: Row) -> str:

@@ -7,10 +7,14 @@ under a key is not measured again.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
+import fxprune
 from bench.accuracy.rows import Row, criterion_of, rearrange_pass
 from bench.accuracy.tasks import Task, of_module, of_program
 from bench.record import commit, said
@@ -148,7 +152,10 @@ class Bench:
             return
         started = time.perf_counter()
         try:
-            record |= self._peer(row, ratio, seed, variant) if row.peer else self._ours(row, ratio, seed)
+            if row.product:
+                record |= self._product(row, ratio, seed)
+            else:
+                record |= self._peer(row, ratio, seed, variant) if row.peer else self._ours(row, ratio, seed)
         except FxpruneError as error:  # such as a budget below what the floors leave: that is a result
             record["error"] = said(error)
         except Exception as error:
@@ -195,6 +202,34 @@ class Bench:
             **result,
             "macs": CostModel(program)(counts).flops,
             "accuracy": round(self.task.accuracy(of_program(small)), 3),
+        }
+
+    def _product(self, row: Row, ratio: float, seed: int) -> Record:
+        """As users run it. Nothing is held back of the calibration samples: what judges here is the task."""
+        one = self.task.example()
+        two = one.pick(torch.tensor([0, 0]))
+        started = time.perf_counter()
+        with quiet():
+            small = fxprune.compile(
+                self.task.eager(),
+                two.args or dict(two.kwargs),
+                flops=ratio,
+                data=self.task.calibration(self.samples, seed),
+                align=self.align,
+                recover=row.recover,
+                seed=seed,
+                seconds=0,
+                held_out=0,
+                on_event=lambda _: None,
+            )
+        took, report = time.perf_counter() - started, small.report
+        kinds = Counter(g["kind"] for g in report["groups"] if g.get("kept", g["size"]) < g["size"])
+        return {
+            "compile_seconds": round(took, 1),
+            "method": (report.get("recovery") or {}).get("method", "none"),
+            "cut": dict(kinds),
+            "macs": report["cost"]["compressed"]["flops"],
+            "accuracy": round(self.task.accuracy(of_program(small.program)), 3),
         }
 
     def plan(self, row: Row, ratio: float, seed: int) -> _Planned:

@@ -1,0 +1,51 @@
+"""When residual streams are put into a basis of their own, and when again: for a search, and for a plan that somebody
+gives."""
+
+from __future__ import annotations
+
+from ..errors import PlanError
+from ..ir.group import Kind
+from ..ir.plan import CompressionPlan
+from ..passes.transform.rotate_width import RotateWidth
+from ..request.goal import Goal
+from .run import Run
+
+ROTATED = "rotated"
+"""In ``plan.about``: names of the groups whose elements are directions of a basis that data gave."""
+
+
+def rotation_for(run: Run, goal: Goal) -> RotateWidth | None:
+    """The pass that finds the bases, where widths may be cut; None, with a note, where there is no data for it.
+
+    Where parameters are what the budget is of, no tensor may become two.
+    """
+    if not goal.by_groups or str(Kind.WIDTH) not in map(str, goal.group_kinds):
+        return None
+    if run.data is None:
+        run.tell.note("width is cut in the model's own basis: there is no data to find a better one by")
+        return None
+    return RotateWidth(untie=goal.budget is None or goal.budget.metric not in ("params", "bytes"))
+
+
+def rotation_of(run: Run, plan: CompressionPlan) -> RotateWidth | None:
+    """The pass that finds the basis that elements of ``plan`` are directions of; None where it cuts none.
+
+    The plan says how many directions stay, the data of the run which they are. Raises PlanError where there is none.
+    """
+    cut = [name for name in plan.about.get(ROTATED) or () if name in plan.elements]
+    if not cut:
+        return None
+    if run.data is None:
+        raise PlanError(
+            "the plan cuts a width in a basis that is found from data, and there is none",
+            where=f"group '{cut[0]}'",
+            why="its elements are the directions along which the norms see most, best first",
+            cure="compile with the plan and `--data`: samples like those that the plan was made with",
+        )
+    return RotateWidth()
+
+
+def rotated_groups(run: Run) -> dict[str, list[str]]:
+    """What ``plan.about`` says of the bases that the run has found; nothing where it found none."""
+    names = [g.name for g in run.program.groups or () if g.ordered and g.kind is Kind.WIDTH]
+    return {ROTATED: names} if names else {}
