@@ -84,6 +84,8 @@ def lower(
         run = Run.of(request, opened, tell)
     if data is not None:
         backend = backend.with_data(_calibration(made, run, data, samples))
+    if run is not None:
+        backend = backend.with_source(run.opened.source)
     dense = None if run is None else _dense(run, made, str(against))
     made.report["earlier"] = _earlier(made, backend.text)
     made.backend = backend
