@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import FxpruneError, LoadError
 from ..intake.arrange import as_tensors
@@ -31,6 +30,9 @@ from . import texts
 from .batch import Batch, Calibration
 from .fit import finish, is_constant, match, picture_input
 from .items import LABEL_NAMES, batches_of, first_samples
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _KINDS = (
     "a .npz, .pt or .safetensors of tensors, a folder of pictures, texts as .csv, .tsv, .jsonl or .txt, "
@@ -65,6 +67,8 @@ def load_data(
     Without example inputs in ``loaded``, shapes are taken as they come. Raises LoadError for data that is missing,
     empty, of another shape or type than the model's inputs, or not finite.
     """
+    from torch.utils.data import Dataset
+
     for name, value in (("samples", samples), ("batch", batch)):
         if value < 1:
             raise LoadError(f"{name} must be at least 1", where=f"--{name} {value}", why="no data would be left")
@@ -292,6 +296,8 @@ def _call(spec: str) -> Iterable[Any]:
 def _from_iterable(
     source: Iterable[Any] | Dataset[Any], loaded: Loaded, origin: str, draw: _Draw, batch: int
 ) -> Calibration:
+    from torch.utils.data import DataLoader, Dataset, Subset
+
     if isinstance(source, Calibration):
         return source
     if isinstance(source, Dataset):  # samples, not batches
