@@ -30,6 +30,12 @@ class ClassTie(Tie):
     def levels(self) -> list[int]:
         return list(self.counts)
 
+    def over(self, groups: Sequence[PruneGroup]) -> ClassTie:
+        tie = Tie.of(self.name, groups)
+        said = {f.name: getattr(tie, f.name) for f in dataclasses.fields(tie)}
+        counts = (*(k for k in self.counts if k < tie.size), tie.size)
+        return ClassTie(**said, counts=counts, numbers=self.numbers)
+
     def config_at(self, count: int) -> dict[Path, int]:
         """The config's numbers where so many stay."""
         return {n.path: n.value * count // self.size for n in self.numbers}

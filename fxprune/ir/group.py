@@ -277,6 +277,10 @@ class Tie(PruneGroup):
             tied=tuple(groups),
         )
 
+    def over(self, groups: Sequence[PruneGroup]) -> Tie:
+        """The same tie of what a round of pruning left of its groups."""
+        return Tie.of(self.name, groups)
+
     @property
     def members(self) -> tuple[str, ...]:
         return tuple(g.name for g in self.tied)
