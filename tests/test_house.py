@@ -48,6 +48,7 @@ ROOMS = (
 )
 # fmt: on
 HEAVY = {
+    "sympy",
     "timm",
     "transformers",
     "torchvision",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -61,8 +61,9 @@ def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float 
     wide = torch.float64 if int(input.dtype) == _DOUBLE else torch.float32
     least = torch.finfo(wide).eps if eps is None else eps
     x: Any = op.Cast(input, to=_FLOAT) if half else input  # squares leave the range of half precision
-    power: Any = op.ReduceMean(op.Pow(x, op.Constant(value_float=2.0)), axes, keepdims=1)
-    normed: Any = op.Div(x, op.Sqrt(op.Add(power, op.CastLike(op.Constant(value_float=float(least)), power))))
+    two, small = (cast("Any", op.Constant(value_float=value)) for value in (2.0, float(least)))
+    power: Any = op.ReduceMean(op.Pow(x, two), axes, keepdims=1)
+    normed: Any = op.Div(x, op.Sqrt(op.Add(power, op.CastLike(small, power))))
     normed = op.CastLike(normed, input) if half else normed
     return normed if weight is None else op.Mul(normed, weight)
 

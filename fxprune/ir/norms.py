@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,10 +82,11 @@ def _fused(node: Node) -> RowNorm | None:
 
 def _written_out(node: Node, source: Node, factor: Node) -> RowNorm | None:
     """The norm, where ``factor`` is one over the root of the power of ``source``'s rows."""
-    inside, width, eps = [factor], None, 0.0
+    inside, eps = [factor], 0.0
+    width: float | None = None
     if op_name(factor) != ("rsqrt" if op_name(node).startswith("mul") else "sqrt"):
         return None
-    power = factor.args[0]
+    power: Any = factor.args[0]
     if isinstance(power, Node) and op_name(power) == "add":
         inside.append(power)
         numbers = [a for a in power.args if isinstance(a, int | float)]
@@ -111,5 +113,5 @@ def _written_out(node: Node, source: Node, factor: Node) -> RowNorm | None:
 
 def _is_square(square: Node, source: Node) -> bool:
     if op_name(square) == "pow":
-        return square.args[0] is source and square.args[1] == 2
+        return square.args[0] is source and bool(square.args[1] == 2)
     return op_name(square) == "mul" and tuple(square.args) == (source, source)

@@ -23,7 +23,8 @@ def cut() -> Artifact:
 
 def test_a_run_rotates_proves_it_and_fuses_the_norms(cut: Artifact) -> None:
     report = cut.report
-    assert "find-groups{align=4},rotate-width,propagate-axes,find-groups{align=4},score-groups" in report["pipeline"]
+    limits = "find-groups{align=4,floor=0.1}"
+    assert f"{limits},rotate-width,propagate-axes,{limits},score-groups" in report["pipeline"]
     assert "spell-out-tokens,fuse-norms,propagate-axes" in report["pipeline"]
     (link,) = [one for one in report["proof"] if "the one that is cut" in one["compared"]]
     assert link["max_rel"] < 1e-5

@@ -113,7 +113,7 @@ def _value(tensor: Tensor, change: Change, centred: Collection[Axis], bases: Map
     if change.out is not None and change.written in centred:
         made = made - made.mean(change.out, keepdim=True)
     for dim, axis in ((change.out, change.written), (change.into, change.read)):
-        if dim is not None and axis in bases:
+        if dim is not None and axis is not None and axis in bases:
             made = (made.movedim(dim, -1) @ bases[axis].to(made)).movedim(-1, dim)
     return made.contiguous()
 
@@ -196,7 +196,7 @@ def _add_bias(edit: Replacing, reader: Node, shift: Tensor, weight: Node, maker:
     written = None if like.written is None else 0
     change = Change(weight, written, written=like.written, scale=like.scale, shift=shift)
     bias = maker.add(weight, f"shift_{node.name}", zeros, change)
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [a.name for a in node.target._schema.arguments]
     if "bias" in names:
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs) | {"bias": bias}
         node.args, node.kwargs = tuple(given.pop(n) for n in names[: names.index("bias") + 1]), given
