@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError, OptionError
 from ...intake.archive import read_program
+from ...intake.companions import copy_companions
 from ...intake.huggingface import switch_cache_off
 from ...intake.load import Loaded
 from ...ir.agreement import TOLERANCE
@@ -92,7 +93,7 @@ class HfBackend(Backend):
         state = state_of(program, source.model)
         names = input_names(program, source.model)
         changes = _uniform(program, source, state) if self.layout == "uniform" else _free(program, source, state)
-        left_out = source.copy_files(directory)
+        left_out = copy_companions(source.path, directory)
         weights = _write_weights(source, state, directory)
         source.write_config(directory, changes)
         if self.layout == "free":

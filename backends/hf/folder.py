@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import copy
 import json
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +17,6 @@ from ...errors import LoweringError
 from ...intake.load import Loaded
 
 CONFIG, CODE = "config.json", "modeling_pruned.py"
-LARGEST = 64 * 2**20  # bytes of a file that is copied
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".h5", ".msgpack", ".pt", ".pth")
-OTHERS = (".ot", ".pt2", ".onnx", ".onnx.data", ".onnx_data", ".gguf", ".tflite", ".ckpt", ".npz", ".py", ".pyc")
-"""Weights in other forms, which are not those of the pruned model, and code, which is never run."""
-OURS = ("report.json", "report.html", "plan.json", "manifest.json", CONFIG)
-_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")  # what a report can name
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -79,22 +71,6 @@ class SourceFolder:
             if given is type(self.model) or name == "AutoModel":
                 found[name] = given.__name__
         return found
-
-    def copy_files(self, directory: Path) -> list[str]:
-        """Copy every small file byte for byte; return the names of those left out that are no weights."""
-        left_out = []
-        for path in sorted(self.path.rglob("*")):
-            inside = path.relative_to(self.path)
-            if any(part.startswith((".", "__")) for part in inside.parts) or not path.is_file():
-                continue
-            if path.name.endswith((*WEIGHTS, *OTHERS)) or str(inside) in OURS:
-                continue
-            if path.stat().st_size > LARGEST or not _PLAIN.fullmatch(inside.as_posix()):
-                left_out.append(str(inside))
-                continue
-            (directory / inside).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, directory / inside)
-        return left_out
 
     def with_numbers(self, numbers: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
         """The entries of the config that hold these numbers, with them."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ...data.memory import give_back
 from ...errors import LoweringError, OptionError
+from ...intake.companions import copy_companions
+from ...intake.load import Loaded
 from ...ir.pipeline import Pass, Pipeline
 from ...ir.program import Program
 from ...ir.provenance import first_line, source_line
@@ -39,7 +41,8 @@ OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fa
 @dataclass(frozen=True)
 class OnnxBackend(Backend):
     """``model.onnx``, and ``model.onnx.data`` beside it when the weights are larger than 512 MiB: onnxruntime maps that
-    file into memory, and copies what lies in the first.
+    file into memory, and copies what lies in the first. Of a Hugging Face folder the tokenizer, config and every other
+    small file lie beside it as they were.
 
     opset    18 to 20
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
@@ -50,6 +53,7 @@ class OnnxBackend(Backend):
     opset: int = 18
     threads: int = 0
     table: str = ""
+    folder: Path | None = field(default=None, repr=False, compare=False)
 
     name: ClassVar[str] = "onnx"
     requires: ClassVar[Sequence[str]] = ("onnx", "onnxscript", "onnxruntime")
@@ -64,6 +68,9 @@ class OnnxBackend(Backend):
                 cure=f"{OPSETS[0]} to {OPSETS[1]}",
             )
 
+    def with_source(self, source: Loaded) -> OnnxBackend:
+        return replace(self, folder=source.folder)
+
     def legalize(self) -> tuple[Pass, ...]:
         return (RelaxViews(), SpellOutAttention(), CastMinuends())
 
@@ -73,8 +80,10 @@ class OnnxBackend(Backend):
         table = table_for(cpu_name(), "ell", self.table)
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
         program, (gated,) = Pipeline((gate,)).apply(program)
-        about = report(gated.record, table), tuple(words(gated.record))
         files = self.write(program, directory)
+        left_out = [] if self.folder is None else copy_companions(self.folder, directory)
+        said = [f"file not copied, large or with an odd name: {name}" for name in left_out]
+        about = report(gated.record, table), (*words(gated.record), *said)
         give_back()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)
         try:

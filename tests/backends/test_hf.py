@@ -124,8 +124,8 @@ def test_the_folder_is_the_original_with_smaller_weights(tmp_path: Path) -> None
     model, inputs = fxprune.load_hf(out, dtype=torch.float32), ids(made)
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, made.module(**inputs)["logits"], rtol=0, atol=1e-6)
-    again = fxprune.compile(str(dense), **quiet)  # replaced as a whole
-    assert again.plan == made.plan
+    fxprune.lower(out, target="eager", seconds=0)  # replaced as a whole, the folders inside it too
+    assert not (out / "1_Pooling").exists()
 
 
 def test_it_saves_trains_and_loads_as_a_base_model(tmp_path: Path, here: None) -> None:
@@ -204,3 +204,19 @@ def test_an_artefact_is_lowered_beside_the_folder_it_came_from(tmp_path: Path, h
         fxprune.lower(tmp_path / "graph", target=FREE, out=tmp_path / "home", seconds=0)
     made = fxprune.lower(tmp_path / "graph", target=FREE, against=dense, out=tmp_path / "home", seconds=0)
     assert made.report["lowering"]["class"] == "LlamaForCausalLM"
+
+
+def test_an_onnx_file_lies_beside_the_tokenizer_and_config_of_its_folder(tmp_path: Path) -> None:
+    """What loads ONNX folders asks for these files and names; the code of a folder is none of them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    dense, out = saved("bert", tmp_path / "dense"), tmp_path / "small"
+    (dense / "special_tokens_map.json").write_bytes(b"{ }")
+    (dense / "modeling_own.py").write_text("raise SystemExit")
+    fxprune.compile(str(dense), flops=0.7, target="onnx", out=out, seconds=0)
+    for name in ("config.json", "special_tokens_map.json"):
+        assert (out / name).read_bytes() == (dense / name).read_bytes()
+    assert not (out / "modeling_own.py").exists()
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    assert {i.name for i in session.get_inputs()} == {"input_ids", "attention_mask"}
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    assert fxprune.load(out) is not None

@@ -53,5 +53,8 @@ Other ways in
   fxprune apply ./qwen-chat --plan plan.json --target hf --out smaller-chat
   fxprune lower small --target hf --against ./qwen --out smaller     # a graph that was made for another target
 
+--target onnx copies the tokenizer, config and other small files of a folder beside model.onnx, whose inputs and outputs
+have the names of the class's own (input_ids, attention_mask; logits, last_hidden_state), with batch and length open.
+
 A plan made for another target may cut what the class cannot say; the error then says so.
 """
