@@ -3,12 +3,16 @@ gives."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import PlanError
 from ..ir.group import Kind
 from ..ir.plan import CompressionPlan
-from ..passes.transform.rotate_width import RotateWidth
 from ..request.goal import Goal
 from .run import Run
+
+if TYPE_CHECKING:
+    from ..passes.transform.rotate_width import RotateWidth
 
 ROTATED = "rotated"
 """In ``plan.about``: names of the groups whose elements are directions of a basis that data gave."""
@@ -19,6 +23,8 @@ def rotation_for(run: Run, goal: Goal) -> RotateWidth | None:
 
     Where parameters are what the budget is of, no tensor may become two.
     """
+    from ..passes.transform.rotate_width import RotateWidth
+
     if not goal.by_groups or str(Kind.WIDTH) not in map(str, goal.group_kinds):
         return None
     if run.data is None:
@@ -32,6 +38,8 @@ def rotation_of(run: Run, plan: CompressionPlan) -> RotateWidth | None:
 
     The plan says how many directions stay, the data of the run which they are. Raises PlanError where there is none.
     """
+    from ..passes.transform.rotate_width import RotateWidth
+
     cut = [name for name in plan.about.get(ROTATED) or () if name in plan.elements]
     if not cut:
         return None
