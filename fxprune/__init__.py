@@ -9,6 +9,7 @@ This file is the public API: what it does not name may change.
 """
 
 from .artifact.artifact import Artifact
+from .backends.hf.load import load_hf
 from .data.batch import Batch, Calibration
 from .driver.api import apply, compile, inspect, load, plan
 from .errors import (
@@ -73,6 +74,7 @@ __all__ = [
     "compile",
     "inspect",
     "load",
+    "load_hf",
     "lower",
     "plan",
 ]

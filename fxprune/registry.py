@@ -25,6 +25,7 @@ BACKENDS: Table = {
     "onnx": "fxprune.backends.onnx.backend:OnnxBackend",
     "triton": "fxprune.backends.triton.backend:TritonBackend",
     "inductor": "fxprune.backends.inductor.backend:InductorBackend",
+    "hf": "fxprune.backends.hf.backend:HfBackend",
     "trt": "fxprune.backends.tensorrt.backend:TensorRTBackend",
 }
 CRITERIA: Table = {
@@ -65,6 +66,7 @@ PASSES: Table = {
     "refine-scores": "fxprune.passes.analysis.refine_scores:RefineScores",
     "rank-within": "fxprune.passes.analysis.rank_within:RankWithin",
     "find-blocks": "fxprune.passes.analysis.find_blocks:FindBlocks",
+    "hold-to-class": "fxprune.backends.hf.hold_to_class:HoldToClass",
     "start-round": "fxprune.passes.analysis.start_round:StartRound",
     "join-rounds": "fxprune.passes.transform.join_rounds:JoinRounds",
     "plan-tokens": "fxprune.passes.search.plan_tokens:PlanTokens",

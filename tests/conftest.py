@@ -41,6 +41,14 @@ def _remembered() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the test itself holds a model: for tests of what is let go."""
+    if isinstance(capture.capture, Captures):
+        capture.capture.kept.clear()
+        monkeypatch.setattr(capture, "capture", capture.capture.capture)
+
+
 @pytest.fixture(autouse=True)
 def _pages_without_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of pages need not be drawn: those of the tests that look at them are."""

@@ -48,6 +48,7 @@ ROOMS = (
 )
 # fmt: on
 HEAVY = {
+    "sympy",
     "timm",
     "transformers",
     "torchvision",
@@ -270,7 +271,7 @@ PUBLIC = """
 Analysis Artifact Backend Batch Budget BudgetInfeasible Calibration CaptureError Choice CompressionPlan Cost
 CostModel Event FxpruneError FxpruneWarning ImportanceScores InternalError Kind LoadError Lowered LoweringError
 NothingToPrune OptionError Pass Pipeline PlanError Program PruneGroup Search Transform UnsupportedOp VerifyError apply
-compile inspect load lower plan"""
+compile inspect load load_hf lower plan"""
 
 
 SCREEN = 80  # lines

@@ -33,7 +33,7 @@ from ..report.entries import VERSION
 from ..report.op_gaps import gap_lines
 from ..target.backend import Backend, Lowered, lower_and_verify
 from ..target.gate import describe_executed
-from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, read_report
+from .files import PAGE, PLAN, PROGRAM, REPORT, check_destination, check_files, file_entry, files_in, read_report
 from .module import ProgramModule, module_of
 
 Measure: TypeAlias = Callable[[Backend, Lowered, Program, Mapping[str, Any]], dict[str, Any]]
@@ -87,7 +87,7 @@ class Artifact:
 
         path = Path(path)
         check_destination(path, overwrite)
-        program = self._trained()
+        program = self.backend.storable(self._trained())
         untouched = program is self._read and self._module is None  # a module may have been trained in place
         with publish(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
@@ -108,7 +108,7 @@ class Artifact:
                 "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about),
                 "unfinished": describe_unfinished(self.backend, path, lowered.missing),
-                "files": {p.name: file_entry(p) for p in sorted(directory.iterdir())},
+                "files": files_in(directory),
                 **describe_executed(self.report, lowered.sparsity, lowered.notes),
                 **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
             }

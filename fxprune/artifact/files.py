@@ -14,7 +14,7 @@ from ..report.entries import VERSION, upgraded
 
 PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 def check_destination(path: Path, overwrite: bool = True) -> None:
@@ -40,7 +40,10 @@ def check_destination(path: Path, overwrite: bool = True) -> None:
             why=error.what,
             cure="choose another `--out`",
         ) from None
-    foreign = sorted(found - {REPORT, *report["files"]})
+    ours = {REPORT, *report["files"]}
+    folders = {name.partition("/")[0] for name in ours if "/" in name}
+    inside = {q.relative_to(path).as_posix() for f in folders for q in (path / f).rglob("*") if q.is_file()}
+    foreign = sorted((found - ours - folders) | (inside - ours))
     if foreign:
         raise OptionError(
             "the output directory holds files that fxprune did not write, so it is left alone",
@@ -88,7 +91,7 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not isinstance(report.get("target"), str):
         raise LoadError("the report is malformed", where=str(file), why="'files' must be an object, 'target' a string")
     for name, entry in files.items():
-        if not _FILE_NAME.fullmatch(name):  # no separators, no leading dot: a name can never lead out of the directory
+        if not _FILE_NAME.fullmatch(name):  # no leading dot in any part: a name can never lead out of the directory
             raise LoadError("the report is malformed", where=str(file), why=f"'{name[:80]}' is not a plain file name")
         if (
             not isinstance(entry, dict)
@@ -129,6 +132,12 @@ def check_files(path: Path, report: Mapping[str, Any], only: Iterable[str] | Non
                 why=error.strerror or str(error),
                 cure=cure,
             ) from None
+
+
+def files_in(directory: Path) -> dict[str, dict[str, Any]]:
+    """What a report says of every file below ``directory``, by its name there."""
+    found = (p for p in sorted(directory.rglob("*")) if p.is_file())
+    return {p.relative_to(directory).as_posix(): file_entry(p) for p in found}
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def fingerprint(program: Program, data: Calibration | None, seed: int, options: 
     for node in program.graph.nodes:
         say(node.op, node.name, str(node.target), node.args, node.kwargs)
     for group in program.groups or ():
-        say(group.name, str(group.kind), group.size, group.frozen, group.granularity, group.floor)
+        limits = (group.granularity, group.floor, group.least, group.strict, group.ordered)
+        say(group.name, str(group.kind), group.size, group.frozen, *limits)
     for name, tensor in sorted(program.tensors.items()):
         say(name)
         add_tensor(digest, tensor)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..errors import FxpruneError
 from ..intake.load import Loaded
@@ -34,4 +33,6 @@ def hold_out(spec: Any, loaded: Loaded, *, samples: int, seed: int, count: int) 
 
 def _in_order(spec: Any) -> bool:
     """Whether it is a data set whose samples can be asked for by number."""
+    from torch.utils.data import Dataset
+
     return isinstance(spec, Dataset) and isinstance(spec, Sized)

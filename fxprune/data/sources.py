@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import FxpruneError, LoadError
 from ..intake.arrange import as_tensors
@@ -31,6 +30,9 @@ from . import texts
 from .batch import Batch, Calibration
 from .fit import finish, is_constant, match, picture_input
 from .items import LABEL_NAMES, batches_of, first_samples
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
 
 _KINDS = (
     "a .npz, .pt or .safetensors of tensors, a folder of pictures, texts as .csv, .tsv, .jsonl or .txt, "
@@ -65,6 +67,8 @@ def load_data(
     Without example inputs in ``loaded``, shapes are taken as they come. Raises LoadError for data that is missing,
     empty, of another shape or type than the model's inputs, or not finite.
     """
+    from torch.utils.data import Dataset
+
     for name, value in (("samples", samples), ("batch", batch)):
         if value < 1:
             raise LoadError(f"{name} must be at least 1", where=f"--{name} {value}", why="no data would be left")
@@ -93,7 +97,7 @@ def generate(
     from these says nothing about real data.
     """
     known = inputs if isinstance(inputs, Loaded) else None
-    args, kwargs = inputs if known is None else (known.args, dict(known.kwargs))
+    args, kwargs = (inputs.args, inputs.kwargs) if isinstance(inputs, Loaded) else inputs
     leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
     names = [f"input_{i}" for i in range(len(leaves))] if known is None else known.input_names
     below = 0 if known is None else vocabulary(known.model)
@@ -292,18 +296,21 @@ def _call(spec: str) -> Iterable[Any]:
 def _from_iterable(
     source: Iterable[Any] | Dataset[Any], loaded: Loaded, origin: str, draw: _Draw, batch: int
 ) -> Calibration:
+    from torch.utils.data import DataLoader, Dataset, Subset
+
     if isinstance(source, Calibration):
         return source
     if isinstance(source, Dataset):  # samples, not batches
         if isinstance(source, Sized):
             source, draw = Subset(source, draw.rows(len(source)).tolist()), _Draw(draw.samples, draw.seed)
-        source = DataLoader(source, batch_size=batch)
+        return _from_iterable(DataLoader(source, batch_size=batch), loaded, origin, draw, batch)
+    whole: Any = None
     if isinstance(source, Tensor | np.ndarray | Mapping):
-        source = as_tensors(source, float_type(loaded.model), origin)
-    if isinstance(source, Tensor):
-        return _from_tensors({"x": source}, loaded, origin, draw, batch)
-    if isinstance(source, Mapping):
-        tensors = {str(k): v for k, v in source.items() if isinstance(v, Tensor)}
+        whole = as_tensors(source, float_type(loaded.model), origin)
+    if isinstance(whole, Tensor):
+        return _from_tensors({"x": whole}, loaded, origin, draw, batch)
+    if isinstance(whole, Mapping):
+        tensors = {str(k): v for k, v in whole.items() if isinstance(v, Tensor)}
         if not tensors:
             raise _empty(origin)
         return _from_tensors(tensors, loaded, origin, draw, batch)

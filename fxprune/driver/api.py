@@ -96,9 +96,10 @@ def compile(
                     bytes are those of parameters and buffers
     plan            a plan, or the path of one: apply it and search nothing; with ``pipeline``: what its ``read-plan``
                     takes
-    target          ``eager`` (a .pt2), ``onnx``, ``inductor`` (machine code), ``trt`` (an engine) or ``triton`` (a .pt2
-                    whose block-sparse layers call a kernel), with options as ``trt{dtype=fp16}``. Where the machine
-                    lacks what a target needs, what could be written is, and ``report["unfinished"]`` says the rest
+    target          ``eager`` (a .pt2), ``onnx``, ``hf`` (the Hugging Face folder again), ``inductor`` (machine code),
+                    ``trt`` (an engine) or ``triton`` (a .pt2 whose block-sparse layers call a kernel), with options as
+                    ``trt{dtype=fp16}``. Where the machine lacks what a target needs, what could be written is, and
+                    ``report["unfinished"]`` says the rest
     data            calibration data: a path, a DataLoader, an iterable of batches; labels optional. Without any, the
                     criteria that need activations run on generated inputs, and warn
     importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``

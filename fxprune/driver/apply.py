@@ -30,11 +30,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     merging = plan.tokens
     unmerge = merging is not None and merging.unmerge
     run = find_groups(run, plan.kinds, merging is not None, unmerge, plan.basis, rotation_of(run, plan))
-    if plan.basis == "data" and run.data is None:
-        run.tell.warn(
-            "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
-            "weights alone. For that of the plan, compile with the plan and its data"
-        )
+    tell_of_basis(run, plan)
     run = prove_prepared(run)
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
@@ -61,6 +57,15 @@ def lines_of(plan: CompressionPlan | None) -> Iterator[None]:
             raise
         where = plan.place(found[1])
         raise PlanError(error.what, where=where, why=error.why, cure=error.cure) from None
+
+
+def tell_of_basis(run: Run, plan: CompressionPlan) -> None:
+    """A basis that was made by data is another one where there is none."""
+    if plan.basis == "data" and run.data is None:
+        run.tell.warn(
+            "the plan cuts query, key and value widths in a basis by data, and there is none here: the basis is by "
+            "weights alone. For that of the plan, compile with the plan and its data"
+        )
 
 
 def tell_of_odd_counts(run: Run, plan: CompressionPlan) -> None:

@@ -62,27 +62,27 @@ class Decided:
         return replace(self, run=behind, recovery=None if behind.record is None else behind.record.record())
 
 
-def decide(run: Run, goal: Goal, rotate: bool = True) -> Decided:
+def decide(run: Run, goal: Goal, rewrite: bool = True) -> Decided:
     """The run behind scoring and search: its dense program has a plan within the budget.
 
     With ``rounds`` above one the model is scored, cut a part of the way, recovered, and scored again as it then is; the
     steps are equal factors of the cost. The plan names elements of the dense model all the same, and the scores are
     those of the first round. Nothing of a round's weights stays: recovery starts from the dense ones.
 
-    ``rotate``: see :func:`prepare`
+    ``rewrite``: see :func:`prepare`
     """
-    return decide_on(prepare(run, goal, rotate), goal)
+    return decide_on(prepare(run, goal, rewrite), goal)
 
 
-def prepare(run: Run, goal: Goal, rotate: bool = True) -> Run:
+def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with.
 
-    rotate   residual streams are put into their principal basis where their width may be cut; not where the weights of
-             the result must fit other graphs
+    rewrite  residual streams, and queries, keys and values, are put into a basis of their own where their width may be
+             cut; not where the weights of the result must fit other graphs
     """
-    turn = rotation_for(run, goal) if rotate else None
+    turn = rotation_for(run, goal) if rewrite else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
-    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data", turn)
+    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
     run = prove_prepared(run)
     return replace(run, data=usable_data(run, goal))  # the report names what was used
 

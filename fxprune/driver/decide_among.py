@@ -47,7 +47,8 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     if run.data is None or run.data.generated or run.data.samples < ENOUGH:
         return decide_on(ready, plain)
     best, failed = _try(ready, plain)
-    for other in _alternatives(goal, ready.program):
+    wider = goal.wider if run.request.backend.any_graph else ()  # a class cannot say what turns and takes apart
+    for other in _alternatives(replace(goal, wider=wider), ready.program):
         again, wish = _prepare(run, other.goal, known)
         found, why = _try(again, wish) if _cuts_more(again, wish, plain) else (None, None)
         if found is None or (best is not None and _alike(found, best)):

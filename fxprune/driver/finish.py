@@ -65,13 +65,14 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     run = decided.run
     request, tell, whole = run.request, run.tell, run.program
     sliced = _slice(decided, after)
-    small = owning(sliced.run.program, whole) if run.opened.given else sliced.run.program
+    backend = request.backend.with_data(run.data).with_source(run.opened.source)
+    small = backend.storable(owning(sliced.run.program, whole) if run.opened.given else sliced.run.program)
     report, extras = _describe(decided, sliced, small)
     timed = describe_latency(run, decided.budget, decided.latency)
     if timed is not None and decided.latency.table is not None:
         report["latency"], extras[FILE] = timed, decided.latency.table.to_json().encode()
     report["options"] = plain(request.options)
-    artifact = Artifact(small, sliced.plan, report, request.backend.with_data(run.data), extras=extras)
+    artifact = Artifact(small, sliced.plan, report, backend, extras=extras)
     if request.out is not None and ranks.rank() == 0:
         tell.stage(f"lower to {request.target}, verify and save")
         with silence():

@@ -268,6 +268,8 @@ class Run:
     def _supplied(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
+        if "source" in one.takes:
+            given["source"] = self.opened.source
         plan = self.program.plan
         if "reduced" in one.takes and plan is not None:
             parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
@@ -305,7 +307,8 @@ def find_groups(
     rotate: RotateWidth | None = None,
 ) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first; layers among them let branches go.
+    unfuses qkv first, where the target takes any graph; layers among them let branches go. What the target cannot
+    express is frozen.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
@@ -323,10 +326,12 @@ def find_groups(
     from ..passes.transform.unfuse import Unfuse
     from ..passes.transform.unshare import Unshare
 
-    widths = bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
+    backend = run.request.backend
+    widths = backend.any_graph and bool({str(Kind.QK), str(Kind.V)} & set(map(str, kinds)))
     ready = [FoldWeights(), Unfuse()] if widths else [FoldWeights()]
-    run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), FindGroups(), Unshare())
-    if rotate is not None:
+    own = [FindGroups(), Unshare()] if backend.any_graph else []
+    run = run.through(Clean(), Inline(), DropMasks(), *ready, PropagateAxes(), *own)
+    if rotate is not None and backend.any_graph:
         known = run.program.groups is not None
         run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
@@ -336,7 +341,8 @@ def find_groups(
     run = run.through(*again, *run.finders)
     if widths and basis:
         run = run.through(AlignHeads("weights" if run.data is None else basis))
-    run = run.through(*([FindTokenSites(unmerge=unmerge)] if tokens else []))
+    sites = [FindTokenSites(unmerge=unmerge)] if tokens else []
+    run = run.through(*backend.limits([*map(str, kinds)]), *sites)
     check_counts(run.program, run.pipeline)
     return run
 

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..artifact.artifact import Artifact
 from ..data.memory import memory_limit
-from ..driver.apply import give_plan, read_plan
+from ..driver.apply import give_plan, read_plan, tell_of_basis
 from ..driver.decide import decide
 from ..driver.finish import finish
 from ..driver.run import Opened, Run, find_groups
@@ -263,7 +263,7 @@ def _search(run: Run, session: Session, options: Options) -> Artifact:
     """Decide and recover; the session keeps the plan and the weights for the graphs to come."""
     goal = options.request.goal
     assert goal is not None
-    decided = decide(run, goal, rotate=False)  # its weights are for other graphs, too
+    decided = decide(run, goal, rewrite=False)  # its weights are for other graphs, too
     recovered = decided.recovered(goal.recovery)
     artifact = finish(recovered)
     plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors
@@ -291,6 +291,7 @@ def _apply_known_plan(
     elif not plan.choices:
         return None
     known = find_groups(run, session.kinds or plan.kinds, basis=plan.basis)
+    tell_of_basis(run, plan)
     here = _part_of(plan, known.program, bool(session.weights), report, root)
     if plan.choices and not here.choices:
         if report["notes"]:  # its layers are here, and none of them can be cut as the plan says

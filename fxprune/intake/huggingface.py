@@ -66,7 +66,7 @@ def load_folder(folder: Path, changed: Mapping[str, Any] | None = None) -> tuple
             raise LoadError(
                 "transformers does not accept the config", where=str(folder / "config.json"), why=first_line(failure)
             ) from None
-        _switch_cache_off(config)
+        switch_cache_off(config)
         source = _weights(folder)
         try:
             model, info = cls.from_pretrained(
@@ -158,7 +158,7 @@ def _change(config: Any, changed: Mapping[str, Any], folder: Path) -> None:
         setattr(config, name, value)
 
 
-def _switch_cache_off(config: Any) -> None:
+def switch_cache_off(config: Any) -> None:
     """A cache of keys and values is an output nobody wants of a compiled encoder."""
     for part in (config, *(getattr(config, name, None) for name in _SUBCONFIGS)):
         if getattr(part, "use_cache", None):

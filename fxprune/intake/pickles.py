@@ -74,7 +74,7 @@ _FUNCTIONS = (
 )
 # What a file may call beside torch's tensor rebuilders; none of them runs foreign code when called.
 _CALLABLE = frozenset({"functools.partial"})
-_RECORDS = frozenset({"timm.models._features.FeatureInfo"})
+_RECORDS = frozenset({"timm.models._features.FeatureInfo", "argparse.Namespace"})
 _CONFIGS = ("PreTrainedConfig", "PretrainedConfig", "GenerationConfig")
 
 # What a checkpoint may not even name: there is no honest reason to.
@@ -265,7 +265,7 @@ def _known_to_torch() -> set[str]:
 
 def _plausible(dotted: str) -> bool:
     """True if the name alone could be allowed; decided without importing anything."""
-    if dotted in _FUNCTIONS or dotted in _CALLABLE:
+    if dotted in _FUNCTIONS or dotted in _CALLABLE or dotted in _RECORDS:
         return True
     module, _, name = dotted.rpartition(".")
     home = _MODULE_HOMES.get(dotted.partition(".")[0])
@@ -299,7 +299,7 @@ def _is_enum(thing: Any) -> bool:
 
 
 def _is_record(thing: type) -> bool:
-    """A class of a package of models that only holds what modules are made by or describe themselves with."""
+    """A class that only holds what modules are made by or describe themselves with, or what a trainer was asked."""
     return dataclasses.is_dataclass(thing) or f"{thing.__module__}.{thing.__qualname__}" in _RECORDS
 
 

@@ -277,6 +277,10 @@ class Tie(PruneGroup):
             tied=tuple(groups),
         )
 
+    def over(self, groups: Sequence[PruneGroup]) -> Tie:
+        """The same tie of what a round of pruning left of its groups."""
+        return Tie.of(self.name, groups)
+
     @property
     def members(self) -> tuple[str, ...]:
         return tuple(g.name for g in self.tied)
@@ -294,8 +298,9 @@ class Tie(PruneGroup):
         first, curves = parts[0], [p.curve for p in parts if p.curve is not None]
         curve = torch.stack([c.double().cpu() for c in curves]).sum(0) if len(curves) == len(parts) else None
         wholes = [p.whole for p in parts if p.whole is not None]
-        more = {"order": torch.arange(self.size), "whole": sum(wholes) if len(wholes) == len(parts) else None}
-        return replace(first, group=self.name, values=ranked.sum(0), gradients=None, curve=curve, **more)
+        whole = sum(wholes) if len(wholes) == len(parts) else None
+        alone = replace(first, group=self.name, gradients=None, order=torch.arange(self.size), curve=curve)
+        return replace(alone, values=ranked.sum(0), whole=whole)
 
 
 def lies_inside(groups: Sequence[PruneGroup], choices: Mapping[str, Choice]) -> set[str]:

@@ -48,6 +48,13 @@ class Request:
             raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
         check_samples(self.samples)
         self.find_groups  # noqa: B018  makes the backend, and reads the limits
+        if not self.backend.any_graph and self.goal is not None and self.goal.tokens is not None:
+            raise OptionError(
+                f"the target '{self.backend.name}' cannot reduce tokens",
+                where=f"--target {self.target}",
+                why="the model's class computes with all of them",
+                cure="leave `--tokens` away, or take `--target eager` or `--target onnx`",
+            )
 
     @cached_property
     def backend(self) -> Backend:

@@ -23,6 +23,7 @@ from .parity import Parity, Runner, check_parity
 
 if TYPE_CHECKING:
     from ..data.batch import Calibration
+    from ..intake.load import Loaded
 
 __all__ = ["Backend", "Lowered", "Parity", "Runner", "lower_and_verify"]
 
@@ -68,6 +69,8 @@ class Backend(ABC):
     requires     what it needs of the machine, for ``fxprune doctor``: a module, ``one or another``, "a CUDA GPU" or "a
                  C++ compiler"; or such a thing with the cure where it is missing
     packages     distributions whose versions are worth knowing
+    any_graph    whether it takes what passes put into a graph (token ops, projections taken apart, tables of a layer's
+                 own); else nothing but widths may differ from what the model's class computes
     """
 
     name: ClassVar[str]
@@ -76,6 +79,7 @@ class Backend(ABC):
     tolerance: ClassVar[Mapping[torch.dtype, float]] = TOLERANCE
     requires: ClassVar[Sequence[str | tuple[str, str]]] = ()
     packages: ClassVar[Sequence[str]] = ()
+    any_graph: ClassVar[bool] = True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -101,6 +105,19 @@ class Backend(ABC):
         """This backend, for a program that was decided on these samples. Most backends do not look at data."""
         return self
 
+    def with_source(self, source: Loaded) -> Backend:
+        """This backend, for a model that was loaded from there. Most backends look at the program alone."""
+        return self
+
+    def limits(self, kinds: Sequence[str] = ()) -> tuple[Pass, ...]:
+        """Passes behind the one that finds groups, which freeze what of these kinds the target cannot express; of all
+        kinds where none is named."""
+        return ()
+
+    def storable(self, program: Program) -> Program:
+        """The program with weights in values that the payload can hold: as they are, for most."""
+        return program
+
     def with_threads(self, threads: int) -> Backend:
         """This backend with so many CPU threads, 0 for the runtime's own choice, where it has a say in it: a field
         ``threads``."""
@@ -118,6 +135,11 @@ class Backend(ABC):
         Raises LoweringError naming the node, the op and the source line where the target cannot express one. Disk
         errors (OSError) pass through: the caller removes the directory and explains.
         """
+
+    def prove(self, program: Program, lowered: Lowered, seed: int = 0) -> Lowered:
+        """What was written, once it has computed what the program computes, with what more was found of it. Raises
+        VerifyError where it does not do what the target is about: then nothing is delivered."""
+        return lowered
 
     @abstractmethod
     def load(self, payload: Path) -> Runner:
@@ -146,4 +168,4 @@ def lower_and_verify(backend: Backend, program: Program, directory: Path, seed: 
         seed=seed,
         cure="please report it with the model's name; `--target eager` works meanwhile",
     )
-    return lowered, parity
+    return backend.prove(program, lowered, seed), parity

@@ -240,7 +240,7 @@ def _deliver(release: _Release, backend: Backend, text: str, folder: Path) -> di
     gates: list[Gate] = []
     try:
         with silence():
-            backend = backend.with_data(release.opened.data)
+            backend = backend.with_data(release.opened.data).with_source(release.opened.source)
             made = Artifact(small.program, small.plan, small.report, backend, extras=small.extras)
             made.save(folder, measure=release.watch)
             lacking = (made.report.get("unfinished") or {}).get("missing", ())

@@ -78,11 +78,14 @@ def lower(
         request = Request(seed=int(made.report["seed"]), limits=OF_A_PLAN)
         inputs = inputs_like(made.program) if example_inputs is None else example_inputs
         tell = Transcript(on_event)
-        source = {"checkpoint": checkpoint, "trust_pickle": trust_pickle, "model_args": model_args}
-        opened = open_model(request, tell, against, inputs, **source)
+        opened = open_model(
+            request, tell, against, inputs, checkpoint=checkpoint, trust_pickle=trust_pickle, model_args=model_args
+        )
         run = Run.of(request, opened, tell)
     if data is not None:
         backend = backend.with_data(_calibration(made, run, data, samples))
+    if run is not None:
+        backend = backend.with_source(run.opened.source)
     dense = None if run is None else _dense(run, made, str(against))
     made.report["earlier"] = _earlier(made, backend.text)
     made.backend = backend

@@ -12,7 +12,7 @@ from ...errors import OptionError
 from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
-from ...ir.group import Kind, PruneGroup, Slot
+from ...ir.group import Kind, PruneGroup, Slot, Tie
 from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
@@ -157,7 +157,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
             cure="put start-round before it, or leave inherit away",
         )
     whole = program.whole.group_by_name
-    return tuple(
+    found = tuple(
         g.but(
             floor=min(whole[g.name].floor, g.size),
             granularity=whole[g.name].granularity,
@@ -171,6 +171,9 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
         else g.but(frozen=g.frozen or "it appeared only after a round of pruning")
         for g in groups
     )
+    left = {g.name: g for g in found}
+    ties = [t for t in whole.values() if isinstance(t, Tie) and left.keys() >= set(t.members)]
+    return (*found, *(t.over([left[name] for name in t.members]) for t in ties))
 
 
 def named_by(group: PruneGroup, pattern: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -69,13 +70,14 @@ class ScoreGroups(Analysis):
                     where=group.name,
                     cure="check the weights and the data for NaN",
                 )
+            given: dict[str, Any] = {"order": torch.arange(group.size)} if group.ordered else {}
             scores[group.name] = ImportanceScores(
                 group.name,
                 criterion=chosen.name,
                 unit=chosen.unit,
                 comparable=chosen.comparable,
                 seed=self.seed,
-                **({"order": torch.arange(group.size)} if group.ordered else {}) | found[group.name],
+                **{**given, **found[group.name]},
             )
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:

@@ -9,7 +9,7 @@ from ...errors import BudgetInfeasible, NothingToPrune
 from ...ir.axes import Axes
 from ...ir.axis import Axis, leaves
 from ...ir.cost import Budget, Cost, CostModel
-from ...ir.group import Kind, PruneGroup
+from ...ir.group import Kind, PruneGroup, Tie
 from ...ir.program import Program
 
 NAMED = 4  # how many causes an error names
@@ -51,8 +51,12 @@ def infeasible(
     """
     metric = budget.metric
     dense, least = model().metric(metric), floor.metric(metric)
+    steps = any(g.granularity > 1 for g in groups)
+    reached = {axis: count for g in groups for axis, count in g.sizes(g.levels()[0]).items()}
+    groups = [one for g in groups for one in (g.tied if isinstance(g, Tie) else (g,))]
+    chosen = {g.name for g in groups}
     fixed = model({g.axis: 0 for g in groups}).metric(metric)
-    others = [g for g in program.need("groups") if g.prunable and g not in groups]
+    others = [g for g in program.need("groups") if g.prunable and g.name not in chosen and not isinstance(g, Tie)]
     reach, asked = apart(least / dense, budget.limit(model()) / dense)
     why = [
         f"reachable {reach}..1.00 of the dense {metric} ({_amount(least)}..{_amount(dense)}), asked {asked}",
@@ -64,10 +68,10 @@ def infeasible(
     cures = []
     if any(g.floor for g in groups):
         cures.append("`--allow-empty` (no floors)")
-    if any(g.granularity > 1 for g in groups):
+    if steps:
         cures.append("`--align 1` (counts need not be multiples)")
     if others:
-        every = {g.axis: g.levels()[0] for g in (*groups, *others)}
+        every = {**reached, **{g.axis: g.levels()[0] for g in others}}
         kinds = ",".join(dict.fromkeys(str(g.kind) for g in (*groups, *others)))
         cures.append(f"`--prune {kinds}` (reaches {model(every).metric(metric) / dense:.2f})")
     cures.append(f"a budget of at least {_round_up(least / dense)}")

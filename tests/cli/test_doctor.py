@@ -115,7 +115,7 @@ def test_a_backend_is_its_folder_and_a_line_in_the_registry(
     assert f"hypothesis {metadata.version('hypothesis')}" in err
     for command in ("compile", "plan", "apply", "sweep", "lower"):
         assert main([command, "--help"]) == OK
-        assert "eager, inductor, onnx, toy, triton or trt" in " ".join(capsys.readouterr().out.split())
+        assert "eager, hf, inductor, onnx, toy, triton or trt" in " ".join(capsys.readouterr().out.split())
     assert "  toy        Writes what eager writes, under another name." in page("targets").splitlines()
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
     made = fxprune.compile(model, torch.randn(2, 8), flops=0.5, target="toy", out=tmp_path / "small")

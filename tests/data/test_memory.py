@@ -215,6 +215,7 @@ def test_jobs_after_a_change_of_data_are_not_kept_under_the_old_name() -> None:
         assert run_jobs("x", 2, lambda i: {"v": torch.tensor(i)})[1]["v"] == 1
 
 
+@pytest.mark.usefixtures("_forgotten")
 @pytest.mark.parametrize(
     "options",
     [

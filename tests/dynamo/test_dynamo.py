@@ -197,6 +197,7 @@ def test_given_data_it_decides_and_recovers_as_fxprune_compile_does() -> None:
         torch.testing.assert_close(got, whole.module(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_forgotten")
 def test_what_was_decided_is_forgotten_with_the_model() -> None:
     model = Mlp().eval()
     run(model, torch.randn(4, 8), options=dict(L2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import types
 import warnings
@@ -84,3 +85,13 @@ def test_backbones_of_timm_load_without_trust(tmp_path: Path) -> None:
     loaded = load(tmp_path / "m.pt", input="1x3x64x64")
     for ours, theirs in zip(loaded.model(*loaded.args), model(*loaded.args), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_module_beside_what_its_trainer_was_asked_loads_without_trust(tmp_path: Path) -> None:
+    """``{"model": module, "args": Namespace}``: options are no code."""
+    model, asked = nn.Sequential(nn.Linear(4, 4)), argparse.Namespace(lr=0.1, sizes=[1, 2])
+    torch.save({"model": model, "epoch": 3, "args": asked}, tmp_path / "m.pt")
+    loaded = load(tmp_path / "m.pt", input="1x4")
+    x = torch.randn(2, 4)
+    assert isinstance(loaded.model, nn.Module)
+    assert torch.equal(loaded.model(x), model(x))

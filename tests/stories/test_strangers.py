@@ -23,6 +23,11 @@ from fxprune.ir.plan import CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.testing import keep_of
 
+NOT_IN_ONNX = {
+    "a kernel for each sample": "a convolution has a fixed number of groups there",
+    "half precision": "onnxruntime has no kernels of bfloat16 on a CPU",
+    "double precision": "onnxruntime has no convolution of float64",
+}
 QUIET: dict[str, Any] = {"on_event": lambda _: None}
 
 
@@ -36,7 +41,7 @@ def other_batch(inputs: Any) -> Any:
 
 
 def mask_by_hand(model: nn.Module, found: Program, plan: CompressionPlan) -> int:
-    """Zero in the weights of whatever reads a cut element the columns that read it; how many groups were cut."""
+    """Zero in every weight what makes, scales or reads a cut element; how many groups were cut."""
     keep = keep_of(found, plan)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     cut = 0
@@ -45,13 +50,13 @@ def mask_by_hand(model: nn.Module, found: Program, plan: CompressionPlan) -> int
         if choice is None or len(choice.keep) == choice.size:
             continue
         cut += 1
-        readers = [s for s in group.slots if s.position == 1 and s.parameter in parameters]
-        assert readers, f"{group.name}: nothing that has a weight reads it"
-        for slot in readers:
+        slots = [s for s in group.slots if s.parameter in parameters]
+        assert any(s.position == 1 for s in slots), f"{group.name}: nothing that has a weight reads it"
+        for slot in slots:
             gone = torch.ones(total(slot.dim), dtype=torch.bool)
             gone[kept_index(slot.dim, keep)] = False
             with torch.no_grad():
-                parameters[slot.parameter][:, gone] = 0
+                parameters[slot.parameter].transpose(0, slot.position)[gone] = 0
     return cut
 
 
@@ -66,9 +71,8 @@ def test_a_stranger_is_cut_as_masked_and_left_as_it_was(name: str, tmp_path: Pat
     found = fxprune.inspect(model, inputs, **QUIET)
     small = fxprune.compile(model, inputs, flops=0.7, **QUIET)
     data = generate(load(model, input=inputs), samples=8, batch=4)
-    written = fxprune.compile(
-        model, inputs, flops=0.7, data=data, target="onnx", out=tmp_path / "small", seed=1, **QUIET
-    )
+    target = "eager" if name in NOT_IN_ONNX else "onnx"
+    written = fxprune.compile(model, inputs, flops=0.7, data=data, target=target, out=tmp_path / "small", **QUIET)
     assert fingerprint(model, inputs) == before
 
     assert small.report["cost"]["ratio"]["flops"] <= 0.7
@@ -86,4 +90,4 @@ def test_a_stranger_is_cut_as_masked_and_left_as_it_was(name: str, tmp_path: Pat
     with torch.no_grad():
         again, kept = (one(*copy.deepcopy(args), **copy.deepcopy(kwargs)) for one in (loaded, written.module))
     assert all(torch.equal(a, b) for a, b in zip(leaves(again), leaves(kept), strict=True))
-    assert (tmp_path / "small" / "model.onnx").is_file()
+    assert (tmp_path / "small" / ("model.onnx" if target == "onnx" else "model.pt2")).is_file()

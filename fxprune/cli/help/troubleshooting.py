@@ -23,7 +23,8 @@ What people meet when they prune, in the order of how often they complain about 
    and --sparse leave zeros, and the report says how many MACs are executed all the same.
 
 5. Hugging Face configs cannot hold another width per layer.
-   That is why the artefact is a graph and not a config. It cannot go back into the class; it trains and exports.
+   --target hf keeps one count for all layers, which a config can hold, and writes the folder again; hf{layout=free}
+   gives every layer its own and a small modeling file beside the config (`fxprune help home`).
 
 6. Grouped queries (GQA, MQA).
    A KV group goes with its queries, as one element of kind kv; `fxprune inspect` shows them.
@@ -67,7 +68,7 @@ What people meet when they prune, in the order of how often they complain about 
 
 17. One layer loses everything.
     Floors: 0.1 of neurons and channels (less where a budget needs it) and one head stay per layer; --floor
-    '*.ffn=0.3' raises some. --allow-empty is the only way to lose a branch.
+    '*.ffn=0.3' raises some. Only --prune ..,layers and --allow-empty lose a branch.
 
 18. Gradients need too much memory or time.
     `trajectory` needs no labels and no training step; scoring goes in pieces, resumes after Ctrl-C, and is shared by
@@ -96,8 +97,8 @@ What people meet when they prune, in the order of how often they complain about 
 
 25. torch.compile, or layers removed.
     The artefact's module is an ordinary one, so torch.compile takes it; and torch.compile(model, backend="fxprune",
-    options={"flops": 0.5}) prunes at the first call. Whole layers are not removed; --allow-empty
-    lets a branch go.
+    options={"flops": 0.5}) prunes at the first call. Whole layers go with --prune heads,ffn,layers,
+    or whole ones alone with --prune layers.
 
 Others
 

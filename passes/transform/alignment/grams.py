@@ -23,6 +23,8 @@ from .stored import Store
 
 ROWS = 8192
 """Rows of a layer that are taken per batch, at most; where there are more they are thinned out evenly."""
+ROUNDING = 1e-5
+"""Keys of a sample that differ by no more than this share of their size are alike."""
 
 
 def of_weights(side: Side, store: Store, centred: bool) -> list[Tensor]:
@@ -176,7 +178,10 @@ class _Collector:
         if not over:
             return x
         total = w.sum(over, keepdim=True).clamp_min(1e-12)
-        return x - ((x * w[..., None]).sum(over, keepdim=True) / total[..., None])
+        left = x - ((x * w[..., None]).sum(over, keepdim=True) / total[..., None])
+        seen = w[..., None] > 0  # of a single key rounding is left, which is no direction
+        alike = float((left * seen).abs().amax()) <= ROUNDING * float((x * seen).abs().amax())
+        return torch.zeros_like(left) if alike else left
 
 
 def _names(need: _Need) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from support import blocks, laws, recovering
+from support import blocks, laws, recovering, zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -229,9 +230,18 @@ def test_what_is_added_to_all_keys_changes_nothing() -> None:
     assert torch.dist(before.tensors["k.bias"], after.tensors["k.bias"]) > 0.1
 
 
-def test_padding_has_no_say() -> None:
-    from support import zoo
+def test_keys_that_are_all_alike_leave_the_basis() -> None:
+    """Rounding is no direction: by it weights would grow by powers of ten."""
+    several = [Batch((b.args[0], b.args[1].expand(-1, 3, -1))) for b in data((8, 5, WIDTH), (8, 1, WIDTH)).batches]
+    given = Calibration(tuple(several), "one key, three times")
+    program = prepared(Cross(), given)
+    after, _ = aligned(program, given)
+    name = "attention.in_proj_weight"
+    assert torch.equal(after.tensors[name][: 2 * WIDTH], program.tensors[name][: 2 * WIDTH])
+    assert not torch.equal(after.tensors[name][2 * WIDTH :], program.tensors[name][2 * WIDTH :])
 
+
+def test_padding_has_no_say() -> None:
     module, _, _ = zoo.build("bert")
     texts = recovering.texts(64)
     program = laws.analysed_of(module, (), dict(texts.batches[0].kwargs))
@@ -280,8 +290,6 @@ def test_a_width_that_all_three_share_stays() -> None:
 
 
 def test_a_frozen_width_stays_silently() -> None:
-    from dataclasses import replace
-
     program = prepared(Attention())
     held = tuple(replace(g, frozen="asked to freeze") if g.kind is Kind.QK else g for g in program.need("groups"))
     after, record = aligned(program.but(groups=held), SEQUENCE)
@@ -297,11 +305,10 @@ def test_unknown_basis_is_an_error() -> None:
 
 def test_half_precision_keeps_its_dtype() -> None:
     model: Any = Attention()
-    program = prepared(model)
+    prepared(model)
     half = laws.analysed_of(model.bfloat16(), (SEQUENCE.batches[0].args[0].bfloat16(),))
     given = Calibration(tuple(Batch((b.args[0].bfloat16(),)) for b in SEQUENCE.batches), "bf16")
     after, record = aligned(half, given)
     assert len(record.strengths) == 2
     assert {t.dtype for t in after.tensors.values()} == {torch.bfloat16}
     assert distance(after, half, given) < 5e-2
-    del program
