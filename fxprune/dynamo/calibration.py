@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from ..data.batch import Batch, Calibration
 from ..data.sources import load_data
+from ..driver.samples import LEAST
 from ..intake.forward import leaf_names, parameter_names
 from ..intake.load import Loaded
 from ..process.events import Event, warn_only
@@ -40,7 +41,9 @@ def calibration_of(
             return own
         words = leaf_names(parameter_names(call.root), call.args, call.kwargs)
         loaded = Loaded(call.root, part.name, call.args, dict(call.kwargs), input_names=words)
-    data = load_data(asked.data, loaded, samples=asked.samples, seed=asked.seed)
+    data = load_data(
+        asked.data, loaded, samples=LEAST if isinstance(asked.samples, str) else asked.samples, seed=asked.seed
+    )
     batches = data.batches
     if call.root is not None:
         batches = tuple(

@@ -135,7 +135,7 @@ class Goal:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
 
-    def at(self, budget: Budget) -> Goal:
+    def at(self, budget: Budget | None) -> Goal:
         """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
         made = dataclasses.replace(self, budget=budget)
         made.__dict__.update(scorer=self.scorer, ranks=self.ranks)
