@@ -17,7 +17,7 @@ from support.token_models import TokenViT, scrambled
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import OptionError, PlanError, registry
+from fxprune import BudgetInfeasible, OptionError, PlanError, registry
 from fxprune.artifact.explain import explain
 from fxprune.cli.entry import OK, main
 from fxprune.data.batch import Batch
@@ -30,8 +30,10 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
+from fxprune.passes.analysis.start_round import StartRound
 from fxprune.passes.search.ladder import ladder, value_of
 from fxprune.passes.search.search_plan import SearchPlan
+from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.workflows.sensitivity import sensitivity
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
@@ -317,8 +319,24 @@ def test_tied_groups_keep_as_many_each_its_own_best() -> None:
     model = CostModel(program)
     spent = model(found.sizes(program.need("groups"))).flops
     assert spent <= 0.5 * model().flops < model({g.axis: counts.copy().pop() + 1 for g in groups}).flops
+    with pytest.raises(BudgetInfeasible) as refused:
+        SearchPlan(Budget("flops", 0.01), kinds=("ffn",)).run(program)
+    assert "not chosen" not in str(refused.value), "what a tie holds was chosen with it"
     with pytest.raises(ValueError, match="share no count"):
         Tie.of("odd", [groups[0], groups[1].but(size=5)])
+
+
+def test_a_tie_outlives_a_round_of_pruning() -> None:
+    program = analysed(Net())
+    tie = Tie.of("hidden_size:ffn", [g for g in program.need("groups") if g.kind == "ffn"])
+    program = ScoreGroups("l2").run(program.but(groups=(*program.need("groups"), tie), scores=None))
+    program = SearchPlan(Budget("flops", 0.7), kinds=("ffn",)).run(program)
+    kept = {len(c.keep) for c in program.need("plan").elements.values()}
+    small = SliceAxes().run(StartRound().run(program)).without_facts()
+    again = FindGroups(inherit=True).run(PropagateAxes().run(small))
+    (left,) = [g for g in again.need("groups") if isinstance(g, Tie)]
+    assert {left.size} == {g.size for g in left.tied} == kept
+    assert left.members == tie.members
 
 
 def test_a_kind_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
