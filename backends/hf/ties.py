@@ -55,9 +55,7 @@ def tie_groups(
     ties, refused, left = [], dict[str, str](), {g.name: g for g in live}
     while left:
         first = next(iter(left.values()))
-        why = (
-            f"no number of {type(known.config).__name__} says how many of them there are (hf{{layout=free}} needs none)"
-        )
+        why = f"no number of {type(known.config).__name__} says how many there are (hf{{layout=free}} needs none)"
         found = [first.name]
         for tie in _sets_of_numbers(first, numbers, left.values(), known, whole):
             said = refuse(tie)
