@@ -44,11 +44,12 @@ class SourceFolder:
         if source.folder is None or not isinstance(source.model, nn.Module):
             return None
         encoder = source.model if isinstance(source.model, SentenceEncoder) else None
-        own = source.folder / (encoder.inside if encoder else "")
+        inside, places = (encoder.inside, encoder.folders) if encoder else ("", {})
+        own = source.folder / inside
         config = json.loads((own / CONFIG).read_text(encoding="utf-8"))
         dtypes = {(TRANSFORMER if encoder else "") + name: dtype for name, dtype in _stored(own)}
-        for stage, place in encoder.folders.items() if encoder else ():
-            if place and place != encoder.inside:
+        for stage, place in places.items():
+            if place not in ("", inside):
                 dtypes |= {f"{STAGES}{stage}.{name}": dtype for name, dtype in _stored(source.folder / place)}
         counted = collections.Counter(dtypes.values()) or {_stated(config): 1}
         return SourceFolder(source.folder, source.model, config, dtypes, max(counted, key=lambda d: counted[d]))
@@ -129,23 +130,21 @@ class SourceFolder:
         """
         from safetensors.torch import save_file
 
+        stages, places = (self.encoder.stages, self.encoder.folders) if self.encoder else ({}, {})
         written: list[Path] = []
         width = 0  # of the pooled vector, where a layer behind says it
-        for name, stage in self.encoder.stages.items() if self.encoder else ():
-            assert self.encoder is not None
-            place, prefix = directory / self.encoder.folders[name], f"{STAGES}{name}."
+        for name in (n for n, stage in stages.items() if isinstance(stage, Dense)):
+            prefix, place = f"{STAGES}{name}.", directory / places[name]
             own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            if isinstance(stage, Dense):
-                outside, inside = own["linear.weight"].shape
-                width = width or inside
-                _change(place / CONFIG, {"in_features": inside, "out_features": outside})
-                written.append(place / "model.safetensors")
-                save_file(own, written[-1], metadata={"format": "pt"})
-        for name, stage in self.encoder.stages.items() if self.encoder and width else ():
-            if isinstance(stage, Pooling):
-                size = width // len(stage.modes)
-                told = {key: size for key in ("embedding_dimension", "word_embedding_dimension")}
-                _change(directory / self.encoder.folders[name] / CONFIG, told, add=False)
+            outside, inside = own["linear.weight"].shape
+            width = width or inside
+            _change(place / CONFIG, {"in_features": inside, "out_features": outside})
+            written.append(place / "model.safetensors")
+            save_file(own, written[-1], metadata={"format": "pt"})
+        for name, stage in stages.items():
+            if isinstance(stage, Pooling) and width:
+                told = dict.fromkeys(("embedding_dimension", "word_embedding_dimension"), width // len(stage.modes))
+                _change(directory / places[name] / CONFIG, told, add=False)
         return written
 
 

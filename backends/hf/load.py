@@ -26,7 +26,8 @@ def load_hf(path: str | os.PathLike[str], dtype: Any = "auto", **options: Any) -
     options  more for the class's ``from_pretrained``, such as ``device_map``
 
     Of a folder of sentence-transformers it is the transformer alone, in 0_Transformer too: SentenceTransformer(path)
-    gives the whole. Code in the folder is not run: the class is transformers' own, and layers get the widths that config.json states.
+    gives the whole. Code in the folder is not run: the class is transformers' own, and layers get the widths that
+    config.json states.
     Raises LoadError.
     """
     path = Path(path)

@@ -57,7 +57,7 @@ def load_folder(
             why="it has a quantization_config",
             cure="use the model's unquantised weights",
         )
-    cls = transformers.AutoModel if encoder else _model_class(transformers, raw, folder)
+    cls: Any = transformers.AutoModel if encoder else _model_class(transformers, raw, folder)
     with offline(), quiet():
         try:
             config = _config(transformers, cls, raw)

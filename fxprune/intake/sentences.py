@@ -19,8 +19,8 @@ from .tensors import find_weights
 def load_sentences(
     folder: Path, changed: Mapping[str, Any]
 ) -> tuple[nn.Module, Path, Path | None, tuple[str, ...]] | None:
-    """(model, the folder that it is, the one of its tokenizer, notes) of a Hugging Face folder, with pooling, projections and
-    normalisation where modules.json lists them; None where the folder holds no config.json.
+    """(model, the folder that it is, the one of its tokenizer, notes) of a Hugging Face folder, with pooling,
+    projections and normalisation where modules.json lists them; None where the folder holds no config.json.
 
     What is not known is left out with all that stands behind the transformer, and a note says so. Raises LoadError.
     """

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: loaded as the module from token ids to the embedding, and nothing of them is run."""
+"""Folders of sentence-transformers: loaded as the module from token ids to embeddings; nothing of them is run."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.sentence_folders import sentence_folder
 from torch import nn
 
 import fxprune
@@ -52,6 +53,11 @@ def hugging_face(folder: Path) -> dict[str, Any]:
     return {"source": folder}
 
 
+def sentences(folder: Path) -> dict[str, Any]:
+    pytest.importorskip("transformers")
+    return {"source": sentence_folder(folder / "encoder")}
+
+
 def timm_name(folder: Path) -> dict[str, Any]:
     survive_torchvision()
     timm = pytest.importorskip("timm")
@@ -68,6 +74,7 @@ OPENED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "`model.pt` from `torch.save(model)`": pickled,
     "`model.pt2` from `torch.export.save`": exported,
     "a Hugging Face folder": hugging_face,
+    "a sentence-transformers folder": sentences,
     "`timm:vit_base_patch16_224`": timm_name,
     "an `nn.Module`": module,
 }

@@ -69,4 +69,4 @@ def tokens() -> dict[str, torch.Tensor]:
     """Three texts of 2 to 7 tokens, padded behind."""
     ids = torch.randint(5, len(WORDS), (3, 7), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(7) < torch.tensor([[7], [2], [4]])).long()
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}

@@ -47,6 +47,21 @@ The folder is loaded in a process of its own, with transformers and without fxpr
 1e-5 (relative) at two batch sizes and lengths, and where the class generates, greedy decoding with its cache gives the
 tokens of decoding without. report.json says it under `lowering`. A folder that fails is not written.
 
+Sentence encoders
+
+A folder of sentence-transformers (modules.json: a transformer at its root or in 0_Transformer, 1_Pooling in any of its
+modes, then 2_Dense and Normalize) is loaded as the module that people use, from token ids and mask to the embedding,
+without that library. The embedding is scored, judged and kept, and the folder that comes home is one as well:
+
+  from sentence_transformers import SentenceTransformer
+  SentenceTransformer("smaller").encode(texts)             # free: trust_remote_code=True
+
+modules.json and 1_Pooling are copied; 2_Dense is written with the weights it has then. Where the library is installed,
+the fresh process compares what it encodes. A module, pooling mode or activation that is not known is left out together
+with the others, the transformer alone is pruned, and a note says so; no class that a folder names is imported.
+With --target onnx the file gives sentence_embedding itself, for onnxruntime; sentence-transformers' own ONNX backend
+expects one without pooling.
+
 Other ways in
 
   fxprune plan ./qwen --params 0.75 --data text.jsonl --target hf --out plan.json
