@@ -44,7 +44,8 @@ class SourceFolder:
         if source.folder is None or not isinstance(source.model, nn.Module):
             return None
         encoder = source.model if isinstance(source.model, SentenceEncoder) else None
-        inside, places = (encoder.inside, encoder.folders) if encoder else ("", {})
+        inside = encoder.inside if encoder else ""
+        places: Mapping[str, str] = encoder.folders if encoder else {}
         own = source.folder / inside
         config = json.loads((own / CONFIG).read_text(encoding="utf-8"))
         dtypes = {(TRANSFORMER if encoder else "") + name: dtype for name, dtype in _stored(own)}
@@ -130,7 +131,9 @@ class SourceFolder:
         """
         from safetensors.torch import save_file
 
-        stages, places = (self.encoder.stages, self.encoder.folders) if self.encoder else ({}, {})
+        if self.encoder is None:
+            return []
+        stages, places = dict(self.encoder.stages.items()), self.encoder.folders
         written: list[Path] = []
         width = 0  # of the pooled vector, where a layer behind says it
         for name in (n for n, stage in stages.items() if isinstance(stage, Dense)):
