@@ -47,6 +47,7 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     if run.data is None or run.data.generated or run.data.samples < ENOUGH:
         return decide_on(ready, plain)
     best, failed = _try(ready, plain)
+    run = run if best is None else replace(run, data=best.run.data)  # in batches that memory holds
     wider = goal.wider if run.request.backend.any_graph else ()  # a class cannot say what turns and takes apart
     for other in _alternatives(replace(goal, wider=wider), ready.program):
         again, wish = _prepare(run, other.goal, known)

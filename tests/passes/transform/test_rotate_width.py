@@ -282,7 +282,8 @@ class Odd(Stream):
         self.use = use
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.use(self.embed(x), self)
+        x = self.embed(x)
+        return self.use(x + self.down[1](self.up[1](self.norms[1](x))), self)
 
 
 @pytest.mark.parametrize("why", REASONS)
