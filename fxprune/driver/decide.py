@@ -45,6 +45,7 @@ class Decided:
     recovery  what fitting them did, as plain data; None where there was none
     budget    that the plan was made under; None where there was none
     tiles     passes that choose zero tiles behind slicing, where they are stated in place of the request's
+    instead_of   a plan that this one was preferred to, and that stands where this one cannot be carried out
     """
 
     run: Run
@@ -53,6 +54,7 @@ class Decided:
     latency: KnownLatency = field(default_factory=lambda: KnownLatency())
     recovery: dict[str, Any] | None = None
     tiles: tuple[Pass, ...] = ()
+    instead_of: Decided | None = None
 
     def recovered(self, how: Recover) -> Decided:
         """The same plan with what stays fitted to the data, as ``how`` says."""
