@@ -41,8 +41,8 @@ def principal_bases(folded: Folded, data: Calibration) -> dict[Axis, tuple[Tenso
         for axis, part in found.totals.items():
             totals[axis] += part * (batch.size / data.samples)
     added = add_up({str(i): total for i, total in enumerate(totals.values())})
-    found = {axis: added[str(i)] for i, axis in enumerate(totals)}
-    return {axis: _principal(moments) for axis, moments in found.items() if bool(torch.isfinite(moments).all())}
+    of_all = {axis: added[str(i)] for i, axis in enumerate(totals)}
+    return {axis: _principal(moments) for axis, moments in of_all.items() if bool(torch.isfinite(moments).all())}
 
 
 def _principal(moments: Tensor) -> tuple[Tensor, Tensor]:
