@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from ...intake.archive import read_program
 from ...intake.companions import copy_companions
 from ...intake.huggingface import switch_cache_off
 from ...intake.load import Loaded
+from ...intake.pooling import MODULES, transformer_folder
 from ...ir.agreement import TOLERANCE
 from ...ir.pipeline import Pass
 from ...ir.program import Program
@@ -30,7 +31,7 @@ from .config_numbers import KnownClass, numbers_for_shapes, numbers_of
 from .fit import ClassState, Numbers, input_names, numbers_for, refused_by_config, state_of
 from .folder import CODE, SourceFolder, need_folder
 from .hold_to_class import HoldToClass
-from .load import load_hf
+from .load import load_whole
 from .prove import LIMIT, prove_in_fresh_process
 
 LAYOUTS = ("uniform", "free")
@@ -94,11 +95,11 @@ class HfBackend(Backend):
         names = input_names(program, source.model)
         changes = _uniform(program, source, state) if self.layout == "uniform" else _free(program, source, state)
         left_out = copy_companions(source.path, directory)
-        weights = _write_weights(source, state, directory)
+        weights = _write_weights(source, state, directory, program.tensors)
         source.write_config(directory, changes)
         if self.layout == "free":
-            (directory / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
-        payload = weights[0]
+            (source.own(directory) / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
+        payload = weights[0]  # of the transformer
         about = {"class": source.class_name, "layout": self.layout, "dtype": str(source.dtype).removeprefix("torch.")}
         notes = (f"files not copied, above 64 MiB or with odd names: {', '.join(left_out)}",) if left_out else ()
         return Lowered(
@@ -107,17 +108,25 @@ class HfBackend(Backend):
 
     def prove(self, program: Program, lowered: Lowered, seed: int = 0) -> Lowered:
         """The folder once more in a process of its own, with transformers alone; and generation with its cache."""
-        found = prove_in_fresh_process(program, lowered.payload.parent, need_folder(self.source), seed)
+        source = need_folder(self.source)
+        found = prove_in_fresh_process(program, _folder_of(lowered.payload), source, seed)
         return dataclasses.replace(lowered, about={**lowered.about, "fresh_process": found})
 
     def load(self, payload: Path) -> Runner:
-        args, kwargs = read_program(payload.parent / "model.pt2").example_inputs or ((), {})
-        return _runner(payload.parent, [*map(str, range(len(args))), *kwargs])
+        folder = _folder_of(payload)
+        args, kwargs = read_program(folder / "model.pt2").example_inputs or ((), {})
+        return _runner(folder, [*map(str, range(len(args))), *kwargs])
+
+
+def _folder_of(payload: Path) -> Path:
+    """The folder that a transformer's weights belong to: theirs, or the one whose modules.json names it."""
+    above = (f for f in payload.parents if (f / MODULES).is_file() and f / transformer_folder(f) == payload.parent)
+    return next(above, payload.parent)
 
 
 def _runner(folder: Path, names: Sequence[str]) -> Runner:
     """The folder's class in float32, as the program takes its inputs."""
-    model = load_hf(folder, dtype=torch.float32)
+    model = load_whole(folder)
     switch_cache_off(model.config)
 
     def run(flat: Sequence[Any]) -> list[Any]:
@@ -133,8 +142,12 @@ def _runner(folder: Path, names: Sequence[str]) -> Runner:
 def _free(program: Program, source: SourceFolder, state: ClassState) -> dict[str, Any]:
     """What config.json says besides, where every layer has widths of its own."""
     pruned = {
-        "shapes": {name: list(shape) for name, shape in state.shapes.items()},
-        "numbers": {name: dict(said) for name, said in _numbers(program, source, state).items()},
+        "shapes": {own: list(shape) for name, shape in state.shapes.items() if (own := source.in_class(name))},
+        "numbers": {
+            own: dict(said)
+            for name, said in _numbers(program, source, state).items()
+            if (own := source.in_class(name)) is not None
+        },
     }
     code = {name: f"{CODE.removesuffix('.py')}.{cls}" for name, cls in source.autos().items()}
     return {"auto_map": code, "pruned": pruned}
@@ -176,8 +189,11 @@ def _numbers(program: Program, source: SourceFolder, state: ClassState) -> Numbe
     return numbers
 
 
-def _write_weights(source: SourceFolder, state: ClassState, directory: Path) -> list[Path]:
-    """The weights as the library writes them, in the dtypes of the source; the index first where there are shards."""
+def _write_weights(source: SourceFolder, state: ClassState, directory: Path, read: Container[str]) -> list[Path]:
+    """The weights as the library writes them, in the dtypes of the source; the index first where there are shards.
+
+    read   what the graph reads
+    """
     by_value: dict[int, Tensor] = {}
     stored = {}
     for name, value in state.tensors.items():
@@ -185,14 +201,21 @@ def _write_weights(source: SourceFolder, state: ClassState, directory: Path) -> 
             dtype = source.dtype_of(name) if value.is_floating_point() else value.dtype
             by_value[value.data_ptr()] = value.to(dtype).contiguous()
         stored[name] = by_value[value.data_ptr()]
-    model: Any = source.model
+    model = source.transformer
     kept = dict(vars(model.config))
+    own = {at: t for name, t in stored.items() if (at := source.in_class(name)) and not _absent(name, source, read)}
     with tempfile.TemporaryDirectory(dir=directory, prefix=".weights-") as aside, quiet():
-        model.save_pretrained(aside, state_dict=stored)
+        model.save_pretrained(aside, state_dict=own)
         made = [p for p in sorted(Path(aside).iterdir()) if ".safetensors" in p.name]
-        paths = [path.rename(directory / path.name) for path in made]
+        paths = [path.rename(source.own(directory) / path.name) for path in made]
     vars(model.config).update(kept)
-    return sorted(paths, key=lambda path: (path.suffix != ".json", path.name))
+    paths = sorted(paths, key=lambda path: (path.suffix != ".json", path.name))
+    return [*paths, *source.write_stages(directory, stored)]
+
+
+def _absent(name: str, source: SourceFolder, read: Container[str]) -> bool:
+    """Whether a tensor of a sentence encoder is one that neither the folder has nor the embedding needs: a pooler."""
+    return source.encoder is not None and name not in read and name not in source.dtypes
 
 
 def _check_range(name: str, rounded: Tensor, dtype: torch.dtype) -> None:

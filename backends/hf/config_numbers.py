@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...intake.pooling import SentenceEncoder
 from ...ir.agreement import seeded
 from ...process.silence import quiet
 
@@ -41,15 +42,18 @@ class Number:
 
 @dataclass(frozen=True)
 class KnownClass:
-    """A class with its config: what it builds for other numbers."""
+    """A class with its config: what it builds for other numbers.
 
-    cls: type
+    cls   config -> model
+    """
+
+    cls: Callable[[Any], Any]
     config: Any
 
     @staticmethod
     def of(model: nn.Module) -> KnownClass:
         """That of a loaded model."""
-        return KnownClass(type(model), model.config)
+        return KnownClass(model.rebuilt if isinstance(model, SentenceEncoder) else type(model), model.config)
 
     def changed(self, numbers: Mapping[Path, int]) -> Any:
         """A config with these numbers, as it is read from a file: it may refuse them."""

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import LoweringError
 from ...intake.load import Loaded
+from ...intake.pooling import Dense, Pooling, SentenceEncoder
 
 CONFIG, CODE = "config.json", "modeling_pruned.py"
+TRANSFORMER, STAGES = "transformer.", "stages."
+"""What names of a sentence encoder begin with."""
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -24,7 +27,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 class SourceFolder:
     """A folder and the model that was loaded from it.
 
-    model    the dense model, of transformers' class
+    model    the dense model: of transformers' class, or a sentence encoder around one
     config   its config.json as it lies there
     dtypes   of the tensors in its safetensors, by their names there;  dtype: of most of them
     """
@@ -40,15 +43,40 @@ class SourceFolder:
         """The folder that a model was loaded from; None where it came from elsewhere."""
         if source.folder is None or not isinstance(source.model, nn.Module):
             return None
-        config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
-        dtypes = dict(_stored(source.folder))
+        encoder = source.model if isinstance(source.model, SentenceEncoder) else None
+        own = source.folder / (encoder.inside if encoder else "")
+        config = json.loads((own / CONFIG).read_text(encoding="utf-8"))
+        dtypes = {(TRANSFORMER if encoder else "") + name: dtype for name, dtype in _stored(own)}
+        for stage, place in encoder.folders.items() if encoder else ():
+            if place and place != encoder.inside:
+                dtypes |= {f"{STAGES}{stage}.{name}": dtype for name, dtype in _stored(source.folder / place)}
         counted = collections.Counter(dtypes.values()) or {_stated(config): 1}
         return SourceFolder(source.folder, source.model, config, dtypes, max(counted, key=lambda d: counted[d]))
 
     @property
+    def encoder(self) -> SentenceEncoder | None:
+        """The model, where pooling stands behind its transformer."""
+        return self.model if isinstance(self.model, SentenceEncoder) else None
+
+    @property
+    def transformer(self) -> Any:
+        """The dense model's part of a class of transformers; mostly all of it."""
+        return self.encoder.transformer if self.encoder else self.model
+
+    @property
     def class_name(self) -> str:
         """Of the model's class in transformers."""
-        return type(self.model).__name__
+        return type(self.transformer).__name__
+
+    def own(self, folder: Path) -> Path:
+        """Where in ``folder`` the transformer lies."""
+        return folder / self.encoder.inside if self.encoder else folder
+
+    def in_class(self, name: str) -> str | None:
+        """What the class calls a tensor or module of the model; None for what stands behind the transformer."""
+        if self.encoder is None:
+            return name
+        return f"{name}.".removeprefix(TRANSFORMER)[:-1] if f"{name}.".startswith(TRANSFORMER) else None
 
     def dtype_of(self, name: str) -> torch.dtype:
         """What a floating tensor of the model is stored in."""
@@ -60,7 +88,7 @@ class SourceFolder:
         from transformers.models.auto import auto_factory
 
         found: dict[str, str] = {}
-        config: Any = type(self.model.config)
+        config: Any = type(self.transformer.config)
         for name in (n for n in dir(transformers) if n.startswith("AutoModel")):
             auto: Any = getattr(transformers, name)
             mapping = getattr(auto, "_model_mapping", None)
@@ -68,7 +96,7 @@ class SourceFolder:
                 continue
             given: Any = mapping[config]
             given = given[0] if isinstance(given, tuple) else given
-            if given is type(self.model) or name == "AutoModel":
+            if given is type(self.transformer) or name == "AutoModel":
                 found[name] = given.__name__
         return found
 
@@ -87,8 +115,38 @@ class SourceFolder:
     def write_config(self, directory: Path, changes: Mapping[str, Any]) -> None:
         """The config as it was, with these entries changed or added."""
         told = {**{k: v for k, v in self.config.items() if k != "auto_map"}, **changes}
+        if self.encoder:  # a head that the folder had is not written
+            told["architectures"] = [self.class_name]
         told.setdefault("architectures", [self.class_name])
-        (directory / CONFIG).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.own(directory) / CONFIG).write_text(
+            json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+    def write_stages(self, directory: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
+        """Weights and sizes of what stands behind the transformer; the paths of the weights.
+
+        tensors   by the names of the model, in the dtypes in which they are stored
+        """
+        from safetensors.torch import save_file
+
+        written: list[Path] = []
+        width = 0  # of the pooled vector, where a layer behind says it
+        for name, stage in self.encoder.stages.items() if self.encoder else ():
+            assert self.encoder is not None
+            place, prefix = directory / self.encoder.folders[name], f"{STAGES}{name}."
+            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            if isinstance(stage, Dense):
+                outside, inside = own["linear.weight"].shape
+                width = width or inside
+                _change(place / CONFIG, {"in_features": inside, "out_features": outside})
+                written.append(place / "model.safetensors")
+                save_file(own, written[-1], metadata={"format": "pt"})
+        for name, stage in self.encoder.stages.items() if self.encoder and width else ():
+            if isinstance(stage, Pooling):
+                size = width // len(stage.modes)
+                told = {key: size for key in ("embedding_dimension", "word_embedding_dimension")}
+                _change(directory / self.encoder.folders[name] / CONFIG, told, add=False)
+        return written
 
 
 def need_folder(source: SourceFolder | None) -> SourceFolder:
@@ -113,6 +171,14 @@ def _stored(folder: Path) -> Iterator[tuple[str, torch.dtype]]:
                 dtype = _DTYPES.get(file.get_slice(name).get_dtype())
                 if dtype is not None:
                     yield name, dtype
+
+
+def _change(path: Path, said: Mapping[str, Any], add: bool = True) -> None:
+    """Write other values into a config, where they are others; ``add``: those too that it has not."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    new = {key: value for key, value in said.items() if told.get(key) != value and (add or key in told)}
+    if new:
+        path.write_text(json.dumps({**told, **new}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _stated(config: Mapping[str, Any]) -> torch.dtype:

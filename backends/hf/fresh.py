@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 TOKENS = 8
+CLOSE = 1e-5
+"""Largest difference of embeddings, relative to the largest number in them."""
 TIE = 1e-3
 """Two tokens whose logits differ by no more than this share of the largest one are as good as each other."""
 
@@ -28,7 +30,7 @@ def prove(folder: str, work: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    model = _load(folder, asked).eval()
+    model = _whole(folder, asked).eval()
     for part in (model.config, *vars(model.config).values()):  # a cache is an output that the graph has not
         if getattr(part, "use_cache", None):
             part.use_cache = False
@@ -43,8 +45,18 @@ def prove(folder: str, work: Path) -> None:
             for place, value in enumerate(t for t in found if isinstance(t, torch.Tensor)):
                 made[f"{number}.{place}"] = value.detach().clone().contiguous()
     save_file(made, work / "outputs.safetensors")
-    told = {"generate": generate(model, runs[0]), "alone": not any(m.startswith("fxprune") for m in sys.modules)}
+    told: dict[str, Any] = {"generate": generate(model, runs[0])}
+    told["encode"] = encode(folder, model, runs[0]) if asked.get("pooling") else ""
+    told["alone"] = not any(m.startswith("fxprune") for m in sys.modules)
     (work / "told.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _whole(folder: str, asked: dict[str, Any]) -> Any:
+    """The model, with what modules.json puts behind it where the pruned graph holds that too."""
+    if not asked.get("pooling"):
+        return _load(folder, asked)
+    read = runpy.run_path(asked["pooling"])["read_encoder"]
+    return read(Path(folder), lambda inside: _load(str(inside), asked))
 
 
 def _load(folder: str, asked: dict[str, Any]) -> Any:
@@ -87,6 +99,25 @@ def generate(model: Any, inputs: Mapping[str, Any]) -> str:
         if bool((first != second).any()):
             break  # equally good tokens: the texts part here
     return "equal"
+
+
+def encode(folder: str, model: Any, inputs: Mapping[str, Any]) -> str:
+    """``equal`` where sentence-transformers makes of the folder what ``model`` computes, ``not compared: why`` where it
+    is not installed or does not load it; else what is wrong."""
+    import torch
+
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        other = SentenceTransformer(folder, trust_remote_code=True, local_files_only=True, device="cpu")
+    except Exception as error:  # whatever the library says, or the lack of it
+        return f"not compared: {type(error).__name__}: {error}"[:400]
+    given = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+    with torch.no_grad():
+        want = model(**given)["sentence_embedding"]
+        got = other.float()(dict(given))["sentence_embedding"]
+    gap = float((got - want).abs().max() / want.abs().max().clamp(min=1e-12)) if got.shape == want.shape else 1.0
+    return "equal" if gap <= CLOSE else f"differs: by {gap:.1e}, relative"
 
 
 if __name__ == "__main__":

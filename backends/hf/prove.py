@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import VerifyError
+from ...intake import pooling
 from ...ir.agreement import relative_error, seeded
 from ...ir.double import exactly, within_rounding
 from ...ir.program import Program
@@ -32,7 +33,8 @@ def prove_in_fresh_process(program: Program, folder: Path, source: SourceFolder,
     """Load ``folder`` with transformers alone in a new process, run it at two sizes and let it generate.
 
     Returns what was found, as plain data: ``max_rel``, ``sizes``, ``generate`` (``equal``, ``no``: the class does not,
-    or ``not compared: why`` where the dense model does not either). Raises VerifyError where outputs differ, or tokens
+    or ``not compared: why`` where the dense model does not either), of a sentence encoder ``encode`` as well (with
+    sentence-transformers, where it is installed). Raises VerifyError where outputs differ, or tokens
     with and without a cache.
     """
     reference, sizes = eager(program.exported), input_sizes(program)
@@ -53,7 +55,21 @@ def prove_in_fresh_process(program: Program, folder: Path, source: SourceFolder,
                 cure="`--target eager` or `--target onnx` write the graph itself",
             )
         worst = max(worst, error)
-    return {"max_rel": worst, "sizes": [dict(t) for t in trials], "generate": _checked(told["generate"], source, named)}
+    found = {
+        "max_rel": worst,
+        "sizes": [dict(t) for t in trials],
+        "generate": _checked(told["generate"], source, named),
+    }
+    if not told["encode"]:
+        return found
+    if told["encode"].startswith("differs"):
+        raise VerifyError(
+            "sentence-transformers makes other embeddings of the folder",
+            where=folder.name,
+            why=told["encode"],
+            cure="`--target eager` or `--target onnx` write the graph itself",
+        )
+    return {**found, "encode": told["encode"]}
 
 
 def _run_fresh(
@@ -76,6 +92,7 @@ def _run_fresh(
         "class": f"{CODE.removesuffix('.py')}.{source.class_name}",
         "inputs": list(names),
         "runs": len(flats),
+        "pooling": str(pooling.__file__) if source.encoder else "",
         "prepare": [str(libraries.__file__)],  # a torchvision that does not import would be in the way
     }
     (work / "ask.json").write_text(json.dumps(asked), encoding="utf-8")

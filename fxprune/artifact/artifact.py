@@ -103,7 +103,7 @@ class Artifact:
             report = {
                 **self.report,
                 **_target(self.backend),
-                "payload": lowered.payload.name,
+                "payload": lowered.payload.relative_to(directory).as_posix(),
                 "parity": {**parity.to_dict(), "runtime": lowered.runtime or self.target, "versions": versions()},
                 "earlier": self.report.get("earlier", []) if untouched else [],
                 "lowering": dict(lowered.about),

@@ -245,6 +245,7 @@ def _from_texts(path: Path, loaded: Loaded, draw: _Draw, batch: int) -> Calibrat
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     limit = token_limit(getattr(loaded.model, "config", None), min(_LONGEST, tokenizer.model_max_length or _LONGEST))
+    limit = min(limit, getattr(loaded.model, "longest", None) or limit)  # a sentence encoder's own
     batches, unmasked = [], False
     for rows in _split(torch.arange(len(found.first)), batch):
         part = found.pick(rows.tolist())

@@ -28,10 +28,14 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spi
 _SUBCONFIGS = ("vision_config", "text_config", "backbone_config", "encoder", "decoder", "audio_config")
 
 
-def load_folder(folder: Path, changed: Mapping[str, Any] | None = None) -> tuple[nn.Module, tuple[str, ...]]:
+def load_folder(
+    folder: Path, changed: Mapping[str, Any] | None = None, encoder: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
     """The model in a Hugging Face folder, in float32 and evaluation form, and notes on its weights.
 
-    changed: entries of its config with other values.
+    changed  entries of its config with other values
+    encoder  the class without a head, whatever head the folder has: the text encoder of one with a decoder
+
     The class is ``architectures[0]`` of config.json, from transformers itself: code in the folder is never run. Nothing
     is fetched. Weights are read from safetensors, or from pytorch_model.bin as tensors only.
     Raises LoadError when config or weights are missing, damaged, quantised or do not belong together.
@@ -53,12 +57,14 @@ def load_folder(folder: Path, changed: Mapping[str, Any] | None = None) -> tuple
             why="it has a quantization_config",
             cure="use the model's unquantised weights",
         )
-    cls = _model_class(transformers, raw, folder)
+    cls = transformers.AutoModel if encoder else _model_class(transformers, raw, folder)
     with offline(), quiet():
         try:
             config = _config(transformers, cls, raw)
             _change(config, changed or {}, folder)
-            if cls is transformers.AutoModel:
+            if encoder and getattr(config, "is_encoder_decoder", False):
+                cls = transformers.AutoModelForTextEncoding._model_mapping[type(config)]
+            elif cls is transformers.AutoModel:
                 cls = transformers.AutoModel._model_mapping[type(config)]
         except LoadError:
             raise
@@ -203,24 +209,7 @@ def _notes(model: nn.Module, info: Mapping[str, Any], raw: Mapping[str, Any], fo
     stored = raw.get("dtype") or raw.get("torch_dtype")
     if stored not in (None, "float32"):
         notes.append(f"weights stored as {stored} are computed in float32")
-    left_out = _modules_behind(folder)
-    if left_out:
-        notes.append(
-            f"modules.json lists {', '.join(left_out)} behind the transformer (sentence-transformers): left out, so "
-            "that its own output is scored and judged, not the embedding; give the whole as an nn.Module for that"
-        )
     return tuple(notes)
-
-
-def _modules_behind(folder: Path) -> list[str]:
-    """What a folder of sentence-transformers puts behind its transformer, by class; nothing where it is none."""
-    path = folder / "modules.json"
-    try:
-        listed = json.loads(path.read_bytes()[:_LARGEST_CONFIG]) if path.is_file() else []
-        kinds = [str(one["type"]).rpartition(".")[2] for one in listed]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-    return [kind for kind in kinds if kind not in ("Transformer", "Normalize")]
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

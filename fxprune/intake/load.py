@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import FxpruneError, LoadError
-from . import archive, huggingface, images
+from . import archive, images
 from .evaluation import unwrap
 from .forward import leaf_names, parameter_names
 from .given_inputs import INPUT_CURE, given_inputs, to_device
@@ -24,6 +24,7 @@ from .own_description import described_inputs, timm_cfg
 from .pickles import load_pickle
 from .refusals import refuse_quantised
 from .rehearsal import first_line
+from .sentences import load_sentences
 from .tensors import AVERAGED, TORCH_SUFFIXES, existing, find_weights, kind_of, shorten
 from .timm_models import load_timm
 
@@ -218,10 +219,10 @@ def _open_folder(folder: Path, trust_pickle: bool, built: Mapping[str, Any]) -> 
             raise _built_already(str(folder))
         program = archive.read_program(folder / "model.pt2", trust=trust_pickle)
         return Loaded(program, folder.name)
-    if (folder / "config.json").is_file():
-        model, notes = huggingface.load_folder(folder, built)
-        name = folder.resolve().name
-        return Loaded(model, name, tokenizer=huggingface.tokenizer_folder(folder), folder=folder, notes=notes)
+    found = load_sentences(folder, built)
+    if found is not None:
+        model, own, tokenizer, notes = found
+        return Loaded(model, folder.resolve().name, tokenizer=tokenizer, folder=own, notes=notes)
     raise LoadError(
         "the folder holds no model",
         where=str(folder),

@@ -14,6 +14,7 @@ from . import huggingface
 from .arrange import Inputs, arrangements
 from .example_inputs import BATCH, failure, from_program, make, picture_hints, propose
 from .forward import float_type, forward_of
+from .pooling import SentenceEncoder
 
 
 def described_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
@@ -23,6 +24,9 @@ def described_inputs(model: nn.Module | ExportedProgram, folder: Path | None = N
     """
     if isinstance(model, ExportedProgram):
         return from_program(model)
+    if isinstance(model, SentenceEncoder):
+        own = None if folder is None else folder / model.inside
+        return (), huggingface.example_kwargs(model.transformer, own)
     if is_transformers(model):
         kwargs = in_type_of(model, huggingface.example_kwargs(model, folder))
         if kwargs:
