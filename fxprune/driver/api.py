@@ -29,7 +29,7 @@ from ..request.request import Request
 from ..target.clock import SharedClock
 from .apply import PlanLike, apply_plan, lines_of, read_plan
 from .decide import Decided
-from .decide_among import decide_among
+from .decide_among import carry_through, decide_among
 from .decide_tiles import keep_everything, plan_tiles
 from .finish import finish
 from .replay import run_stated
@@ -168,7 +168,9 @@ def compile(
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
-        return finish(keep_everything(run) if goal is None else decide_among(run, goal).recovered(goal.recovery))
+        if goal is None:
+            return finish(keep_everything(run))
+        return carry_through(decide_among(run, goal), lambda found: finish(found.recovered(goal.recovery)))
 
 
 def plan(

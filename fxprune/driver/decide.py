@@ -21,7 +21,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
-from .rotation import rotated_groups, rotation_for
+from .rotation import has_bases, rotated_groups, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -45,6 +45,7 @@ class Decided:
     recovery  what fitting them did, as plain data; None where there was none
     budget    that the plan was made under; None where there was none
     tiles     passes that choose zero tiles behind slicing, where they are stated in place of the request's
+    instead_of   a plan that this one was preferred to, and that stands where this one cannot be carried out
     """
 
     run: Run
@@ -53,6 +54,7 @@ class Decided:
     latency: KnownLatency = field(default_factory=lambda: KnownLatency())
     recovery: dict[str, Any] | None = None
     tiles: tuple[Pass, ...] = ()
+    instead_of: Decided | None = None
 
     def recovered(self, how: Recover) -> Decided:
         """The same plan with what stays fitted to the data, as ``how`` says."""
@@ -78,13 +80,19 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
     """The run with its groups, and the data that will be used: what every plan of it begins with.
 
     rewrite  residual streams, and queries, keys and values, are put into a basis of their own where their width may be
-             cut; not where the weights of the result must fit other graphs
+             cut; not where the weights of the result must fit other graphs. They stay where that goes wrong
     """
     turn = rotation_for(run, goal) if rewrite else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
-    run = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
-    run = prove_prepared(run)
-    return replace(run, data=usable_data(run, goal))  # the report names what was used
+    try:
+        found = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
+        found = prove_prepared(found)
+    except InternalError as error:
+        if not rewrite or not has_bases(goal):
+            raise
+        run.tell.warn(f"widths stay in the model's own basis: another failed, which is to be reported ({error.what})")
+        return prepare(run, goal, rewrite=False)
+    return replace(found, data=usable_data(found, goal))  # the report names what was used
 
 
 def score(run: Run, goal: Goal) -> Run:

@@ -3,12 +3,14 @@ repaired, on samples that repaired neither, and the nearest to the dense model i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from ..errors import BudgetInfeasible, NothingToPrune
+from ..errors import BudgetInfeasible, FxpruneError, MissingDevice, NothingToPrune
 from ..ir.program import Program
+from ..ir.provenance import first_line
+from ..process import ranks
 from ..request.goal import Goal
 from .decide import Decided, decide_on, prepare, score_as_able
 from .members import compare_repaired, in_doubt
@@ -22,6 +24,7 @@ of the MACs, 0.1 to 1.3 points from 0.9 to 0.3), far behind on EfficientNet-Lite
 between a channel and what could make up for it."""
 
 
+Made = TypeVar("Made")
 Known: TypeAlias = dict[tuple[tuple[str, ...], str], tuple[Run, Goal]]
 """(kinds, criterion) -> the run that is scored by it, and the goal that the scores are for."""
 
@@ -38,7 +41,7 @@ class Alternative:
 def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     """:func:`decide` for the goal, and for its alternatives where data can judge. An alternative is taken where its
     outputs lie nearer to the dense ones by more than one standard error than those of the best so far, or where that
-    cannot reach the budget.
+    cannot reach the budget. Nobody asked for them: one that fails is told in a note and left.
 
     known   runs that are scored already, of other budgets of the same goal; filled
     """
@@ -47,21 +50,47 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     if run.data is None or run.data.generated or run.data.samples < ENOUGH:
         return decide_on(ready, plain)
     best, failed = _try(ready, plain)
+    run = run if best is None else replace(run, data=best.run.data)  # in batches that memory holds
     wider = goal.wider if run.request.backend.any_graph else ()  # a class cannot say what turns and takes apart
     for other in _alternatives(replace(goal, wider=wider), ready.program):
-        again, wish = _prepare(run, other.goal, known)
-        found, why = _try(again, wish) if _cuts_more(again, wish, plain) else (None, None)
-        if found is None or (best is not None and _alike(found, best)):
-            failed = failed if why is None else why
-            continue
-        if best is None:
-            best = _noted(found, f"{other.taken}: without that the budget is out of reach")
-            continue
-        best = _nearer(best, found, other)
+        try:
+            again, wish = _prepare(run, other.goal, known)
+            found, why = _try(again, wish) if _cuts_more(again, wish, plain) else (None, None)
+            if found is None or (best is not None and _alike(found, best)):
+                failed = failed if why is None else why
+            elif best is None:
+                best = _noted(found, f"{other.taken}: without that the budget is out of reach")
+            else:
+                best = _nearer(best, found, other)
+        except ranks.LostRank:
+            raise
+        except Exception as error:  # whatever it is, the plain plan stands
+            run.tell.note(f"{other.left}: {_told(error)}")
     if best is None:
         assert failed is not None
         raise failed
     return best
+
+
+def carry_through(decided: Decided, finish: Callable[[Decided], Made]) -> Made:
+    """What ``finish`` makes of a decision. Where that fails for an alternative that was taken in place of another plan,
+    what it makes of the other one, with a note."""
+    if decided.instead_of is None or ranks.world() > 1:  # one rank alone writes: the others would not follow
+        return finish(decided)
+    try:
+        return finish(decided)
+    except MissingDevice:  # it is no fault of the plan
+        raise
+    except Exception as error:
+        decided.run.tell.note(f"the plan that is nearer to dense cannot be delivered, another is taken: {_told(error)}")
+        return carry_through(decided.instead_of, finish)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong in something that nobody asked for, in one line."""
+    if isinstance(error, FxpruneError):
+        return f"trying failed: {error.what}" + (f" ({error.why})" if error.why else "")
+    return f"trying failed, which is a fault of fxprune's own to be reported: {first_line(error)}"
 
 
 def _alternatives(goal: Goal, ready: Program) -> Iterator[Alternative]:
@@ -113,8 +142,8 @@ def _nearer(best: Decided, found: Decided, other: Alternative) -> Decided:
     judged = compare_repaired(*programs, run.finders, run.data, run.seed, COMPARED, fitted)
     if judged is None:
         return best
-    taken = found if judged.surely_nearer else best
-    return _noted(taken, f"{other.taken if taken is found else other.left}: {judged}")
+    taken = replace(found, instead_of=best) if judged.surely_nearer else best
+    return _noted(taken, f"{other.left if taken is best else other.taken}: {judged}")
 
 
 def _noted(decided: Decided, text: str) -> Decided:

@@ -18,6 +18,11 @@ ROTATED = "rotated"
 """In ``plan.about``: names of the groups whose elements are directions of a basis that data gave."""
 
 
+def has_bases(goal: Goal) -> bool:
+    """Whether any of the goal's kinds is cut in a basis of its own."""
+    return not {str(Kind.QK), str(Kind.V), str(Kind.WIDTH)}.isdisjoint(map(str, goal.kinds))
+
+
 def rotation_for(run: Run, goal: Goal) -> RotateWidth | None:
     """The pass that finds the bases, where widths may be cut; None, with a note, where there is no data for it.
 

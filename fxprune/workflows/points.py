@@ -11,7 +11,8 @@ from ..artifact.artifact import Artifact
 from ..artifact.files import check_destination, check_files, read_report
 from ..data.batch import Calibration
 from ..driver.apply import give_plan
-from ..driver.decide_among import Known, decide_among
+from ..driver.decide import Decided
+from ..driver.decide_among import Known, carry_through, decide_among
 from ..driver.finish import finish
 from ..driver.judge import AgreementEvaluator
 from ..driver.run import Run
@@ -80,13 +81,18 @@ class Sweep:
         request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
         run = replace(self.base, request=request, tell=self.scored.tell.branch())
         goal = self.goal.at(budget)
-        artifact = finish(decide_among(run, goal, self.known).recovered(goal.recovery))
-        with silence():
-            figures = self.judge.of(artifact.program)
-        artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
-        run.tell.stage(f"lower to {request.target}, verify and save")
-        with silence():
-            artifact.save(place)
+
+        def written(found: Decided) -> Artifact:
+            artifact = finish(found.recovered(goal.recovery))
+            with silence():
+                figures = self.judge.of(artifact.program)
+            artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
+            run.tell.stage(f"lower to {request.target}, verify and save")
+            with silence():
+                artifact.save(place)
+            return artifact
+
+        artifact = carry_through(decide_among(run, goal, self.known), written)
         return self._point(place, budget, artifact.report)
 
     def _point(self, place: Path, budget: Budget, report: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .rotation.rewrite import fold, untied_by
 from .rotation.uses import NotRotatable, Uses, find_uses
 
 NO_DATA = "there is no data to find its basis from"
+NOT_FINITE = "what is read of it is not finite on the data"
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,19 @@ class RotateWidth(Transform):
                 skipped.append((group.name, str(odd)))
         rotated: list[Rotation] = []
         after = program
-        if found:
+        while found:
             assert self.data is not None
             folded = fold(program, [uses for _, uses in found], self.slug())
             bases = principal_bases(folded, self.data)
+            if len(bases) < len(found):
+                skipped += [(group.name, NOT_FINITE) for group, _ in found if group.axis not in bases]
+                found = [(group, uses) for group, uses in found if group.axis in bases]
+                continue
             after = folded.rotated({axis: basis for axis, (basis, _) in bases.items()})
             for group, uses in found:
                 curve = tuple(round(float(share), 6) for share in bases[group.axis][1].cumsum(0))
                 rotated.append(Rotation(group.name, curve, tuple(untied_by(program, [uses]))))
+            break
         told = [*map(_told, rotated), *(f"{name} stays in its own basis: {why}" for name, why in skipped)]
         notes = tuple(dict.fromkeys([*program.notes, *told]))
         return after.but(notes=notes), Rotations(tuple(rotated), tuple(skipped))

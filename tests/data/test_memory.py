@@ -136,6 +136,7 @@ def test_a_batch_that_is_too_large_is_halved_and_the_scores_are_the_same(
 ) -> None:
     """The allocator refuses batches of more than eight samples: fisher's sums do not depend on the batching."""
     options: dict[str, Any] = {"flops": 0.6, "data": calibration(digit_data), "importance": "fisher", "recover": "none"}
+    options["prune"] = "heads,ffn"
     want = fxprune.compile(trained, digit_data.test_images[:2], **options)
     told: list[Event] = []
     real = TappedRun.forward
@@ -165,6 +166,7 @@ def test_a_command_within_a_budget_runs_small_batches(
         "data": calibration(digit_data),
         "importance": "fisher",
         "recover": "none",
+        "prune": "heads,ffn",
         "on_event": lambda _: None,
     }
     room = 2 * 3 * memory.through(capture(trained, (digit_data.test_images[:2],))) * 8

@@ -12,6 +12,7 @@ import fxprune
 from fxprune import CompressionPlan, Kind, PlanError
 from fxprune.driver.decide import prepare
 from fxprune.ir.cost import Budget
+from fxprune.passes.transform.align_heads import AlignHeads
 from fxprune.request.goal import Goal
 
 
@@ -78,3 +79,13 @@ def test_weights_that_other_graphs_share_stay_in_their_basis() -> None:
     goal = Goal(Budget("flops", 0.7), "l2", (Kind.QK, Kind.V), 1)
     assert "align-heads" in prepare(run, goal).pipeline
     assert "align-heads" not in prepare(run, goal, rewrite=False).pipeline
+
+
+def test_a_rewrite_that_fails_leaves_the_weights_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shape = EVERY["queries"]
+    x = batches(shape)
+    monkeypatch.setattr(AlignHeads, "apply", lambda *_: 1 / 0)
+    with pytest.warns(fxprune.FxpruneWarning, match="stay in the model's own basis: .*ZeroDivisionError"):
+        small = fxprune.compile(make(), x[0][:2], flops=0.7, prune="qk,v", align=1, data=x, seconds=0)
+    assert "align-heads" not in small.report["pipeline"]
+    assert small.report["cost"]["ratio"]["flops"] <= 0.7

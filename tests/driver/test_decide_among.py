@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.artifact.files import read_report
-from fxprune.driver import decide_among
+from fxprune.driver import decide_among, finish
 from fxprune.driver.members import Compared
-from fxprune.errors import BudgetInfeasible
+from fxprune.errors import BudgetInfeasible, FxpruneError, InternalError
 from fxprune.ir.cost import Budget
 from fxprune.request.options import Judging, Timing
 from fxprune.workflows.sweep import sweep
@@ -80,6 +80,45 @@ def test_where_channels_go_another_criterion_is_tried(nearer: bool, monkeypatch:
     used = decide_among.RIVAL if nearer else "trajectory"
     assert small.report["importance"] == used.partition("{")[0]
     assert f"score-groups{{criterion={used}}}" in small.report["pipeline"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FxpruneError("no", why="so"), "no (so)"),
+        (InternalError("odd"), "fxprune's own"),
+        (ValueError("x"), "ValueError"),
+    ],
+)
+def test_an_alternative_that_fails_leaves_the_plain_plan(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(decide_among, "compare_repaired", fail)
+    small, plain = compiled(narrow_vit()), compiled(narrow_vit(), prune="heads,ffn")
+    (note,) = [n for n in small.report["notes"] if n.startswith("qk, v, width stay whole")]
+    assert said in note
+    assert small.plan.elements == plain.plan.elements
+
+
+def test_what_cannot_be_delivered_gives_way_to_the_plain_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(decide_among, "compare_repaired", lambda *_: Compared(2.0, 1.0, -1.0, 0.5))
+    compare = finish.compare_with_masking
+
+    def fails_where_turned(run: Any, dense: Any) -> Any:
+        if WIDER[0] in run.pipeline:
+            raise InternalError("sliced is not masked")
+        return compare(run, dense)
+
+    monkeypatch.setattr(finish, "compare_with_masking", fails_where_turned)
+    small = compiled(narrow_vit(), out=tmp_path / "small")
+    (note,) = [n for n in small.report["notes"] if "another is taken" in n]
+    assert "sliced is not masked" in note
+    assert not any(name in small.report["pipeline"] for name in WIDER)
+    with pytest.raises(InternalError):  # who asked for it is told
+        compiled(narrow_vit(), prune="heads,ffn,qk,v,width")
 
 
 @pytest.mark.parametrize("more", [{"prune": "heads,ffn"}, {"data": images(decide_among.ENOUGH - 1)}, {"data": None}])

@@ -332,7 +332,7 @@ class Queried(nn.Module):
         super().__init__()
         self.queries, self.inlet = nn.Parameter(torch.randn(9, 16)), nn.Linear(24, 16)
         mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
-        self.inside = nn.Sequential(*mlp, nn.LayerNorm(16), nn.Linear(16, 64))
+        self.inside = nn.Sequential(*mlp, nn.Softmax(-1), nn.Linear(16, 64))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inside(self.queries + self.inlet(x)[:, None])
@@ -362,7 +362,7 @@ def test_infeasible_names_the_language_head() -> None:
     """The vocabulary has no kind of its own, and keeps most of what stays in a small language model."""
     torch.manual_seed(0)
     program = scored(
-        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 500)),
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Softmax(-1), nn.Linear(8, 500)),
         torch.randn(2, 8),
     )
     with pytest.raises(BudgetInfeasible, match=r"of that, 0\.\d+ through the frozen 4:other: graph output") as caught:

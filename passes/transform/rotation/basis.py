@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from ....data.batch import Calibration
-from ....errors import FxpruneError
 from ....ir.axis import Axis
 from ....ir.dataflow import bind, product
 from ....ir.program import Program
@@ -28,7 +27,7 @@ def principal_bases(folded: Folded, data: Calibration) -> dict[Axis, tuple[Tenso
     alike: rows that are not normalised first would all be those few of massive activations. Where a reader sees one
     token only, or their mean, that is the row. The largest entry of each column is positive.
 
-    Raises FxpruneError where the moments are not finite.
+    A stream whose moments are not finite has no basis.
     Cost   one run of the data; 16 D^2 bytes per stream
     """
     program, taps = folded.program, _taps(folded)
@@ -42,17 +41,11 @@ def principal_bases(folded: Folded, data: Calibration) -> dict[Axis, tuple[Tenso
         for axis, part in found.totals.items():
             totals[axis] += part * (batch.size / data.samples)
     added = add_up({str(i): total for i, total in enumerate(totals.values())})
-    return {axis: _principal(added[str(i)], program) for i, axis in enumerate(totals)}
+    of_all = {axis: added[str(i)] for i, axis in enumerate(totals)}
+    return {axis: _principal(moments) for axis, moments in of_all.items() if bool(torch.isfinite(moments).all())}
 
 
-def _principal(moments: Tensor, program: Program) -> tuple[Tensor, Tensor]:
-    if not bool(torch.isfinite(moments).all()):
-        raise FxpruneError(
-            "what the norms of a residual stream read is not finite",
-            where=program.name,
-            why="the calibration data drive the model beyond its number format",
-            cure="give other data, or leave width out of `--prune`",
-        )
+def _principal(moments: Tensor) -> tuple[Tensor, Tensor]:
     energy, basis = torch.linalg.eigh((moments + moments.T) / 2)
     energy, basis = energy.flip(0).clamp_min(0), basis.flip(1)
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))

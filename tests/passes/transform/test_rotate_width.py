@@ -20,7 +20,7 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.fuse_norms import FuseNorms
-from fxprune.passes.transform.rotate_width import NO_DATA, RotateWidth, Rotations
+from fxprune.passes.transform.rotate_width import NO_DATA, NOT_FINITE, RotateWidth, Rotations
 from fxprune.testing import relative_error, run_flat
 
 Norm = Callable[[int], nn.Module]
@@ -282,7 +282,8 @@ class Odd(Stream):
         self.use = use
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.use(self.embed(x), self)
+        x = self.embed(x)
+        return self.use(x + self.down[1](self.up[1](self.norms[2](x))), self)
 
 
 @pytest.mark.parametrize("why", REASONS)
@@ -300,6 +301,27 @@ def test_without_data_nothing_is_rotated() -> None:
     after, record = RotateWidth().apply(program)
     assert after.exported is program.exported
     assert [why for _, why in record.skipped] == [NO_DATA]
+
+
+def test_a_stream_that_is_not_finite_on_the_data_stays_and_others_are_rotated() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Stream(), Stream()
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self.one(x), self.two(y)
+
+    x = torch.randn(3, 4, 5)
+    program = analysed_of(Both(), (x, x))
+    after, record = RotateWidth(data=Calibration((Batch((x, x / 0), {}),), "given")).apply(program)
+    assert [one.group.partition(".")[0] for one in record.rotated] == ["one"]
+    assert [(name.partition(".")[0], why) for name, why in record.skipped] == [("two", NOT_FINITE)]
+    flat = program.flatten((x, x + 1), {})
+    assert relative_error(run_flat(after, flat), run_flat(program, flat)) <= 1e-5
+    alone, record = RotateWidth(data=Calibration((Batch((x / 0, x / 0), {}),), "given")).apply(program)
+    assert alone.exported is program.exported
+    assert len(record.skipped) == 2
 
 
 def test_a_frozen_width_stays() -> None:
