@@ -46,7 +46,7 @@ def prove(folder: str, work: Path) -> None:
                 made[f"{number}.{place}"] = value.detach().clone().contiguous()
     save_file(made, work / "outputs.safetensors")
     told: dict[str, Any] = {"generate": generate(model, runs[0])}
-    told["encode"] = encode(folder, model, runs[0]) if asked.get("pooling") else ""
+    told["encode"] = encode(folder, asked["dense"], model, runs[0]) if asked.get("pooling") else ""
     told["alone"] = not any(m.startswith("fxprune") for m in sys.modules)
     (work / "told.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -101,17 +101,24 @@ def generate(model: Any, inputs: Mapping[str, Any]) -> str:
     return "equal"
 
 
-def encode(folder: str, model: Any, inputs: Mapping[str, Any]) -> str:
+def encode(folder: str, dense: str, model: Any, inputs: Mapping[str, Any]) -> str:
     """``equal`` where sentence-transformers makes of the folder what ``model`` computes, ``not compared: why`` where it
-    is not installed or does not load it; else what is wrong."""
+    is not installed or loads the ``dense`` folder neither; else what is wrong."""
     import torch
 
     try:
         from sentence_transformers import SentenceTransformer
-
-        other = SentenceTransformer(folder, trust_remote_code=True, local_files_only=True, device="cpu")
-    except Exception as error:  # whatever the library says, or the lack of it
+    except Exception as error:  # whatever its packages say
         return f"not compared: {type(error).__name__}: {error}"[:400]
+    try:
+        other = SentenceTransformer(folder, trust_remote_code=True, local_files_only=True, device="cpu")
+    except Exception as error:  # whatever the library says
+        said = f"{type(error).__name__}: {error}"[:400]
+        try:
+            SentenceTransformer(dense, local_files_only=True, device="cpu")
+        except Exception:
+            return f"not compared: {said}"
+        return f"differs: it loads the dense folder and not this one ({said})"
     given = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
     with torch.no_grad():
         want = model(**given)["sentence_embedding"]

@@ -64,10 +64,10 @@ def prove_in_fresh_process(program: Program, folder: Path, source: SourceFolder,
         return found
     if told["encode"].startswith("differs"):
         raise VerifyError(
-            "sentence-transformers makes other embeddings of the folder",
-            where=folder.name,
+            "sentence-transformers makes other embeddings of the folder, or none",
+            where=f"{source.class_name} in a fresh process",
             why=told["encode"],
-            cure="`--target eager` or `--target onnx` write the graph itself",
+            cure="`--target hf` has the one layout that every loader reads; `--target onnx` writes the graph itself",
         )
     return {**found, "encode": told["encode"]}
 
@@ -93,6 +93,7 @@ def _run_fresh(
         "inputs": list(names),
         "runs": len(flats),
         "pooling": str(pooling.__file__) if source.encoder else "",
+        "dense": str(source.path.resolve()),
         "prepare": [str(libraries.__file__)],  # a torchvision that does not import would be in the way
     }
     (work / "ask.json").write_text(json.dumps(asked), encoding="utf-8")

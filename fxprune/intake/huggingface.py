@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,10 +63,11 @@ def load_folder(
         try:
             config = _config(transformers, cls, raw)
             _change(config, changed or {}, folder)
-            if encoder and getattr(config, "is_encoder_decoder", False):
-                cls = transformers.AutoModelForTextEncoding._model_mapping[type(config)]
-            elif cls is transformers.AutoModel:
+            if cls is transformers.AutoModel:
                 cls = transformers.AutoModel._model_mapping[type(config)]
+            texts = transformers.AutoModelForTextEncoding._model_mapping
+            if encoder and "decoder_input_ids" in inspect.signature(cls.forward).parameters and type(config) in texts:
+                cls = texts[type(config)]
         except LoadError:
             raise
         except Exception as failure:

@@ -99,6 +99,8 @@ def test_what_the_library_makes_of_a_folder_is_compared(tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "m", ("mean",))
     model, inputs = load_whole(folder), tokens()
     assert isinstance(model, SentenceEncoder)
-    assert fresh.encode(str(folder), model, inputs) == "equal"
+    assert fresh.encode(str(folder), "", model, inputs) == "equal"
+    assert fresh.encode("", "", model, inputs).startswith("not compared")
+    assert fresh.encode("", str(folder), model, inputs).startswith("differs: it loads the dense folder")
     model.stages["pooling_1"].modes = ("cls",)
-    assert fresh.encode(str(folder), model, inputs).startswith("differs")
+    assert fresh.encode(str(folder), "", model, inputs).startswith("differs: by")

@@ -130,6 +130,18 @@ def test_no_class_of_the_folder_is_imported(tmp_path: Path, monkeypatch: pytest.
     assert type(load(folder).model).__name__ == "BertModel"
 
 
+def test_of_an_encoder_with_a_decoder_the_encoder_is_taken(tmp_path: Path) -> None:
+    import transformers
+
+    folder = sentence_folder(tmp_path / "m", dense=[TANH], inside="0_Transformer")
+    size = {"vocab_size": 99, "d_model": WIDTH, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**size)).save_pretrained(folder / "0_Transformer")
+    loaded = load(folder)
+    assert isinstance(loaded.model, SentenceEncoder)
+    assert type(loaded.model.transformer).__name__ == "T5EncoderModel"
+    assert loaded.model(**loaded.kwargs)["sentence_embedding"].shape == (2, 24)
+
+
 def test_damage_is_said(tmp_path: Path) -> None:
     folder = sentence_folder(tmp_path / "m", dense=[TANH])
     (folder / "2_Dense" / "model.safetensors").write_bytes(b"no tensors")

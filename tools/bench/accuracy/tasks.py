@@ -141,10 +141,10 @@ class Sentences:
             from transformers import AutoTokenizer
         except ModuleNotFoundError as missing:
             raise Missing(f"{name} needs a package ({missing}): pip install transformers") from None
-        from fxprune.intake.load import load
+        from fxprune.intake.huggingface import load_folder
 
         self.tokenizer = AutoTokenizer.from_pretrained(str(weights), local_files_only=True)
-        loaded: Any = load(weights).model
+        loaded: Any = load_folder(weights)[0]  # the pooling of this task is its own
         encoder = loaded.base_model  # mpnet's folder names a masked language model: its head is nobody's here
         encoder.pooler = None  # nothing reads it: a graph drops it, and eager tools should not trip over it either
         self.model = SentenceEncoder(encoder).eval()
