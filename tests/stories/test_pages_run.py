@@ -7,9 +7,11 @@ SMALLER and in `asked`; what is not run is in NOT_RUN, with the reason and the t
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ NOT_RUN = {
     "--target inductor": ("it compiles C++ for most of a minute", "tests/backends/test_inductor.py"),
     "--tokens 'tome{schedule=auto}'": ("it measures curves of every schedule", "tests/driver/test_decide_tokens.py"),
     "--prune heads,ffn,tokens": ("it tries shares of the budget and schedules", "tests/driver/test_decide_tokens.py"),
+    "--against ./qwen": ("small is made of another model here", "tests/backends/test_hf.py"),
     TOGETHER: ("torchrun starts processes", "tests/process/test_ranks.py"),
 }
 # lines of shell blocks that are no commands of fxprune, and what runs them
@@ -73,9 +76,38 @@ def save_bert(folder: str, seed: int) -> None:
             num_labels=2,
         )
     ).save_pretrained(folder)
+    save_tokenizer(folder, known)
+
+
+def save_tokenizer(folder: str, known: Sequence[str]) -> None:
+    import transformers
+
     vocabulary = Path(folder, "vocab.txt")
     vocabulary.write_text("\n".join(known) + "\n")
     transformers.BertTokenizer(str(vocabulary)).save_pretrained(folder)
+
+
+def save_qwen(folder: str, seed: int) -> None:
+    import transformers
+
+    torch.manual_seed(seed)
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=64,
+            vocab_size=len(known),
+            max_position_embeddings=32,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=3,
+        )
+    ).save_pretrained(folder)
+    save_tokenizer(folder, known)
 
 
 def save_sentences(path: str, count: int) -> None:
@@ -113,8 +145,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         patch.chdir(folder)
         save_bert("my-bert", 0)
         save_bert("my-other-bert", 1)
+        save_qwen("qwen", 0)
+        save_qwen("qwen-chat", 1)
         save_sentences("train.csv", 48)
         save_sentences("test.csv", 32)
+        texts = (json.dumps({"text": " ".join(WORDS[i : i + 6])}) for i in range(8))
+        Path("text.jsonl").write_text("\n".join(texts) + "\n")
         save_pictures("images")
         save_vit("vit.pt")
         torch.save(network(), "model.pt")
