@@ -20,6 +20,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.operator_schemas import get_signature_for_torch_op
 
+from .guards import is_same_size
+
 
 class Family(str, Enum):
     """What an op does with the elements of its first tensor."""
@@ -376,7 +378,8 @@ def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
             return "power", 0.0
     for user in node.users if depth else ():
         value = user.meta.get("val")
-        if family(user) in MOVES and isinstance(value, Tensor) and value.dim() and value.shape[-1] == width:
+        rows = width is not None and isinstance(value, Tensor) and value.dim() and is_same_size(value.shape[-1], width)
+        if rows and family(user) in MOVES:
             norm, eps = norm_after(user, depth - 1)
             if norm:
                 return norm, eps

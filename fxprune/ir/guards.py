@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # sympy takes half a second
     import sympy
+    from torch import SymInt
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 
@@ -33,6 +34,14 @@ def guards_told_to(listen: Callable[[sympy.Basic], None]) -> Iterator[None]:
         yield
     finally:
         ShapeEnv._log_guard = plain  # type: ignore[method-assign]
+
+
+def is_same_size(one: int | SymInt, two: int | SymInt) -> bool:
+    """Whether two sizes are one at all sizes that are open. Python's ``==`` would ask torch, which answers by the
+    example and holds the program to that."""
+    if isinstance(one, int) or isinstance(two, int):
+        return isinstance(one, int) and isinstance(two, int) and one == two
+    return bool(one.node.expr == two.node.expr)
 
 
 def other_side(condition: sympy.Basic, size: int) -> int | None:

@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from ...ir.dataflow import Family, bind, family
 from ...ir.fake_run import infer
+from ...ir.guards import is_same_size
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from ...ir.rebuild import copy_graph, rebuild
@@ -59,7 +60,7 @@ def _match(view: Node) -> _Match | None:
     have, out = source.meta["val"].shape, view.meta["val"].shape
     lead = len(have) - 1
     sizes = _sizes(view, lead)
-    if len(out) < len(have) + 1 or any(a is not b and a != b for a, b in zip(have[:lead], out[:lead], strict=True)):
+    if len(out) < len(have) + 1 or not all(map(is_same_size, have[:lead], out[:lead])):
         return None
     pieces = out[lead]
     if not isinstance(pieces, int) or pieces not in (2, 3) or not sizes or not isinstance(sizes[0], int):

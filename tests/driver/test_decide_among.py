@@ -151,3 +151,10 @@ def test_a_point_of_a_sweep_is_what_compile_makes(tmp_path: Path) -> None:
         report = read_report(tmp_path / "points" / point["artifact"])
         kept = [[(g["group"], g["kept"]) for g in one["groups"]] for one in (report, alone.report)]
         assert kept[0] == kept[1]
+
+
+def test_attention_without_values_takes_its_queries_with_it() -> None:
+    small = compiled(narrow_vit(), flops=0.35, prune="v,ffn", allow_empty=True)
+    assert any(g["kind"] == "v" and g["kept"] == 0 for g in small.report["groups"])
+    assert small.report["cost"]["ratio"]["flops"] <= 0.35
+    assert not any("attn.qkv" in name for name in small.program.exported.state_dict)

@@ -8,11 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.fx import Graph
 
 import fxprune.ops  # noqa: F401  registers them
+from fxprune.intake.capture import capture
 from fxprune.ir import dataflow
-from fxprune.ir.dataflow import Family, bind, bind_values, family, is_mutable, is_random, op_name, ops_in, returns_view
+from fxprune.ir.dataflow import (
+    Family,
+    bind,
+    bind_values,
+    family,
+    is_mutable,
+    is_random,
+    norm_after,
+    op_name,
+    ops_in,
+    returns_view,
+)
+from fxprune.ir.open_sizes import open_sizes
 from fxprune.passes.analysis import rules  # noqa: F401  fills RULES
 from fxprune.passes.analysis.walk import RULES
 
@@ -96,3 +110,20 @@ def test_names_and_arguments() -> None:
     assert bind_values(softmax.target, (3, 4), {}) == {"self": 3, "dim": 4}
     assert op_name(node(len)) == "len"
     assert set(bind(node(len, 5))) == {"0", "1"}
+
+
+def test_looking_for_a_norm_asks_nothing_of_open_sizes() -> None:
+    class Sound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(2, 16, 3), nn.LayerNorm(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x).transpose(1, 2))
+
+    program = capture(Sound().eval(), (torch.randn(2, 2, 20),), {}, name="sound")
+    before = open_sizes(program)
+    assert sum(size.startswith("s") for sizes in before.inputs.values() for size in sizes) == 2
+    for one in program.graph.nodes:
+        norm_after(one)
+    assert not before.narrowed_to(open_sizes(program))
