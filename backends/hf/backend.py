@@ -98,7 +98,8 @@ class HfBackend(Backend):
         weights = _write_weights(source, state, directory, program.tensors)
         source.write_config(directory, changes)
         if self.layout == "free":
-            (source.own(directory) / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
+            for place in {directory, source.own(directory)}:  # sentence-transformers looks at the root
+                (place / CODE).write_bytes(Path(str(modeling_pruned.__file__)).read_bytes())
         payload = weights[0]  # of the transformer
         about = {"class": source.class_name, "layout": self.layout, "dtype": str(source.dtype).removeprefix("torch.")}
         notes = (f"files not copied, above 64 MiB or with odd names: {', '.join(left_out)}",) if left_out else ()
