@@ -46,7 +46,9 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     known   runs that are scored already, of other budgets of the same goal; filled
     """
     plain = replace(goal, wider=(), rival=False)
-    ready, plain = _prepare(run, plain, known)
+    begun = _prepare(run, plain, known)
+    assert begun is not None
+    ready, plain = begun
     if run.data is None or run.data.generated or run.data.samples < ENOUGH:
         return decide_on(ready, plain)
     best, failed = _try(ready, plain)
@@ -54,8 +56,8 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
     wider = goal.wider if run.request.backend.any_graph else ()  # a class cannot say what turns and takes apart
     for other in _alternatives(replace(goal, wider=wider), ready.program):
         try:
-            again, wish = _prepare(run, other.goal, known)
-            found, why = _try(again, wish) if _cuts_more(again, wish, plain) else (None, None)
+            again = _prepare(run, other.goal, known, plain)
+            found, why = (None, None) if again is None else _try(*again)
             if found is None or (best is not None and _alike(found, best)):
                 failed = failed if why is None else why
             elif best is None:
@@ -104,13 +106,16 @@ def _alternatives(goal: Goal, ready: Program) -> Iterator[Alternative]:
         yield Alternative(replace(plain, criterion=RIVAL), f"scored by {RIVAL}", f"scored by {goal.criterion}")
 
 
-def _prepare(run: Run, goal: Goal, known: Known | None) -> tuple[Run, Goal]:
-    """The run that the goal begins with, scored where runs are remembered, and the goal that the scores are for."""
-    if known is None:
-        return prepare(run, goal), goal
+def _prepare(run: Run, goal: Goal, known: Known | None, plain: Goal | None = None) -> tuple[Run, Goal] | None:
+    """The run that the goal begins with, scored where runs are remembered, and the goal that the scores are for. None
+    where it names other kinds than ``plain`` and the model has none of them."""
     key = tuple(map(str, goal.kinds)), goal.criterion
-    if key not in known:
-        known[key] = score_as_able(prepare(run, goal), goal)
+    if known is None or key not in known:
+        ready = prepare(run, goal)
+        found = None if plain is not None and not _cuts_more(ready, goal, plain) else (ready, goal)
+        if known is None or found is None:
+            return found
+        known[key] = score_as_able(*found)
     scored, wish = known[key]
     return replace(scored, request=run.request, tell=run.tell), wish.at(goal.budget)
 
