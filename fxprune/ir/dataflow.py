@@ -367,6 +367,17 @@ def _is_power(node: Node) -> bool:
     return family(node) is F.MEAN or (family(node) is F.SUM and any(op_name(u) == "div" for u in node.users))
 
 
+def _keeps_last(node: Node) -> bool:
+    """Whether the last dim stays the last where dims change places: sizes alone do not tell (a picture as wide as it
+    has channels)."""
+    if family(node) is not F.PERMUTE:
+        return True
+    given, last = bind(node), len(node.meta["val"].shape) - 1
+    if "dims" in given:
+        return bool(given["dims"][-1] % (last + 1) == last)
+    return "dim0" in given and last not in {given[name] % (last + 1) for name in ("dim0", "dim1")}
+
+
 def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
     """How the norm that reads ``node`` sees its rows: by their variance, by their power, or not at all; and its eps."""
     width = node.meta["val"].shape[-1] if isinstance(node.meta.get("val"), Tensor) else None
@@ -379,7 +390,7 @@ def norm_after(node: Node, depth: int = 3) -> tuple[str, float]:
     for user in node.users if depth else ():
         value = user.meta.get("val")
         rows = width is not None and isinstance(value, Tensor) and value.dim() and is_same_size(value.shape[-1], width)
-        if rows and family(user) in MOVES:
+        if rows and family(user) in MOVES and _keeps_last(user):
             norm, eps = norm_after(user, depth - 1)
             if norm:
                 return norm, eps

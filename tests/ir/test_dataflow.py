@@ -127,3 +127,18 @@ def test_looking_for_a_norm_asks_nothing_of_open_sizes() -> None:
     for one in program.graph.nodes:
         norm_after(one)
     assert not before.narrowed_to(open_sizes(program))
+
+
+def test_rows_of_a_norm_are_not_those_of_a_picture_as_wide_as_it_has_channels() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.line, self.norm = nn.Conv2d(2, 8, 1), nn.Linear(8, 8), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.line(self.norm(self.conv(x).permute(0, 2, 3, 1))).transpose(1, 2))
+
+    program = capture(Mixed().eval(), (torch.randn(2, 2, 8, 8),), {}, name="mixed")
+    found = {op_name(one): norm_after(one)[0] for one in program.graph.nodes}
+    assert found["conv2d"] == ""
+    assert found["linear"] == "variance"
