@@ -31,6 +31,7 @@ def made(trained_weights: dict[str, torch.Tensor], digit_data: Any, tmp_path_fac
         data=digit_data.train_images[:64],
         samples=64,
         importance="fisher",
+        prune="heads,ffn",
         recover="ridge",
         out=out,
         on_event=lambda _: None,

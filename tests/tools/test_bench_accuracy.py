@@ -141,9 +141,9 @@ def test_targets(best: float, other: float, met: int, missed: int) -> None:
 
 def test_optimiser_steps_after_recovery_count_as_ours() -> None:
     summary = cells(86.0, 80.0)
-    summary["minilm-stsb"]["default-tune"] = {"0.3": {"mean": 86.3}}
+    summary["minilm-stsb"]["optin-tune"] = {"0.3": {"mean": 86.3}}
     met, _ = check(summary, {"minilm-stsb": 86.72})
-    assert any(text.startswith("minilm-stsb at 0.3: default-tune 86.30 is 0.42 below dense") for text in met)
+    assert any(text.startswith("minilm-stsb at 0.3: optin-tune 86.30 is 0.42 below dense") for text in met)
 
 
 def test_what_was_not_measured_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,6 @@ ROWS = {
         Row("ptf-tuned", "fisher", "PTF with tuning", rearrange=True, recover="scale", labels=True),
         Row("optin", "trajectory", "OPTIN"),
         Row("default", "trajectory", "fxprune compile --data", recover="auto", product=True),
-        Row("default-tune", "trajectory", "the same with --recover tune", recover="tune", product=True),
         Row("optin-recover", "trajectory", "OPTIN with recovery", recover="auto"),
         Row("optin-tune", "trajectory", "OPTIN, recovery, 200 steps", recover="tune"),
         Row("obs-recover", "obs", "OBS with recovery", recover="auto"),
@@ -72,7 +71,7 @@ ROWS = {
     )
 }
 BEST = "default"  # what a user gets
-VARIANTS = ("default-tune", "optin-tune")  # the same with more behind it: no rivals of the best row
+VARIANTS = ("optin-tune",)  # the same with more behind it: no rivals of the best row
 
 
 def missing(row: Row) -> str:
