@@ -31,7 +31,7 @@ def accuracy(artifact: fxprune.Artifact, data: Digits) -> float:
 
 def test_recovery_helps_and_is_reported(trained: DigitsViT, digit_data: Digits, batches: Batches) -> None:
     plain, better = (
-        fxprune.compile(trained, SHAPE, flops=0.4, importance="l2", data=batches, recover=how)
+        fxprune.compile(trained, SHAPE, flops=0.4, importance="l2", data=batches, samples=128, recover=how)
         for how in ("none", "ridge")
     )
     assert "recovery" not in plain.report
