@@ -14,7 +14,7 @@ from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .importance.criterion import Criterion, prunable
 from .importance.curves import fill, slopes, some
-from .score_groups import criterion
+from .score_groups import check_data, criterion
 
 KINDS = (Kind.QK, Kind.V, Kind.QKV, Kind.WIDTH)
 """Kinds whose elements mean little one by one: directions that every head, or every layer, reads as a whole. What goes
@@ -70,13 +70,7 @@ class MeasureRungs(Analysis):
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
-        if chosen.needs_data and (self.data is None or not self.data.batches):
-            raise OptionError(
-                f"criterion '{chosen.name}' needs data",
-                where="measure-rungs",
-                why="it runs the model on calibration inputs",
-                cure="give it what it scored with",
-            )
+        check_data(chosen, self.data, "measure-rungs", "give it what it scored with")
         scores = dict(program.need("scores"))
         groups = [g for g in tailed(program, self.kinds) if g.name in scores]
         order = {g: torch.tensor(scores[g.name].ranking(), dtype=torch.long) for g in groups}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ...data.batch import Calibration
-from ...errors import OptionError
 from ...ir.group import with_derived
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .importance.criterion import Criterion
-from .score_groups import criterion
+from .score_groups import check_data, criterion
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,7 @@ class RefineScores(Analysis):
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
-        if chosen.needs_data and (self.data is None or not self.data.batches):
-            raise OptionError(
-                f"criterion '{chosen.name}' needs data",
-                where="refine-scores",
-                why="it runs the model on calibration inputs",
-                cure="give it what it scored with",
-            )
+        check_data(chosen, self.data, "refine-scores", "give it what it scored with")
         found = chosen.refine(program, self.data if chosen.needs_data else None, self.seed)
         scores = dict(program.need("scores"))
         for name, values in found.items():

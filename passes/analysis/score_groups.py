@@ -28,6 +28,17 @@ def criterion(text: str) -> Criterion:
     return made
 
 
+def check_data(chosen: Criterion, data: Calibration | None, where: str, cure: str) -> None:
+    """Raise OptionError where the criterion runs the model and there is no data to run it on."""
+    if chosen.needs_data and (data is None or not data.batches):
+        raise OptionError(
+            f"criterion '{chosen.name}' needs data",
+            where=where,
+            why="it runs the model on calibration inputs",
+            cure=cure,
+        )
+
+
 @dataclass(frozen=True)
 class ScoreGroups(Analysis):
     """Score every prunable group with one criterion.
@@ -54,13 +65,12 @@ class ScoreGroups(Analysis):
 
     def run(self, program: Program) -> Program:
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
-        if chosen.needs_data and (self.data is None or not self.data.batches):
-            raise OptionError(
-                f"criterion '{chosen.name}' needs data",
-                where=f"--importance {chosen.name}",
-                why="it runs the model on calibration inputs",
-                cure="give `--data`, or use a criterion that needs none, such as l2",
-            )
+        check_data(
+            chosen,
+            self.data,
+            f"--importance {chosen.name}",
+            "give `--data`, or use a criterion that needs none, such as l2",
+        )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
         for group in prunable(program):
