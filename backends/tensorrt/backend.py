@@ -153,7 +153,7 @@ class TensorRTBackend(Backend):
         return tuple(filter(None, self.capability.split("+")))
 
     def _flags(self, tools: Toolchain) -> Flags:
-        cache = self.timing_cache or str(_kept_cache(tools))
+        cache = self.timing_cache or str(_find_cache(tools))
         return Flags(
             self.dtype != "fp32",
             size_of(self.workspace),
@@ -243,7 +243,7 @@ def _tight(seen: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _kept_cache(tools: Toolchain) -> Path:
+def _find_cache(tools: Toolchain) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{tools.gpu}-{tools.trt.__version__}")
     return root / "fxprune" / "tensorrt" / f"{name}.cache"

@@ -87,11 +87,11 @@ class Artifact:
 
         path = Path(path)
         check_destination(path, overwrite)
-        program = self.backend.storable(self._trained())
+        program = self.backend.storable(self._read_weights())
         untouched = program is self._read and self._module is None  # a module may have been trained in place
         with publish(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            lowered = lowered.unloaded()  # its memory is wanted for what is written and timed next
+            lowered = lowered.unload()  # its memory is wanted for what is written and timed next
             give_back()
             if untouched and self.path is not None:  # byte for byte what was delivered
                 shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
@@ -123,7 +123,7 @@ class Artifact:
         told = self.report.get("measured")
         return {"measured": told if told and told.get("target") == self.backend.text else None}
 
-    def _trained(self) -> Program:
+    def _read_weights(self) -> Program:
         """The program with the module's present weights (they may have been trained, moved or replaced)."""
         if self._module is None:
             return self.program

@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     one = command(args.command)
-    if ranks.launched() is not None and not getattr(one, "SHARED", False):
+    if ranks.find_launched_rank() is not None and not getattr(one, "SHARED", False):
         raise OptionError(
             f"'{args.command}' is not shared over processes",
             where="torchrun",

@@ -38,7 +38,7 @@ from .stated import StatedPipeline, read_pipeline
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
-Made = TypeVar("Made")
+Outcome = TypeVar("Outcome")
 
 
 def compile(
@@ -170,7 +170,7 @@ def compile(
         run = _open(invoked, request, tell, clock)
         if goal is None:
             return finish(keep_everything(run))
-        return carry_through(decide_among(run, goal), lambda found: finish(found.recovered(goal.recovery)))
+        return carry_through(decide_among(run, goal), lambda found: finish(found.recover(goal.recovery)))
 
 
 def plan(
@@ -221,15 +221,15 @@ def plan(
     invoked, tell = Invocation.of("plan", locals()), Transcript(on_event)
     request = invoked.request
     if pipeline is not None:
-        return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
+        return _write_plan(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
         run = _open(invoked, request, tell, clock)
         program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
-    return _written(program, out)
+    return _write_plan(program, out)
 
 
-def _written(program: Program, out: str | os.PathLike[str] | None) -> Program:
+def _write_plan(program: Program, out: str | os.PathLike[str] | None) -> Program:
     """The program, its plan written where that was asked for."""
     if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
@@ -314,8 +314,8 @@ def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
 
 
 def _replay(
-    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Made]
-) -> Made:
+    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Outcome]
+) -> Outcome:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
     asked = invoked.decision
     stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)

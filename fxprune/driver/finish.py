@@ -32,7 +32,7 @@ from .judge import AgreementEvaluator, few
 from .measure_latency import lowerable
 from .parts import carry_out
 from .proof import compare_with_masking
-from .run import Run, carry_out_parts, kept_counts, reduce_tokens
+from .run import Run, carry_out_parts, count_kept, reduce_tokens
 from .survival import tell_of_lost_answers
 
 PICTURE = "tokens.png"
@@ -97,7 +97,7 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
         run = run.through(MergeTokens(), PropagateAxes(), *run.finders).but(plan=without_tokens(plan))
         run.program.need("plan").check(run.program.group_by_name)
     reduced = run.program
-    predicted = CostModel(reduced)(kept_counts(reduced))
+    predicted = CostModel(reduced)(count_kept(reduced))
     run = carry_out_parts(run).through(SliceAxes())
     cut = run.program
     run.tell.stage("compare slicing with masking")

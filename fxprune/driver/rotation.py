@@ -58,7 +58,7 @@ def rotation_of(run: Run, plan: CompressionPlan) -> RotateWidth | None:
     return RotateWidth()
 
 
-def rotated_groups(run: Run) -> dict[str, list[str]]:
+def describe_bases(run: Run) -> dict[str, list[str]]:
     """What ``plan.about`` says of the bases that the run has found; nothing where it found none."""
     names = [g.name for g in run.program.groups or () if g.ordered and g.kind is Kind.WIDTH]
     return {ROTATED: names} if names else {}

@@ -29,7 +29,7 @@ from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
-from .parts import appliers, drop_parts, finders_of, left_of
+from .parts import appliers, drop_parts, finders_of, subtract_kind
 from .samples import LEAST, Amount, choose_amount
 
 if TYPE_CHECKING:
@@ -262,10 +262,10 @@ class Run:
         """
         run = self
         for one in passes:
-            run = run._behind(run._supplied(one))
+            run = run._behind(run._supply(one))
         return run
 
-    def _supplied(self, one: Pass) -> Pass:
+    def _supply(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         if "source" in one.takes:
@@ -370,7 +370,7 @@ def carry_out_parts(run: Run) -> Run:
 
     plan = run.program.need("plan")
     for kind, one in appliers(plan).items():
-        plan = left_of(plan, kind, run.program)
+        plan = subtract_kind(plan, kind, run.program)
         run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
     return run
 
@@ -390,7 +390,7 @@ def fit_by_ridge(program: Program, finders: Sequence[Pass], data: Calibration, s
     return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
 
-def kept_counts(program: Program) -> dict[Axis, int]:
+def count_kept(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
     found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
     return found

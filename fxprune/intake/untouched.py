@@ -91,7 +91,7 @@ def _look(value: Any) -> _Remembered:
     if isinstance(value, types.FunctionType):
         if (value.__module__ or "").startswith("fxprune."):  # a hook of ours: it may keep what it hears
             return (), None
-        code = None if _of_a_library(value) else _Code(value.__globals__, _named(value))
+        code = None if _of_a_library(value) else _Code(value.__globals__, _list_globals(value))
         return (code, *(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)), None
     if isinstance(value, types.MethodType):
         return (value.__self__, value.__func__), None
@@ -224,7 +224,7 @@ def _function_in(value: Any, home: type | dict[str, Any]) -> types.FunctionType 
     return inner if isinstance(inner, types.FunctionType) and here else None
 
 
-def _named(function: types.FunctionType) -> tuple[str, ...]:
+def _list_globals(function: types.FunctionType) -> tuple[str, ...]:
     """Global names in the code of a function, inner functions included."""
     codes, names = [function.__code__], dict[str, None]()
     while codes:

@@ -252,7 +252,7 @@ class CompressionPlan:
                 where=source.at("fxprune_plan"),
                 why=f"found {version!r}, this fxprune reads 1 and {VERSION}",
             )
-        repeated = source.repeated(depth=3) if twice else None
+        repeated = source.find_repeated(depth=3) if twice else None
         if repeated is not None and repeated[0][0] != "about":
             raise PlanError(
                 f"'{repeated[0][-1]}' is there twice",

@@ -22,7 +22,7 @@ from .importance import ImportanceScores
 from .plan import CompressionPlan
 from .proof import Link
 from .token_flow import TokenFlow
-from .writes import written_inputs
+from .writes import find_written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
 _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)  # inputs of a graph that are its own
@@ -141,7 +141,7 @@ class Program:
     @cached_property
     def written(self) -> frozenset[str]:
         """Placeholders whose memory the graph writes into."""
-        return frozenset(written_inputs(self.graph))
+        return frozenset(find_written_inputs(self.graph))
 
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

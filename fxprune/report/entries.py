@@ -47,7 +47,7 @@ def group_entries(
             "macs": int(group.macs),
             "params": -params.changes(group.sizes(group.size - 1)),
             "parameters": _parameters(program, group),
-            **_scored(None if scores is None else scores.get(group.name)),
+            **_score_entry(None if scores is None else scores.get(group.name)),
         }
         for group in program.need("groups")
         if group.prunable and not isinstance(group, Tie)
@@ -97,7 +97,7 @@ def tile_entries(layers: Iterable[tuple[Matrix, Sparsity]], scores: Scores | Non
             shape=list(matrix.shape),
             density=round(sparsity.density, 4),
         )
-        found.append({**entry, **_scored(own)})
+        found.append({**entry, **_score_entry(own)})
     return found
 
 
@@ -120,10 +120,10 @@ def _plain(name: str, kind: str, size: int, kept: int, searched: bool = True, **
         "granularity": 1,
         "floor": 0,
     }
-    return {**entry, "exact": False, "macs": None, "params": 0, "parameters": [], **_scored(None), **more}
+    return {**entry, "exact": False, "macs": None, "params": 0, "parameters": [], **_score_entry(None), **more}
 
 
-def _scored(one: ImportanceScores | None) -> Entry:
+def _score_entry(one: ImportanceScores | None) -> Entry:
     return {
         "criterion": None if one is None else one.criterion,
         "unit": None if one is None else one.unit,
@@ -168,7 +168,7 @@ def token_sites(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"reducer": report["tokens"]["reducer"], "sites": [*sites, *more]}
 
 
-def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report of 0.1.0 as one of today: its token sites and sparse weights are entries of ``groups`` and ``frozen``.
     What it does not know (what a token costs) stays unknown. A report of today is returned as it is."""
     if report["fxprune_report"] != 1:

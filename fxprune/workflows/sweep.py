@@ -250,7 +250,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
     from ..process.environment import environment
 
     dense = CostModel(made.scored.program)()
-    chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
+    chosen = None if judging.max_drop is None else made.choose(judging.max_drop)
     figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
     return {
         "fxprune_sweep": VERSION,

@@ -87,13 +87,13 @@ class SearchPlan(Search):
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
         if tokens is None or tokens.empty or self.budget.metric == "latency":
-            return self._searched(program, program.whole or program, tokens)
+            return self._search(program, program.whole or program, tokens)
         if self.reduced is None:
             raise InternalError("a plan that reduces tokens is searched on the reduced program")
-        found = self._searched(self.reduced.but(scores=program.scores), program, tokens)
+        found = self._search(self.reduced.but(scores=program.scores), program, tokens)
         return program.but(plan=found.plan)
 
-    def _searched(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
+    def _search(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
         """``program`` with the plan; shares of the budget are of ``whole``, and ``tokens`` are handed on."""
         model, metric = model_for(program, self.budget, self.table, tokens), self.budget.metric
         terms, dense = model.terms[metric], model()
@@ -119,7 +119,7 @@ class SearchPlan(Search):
             )
         said, notes = method, program.notes
         if method in registry.SEARCHES and not isinstance(model, LatencyModel):
-            groups, ladders, levels, said, notes = self._filled(program, groups, levels, terms, limit, method)
+            groups, ladders, levels, said, notes = self._fill(program, groups, levels, terms, limit, method)
         after = model(sizes_at(ladders, levels))
         if method not in registry.SEARCHES and after.metric(metric) > limit:
             raise OptionError(
@@ -159,7 +159,7 @@ class SearchPlan(Search):
             raise infeasible(program, found, model, absolute, floor)
         return found
 
-    def _filled(
+    def _fill(
         self,
         program: Program,
         groups: Sequence[PruneGroup],

@@ -84,7 +84,7 @@ def test_inputs_in_every_arrangement_are_cut_to_what_masking_gives(model: Any, g
     loaded = load(module, input=given)
     assert loaded.input_names == names
     small = fxprune.compile(module, given, flops=0.6)
-    args, kwargs = loaded.filled([torch.cat([leaf, leaf[:1]]) for leaf in loaded.leaves])
+    args, kwargs = loaded.fill([torch.cat([leaf, leaf[:1]]) for leaf in loaded.leaves])
     [keep] = [c.keep for c in small.plan.choices.values() if len(c.keep) < c.size]
     inner = next(m for m in module.modules() if isinstance(m, Text))
     gone = [i for i in range(128) if i not in keep]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from bench.accuracy.run import summary
-from bench.accuracy.targets import unmeasured
+from bench.accuracy.targets import find_unmeasured
 from bench.blocks.plot import BARS, SHOWN
 from bench.record import read, text_of, write
 from bench.tokens.tokens import check
@@ -67,7 +67,7 @@ def test_results_are_as_they_are_written_today(path: Path) -> None:
 def test_results_hold_what_their_checks_ask_for() -> None:
     accuracy, tokens = (read(path) for path in TABLES if path.stem in ("accuracy", "tokens"))
     assert accuracy["summary"] == summary(accuracy["measured"])
-    assert unmeasured(accuracy["summary"]) == []
+    assert find_unmeasured(accuracy["summary"]) == []
     assert check(tokens["measured"])[1] == [], "no target of tools/bench/tokens.py is missed"
 
 

@@ -31,7 +31,7 @@ def is_depthwise(node: Node) -> bool:
     return len(shape) == 4 and shape[1] == 1 and int(given.get("groups", 1)) == int(shape[0]) > 1
 
 
-def sampled_rows(
+def sample_rows(
     node: Node, kernel: Sequence[int], x: Tensor, outputs: Sequence[Tensor], most: int = POSITIONS
 ) -> tuple[Tensor, list[Tensor]]:
     """(what a convolution of pictures reads [n, channels, taps], ``outputs`` there [n, channels] each), on an even grid
