@@ -164,10 +164,10 @@ def compile(
     if plan is not None:
         chosen = read_plan(plan)
         with memory_limit(memory), resumable(out, on_event), lines_of(chosen):
-            return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
+            return finish(apply_plan(open_run(invoked, request, tell), chosen, recover or "auto"))
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(invoked, request, tell, clock)
+        run = open_run(invoked, request, tell, clock)
         if goal is None:
             return finish(keep_everything(run))
         return carry_through(decide_among(run, goal), lambda found: finish(found.recover(goal.recovery)))
@@ -224,7 +224,7 @@ def plan(
         return _write_plan(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(invoked, request, tell, clock)
+        run = open_run(invoked, request, tell, clock)
         program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
     return _write_plan(program, out)
 
@@ -283,17 +283,17 @@ def inspect(
     Options as in :func:`compile`.
     """
     invoked = Invocation.of("inspect", locals())
-    return find_groups(_open(invoked, invoked.request, Transcript(on_event)), tokens=True).program
+    return find_groups(open_run(invoked, invoked.request, Transcript(on_event)), tokens=True).program
 
 
 def _apply(invoked: Invocation, on_event: OnEvent) -> Artifact:
     chosen = read_plan(invoked.decision.plan)
     with lines_of(chosen):
-        return finish(apply_plan(_open(invoked, invoked.request, Transcript(on_event)), chosen))
+        return finish(apply_plan(open_run(invoked, invoked.request, Transcript(on_event)), chosen))
 
 
-def _open(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
-    """The run that begins with the model."""
+def open_run(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
+    """The run that begins with the model and the data of a call; ``request`` is what is to be made of them."""
     source = invoked.source
     opened = open_model(
         request,
@@ -320,7 +320,7 @@ def _replay(
     asked = invoked.decision
     stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
     with memory_limit(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
-        return then(run_stated(_open(invoked, request, tell), stated), stated)
+        return then(run_stated(open_run(invoked, request, tell), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

@@ -169,6 +169,19 @@ class PruneGroup:
         """The same group with the lowest floor that a search may go down to."""
         return self if self.least is None else self.but(floor=min(self.floor, self.least))
 
+    def finer(self, times: int = 1) -> PruneGroup:
+        """The same group in steps that are halved so often (an odd step becomes single elements); as it is where
+        nobody may take finer ones.
+
+        >>> one = PruneGroup("a", "ffn", 160, Axis(160), granularity=6, strict=False)
+        >>> [one.finer(n).granularity for n in range(4)], one.but(strict=True).finer().granularity
+        ([6, 3, 1, 1], 6)
+        """
+        step = self.granularity
+        for _ in range(0 if self.strict else times):
+            step = step // 2 if step % 2 == 0 else 1
+        return self if step == self.granularity else self.but(granularity=step)
+
     def level_above(self, share: float) -> int:
         """The smallest count that a plan may choose and that is at least this share."""
         least = math.ceil(share * self.size - 1e-9)

@@ -35,6 +35,7 @@ __all__ = ["Choice", "CompressionPlan", "TokenChoice", "TokenPlan", "compose"]
 
 VERSION = 2
 TILES = ":block"  # the name of a weight's tiles is the weight's with this behind it
+HALVED = "halved"  # in ``about``: how often the search halved the groups' multiples
 MAX_BYTES = 256 * 2**20  # a plan lists kept indices: far below this for any model, so a larger file is not a plan
 
 

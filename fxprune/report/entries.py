@@ -11,7 +11,7 @@ from ..ir.cost import CostModel
 from ..ir.group import PruneGroup, Switch, Tie
 from ..ir.importance import ImportanceScores
 from ..ir.linear_layers import Matrix
-from ..ir.plan import TILES, CompressionPlan
+from ..ir.plan import HALVED, TILES, CompressionPlan
 from ..ir.program import Program
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
 from ..ir.token_flow import TokenFlow, describe_tokens
@@ -28,12 +28,13 @@ def group_entries(
     """Every prunable group and part, in graph order; of groups that are tied the members.
 
     program   dense, with its groups;  kinds: those that the search might cut (``searched``)
+    plan      says as well how often the search halved the groups' multiples
 
     ``macs`` and ``params`` are what one element costs in the dense program. ``scores`` [size], ``order`` [size], the
     last to be removed first, and ``curve`` [size + 1], what the k first are worth together, are encoded
     (:func:`encode`); ``order`` is null where it is that of the scores, ``curve`` where it is their sum.
     """
-    params = CostModel(program).ledger("params", {})
+    params, halved = CostModel(program).ledger("params", {}), plan.about.get(HALVED, 0)
     return [
         {
             "group": group.name,
@@ -41,7 +42,7 @@ def group_entries(
             "searched": str(group.kind) in kinds,
             "size": group.size,
             "kept": len(plan.kept(group)),
-            "granularity": group.granularity,
+            "granularity": group.finer(halved).granularity,
             "floor": group.floor,
             "exact": group.exact,
             "macs": int(group.macs),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...ir.group import PruneGroup
-from .finer import halve
 
 
 def lower(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
@@ -25,8 +24,7 @@ def lower_floors(groups: Sequence[PruneGroup]) -> Iterator[list[PruneGroup]]:
     now = lower(groups)
     yield now
     while any(not g.strict and g.granularity > 1 for g in now):
-        finer = [g if g.strict else g.but(granularity=halve(g.granularity)) for g in now]
-        now = [g if g.least is None else g.but(floor=min(g.floor, g.granularity)) for g in finer]
+        now = [g if g.least is None else g.but(floor=min(g.floor, g.granularity)) for g in (g.finer() for g in now)]
         yield now
 
 

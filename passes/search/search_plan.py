@@ -13,11 +13,11 @@ from ...ir.cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
 from ...ir.group import DEFAULT_KINDS, Kind, PruneGroup, Tie, lies_inside
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Search
-from ...ir.plan import Choice, CompressionPlan, TokenPlan
+from ...ir.plan import HALVED, Choice, CompressionPlan, TokenPlan
 from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
-from .finer import fill_finer, note_of_slack
+from .finer import count_halvings, fill_finer, note_of_slack
 from .floors import lower, note_of_floors, within_reach
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder, sizes_at
@@ -135,6 +135,8 @@ class SearchPlan(Search):
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{said} on the concave envelope of the values" if hull else said
         plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
+        if halved := count_halvings(usual, groups):
+            plan = replace(plan, about={**plan.about, HALVED: halved})
         gone = [name for name, c in plan.elements.items() if not c.keep]
         notes = (*notes, f"layers that go: {', '.join(gone)}") if gone else notes
         return program.but(plan=plan, notes=tuple(dict.fromkeys(notes)))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.strangers import PassesOn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -42,17 +43,6 @@ class OneDict(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"embedding": self.inner(features["ids"], features["mask"])}
-
-
-class PassesOn(nn.Module):
-    """A wrapper as peft and accelerate make them."""
-
-    def __init__(self, base_model: nn.Module) -> None:
-        super().__init__()
-        self.base_model = base_model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs)
 
 
 def pictures(dtype: torch.dtype = torch.float32) -> nn.Module:

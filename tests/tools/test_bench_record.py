@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from support.families import FAMILIES
 
 from bench.accuracy.run import summary
 from bench.accuracy.targets import find_unmeasured
@@ -81,3 +82,8 @@ def test_results_hold_what_their_pictures_show() -> None:
 def test_results_stay_small() -> None:
     assert len(RESULTS) > 9
     assert sum(path.stat().st_size for path in RESULTS) < MOST
+
+
+def test_the_table_of_real_models_has_a_row_for_every_one_of_the_families() -> None:
+    rows = read(next(path for path in RESULTS if path.stem == "zoo"))["rows"]
+    assert sorted(row["model"] for row in rows) == sorted(name for one in FAMILIES.values() for name in one.real)
