@@ -21,7 +21,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
-from .rotation import describe_bases, has_bases, rotation_for
+from .rotation import has_bases, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -160,7 +160,6 @@ def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
     data = run.data
     return {
-        **describe_bases(run),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),

@@ -94,7 +94,8 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run = decided.run
     plan, dense = run.program.need("plan"), CostModel(run.program)()
     if plan.tokens is not None and not plan.tokens.empty:
-        run = run.through(MergeTokens(), PropagateAxes(), *run.finders).but(plan=without_tokens(plan))
+        found = run.through(MergeTokens(), PropagateAxes(), *run.finders)
+        run = found.on(found.program.in_bases_of(run.program).but(plan=without_tokens(plan)))
         run.program.need("plan").check(run.program.group_by_name)
     reduced = run.program
     predicted = CostModel(reduced)(count_kept(reduced))

@@ -39,7 +39,8 @@ def drop_parts(program: Program) -> Program:
     for kind, one in appliers(program.need("plan")).items():
         rest, known = subtract_kind(program.need("plan"), kind, program), (g.kind for g in program.need("groups"))
         again = (PropagateAxes(), FindGroups(align=1, floor=0.0, allow_empty=True), *finders_of(known))
-        program = Pipeline((one, *again), start=FACTS).run(program).but(plan=rest, scores=program.scores)
+        found = Pipeline((one, *again), start=FACTS).run(program)
+        program = found.in_bases_of(program).but(plan=rest, scores=program.scores)
     return program
 
 

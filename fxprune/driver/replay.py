@@ -17,7 +17,6 @@ from .apply import tell_of_odd_counts
 from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .proof import prove_prepared
-from .rotation import describe_bases
 from .run import Run, count_kept, reduce_tokens
 from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
@@ -77,7 +76,6 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     else:
         used = run.data
         about = {
-            **describe_bases(run),
             **({"rounds": 1} if sliced else {}),
             **plan.about,
             "model": opened.name,

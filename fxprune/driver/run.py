@@ -360,7 +360,7 @@ def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:
     if plan.tokens is None or plan.tokens.empty:
         return program
     small = Pipeline((MergeTokens(), PropagateAxes(), *finders), start=FACTS).run(program)
-    return small.but(plan=without_tokens(plan), scores=program.scores)
+    return small.in_bases_of(program).but(plan=without_tokens(plan), scores=program.scores)
 
 
 def carry_out_parts(run: Run) -> Run:
@@ -371,7 +371,8 @@ def carry_out_parts(run: Run) -> Run:
     plan = run.program.need("plan")
     for kind, one in appliers(plan).items():
         plan = subtract_kind(plan, kind, run.program)
-        run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
+        found = run.through(one, PropagateAxes(), *run.finders)
+        run = found.on(found.program.in_bases_of(run.program).but(plan=plan))
     return run
 
 

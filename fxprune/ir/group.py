@@ -128,7 +128,8 @@ class PruneGroup:
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
-    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
+    basis        by what ``AlignHeads`` or ``RotateWidth`` chose its basis (``data``, ``weights``), "" where it has the
+                 model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -314,6 +315,16 @@ class Tie(PruneGroup):
         whole = sum(wholes) if len(wholes) == len(parts) else None
         alone = replace(first, group=self.name, gradients=None, order=torch.arange(self.size), curve=curve)
         return replace(alone, values=ranked.sum(0), whole=whole)
+
+
+def with_bases(groups: Sequence[PruneGroup], known: Mapping[str, PruneGroup]) -> tuple[PruneGroup, ...]:
+    """Groups that were found again, in the bases that those of the same names were put into: graphs do not tell."""
+    return tuple(
+        g.but(ordered=known[g.name].ordered, basis=known[g.name].basis)
+        if g.name in known and known[g.name].basis
+        else g
+        for g in groups
+    )
 
 
 def lies_inside(groups: Sequence[PruneGroup], choices: Mapping[str, Choice]) -> set[str]:

@@ -103,6 +103,7 @@ class FindGroups(Analysis):
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
                 uses=uses.get(axis, ()),
                 ordered=axis in facts.rotated,
+                basis="data" if axis in facts.rotated and kind is Kind.WIDTH else "",
             )
             branch = self.layers and group.kind in LAYERED and facts.joins(axis)
             groups.append(self._limit(group, facts.closes(axis) and (self.allow_empty or branch)))
