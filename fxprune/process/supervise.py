@@ -20,7 +20,9 @@ from typing import IO
 from ..errors import ProcessDied
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-_HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD) if os.name == "posix" else ()
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+_HEARD = (*_STOPS, signal.SIGCHLD) if os.name == "posix" else ()
+INTERRUPTED = 130  # exit code
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 _MEMORY_CURE = (
     "out of memory most likely: fewer `--samples`, a limit by `--memory`, a smaller batch, or a larger machine"
@@ -61,9 +63,11 @@ def supervise(work: Callable[[], int]) -> int:
             status = _wait(child)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if os.WIFSIGNALED(status):
-            raise _death(os.WTERMSIG(status), trace)
-        return os.waitstatus_to_exitcode(status)
+        if not os.WIFSIGNALED(status):
+            return os.waitstatus_to_exitcode(status)
+        if os.WTERMSIG(status) in _STOPS:  # before the work could hear it
+            return INTERRUPTED
+        raise _death(os.WTERMSIG(status), trace)
 
 
 def _wait(child: int) -> int:
@@ -103,7 +107,7 @@ def _death(number: int, trace: IO[bytes]) -> ProcessDied:
 def _current_thread(said: str) -> Sequence[str]:
     """``file.py:3 in forward`` of the crashed thread's frames, innermost first, as faulthandler wrote them.
 
-    >>> _current_thread('Fatal Python error\\n\\nCurrent thread 0x1 (most recent call first):\\n  File "a.py", line 3 in f\\n')
+    >>> _current_thread('Current thread 0x1 (most recent call first):\\n  File "a.py", line 3 in f')
     ['a.py:3 in f']
     """
     _, _, current = said.partition("Current thread ")
@@ -111,4 +115,4 @@ def _current_thread(said: str) -> Sequence[str]:
 
 
 def _is_library(line: str) -> bool:
-    return "site-packages" in line or f"{os.sep}fxprune{os.sep}" in line or line.startswith("<")
+    return "site-packages" in line or f"{os.sep}fxprune{os.sep}" in line
