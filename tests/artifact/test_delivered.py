@@ -163,7 +163,7 @@ def test_fast_leaves_out_the_timing_and_the_page_and_no_check(
     assert fxprune.load(quick)(INPUT).shape == (2, 16)
     page = tmp_path / "later.html"
     assert main(["report", str(quick), "--out", str(page), "-q"]) == OK
-    assert "slicing and masking" in words(parsed(page.read_text(encoding="utf-8")))
+    assert "it was left out (--seconds 0)" in words(parsed(page.read_text(encoding="utf-8")))
     assert main([*asked.split(), "--seconds", "1", "--out", str(tmp_path / "no"), "-q"]) == USER_ERROR
 
 
