@@ -96,8 +96,12 @@ PASSES: Table = {
 }
 KINDS: Table = {
     **dict.fromkeys(
-        ("head", "kv", "query", "qk", "v", "qkv", "ffn", "channel", "width", "expert", "layer", "other"),
+        ("head", "kv", "query", "qk", "v", "qkv", "ffn", "channel", "width", "expert", "other"),
         "find-groups slice-axes",
+    ),
+    **dict.fromkeys(
+        ("attention", "mlp", "layer"),
+        "fxprune.passes.analysis.find_layers:FindLayers fxprune.passes.transform.drop_layers:DropLayers",
     ),
     "token": "find-token-sites merge-tokens",
     "block": "find-blocks sparsify-blocks",

@@ -10,7 +10,6 @@ from ..data.fingerprint import fingerprint
 from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
-from ..ir.group import Kind
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
@@ -98,14 +97,14 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
 def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
     from the end of an order, or may go entirely; as it is where it has scores already."""
-    from ..passes.analysis.measure_rungs import WHOLE, MeasureRungs, emptied, tailed
+    from ..passes.analysis.measure_rungs import MeasureRungs, emptied, switched, tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
-    wanted = (*goal.group_kinds, *(WHOLE if Kind.LAYER in goal.group_kinds else ()))
-    measured = (*tailed(run.program, wanted), *emptied(run.program, wanted))
+    wanted = goal.group_kinds
+    measured = (*tailed(run.program, wanted), *emptied(run.program, wanted), *switched(run.program, wanted))
     kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
     if not kinds or not goal.scorer.measures_sets:
         return run

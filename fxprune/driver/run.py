@@ -307,8 +307,7 @@ def find_groups(
     rotate: RotateWidth | None = None,
 ) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first, where the target takes any graph; layers among them let branches go. What the target cannot
-    express is frozen.
+    unfuses qkv first, where the target takes any graph. What the target cannot express is frozen.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
@@ -335,8 +334,6 @@ def find_groups(
         known = run.program.groups is not None
         run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
-    if str(Kind.LAYER) in map(str, kinds):
-        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders)
     if widths and basis:
@@ -369,8 +366,8 @@ def carry_out_parts(run: Run) -> Run:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     plan = run.program.need("plan")
-    for kind, one in appliers(plan).items():
-        plan = left_of(plan, kind, run.program)
+    for kinds, one in appliers(plan).items():
+        plan = left_of(plan, kinds, run.program)
         run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
     return run
 

@@ -17,12 +17,10 @@ from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
-from .residual import branch_ends, residual_streams
+from .residual import residual_streams
 
 ALIGN = 8
 FLOOR = 0.1
-LAYERED = (Kind.HEAD, Kind.KV, Kind.FFN)
-"""Kinds whose elements are all that an attention, or a feed-forward layer, is."""
 KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
@@ -36,7 +34,6 @@ class FindGroups(Analysis):
     floor        smallest share of neurons or channels that stays, per group; one head always stays. A tenth where
                  nothing is asked, and a search may then go below where its budget is out of reach otherwise
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
-    layers       the same for heads and neurons of branches of a residual stream, and for nothing else
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
@@ -56,7 +53,6 @@ class FindGroups(Analysis):
     aligns: tuple[str, ...] = ()
     floors: tuple[str, ...] = ()
     inherit: bool = False
-    layers: bool = False
 
     needs = ("axes",)
     gives = ("groups",)
@@ -70,7 +66,7 @@ class FindGroups(Analysis):
         for at, floor in [(f"{common}", common), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
-        limits = (self.align, self.floor, self.allow_empty or self.layers, self.aligns, self.floors)
+        limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
         if self.inherit and limits != (None, None, False, (), ()):
             raise OptionError(
                 "limits are inherited or stated, not both",
@@ -104,8 +100,7 @@ class FindGroups(Analysis):
                 uses=uses.get(axis, ()),
                 ordered=axis in facts.rotated,
             )
-            branch = self.layers and group.kind in LAYERED and facts.joins(axis)
-            groups.append(self._bounded(group, facts.closes(axis) and (self.allow_empty or branch)))
+            groups.append(self._bounded(group, facts.closes(axis) and self.allow_empty))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
             return with_macs(program.but(groups=_inherited(program, groups)))
@@ -241,16 +236,11 @@ class _Facts:
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._paired_repeats()
         self.streams = residual_streams(program)
-        self.ends = branch_ends(program)
 
     def closes(self, axis: Axis) -> bool:
         """True where nothing but linear layers sums over the axis: without it they still give their bias."""
         linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
         return bool(self.contracted[axis]) and set(self.contracted[axis]) <= linear and axis not in self.statistics
-
-    def joins(self, axis: Axis) -> bool:
-        """True where what sums over the axis is added to a residual stream: the stream goes on without it."""
-        return axis in self.contracted and set(self.contracted[axis]) <= self.ends
 
     def has(self, tag: str, axis: Axis) -> bool:
         return axis in self.tagged.get(tag, ())

@@ -285,9 +285,6 @@ def _live(program: Program, kinds: Sequence[str]) -> list[PruneGroup]:
     groups: Sequence[PruneGroup] = program.need("groups")
     tied = {g.name for tie in groups if isinstance(tie, Tie) for g in tie.tied}
     live = [g for g in groups if g.prunable and str(g.kind) in kinds and g.name not in tied]
-    if str(Kind.LAYER) in kinds:  # other groups that may go entirely: all of it, or nothing
-        rest = [g for g in groups if g.prunable and str(g.kind) not in kinds and g.sliced and g.floor == 0]
-        live += [g.but(granularity=g.size, strict=True) for g in rest]
     if not live:
         raise nothing_to_prune(program, kinds)
     return live

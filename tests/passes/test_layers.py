@@ -15,15 +15,18 @@ from fxprune.artifact.explain import explain
 from fxprune.data.batch import Batch, Calibration
 from fxprune.intake.capture import capture
 from fxprune.ir.cost import Budget
-from fxprune.ir.group import Kind
+from fxprune.ir.dataflow import op_name
+from fxprune.ir.group import LAYERS, Kind, Switch, with_derived
 from fxprune.ir.importance import ImportanceScores
 from fxprune.ir.pipeline import Pipeline
+from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.find_layers import FindLayers
 from fxprune.passes.analysis.importance.distance import Measure
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.trajectory import Trajectory
-from fxprune.passes.analysis.measure_rungs import WHOLE, MeasureRungs, emptied
+from fxprune.passes.analysis.measure_rungs import MeasureRungs
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.ladder import ladder
@@ -56,7 +59,7 @@ class Blocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        for i in range(DEPTH):
+        for i in range(len(self.qkv)):
             if self.post:
                 x = self.norm1[i](x + self.attend(i, x))
                 x = self.norm2[i](x + self.fc2[i](functional.gelu(self.fc1[i](x))))
@@ -78,51 +81,83 @@ def data(count: int = 12) -> Calibration:
 
 def analysed(post: bool = False) -> Program:
     x = data().batches[0].args[0]
-    return Pipeline((PropagateAxes(), FindGroups(align=4, layers=True))).run(capture(model(post), (x[:2],)))
+    return Pipeline((PropagateAxes(), FindGroups(align=4), FindLayers())).run(capture(model(post), (x[:2],)))
+
+
+def layers_of(program: Program) -> dict[str, Switch]:
+    return {g.name: g for g in program.need("groups") if isinstance(g, Switch)}
 
 
 @pytest.mark.parametrize("post", [False, True])
-def test_branches_of_the_stream_may_go_and_nothing_else(post: bool) -> None:
-    program = analysed(post)
-    layers = {g.name: str(g.kind) for g in emptied(program, WHOLE)}
-    assert sorted(layers.values()) == ["ffn"] * DEPTH + ["head"] * DEPTH
-    assert not [name for name in layers if name.startswith("stem")], "without it there is no stream"
+def test_branches_of_the_stream_and_whole_layers_are_found_and_nothing_else(post: bool) -> None:
+    found = layers_of(analysed(post))
+    assert [str(g.kind) for g in found.values()] == ["attention", "mlp", "layer"] * DEPTH
+    assert list(found)[:3] == ["out.0:attention", "fc2.0:mlp", "fc2.0:layer"]
+    assert all(set(g.shares) == {"qkv.0:head", "fc1.0:ffn"} for name, g in found.items() if name == "fc2.0:layer")
 
 
-def test_losing_a_layer_is_measured_as_a_whole_and_is_the_last_rung() -> None:
+def test_losing_a_layer_is_measured_as_a_whole() -> None:
     program, criterion = analysed(), Trajectory(samples=12, check=4)
     scored = ScoreGroups(criterion, data()).run(program)
-    after = MeasureRungs(criterion, kinds=WHOLE, data=data()).run(scored).need("scores")
-    alone = Removals(program, criterion.looked_at(program, data().batches), Measure(), 2**28)
-    for group in emptied(program, WHOLE):
-        one = after[group.name]
-        assert one.whole is not None
-        features, output = alone.together("x", {group: [torch.arange(group.size)]})
-        added = criterion._found["added"](features, output)[group.name]
-        assert one.whole == pytest.approx(float(added), rel=1e-4)
-        assert torch.equal(one.values, scored.need("scores")[group.name].values)
-        rungs = ladder(group, one, 1.0)
-        assert rungs.counts[0] == 0
-        assert rungs.values[-1] - rungs.values[0] >= one.whole * (1 - 1e-9)
-        assert all(a <= b for a, b in zip(rungs.values, rungs.values[1:], strict=False))
+    after = MeasureRungs(criterion, kinds=LAYERS, data=data()).run(scored).need("scores")
+    removals = Removals(program, criterion.looked_at(program, data().batches), Measure(), 2**28)
+    for part in layers_of(program).values():
+        one = after[part.name]
+        features, output = removals.together("x", {part: [torch.arange(1)]})
+        added = criterion._found["added"](features, output)[part.name]
+        assert one.whole == float(one.values) == pytest.approx(float(added), rel=1e-4)
+        assert with_derived([part], after)[part.name].whole == one.whole, "what was measured stays"
+        assert ladder(part, one, 1.0).values == (0.0, one.whole)
+    worth = {name: one.whole for name, one in after.items() if name in layers_of(program)}
+    assert f".{IDLE}:" in min(worth, key=worth.__getitem__)
+
+
+def test_without_a_bias_it_is_what_losing_all_of_its_elements_is() -> None:
+    net = model()
+    for linear in (*net.out, *net.fc2):
+        nn.init.zeros_(linear.bias)
+    batches = data().batches
+    passes = (PropagateAxes(), FindGroups(align=4), FindLayers())
+    program = Pipeline(passes).run(capture(net, (batches[0].args[0][:2],)))
+    removals, groups = Removals(program, batches, Measure(), 2**28), program.group_by_name
+    for part in layers_of(program).values():
+        if part.kind != Kind.LAYER:
+            (group,) = (groups[name] for name in part.shares)
+            as_part = removals.together("x", {part: [torch.arange(1)]})
+            as_group = removals.together("y", {group: [torch.arange(group.size)]})
+            for one, two in zip(as_part, as_group, strict=True):
+                assert float(one[part.name]) == pytest.approx(float(two[group.name]), rel=1e-3)
+
+
+def test_a_layer_without_taps_behind_it_is_judged_by_its_own() -> None:
+    program = analysed()
+    removals = Removals(program, data().batches, Measure(), 2**28)
+    last = layers_of(program)[f"fc2.{DEPTH - 1}:mlp"]
+    features, output = removals.together("x", {last: [torch.arange(1)]})
+    assert float(features[last.name]) > 0
+    assert float(output[last.name]) > 0
 
 
 @pytest.mark.parametrize("post", [False, True])
 def test_a_layer_that_goes_is_gone_from_the_graph(post: bool, tmp_path: Path) -> None:
     x = data(64).batches[0].args[0]
     options: dict[str, Any] = {"importance": "trajectory{samples=16,check=4}", "recover": "none", "data": x, **QUIET}
-    made = fxprune.compile(model(post), x[:2], flops=0.72, prune="layers", out=tmp_path / "a", **options)
+    made = fxprune.compile(model(post), x[:2], flops=0.72, prune="attention,mlp", out=tmp_path / "a", **options)
     gone = {name: c for name, c in made.plan.elements.items() if not c.keep}
     assert gone
     assert gone.keys() == made.plan.elements.keys(), "layers alone were asked for: all of one, or nothing"
-    assert all(f".{IDLE}:" in name or f".{IDLE}." in name for name in gone)
+    assert gone.keys() == {f"out.{IDLE}:attention", f"fc2.{IDLE}:mlp"}
     assert made.report["cost"]["ratio"]["flops"] <= 0.72
     assert made.report["masked"]["max_rel"] <= made.report["masked"]["tolerance"]
-    assert not [n for n in made.module.state_dict() if n.startswith((f"qkv.{IDLE}", f"fc1.{IDLE}"))]
-    attentions = [n for n in made.program.graph.nodes if "attention" in str(n.target)]
-    assert len(attentions) == DEPTH - sum(name.startswith("qkv") for name in gone)
-    name = next(iter(gone))
-    assert any("the whole layer went" in line for line in explain(tmp_path / "a", name)["because"])
+    assert not [n for n in made.module.state_dict() if n.startswith((f"qkv.{IDLE}", f"fc1.{IDLE}", f"fc2.{IDLE}"))]
+    names = [op_name(n) for n in made.program.graph.nodes if n.op == "call_function"]
+    stays = DEPTH - 1
+    assert names.count("scaled_dot_product_attention") == stays
+    assert names.count("layer_norm") == 2 * (DEPTH if post else stays), "norms of a post-norm stream are the stream's"
+    assert (names.count("add"), names.count("gelu")) == (2 * stays, stays + 1)
+    name = f"fc2.{IDLE}:mlp"
+    told = explain(tmp_path / "a", name)["because"]
+    assert any("the layer is gone" in line for line in told)
     assert any(note.startswith("layers that go") and name in note for note in made.report["notes"])
     again = fxprune.compile(model(post), x[:2], pipeline=made.report["pipeline"], data=x, **QUIET)
     assert again.plan.choices == made.plan.choices
@@ -131,10 +166,11 @@ def test_a_layer_that_goes_is_gone_from_the_graph(post: bool, tmp_path: Path) ->
     torch.testing.assert_close(applied.module(x), made.module(x), rtol=1e-5, atol=1e-6)
 
 
-def test_on_one_ledger_with_heads_and_neurons() -> None:
+@pytest.mark.parametrize("kinds", ["heads,ffn,attention,mlp", "heads,ffn,layers"])
+def test_on_one_ledger_with_heads_and_neurons(kinds: str) -> None:
     x = data(64).batches[0].args[0]
     options: dict[str, Any] = {"importance": "trajectory{samples=16,check=4}", "recover": "refit", "data": x, **QUIET}
-    made = fxprune.compile(model(), x[:2], flops=0.4, prune="heads,ffn,layers", **options)
+    made = fxprune.compile(model(), x[:2], flops=0.4, prune=kinds, **options)
     kept = {name: len(c.keep) / c.size for name, c in made.plan.elements.items()}
     assert any(share == 0 for share in kept.values())
     assert any(0 < share < 1 for share in kept.values())
@@ -147,10 +183,65 @@ def test_without_the_kind_no_layer_goes() -> None:
     assert all(c.keep for c in made.plan.elements.values())
 
 
-def test_the_whole_is_checked_and_joined() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_without_data_a_layer_is_worth_what_is_in_it(kind: Kind) -> None:
     with pytest.raises(fxprune.errors.InternalError, match="cannot cost"):
         ImportanceScores("a", torch.ones(2), "x", "y", whole=-1.0)
     program = analysed()
-    plan = SearchPlan(Budget("flops", 0.6), kinds=(Kind.LAYER,)).run(ScoreGroups("l2").run(program)).need("plan")
-    assert plan.elements
+    plan = SearchPlan(Budget("flops", 0.6), kinds=(kind,)).run(ScoreGroups("l2").run(program)).need("plan")
+    assert {c.kind for c in plan.elements.values()} == {str(kind)}
     assert not any(c.keep for c in plan.elements.values())
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_a_whole_layer_goes_with_its_norms(post: bool, tmp_path: Path) -> None:
+    x = data(64).batches[0].args[0]
+    options: dict[str, Any] = {"importance": "trajectory{samples=16,check=4}", "recover": "none", "data": x, **QUIET}
+    made = fxprune.compile(model(post), x[:2], flops=0.72, prune="layers", target="onnx", out=tmp_path / "a", **options)
+    assert list(made.plan.elements) == [f"fc2.{IDLE}:layer"]
+    names = [op_name(n) for n in made.program.graph.nodes if n.op == "call_function"]
+    assert (names.count("layer_norm"), names.count("scaled_dot_product_attention")) == (2 * DEPTH - 2, DEPTH - 1)
+    assert made.report["parity"]["max_rel"] <= 1e-4
+    with torch.no_grad():
+        want = without(model(post), IDLE)(x)
+    torch.testing.assert_close(made.module(x), want, rtol=1e-5, atol=1e-6)
+
+
+def without(net: Blocks, layer: int) -> Blocks:
+    for name in ("qkv", "out", "fc1", "fc2", "norm1", "norm2"):
+        del getattr(net, name)[layer]
+    return net
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp", "layer"])
+@pytest.mark.parametrize("method", ["bias", "ridge", "refit"])
+def test_the_last_projection_before_it_makes_up_for_a_layer_that_is_gone(kind: str, method: str) -> None:
+    x = data(64).batches[0].args[0]
+    name = f"{'out' if kind == 'attention' else 'fc2'}.{IDLE}:{kind}"
+    plan = CompressionPlan({name: Choice(kind, 1, ())})
+    made = {how: fxprune.compile(model(), x[:2], plan=plan, data=x, recover=how, **QUIET) for how in ("none", method)}
+    step = next(s for s in made[method].report["recovery"]["steps"] if s["role"] == "carries")
+    before = {"attention": f"fc2.{IDLE - 1}", "mlp": f"out.{IDLE}", "layer": f"fc2.{IDLE - 1}"}[kind]
+    assert step["parameter"] == f"{before}.weight"
+    assert step["after"] < step["before"]
+    dense = model()(x).detach()
+    error = {how: float((one.module(x) - dense).square().sum().detach()) for how, one in made.items()}
+    assert error[method] < error["none"]
+
+
+def test_a_post_norm_stream_carries_nothing_past_its_norm() -> None:
+    x = data(64).batches[0].args[0]
+    plan = CompressionPlan({f"fc2.{IDLE}:mlp": Choice("mlp", 1, ())})
+    made = fxprune.compile(model(post=True), x[:2], plan=plan, data=x, recover="refit", **QUIET)
+    assert {s["role"] for s in made.report["recovery"]["steps"]} == {"makes", "reads"}
+
+
+def test_layers_that_did_nothing_leave_the_weights_as_they_were() -> None:
+    net, x = model(), data(64).batches[0].args[0]
+    for linear in (net.out[IDLE], net.fc2[IDLE]):
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    plan = CompressionPlan({f"fc2.{IDLE}:layer": Choice("layer", 1, ())})
+    made = fxprune.compile(net, x[:2], plan=plan, data=x, recover="refit", **QUIET)
+    for parameter, value in made.module.state_dict().items():
+        torch.testing.assert_close(value, net.state_dict()[parameter], rtol=1e-4, atol=1e-5)

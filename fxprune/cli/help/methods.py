@@ -54,6 +54,18 @@ The width of a residual stream (--prune heads,ffn,width)
   Such widths are cut in the model's own basis, where the statistics of norms move. fxprune apply has no data, so a plan
   that cuts a turned width is carried out by compile with --plan and --data.
 
+Whole layers (--prune attention,mlp or layers)
+
+  What a model adds to its residual stream may go as a whole: `attention` and `mlp` are one such branch each, with the
+  norm in front of it; a layer is both together, one choice (residual blocks of convolutions are layers as well). What
+  goes is gone from the graph: no softmax, no norm, no bias, no launch. On a post-norm stream (BERT) a branch leaves its
+  norm behind, a whole layer takes its norms along. With trajectory each is priced by what losing it costs, measured
+  with all of it gone; without data by what is in it. Recovery fits the last projection before it to the stream behind
+  it (ReplaceMe), and every layer after that reads what changed.
+
+  It does nothing where nothing in a branch has a score, and a stream that changes its size between two sums is not the
+  same stream. Layers are found once, so they go with neither rounds nor budgets of time.
+
 What is repaired (--recover)
 
   auto         none, bias, ridge and refit are tried; the one that keeps most of the dense model's answers on

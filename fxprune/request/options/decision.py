@@ -128,8 +128,8 @@ class Decision:
     prune: str | Sequence[str | Kind] | None = option(
         None,
         "KINDS",
-        "kinds to prune: heads, ffn, channels, qk, v, width, layers, tokens, blocks (default: heads,ffn,channels; with "
-        "--data also qk,v,width where these are found to help)",
+        "kinds to prune: heads, ffn, channels, qk, v, width, attention, mlp, layers, tokens, blocks (default: "
+        "heads,ffn,channels; with --data also qk,v,width where these are found to help)",
         SEARCHING,
         in_passes=True,
         at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo", "plan")},

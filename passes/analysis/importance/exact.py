@@ -12,13 +12,14 @@ from torch.fx import Node
 
 from ....data.batch import Batch, sample_count
 from ....errors import FxpruneError
-from ....ir.group import PruneGroup
+from ....ir.bypass import Bypassing
+from ....ir.group import PruneGroup, Switch
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure, output_change
-from .features import Tap, View, find_taps, operand_source, views
+from .features import Tap, View, find_taps, operand_source, reach, view_of, views
 from .mask_gradients import not_finite
 from .objective import Target, targets
 from .suffix import DenseRun, Suffix, Unstackable, copies_that_fit
@@ -98,6 +99,9 @@ class Removals:
 
     def _job(self, number: int, group: PruneGroup, sets: Sequence[Tensor]) -> dict[str, Tensor]:
         result = {key: torch.zeros(len(sets), dtype=torch.float64) for key in ("features", "output")}
+        if isinstance(group, Switch):
+            lost = self._lost(self._batch(number), self._without(number, group), self._view(group), group)
+            return {key: torch.full((len(sets),), value, dtype=torch.float64) for key, value in lost.items()}
         if group.name not in self.sides:
             return result  # nothing sums over it
         batch = self._batch(number)
@@ -109,6 +113,23 @@ class Removals:
             for i, losses in zip(part, self._losses(batch, group, [sets[i] for i in part]), strict=True):
                 result["features"][i], result["output"][i] = losses
         return result
+
+    # ------------------------------------------------------------ parts that are there or not
+
+    def _view(self, part: Switch) -> View:
+        """The taps that judge a part: those inside it and behind it."""
+        reached = part.inside | reach(self.nodes[behind] for behind, _ in part.past)
+        return view_of(tuple(z for z, tap in enumerate(self.taps) if tap.value in reached), self.measure.taps)
+
+    def _without(self, number: int, part: Switch) -> dict[str, Any]:
+        """Taps and outputs behind a part that is gone; what is inside it is zero."""
+        names = {t.value for t in self.taps} | {n.name for n in self.output.all_input_nodes}
+        run = Bypassing(self.program.exported.graph_module, [part], names)
+        batch = self._batch(number).dense
+        with torch.no_grad():
+            run.run(*self.program.arguments(batch.flat))
+        inside = {t.value: torch.zeros_like(batch.values[t.value]) for t in self.taps if t.value in part.inside}
+        return run.found | inside
 
     # ------------------------------------------------------------ runs
 
@@ -197,19 +218,23 @@ class Removals:
         return split
 
     def _losses(self, batch: _Batch, group: PruneGroup, sets: Sequence[Tensor]) -> Iterator[tuple[float, float]]:
-        view = self.views[group.name]
         for values in self._values(batch, group, sets):
-            features = 0.0
-            for z in view.wanted:
-                tap = self.taps[z]
-                now = values.get(f"{tap.at} reads" if self._by_mask(view, z) else tap.value)
-                if now is not None:  # else nothing moved it
-                    dense, gram = batch.features[z]
-                    features += self.measure.change(tap, self.measure.feature(tap, now, batch.mask), dense, gram)
-            output = batch.output_moved(values) if self.measure.output else 0.0
-            if features != features or output != output:
-                raise not_finite(self.program, batch.dense.batch, f"what follows group {group.name}")
-            yield features * batch.entries, output
+            lost = self._lost(batch, values, self.views[group.name], group)
+            yield lost["features"], lost["output"]
+
+    def _lost(self, batch: _Batch, values: Mapping[str, Any], view: View, group: PruneGroup) -> dict[str, float]:
+        """What the values that moved say of both terms."""
+        features = 0.0
+        for z in view.wanted:
+            tap = self.taps[z]
+            now = values.get(f"{tap.at} reads" if self._by_mask(view, z) else tap.value)
+            if now is not None:  # else nothing moved it
+                dense, gram = batch.features[z]
+                features += self.measure.change(tap, self.measure.feature(tap, now, batch.mask), dense, gram)
+        output = batch.output_moved(values) if self.measure.output else 0.0
+        if features != features or output != output:
+            raise not_finite(self.program, batch.dense.batch, f"what follows group {group.name}")
+        return {"features": features * batch.entries, "output": output}
 
 
 class _Batch:

@@ -1,0 +1,45 @@
+"""A graph run as if some of its parts were gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch.fx import GraphModule, Interpreter, Node
+
+from .group import Switch
+
+
+class Bypassing(Interpreter):
+    """Runs a graph in which, where a part is gone, a value is that of an earlier node; what only the part needs is
+    skipped.
+
+    parts    the parts that are gone (see ``Switch.past``)
+    watched  names of nodes whose values are kept in ``found``; those that are skipped are not there
+    """
+
+    def __init__(self, module: GraphModule, parts: Iterable[Switch] = (), watched: Collection[str] = ()) -> None:
+        super().__init__(module)
+        gone = list(parts)
+        self.past = dict(pair for part in gone for pair in part.past)
+        self.skipped = {name for part in gone if part.past for name in part.inside}
+        self.watched, self.found = frozenset(watched), dict[str, Any]()
+        self._before, self._held = frozenset(self.past.values()), dict[str, Any]()
+
+    def run_node(self, n: Node) -> Any:
+        """One node's value: that of another where a part before it is gone."""
+        if n.name in self.past:
+            value = self._held[self.past[n.name]]
+        elif n.name in self.skipped and n.op != "placeholder":  # who reads it is skipped as well
+            return None
+        else:
+            value = self.run_own(n)
+        if n.name in self._before:
+            self._held[n.name] = value
+        if n.name in self.watched:
+            self.found[n.name] = value
+        return value
+
+    def run_own(self, n: Node) -> Any:
+        """What the node itself makes of what it reads."""
+        return super().run_node(n)
