@@ -69,6 +69,7 @@ PASSES: Table = {
     "hold-to-class": "fxprune.backends.hf.hold_to_class:HoldToClass",
     "start-round": "fxprune.passes.analysis.start_round:StartRound",
     "join-rounds": "fxprune.passes.transform.join_rounds:JoinRounds",
+    "choose-layers": "fxprune.passes.search.choose_layers:ChooseLayers",
     "plan-tokens": "fxprune.passes.search.plan_tokens:PlanTokens",
     "keep-counts": "fxprune.passes.search.keep_counts:KeepCounts",
     "read-plan": "fxprune.passes.search.read_plan:ReadPlan",

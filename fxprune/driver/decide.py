@@ -84,7 +84,8 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
     turn = rotation_for(run, goal) if rewrite else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
     try:
-        found = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
+        kinds = (*goal.kinds, *(() if goal.layers is None else goal.layers.kinds))
+        found = find_groups(run, kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
         found = prove_prepared(found)
     except InternalError as error:
         if not rewrite or not has_bases(goal):
@@ -100,10 +101,10 @@ def score(run: Run, goal: Goal) -> Run:
     from ..passes.analysis.measure_rungs import MeasureRungs, emptied, switched, tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
-    if run.program.scores is not None or not goal.by_groups:
+    if run.program.scores is not None or not goal.scored_kinds:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
-    wanted = goal.group_kinds
+    wanted = goal.scored_kinds
     measured = (*tailed(run.program, wanted), *emptied(run.program, wanted), *switched(run.program, wanted))
     kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
     if not kinds or not goal.scorer.measures_sets:
@@ -129,6 +130,7 @@ def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:
 
 def decide_on(run: Run, goal: Goal) -> Decided:
     """:func:`decide` on what :func:`prepare` made; scores that are there (:func:`score`) are used, not made again."""
+    from ..passes.search.choose_layers import ChooseLayers
     from ..passes.transform.join_rounds import JoinRounds
 
     budget, criterion = goal.budget, goal.scorer
@@ -136,6 +138,12 @@ def decide_on(run: Run, goal: Goal) -> Decided:
     said = [repr(goal), str(criterion), repr(run.request.tiles)]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, said))
     run, goal = score_as_able(run, goal)
+    if goal.layers is not None:
+        run = run.through(ChooseLayers(goal.layers.drop, goal.layers.at, goal.layers.kinds))
+    if goal.budget is None and goal.layers is not None:
+        plan = run.program.need("plan")
+        run = run.but(plan=replace(plan, about={**plan.about, **_about(run, goal), "rounds": 1}))
+        return Decided(run, run.program, None, latency)
     if goal.tokens is not None:
         run, latency = _decide_with_tokens(run, goal, latency)
         return Decided(run, run.program, budget, latency)

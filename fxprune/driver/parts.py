@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from .. import registry
 from ..ir.group import lies_inside
@@ -34,15 +34,19 @@ def left_of(plan: CompressionPlan, kinds: Collection[str], program: Program) -> 
     return plan.with_elements(rest)
 
 
-def drop_parts(program: Program) -> Program:
+def drop_parts(program: Program, finders: Sequence[Pass] = ()) -> Program:
     """The program with these choices of its plan carried out, its groups found again, the rest of the plan and the
-    scores on them; as it is where there are none. No step of a run: a trial of a plan leads to no result."""
+    scores on them; as it is where there are none. No step of a run: a trial of a plan leads to no result.
+
+    finders   what finds the groups, where their limits matter: a search is to keep to them
+    """
     from ..passes.analysis.find_groups import FindGroups
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     for kinds, one in appliers(program.need("plan")).items():
         rest, known = left_of(program.need("plan"), kinds, program), (g.kind for g in program.need("groups"))
-        again = (PropagateAxes(), FindGroups(align=1, floor=0.0, allow_empty=True), *finders_of(known))
+        loose = (FindGroups(align=1, floor=0.0, allow_empty=True), *finders_of(known))
+        again = (PropagateAxes(), *(finders or loose))
         program = Pipeline((one, *again), start=FACTS).run(program).but(plan=rest, scores=program.scores)
     return program
 

@@ -267,15 +267,20 @@ class Run:
 
     def _supplied(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
+        from ..passes.search.choose_layers import stated_layers
+
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         if "source" in one.takes:
             given["source"] = self.opened.source
         plan = self.program.plan
         if "reduced" in one.takes and plan is not None:
-            parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
+            searches = one.kind == "search"  # it decides about parts anew, but for layers that are stated
+            parts = bool(stated_layers(plan)) if searches else bool(appliers(plan))
             if parts or plan.tokens is not None:
                 reduced = reduce_tokens(self.program, self.finders)
-                given["reduced"] = drop_parts(reduced) if parts else reduced
+                if parts and searches:
+                    reduced = reduced.but(plan=reduced.need("plan").with_elements(stated_layers(plan)))
+                given["reduced"] = drop_parts(reduced, self.finders if searches else ()) if parts else reduced
         return dataclasses.replace(one, **given) if given else one
 
     def _behind(self, one: Pass) -> Run:

@@ -245,3 +245,82 @@ def test_layers_that_did_nothing_leave_the_weights_as_they_were() -> None:
     made = fxprune.compile(net, x[:2], plan=plan, data=x, recover="refit", **QUIET)
     for parameter, value in made.module.state_dict().items():
         torch.testing.assert_close(value, net.state_dict()[parameter], rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------ --layers
+
+
+OPTIONS: dict[str, Any] = {"importance": "trajectory{samples=16,check=4}", "recover": "none", **QUIET}
+
+
+@pytest.mark.parametrize(
+    ("asked", "prune", "gone"),
+    [
+        (-1, None, [f"fc2.{IDLE}:layer"]),
+        ("-1", "layers", [f"fc2.{IDLE}:layer"]),
+        (-2, "attention,mlp", [f"out.{IDLE}:attention", f"fc2.{IDLE}:mlp"]),
+        (-1, "mlp", [f"fc2.{IDLE}:mlp"]),
+        ("0,2", None, ["fc2.0:layer", "fc2.2:layer"]),
+        ("0-1", "attention", ["out.0:attention", "out.1:attention"]),
+        ([2], "attention,mlp", ["out.2:attention", "fc2.2:mlp"]),
+    ],
+)
+def test_so_many_layers_go_or_those_that_are_named(asked: Any, prune: str | None, gone: list[str]) -> None:
+    x = data(64).batches[0].args[0]
+    made = fxprune.compile(model(), x[:2], layers=asked, prune=prune, data=x, **OPTIONS)
+    assert sorted(made.plan.elements) == sorted(gone)
+    assert made.report["masked"]["max_rel"] <= made.report["masked"]["tolerance"]
+    assert made.report["options"]["layers"] == (asked if not isinstance(asked, tuple) else list(asked))
+    again = fxprune.compile(model(), x[:2], pipeline=made.report["pipeline"], data=x, **QUIET)
+    assert again.plan.choices == made.plan.choices
+    assert again.report["pipeline"] == made.report["pipeline"]
+    searched = {e["kind"] for e in made.report["groups"] if e["searched"]}
+    assert searched == {c.kind for c in made.plan.elements.values()}
+
+
+def test_a_budget_is_met_by_what_is_left() -> None:
+    x = data(64).batches[0].args[0]
+    made = fxprune.compile(model(), x[:2], layers=-1, flops=0.4, floor=0.25, data=x, **{**OPTIONS, "recover": "refit"})
+    assert not made.plan.elements[f"fc2.{IDLE}:layer"].keep
+    rest = {name: c for name, c in made.plan.elements.items() if c.keep}
+    assert {c.kind for c in rest.values()} <= {"head", "ffn"}
+    assert rest
+    assert not [name for name in rest if f".{IDLE}" in name], "what lies inside is gone with it"
+    assert all(len(c.keep) >= 0.25 * c.size for c in rest.values())
+    assert made.report["cost"]["ratio"]["flops"] <= 0.4
+    assert made.report["search"]["method"] in ("two-class", "lagrangian", "dynamic")
+    again = fxprune.compile(model(), x[:2], pipeline=made.report["pipeline"], data=x, **QUIET)
+    assert again.plan.choices == made.plan.choices
+    assert again.report["pipeline"] == made.report["pipeline"]
+
+
+def test_named_layers_need_no_scores_and_no_data() -> None:
+    x = data(4).batches[0].args[0]
+    made = fxprune.compile(model(), x, layers="1", **QUIET)
+    assert "score-groups" not in made.report["pipeline"]
+    torch.testing.assert_close(made.module(x), without(model(), 1)(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("4", "there is no layer 4"),
+        (-3, "3 layers cannot go"),
+        ("3-1", "names no layer"),
+        ("half", "does not say which layers go"),
+        (4.5, "does not say which layers go"),
+    ],
+)
+def test_layers_that_cannot_go(asked: Any, says: str) -> None:
+    x = data(4).batches[0].args[0]
+    with pytest.raises(fxprune.errors.OptionError, match=says):
+        fxprune.compile(model(), x, layers=asked, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "more", [{"rounds": 2}, {"tokens": "tome:r=1"}, {"blocks": "8x8"}, {"flops": None, "latency": 0.5}]
+)
+def test_what_layers_do_not_go_with(more: dict[str, Any]) -> None:
+    x = data(4).batches[0].args[0]
+    with pytest.raises(fxprune.errors.OptionError, match=r"--layers|in one round|not by time|layers"):
+        fxprune.compile(model(), x, layers=-1, **{"flops": 0.5, **more}, **QUIET)

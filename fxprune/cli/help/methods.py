@@ -63,6 +63,10 @@ Whole layers (--prune attention,mlp or layers)
   with all of it gone; without data by what is in it. Recovery fits the last projection before it to the stream behind
   it (ReplaceMe), and every layer after that reads what changed.
 
+  --layers -4 takes the four layers that are worth least, --layers 0-3,5 these, numbered from 0 in the order of the
+  graph; with --prune attention or mlp attentions or feed-forwards are counted. A budget beside it is met by what is
+  left.
+
   It does nothing where nothing in a branch has a score, and a stream that changes its size between two sums is not the
   same stream. Layers are found once, so they go with neither rounds nor budgets of time.
 

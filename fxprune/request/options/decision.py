@@ -134,6 +134,14 @@ class Decision:
         in_passes=True,
         at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo", "plan")},
     )
+    layers: int | str | Sequence[int] | None = option(
+        None,
+        "-N|A-B,C",
+        "layers that go: -4, so many, chosen by score; 0-3,5, these, numbered from 0 (with --prune attention or mlp: "
+        "of those); a budget, if there is one, is met by what is left",
+        SEARCHING,
+        in_passes=True,
+    )
     search: str = option(
         "auto",
         "NAME",
