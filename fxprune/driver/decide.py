@@ -13,12 +13,12 @@ from ..ir.cost import Budget, CostModel
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
-from ..process import jobs, ranks
+from ..process import jobs
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .head_scale import best_scale
 from .members import in_doubt, is_obs_nearer
-from .parts import carry_out
 from .proof import prove_prepared
 from .rotation import has_bases, rotated_groups, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..passes.transform.recover import Recover
     from ..request.goal import Goal
 
-SWEPT = 128  # samples that head scales are compared on
 FALL_BACK = ("activation", "l2")  # for models that other criteria say nothing about; the second needs no data
 
 
@@ -372,23 +371,6 @@ def searching(search: SearchPlan, criterion: Criterion, seed: int, members: Rank
     if members is not None:
         again.append(members)
     return [search, *again, search] if again else [search]
-
-
-def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple[float, str]:
-    """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones; and what was found."""
-    from ..passes.analysis.importance.damage import Reference, divergences
-    from ..passes.analysis.importance.obs import first
-    from ..passes.search.search_plan import HEAD_SCALES, HEADS
-
-    if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
-        return search.head_scale, "head scale: there are no heads to weigh"
-    batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
-    for scale in HEAD_SCALES:
-        small = carry_out(replace(search, head_scale=scale).run(program))
-        found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
-    best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
-    told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())
-    return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
 def _next_round(run: Run, goal: Goal) -> Run:
