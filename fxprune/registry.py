@@ -37,6 +37,9 @@ CRITERIA: Table = {
     "trajectory": "fxprune.passes.analysis.importance.trajectory:Trajectory",
     "obs": "fxprune.passes.analysis.importance.obs:Obs",
     "random": "fxprune.passes.analysis.importance.random:Random",
+    # of layers
+    "block-influence": "fxprune.passes.analysis.importance.block_influence:BlockInfluence",
+    "finercut": "fxprune.passes.analysis.importance.finercut:FinerCut",
     # of tiles
     "lsp": "fxprune.passes.analysis.importance.lsp:Lsp",
     "wanda": "fxprune.passes.analysis.importance.wanda:Wanda",

@@ -323,6 +323,6 @@ def with_derived(groups: Sequence[PruneGroup], scores: Scores) -> dict[str, Impo
     """The scores with those of groups that others speak for, made anew."""
     found = dict(scores)
     for group in groups:
-        if group.prunable and group.members:
+        if group.prunable and group.members and (group.name in found or found.keys() >= set(group.members)):
             found[group.name] = group.derive(found)
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..errors import OptionError, nearest
 from ..ir.cost import Budget
-from ..ir.group import DEFAULT_KINDS, Kind
+from ..ir.group import DEFAULT_KINDS, LAYERS, Kind
 from ..target.latency_table import LatencyTable
 from .layers import LayerGoal
 from .tokens import TokenGoal, token_goal
@@ -64,6 +64,14 @@ class Goal:
                 cure="leave one of them away",
             )
         self._check_parts()
+        others = [str(k) for k in self.scored_kinds if str(k) not in map(str, LAYERS)]
+        if self.scorer.scores_layers and others:
+            raise OptionError(
+                f"'{self.scorer.name}' scores attentions, feed-forwards and whole layers",
+                where=f"--importance {self.criterion}",
+                why=f"kinds {', '.join(others)} are to be pruned here",
+                cure="say `--prune attention,mlp`, or `--layers -4` without a budget; trajectory scores all kinds",
+            )
         if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
             raise OptionError(
                 "rounds and latency do not go together",
@@ -179,7 +187,8 @@ class Goal:
     @property
     def by_obs(self) -> bool:
         """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
-        mixed = self.scorer.comparable and self.scorer.name != "obs" and not self.rearrange
+        layers = {str(k) for k in self.group_kinds} <= set(map(str, LAYERS))  # no neurons to choose
+        mixed = self.scorer.comparable and self.scorer.name != "obs" and not self.rearrange and not layers
         fitted = self.recovery.method not in ("none", "scale")
         return self.members == "obs" or (self.members == "auto" and mixed and fitted)
 

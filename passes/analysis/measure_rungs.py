@@ -90,8 +90,9 @@ class MeasureRungs(Analysis):
                 scores[group.name] = replace(scores[group.name], whole=float(found[group.name]))
         for layer in layers:
             if layer.name in found:
-                value = found[layer.name].reshape(1)
-                scores[layer.name] = replace(scores[layer.name], values=value, curve=None, whole=float(value))
+                about = {"comparable": chosen.comparable, "seed": self.seed, "whole": float(found[layer.name])}
+                values = found[layer.name].reshape(1)
+                scores[layer.name] = ImportanceScores(layer.name, values, chosen.name, chosen.unit, **about)
         told = [n for n in (self._note(groups, counts), *chosen.notes(program)) if n] if found else []
         notes = tuple(dict.fromkeys((*program.notes, *told)))
         return program.but(scores=with_derived(program.need("groups"), scores), notes=notes)

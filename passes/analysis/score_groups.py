@@ -47,6 +47,8 @@ class ScoreGroups(Analysis):
     data        calibration batches, for criteria that run the model
     seed        seeds everything random: the same seed gives the same scores
 
+    A criterion of layers alone (``scores_layers``) gives groups no scores.
+
     Elements of a group that is ``ordered`` go from the end, unless the criterion has an order of its own.
 
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
@@ -73,7 +75,7 @@ class ScoreGroups(Analysis):
         )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
-        for group in prunable(program):
+        for group in () if chosen.scores_layers else prunable(program):
             if not torch.isfinite(found[group.name]["values"]).all():
                 raise FxpruneError(
                     f"criterion '{chosen.name}' gave a score that is not a number",

@@ -23,9 +23,10 @@ from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.find_layers import FindLayers
-from fxprune.passes.analysis.importance.distance import Measure
+from fxprune.passes.analysis.importance.distance import Measure, output_change
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.trajectory import Trajectory
+from fxprune.passes.analysis.importance.whole_layers import outputs_without
 from fxprune.passes.analysis.measure_rungs import MeasureRungs
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -324,3 +325,73 @@ def test_what_layers_do_not_go_with(more: dict[str, Any]) -> None:
     x = data(4).batches[0].args[0]
     with pytest.raises(fxprune.errors.OptionError, match=r"--layers|in one round|not by time|layers"):
         fxprune.compile(model(), x, layers=-1, **{"flops": 0.5, **more}, **QUIET)
+
+
+# ------------------------------------------------------------ criteria of layers
+
+
+def worths(criterion: str, program: Program, kinds: tuple[Kind, ...] = LAYERS) -> dict[str, float]:
+    scored = ScoreGroups(criterion, data()).run(program)
+    assert scored.scores == {}, "it says nothing of what is inside"
+    found = MeasureRungs(criterion, kinds=kinds, data=data()).run(scored).need("scores")
+    assert {str(g.kind) for g in layers_of(program).values() if g.name in found} == set(map(str, kinds))
+    return {name: float(one.values) for name, one in found.items()}
+
+
+def test_block_influence_is_how_far_a_layer_turns_the_stream() -> None:
+    net, x = model(), data().batches[0].args[0]
+    found = worths("block-influence", analysed())
+    with torch.no_grad():
+        before = net.stem(x)
+        middle = before + net.attend(0, net.norm1[0](before))
+        after = middle + net.fc2[0](functional.gelu(net.fc1[0](net.norm2[0](middle))))
+    for name, a, b in (
+        ("out.0:attention", before, middle),
+        ("fc2.0:mlp", middle, after),
+        ("fc2.0:layer", before, after),
+    ):
+        assert found[name] == pytest.approx(float(1 - functional.cosine_similarity(a, b, dim=-1).mean()), rel=1e-4)
+    assert worths("block-influence{samples=3}", analysed()).keys() == found.keys()
+
+
+def test_finercut_takes_what_changes_the_outputs_least_with_the_others_gone() -> None:
+    program, kinds = analysed(), (Kind.ATTENTION, Kind.MLP)
+    found = worths("finercut{samples=12}", program, kinds)
+    parts = {name: g for name, g in layers_of(program).items() if g.kind in kinds}
+    dense = next(outputs_without(program, data().batches, ()))
+
+    def change(gone: list[str]) -> float:
+        now = next(outputs_without(program, data().batches, [parts[name] for name in gone]))
+        return float(output_change(now, dense, 1.0).mean())
+
+    order, left = [], list(parts)
+    while left:
+        order.append(min(left, key=lambda name: change([*order, name])))
+        left.remove(order[-1])
+        worth = max(change(order[: i + 1]) for i in range(len(order)))
+        assert found[order[-1]] == pytest.approx(worth, rel=1e-4)
+    assert sorted(found, key=found.__getitem__) == order
+    short = worths("finercut{samples=12,most=2}", program, kinds)
+    assert sorted(short, key=short.__getitem__)[:2] == sorted(found, key=found.__getitem__)[:2] == order[:2]
+
+
+def test_finercut_of_layers_and_what_is_in_them() -> None:
+    found = worths("finercut", analysed())
+    for i in range(DEPTH):
+        assert found[f"fc2.{i}:layer"] >= min(found[f"out.{i}:attention"], found[f"fc2.{i}:mlp"])
+
+
+@pytest.mark.parametrize("criterion", ["finercut", "block-influence"])
+def test_layers_are_chosen_by_a_criterion_of_layers(criterion: str, tmp_path: Path) -> None:
+    x = data(64).batches[0].args[0]
+    options = {"importance": criterion, "data": x, "recover": "none", **QUIET}
+    made = fxprune.compile(model(), x[:2], layers=-1, out=tmp_path / "a", **options)
+    assert list(made.plan.elements) == [f"fc2.{IDLE}:layer"]
+    assert any(line.startswith(criterion) for line in explain(tmp_path / "a", f"fc2.{IDLE}:layer")["because"])
+    assert any("no scores" in line for line in explain(tmp_path / "a", "fc1.0:ffn")["because"])
+    searched = fxprune.compile(model(), x[:2], flops=0.72, prune="attention,mlp", **options)
+    assert {c.kind for c in searched.plan.elements.values()} == {"attention", "mlp"}
+    again = fxprune.compile(model(), x[:2], pipeline=searched.report["pipeline"], data=x, **QUIET)
+    assert again.plan.choices == searched.plan.choices
+    with pytest.raises(fxprune.errors.OptionError, match="scores attentions"):
+        fxprune.compile(model(), x[:2], flops=0.5, **options)

@@ -26,6 +26,8 @@ How elements are scored (--importance NAME, options in braces)
   l1, l2       norms of weights; no data. They rank only within a layer: shares of layers come from how flat the scores
                are
   random       the baseline
+  finercut, block-influence      whole layers, attentions and feed-forwards: greedily by the change of the outputs, or
+               by how far one turns the stream (ShortGPT). To compare with: trajectory scores layers as well
   lsp, magnitude, wanda, obert   tiles inside weights (--blocks, --sparse)
 
   fxprune compile model.pt --flops 0.5 --data data.npz --importance 'trajectory{mode=exact}'

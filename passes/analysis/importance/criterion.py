@@ -34,6 +34,7 @@ class Criterion(ABC):
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
     scores_tiles: ClassVar[bool] = False
+    scores_layers: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this criterion again."""
