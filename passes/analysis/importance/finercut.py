@@ -25,7 +25,7 @@ class FinerCut(LayerCriterion):
     samples   that are looked at, from all over the data
     most      so many steps at most (0: until nothing is left); layers that are left are worth the D of losing them then
 
-    The worth rises along the order, by a hair where the outputs come nearer again, so that a search, or ``--layers -4``,
+    The worth rises along the order, by a hair where the outputs come nearer again: a search, or ``--layers -4``, then
     takes layers as the greedy order does.
 
     Unit     change of the outputs: D is ``output_change``, the KL of logits, half the squared change of others
