@@ -54,7 +54,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
             f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen)
         )
     entry = entries[group]
-    keep = _kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
+    keep = _elements_kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
     elements = [] if entry["kind"] == TOKEN else _elements(entry, keep)
     carries = "carries" if entry["kind"] in map(str, LAYERS) and not keep else None
     steps = (report.get("recovery") or {}).get("steps", ())
@@ -73,7 +73,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
     }
 
 
-def _kept(choice: AnyChoice | None, entry: Entry) -> set[int]:
+def _elements_kept(choice: AnyChoice | None, entry: Entry) -> set[int]:
     """The elements that stay; of tokens, which have no identity, as many."""
     if isinstance(choice, Choice):
         return set(choice.keep)

@@ -26,7 +26,7 @@ def appliers(plan: CompressionPlan) -> dict[tuple[str, ...], Pass]:
     return {tuple(kinds): apply() for apply, kinds in by_pass.items()}
 
 
-def left_of(plan: CompressionPlan, kinds: Collection[str], program: Program) -> CompressionPlan:
+def subtract_kinds(plan: CompressionPlan, kinds: Collection[str], program: Program) -> CompressionPlan:
     """The plan once its choices of ``kinds`` are carried out on ``program``, whose groups are known: what lay inside is
     gone with it."""
     gone = lies_inside(program.need("groups"), plan.elements)
@@ -44,10 +44,11 @@ def drop_parts(program: Program, finders: Sequence[Pass] = ()) -> Program:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     for kinds, one in appliers(program.need("plan")).items():
-        rest, known = left_of(program.need("plan"), kinds, program), (g.kind for g in program.need("groups"))
+        rest, known = subtract_kinds(program.need("plan"), kinds, program), (g.kind for g in program.need("groups"))
         loose = (FindGroups(align=1, floor=0.0, allow_empty=True), *finders_of(known))
         again = (PropagateAxes(), *(finders or loose))
-        program = Pipeline((one, *again), start=FACTS).run(program).but(plan=rest, scores=program.scores)
+        found = Pipeline((one, *again), start=FACTS).run(program)
+        program = found.in_bases_of(program).but(plan=rest, scores=program.scores)
     return program
 
 

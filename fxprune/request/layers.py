@@ -33,7 +33,7 @@ class LayerGoal:
         if re.fullmatch(r"-[1-9]\d*", text):
             object.__setattr__(self, "drop", int(text[1:]))
         elif _RANGES.fullmatch(text):
-            object.__setattr__(self, "at", tuple(sorted(set(_listed(text)))))
+            object.__setattr__(self, "at", tuple(sorted(set(_read_ranges(text)))))
         else:
             raise OptionError(
                 f"'{self.text}' does not say which layers go",
@@ -55,8 +55,8 @@ def layer_goal(asked: int | str | Sequence[int] | None, kinds: Collection[Kind |
     return LayerGoal(text, named or (Kind.LAYER,))
 
 
-def _listed(text: str) -> list[int]:
-    found = []
+def _read_ranges(text: str) -> list[int]:
+    found = list[int]()
     for part in text.split(","):
         low, _, high = part.partition("-")
         if high and int(high) < int(low):

@@ -93,7 +93,7 @@ class _Finder:
                 found += [(self._kind(self._only(*part)), *part) for part in branch.parts]
             if len(layer) > 1 or layer[0].kind is Kind.LAYER:
                 found.append((Kind.LAYER, self._end(layer), layer[0].kept))
-        return self._named(found)
+        return self._name_parts(found)
 
     # ------------------------------------------------------------ branches
 
@@ -194,7 +194,7 @@ class _Finder:
 
     # ------------------------------------------------------------ names
 
-    def _named(self, found: Sequence[tuple[Kind, Node, Node]]) -> list[Switch]:
+    def _name_parts(self, found: Sequence[tuple[Kind, Node, Node]]) -> list[Switch]:
         insides = [self._only(behind, earlier) for _, behind, earlier in found]
         stems = [self._stem(inside) for inside in insides]
         several = collections.Counter((str(kind), stem) for (kind, *_), stem in zip(found, stems, strict=True))
@@ -202,8 +202,10 @@ class _Finder:
         parts = []
         for (kind, behind, earlier), inside, stem in zip(found, insides, stems, strict=True):
             own = self._last(inside) if several[str(kind), stem] > 1 or not stem else stem
-            taken[name] = taken.get(name := f"{own}:{kind}", 0) + 1
-            name += f"#{taken[name]}" if taken[name] > 1 else ""
+            name = f"{own}:{kind}"
+            taken[name] += 1
+            number = taken[name]
+            name += f"#{number}" if number > 1 else ""
             names = frozenset(n.name for n in inside)
             shares = self._shares(names)
             parts.append(

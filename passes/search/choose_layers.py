@@ -55,14 +55,14 @@ class ChooseLayers(Search):
                 why=f"nothing of kind {', '.join(map(str, self.kinds))} is added to a residual stream",
                 cure="count branches instead: `--prune attention,mlp`",
             )
-        chosen = self._named(known) if self.at else self._cheapest(program, known)
+        chosen = self._choose_named(known) if self.at else self._cheapest(program, known)
         choices = {g.name: Choice(str(g.kind), g.size, ()) for g in chosen}
         about = self._about(program, choices)
         plan = (program.plan or CompressionPlan()).with_elements(choices, about)
         note = f"layers that go: {', '.join(choices)}"
         return program.but(plan=plan, notes=tuple(dict.fromkeys((*program.notes, note))))
 
-    def _named(self, known: Sequence[Switch]) -> list[Switch]:
+    def _choose_named(self, known: Sequence[Switch]) -> list[Switch]:
         by_kind = [[g for g in known if g.kind == kind] for kind in self.kinds]
         count = max(map(len, by_kind))
         if max(self.at) >= count:
@@ -114,7 +114,7 @@ def layers_of(program: Program, kinds: Sequence[Kind | str]) -> list[Switch]:
     return [g for g in program.need("groups") if isinstance(g, Switch) and str(g.kind) in wanted]
 
 
-def stated_layers(plan: CompressionPlan | None) -> dict[str, Choice]:
+def find_stated(plan: CompressionPlan | None) -> dict[str, Choice]:
     """The choices of layers that a plan's search did not make: it takes them as they are."""
     said = () if plan is None else plan.about.get(SAID, ())
     return {} if plan is None else {name: plan.elements[name] for name in said if name in plan.elements}

@@ -24,7 +24,7 @@ class DropLayers(Transform):
     needs = ("groups", "plan")
 
     def run(self, program: Program) -> Program:
-        gone = gone_layers(program)
+        gone = find_gone(program)
         if not gone:
             return program
         module = copy_graph(program.exported)
@@ -45,7 +45,7 @@ class DropLayers(Transform):
         return program.without_facts(exported=rebuild(program.exported, module))
 
 
-def gone_layers(program: Program) -> list[Switch]:
+def find_gone(program: Program) -> list[Switch]:
     """The layers that the program's plan says are gone."""
     plan = program.need("plan")
     layers = (g for g in program.need("groups") if isinstance(g, Switch) and g.past and str(g.kind) in LAYERS)

@@ -101,7 +101,7 @@ def test_losing_a_layer_is_measured_as_a_whole() -> None:
     program, criterion = analysed(), Trajectory(samples=12, check=4)
     scored = ScoreGroups(criterion, data()).run(program)
     after = MeasureRungs(criterion, kinds=LAYERS, data=data()).run(scored).need("scores")
-    removals = Removals(program, criterion.looked_at(program, data().batches), Measure(), 2**28)
+    removals = Removals(program, criterion.select_samples(program, data().batches), Measure(), 2**28)
     for part in layers_of(program).values():
         one = after[part.name]
         features, output = removals.together("x", {part: [torch.arange(1)]})

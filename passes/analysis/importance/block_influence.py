@@ -42,7 +42,7 @@ class BlockInfluence(LayerCriterion):
 
     @torch.no_grad()
     def losses(self, program: Program, data: Calibration | None, parts: Sequence[Switch]) -> dict[str, float]:
-        batches, sums = self.looked_at(program, data), dict.fromkeys((p.name for p in parts), 0.0)
+        batches, sums = self.select_samples(program, data), dict.fromkeys((p.name for p in parts), 0.0)
         rows = dict.fromkeys(sums, 0)
         for batch in batches:
             flat = program.flatten(batch.args, batch.kwargs)

@@ -100,7 +100,7 @@ class Removals:
     def _job(self, number: int, group: PruneGroup, sets: Sequence[Tensor]) -> dict[str, Tensor]:
         result = {key: torch.zeros(len(sets), dtype=torch.float64) for key in ("features", "output")}
         if isinstance(group, Switch):
-            lost = self._lost(self._batch(number), self._without(number, group), self._view(group), group)
+            lost = self._measure_loss(self._batch(number), self._without(number, group), self._view(group), group)
             return {key: torch.full((len(sets),), value, dtype=torch.float64) for key, value in lost.items()}
         if group.name not in self.sides:
             return result  # nothing sums over it
@@ -202,7 +202,7 @@ class Removals:
         """Per variant, what it moved of the taps and outputs, by name (``<node> reads`` for masked operands)."""
         keep = self._keep(self.views[group.name])
         wanted = dict.fromkeys((n.name for n in self.output.all_input_nodes), False) if self.measure.output else {}
-        moved = batch.dense.removed(self._suffix(group), group, variants, {**wanted, **keep})
+        moved = batch.dense.remove(self._suffix(group), group, variants, {**wanted, **keep})
         if len(variants) == 1:
             return [moved]
         split: list[dict[str, Tensor]] = [{} for _ in variants]
@@ -219,10 +219,12 @@ class Removals:
 
     def _losses(self, batch: _Batch, group: PruneGroup, sets: Sequence[Tensor]) -> Iterator[tuple[float, float]]:
         for values in self._values(batch, group, sets):
-            lost = self._lost(batch, values, self.views[group.name], group)
+            lost = self._measure_loss(batch, values, self.views[group.name], group)
             yield lost["features"], lost["output"]
 
-    def _lost(self, batch: _Batch, values: Mapping[str, Any], view: View, group: PruneGroup) -> dict[str, float]:
+    def _measure_loss(
+        self, batch: _Batch, values: Mapping[str, Any], view: View, group: PruneGroup
+    ) -> dict[str, float]:
         """What the values that moved say of both terms."""
         features = 0.0
         for z in view.wanted:

@@ -49,12 +49,12 @@ class FinerCut(LayerCriterion):
             )
 
     def losses(self, program: Program, data: Calibration | None, parts: Sequence[Switch]) -> dict[str, float]:
-        batches = self.looked_at(program, data)
+        batches = self.select_samples(program, data)
         dense = list(outputs_without(program, batches, ()))
 
         def change(gone: Sequence[Switch]) -> float:
             moved = zip(outputs_without(program, batches, gone), dense, strict=True)
-            return float(torch.cat([_moved(now, was) for now, was in moved]).mean())
+            return float(torch.cat([_measure_change(now, was) for now, was in moved]).mean())
 
         found, gone, left, worth = dict[str, float](), list[Switch](), list(parts), 0.0
         while left:
@@ -70,5 +70,5 @@ class FinerCut(LayerCriterion):
         return found
 
 
-def _moved(now: Sequence[Target], was: Sequence[Target]) -> torch.Tensor:
+def _measure_change(now: Sequence[Target], was: Sequence[Target]) -> torch.Tensor:
     return output_change(now, was, 1.0).double()

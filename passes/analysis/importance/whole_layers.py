@@ -38,14 +38,14 @@ class LayerCriterion(Criterion):
         found = self.losses(program, data, parts) if parts else {}
         for part in parts:
             if not 0 <= found[part.name] < float("inf"):
-                raise not_finite(program, self.looked_at(program, data)[0], f"what follows layer {part.name}")
+                raise not_finite(program, self.select_samples(program, data)[0], f"what follows layer {part.name}")
         return {name: torch.tensor([value], dtype=torch.float64) for name, value in found.items()}
 
     def losses(self, program: Program, data: Calibration | None, parts: Sequence[Switch]) -> dict[str, float]:
         """Name -> what losing the layer costs, at least zero."""
         raise NotImplementedError
 
-    def looked_at(self, program: Program, data: Calibration | None) -> list[Batch]:
+    def select_samples(self, program: Program, data: Calibration | None) -> list[Batch]:
         """``samples`` samples from all over the data; whole batches where their size is fixed."""
         if data is None or not data.batches:
             raise InternalError(f"{self.name} importance needs calibration data")

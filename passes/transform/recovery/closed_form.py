@@ -11,7 +11,7 @@ from ....data.batch import Batch, sample_count
 from ....ir.axis import Keep
 from ....ir.program import Program
 from ....process.ranks import mine
-from ..drop_layers import gone_layers
+from ..drop_layers import find_gone
 from .lockstep import Lockstep
 from .moments import System
 from .record import Fitted, Recovery, Step
@@ -68,7 +68,7 @@ class ClosedForm:
         samples = sample_count(batches)
         rel, refit_rel = self.strengths(samples)
         merging = None if program.tokens is None else Reduction(program.tokens, pruned.graph)
-        past = dict(pair for layer in gone_layers(program) for pair in layer.past)
+        past = dict(pair for layer in find_gone(program) for pair in layer.past)
         refit = self.method == "refit"
         found = find_sites(program, keep, pruned.graph, refit, merging.changed if merging else (), past)
         found = merging.fitting(found) if merging else found
@@ -142,7 +142,7 @@ class ClosedForm:
             unit = site.unit.repeat_interleave(columns).to(weight.device)
             scaled = system.scale(matrix, unit, SCALE_REL, self.solver)
             return None if scaled is None else _Solved(scaled, system.bias(scaled) if movable else None)
-        change, rel = bounded_ridge(system, matrix, rel, self.limited)
+        change, rel = solve_bounded(system, matrix, rel, self.limited)
         return _Solved(change, system.bias(change) if movable else None, rel)
 
 
@@ -159,7 +159,7 @@ class _Solved:
         return float(self.weight.norm()) / size if self.weight is not None and size > 0 else 0.0
 
 
-def bounded_ridge(system: System, weight: Tensor, rel: float, limited: bool = True) -> tuple[Tensor, float]:
+def solve_bounded(system: System, weight: Tensor, rel: float, limited: bool = True) -> tuple[Tensor, float]:
     """(change [o, k], the strength that was used): ten times stronger while the change exceeds the weight's size.
 
     Such a change says that inputs nearly repeat one another and that the fit lives on their small differences.
@@ -195,12 +195,12 @@ def _step(program: Program, site: Site, rows: int, system: System, solved: _Solv
 def _move(walk: Lockstep, site: Site, weight: Tensor | None, bias: Tensor | None, changed: dict[str, Tensor]) -> None:
     """Move a site's tensors, in the walk and in ``changed``, in every process by what the first one found."""
     moves = {site.weight: weight, site.bias: None if bias is None else site.sign * bias}
-    new = {p: _moved(walk.tensors[p], by, site, p) for p, by in moves.items() if by is not None}
+    new = {p: _add_change(walk.tensors[p], by, site, p) for p, by in moves.items() if by is not None}
     walk.tensors.update(from_first(new))
     changed.update((p, walk.tensors[p]) for p in new)
 
 
-def _moved(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:
+def _add_change(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:
     """The new tensor in the shape and dtype of the old one; the sum is made in fp64."""
     if placeholder == site.weight and site.form == "transposed":
         change = change.T

@@ -87,7 +87,7 @@ def find_sites(
     Source of what goes past layers: ReplaceMe, arXiv:2505.02819, which folds a linear map in their place into the last
     projection before them.
     """
-    finder = _Finder(program, keep, {n.name: n for n in pruned.nodes}, carried(past or {}))
+    finder = _Finder(program, keep, {n.name: n for n in pruned.nodes}, carry_past(past or {}))
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     behind: set[str] = {*changed, *(past or ())}  # what some site reaches
@@ -103,10 +103,10 @@ def find_sites(
     return Sites(tuple(sites), skipped)
 
 
-def carried(past: Mapping[str, str]) -> dict[str, str]:
+def carry_past(past: Mapping[str, str]) -> dict[str, str]:
     """Sum -> the last node that has its value where layers are gone, whose dense value it then stands for.
 
-    >>> carried({"add_2": "add_1", "add_3": "add_2", "add_9": "add_8"})
+    >>> carry_past({"add_2": "add_1", "add_3": "add_2", "add_9": "add_8"})
     {'add_1': 'add_3', 'add_8': 'add_9'}
     """
     first: dict[str, str] = {}
@@ -159,7 +159,7 @@ class _Finder:
         if carries:
             target = self.carried[target]
             norm, eps = norm_after(self.graph[target])
-        start = node.name if node.name in self.pruned else self._replaced(node)
+        start = node.name if node.name in self.pruned else self._find_replacement(node)
         if not start:
             return "nothing stands for it in the pruned graph"
         movable, sign = self._movable(node, bias)
@@ -215,7 +215,7 @@ class _Finder:
     def _movable(self, node: Node, bias: Node | None) -> tuple[str, int]:
         """(placeholder that moves the layer's output, whether more of it is more of that or less)."""
         if bias is not None:
-            return (bias.name if bias.name in self.bound and not self._shared(bias) else ""), 1
+            return (bias.name if bias.name in self.bound and not self._is_shared(bias) else ""), 1
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         if reader is None or family(reader) is not Family.BATCH_NORM:
             return "", 1
@@ -223,16 +223,16 @@ class _Finder:
         mean = args.get("running_mean")
         if args.get("input") is not node or args.get("training") or not isinstance(mean, Node):
             return "", 1
-        return (mean.name, -1) if mean.name in self.bound and not self._shared(mean) else ("", 1)
+        return (mean.name, -1) if mean.name in self.bound and not self._is_shared(mean) else ("", 1)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)
 
-    def _shared(self, placeholder: Node) -> bool:
+    def _is_shared(self, placeholder: Node) -> bool:
         return len(placeholder.users) > 1 or self.tied[self.tensors[self.bound[placeholder.name]].data_ptr()] > 1
 
     def _refusal(self, weight: Node, dims: Dims) -> str:
-        if self._shared(weight):
+        if self._is_shared(weight):
             return "its weight is shared with another layer"
         if not self.tensors[self.bound[weight.name]].is_floating_point():
             return "its weight is not of a floating type"
@@ -241,7 +241,7 @@ class _Finder:
             return "a cut axis is folded with an open size"
         return ""
 
-    def _replaced(self, node: Node) -> str:
+    def _find_replacement(self, node: Node) -> str:
         """The node that took the place of an emptied layer: what its first reader reads now."""
         for user in node.users:
             other = self.pruned.get(user.name)
