@@ -203,10 +203,10 @@ def _because(
     scale = (report.get("search") or {}).get("head_scale", 1.0)
     if scale != 1.0 and entry["kind"] in ("head", "kv", "query"):
         lines.append(f"heads counted {scale:g} times their score")
-    return [*lines, *_repaired(entry, gone, recovery)]
+    return [*lines, *_tell_repair(entry, gone, recovery)]
 
 
-def _repaired(entry: Entry, gone: int, recovery: list[dict[str, Any]]) -> list[str]:
+def _tell_repair(entry: Entry, gone: int, recovery: list[dict[str, Any]]) -> list[str]:
     """What recovery did about it."""
     if gone and not recovery and entry["kind"] not in (BLOCK, *map(str, LAYERS)):
         return ["recovery changed no weight that the group reaches"]
