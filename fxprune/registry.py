@@ -37,6 +37,8 @@ CRITERIA: Table = {
     "trajectory": "fxprune.passes.analysis.importance.trajectory:Trajectory",
     "obs": "fxprune.passes.analysis.importance.obs:Obs",
     "random": "fxprune.passes.analysis.importance.random:Random",
+    # of experts
+    "reap": "fxprune.passes.analysis.importance.reap:Reap",
     # of layers
     "block-influence": "fxprune.passes.analysis.importance.block_influence:BlockInfluence",
     "finercut": "fxprune.passes.analysis.importance.finercut:FinerCut",

@@ -38,7 +38,8 @@ def keep_of(program: Program, plan: CompressionPlan) -> Keep:
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
     """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
 
-    Sums and products see zeros in place of removed elements; means and variances run over the kept ones. A part that is
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones; experts that
+    are removed are never chosen: their scores are minus infinity. A part that is
     gone is zero where it reaches the rest, or passed by.
     """
     parts = (g for g in program.need("groups") if isinstance(g, Switch) and g.name in plan.choices)
@@ -113,6 +114,11 @@ class _Masked(Bypassing):
         for c in axes.contractions:
             if self._cut(c.dim):
                 self.masks[c.node].append((*c.operands[0], c.dim))
+        for dim, node in axes.tags.get("minus-infinity", ()):
+            if self._cut(dim):
+                gone = torch.ones(total(dim), dtype=torch.bool)
+                gone[kept_index(dim, keep, self.sizes)] = False
+                self.closed = {**self.closed, node: gone}
         self.selected: dict[str, list[tuple[int, Any]]] = collections.defaultdict(list)
         self.named: dict[str, list[Statistic]] = collections.defaultdict(list)
         for s in axes.statistics:

@@ -97,18 +97,27 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
 def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
     from the end of an order, or may go entirely; as it is where it has scores already."""
-    from ..passes.analysis.measure_rungs import MeasureRungs, find_emptied, find_switched, find_tailed
+    from ..passes.analysis.measure_rungs import (
+        MeasureRungs,
+        check_scores,
+        find_emptied,
+        find_experts,
+        find_switched,
+        find_tailed,
+    )
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.scored_kinds:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
     wanted = goal.scored_kinds
-    measured = [g for find in (find_tailed, find_emptied, find_switched) for g in find(run.program, wanted)]
+    finders = (find_tailed, find_emptied, find_switched, find_experts)
+    measured = [g for find in finders for g in find(run.program, wanted)]
     kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
-    if not kinds or not goal.scorer.measures_sets:
-        return run
-    return run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
+    if kinds and goal.scorer.measures_sets:
+        run = run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
+    check_scores(run.program, wanted, goal.scorer)
+    return run
 
 
 def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:

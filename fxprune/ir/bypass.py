@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from .group import Switch
@@ -15,11 +17,19 @@ class Bypassing(Interpreter):
     skipped.
 
     parts    the parts that are gone (see ``Switch.past``)
+    closed   node -> [experts] True for experts that are gone: in what it reads they are minus infinity
     watched  names of nodes whose values are kept in ``found``; those that are skipped are not there
     """
 
-    def __init__(self, module: GraphModule, parts: Iterable[Switch] = (), watched: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        module: GraphModule,
+        parts: Iterable[Switch] = (),
+        watched: Collection[str] = (),
+        closed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(module)
+        self.closed = closed or {}
         gone = list(parts)
         self.past = dict(pair for part in gone for pair in part.past)
         self.skipped = {name for part in gone if part.past for name in part.inside}
@@ -42,4 +52,8 @@ class Bypassing(Interpreter):
 
     def run_own(self, n: Node) -> Any:
         """What the node itself makes of what it reads."""
-        return super().run_node(n)
+        if n.name not in self.closed:
+            return super().run_node(n)
+        (scores, *args), kwargs = self.fetch_args_kwargs_from_env(n)
+        open_ones = scores.masked_fill(self.closed[n.name].to(scores.device), -torch.inf)
+        return n.target(open_ones, *args, **kwargs)  # type: ignore[operator]

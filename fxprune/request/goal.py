@@ -64,13 +64,14 @@ class Goal:
                 cure="leave one of them away",
             )
         self._check_parts()
-        others = [str(k) for k in self.scored_kinds if str(k) not in map(str, LAYERS)]
-        if self.scorer.scores_layers and others:
+        others = [str(k) for k in self.scored_kinds if str(k) not in self.scorer.only]
+        if self.scorer.only and others:
+            known = ", ".join(sorted(self.scorer.only))
             raise OptionError(
-                f"'{self.scorer.name}' scores attentions, feed-forwards and whole layers",
+                f"'{self.scorer.name}' scores {known} alone",
                 where=f"--importance {self.criterion}",
                 why=f"kinds {', '.join(others)} are to be pruned here",
-                cure="say `--prune attention,mlp`, or `--layers -4` without a budget; trajectory scores all kinds",
+                cure=f"say `--prune {known.replace(', ', ',')}`; trajectory scores all kinds",
             )
         if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
             raise OptionError(

@@ -12,6 +12,7 @@ from ...errors import OptionError
 from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
+from ...ir.dataflow import bind
 from ...ir.group import Kind, PruneGroup, Slot, Tie
 from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
@@ -21,7 +22,7 @@ from .residual import residual_streams
 
 ALIGN = 8
 FLOOR = 0.1
-KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
+KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY, Kind.EXPERT)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
 
@@ -101,7 +102,8 @@ class FindGroups(Analysis):
                 ordered=axis in facts.rotated,
                 basis="data" if axis in facts.rotated and kind is Kind.WIDTH else "",
             )
-            groups.append(self._limit(group, facts.closes(axis) and self.allow_empty))
+            bounded = self._limit(group, facts.closes(axis) and self.allow_empty)
+            groups.append(bounded.but(floor=max(bounded.floor, facts.count_chosen(axis))))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
             return with_macs(program.but(groups=_inherit_limits(program, groups)))
@@ -240,11 +242,18 @@ class _Facts:
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._find_paired_repeats()
         self.streams = residual_streams(program)
+        nodes = {n.name: n for n in program.graph.nodes}
+        self.routed = [(dim, int(bind(nodes[node])["k"])) for dim, node in axes.tags.get("routed", ())]
 
     def closes(self, axis: Axis) -> bool:
         """True where nothing but linear layers sums over the axis: without it they still give their bias."""
         linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
         return bool(self.contracted[axis]) and set(self.contracted[axis]) <= linear and axis not in self.statistics
+
+    def count_chosen(self, axis: Axis) -> int:
+        """How many experts a row is sent to at once: fewer cannot stay."""
+        counts = (k for dim, k in self.routed if axis in leaves(dim))
+        return max(counts, default=0)
 
     def has(self, tag: str, axis: Axis) -> bool:
         return axis in self.tagged.get(tag, ())
@@ -336,7 +345,7 @@ class _Facts:
             return "symbolic size"
         if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"
-        if axis not in self.contracted and axis not in self.statistics:
+        if axis not in self.contracted and axis not in self.statistics and not self.has("routed", axis):
             return "nothing sums over it: removing an element would not equal masking it"
         return ""
 
@@ -374,7 +383,8 @@ def _stem(program: Program, slots: list[Slot], parameters: set[str], kind: Kind)
     Heads reach bias networks and tables as well; their largest weight is the projection that people know them by.
     """
     order = [s for s in slots if s.parameter in parameters] or slots
-    rows = [s for s in order if s.position == 0 and s.parameter.endswith("weight")] or order
+    named = "" if kind is Kind.EXPERT else "weight"  # experts are stacked in parameters of any name
+    rows = [s for s in order if s.position == 0 and s.parameter.endswith(named)] or order
     tensors = program.tensors
     best = max(rows, key=lambda s: tensors[s.parameter].numel()) if kind in KEEP_WHOLE else rows[0]
     return best.parameter.rpartition(".")[0] or best.parameter

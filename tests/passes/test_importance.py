@@ -18,7 +18,6 @@ from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.tiles import TileCriterion
-from fxprune.passes.analysis.importance.whole_layers import LayerCriterion
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.registry import CRITERIA, lookup
@@ -26,7 +25,7 @@ from fxprune.registry import CRITERIA, lookup
 OF_ELEMENTS = sorted(
     name
     for name in set(CRITERIA) - {"random"}
-    if not issubclass(lookup("criterion", name), (LayerCriterion, TileCriterion))
+    if not (issubclass(lookup("criterion", name), TileCriterion) or lookup("criterion", name).only)
 )
 
 torch.set_num_threads(1)

@@ -26,6 +26,7 @@ How elements are scored (--importance NAME, options in braces)
   l1, l2       norms of weights; no data. They rank only within a layer: shares of layers come from how flat the scores
                are
   random       the baseline
+  reap         experts of a mixture, by how much they add where they are chosen
   finercut, block-influence      whole layers, attentions and feed-forwards: greedily by the change of the outputs, or
                by how far one turns the stream (ShortGPT). To compare with: trajectory scores layers as well
   lsp, magnitude, wanda, obert   tiles inside weights (--blocks, --sparse)
@@ -71,6 +72,18 @@ Whole layers (--prune attention,mlp or layers)
 
   It does nothing where nothing in a branch has a score, and a stream that changes its size between two sums is not the
   same stream. Layers are found once, so they go with neither rounds nor budgets of time.
+
+Experts (--prune experts, or experts,ffn)
+
+  All experts of a mixture are one group: router rows and biases, and the stacked weights of every grouped product. A
+  row is sent to as many experts as before, so MACs hardly change: it pays under --params and --bytes. What goes would
+  have been chosen: the result is the dense model with the scores of what went at minus infinity before the choice, and
+  at least as many stay as are chosen at once. trajectory takes each one away and measures; --importance reap is the
+  mean length of what an expert adds where it is chosen; criteria of masks say nothing of them. Neurons inside experts
+  (ffn) are one index for all of them.
+
+  It does nothing, with the reason, where it cannot be told what sends rows to an expert, where the numbers of experts
+  are read in another way, and where experts are chosen in groups (DeepSeek).
 
 What is repaired (--recover)
 

@@ -86,8 +86,8 @@ class Decision:
     importance: str | None = option(
         None,
         "NAME",
-        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, for layers also finercut and block-influence, "
-        "also with options: 'trajectory{mode=exact}' (default: trajectory with data, l2 without)",
+        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, for layers also finercut, block-influence, "
+        "for experts reap, also with options: 'trajectory{mode=exact}' (default: trajectory with data, l2 without)",
         SEARCHING,
         in_passes=True,
         at={

@@ -12,8 +12,9 @@ from torch.fx import Node
 
 from ....data.batch import Batch, sample_count
 from ....errors import FxpruneError
+from ....ir.axis import leaves
 from ....ir.bypass import Bypassing
-from ....ir.group import PruneGroup, Switch
+from ....ir.group import Kind, PruneGroup, Switch
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from ....process.jobs import run_jobs
@@ -99,9 +100,12 @@ class Removals:
 
     def _job(self, number: int, group: PruneGroup, sets: Sequence[Tensor]) -> dict[str, Tensor]:
         result = {key: torch.zeros(len(sets), dtype=torch.float64) for key in ("features", "output")}
-        if isinstance(group, Switch):
-            lost = self._measure_loss(self._batch(number), self._without(number, group), self._view(group), group)
-            return {key: torch.full((len(sets),), value, dtype=torch.float64) for key, value in lost.items()}
+        if isinstance(group, Switch) or group.kind == Kind.EXPERT:
+            batch, view = self._batch(number), self._view(group)
+            lost = [
+                self._measure_loss(batch, self._without(batch.dense, group, chosen), view, group) for chosen in sets
+            ]
+            return {key: torch.tensor([one[key] for one in lost], dtype=torch.float64) for key in result}
         if group.name not in self.sides:
             return result  # nothing sums over it
         batch = self._batch(number)
@@ -116,20 +120,30 @@ class Removals:
 
     # ------------------------------------------------------------ parts that are there or not
 
-    def _view(self, part: Switch) -> View:
-        """The taps that judge a part: those inside it and behind it."""
+    def _view(self, part: PruneGroup) -> View:
+        """The taps that judge a part: those inside it and behind it. Experts are judged by the outputs alone: rows lie
+        in the order of the experts that they are sent to, which others are once some are gone."""
+        if not isinstance(part, Switch):
+            return view_of((), self.measure.taps)
         reached = part.inside | reach(self.nodes[behind] for behind, _ in part.past)
         return view_of(tuple(z for z, tap in enumerate(self.taps) if tap.value in reached), self.measure.taps)
 
-    def _without(self, number: int, part: Switch) -> dict[str, Any]:
-        """Taps and outputs behind a part that is gone; what is inside it is zero."""
+    def _choices(self, group: PruneGroup) -> list[str]:
+        """Names of the nodes that read minus infinity of experts that are gone."""
+        facts = self.program.need("axes").tags.get("minus-infinity", ())
+        return [node for dim, node in facts if group.axis in leaves(dim)]
+
+    def _without(self, dense: DenseRun, part: PruneGroup, gone: Tensor) -> dict[str, Any]:
+        """Taps and outputs behind a part that is gone, whose inside is zero, or without some experts."""
         names = {t.value for t in self.taps} | {n.name for n in self.output.all_input_nodes}
-        run = Bypassing(self.program.exported.graph_module, [part], names)
-        batch = self._batch(number).dense
+        parts = [part] if isinstance(part, Switch) else []
+        experts = torch.isin(torch.arange(part.size), gone)
+        closed = dict.fromkeys([] if parts else self._choices(part), experts)
+        run = Bypassing(self.program.exported.graph_module, parts, names, closed)
         with torch.no_grad():
-            run.run(*self.program.arguments(batch.flat))
-        inside = {t.value: torch.zeros_like(batch.values[t.value]) for t in self.taps if t.value in part.inside}
-        return run.found | inside
+            run.run(*self.program.arguments(dense.flat))
+        zeros = {t.value for t in self.taps if parts and t.value in parts[0].inside}
+        return run.found | {name: torch.zeros_like(dense.values[name]) for name in zeros}
 
     # ------------------------------------------------------------ runs
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ....data.batch import Batch, Calibration, evenly
 from ....errors import InternalError
 from ....ir.bypass import Bypassing
-from ....ir.group import PruneGroup, Switch
+from ....ir.group import LAYERS, PruneGroup, Switch
 from ....ir.program import Program
 from ....ir.signature import samples_in
 from .criterion import Criterion
@@ -25,7 +25,7 @@ class LayerCriterion(Criterion):
 
     needs_data = True
     comparable = True
-    scores_layers = True
+    only = frozenset(map(str, LAYERS))
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {}
