@@ -37,6 +37,11 @@ CRITERIA: Table = {
     "trajectory": "fxprune.passes.analysis.importance.trajectory:Trajectory",
     "obs": "fxprune.passes.analysis.importance.obs:Obs",
     "random": "fxprune.passes.analysis.importance.random:Random",
+    # of experts
+    "reap": "fxprune.passes.analysis.importance.reap:Reap",
+    # of layers
+    "block-influence": "fxprune.passes.analysis.importance.block_influence:BlockInfluence",
+    "finercut": "fxprune.passes.analysis.importance.finercut:FinerCut",
     # of tiles
     "lsp": "fxprune.passes.analysis.importance.lsp:Lsp",
     "wanda": "fxprune.passes.analysis.importance.wanda:Wanda",
@@ -69,6 +74,7 @@ PASSES: Table = {
     "hold-to-class": "fxprune.backends.hf.hold_to_class:HoldToClass",
     "start-round": "fxprune.passes.analysis.start_round:StartRound",
     "join-rounds": "fxprune.passes.transform.join_rounds:JoinRounds",
+    "choose-layers": "fxprune.passes.search.choose_layers:ChooseLayers",
     "plan-tokens": "fxprune.passes.search.plan_tokens:PlanTokens",
     "keep-counts": "fxprune.passes.search.keep_counts:KeepCounts",
     "read-plan": "fxprune.passes.search.read_plan:ReadPlan",
@@ -96,8 +102,12 @@ PASSES: Table = {
 }
 KINDS: Table = {
     **dict.fromkeys(
-        ("head", "kv", "query", "qk", "v", "qkv", "ffn", "channel", "width", "expert", "layer", "other"),
+        ("head", "kv", "query", "qk", "v", "qkv", "ffn", "channel", "width", "expert", "other"),
         "find-groups slice-axes",
+    ),
+    **dict.fromkeys(
+        ("attention", "mlp", "layer"),
+        "fxprune.passes.analysis.find_layers:FindLayers fxprune.passes.transform.drop_layers:DropLayers",
     ),
     "token": "find-token-sites merge-tokens",
     "block": "find-blocks sparsify-blocks",

@@ -19,6 +19,7 @@ from .errors import VerifyError
 from .ir.agreement import relative_error, seeded
 from .ir.axes import Statistic
 from .ir.axis import Keep, kept_index, kept_total, total
+from .ir.bypass import Bypassing
 from .ir.dataflow import NORMS, Family, bind_values, family
 from .ir.example_sizes import runtime_sizes
 from .ir.group import Switch
@@ -37,18 +38,21 @@ def keep_of(program: Program, plan: CompressionPlan) -> Keep:
 def masked_run(program: Program, plan: CompressionPlan, flat: Sequence[Any]) -> list[Any]:
     """Outputs (flat) of the dense ``program`` on user inputs ``flat`` when only what ``plan`` keeps contributes.
 
-    Sums and products see zeros in place of removed elements; means and variances run over the kept ones. A part that is
-    gone is zero where it reaches the rest.
+    Sums and products see zeros in place of removed elements; means and variances run over the kept ones; experts that
+    are removed are never chosen: their scores are minus infinity. A part that is
+    gone is zero where it reaches the rest, or passed by.
     """
     parts = (g for g in program.need("groups") if isinstance(g, Switch) and g.name in plan.choices)
-    silent = {end for part in parts if not len(plan.kept(part)) for end in part.ends}
-    return masked(program, keep_of(program, plan), flat, silent)
+    gone = [part for part in parts if not len(plan.kept(part))]
+    return masked(program, keep_of(program, plan), flat, {end for part in gone for end in part.ends}, gone)
 
 
-def masked(program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> list[Any]:
-    """:func:`masked_run` for kept elements given by axis, and names of nodes whose values are zero. Outputs keep their
-    dense shape."""
-    return run_flat(program, flat, _Masked(program, keep, flat, silent))
+def masked(
+    program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = (), gone: Collection[Switch] = ()
+) -> list[Any]:
+    """:func:`masked_run` for kept elements given by axis, names of nodes whose values are zero, and parts that are
+    gone. Outputs keep their dense shape."""
+    return run_flat(program, flat, _Masked(program, keep, flat, silent, gone))
 
 
 def masking_error(
@@ -92,9 +96,16 @@ def run_flat(program: Program, flat: Sequence[Any], interpreter: Interpreter | N
         return list(pytree.tree_leaves(interpreter.run(*program.arguments(flat))))
 
 
-class _Masked(Interpreter):
-    def __init__(self, program: Program, keep: Keep, flat: Sequence[Any], silent: Collection[str] = ()) -> None:
-        super().__init__(program.exported.graph_module)
+class _Masked(Bypassing):
+    def __init__(
+        self,
+        program: Program,
+        keep: Keep,
+        flat: Sequence[Any],
+        silent: Collection[str] = (),
+        gone: Collection[Switch] = (),
+    ) -> None:
+        super().__init__(program.exported.graph_module, gone)
         self.silent = silent
         axes = program.need("axes")
         self.axes, self.keep, self.counts = axes, keep, {a: len(i) for a, i in keep.items()}
@@ -103,6 +114,11 @@ class _Masked(Interpreter):
         for c in axes.contractions:
             if self._cut(c.dim):
                 self.masks[c.node].append((*c.operands[0], c.dim))
+        for dim, node in axes.tags.get("minus-infinity", ()):
+            if self._cut(dim):
+                gone = torch.ones(total(dim), dtype=torch.bool)
+                gone[kept_index(dim, keep, self.sizes)] = False
+                self.closed = {**self.closed, node: gone}
         self.selected: dict[str, list[tuple[int, Any]]] = collections.defaultdict(list)
         self.named: dict[str, list[Statistic]] = collections.defaultdict(list)
         for s in axes.statistics:
@@ -114,12 +130,13 @@ class _Masked(Interpreter):
     def _cut(self, dim: Any) -> bool:
         return kept_total(dim, self.counts) != total(dim)
 
-    def run_node(self, n: Node) -> Any:
+    def run_own(self, n: Node) -> Any:
+        """The node's value, with what is removed masked in what it reads."""
         return torch.zeros_like(self._run(n)) if n.name in self.silent else self._run(n)
 
     def _run(self, n: Node) -> Any:
         if not any(n.name in found for found in (self.masks, self.selected, self.named)):
-            return super().run_node(n)
+            return super().run_own(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         bound = bind_values(n.target, args, kwargs)
         for path, position, dim in self.masks.get(n.name, ()):

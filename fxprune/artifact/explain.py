@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import OptionError, nearest, spell
 from ..ir.choice import BLOCK, TOKEN, AnyChoice, Choice
+from ..ir.group import LAYERS
 from ..ir.plan import CompressionPlan
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
 from ..passes.analysis.measure_rungs import KINDS
@@ -55,7 +56,9 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
     entry = entries[group]
     keep = _elements_kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
     elements = [] if entry["kind"] == TOKEN else _elements(entry, keep)
-    recovery = [s for s in (report.get("recovery") or {}).get("steps", ()) if s["parameter"] in entry["parameters"]]
+    carries = "carries" if entry["kind"] in map(str, LAYERS) and not keep else None
+    steps = (report.get("recovery") or {}).get("steps", ())
+    recovery = [s for s in steps if s["parameter"] in entry["parameters"] or s["role"] == carries]
     edge = _edge(entry, len(keep), report)
     return {
         "group": group,
@@ -169,7 +172,9 @@ def _because(
             f"{entry['criterion']} ({unit}): what went scores {min(went):.4g} to {max(went):.4g}, what stays "
             f"{min(stay):.4g} to {max(stay):.4g}"
         )
-    if entry["size"] == 1:
+    if entry["kind"] in map(str, LAYERS):
+        lines.append(f"{entry['criterion']} ({unit}): losing it costs {elements[0]['score']:.4g}")
+    elif entry["size"] == 1:
         lines.append(
             f"{entry['criterion']} ({unit}): it is worth {elements[0]['score']:.4g}, "
             "what its elements are worth together"
@@ -198,14 +203,18 @@ def _because(
     scale = (report.get("search") or {}).get("head_scale", 1.0)
     if scale != 1.0 and entry["kind"] in ("head", "kv", "query"):
         lines.append(f"heads counted {scale:g} times their score")
-    for step in recovery:
-        lines.append(
-            f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
-            f"after ({step['role']})"
-        )
-    if gone and not recovery and entry["kind"] != BLOCK:
-        lines.append("recovery changed no weight that the group reaches")
-    return lines
+    return [*lines, *_tell_repair(entry, gone, recovery)]
+
+
+def _tell_repair(entry: Entry, gone: int, recovery: list[dict[str, Any]]) -> list[str]:
+    """What recovery did about it."""
+    if gone and not recovery and entry["kind"] not in (BLOCK, *map(str, LAYERS)):
+        return ["recovery changed no weight that the group reaches"]
+    return [
+        f"recovery: {step['parameter']} had a weighted error of {step['before']:.4g}, {step['after']:.4g} "
+        f"after ({step['role']})"
+        for step in recovery
+    ]
 
 
 def _tail(entry: Entry, kept: int) -> str:
@@ -240,6 +249,8 @@ def _what_went(entry: Entry, gone: int, report: Mapping[str, Any]) -> list[str]:
         lines = [f"{gone} of {size} tiles of {entry['pattern']} are zero" + (f"; each costs {each}" if each else "")]
         return [*lines, *([f"on this target: {said}"] if said else [])]
     cost = f"{each} and {entry['params']:,} parameters in the dense model"
+    if entry["kind"] in map(str, LAYERS):
+        return [f"the layer {'is gone' if gone else 'stays'}, with all that only it needs: it costs {cost}"]
     if size == 1:
         return [f"it {'went' if gone else 'stays'} as a whole: it costs {cost}"]
     if gone == size:

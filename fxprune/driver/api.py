@@ -54,6 +54,7 @@ def compile(
     importance: str | None = None,
     out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None,
+    layers: int | str | Sequence[int] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
     floor: Floor = None,
@@ -106,6 +107,9 @@ def compile(
     importance      criterion, also with options (``trajectory{mode=exact}``); ``trajectory`` with data, else ``l2``
     out             directory for the artefact, replaced as a whole; nothing is written without it
     prune           kinds: "heads,ffn,tokens" or a sequence; heads, KV groups, FFN neurons and channels by default
+    layers          that go: ``-4``, so many, chosen by score; ``"0-3,5"`` or ``[0, 1, 2, 3, 5]``, these, numbered from
+                    0. Whole layers, or attentions and feed-forwards where ``prune`` names these. A budget, if there is
+                    one, is met by what is left
     freeze          glob patterns of parameters or groups to leave alone
     align, floor, allow_empty   counts in multiples of ``align`` (the target's choice; "auto": what the
                     target is measured to like), at least a ``floor`` share per
@@ -187,6 +191,7 @@ def plan(
     importance: str | None = None,
     out: str | os.PathLike[str] | None = None,
     prune: str | Sequence[str | Kind] | None = None,
+    layers: int | str | Sequence[int] | None = None,
     freeze: Sequence[str] = (),
     align: Align = None,
     floor: Floor = None,

@@ -10,16 +10,15 @@ from ..data.fingerprint import fingerprint
 from ..data.fixed_sizes import generate_for
 from ..errors import InternalError
 from ..ir.cost import Budget, CostModel
-from ..ir.group import Kind
 from ..ir.pipeline import Pass
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
-from ..process import jobs, ranks
+from ..process import jobs
 from ..process.environment import versions
 from ..process.silence import silence
 from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
+from .head_scale import best_scale
 from .members import in_doubt, is_obs_nearer
-from .parts import carry_out
 from .proof import prove_prepared
 from .rotation import has_bases, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from ..passes.transform.recover import Recover
     from ..request.goal import Goal
 
-SWEPT = 128  # samples that head scales are compared on
 FALL_BACK = ("activation", "l2")  # for models that other criteria say nothing about; the second needs no data
 
 
@@ -85,7 +83,8 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
     turn = rotation_for(run, goal) if rewrite else None
     unmerge = goal.tokens is not None and goal.tokens.unmerge
     try:
-        found = find_groups(run, goal.kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
+        kinds = (*goal.kinds, *(() if goal.layers is None else goal.layers.kinds))
+        found = find_groups(run, kinds, goal.tokens is not None, unmerge, "data" if rewrite else "", turn)
         found = prove_prepared(found)
     except InternalError as error:
         if not rewrite or not has_bases(goal):
@@ -98,18 +97,27 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
 def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
     from the end of an order, or may go entirely; as it is where it has scores already."""
-    from ..passes.analysis.measure_rungs import WHOLE, MeasureRungs, find_emptied, find_tailed
+    from ..passes.analysis.measure_rungs import (
+        MeasureRungs,
+        check_scores,
+        find_emptied,
+        find_experts,
+        find_switched,
+        find_tailed,
+    )
     from ..passes.analysis.score_groups import ScoreGroups
 
-    if run.program.scores is not None or not goal.by_groups:
+    if run.program.scores is not None or not goal.scored_kinds:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
-    wanted = (*goal.group_kinds, *(WHOLE if Kind.LAYER in goal.group_kinds else ()))
-    measured = (*find_tailed(run.program, wanted), *find_emptied(run.program, wanted))
+    wanted = goal.scored_kinds
+    finders = (find_tailed, find_emptied, find_switched, find_experts)
+    measured = [g for find in finders for g in find(run.program, wanted)]
     kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
-    if not kinds or not goal.scorer.measures_sets:
-        return run
-    return run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
+    if kinds and goal.scorer.measures_sets:
+        run = run.through(MeasureRungs(criterion=goal.scorer, kinds=kinds, seed=run.seed))
+    check_scores(run.program, wanted, goal.scorer)
+    return run
 
 
 def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:
@@ -130,6 +138,7 @@ def score_as_able(run: Run, goal: Goal) -> tuple[Run, Goal]:
 
 def decide_on(run: Run, goal: Goal) -> Decided:
     """:func:`decide` on what :func:`prepare` made; scores that are there (:func:`score`) are used, not made again."""
+    from ..passes.search.choose_layers import ChooseLayers
     from ..passes.transform.join_rounds import JoinRounds
 
     budget, criterion = goal.budget, goal.scorer
@@ -137,6 +146,12 @@ def decide_on(run: Run, goal: Goal) -> Decided:
     said = [repr(goal), str(criterion), repr(run.request.tiles)]
     jobs.identify(lambda: fingerprint(run.program, run.data, run.seed, said))
     run, goal = score_as_able(run, goal)
+    if goal.layers is not None:
+        run = run.through(ChooseLayers(goal.layers.drop, goal.layers.at, goal.layers.kinds))
+    if goal.budget is None and goal.layers is not None:
+        plan = run.program.need("plan")
+        run = run.but(plan=replace(plan, about={**plan.about, **_about(run, goal), "rounds": 1}))
+        return Decided(run, run.program, None, latency)
     if goal.tokens is not None:
         run, latency = _decide_with_tokens(run, goal, latency)
         return Decided(run, run.program, budget, latency)
@@ -364,23 +379,6 @@ def searching(search: SearchPlan, criterion: Criterion, seed: int, members: Rank
     if members is not None:
         again.append(members)
     return [search, *again, search] if again else [search]
-
-
-def best_scale(program: Program, search: SearchPlan, data: Calibration) -> tuple[float, str]:
-    """The head scale whose plan, without recovery, keeps the outputs closest to the dense ones; and what was found."""
-    from ..passes.analysis.importance.damage import Reference, divergences
-    from ..passes.analysis.importance.obs import first
-    from ..passes.search.search_plan import HEAD_SCALES, HEADS
-
-    if not any(g.prunable and g.kind in HEADS for g in program.need("groups")):
-        return search.head_scale, "head scale: there are no heads to weigh"
-    batches, found, dense = first(data.batches, SWEPT), {}, Reference(program)
-    for scale in HEAD_SCALES:
-        small = carry_out(replace(search, head_scale=scale).run(program))
-        found[scale] = float(ranks.agree({"kept": divergences(dense, small, batches).mean()})["kept"])
-    best = min(found, key=lambda scale: (found[scale], abs(scale - 1.0)))
-    told = ", ".join(f"{scale:g}: {value:.3g}" for scale, value in found.items())
-    return best, f"head scale {best:g} (divergence of the outputs by scale: {told})"
 
 
 def _next_round(run: Run, goal: Goal) -> Run:

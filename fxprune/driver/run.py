@@ -29,7 +29,7 @@ from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
-from .parts import appliers, drop_parts, finders_of, subtract_kind
+from .parts import appliers, drop_parts, finders_of, subtract_kinds
 from .samples import LEAST, Amount, choose_amount
 
 if TYPE_CHECKING:
@@ -267,15 +267,20 @@ class Run:
 
     def _supply(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
+        from ..passes.search.choose_layers import find_stated
+
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         if "source" in one.takes:
             given["source"] = self.opened.source
         plan = self.program.plan
         if "reduced" in one.takes and plan is not None:
-            parts = bool(appliers(plan)) and one.kind != "search"  # a search decides about parts anew
+            searches = one.kind == "search"  # it decides about parts anew, but for layers that are stated
+            parts = bool(find_stated(plan)) if searches else bool(appliers(plan))
             if parts or plan.tokens is not None:
                 reduced = reduce_tokens(self.program, self.finders)
-                given["reduced"] = drop_parts(reduced) if parts else reduced
+                if parts and searches:
+                    reduced = reduced.but(plan=reduced.need("plan").with_elements(find_stated(plan)))
+                given["reduced"] = drop_parts(reduced, self.finders if searches else ()) if parts else reduced
         return dataclasses.replace(one, **given) if given else one
 
     def _behind(self, one: Pass) -> Run:
@@ -307,8 +312,7 @@ def find_groups(
     rotate: RotateWidth | None = None,
 ) -> Run:
     """The run behind clean-up and analysis: its program has axes and groups. Query/key or value width among ``kinds``
-    unfuses qkv first, where the target takes any graph; layers among them let branches go. What the target cannot
-    express is frozen.
+    unfuses qkv first, where the target takes any graph. What the target cannot express is frozen.
 
     tokens   also where tokens may become fewer;  unmerge: and where they must be restored
     basis    by what such widths are put in order, ``data`` or ``weights`` (see ``AlignHeads``); "": they stay. Without
@@ -335,8 +339,6 @@ def find_groups(
         known = run.program.groups is not None
         run = run.through(*([] if known else [PropagateAxes()]), run.find_groups, rotate)
     again = [PropagateAxes()] if run.program.groups is None else []  # a table was unshared: facts are out of date
-    if str(Kind.LAYER) in map(str, kinds):
-        run = dataclasses.replace(run, find_groups=dataclasses.replace(run.find_groups, layers=True))
     run = dataclasses.replace(run, others=finders_of(map(str, kinds)))
     run = run.through(*again, *run.finders)
     if widths and basis:
@@ -369,8 +371,8 @@ def carry_out_parts(run: Run) -> Run:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     plan = run.program.need("plan")
-    for kind, one in appliers(plan).items():
-        plan = subtract_kind(plan, kind, run.program)
+    for kinds, one in appliers(plan).items():
+        plan = subtract_kinds(plan, kinds, run.program)
         found = run.through(one, PropagateAxes(), *run.finders)
         run = found.on(found.program.in_bases_of(run.program).but(plan=plan))
     return run

@@ -269,7 +269,7 @@ def _search(run: Run, session: Session, options: Options) -> Artifact:
     plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors
     after = recovered.run.program.tensors
     session.weights |= {n: t for n, t in after.items() if n not in before or t is not before[n]}
-    session.kinds = tuple(map(str, goal.kinds))
+    session.kinds = tuple(map(str, (*goal.kinds, *(goal.layers.kinds if goal.layers is not None else ()))))
     session.plan = replace(plan, choices={**session.plan.choices, **plan.choices})
     return artifact
 

@@ -57,6 +57,7 @@ class Literal:
     """A constant in the graph that follows from axes, recomputed when they shrink.
 
     form   ``shape``: a list of ints, one per dim · ``sum``: one int, the sum of the dims' totals ·
+           ``last``: one int, one less than that, the number of the last element ·
            ``split``: rewrite the op to ``split_with_sizes`` with these dims · ``scale``: attention scale, kept at its
            dense value ``total(dim) ** -0.5`` · ``mean``, ``norm``: the op averages over these dims, and divides by
            their dense count whatever stays
@@ -82,7 +83,9 @@ class Axes:
     """What ``PropagateAxes`` found. All by node name, so that it survives a copy of the graph.
 
     dims          node -> its dims (one list per output for multi-output nodes, None where there is no tensor)
-    tags          free facts ``kind -> [(dim, node)]``: produce, conv, softmax, softmax-input, rep, expert
+    tags          free facts ``kind -> [(dim, node)]``: produce, conv, softmax, softmax-input, rep, expert;
+                  routed: (experts, the node that chooses the largest); minus-infinity: (experts, the node that
+                  reads minus infinity of those that are gone)
     stand_ins     the numbers that symbolic sizes are here
     unknown       op without a rule -> how often it came
     conflicts     (node, reason) of views without a common refinement

@@ -33,8 +33,10 @@ class Kind(str, Enum):
     CHANNEL = "channel"
     WIDTH = "width"  # residual width and other axes under a norm's statistics
     EXPERT = "expert"
-    BLOCK = "block"
-    LAYER = "layer"
+    BLOCK = "block"  # tiles of a weight
+    ATTENTION = "attention"  # a residual branch: there or not
+    MLP = "mlp"  # the same, without attention
+    LAYER = "layer"  # a whole layer: its attention and its feed-forward, there or not together
     TOKEN = "token"
     OTHER = "other"
 
@@ -42,6 +44,8 @@ class Kind(str, Enum):
         return self.value
 
 
+LAYERS = (Kind.ATTENTION, Kind.MLP, Kind.LAYER)
+"""Parts of a residual stream that are there or not."""
 DEFAULT_KINDS = (Kind.HEAD, Kind.KV, Kind.FFN, Kind.CHANNEL)
 """Pruned when the user does not say otherwise: cutting them is exact and keeps every tensor's meaning."""
 
@@ -218,7 +222,9 @@ class Switch(PruneGroup):
     inside   names of the nodes that are gone with it, placeholders of its parameters included: what they cost is
              multiplied by whether it is there
     ends     names of the nodes through which it reaches the rest: where they are zero, it is as if it were gone
-    shares   names of the groups that together are the whole of it, each part once: they say what it is worth
+    past     (node, earlier node): where it is gone, the value of the one is that of the other
+    shares   names of the groups that together are the whole of it, each part once: they say what it is worth, where
+             that was not measured
     """
 
     sliced: ClassVar[bool] = False
@@ -227,6 +233,7 @@ class Switch(PruneGroup):
     floor: int = 0
     inside: frozenset[str] = frozenset()
     ends: tuple[str, ...] = ()
+    past: tuple[tuple[str, str], ...] = ()
     shares: tuple[str, ...] = ()
 
     @property
@@ -245,9 +252,12 @@ class Switch(PruneGroup):
         return self.size if share >= 1 else 0
 
     def derive(self, scores: Scores) -> ImportanceScores:
-        """Worth what losing its elements costs: of each group all at once where that was measured, else added up. Where
-        scores only rank, by the rule that a search has
+        """Worth what losing it costs where that was measured (``whole``), else what losing its elements costs: of each
+        group all at once where that was measured, else added up. Where scores only rank, by the rule that a search has
         for groups that may go entirely (``ladder``): as much as going down to the best element, and once more."""
+        own = scores.get(self.name)
+        if own is not None and own.whole is not None:
+            return own
         parts = [scores[name] for name in self.shares]
         each = [p.values.detach().to("cpu", torch.float64) for p in parts]
         sums = [v.sum() if p.whole is None else v.new_tensor(p.whole) for p, v in zip(parts, each, strict=True)]
@@ -337,6 +347,6 @@ def with_derived(groups: Sequence[PruneGroup], scores: Scores) -> dict[str, Impo
     """The scores with those of groups that others speak for, made anew."""
     found = dict(scores)
     for group in groups:
-        if group.prunable and group.members:
+        if group.prunable and group.members and (group.name in found or found.keys() >= set(group.members)):
             found[group.name] = group.derive(found)
     return found

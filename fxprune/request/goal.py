@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..errors import OptionError, nearest
 from ..ir.cost import Budget
-from ..ir.group import DEFAULT_KINDS, Kind
+from ..ir.group import DEFAULT_KINDS, LAYERS, Kind
 from ..target.latency_table import LatencyTable
+from .layers import LayerGoal
 from .tokens import TokenGoal, token_goal
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MEMBERS = ("auto", "scores", "obs")
 class Goal:
     """What a search is to reach, and by which criterion. Unknown names are OptionErrors as soon as it is made.
 
-    No budget: the token counts are explicit, and nothing else is cut.
+    No budget: the token counts are explicit, or layers go, and nothing else is cut.
 
     wider   kinds that are tried beside ``kinds``, and taken where data say that the result is nearer to the dense model
     rival   another criterion is tried as well, in the same way, where channels may go
@@ -49,6 +50,7 @@ class Goal:
     table: LatencyTable | None = None
     wider: tuple[Kind | str, ...] = ()
     rival: bool = False
+    layers: LayerGoal | None = None
 
     def __post_init__(self) -> None:
         from ..passes.search.search_plan import SearchPlan, kinds_named
@@ -61,13 +63,15 @@ class Goal:
                 why="tokens are decided once, on the dense model",
                 cure="leave one of them away",
             )
-        added = [str(k) for k in self.kinds if registry.brings_passes(str(k))]
-        if added and (self.rounds > 1 or (self.budget is not None and self.budget.metric == "latency")):
+        self._check_parts()
+        others = [str(k) for k in self.scored_kinds if str(k) not in self.scorer.only]
+        if self.scorer.only and others:
+            known = ", ".join(sorted(self.scorer.only))
             raise OptionError(
-                f"groups of kind '{added[0]}' are searched in one round, and not by time",
-                where=f"--prune {added[0]}",
-                why="rounds and measured tables know of axes and tokens alone",
-                cure="leave the kind, or rounds and latency away",
+                f"'{self.scorer.name}' scores {known} alone",
+                where=f"--importance {self.criterion}",
+                why=f"kinds {', '.join(others)} are to be pruned here",
+                cure=f"say `--prune {known.replace(', ', ',')}`; trajectory scores all kinds",
             )
         if self.budget is not None and self.budget.metric == "latency" and self.rounds > 1:
             raise OptionError(
@@ -102,6 +106,24 @@ class Goal:
                 cure="use trajectory or fisher, or leave `--members` away",
             )
 
+    def _check_parts(self) -> None:
+        """Raise OptionError where kinds that bring passes of their own meet what these know nothing of."""
+        if self.layers is not None and self.tokens is not None:
+            raise OptionError(
+                "layers and tokens are not chosen together",
+                where=f"--layers {self.layers.text} --tokens {self.tokens.text}",
+                cure="leave one of them away, or compile the result of the first",
+            )
+        layers = () if self.layers is None else self.layers.kinds
+        added = [str(k) for k in (*self.kinds, *layers) if registry.brings_passes(str(k))]
+        if added and (self.rounds > 1 or (self.budget is not None and self.budget.metric == "latency")):
+            raise OptionError(
+                f"groups of kind '{added[0]}' are searched in one round, and not by time",
+                where=f"--prune {added[0]}",
+                why="rounds and measured tables know of axes and tokens alone",
+                cure="leave the kind, or rounds and latency away",
+            )
+
     @cached_property
     def scorer(self) -> Criterion:
         """The criterion itself."""
@@ -123,6 +145,7 @@ class Goal:
     def needs_data(self) -> bool:
         """Whether the criterion or the recovery runs the model."""
         by_groups = self.by_groups and (self.scorer.needs_data or self.by_obs or self.head_scale == "auto")
+        by_groups |= bool(self.scored_kinds) and self.scorer.needs_data
         return by_groups or self.recovery.method != "none" or (self.tokens is not None and self.tokens.needs_data)
 
     @property
@@ -134,6 +157,12 @@ class Goal:
     def by_groups(self) -> bool:
         """Whether groups take part at all."""
         return self.budget is not None and bool(self.group_kinds)
+
+    @property
+    def scored_kinds(self) -> tuple[Kind | str, ...]:
+        """The kinds that are chosen by score: of groups under the budget, and of so many layers."""
+        layers = self.layers.kinds if self.layers is not None and self.layers.drop else ()
+        return (*(self.group_kinds if self.by_groups else ()), *layers)
 
     def at(self, budget: Budget | None) -> Goal:
         """The same wish under another budget, with the same criterion and ranking: they remember what they found."""
@@ -159,7 +188,8 @@ class Goal:
     @property
     def by_obs(self) -> bool:
         """Whether OBS says which neurons stay: it presumes that the others are fitted afterwards."""
-        mixed = self.scorer.comparable and self.scorer.name != "obs" and not self.rearrange
+        layers = {str(k) for k in self.group_kinds} <= set(map(str, LAYERS))  # no neurons to choose
+        mixed = self.scorer.comparable and self.scorer.name != "obs" and not self.rearrange and not layers
         fitted = self.recovery.method not in ("none", "scale")
         return self.members == "obs" or (self.members == "auto" and mixed and fitted)
 
@@ -200,7 +230,8 @@ WIDER = (Kind.QK, Kind.V, Kind.WIDTH)
 def with_alternatives(goal: Goal, asked: Decision) -> Goal:
     """The goal with what is to be tried beside it: kinds where nobody named any, a criterion where nobody named one,
     and there are data to judge by."""
-    plain = goal.tokens is None and goal.rounds == 1 and goal.budget is not None and goal.budget.metric != "latency"
+    alone = goal.tokens is None and goal.layers is None and goal.rounds == 1
+    plain = alone and goal.budget is not None and goal.budget.metric != "latency"
     if asked.data is None or not plain or not goal.scorer.comparable:
         return goal
     fitted = goal.recovery.method not in ("none", "scale")

@@ -9,9 +9,11 @@ from typing import Any
 
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
+from ..ir.group import LAYERS
 from .budget import one_budget, require_budget
 from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
+from .layers import layer_goal
 from .limits import AUTO, is_measured
 from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, collect_asked, options_of
 from .options.table import DECIDING, REQUIRED
@@ -124,12 +126,20 @@ class Invocation:
             return None, None
         asked = self.decision
         kinds, wished = kinds_and_tokens(asked.prune, asked.tokens, asked.unmerge)
+        layers = layer_goal(asked.layers, kinds)
+        kinds = kinds if layers is None else tuple(k for k in kinds if str(k) not in map(str, LAYERS))
         kinds, blocks = kinds_and_blocks(kinds, asked.blocks, asked.sparse, self.budget.flops)
         asked = replace(asked, blocks=blocks)
         tiles, budget, rest = split_request(self.budget, asked, self.limits.freeze, plain=self.command == "plan")
+        if tiles is not None and layers is not None:
+            raise OptionError(
+                "layers and tiles are not chosen together",
+                where=f"--layers {layers.text}",
+                cure="leave one of them away, or compile the result of the first",
+            )
         if tiles is not None and wished is None and all(getattr(budget, metric) is None for metric in METRICS):
             return tiles, None
-        explicit = wished is not None and wished.explicit
+        explicit = layers is not None or (wished is not None and wished.explicit)
         measuring = "flops" not in options_of(self.command)  # what is measured is no plan, but the whole model
         found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else require_budget(budget)
         goal = Goal(
@@ -144,6 +154,7 @@ class Invocation:
             rest.rearrange,
             wished,
             rest.search,
+            layers=layers,
         )
         among = self.command == "compile" and tiles is None  # a plan must mean the same without data
         return tiles, with_alternatives(goal, rest) if among else goal

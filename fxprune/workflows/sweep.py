@@ -70,6 +70,7 @@ def sweep(
     importance: str | None = None,
     out: str | os.PathLike[str],
     prune: Any = None,
+    layers: Any = None,
     freeze: Sequence[str] = (),
     align: Align = None,
     floor: Floor = None,

@@ -12,18 +12,17 @@ from ...errors import OptionError
 from ...ir.axes import Axes
 from ...ir.axis import OPEN, Axis, Dim, atoms, leaves, real_size
 from ...ir.cost import with_macs
+from ...ir.dataflow import bind
 from ...ir.group import Kind, PruneGroup, Slot, Tie
 from ...ir.norms import row_norms
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from .op_uses import op_uses
-from .residual import branch_ends, residual_streams
+from .residual import residual_streams
 
 ALIGN = 8
 FLOOR = 0.1
-LAYERED = (Kind.HEAD, Kind.KV, Kind.FFN)
-"""Kinds whose elements are all that an attention, or a feed-forward layer, is."""
-KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY)
+KEEP_WHOLE = (Kind.HEAD, Kind.KV, Kind.QUERY, Kind.EXPERT)
 """Kinds whose elements are already as wide as a kernel likes: alignment counts neurons, not heads."""
 
 
@@ -36,7 +35,6 @@ class FindGroups(Analysis):
     floor        smallest share of neurons or channels that stays, per group; one head always stays. A tenth where
                  nothing is asked, and a search may then go below where its budget is out of reach otherwise
     allow_empty  let a whole attention or FFN branch go, all but the bias of the projection that closes it
-    layers       the same for heads and neurons of branches of a residual stream, and for nothing else
     freeze       glob patterns of group or parameter names that must not be cut, e.g. ``blocks.0.*``
     aligns       ``PATTERN=N``: multiples for the groups that a pattern names, heads included; the last match counts
     floors       ``PATTERN=SHARE``: the same for floors
@@ -56,7 +54,6 @@ class FindGroups(Analysis):
     aligns: tuple[str, ...] = ()
     floors: tuple[str, ...] = ()
     inherit: bool = False
-    layers: bool = False
 
     needs = ("axes",)
     gives = ("groups",)
@@ -70,7 +67,7 @@ class FindGroups(Analysis):
         for at, floor in [(f"{common}", common), *((one, _number(one, "--floor")) for one in self.floors)]:
             if not 0 <= floor <= 1:
                 raise OptionError("floor is a share between 0 and 1", where=f"--floor {at}")
-        limits = (self.align, self.floor, self.allow_empty or self.layers, self.aligns, self.floors)
+        limits = (self.align, self.floor, self.allow_empty, self.aligns, self.floors)
         if self.inherit and limits != (None, None, False, (), ()):
             raise OptionError(
                 "limits are inherited or stated, not both",
@@ -105,8 +102,8 @@ class FindGroups(Analysis):
                 ordered=axis in facts.rotated,
                 basis="data" if axis in facts.rotated and kind is Kind.WIDTH else "",
             )
-            branch = self.layers and group.kind in LAYERED and facts.joins(axis)
-            groups.append(self._limit(group, facts.closes(axis) and (self.allow_empty or branch)))
+            bounded = self._limit(group, facts.closes(axis) and self.allow_empty)
+            groups.append(bounded.but(floor=max(bounded.floor, facts.count_chosen(axis))))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
             return with_macs(program.but(groups=_inherit_limits(program, groups)))
@@ -245,16 +242,18 @@ class _Facts:
         self.head, self.query_key, self.value = self._attention()
         self.paired = self._find_paired_repeats()
         self.streams = residual_streams(program)
-        self.ends = branch_ends(program)
+        nodes = {n.name: n for n in program.graph.nodes}
+        self.routed = [(dim, int(bind(nodes[node])["k"])) for dim, node in axes.tags.get("routed", ())]
 
     def closes(self, axis: Axis) -> bool:
         """True where nothing but linear layers sums over the axis: without it they still give their bias."""
         linear = {m.node for m in self.axes.matmuls if m.form == "linear"}
         return bool(self.contracted[axis]) and set(self.contracted[axis]) <= linear and axis not in self.statistics
 
-    def joins(self, axis: Axis) -> bool:
-        """True where what sums over the axis is added to a residual stream: the stream goes on without it."""
-        return axis in self.contracted and set(self.contracted[axis]) <= self.ends
+    def count_chosen(self, axis: Axis) -> int:
+        """How many experts a row is sent to at once: fewer cannot stay."""
+        counts = (k for dim, k in self.routed if axis in leaves(dim))
+        return max(counts, default=0)
 
     def has(self, tag: str, axis: Axis) -> bool:
         return axis in self.tagged.get(tag, ())
@@ -346,7 +345,7 @@ class _Facts:
             return "symbolic size"
         if axis not in self.producers and not all(s.parameter in parameters for s in slots):
             return "a constant: no op produces it"
-        if axis not in self.contracted and axis not in self.statistics:
+        if axis not in self.contracted and axis not in self.statistics and not self.has("routed", axis):
             return "nothing sums over it: removing an element would not equal masking it"
         return ""
 
@@ -384,7 +383,8 @@ def _stem(program: Program, slots: list[Slot], parameters: set[str], kind: Kind)
     Heads reach bias networks and tables as well; their largest weight is the projection that people know them by.
     """
     order = [s for s in slots if s.parameter in parameters] or slots
-    rows = [s for s in order if s.position == 0 and s.parameter.endswith("weight")] or order
+    named = "" if kind is Kind.EXPERT else "weight"  # experts are stacked in parameters of any name
+    rows = [s for s in order if s.position == 0 and s.parameter.endswith(named)] or order
     tensors = program.tensors
     best = max(rows, key=lambda s: tensors[s.parameter].numel()) if kind in KEEP_WHOLE else rows[0]
     return best.parameter.rpartition(".")[0] or best.parameter

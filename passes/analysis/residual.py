@@ -8,10 +8,9 @@ from torch.fx import Node
 
 from ...ir.axes import Axes
 from ...ir.axis import Axis, Dims, leaves, total
-from ...ir.dataflow import MOVES, Family, family_of, op_name, ops_in
+from ...ir.dataflow import Family, op_name, ops_in
 from ...ir.program import Program
 
-THROUGH = MOVES | {Family.MULTIPLY}
 ADDITIONS = ops_in(Family.ADD) | {"addcmul", "lerp"}
 
 
@@ -22,7 +21,7 @@ def residual_streams(program: Program) -> set[Axis]:
     bias that every layer adds to its scores (T5) looks alike, but what comes of it is a softmax.
     """
     axes: Axes = program.need("axes")
-    before, number = _ancestors(program)
+    before, number = ancestors(program)
     readers: dict[Axis, list[Node]] = collections.defaultdict(list)
     nodes = {n.name: n for n in program.graph.nodes}
     averages = {literal.node for literal in axes.literals if literal.form in ("mean", "norm")}  # a gate, not a layer
@@ -49,26 +48,7 @@ def residual_streams(program: Program) -> set[Axis]:
     return found
 
 
-def branch_ends(program: Program) -> set[str]:
-    """Names of the nodes whose value, moved or scaled at most, is all that one addition adds to what it was made of:
-    the last products of residual branches."""
-    before, number = _ancestors(program)
-    found: set[str] = set()
-    for node in program.graph.nodes:
-        sides = [n for n in node.args[:2] if isinstance(n, Node)]
-        if node.op != "call_function" or op_name(node) not in ADDITIONS or len(sides) < 2:
-            continue
-        for end, kept in (sides, sides[::-1]):
-            made = [end] if before[end] >> number[kept] & 1 and end is not kept else []
-            while made and len(made[-1].users) == 1:
-                found.add(made[-1].name)
-                through = family_of(op_name(made[-1])) in THROUGH
-                made = [n for n in made[-1].all_input_nodes if before[n] >> number[kept] & 1] if through else []
-                made = made if len(made) == 1 else []
-    return found
-
-
-def _ancestors(program: Program) -> tuple[dict[Node, int], dict[Node, int]]:
+def ancestors(program: Program) -> tuple[dict[Node, int], dict[Node, int]]:
     """Node -> a bit for itself and for every node that it depends on; node -> the number of its bit."""
     before: dict[Node, int] = {}
     number: dict[Node, int] = {}

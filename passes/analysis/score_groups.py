@@ -15,7 +15,7 @@ from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.spec import build, parse
-from .importance.criterion import Criterion, prunable
+from .importance.criterion import Criterion
 
 
 def criterion(text: str) -> Criterion:
@@ -47,6 +47,8 @@ class ScoreGroups(Analysis):
     data        calibration batches, for criteria that run the model
     seed        seeds everything random: the same seed gives the same scores
 
+    Groups that the criterion says nothing of (``Criterion.select_groups``) have no scores.
+
     Elements of a group that is ``ordered`` go from the end, unless the criterion has an order of its own.
 
     Errors   OptionError for an unknown name or missing data; FxpruneError naming the weight or node that is not finite
@@ -73,7 +75,7 @@ class ScoreGroups(Analysis):
         )
         found = chosen.assess(program, self.data if chosen.needs_data else None, self.seed)
         scores = {}
-        for group in prunable(program):
+        for group in chosen.select_groups(program):
             if not torch.isfinite(found[group.name]["values"]).all():
                 raise FxpruneError(
                     f"criterion '{chosen.name}' gave a score that is not a number",

@@ -17,6 +17,7 @@ from ...ir.plan import HALVED, Choice, CompressionPlan, TokenPlan
 from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
+from .choose_layers import SAID, find_stated
 from .finer import count_halvings, fill_finer, note_of_slack
 from .floors import lower, note_of_floors, within_reach
 from .infeasible import infeasible, nothing_to_prune
@@ -50,8 +51,9 @@ class SearchPlan(Search):
     low          floors that nobody asked for are one step (see ``PruneGroup.least``); else only where the budget is out
                  of reach otherwise, and multiples that nobody asked for are halved where even that is not enough. A
                  note then says so
-    reduced      for other budgets, where the plan reduces tokens already: the program with these tokens gone. Its
-                 groups are searched, at what they cost there, and the plan's tokens are handed on
+    reduced      for other budgets, where the plan reduces tokens already, or states layers that go (``ChooseLayers``):
+                 the program with these gone. Its groups are searched, at what they cost there, and the plan's tokens
+                 and layers are handed on
 
     Errors   NothingToPrune, BudgetInfeasible, OptionError (unknown or unfit method, head scale)
     Law      cost never exceeds the budget, and no aligned chunk would still fit; a tighter budget never costs more (as
@@ -85,13 +87,17 @@ class SearchPlan(Search):
         return () if self.method == "auto" else (registry.lookup("search", self.method),)
 
     def run(self, program: Program) -> Program:
-        tokens = None if program.plan is None else program.plan.tokens
-        if tokens is None or tokens.empty or self.budget.metric == "latency":
+        tokens, layers = None if program.plan is None else program.plan.tokens, find_stated(program.plan)
+        if (tokens is None or tokens.empty or self.budget.metric == "latency") and not layers:
             return self._search(program, program.whole or program, tokens)
         if self.reduced is None:
-            raise InternalError("a plan that reduces tokens is searched on the reduced program")
-        found = self._search(self.reduced.but(scores=program.scores), program, tokens)
-        return program.but(plan=found.plan)
+            raise InternalError("a plan that reduces tokens, or states layers, is searched on the reduced program")
+        found = self._search(self.reduced.but(scores=program.scores), program, tokens).need("plan")
+        if layers:
+            kinds = list(dict.fromkeys([*found.about["kinds"], *(c.kind for c in layers.values())]))
+            about = {**found.about, SAID: list(layers), "kinds": kinds}
+            found = found.with_elements({**layers, **found.elements}, about)
+        return program.but(plan=found)
 
     def _search(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
         """``program`` with the plan; shares of the budget are of ``whole``, and ``tokens`` are handed on."""
@@ -287,9 +293,6 @@ def _live(program: Program, kinds: Sequence[str]) -> list[PruneGroup]:
     groups: Sequence[PruneGroup] = program.need("groups")
     tied = {g.name for tie in groups if isinstance(tie, Tie) for g in tie.tied}
     live = [g for g in groups if g.prunable and str(g.kind) in kinds and g.name not in tied]
-    if str(Kind.LAYER) in kinds:  # other groups that may go entirely: all of it, or nothing
-        rest = [g for g in groups if g.prunable and str(g.kind) not in kinds and g.sliced and g.floor == 0]
-        live += [g.but(granularity=g.size, strict=True) for g in rest]
     if not live:
         raise nothing_to_prune(program, kinds)
     return live

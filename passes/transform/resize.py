@@ -97,6 +97,8 @@ def edit_literal(module: GraphModule, node: Node, literal: Literal, counts: Mapp
         _set(node, literal.argument, float(total(literal.dims[0])) ** -0.5)
     elif literal.form == "sum":
         _set(node, literal.argument, sum(kept_total(d, counts) for d in literal.dims))
+    elif literal.form == "last":
+        _set(node, literal.argument, sum(kept_total(d, counts) for d in literal.dims) - 1)
     elif literal.form == "shape":
         old = list(bind(node)[literal.argument])
         _set(node, literal.argument, _shape(module, node, old, literal.dims, counts, made_by))

@@ -22,6 +22,12 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.registry import CRITERIA, lookup
 
+OF_ELEMENTS = sorted(
+    name
+    for name in set(CRITERIA) - {"random"}
+    if not (issubclass(lookup("criterion", name), TileCriterion) or lookup("criterion", name).only)
+)
+
 torch.set_num_threads(1)
 
 
@@ -277,10 +283,7 @@ def test_batching_does_not_matter(criterion: str, labelled: bool, which: str) ->
 
 
 @pytest.mark.drawn(3)
-@pytest.mark.parametrize(
-    "criterion",
-    sorted(name for name in set(CRITERIA) - {"random"} if not issubclass(lookup("criterion", name), TileCriterion)),
-)
+@pytest.mark.parametrize("criterion", OF_ELEMENTS)
 def test_relabelling_elements_relabels_scores(criterion: str) -> None:
     torch.manual_seed(1)
     order, x = torch.randperm(5), torch.randn(4, 7, 12, dtype=torch.float64)

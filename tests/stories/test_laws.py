@@ -13,6 +13,7 @@ from support.laws import (
     cost_is_counted,
     empty_plan_is_identity,
     infeasible_says_why,
+    layers_go_entirely,
     leaves_end_somewhere,
     norms_fuse,
     plan_fits_another_checkpoint,
@@ -31,7 +32,7 @@ from support.laws import (
 from fxprune.errors import BudgetInfeasible, NothingToPrune
 from fxprune.intake.capture import capture
 from fxprune.ir.cost import Budget, CostModel
-from fxprune.ir.group import Kind
+from fxprune.ir.group import LAYERS, Kind
 from fxprune.ir.pipeline import Pipeline
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
@@ -145,6 +146,40 @@ def test_heads_in_order_compute_the_same(name: str) -> None:
     widths = [g.name for g in program.need("groups") if g.kind in (Kind.QK, Kind.V, Kind.QKV) and g.prunable]
     assert sorted({*result.record.strengths, *result.record.stays}) == sorted(widths)
     rewritten_in_order(program, after)
+
+
+LAYERED = [
+    "vit",
+    "deit3",
+    "dinov2",
+    "cait",
+    "swin",
+    "pvt_v2",
+    "mobilevit",
+    "bert",
+    "distilbert",
+    "electra",
+    "deberta_v2",
+]
+LAYERED += [
+    "gpt2",
+    "opt",
+    "llama",
+    "qwen2",
+    "modernbert",
+    "t5_encoder",
+    "hf_swin",
+    "segformer",
+    "whisper_encoder",
+    "clip",
+]
+
+
+@pytest.mark.drawn(4)
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_go_entirely(name: str, kind: Kind) -> None:
+    saving_keeps_the_output(layers_go_entirely(analysed(name), kind))
 
 
 def test_nothing_to_prune_is_an_error() -> None:

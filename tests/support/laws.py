@@ -18,16 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.data.batch import Batch, Calibration
+from fxprune.driver.parts import carry_out
 from fxprune.errors import BudgetInfeasible
 from fxprune.intake.capture import capture
 from fxprune.ir.axis import leaves, real_size, total
 from fxprune.ir.cost import Budget, CostModel
 from fxprune.ir.flops import check_counts
-from fxprune.ir.group import DEFAULT_KINDS, Kind
+from fxprune.ir.group import DEFAULT_KINDS, Kind, Switch, lies_inside
 from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
+from fxprune.passes.analysis.find_layers import FindLayers
 from fxprune.passes.analysis.importance.consumers import consumers
 from fxprune.passes.analysis.importance.distance import Measure
 from fxprune.passes.analysis.importance.exact import Removals
@@ -223,6 +225,35 @@ def tails_are_removed_at_once(program: Program, kinds: Sequence[Kind]) -> None:
         assert curve is not None
         assert float(curve[0]) == 0.0
         assert bool((curve[1:] >= curve[:-1]).all())
+
+
+def layers_go_entirely(program: Program, kind: Kind) -> Program:
+    """Every second layer of a kind gone, and a part of what is left: sliced is masked, nothing inside is left in the
+    graph, the plan says the same as JSON, and the cost is what was predicted, or less by tables that all of them
+    shared. The result."""
+    program = FindLayers().run(program)
+    layers = [g for g in program.need("groups") if isinstance(g, Switch) and g.kind == kind]
+    assert layers
+    assert not any(g.frozen for g in layers)
+    plan = random_plan(program, (Kind.HEAD, Kind.KV, Kind.FFN), 0.5, seed=3)
+    gone = {g.name: Choice(str(kind), 1, ()) for g in layers[::2]}
+    plan = CompressionPlan({**plan.choices, **gone})
+    inside = lies_inside(program.need("groups"), plan.elements)
+    plan = replace(
+        CompressionPlan.from_json(
+            plan.with_elements({name: c for name, c in plan.elements.items() if name not in inside}).to_json()
+        ),
+        source=None,
+    )
+    result = carry_out(program.but(plan=plan))
+    sliced_equals_masked(program, plan, result)
+    left = {n.name for n in result.graph.nodes}
+    assert not any(left & g.inside for g in layers if g.name in gone)
+    predicted = CostModel(program)(plan.sizes(program.need("groups")))
+    again = CostModel(Pipeline((PropagateAxes(), FindGroups())).run(result))()
+    assert again.flops == predicted.flops
+    assert again.params <= predicted.params
+    return result
 
 
 def saving_keeps_the_output(result: Program) -> None:

@@ -48,7 +48,7 @@ The budget is an upper bound and is met; how closely depends on --align. Out of 
 reachable, and what stands in the way. What can be loosened then:
 
   --floor 0        shares that stay per layer (0.1 or less); --floor 'blocks.*.mlp=0.3' for some layers
-  --allow-empty    whole branches may go; --prune heads,ffn,layers: those of residual streams alone
+  --allow-empty    whole branches may go; --prune heads,ffn,attention,mlp: those of residual streams
   --align 1        counts need not be multiples of 8; slower kernels, sometimes much slower
   --prune heads,ffn,qk,v,channels    more kinds of axes
   --prune heads,ffn,tokens           image tokens as well

@@ -26,6 +26,9 @@ How elements are scored (--importance NAME, options in braces)
   l1, l2       norms of weights; no data. They rank only within a layer: shares of layers come from how flat the scores
                are
   random       the baseline
+  reap         experts of a mixture, by how much they add where they are chosen
+  finercut, block-influence      whole layers, attentions and feed-forwards: greedily by the change of the outputs, or
+               by how far one turns the stream (ShortGPT). To compare with: trajectory scores layers as well
   lsp, magnitude, wanda, obert   tiles inside weights (--blocks, --sparse)
 
   fxprune compile model.pt --flops 0.5 --data data.npz --importance 'trajectory{mode=exact}'
@@ -53,6 +56,34 @@ The width of a residual stream (--prune heads,ffn,width)
   scales of one branch, tables, means over tokens and norms (Swin's windows, ConvNeXt's and Mix-FFN's convolutions).
   Such widths are cut in the model's own basis, where the statistics of norms move. fxprune apply has no data, so a plan
   that cuts a turned width ("basis": "data" in plan.json) is carried out by compile with --plan and --data.
+
+Whole layers (--prune attention,mlp or layers)
+
+  What a model adds to its residual stream may go as a whole: `attention` and `mlp` are one such branch each, with the
+  norm in front of it; a layer is both together, one choice (residual blocks of convolutions are layers as well). What
+  goes is gone from the graph: no softmax, no norm, no bias, no launch. On a post-norm stream (BERT) a branch leaves its
+  norm behind, a whole layer takes its norms along. With trajectory each is priced by what losing it costs, measured
+  with all of it gone; without data by what is in it. Recovery fits the last projection before it to the stream behind
+  it (ReplaceMe), and every layer after that reads what changed.
+
+  --layers -4 takes the four layers that are worth least, --layers 0-3,5 these, numbered from 0 in the order of the
+  graph; with --prune attention or mlp attentions or feed-forwards are counted. A budget beside it is met by what is
+  left.
+
+  It does nothing where nothing in a branch has a score, and a stream that changes its size between two sums is not the
+  same stream. Layers are found once, so they go with neither rounds nor budgets of time.
+
+Experts (--prune experts, or experts,ffn)
+
+  All experts of a mixture are one group: router rows and biases, and the stacked weights of every grouped product. A
+  row is sent to as many experts as before, so MACs hardly change: it pays under --params and --bytes. What goes would
+  have been chosen: the result is the dense model with the scores of what went at minus infinity before the choice, and
+  at least as many stay as are chosen at once. trajectory takes each one away and measures; --importance reap is the
+  mean length of what an expert adds where it is chosen; criteria of masks say nothing of them. Neurons inside experts
+  (ffn) are one index for all of them.
+
+  It does nothing, with the reason, where it cannot be told what sends rows to an expert, where the numbers of experts
+  are read in another way, and where experts are chosen in groups (DeepSeek).
 
 What is repaired (--recover)
 

@@ -1,8 +1,8 @@
 """Options
 
-Kinds (--prune): heads (and KV groups), ffn, channels; tokens, blocks and layers on request; also qk, v, query, width,
-expert where a model has them. `fxprune inspect MODEL` lists the groups with their kinds. With layers, attentions and
-feed-forward layers on a residual stream may go as a whole.
+Kinds (--prune): heads (and KV groups), ffn, channels; tokens and blocks (tiles of weights) on request; also qk, v,
+query, width, expert where a model has them. `fxprune inspect MODEL` lists the groups with their kinds. attention, mlp
+and layers are parts of a residual stream that are there or not: fxprune help methods.
 
 Leave alone (--freeze 'blocks.0.*'): a glob of parameters or groups; may be repeated. One that matches nothing is an
 error.

@@ -68,7 +68,8 @@ What people meet when they prune, in the order of how often they complain about 
 
 17. One layer loses everything.
     Floors: 0.1 of neurons and channels (less where a budget needs it) and one head stay per layer; --floor
-    '*.ffn=0.3' raises some. Only --prune ..,layers and --allow-empty lose a branch.
+    '*.ffn=0.3' raises some. Only --allow-empty and --prune ..,attention,mlp,layers lose
+    a branch.
 
 18. Gradients need too much memory or time.
     `trajectory` needs no labels and no training step; scoring goes in pieces, resumes after Ctrl-C, and is shared by
@@ -98,7 +99,7 @@ What people meet when they prune, in the order of how often they complain about 
 25. torch.compile, or layers removed.
     The artefact's module is an ordinary one, so torch.compile takes it; and torch.compile(model, backend="fxprune",
     options={"flops": 0.5}) prunes at the first call. Whole layers go with --prune heads,ffn,layers,
-    or whole ones alone with --prune layers.
+    their attentions and feed-forwards alone with --prune attention,mlp.
 
 Others
 

@@ -86,8 +86,8 @@ class Decision:
     importance: str | None = option(
         None,
         "NAME",
-        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, also with options: 'trajectory{mode=exact}' "
-        "(default: trajectory with data, l2 without)",
+        "trajectory, fisher, taylor, obs, activation, l1, l2 or random, for layers also finercut, block-influence, "
+        "for experts reap, also with options: 'trajectory{mode=exact}' (default: trajectory with data, l2 without)",
         SEARCHING,
         in_passes=True,
         at={
@@ -128,11 +128,19 @@ class Decision:
     prune: str | Sequence[str | Kind] | None = option(
         None,
         "KINDS",
-        "kinds to prune: heads, ffn, channels, qk, v, width, layers, tokens, blocks (default: heads,ffn,channels; with "
-        "--data also qk,v,width where these are found to help)",
+        "kinds to prune: heads, ffn, channels, qk, v, width, attention, mlp, layers, tokens, blocks (default: "
+        "heads,ffn,channels; with --data also qk,v,width where these are found to help)",
         SEARCHING,
         in_passes=True,
         at={door: {"help": "kinds (default: heads,ffn,channels)"} for door in ("sensitivity", "dynamo", "plan")},
+    )
+    layers: int | str | Sequence[int] | None = option(
+        None,
+        "-N|A-B,C",
+        "layers that go: -4, so many, chosen by score; 0-3,5, these, numbered from 0 (with --prune attention or mlp: "
+        "of those); a budget, if there is one, is met by what is left",
+        SEARCHING,
+        in_passes=True,
     )
     search: str = option(
         "auto",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....data.batch import Calibration
 from ....errors import FxpruneError
-from ....ir.group import PruneGroup
+from ....ir.group import Kind, PruneGroup
 from ....ir.program import Program
 
 
@@ -25,6 +25,8 @@ class Criterion(ABC):
     name        as on the command line
     unit        what one unit of score means
     needs_data  True when the model must run on calibration inputs
+    only        kinds that it scores, where it does not score all
+    sees_experts  True when it also says what an expert is worth: nothing sums over experts, so masks do not tell
     comparable  True when scores of different groups may be ranked against each other (estimated losses);
                 False when they only rank elements within a group (norms): a search then ranks shares
     """
@@ -34,6 +36,8 @@ class Criterion(ABC):
     needs_data: ClassVar[bool] = False
     comparable: ClassVar[bool] = False
     scores_tiles: ClassVar[bool] = False
+    only: ClassVar[frozenset[str]] = frozenset()
+    sees_experts: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """``name{option=value}``: the text that makes this criterion again."""
@@ -49,6 +53,12 @@ class Criterion(ABC):
     def measures_sets(self) -> bool:
         """Whether :meth:`together` says anything."""
         return type(self).together is not Criterion.together
+
+    def select_groups(self, program: Program) -> list[PruneGroup]:
+        """The groups that :meth:`scores` says something of."""
+        if self.only:
+            return [g for g in prunable(program) if str(g.kind) in self.only]
+        return [g for g in prunable(program) if self.sees_experts or g.kind != Kind.EXPERT]
 
     @abstractmethod
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:

@@ -12,13 +12,15 @@ from torch.fx import Node
 
 from ....data.batch import Batch, sample_count
 from ....errors import FxpruneError
-from ....ir.group import PruneGroup
+from ....ir.axis import leaves
+from ....ir.bypass import Bypassing
+from ....ir.group import Kind, PruneGroup, Switch
 from ....ir.program import Program
 from ....ir.signature import padding_mask
 from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers
 from .distance import Measure, output_change
-from .features import Tap, View, find_taps, operand_source, views
+from .features import Tap, View, find_taps, operand_source, reach, view_of, views
 from .mask_gradients import not_finite
 from .objective import Target, targets
 from .suffix import DenseRun, Suffix, Unstackable, copies_that_fit
@@ -98,6 +100,12 @@ class Removals:
 
     def _job(self, number: int, group: PruneGroup, sets: Sequence[Tensor]) -> dict[str, Tensor]:
         result = {key: torch.zeros(len(sets), dtype=torch.float64) for key in ("features", "output")}
+        if isinstance(group, Switch) or group.kind == Kind.EXPERT:
+            batch, view = self._batch(number), self._view(group)
+            lost = [
+                self._measure_loss(batch, self._without(batch.dense, group, chosen), view, group) for chosen in sets
+            ]
+            return {key: torch.tensor([one[key] for one in lost], dtype=torch.float64) for key in result}
         if group.name not in self.sides:
             return result  # nothing sums over it
         batch = self._batch(number)
@@ -109,6 +117,33 @@ class Removals:
             for i, losses in zip(part, self._losses(batch, group, [sets[i] for i in part]), strict=True):
                 result["features"][i], result["output"][i] = losses
         return result
+
+    # ------------------------------------------------------------ parts that are there or not
+
+    def _view(self, part: PruneGroup) -> View:
+        """The taps that judge a part: those inside it and behind it. Experts are judged by the outputs alone: rows lie
+        in the order of the experts that they are sent to, which others are once some are gone."""
+        if not isinstance(part, Switch):
+            return view_of((), self.measure.taps)
+        reached = part.inside | reach(self.nodes[behind] for behind, _ in part.past)
+        return view_of(tuple(z for z, tap in enumerate(self.taps) if tap.value in reached), self.measure.taps)
+
+    def _choices(self, group: PruneGroup) -> list[str]:
+        """Names of the nodes that read minus infinity of experts that are gone."""
+        facts = self.program.need("axes").tags.get("minus-infinity", ())
+        return [node for dim, node in facts if group.axis in leaves(dim)]
+
+    def _without(self, dense: DenseRun, part: PruneGroup, gone: Tensor) -> dict[str, Any]:
+        """Taps and outputs behind a part that is gone, whose inside is zero, or without some experts."""
+        names = {t.value for t in self.taps} | {n.name for n in self.output.all_input_nodes}
+        parts = [part] if isinstance(part, Switch) else []
+        experts = torch.isin(torch.arange(part.size), gone)
+        closed = dict.fromkeys([] if parts else self._choices(part), experts)
+        run = Bypassing(self.program.exported.graph_module, parts, names, closed)
+        with torch.no_grad():
+            run.run(*self.program.arguments(dense.flat))
+        zeros = {t.value for t in self.taps if parts and t.value in parts[0].inside}
+        return run.found | {name: torch.zeros_like(dense.values[name]) for name in zeros}
 
     # ------------------------------------------------------------ runs
 
@@ -197,19 +232,25 @@ class Removals:
         return split
 
     def _losses(self, batch: _Batch, group: PruneGroup, sets: Sequence[Tensor]) -> Iterator[tuple[float, float]]:
-        view = self.views[group.name]
         for values in self._values(batch, group, sets):
-            features = 0.0
-            for z in view.wanted:
-                tap = self.taps[z]
-                now = values.get(f"{tap.at} reads" if self._by_mask(view, z) else tap.value)
-                if now is not None:  # else nothing moved it
-                    dense, gram = batch.features[z]
-                    features += self.measure.change(tap, self.measure.feature(tap, now, batch.mask), dense, gram)
-            output = batch.output_moved(values) if self.measure.output else 0.0
-            if features != features or output != output:
-                raise not_finite(self.program, batch.dense.batch, f"what follows group {group.name}")
-            yield features * batch.entries, output
+            lost = self._measure_loss(batch, values, self.views[group.name], group)
+            yield lost["features"], lost["output"]
+
+    def _measure_loss(
+        self, batch: _Batch, values: Mapping[str, Any], view: View, group: PruneGroup
+    ) -> dict[str, float]:
+        """What the values that moved say of both terms."""
+        features = 0.0
+        for z in view.wanted:
+            tap = self.taps[z]
+            now = values.get(f"{tap.at} reads" if self._by_mask(view, z) else tap.value)
+            if now is not None:  # else nothing moved it
+                dense, gram = batch.features[z]
+                features += self.measure.change(tap, self.measure.feature(tap, now, batch.mask), dense, gram)
+        output = batch.output_moved(values) if self.measure.output else 0.0
+        if features != features or output != output:
+            raise not_finite(self.program, batch.dense.batch, f"what follows group {group.name}")
+        return {"features": features * batch.entries, "output": output}
 
 
 class _Batch:

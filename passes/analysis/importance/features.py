@@ -177,15 +177,17 @@ def views(sides: Sequence[Consumer], taps: Sequence[Tap], which: str) -> dict[st
         after = reach(side.operand.node for side in mine)
         # a value that its last consumer reads is moved only where the mask is seen
         reached = tuple(z for z, tap in enumerate(taps) if tap.value in after or (tap.masked and tap.at in at))
-        if not reached:
-            found[name] = View(-1, (), ())
-            continue
-        own, later = reached[0], reached[1:]
-        wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,), "none": ()}[
-            which
-        ]
-        found[name] = View(own, wanted, reached, taps[own].value not in after)
+        found[name] = view_of(reached, which, bool(reached) and taps[reached[0]].value not in after)
     return found
+
+
+def view_of(reached: tuple[int, ...], which: str, masked: bool = False) -> View:
+    """What judges something that reaches these taps, the first of which is its own layer's."""
+    if not reached:
+        return View(-1, (), ())
+    own, later = reached[0], reached[1:]
+    wanted = {"later": later or (own,), "from": reached, "next": later[:1] or (own,), "own": (own,), "none": ()}
+    return View(own, wanted[which], reached, masked)
 
 
 # ---------------------------------------------------------------- rows

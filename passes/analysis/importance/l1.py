@@ -22,6 +22,7 @@ class L1(Criterion):
 
     name = "l1"
     unit = "summed weight"
+    sees_experts = True
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {g.name: sum_over_slots(program, g, torch.abs) for g in prunable(program)}

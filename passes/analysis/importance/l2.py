@@ -22,6 +22,7 @@ class L2(Criterion):
 
     name = "l2"
     unit = "weight norm"
+    sees_experts = True
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         return {g.name: sum_over_slots(program, g, torch.square).sqrt() for g in prunable(program)}

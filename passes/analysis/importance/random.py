@@ -21,6 +21,7 @@ class Random(Criterion):
 
     name = "random"
     unit = "none"
+    sees_experts = True
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
         def draw(name: str, size: int) -> Tensor:

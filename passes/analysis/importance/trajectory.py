@@ -16,7 +16,7 @@ from ....data.metrics import spearman
 from ....errors import InternalError, OptionError, nearest
 from ....ir.group import DEFAULT_KINDS, Kind, PruneGroup
 from ....ir.program import Program
-from .criterion import Criterion, prunable
+from .criterion import Criterion
 from .distance import Measure
 from .exact import Removals
 from .features import find_taps
@@ -206,7 +206,7 @@ class Trajectory(Criterion):
         self._found["notes"] = notes = []
         removals = Removals(program, seen, self.measure, self._bytes)
         features, output = (
-            {g.name: torch.zeros(g.size, dtype=torch.float64) for g in prunable(program)} for _ in range(2)
+            {g.name: torch.zeros(g.size, dtype=torch.float64) for g in self.select_groups(program)} for _ in range(2)
         )
         if guessed:
             names = [g.name for g in guessed]
@@ -229,7 +229,7 @@ class Trajectory(Criterion):
 
     def split(self, program: Program) -> tuple[list[PruneGroup], list[PruneGroup]]:
         """(groups scored exactly, groups scored by probes)."""
-        groups = prunable(program)
+        groups = self.select_groups(program)
         exactly = groups if self.mode == "exact" else [g for g in groups if g.kind in HEADS and self.mode == "hybrid"]
         return exactly, [g for g in groups if g not in exactly]
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import string
 from collections.abc import Collection, Mapping, Sequence
 
-from ....ir.axis import Axis, Conflict, Dim, Dims, total
+from torch.fx import Node
+
+from ....ir.axes import Literal
+from ....ir.axis import Axis, Conflict, Dim, Dims, leaves, total
+from ....ir.dataflow import bind, op_name
+from ..routing import GROUPED, OFFSETS, Routing, routing_of
 from ..walk import Args, Walk, rule
 
 
@@ -153,9 +158,13 @@ def _product(w: Walk, at: Mapping[str, Dim], one: str, two: str, kept: Collectio
         w.tag("produce", at[c])
 
 
-@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+@rule(*GROUPED)
 def grouped_mm(w: Walk, a: Args) -> Dims:
-    """Each row of x[tok, k] meets the expert's W[E, k, n]; the offsets index the experts."""
+    """Each row of x[tok, k] meets the expert's W[E, k, n]; the offsets index the experts.
+
+    Where they come from scores over the experts by a choice of the largest (``routing_of``), experts may go: a choice
+    among fewer is the choice in which the others score minus infinity.
+    """
     x, weight, *rest = a.tensors()
     if len(x) != 2 or len(weight) != 3:
         raise Conflict("a grouped product of tensors with so many dimensions")
@@ -164,8 +173,29 @@ def grouped_mm(w: Walk, a: Args) -> Dims:
     w.contract(weight[1], (names[0], 1), (names[1], 1))
     w.tag("produce", weight[2])
     w.tag("expert", weight[0])
-    w.freeze(weight[0], "expert: routing deletes it, masking does not")
-    for offsets in rest:
-        w.freeze(offsets, "expert offsets")
+    given = next((a.raw(name) for name in OFFSETS if isinstance(a.raw(name), Node)), None)
+    routing = routing_of(given)
+    if routing is None or any(bind(table)["self"] not in w.dims for table in routing.tables):
+        w.freeze(weight[0], "expert: it cannot be told what sends rows to it")
+        for offsets in rest:
+            w.freeze(offsets, "expert offsets")
+    else:
+        _join_routing(w, routing, weight[0])
     w.matmul([x[0]], (), weight[1], weight[2], "linear")
     return [x[0], weight[2]]
+
+
+def _join_routing(w: Walk, routing: Routing, experts: Dim) -> None:
+    """The experts' dim is that of the scores, of the counts, and of the offsets."""
+    scores, counts, offsets = (w.dims[n] for n in (routing.scores, routing.counted, routing.offsets))
+    looked_up = [(table, w.dims[bind(table)["self"]]) for table in routing.tables]
+    of_each = [dims[-1] if op_name(table) == "gather" else dims[0] for table, dims in looked_up]
+    for dim in (scores[-1], counts[0], offsets[0], *of_each):
+        w.unify(dim, experts)
+    if not any(name == routing.top.name for _, name in w.tags["routed"]):
+        w.tags["routed"].append((experts, routing.top.name))
+        w.tags["minus-infinity"].append((experts, routing.masked.name))
+        w.literals.append(Literal(routing.counted.name, "bins", "sum", (experts,)))
+        w.literals.append(Literal(routing.counted.name, "max", "last", (experts,)))
+    here = set(leaves(experts))
+    w.frozen = [f for f in w.frozen if f.node not in routing.nodes or not here & set(leaves(f.dim))]

@@ -11,6 +11,7 @@ from ....data.batch import Batch, sample_count
 from ....ir.axis import Keep
 from ....ir.program import Program
 from ....process.ranks import mine
+from ..drop_layers import find_gone
 from .lockstep import Lockstep
 from .moments import System
 from .record import Fitted, Recovery, Step
@@ -67,7 +68,9 @@ class ClosedForm:
         samples = sample_count(batches)
         rel, refit_rel = self.strengths(samples)
         merging = None if program.tokens is None else Reduction(program.tokens, pruned.graph)
-        found = find_sites(program, keep, pruned.graph, self.method == "refit", merging.changed if merging else ())
+        past = dict(pair for layer in find_gone(program) for pair in layer.past)
+        refit = self.method == "refit"
+        found = find_sites(program, keep, pruned.graph, refit, merging.changed if merging else (), past)
         found = merging.fitting(found) if merging else found
         walk = Lockstep(
             program, pruned, keep, [batches[i] for i in mine(len(batches))], found.sites, self.readout, merging
@@ -179,7 +182,7 @@ def _step(program: Program, site: Site, rows: int, system: System, solved: _Solv
     return Step(
         site.node,
         program.tensor_of_placeholder[site.weight],
-        "reads" if site.reads else "makes",
+        "carries" if site.carries else "reads" if site.reads else "makes",
         site.norm,
         rows,
         system.error(),

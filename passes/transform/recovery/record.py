@@ -19,7 +19,8 @@ class Step:
 
     node: str
     parameter: str
-    role: str  # reads: sums over a cut axis; makes: input refit of a projection that makes one
+    role: str  # reads: sums over a cut axis; makes: input refit of a projection that makes one; carries: goes past
+    # layers that are gone, and makes up for them
     weighted_by: str  # the norm behind the target: variance, power or nothing
     rows: int
     before: float

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from ....ir.axes import Axes
 from ....ir.axis import Axis, Dim, Dims, Keep, element_of, kept_index, kept_total, leaves, real_size, total
-from ....ir.dataflow import ROW_NORMS, Family, bind, family, goes_to, op_name
+from ....ir.dataflow import ROW_NORMS, Family, bind, family, goes_to, norm_after, op_name
 from ....ir.linear_layers import Layer, layer_at
 from ....ir.norms import row_norm_at
 from ....ir.program import Program
@@ -40,6 +40,7 @@ class Site:
     unit     which element of the cut axes each kept input column is. [k]
     read     the one position (of dimension 1) at which everything behind the target reads it, if there is one: that
              of a class token, at the last sum
+    carries  what it was added to feeds layers that are gone: ``target`` is the sum behind these, which it is to give
     """
 
     node: str
@@ -57,6 +58,7 @@ class Site:
     empty: bool = False
     read: int | None = None
     sign: int = 1
+    carries: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,28 @@ class Sites:
     skipped: Mapping[str, str]
 
 
-def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool, changed: Collection[str] = ()) -> Sites:
-    """Every layer that reads a cut axis; with ``refit`` also those that read what changed before them.
+def find_sites(
+    program: Program,
+    keep: Keep,
+    pruned: Graph,
+    refit: bool,
+    changed: Collection[str] = (),
+    past: Mapping[str, str] | None = None,
+) -> Sites:
+    """Every layer that reads a cut axis, or whose sum goes past layers that are gone; with ``refit`` also those that
+    read what changed before them.
 
     program   the dense program with its axes;  pruned: the graph of the sliced one (the same node names)
     changed   nodes whose values are others for another reason (merged tokens)
+    past      node -> the earlier one whose value it has where layers are gone (``Switch.past``)
+
+    Source of what goes past layers: ReplaceMe, arXiv:2505.02819, which folds a linear map in their place into the last
+    projection before them.
     """
-    finder = _Finder(program, keep, {n.name: n for n in pruned.nodes})
+    finder = _Finder(program, keep, {n.name: n for n in pruned.nodes}, carry_past(past or {}))
     sites: list[Site] = []
     skipped: dict[str, str] = {}
-    behind: set[str] = set(changed)  # what some site reaches
+    behind: set[str] = {*changed, *(past or ())}  # what some site reaches
     for node in program.graph.nodes:
         after = any(source.name in behind for source in node.all_input_nodes)
         found = finder.at(node, refit and after)
@@ -89,9 +103,23 @@ def find_sites(program: Program, keep: Keep, pruned: Graph, refit: bool, changed
     return Sites(tuple(sites), skipped)
 
 
+def carry_past(past: Mapping[str, str]) -> dict[str, str]:
+    """Sum -> the last node that has its value where layers are gone, whose dense value it then stands for.
+
+    >>> carry_past({"add_2": "add_1", "add_3": "add_2", "add_9": "add_8"})
+    {'add_1': 'add_3', 'add_8': 'add_9'}
+    """
+    first: dict[str, str] = {}
+    for behind, earlier in past.items():
+        first[behind] = first.get(earlier, earlier)
+    return {earlier: behind for behind, earlier in first.items()}
+
+
 class _Finder:
-    def __init__(self, program: Program, keep: Keep, pruned: Mapping[str, Node]) -> None:
-        self.program, self.keep, self.pruned = program, keep, pruned
+    def __init__(
+        self, program: Program, keep: Keep, pruned: Mapping[str, Node], carried: Mapping[str, str] | None = None
+    ) -> None:
+        self.program, self.keep, self.pruned, self.carried = program, keep, pruned, carried or {}
         self.graph = {n.name: n for n in program.graph.nodes}
         self.axes: Axes = program.need("axes")
         self.counts = {axis: len(index) for axis, index in keep.items()}
@@ -113,7 +141,8 @@ class _Finder:
         dims: Dims = self.axes.dims[weight.name]
         into, out = layer.into, 1 - layer.into
         reads, makes = self._cut(dims[into]), self._cut(dims[out])
-        if not reads and not refit:
+        carries = goes_to(node, self.bound)[1] in self.carried
+        if not reads and not refit and not carries:
             return None
         outputs = self.tensors[self.bound[weight.name]].shape[out]
         if not reads and not makes and outputs > WIDEST:
@@ -126,6 +155,10 @@ class _Finder:
         path, target, norm, eps = goes_to(node, self.bound) if reads or not makes else ((), node.name, "", 0.0)
         if not reads and not path:  # its own dense output is what it should give
             target, norm, eps = node.name, "", 0.0
+        carries = carries and target in self.carried
+        if carries:
+            target = self.carried[target]
+            norm, eps = norm_after(self.graph[target])
         start = node.name if node.name in self.pruned else self._find_replacement(node)
         if not start:
             return "nothing stands for it in the pruned graph"
@@ -146,6 +179,7 @@ class _Finder:
             empty=kept_total(dims[into], self.counts) == 0,
             read=position_read(self.graph[target]) if reads or path else None,
             sign=sign,
+            carries=carries,
         )
 
     def _depthwise(self, node: Node) -> Site | str | None:
