@@ -142,6 +142,12 @@ class MissingDevice(FxpruneError):
     exit_code = 4
 
 
+class ProcessDied(FxpruneError):
+    """The process that did the work was ended by a signal: out of memory, or native code that crashed."""
+
+    exit_code = 5
+
+
 class InternalError(Exception):
     """A broken invariant of fxprune itself. Carries the pipeline text that reproduces it."""
 

@@ -185,11 +185,12 @@ class TensorRTBackend(Backend):
         if all(t.dtype is not torch.bfloat16 for t in legal.tensors.values()):
             made: Lowered = onnx.lower(legal, directory)
             return made
-        files = onnx.write(legal, directory)
+        files, notes = onnx.write(legal, directory)
         return Lowered(
             files[-1],
             files,
             eager(legal.exported),
+            notes=notes,
             runtime="PyTorch (onnxruntime has no bfloat16 kernels, so the ONNX file was not run)",
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..artifact.files import PAGE
+from ..artifact.files import PAGE, REPORT
 from ..ir.choice import TOKEN
 from ..ir.cost import COUNTED, Cost, CostModel
 from ..ir.program import Program
@@ -148,7 +148,7 @@ class Screen:
         if artifact.path is not None:
             lines += [
                 f"[bold]artefact  {plain_text(str(artifact.path))}[/]",
-                f"report    {plain_text(str(artifact.path / PAGE))}",
+                f"report    {plain_text(str(artifact.path / (PAGE if PAGE in report['files'] else REPORT)))}",
                 f"load it   fxprune.load({str(artifact.path)!r})",
             ]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")

@@ -78,6 +78,7 @@ def compile(
     latency_table: str | os.PathLike[str] | None = None,
     expect_latency: bool = False,
     seconds: float | None = None,
+    fast: bool = False,
     memory: float | str | None = None,
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -142,6 +143,7 @@ def compile(
     expect_latency  with another budget: measure, and report what to expect
     seconds         to time the written file beside the dense model's, at ``batch`` and ``threads``, for the report's
                     ``measured`` (see :mod:`fxprune.artifact.delivered`): about 2 by default, 0 leaves it out
+    fast            every check, but neither that timing nor the report's page
     memory          what caches of calibration may take together ("8GiB"), and a batch on its way through the model:
                     batches become smaller, and recovery sees fewer samples, where more do not fit. Where memory runs
                     out all the same, batches are halved and the work goes on
@@ -248,6 +250,7 @@ def apply(
     batch: int = 1,
     threads: int = 0,
     seconds: float | None = None,
+    fast: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
     model_args: str | Mapping[str, Any] | None = None,

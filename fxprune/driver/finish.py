@@ -76,7 +76,7 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     if request.out is not None and ranks.rank() == 0:
         tell.stage(f"lower to {request.target}, verify and save")
         with silence():
-            artifact.save(Path(request.out), measure=time_delivered(decided))
+            artifact.save(Path(request.out), measure=time_delivered(decided), page=request.page)
         for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
             tell.warn(f"not finished: {missing}")
     return artifact

@@ -11,6 +11,7 @@ import functools
 import gc
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -246,10 +247,27 @@ def _of_a_library(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
-def _caches_of_functions() -> list[Any]:
-    """Every ``functools.lru_cache`` of this process, but those of Python and torch themselves."""
-    kind = functools._lru_cache_wrapper  # every one refers to it: asked so, no list of all objects is made
-    return [o for o in gc.get_referrers(kind) if type(o) is kind and not _of_a_library(o)]
+class _CachesOfFunctions:
+    """Every ``functools.lru_cache`` of this process, but those of Python and torch themselves.
+
+    Looking through all objects of a large process takes a tenth of a second, and a capture asks several times. Every
+    cache holds a reference to its type: from how many there are it is seen whether one was made since the last look.
+    """
+
+    def __init__(self) -> None:
+        self.known: list[weakref.ref[Any]] = []
+        self.references = -1  # to the type, at the last look
+
+    def __call__(self) -> list[Any]:
+        kind = functools._lru_cache_wrapper
+        alive = [cache for known in self.known if (cache := known()) is not None]
+        if sys.getrefcount(kind) - len(alive) != self.references - len(self.known):
+            alive = [o for o in gc.get_referrers(kind) if type(o) is kind]
+            self.references, self.known = sys.getrefcount(kind), [weakref.ref(cache) for cache in alive]
+        return [cache for cache in alive if not _of_a_library(cache)]
+
+
+_caches_of_functions = _CachesOfFunctions()
 
 
 class Originals(TorchDispatchMode):

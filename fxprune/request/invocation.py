@@ -78,6 +78,7 @@ class Invocation:
             self._latency(tiles),
             asked.samples,
             asked.held_out,
+            not self.writing.fast,
             self.options,
         )
 
@@ -103,9 +104,17 @@ class Invocation:
         return self.limits
 
     def _latency(self, tiles: TileGoal | None) -> LatencyGoal:
-        if self.decides:
-            return latency_goal(self.latency, self.budget, self.limits, tiles is not None)
         asked = self.latency
+        if self.writing.fast:
+            if asked.seconds:
+                raise OptionError(
+                    "with `--fast` nothing is timed",
+                    where=f"--seconds {asked.seconds:g}",
+                    cure="leave one of them away",
+                )
+            asked = replace(asked, seconds=0.0)
+        if self.decides:
+            return latency_goal(asked, self.budget, self.limits, tiles is not None)
         table = "" if asked.latency_table is None else str(asked.latency_table)
         return LatencyGoal(asked.batch, asked.threads, table, seconds=asked.seconds)
 

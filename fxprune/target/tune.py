@@ -47,7 +47,7 @@ def tune(
     dtype     ``bfloat16`` for triton and ``float32`` for onnx unless said otherwise
 
     What is on disk for the same device stays, but for the shapes that are measured anew.
-    Raises MissingDevice (exit code 3) where this machine has no such device; OptionError.
+    Raises MissingDevice (exit code 4) where this machine has no such device; OptionError.
     """
     if target not in TARGETS:
         raise OptionError(f"nothing can be tuned for '{target}'", where="--target", cure=nearest(target, TARGETS))

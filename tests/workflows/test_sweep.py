@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,8 +263,9 @@ def test_the_page_of_a_sweep(folder: Path) -> None:
 
 
 def test_the_same_command_does_nothing_twice(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(shutil.copytree(swept, tmp_path / "copy"))  # what it tells of the sweep is written anew
     monkeypatch.setattr(Sweep, "_make_point", lambda *_: pytest.fail("made again"))
     files = {p: p.stat().st_mtime_ns for p in Path("sw").glob("0.*/model.pt2")}
     assert main([*COMMAND, "--flops", "0.9,0.6", "--seconds", "0", "--out", "sw", "--json"]) == OK

@@ -27,6 +27,10 @@ ROWS = 8192
 """Rows of a layer that are taken per batch, at least: where there are more, they are thinned out evenly. Neighbouring
 pixels and tokens say nearly the same."""
 PER_INPUT = 16  # rows over all batches per input of the layer, at least
+POSITIONS = 4 * ROWS
+"""Output positions of all pictures together that a convolution is fitted to at least: neighbours are alike, and what
+they cost is the greater part of recovery."""
+PER_CHANNEL = 4096  # of a depthwise convolution, whose channels have a few unknowns each
 
 
 class Lockstep:
@@ -88,7 +92,8 @@ class Lockstep:
             node = pruned.nodes[pruned.place[site.start]]
             target = align(self._reduce(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
             missing = target - pruned.run(node)
-            c, (r,) = sample_rows(node, weight.shape[2:], _read_by(site, pruned, node), [missing])
+            most = -(-PER_CHANNEL // len(self.runs))
+            c, (r,) = sample_rows(node, weight.shape[2:], _read_by(site, pruned, node), [missing], most)
             moments.add(c, r)
         self.leave(site)
         return moments
@@ -148,7 +153,7 @@ class Lockstep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a convolution of pictures, from a grid of positions."""
         kernel = self.tensors[site.weight].shape
-        most = max(ROWS, PER_INPUT * kernel[1:].numel() // len(self.runs))
+        most = -(-max(POSITIONS, PER_INPUT * kernel[1:].numel()) // len(self.runs))
         c, (r, w) = sample_rows(node, kernel[2:], _read_by(site, pruned, node), [missing, weight], most)
         return c.flatten(1), r, w.amax(-1)
 
