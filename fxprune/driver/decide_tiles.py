@@ -137,7 +137,7 @@ def share_with_tiles(run: Run, goal: Goal) -> Goal:
         half = replace(ready, data=Calibration(tuple(batches[::2]), "share"))
 
         def make(share: float) -> Program:
-            return _zeroed_at(half, scored.at(Budget("flops", round(ratio**share, 6))), dense)
+            return _slice_and_zero(half, scored.at(Budget("flops", round(ratio**share, 6))), dense)
 
         def measure(program: Program) -> float:
             return float(agree({"apart": divergences(reference, program, judge).mean()})["apart"])
@@ -152,7 +152,7 @@ def share_with_tiles(run: Run, goal: Goal) -> Goal:
     return goal.at(Budget("flops", round(ratio**best.share, 6)))
 
 
-def _zeroed_at(run: Run, goal: Goal, dense: Cost) -> Program:
+def _slice_and_zero(run: Run, goal: Goal, dense: Cost) -> Program:
     """The scored ``run`` sliced to the goal's budget, repaired, and zeroed until the whole budget is met."""
     from ..passes.transform.fold_indices import FoldIndices
     from ..passes.transform.sparsify_blocks import SparsifyBlocks

@@ -124,9 +124,7 @@ class Invocation:
             return None, None
         asked = self.decision
         kinds, wished = kinds_and_tokens(asked.prune, asked.tokens, asked.unmerge)
-        kinds, blocks = kinds_and_blocks(
-            kinds, asked.blocks, asked.sparse, self.budget.flops, asked.data is not None
-        )
+        kinds, blocks = kinds_and_blocks(kinds, asked.blocks, asked.sparse, self.budget.flops, asked.data is not None)
         asked = replace(asked, blocks=blocks)
         tiles, budget, rest = split_request(self.budget, asked, self.limits.freeze, plain=self.command == "plan")
         if tiles is not None and wished is None and all(getattr(budget, metric) is None for metric in METRICS):
