@@ -13,6 +13,7 @@ from ..ir.provenance import first_line
 from ..process import ranks
 from ..request.goal import Goal
 from .decide import Decided, decide_on, prepare, score_as_able
+from .decide_tiles import share_with_tiles
 from .members import compare_repaired, in_doubt
 from .run import Run
 
@@ -45,6 +46,7 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
 
     known   runs that are scored already, of other budgets of the same goal; filled
     """
+    goal = share_with_tiles(run, goal)
     plain = replace(goal, wider=(), rival=False)
     begun = _prepare(run, plain, known)
     assert begun is not None

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..errors import OptionError
-from ..ir.cost import Cost, CostModel
+from ..ir.cost import Budget, Cost, CostModel
 from ..ir.importance import ImportanceScores
 from ..ir.linear_layers import sparse_layers
 from ..ir.pipeline import Pass
@@ -19,11 +19,18 @@ from ..ir.program import Program
 from ..ir.sparsity import TWO_OF_FOUR
 from ..process import jobs
 from ..process.environment import versions
+from ..process.events import Transcript
+from ..process.ranks import agree
+from ..process.silence import silence
 from ..report.entries import tile_entries
+from ..request.goal import Goal
 from ..request.tiles import TileGoal
-from .decide import Decided, make_up_data
+from .decide import Decided, decide_on, make_up_data, prepare, score_as_able
+from .members import COMPARED
+from .parts import carry_out
 from .proof import prove_prepared
-from .run import Run, carry_out_parts, find_groups
+from .run import Run, carry_out_parts, find_groups, fit_by_ridge, reduce_tokens
+from .shares import SHARES, nearest, try_shares
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,60 @@ def _passes_of(run: Run) -> tuple[Pass, ...]:
         wish.search,
         *recover,
     )
+
+
+def share_with_tiles(run: Run, goal: Goal) -> Goal:
+    """The goal with slicing's part of the budget that it has with tiles, where that is to be found: of results that are
+    sliced and zeroed by different shares, each fitted to one half of some samples, that whose outputs lie closest to
+    the dense ones on the other half.
+
+    Shares are powers of the ratio that is asked for: with 0.25 of the MACs and a share of 0.5 both leave half.
+    """
+    from ..passes.analysis.importance.damage import Reference, divergences
+    from ..passes.analysis.importance.obs import first
+
+    tiles = run.request.tiles
+    if tiles is None or not tiles.shares or tiles.budget is None:
+        return goal
+    quiet = replace(run, tell=Transcript(lambda _: None))  # what is tried is no news: it is decided again
+    run.tell.stage("share the budget between slicing and tiles")
+    with silence():
+        ready, scored = score_as_able(prepare(quiet, goal), goal)
+        dense, reference = CostModel(ready.program)(), Reference(ready.program)
+        ratio = min(1.0, tiles.budget.limit(dense) / dense.flops)
+        batches = first(ready.data.batches, COMPARED) if ready.data is not None else []
+        judge = batches[1::2]
+        half = replace(ready, data=Calibration(tuple(batches[::2]), "share"))
+
+        def make(share: float) -> Program:
+            return _slice_and_zero(half, scored.at(Budget("flops", round(ratio**share, 6))), dense)
+
+        def measure(program: Program) -> float:
+            return float(agree({"apart": divergences(reference, program, judge).mean()})["apart"])
+
+        found = try_shares(SHARES if judge else (0.5,), make, measure)
+    best, left = nearest(found), [round(ratio**one.share, 3) for one in found]
+    told = ", ".join(f"{part:g}: {one.distance:.3g}" for part, one in zip(left, found, strict=True))
+    run.tell.note(
+        f"slicing leaves {ratio**best.share:.3g} of the MACs before tiles are chosen "
+        f"(divergence of the outputs by what it leaves: {told})"
+    )
+    return goal.at(Budget("flops", round(ratio**best.share, 6)))
+
+
+def _slice_and_zero(run: Run, goal: Goal, dense: Cost) -> Program:
+    """The scored ``run`` sliced to the goal's budget, repaired, and zeroed until the whole budget is met."""
+    from ..passes.transform.fold_indices import FoldIndices
+    from ..passes.transform.sparsify_blocks import SparsifyBlocks
+
+    run = decide_on(run, goal).run
+    program, data = run.program, run.data
+    if goal.recovery.method != "none" and program.need("plan").elements and data is not None:
+        program = fit_by_ridge(program, run.finders, data, run.seed)
+    small = carry_out(reduce_tokens(program, run.finders))
+    tiled = decide_tiles(run.on(small.without_facts()).through(FoldIndices()), (), dense)
+    zeros = CompressionPlan().with_blocks(tiled.plan.blocks)
+    return tiled.run.on(tiled.run.program.without_facts().but(plan=zeros)).through(SparsifyBlocks()).program
 
 
 def plan_tiles(decided: Decided) -> Decided:

@@ -19,6 +19,7 @@ from ..process.ranks import agree
 from ..request.tokens import TokenGoal
 from .parts import carry_out
 from .run import Run, fit_by_ridge, reduce_tokens
+from .shares import SHARES, nearest, try_shares
 from .token_scores import TokenScores
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..passes.search.token_schedule import TokenCosts
     from ..request.goal import Goal
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the cost to be saved, taken by tokens
 FIT = 128  # samples that what is left is fitted to before plans with different shares are compared
 REMOVALS = 16  # tokens per site that the schedule ``removal`` takes out
 SURE = 2.0  # standard errors by which a schedule must beat the constant one
@@ -307,28 +307,21 @@ class Decision:
     # ------------------------------------------------------------ shares
     def best(self, shares: Sequence[float], search: SearchPlan) -> CompressionPlan:
         """Of plans whose tokens take different shares, the one whose outputs are closest to the dense ones."""
-        found: list[tuple[float, float, CompressionPlan]] = []
-        failed: BudgetInfeasible | None = None
-        for share in shares:
-            try:
-                plan = self.plan_groups(self._taking(share, improve=len(shares) == 1), search)
-            except BudgetInfeasible as why:
-                failed = failed or why
-                continue
-            value = self._measure_plan(plan) if len(shares) > 1 else 0.0
-            found.append((value, share, plan))
-        if not found:
-            assert failed is not None
-            raise failed
-        value, share, plan = min(found, key=lambda f: f[:2])
+        found = try_shares(
+            shares,
+            lambda share: self.plan_groups(self._taking(share, improve=len(shares) == 1), search),
+            self._measure_plan,
+        )
+        best = nearest(found)
+        share, plan = best.share, best.made
         if len(found) > 1:
-            told = ", ".join(f"{s:g}: {v:.3g}" for v, s, _ in found)
+            told = ", ".join(f"{one.share:g}: {one.distance:.3g}" for one in found)
             self.run.tell.note(
                 f"tokens take {share:g} of what the budget takes away (divergence of the outputs by share: {told})"
             )
             if self.tokens.deciding.schedule == "auto" and self.tokens.deciding.improve and share:
                 better = self.plan_groups(self._taking(share, improve=True), search)
-                return better if self._measure_plan(better) < value else plan
+                return better if self._measure_plan(better) < best.distance else plan
         return plan
 
     def _taking(self, share: float, improve: bool) -> TokenPlan:

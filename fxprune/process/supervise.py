@@ -98,7 +98,7 @@ def _death(number: int, trace: IO[bytes]) -> ProcessDied:
     killed = number == signal.SIGKILL
     return ProcessDied(
         "the system ended the process" if killed else "the process crashed",
-        where=" <- ".join(lines[:1] + [line for line in lines[1:] if not _is_library(line)][:2]),
+        where=" <- ".join([*lines[:1], *[line for line in lines[1:] if not _is_library(line)][:2]]),
         why=name + (", which nothing inside the process sends" if killed else ""),
         cure=_MEMORY_CURE if killed else _CRASH_CURE,
     )

@@ -128,7 +128,7 @@ class Invocation:
         kinds, wished = kinds_and_tokens(asked.prune, asked.tokens, asked.unmerge)
         layers = layer_goal(asked.layers, kinds)
         kinds = kinds if layers is None else tuple(k for k in kinds if str(k) not in map(str, LAYERS))
-        kinds, blocks = kinds_and_blocks(kinds, asked.blocks, asked.sparse, self.budget.flops)
+        kinds, blocks = kinds_and_blocks(kinds, asked.blocks, asked.sparse, self.budget.flops, asked.data is not None)
         asked = replace(asked, blocks=blocks)
         tiles, budget, rest = split_request(self.budget, asked, self.limits.freeze, plain=self.command == "plan")
         if tiles is not None and layers is not None:

@@ -14,6 +14,7 @@ from ..ir.cost import Budget
 from ..ir.group import Kind
 from ..ir.sparsity import TWO_OF_FOUR, tile_of
 from ..ir.spec import build, parse
+from .limits import AUTO
 from .options import Budgets, Decision
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ TILE = "32x32"
 class Tiling:
     """Options of ``--blocks`` and ``--sparse``.
 
-    slice       share of the FLOPs that slicing leaves before tiles are chosen; 1: nothing is sliced
+    slice       share of the FLOPs that slicing leaves before tiles are chosen; 1: nothing is sliced; auto: several are
+                tried with the data, and the one whose outputs stay closest to the dense ones is taken
     allocation, power, smooth   of ``SearchBlocks``
     floor       smallest share of a layer's tiles that stays (see ``FindBlocks``)
     ends        tiles in patch embeddings and classifiers as well
@@ -37,7 +39,7 @@ class Tiling:
     table       path of a recorded table of timings for the target's gate; by default what ``fxprune tune`` keeps
     """
 
-    slice: float = 1.0
+    slice: float | str = 1.0
     allocation: str = "auto"
     power: bool = True
     smooth: float = 0.6
@@ -47,9 +49,10 @@ class Tiling:
     table: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.slice <= 1:
+        share = 1.0 if self.slice == AUTO else self.slice
+        if isinstance(share, str) or not 0 < share <= 1:
             raise OptionError(
-                "slice is a share of the FLOPs", where=f"slice={self.slice:g}", cure="write 0.7, or leave it away"
+                "slice is a share of the FLOPs", where=f"slice={share}", cure=f"write 0.7, {AUTO}, or leave it away"
             )
 
 
@@ -86,6 +89,11 @@ class TileGoal:
                 where=f"--importance {self.criterion}",
                 cure="use lsp, magnitude, wanda or obert",
             )
+
+    @property
+    def shares(self) -> bool:
+        """Whether it is to be found how much of the budget slicing takes."""
+        return self.tiling.slice == AUTO
 
     @property
     def where(self) -> str:
@@ -125,15 +133,17 @@ class TileGoal:
 
 
 def kinds_and_blocks(
-    kinds: Sequence[Any], blocks: str | None, sparse: str | None, flops: Any
+    kinds: Sequence[Any], blocks: str | None, sparse: str | None, flops: Any, data: bool = False
 ) -> tuple[tuple[Any, ...], str | None]:
     """(kinds of groups, ``--blocks``) where ``--prune`` names blocks beside other kinds.
 
-    Blocks alone take the whole budget. Beside other kinds slicing and tiles leave the same share, unless ``blocks``
-    says otherwise. Raises OptionError where that share cannot be told.
+    Blocks alone take the whole budget. Beside other kinds the data say how much each takes; without any slicing and
+    tiles leave the same share, unless ``blocks`` says otherwise. Raises OptionError where that share cannot be told.
 
     >>> kinds_and_blocks(("head", "ffn", "block"), None, None, 0.25)
     (('head', 'ffn'), '32x32{slice=0.5}')
+    >>> kinds_and_blocks(("head", "ffn", "block"), None, None, 0.25, data=True)
+    (('head', 'ffn'), '32x32{slice=auto}')
     """
     rest = tuple(kind for kind in kinds if str(kind) != str(Kind.BLOCK))
     if len(rest) == len(kinds) or blocks is not None or sparse is not None:
@@ -141,6 +151,8 @@ def kinds_and_blocks(
     if not rest:
         return rest, TILE
     budget = None if flops is None else Budget.parse("flops", flops)
+    if budget is not None and data:
+        return rest, f"{TILE}{{slice={AUTO}}}"
     if budget is None or not budget.relative:
         raise OptionError(
             "how much slicing takes before tiles is not known",
@@ -195,7 +207,13 @@ def split_request(
         rest = replace(rest, recover="auto")
     if sparse is None:
         cut = wish.tiling.slice
-        return wish, replace(budget, flops=None if cut == 1 else cut), rest
+        if cut == AUTO and not data:
+            raise OptionError(
+                "how much slicing takes before tiles is found with data, and there is none",
+                where=wish.where,
+                cure=f"give `--data`, or `--blocks '{pattern}{{slice=0.7}}'`",
+            )
+        return wish, budget if cut == AUTO else replace(budget, flops=None if cut == 1 else cut), rest
     if wish.tiling.slice != 1:
         raise OptionError(
             "2:4 takes its share whatever slicing leaves",

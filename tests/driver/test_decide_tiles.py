@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fxprune.cli.entry import OK, USER_ERROR, main
 from fxprune.errors import OptionError, PlanError
 from fxprune.ir.linear_layers import live_tiles
 from fxprune.ir.sparsity import is_two_of_four
+from fxprune.request.invocation import Invocation
 from fxprune.target.block_table import Timing, make_table
 
 SHAPE = (torch.randn(2, 1, 8, 8),)
@@ -101,6 +103,35 @@ def test_slicing_comes_first_and_tiles_are_of_what_is_left(
     assert any(one.shape != tuple(trained.state_dict()[n].shape) for n, one in artifact.plan.blocks.items())
     applied = fxprune.apply(trained, fxprune.CompressionPlan.from_json(artifact.plan.to_json()), SHAPE)
     assert torch.equal(outputs(applied), outputs(artifact))
+
+
+def test_data_say_how_much_slicing_takes_before_tiles(trained: DigitsViT, batches: list[Tensor]) -> None:
+    """One budget for both: what was chosen is stated, so that the pipeline needs no trial to give it again."""
+    options: dict[str, Any] = {"align": 8, "recover": "none", "importance": "fisher"}
+    made = compiled(trained, batches[:4], blocks="8x8{slice=auto}", flops=0.5, **options)
+    (note,) = [n for n in made.report["notes"] if "before tiles are chosen" in n]
+    left = float(note.split()[2])
+    assert 0.5 <= left <= 1
+    assert [part.split(": ")[0] for part in note.split("leaves: ")[1].split(", ")][::4] == ["1", "0.5"]
+    stated = re.search(r"search-plan\{budget=flops=([\d.]+)", made.report["pipeline"])
+    assert stated is not None
+    assert float(stated[1]) == pytest.approx(left, rel=0.01)
+    told = made.report["sparsity"]["flops"]
+    assert told["effective"] <= 0.5 * told["dense"]
+    again = compiled(trained, batches[:4], pipeline=made.report["pipeline"])
+    assert torch.equal(outputs(again), outputs(made))
+
+
+def test_tiles_beside_other_kinds_share_by_the_data_where_there_are_any(batches: list[Tensor]) -> None:
+    def tiles(**given: Any) -> str:
+        request = Invocation.of("compile", {"model": "m", "prune": "heads,ffn,blocks", "flops": 0.25, **given}).request
+        assert request.tiles is not None
+        return request.tiles.text
+
+    assert tiles() == "32x32{slice=0.5}"
+    assert tiles(data=batches) == "32x32{slice=auto}"
+    with pytest.raises(OptionError, match="found with data"):
+        tiles(prune="heads,ffn", blocks="16x16{slice=auto}")
 
 
 def test_two_of_four_with_its_order_of_neurons(trained: DigitsViT, batches: list[Tensor]) -> None:

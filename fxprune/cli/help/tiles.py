@@ -2,7 +2,9 @@
 
 `--blocks 32x32 --flops 0.5` zeroes tiles of 32 outputs by 32 inputs in the weights of linear layers (queries, keys,
 values, projections, feed-forward; patch embeddings and classifiers stay dense), after slicing if you say how much of
-it (`--blocks '32x32{slice=0.7}'`).
+it (`--blocks '32x32{slice=0.7}'`), or let the data say (`slice=auto`, the default of `--prune ..,blocks` with data):
+slicing leaves five amounts, tiles take the rest, each result is fitted to half of some samples, and the one whose
+outputs stay closest to the dense ones on the other half is taken. It may well be slicing alone.
 
   fxprune compile model.pt --flops 0.5 --data data.npz --blocks 16x16
   fxprune compile model.pt --flops 0.5 --data data.npz --prune heads,ffn,blocks
