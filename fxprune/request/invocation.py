@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from .budget import needed_budget, one_budget
+from .device import HERE
 from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
 from .limits import AUTO, aligned_by_measure
@@ -78,6 +79,7 @@ class Invocation:
             self._latency(tiles),
             asked.samples,
             asked.held_out,
+            asked.device if "device" in options_of(self.command) else HERE,
             self.options,
         )
 
