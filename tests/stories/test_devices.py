@@ -35,8 +35,8 @@ CASES = (
     "fisher, rearranged", "obs in rounds", "taylor", "activation", "exact, scaled", "tokens", "ppt", "zero-tprune",
     "tiles by lsp", "tiles by obert", "tiles by wanda", "two of four",
 )  # fmt: skip
-DRAWN = drawing.of(drawing.draw("devices", CASES[1:], 2), list(CASES[1:]))
-NEAR = 0.02
+DRAWN = drawing.of(drawing.draw("devices", CASES[1:], 1), list(CASES[1:]))
+NEAR = 1e-3
 """Of the largest output: kernels of attention and convolution round otherwise there, and a fit carries that on."""
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -73,6 +73,7 @@ def test_a_run_stays_on_its_device_and_comes_back(case: str, far: dict[str, dict
     assert "error" not in far[case], far[case]["error"]
     here, there = far[case]["cpu"], far[case]["far"]
     assert there["devices"] == ["cpu"]
+    assert not there["failed"], "what fails on the way and is made up for is told in a note"
     assert abs(here["macs"] - there["macs"]) < NEAR
     if here["keep"] == there["keep"]:  # scores that tie may fall either way by a rounding
         most = max(map(abs, here["out"]))

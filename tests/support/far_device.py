@@ -68,6 +68,11 @@ class FarTensor(Tensor):
     def new_tensor(self, data: Any, dtype: torch.dtype | None = None, device: Any = None, **more: Any) -> Tensor:
         return torch.tensor(data, dtype=dtype or self.dtype, **more).to(device or NAME)
 
+    def __matmul__(self, other: Tensor) -> Tensor:
+        if self.dim() == 1 and other.dim() == 2:  # torch squeezes this product in place, which no wrapper can follow
+            return torch.matmul(self[None], other)[0]
+        return torch.matmul(self, other)
+
 
 def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     """The op on the tensors that its arguments stand for; what comes out stands on the device that it belongs to."""

@@ -18,9 +18,9 @@ import torch
 
 import fxprune
 import support.far_device as far
+from fxprune.cli.demo import DigitsViT
 from fxprune.ir.placement import place, whole_device
 from support import blocks
-from support.digits import tiny_vit
 
 Made = tuple[torch.nn.Module, list[torch.Tensor]]
 
@@ -31,7 +31,7 @@ def feet() -> Made:
 
 
 def vit() -> Made:
-    return tiny_vit(), [torch.randn(8, 1, 8, 8) for _ in range(4)]
+    return DigitsViT(dim=16, depth=1, heads=2, hidden=32), [torch.randn(8, 1, 8, 8) for _ in range(3)]
 
 
 def convolutions() -> Made:
@@ -60,8 +60,8 @@ CASES: dict[str, tuple[Callable[[], Made], dict[str, Any]]] = {
     "activation": (vit, {"flops": 0.5, "importance": "activation", "recover": "bias"}),
     "exact, scaled": (vit, {"flops": 0.5, "importance": "trajectory{mode=exact}", "head_scale": "auto"}),
     "tokens": (vit, {"flops": 0.7, "prune": "heads,ffn,tokens", "unmerge": True}),
-    "ppt": (vit, {"flops": 0.7, "prune": "tokens", "tokens": "ppt"}),
-    "zero-tprune": (vit, {"flops": 0.7, "prune": "tokens", "tokens": "zero-tprune"}),
+    "ppt": (vit, {"flops": 0.9, "prune": "tokens", "tokens": "ppt"}),
+    "zero-tprune": (vit, {"flops": 0.9, "prune": "tokens", "tokens": "zero-tprune"}),
     "tiles by lsp": (vit, {"flops": 0.5, "blocks": "16x16", "importance": "lsp"}),
     "tiles by obert": (vit, {"flops": 0.5, "blocks": "16x16", "importance": "obert", "recover": "obs"}),
     "tiles by wanda": (vit, {"flops": 0.5, "blocks": "16x16{slice=0.7}", "importance": "wanda"}),
@@ -80,6 +80,7 @@ def compiled(case: str, device: str) -> dict[str, Any]:
         "keep": {name: list(choice.keep) for name, choice in run.plan.elements.items()},
         "devices": sorted({str(t.device) for t in run.module.state_dict().values()}),
         "out": out.detach().flatten()[:64].tolist(),
+        "failed": [note for note in run.report["notes"] if "reported" in note],
         "macs": run.report["cost"]["ratio"]["flops"],
     }
 

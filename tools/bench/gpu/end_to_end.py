@@ -27,7 +27,7 @@ def cells(setting: Setting) -> list[Cell]:
     found = [
         Cell(f"{model} {dtype} {runtime}", partial(shares, setting, model, dtype, runtime))
         for runtime in ("graphs", "inductor")
-        for model in (MODELS[:2] if setting.dry else MODELS)
+        for model in (MODELS[: 2 if runtime == "graphs" else 1] if setting.dry else MODELS)
         for dtype in (dtypes if runtime == "graphs" else dtypes[:1])
     ]
     at = len([c for c in found if c.name.endswith("graphs")])

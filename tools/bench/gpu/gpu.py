@@ -48,7 +48,7 @@ STAGES = (
     Stage("environment", "The machine", 60, environment.cells, ("chip", "driver_version", "capability", "cuda_build",
           "clocks.max.sm", "clocks.sm", "power.limit", "memory.total", "providers"),
           ("driver and clocks of a GPU",)),
-    Stage("correctness", "Correctness", 480, correctness.cells, ("worst", "ok", "said", "macs"),
+    Stage("correctness", "Correctness", 480, correctness.cells, ("worst", "ok", "said", "macs", "by"),
           ("the tests marked gpu (they are collected)", "bfloat16 in the kernel (the interpreter's is wrong)",
            "the compiled kernel: Triton's interpreter ran it", "CUDA in eager, inductor and ONNX Runtime: their CPU "
            "backends ran"), interpreted=True),
