@@ -26,6 +26,7 @@ from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
+from ..process.determinism import exact_products
 from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
@@ -268,7 +269,7 @@ class Run:
         self.tell.stage(one.slug().replace("-", " "))
         less, data = one, self.data
         try:
-            with silence():
+            with silence(), exact_products():
                 program, (result,) = pipeline.apply(self.program)
         except InternalError as error:
             raise InternalError(error.what, pipeline=text) from error

@@ -11,12 +11,15 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from support import drawing
+from support.runs import opened_run
 from torch import nn
 
 import fxprune
@@ -25,7 +28,9 @@ from fxprune.data.memory import pin_batches
 from fxprune.driver import devices
 from fxprune.errors import FxpruneError, MissingDevice, OptionError
 from fxprune.intake.capture import capture
+from fxprune.ir.pipeline import Pass
 from fxprune.ir.program import Program
+from fxprune.process.determinism import exact_products
 from fxprune.process.events import Event, Transcript
 from fxprune.request.device import read_device
 
@@ -90,7 +95,7 @@ def test_auto_is_here_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:first", "meta"])
 def test_what_is_no_device_is_refused_before_the_work(text: str) -> None:
-    with pytest.raises(OptionError, match=f"--device {text}|--device"):
+    with pytest.raises(OptionError, match=f"device={text}"):
         fxprune.compile(nn.Linear(4, 4), torch.randn(2, 4), flops=0.5, device=text)
 
 
@@ -118,6 +123,51 @@ def test_pinning_changes_no_batch() -> None:
     assert torch.equal(pinned.batches[0].args[0], data.batches[0].args[0])
     assert torch.equal(pinned.batches[0].kwargs["mask"], data.batches[0].kwargs["mask"])
     assert pinned.batches[0].args[0].is_pinned() == torch.cuda.is_available()
+
+
+def test_products_are_exact_inside_and_the_callers_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32
+    products.allow_tf32 = True
+    try:
+        with pytest.raises(KeyError), exact_products():
+            assert (products.allow_tf32, convolutions.allow_tf32) == (False, False)
+            raise KeyError
+        assert (products.allow_tf32, convolutions.allow_tf32) == (True, True)
+    finally:
+        products.allow_tf32 = before
+
+
+def test_what_a_failed_try_held_is_gone_before_the_next() -> None:
+    data = [torch.randn(8, 16) for _ in range(4)]
+    run = opened_run(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)), data[0], data)
+    found = run.through(Hungry(None))
+    assert max(batch.size for batch in found.data.batches) == 4
+    assert Hungry.held() is None
+
+
+class _Memory:
+    """Something large that a frame of a failed try holds."""
+
+
+@dataclass(frozen=True)
+class Hungry(Pass):
+    """Runs out of memory on batches of more than four samples, and looks whether the last try's is free again."""
+
+    data: Calibration | None = None
+    kind: ClassVar[str] = "analysis"
+    takes: ClassVar[tuple[str, ...]] = ("data",)
+    held: ClassVar[Any] = staticmethod(lambda: None)
+
+    def run(self, program: Program) -> Program:
+        assert self.data is not None
+        assert Hungry.held() is None, "the failed try still holds its memory"
+        large = _Memory()
+        Hungry.held = staticmethod(weakref.ref(large))
+        if max(batch.size for batch in self.data.batches) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return program
 
 
 @pytest.mark.gpu

@@ -61,7 +61,7 @@ STAGES = (
           "process_mib", "weights_mib", "macs", "slowest"), ("the GPU's memory", "transfers to the device")),
 )  # fmt: skip
 BY_NAME = {stage.name: stage for stage in STAGES}
-DRY_SECONDS = 600
+DRY_SECONDS = 1800
 GRACE = 60  # seconds that a cell may take beyond its stage's time
 AGAIN = 75  # exit code of a stage whose device is lost to it: a new process goes on
 TARGETS = {"kernels": kernels.targets}
