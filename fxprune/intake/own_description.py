@@ -17,7 +17,7 @@ from .forward import float_type, forward_of
 from .pooling import SentenceEncoder
 
 
-def described_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
+def derive_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
     """(args, kwargs) of batch 2 that the model takes, as far as it says what these are; ((), {}) where it does not.
 
     folder   the Hugging Face folder that it came from

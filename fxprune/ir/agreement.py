@@ -103,7 +103,7 @@ def compare(
         )
     full = torch.finfo(want.dtype).tiny
     got, want = _wide(got), _wide(want)
-    odd = _misplaced(got, want, finite)
+    odd = _count_misplaced(got, want, finite)
     if odd:
         why = f"NaN or infinity at {odd} places where the graph has something else"
         raise VerifyError(differs, where=at, why=why, cure=cure)
@@ -139,7 +139,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def _misplaced(got: Tensor, want: Tensor, finite: Tensor) -> int:
+def _count_misplaced(got: Tensor, want: Tensor, finite: Tensor) -> int:
     """Places where one is NaN or infinite and the other is not, or is another infinity."""
     other = got.isfinite() != finite
     if not want.is_complex():

@@ -11,8 +11,8 @@ import torch
 
 @contextmanager
 def seeded_generators(seed: int) -> Iterator[None]:
-    """torch's global generators begin at ``seed`` in every such block; the caller's, those of GPUs included, are left as
-    they were."""
+    """torch's global generators begin at ``seed`` in every such block; the caller's, those of GPUs included, are left
+    as they were."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(seed)
@@ -23,8 +23,8 @@ def seeded_generators(seed: int) -> Iterator[None]:
 def exact_products() -> Iterator[None]:
     """fp32 products and convolutions of a GPU in fp32 while the block lasts.
 
-    cuDNN takes TF32 by itself: 10 bits, which moves outputs by 1e-3, more than what a proof or a fit may be off. What the
-    caller chose by torch's newer switches (``fp32_precision``) is left alone: the older ones cannot be read beside them.
+    cuDNN takes TF32 by itself: 10 bits, which moves outputs by 1e-3, more than what a proof or a fit may be off. What
+    the caller chose by torch's newer switches (``fp32_precision``) is left alone: the older ones cannot be read then.
     """
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn) if torch.cuda.is_available() else ()
     try:

@@ -31,6 +31,7 @@ class Request:
     samples   of calibration data, drawn or made up; auto: as many as cost little
     held_out  the share of the data that nothing is decided or fitted on; None: a fifth of many, where no others are
     device    that the run works on (see ``read_device``): by itself where the model lies
+    page      write the report as a page as well
     options   what the caller asked for, by option: the report's ``options``
     """
 
@@ -44,6 +45,7 @@ class Request:
     samples: int | str = "auto"
     held_out: float | None = None
     device: str = HERE
+    page: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from ..ir.agreement import TOLERANCE, compare, relative_error, seeded, tolerance
 from ..ir.double import exactly, within_rounding
 from ..ir.program import Program
 from ..ir.signature import DRAWS, Sizes, dim_names, output_names, sample_inputs, sizes_to_try
-from ..ir.writes import written_inputs
+from ..ir.writes import find_written_inputs
 
 Runner = Callable[[Sequence[Any]], list[Any]]
 """User inputs flat and in graph order (tensors, numbers, None) -> output tensors flat and in order."""
@@ -71,7 +71,7 @@ class Parity:
 def eager(exported: ExportedProgram) -> Runner:
     """``exported`` itself as a runner, without gradients; what it writes into is put back after every run."""
     module, spec = exported.module(), exported.call_spec.in_spec
-    written = bool(written_inputs(exported.graph))
+    written = bool(find_written_inputs(exported.graph))
     state = [*module.parameters(), *module.buffers(), *exported.constants.values()] if written else []
 
     def run(flat: Sequence[Any]) -> list[Any]:

@@ -29,20 +29,20 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     flat = program.flatten(batch.args, batch.kwargs)
     mask = padding_mask(program, flat)
     changed = list(flat)
-    sampled = _sampled(program, flat, batch.size)
+    sampled = _find_sampled(program, flat, batch.size)
     for i, (name, value) in enumerate(zip(program.user_inputs, flat, strict=True)):
         if sampled[i]:
             if value.is_floating_point():
                 image = value.dim() == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1
-                changed[i] = (view if image else _shaken)(value, generator)
+                changed[i] = (view if image else _shake)(value, generator)
             elif name.endswith("ids") and value.dim() == 2 and not bool((value == value[0, 0]).all()):
-                changed[i] = _replaced(value, mask, generator)
+                changed[i] = _replace_ids(value, mask, generator)
 
     args, kwargs = pytree.tree_unflatten(changed, program.exported.call_spec.in_spec)
     return replace(batch, args=args, kwargs=kwargs)
 
 
-def _sampled(program: Program, flat: Sequence[Any], size: int) -> list[bool]:
+def _find_sampled(program: Program, flat: Sequence[Any], size: int) -> list[bool]:
     """Which inputs hold one entry per sample: of as many as the batch, or of a kind of samples of their own."""
     wanted = set(program.user_inputs)
     known = [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
@@ -83,13 +83,13 @@ def view(images: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - mean) * contrast + mean + brightness + grain).to(images.dtype)
 
 
-def _shaken(x: Tensor, generator: torch.Generator) -> Tensor:
+def _shake(x: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand(len(x), generator=generator) * WORST_NOISE
     noise = torch.randn(x.shape, generator=generator) * share.reshape(-1, *[1] * (x.dim() - 1))
     return x + (noise * x.float().std().cpu()).to(x)
 
 
-def _replaced(ids: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+def _replace_ids(ids: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.cpu().bool()
     inner = real.clone()
     inner[:, 0] = False
