@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VerifyError
-from ..process.determinism import exact_products, seeded_generators
+from ..process.determinism import exact_products, seed_generators
 from .dataflow import bind, is_random
 from .program import Program
 from .signature import input_values
@@ -58,7 +58,7 @@ def why_random(program: Program) -> tuple[str, str]:
 def seeded(seed: int) -> Iterator[None]:
     """Random ops draw the same numbers in every such block, and a GPU rounds as a CPU does; the caller's generators and
     switches are left as they were."""
-    with seeded_generators(seed), exact_products():
+    with seed_generators(seed), exact_products():
         yield
 
 

@@ -54,7 +54,7 @@ def move_literals(graph: Graph, device: torch.device) -> bool:
     """Point every device literal of the graph to ``device``; True when one changed."""
     changed = False
 
-    def moved(value: Any) -> Any:
+    def move_value(value: Any) -> Any:
         nonlocal changed
         if isinstance(value, torch.device) and value != device:
             changed = True
@@ -63,8 +63,8 @@ def move_literals(graph: Graph, device: torch.device) -> bool:
 
     for node in graph.nodes:
         if node.op == "call_function":
-            node.args = map_aggregate(node.args, moved)
-            node.kwargs = map_aggregate(node.kwargs, moved)
+            node.args = map_aggregate(node.args, move_value)
+            node.kwargs = map_aggregate(node.kwargs, move_value)
     return changed
 
 

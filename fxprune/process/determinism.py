@@ -10,7 +10,7 @@ import torch
 
 
 @contextmanager
-def seeded_generators(seed: int) -> Iterator[None]:
+def seed_generators(seed: int) -> Iterator[None]:
     """torch's global generators begin at ``seed`` in every such block; the caller's, those of GPUs included, are left
     as they were."""
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

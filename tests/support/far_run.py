@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[], Made], dict[str, Any]]] = {
 }
 
 
-def compiled(case: str, device: str) -> dict[str, Any]:
+def compile_on(case: str, device: str) -> dict[str, Any]:
     """What a case comes to on a device, as plain data; the model is given on the CPU."""
     make, options = CASES[case]
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def compiled(case: str, device: str) -> dict[str, Any]:
     }
 
 
-def held_apart() -> dict[str, Any]:
+def try_mixing() -> dict[str, Any]:
     """What the device itself must do for the rest to mean anything."""
     there, found = torch.ones(3).to(far.NAME), {}
     for name, mixed in {
@@ -103,7 +103,7 @@ def held_apart() -> dict[str, Any]:
     return {"mixed": found, "runs": exported.module()(torch.ones(2, 3).to(far.NAME)).device.type}
 
 
-def placed() -> dict[str, Any]:
+def place_and_return() -> dict[str, Any]:
     """A program with a tied weight, there and back."""
     from fxprune.intake.capture import capture
 
@@ -133,9 +133,9 @@ def main() -> None:
     for case in sys.argv[1:]:
         try:
             if case in CASES:
-                found[case] = {"cpu": compiled(case, "cpu"), "far": compiled(case, far.NAME)}
+                found[case] = {"cpu": compile_on(case, "cpu"), "far": compile_on(case, far.NAME)}
             else:
-                found[case] = {"held apart": held_apart, "placed": placed}[case]()
+                found[case] = {"held apart": try_mixing, "placed": place_and_return}[case]()
         except Exception:
             found[case] = {"error": traceback.format_exc()[-3000:]}
     print(json.dumps(found))

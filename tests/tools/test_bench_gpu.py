@@ -26,7 +26,7 @@ def stage(cells: Sequence[Cell]) -> Stage:
     return Stage("some", "Some", 60, lambda setting: cells, ("figure", "ok"), ("the GPU",))
 
 
-def counted(name: str, calls: list[str], **record: object) -> Cell:
+def count_calls(name: str, calls: list[str], **record: object) -> Cell:
     def run() -> Record:
         calls.append(name)
         return dict(record)
@@ -36,7 +36,7 @@ def counted(name: str, calls: list[str], **record: object) -> Cell:
 
 def test_a_run_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     calls: list[str] = []
-    cells = [counted(name, calls, figure=1.0) for name in ("one", "two", "three")]
+    cells = [count_calls(name, calls, figure=1.0) for name in ("one", "two", "three")]
     setting, some = Setting(tmp_path, dry=True), stage(cells)
     assert run_stage(stage(cells[:1]), setting, 60) == 0
     assert run_stage(some, setting, -1.0) == 0
@@ -51,7 +51,7 @@ def test_what_fails_is_a_record_and_the_rest_goes_on(tmp_path: Path) -> None:
         raise ValueError("no such layout")
 
     calls: list[str] = []
-    some = stage([Cell("bad", fails), counted("good", calls, figure=2.0, ok=False)])
+    some = stage([Cell("bad", fails), count_calls("good", calls, figure=2.0, ok=False)])
     assert run_stage(some, Setting(tmp_path, dry=True), 60) == 0
     assert calls == ["good"]
     assert verdict([some], tmp_path) == ["some: bad: ValueError: no such layout", "some: good: not within its target"]
@@ -62,7 +62,7 @@ def test_a_lost_device_ends_the_process_and_not_the_stage(tmp_path: Path) -> Non
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     calls: list[str] = []
-    some, setting = stage([Cell("lost", lost), counted("next", calls)]), Setting(tmp_path, dry=True)
+    some, setting = stage([Cell("lost", lost), count_calls("next", calls)]), Setting(tmp_path, dry=True)
     assert run_stage(some, setting, 60) == AGAIN
     assert not calls
     assert run_stage(some, setting, 60) == 0
@@ -76,14 +76,14 @@ def test_an_interrupted_cell_is_tried_again(tmp_path: Path) -> None:
     calls: list[str] = []
     setting = Setting(tmp_path, dry=True)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(stage([counted("one", calls), Cell("two", interrupted)]), setting, 60)
+        run_stage(stage([count_calls("one", calls), Cell("two", interrupted)]), setting, 60)
     assert Results(tmp_path / "some.json").running == "two"
-    assert run_stage(stage([counted("one", calls), counted("two", calls)]), setting, 60) == 0
+    assert run_stage(stage([count_calls("one", calls), count_calls("two", calls)]), setting, 60) == 0
     assert calls == ["one", "two"]
 
 
 def test_the_page_says_what_there_is_and_what_a_dry_run_left_out(tmp_path: Path) -> None:
-    some = stage([counted("one", [], figure=0.123456, ok=True), counted("two", [], skipped="no such library")])
+    some = stage([count_calls("one", [], figure=0.123456, ok=True), count_calls("two", [], skipped="no such library")])
     run_stage(some, Setting(tmp_path, dry=True), 60)
     text = write_page(tmp_path, [some], dry=True).read_text(encoding="utf-8")
     assert "| one | 0.1235 | yes |" in text

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 import fxprune
 from bench.gpu.cells import Cell, Record, Setting
-from bench.gpu.models import build, call, moved
-from bench.record import said
+from bench.gpu.models import build, call, move_inputs
+from bench.record import describe_error
 from fxprune.backends.triton.configurations import CONFIGURATIONS, usable
 from fxprune.backends.triton.launch import launch
 from fxprune.ops.block_sparse_linear import block_sparse_linear, pack, unpack
@@ -44,7 +44,7 @@ CLOSE = 2e-3  # of the largest output: fp32 on a GPU, TF32 off, through a hundre
 
 def cells(setting: Setting) -> list[Cell]:
     """The tests, then the kernel by dtype and tile, then models by runtime."""
-    found = [Cell("tests marked gpu", partial(marked_tests, setting))]
+    found = [Cell("tests marked gpu", partial(run_marked_tests, setting))]
     dtypes = ("float32", "float16") if setting.dry else tuple(DTYPES)
     tiles = [(32, 32)] if setting.dry else list(CONFIGURATIONS)
     for dtype in dtypes:
@@ -57,7 +57,7 @@ def cells(setting: Setting) -> list[Cell]:
     return found
 
 
-def marked_tests(setting: Setting) -> Record:
+def run_marked_tests(setting: Setting) -> Record:
     """pytest's last line about the tests that are marked. A dry run collects them alone."""
     if importlib.util.find_spec("pytest") is None:
         return {"skipped": "pytest is not installed: the cells below stand for its tests"}
@@ -90,7 +90,9 @@ def kernel_errors(setting: Setting, tile: tuple[int, int], dtype: str) -> Record
     except Exception as error:
         if not setting.dry:
             raise
-        by = {"by": f"the op's reference, not the kernel: Triton's interpreter fails here: {said(error, 120)}"}
+        by = {
+            "by": f"the op's reference: Triton's interpreter fails here: {describe_error(error, 120)}"
+        }
         found = {name: kernel_error(setting, tile, DTYPES[dtype], *shape, False) for name, shape in shapes.items()}
     return {"errors": found, "worst": max(found.values()), "ok": max(found.values()) < TOLERANCE[dtype], **by}
 
@@ -143,7 +145,7 @@ def parity(setting: Setting, model: str, runtime: str) -> Record:
 
 
 def _eager(setting: Setting, made: Any, inputs: Any) -> Tensor:
-    return call(made.module.to(setting.device), moved(inputs, setting.device))
+    return call(made.module.to(setting.device), move_inputs(inputs, setting.device))
 
 
 def _inductor(setting: Setting, made: Any, inputs: Any) -> Tensor | str:

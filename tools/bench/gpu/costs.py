@@ -24,10 +24,10 @@ BATCH, TOY = 32, 64
 
 def cells(setting: Setting) -> list[Cell]:
     """One a model, the smallest first."""
-    return [Cell(model, partial(compiled, setting, model, *about)) for model, about in RUNS.items()]
+    return [Cell(model, partial(compile_timed, setting, model, *about)) for model, about in RUNS.items()]
 
 
-def compiled(setting: Setting, name: str, samples: int, most: float | None) -> Record:
+def compile_timed(setting: Setting, name: str, samples: int, most: float | None) -> Record:
     """``fxprune.compile`` at half of the MACs on random inputs, from a model in memory to a result in memory."""
     module, make = build(name, setting.dry)
     count = TOY if setting.dry else samples

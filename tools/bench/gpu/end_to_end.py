@@ -10,7 +10,7 @@ import torch
 
 import fxprune
 from bench.gpu.cells import Cell, Record, Setting
-from bench.gpu.models import Inputs, build, call, moved
+from bench.gpu.models import Inputs, build, call, move_inputs
 from fxprune.target.timing import sample_times
 
 MODELS = ("deit_small", "bert_base", "resnet50")
@@ -48,7 +48,7 @@ def shares(setting: Setting, name: str, dtype: str, runtime: str) -> Record:
     there = {key: one.to(setting.device, DTYPES[dtype]) for key, one in models.items()}
     batches = {}
     for size in BATCHES[:1] if setting.dry else BATCHES:
-        inputs = moved(batch(size), setting.device, DTYPES[dtype])
+        inputs = move_inputs(batch(size), setting.device, DTYPES[dtype])
         calls = {key: _calling(setting, one, inputs, runtime) for key, one in there.items()}
         ms = _medians(calls)
         told = {
@@ -105,7 +105,7 @@ def _medians(calls: dict[str, Call]) -> dict[str, float]:
 def budget(setting: Setting, name: str, ratio: float) -> Record:
     """``--latency RATIO`` on the device, eager: what was predicted and what the plan takes. To reach: within 5 %."""
     module, batch = build(name, setting.dry)
-    inputs = moved(batch(2), setting.device)
+    inputs = move_inputs(batch(2), setting.device)
     made = fxprune.compile(
         module.to(setting.device),
         inputs,

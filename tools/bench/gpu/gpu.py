@@ -42,7 +42,7 @@ from bench.gpu.cells import Setting, Stage
 from bench.gpu.page import write_page
 from bench.gpu.results import Results
 from bench.lists import names
-from bench.record import command, said
+from bench.record import command, describe_error
 
 STAGES = (
     Stage("environment", "The machine", 60, environment.cells, ("chip", "driver_version", "capability", "cuda_build",
@@ -81,7 +81,7 @@ def run_stage(stage: Stage, setting: Setting, seconds: float) -> int:
         try:
             found, lost = dict(cell.run()), False
         except Exception as error:  # whatever a cell meets is its result
-            found, lost = {"error": said(error)}, "CUDA error" in str(error)
+            found, lost = {"error": describe_error(error)}, "CUDA error" in str(error)
         results.end({"took": round(time.perf_counter() - started, 1), **found})
         print(f"{stage.name}: {cell.name}: {_line(found)}", flush=True)
         if lost:  # every later call of this process would fail as well

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.blocks import kernel
 from bench.gpu.cells import Cell, Record, Setting
 from bench.gpu.results import Results
-from bench.record import said
+from bench.record import describe_error
 
 DTYPE = "bfloat16"
 DENSITIES, TILES = (0.5, 0.25), ("128x64", "64x64", "32x32")
@@ -60,7 +60,7 @@ def _layer(setting: Setting, n: int, k: int, m: int, tile: str, density: float, 
     except Exception as error:
         if not setting.dry:
             raise
-        return {"skipped": f"Triton's interpreter fails here: {said(error, 120)}"}
+        return {"skipped": f"Triton's interpreter fails here: {describe_error(error, 120)}"}
 
 
 def _timer(setting: Setting) -> Callable[[Callable[[], Tensor]], Iterator[float]]:
@@ -80,7 +80,7 @@ def _by_clock(function: Callable[[], Tensor]) -> Iterator[float]:
 def targets(records: list[Record]) -> list[str]:
     """Sentences: what was reached of what is wanted."""
     layers = [r for r in records if "kernel_ms" in r]
-    return kernel.reached(layers, [r for r in records if "batches" in r])
+    return kernel.list_reached(layers, [r for r in records if "batches" in r])
 
 
 def _whole(setting: Setting, tile: str, density: float) -> Record:

@@ -105,7 +105,7 @@ def _sentences(length: int) -> Callable[[int], Inputs]:
     return batch
 
 
-def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
+def move_inputs(inputs: Inputs, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
     """Inputs on a device, floats in a dtype."""
     if isinstance(inputs, dict):
         return {name: value.to(device) for name, value in inputs.items()}
