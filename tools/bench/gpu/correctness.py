@@ -90,9 +90,7 @@ def kernel_errors(setting: Setting, tile: tuple[int, int], dtype: str) -> Record
     except Exception as error:
         if not setting.dry:
             raise
-        by = {
-            "by": f"the op's reference: Triton's interpreter fails here: {describe_error(error, 120)}"
-        }
+        by = {"by": f"the op's reference: Triton's interpreter fails here: {describe_error(error, 120)}"}
         found = {name: kernel_error(setting, tile, DTYPES[dtype], *shape, False) for name, shape in shapes.items()}
     return {"errors": found, "worst": max(found.values()), "ok": max(found.values()) < TOLERANCE[dtype], **by}
 
