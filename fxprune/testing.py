@@ -145,7 +145,8 @@ class _Masked(Bypassing):
             masked = self._mask(operand, position, dim)
             bound[name] = [masked if i == int(index) else t for i, t in enumerate(bound[name])] if index else masked
         for s in self.named.get(n.name, ()):  # its output has no such dim: over the kept elements, it is the sliced one
-            bound[s.operand] = bound[s.operand].index_select(s.position, kept_index(s.dim, self.keep, self.sizes))
+            x = bound[s.operand]
+            bound[s.operand] = x.index_select(s.position, self._kept(s.dim, x))
         if n.name in self.selected:
             return self._statistic(n, bound)
         return n.target(**bound) if "self" not in bound else n.target(bound.pop("self"), **bound)  # type: ignore[operator]
@@ -153,8 +154,12 @@ class _Masked(Bypassing):
     def _mask(self, x: Tensor, position: int, dim: Any) -> Tensor:
         # the operand may show more than the contracted dim (a convolution's input holds group x channel)
         mask = x.new_zeros(x.shape[position])
-        mask[kept_index(dim, self.keep, self.sizes)] = 1
+        mask[self._kept(dim, x)] = 1
         return x * mask.view([-1 if i == position % x.dim() else 1 for i in range(x.dim())])
+
+    def _kept(self, dim: Any, x: Tensor) -> Tensor:
+        """Positions of ``dim`` that stay, where ``x`` lies. [kept]"""
+        return kept_index(dim, self.keep, self.sizes).to(x.device)
 
     def _statistic(self, n: Node, bound: dict[str, Any]) -> Any:
         """Run the norm or mean over the kept elements only; removed positions come back as zeros."""
@@ -164,7 +169,7 @@ class _Masked(Bypassing):
         does = family(n)
         source = n.all_input_nodes[0].name
         whole = {p: self.axes.dims[source][p] for p, _ in self.selected[n.name]}
-        index = {p: kept_index(dim, self.keep, self.sizes) for p, dim in whole.items()}
+        index = {p: self._kept(dim, x) for p, dim in whole.items()}
         small = x
         for position, kept in index.items():
             small = small.index_select(position, kept)

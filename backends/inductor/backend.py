@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import LoweringError, MissingDevice, OptionError
 from ...intake.archive import write_program
+from ...ir.placement import place, whole_device
 from ...ir.program import Program
 from ...ir.provenance import first_line
 from ...process.environment import cpu_name
@@ -64,7 +65,7 @@ class InductorBackend(Backend):
             write_program(program.exported, path)
             return Lowered(path, (path,), eager(program.exported), runtime="PyTorch", missing=missing)
         payload = self.payload(directory)
-        self._compile(_on(program.exported, self.device), payload)
+        self._compile(place(program, whole_device(self.device)).exported, payload)
         device = torch.cuda.get_device_name() if self.device == "cuda" else cpu_name()
         about = {"compiled_for": device, "device": self.device}
         return Lowered(payload, (payload,), self.load(payload), about=about, runtime=f"AOTInductor on {device}")
@@ -129,12 +130,3 @@ def lacking(device: str) -> tuple[str, ...]:
 
 def _compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
-
-
-def _on(exported: ExportedProgram, device: str) -> ExportedProgram:
-    """The program with its tensors, and the devices in its graph, on ``device``."""
-    if device == "cpu":
-        return exported
-    from torch.export.passes import move_to_device_pass
-
-    return move_to_device_pass(exported, device)

@@ -89,16 +89,17 @@ def _case(n: int, k: int, m: int, pattern: str, density: float, dtype: str) -> T
 
 
 def inputs(
-    n: int, k: int, m: int, pattern: str, density: float, dtype: torch.dtype
+    n: int, k: int, m: int, pattern: str, density: float, dtype: torch.dtype, device: str = "cuda"
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """x, dense weight, bias and packed tiles on the GPU; which tiles are kept is random, as many in all as asked."""
+    """x, dense weight, bias and packed tiles on the device; which tiles are kept is random, as many in all as asked."""
     generator = torch.Generator().manual_seed(0)
     size = grid((n, k), tile_of(pattern))
     kept = torch.zeros(size[0] * size[1], dtype=torch.bool)
     kept[torch.randperm(len(kept), generator=generator)[: round(density * len(kept))]] = True
-    weight = torch.randn(n, k, generator=generator).to("cuda", dtype) / k**0.5
-    x = torch.randn(m, k, generator=generator).to("cuda", dtype)
-    return x, weight, torch.zeros(n, dtype=dtype, device="cuda"), pack(weight, kept.view(size).cuda(), tile_of(pattern))
+    weight = torch.randn(n, k, generator=generator).to(device, dtype) / k**0.5
+    x = torch.randn(m, k, generator=generator).to(device, dtype)
+    bias = torch.zeros(n, dtype=dtype, device=device)
+    return x, weight, bias, pack(weight, kept.view(size).to(device), tile_of(pattern))
 
 
 def median(function: Callable[[], Tensor]) -> float:

@@ -34,7 +34,7 @@ from ..process.silence import quiet
 from ..report.units import mebi
 from ..request.latency import MISS, LatencyGoal
 from ..target.backend import Backend, Lowered, Runner
-from ..target.clock import Clock, PairedLatency, batch_for, device_of
+from ..target.clock import Clock, PairedLatency, batch_for, device_name
 from ..target.footprint import footprint
 from ..target.latency_table import RUNTIMES, today
 from .files import PAGE, REPORT, check_destination, read_report
@@ -249,7 +249,7 @@ def _describe(backend: Backend, program: Program, rows: list[dict[str, Any]], wh
     gpu = backend.runs_on() == "cuda" and torch.cuda.is_available()
     return {
         "target": backend.text,
-        "device": torch.cuda.get_device_name() if gpu else device_of(program),
+        "device": torch.cuda.get_device_name() if gpu else device_name(program.device),
         "versions": {k: v for k, v in versions().items() if k in _RUNTIMES},
         "date": today(),
         "rows": rows,

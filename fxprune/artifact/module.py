@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
+from ..ir.placement import move_literals
 from ..process.silence import quiet
 
 
@@ -26,7 +26,7 @@ class ProgramModule(GraphModule):
     def _apply(self, fn: Any, recurse: bool = True) -> ProgramModule:
         result = super()._apply(fn, recurse)
         tensor = next(iter([*self.parameters(), *self.buffers()]), None)
-        if tensor is not None and _move_literals(self.graph, tensor.device):
+        if tensor is not None and move_literals(self.graph, tensor.device):
             self.recompile()
         return result
 
@@ -65,21 +65,3 @@ def _adopt(module: nn.Module, source: nn.Module) -> None:
             if name not in mine._buffers:
                 mine.register_buffer(name, buffer)
         mine._non_persistent_buffers_set |= part._non_persistent_buffers_set & set(mine._buffers)
-
-
-def _move_literals(graph: Graph, device: torch.device) -> bool:
-    """Point every device literal of the graph to ``device``; True when one changed."""
-    changed = False
-
-    def move_value(value: Any) -> Any:
-        nonlocal changed
-        if isinstance(value, torch.device) and value != device:
-            changed = True
-            return device
-        return value
-
-    for node in graph.nodes:
-        if isinstance(node, Node) and node.op == "call_function":
-            node.args = torch.fx.node.map_aggregate(node.args, move_value)
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, move_value)
-    return changed

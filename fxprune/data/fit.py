@@ -119,7 +119,7 @@ def _fit(
             why=f"in samples {shorten(map(str, rows))} of the batch",
             cure="remove those samples",
         )
-    return value.to(example.dtype).to(example.device)
+    return value.to(example.dtype)
 
 
 def _shape_fits(value: Tensor, example: Tensor, free: frozenset[int]) -> bool:

@@ -14,6 +14,7 @@ from ..intake.arrange import as_tensors
 from ..intake.forward import float_type
 from ..intake.load import Loaded
 from ..intake.rehearsal import first_line
+from ..process.determinism import seed_generators
 from .batch import Batch
 from .fit import finish, match
 
@@ -31,8 +32,7 @@ def batches_of(
     """
     batches: list[Batch] = []
     left = samples
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seed_generators(seed):
         for number, item in enumerate(_guard(source, origin)):
             where = f"{origin}, batch {number}"
             made = item if isinstance(item, Batch) else batch_of(item, loaded, where)

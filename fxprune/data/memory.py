@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import SymInt, Tensor
+from torch.utils import _pytree as pytree
 
 from ..errors import FxpruneError, OptionError
 from ..ir.cost import Budget
@@ -18,6 +19,7 @@ from ..ir.dataflow import MOVES, family
 from ..ir.pipeline import Pass
 from ..ir.program import Program
 from ..ir.signature import samples_in
+from ..ir.transfer import PINNED, pin
 from ..process.jobs import forget_identity
 from .batch import Batch, Calibration, evenly
 
@@ -93,7 +95,7 @@ def subsample_to_fit(program: Program, data: Calibration) -> Calibration:
 
 def split_to_fit(program: Program, data: Calibration) -> Calibration:
     """The same samples in batches that fit the budget while one of them runs forwards and back through the model, and
-    whose largest value the C library keeps at hand (``HEAP``, at least ``TOGETHER`` samples).
+    whose largest value the C library keeps at hand (``HEAP``, at least ``TOGETHER`` samples) where it runs on the CPU.
 
     A graph that was captured at a fixed batch size takes its batches as they are. Scores that compare the samples of a
     batch with each other (``trajectory``) see fewer at a time then.
@@ -101,13 +103,25 @@ def split_to_fit(program: Program, data: Calibration) -> Calibration:
     budget = _budget.get()
     if program.fixed_batch:
         return data
-    most = max(TOGETHER, HEAP // max(largest(program), 1))
+    most = max(TOGETHER, HEAP // max(largest(program), 1)) if program.device.type == "cpu" else data.samples
     if budget is not None:
         most = min(most, max(1, int(FLOW * budget / max(WAYS * through(program), 1))))
     if all(b.size <= most for b in data.batches):
         return data
     parts = [b.pick(part) for b in data.batches for part in torch.arange(b.size).tensor_split(-(-b.size // most))]
     return replace(data, batches=tuple(parts))
+
+
+def pin_batches(data: Calibration) -> Calibration:
+    """The same batches in pinned memory, as far as ``PINNED`` bytes go: a GPU fetches those while it computes."""
+    batches, left = [], PINNED
+    for batch in data.batches:
+        left -= sum(t.nbytes for t in batch.leaves if isinstance(t, Tensor))
+        if left >= 0:
+            args, kwargs = pytree.tree_map_only(Tensor, pin, (tuple(batch.args), dict(batch.kwargs)))
+            batch = replace(batch, args=args, kwargs=kwargs)
+        batches.append(batch)
+    return replace(data, batches=tuple(batches))
 
 
 def through(program: Program) -> int:
@@ -158,10 +172,13 @@ def _bytes(value: Tensor) -> int:
 
 
 def give_back() -> None:
-    """Hand what is no longer used back to the system: objects in cycles, and freed memory that the C library keeps."""
+    """Hand what is no longer used back to the system: objects in cycles, and freed memory that the C library and the
+    GPU's allocator keep."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -81,6 +81,7 @@ def compile(
     seconds: float | None = None,
     fast: bool = False,
     memory: float | str | None = None,
+    device: str = "auto",
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
@@ -151,6 +152,8 @@ def compile(
     memory          what caches of calibration may take together ("8GiB"), and a batch on its way through the model:
                     batches become smaller, and recovery sees fewer samples, where more do not fit. Where memory runs
                     out all the same, batches are halved and the work goes on
+    device          where the model is scored and repaired: ``cpu``, ``cuda``, ``cuda:1``; ``auto``: the GPU where there
+                    is one. Data is sent there batch by batch; the result goes back to where the model lay
     held_out        a share of ``data`` on which nothing is decided or fitted, as ``fxprune sweep`` holds it back; the
                     report then compares outputs on it
     checkpoint, trust_pickle, model_args   weights for ``timm:NAME``; whether to run code from pickles; and how a model
@@ -215,6 +218,7 @@ def plan(
     latency_table: str | os.PathLike[str] | None = None,
     expect_latency: bool = False,
     memory: float | str | None = None,
+    device: str = "auto",
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,

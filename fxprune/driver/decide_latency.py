@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BudgetInfeasible, OptionError
 from ..ir.axis import Axis
 from ..ir.cost import Budget, CostModel
+from ..ir.placement import place
 from ..ir.plan import TokenPlan
 from ..ir.program import Program
 from ..process import ranks
@@ -17,7 +18,7 @@ from ..process.events import Event
 from ..process.silence import silence
 from ..request.latency import FILE, MISS
 from ..request.limits import per_pattern
-from ..target.clock import Clock, PairedLatency, device_of
+from ..target.clock import Clock, PairedLatency, device_name
 from ..target.latency_table import LatencyTable, Setting, find_table_path, fingerprint, reducer_key, setting_of
 from .decide_tokens import check_sites
 from .measure_latency import lowerable, measure_table, measure_tokens
@@ -113,7 +114,7 @@ def recall_latency_table(run: Run, budget: Budget | None, kept: bool = True) -> 
 def _find_table(run: Run) -> tuple[Setting, Path, LatencyTable | None]:
     """What is measured, where its table is kept on this machine, and the table, if there is one."""
     asked = run.request.latency
-    setting = setting_of(run.request.target, device_of(run.program), asked.batch, asked.threads)
+    setting = setting_of(run.request.target, device_name(run.opened.home), asked.batch, asked.threads)
     path = find_table_path(setting, fingerprint(run.program))
     return setting, path, LatencyTable.read(path) if path.exists() else None
 
@@ -156,7 +157,7 @@ def _obtain_table(run: Run, goal: Goal, must: bool) -> LatencyTable | None:
 
 def _clock(run: Run) -> Clock:
     """The clock of this run, with the dense program as it is lowered."""
-    return run.clock.of(run.request.backend, lambda: lowerable(run.program))
+    return run.clock.of(run.request.backend, lambda: place(lowerable(run.program), run.opened.home))
 
 
 def refine_to_target(

@@ -13,6 +13,7 @@ from ..errors import InternalError
 from ..ir.cost import Cost, CostModel
 from ..ir.flops import check_counts
 from ..ir.pipeline import Pass
+from ..ir.placement import place
 from ..ir.plan import CompressionPlan
 from ..ir.program import Program
 from ..ir.proof import Link
@@ -66,7 +67,8 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     request, tell, whole = run.request, run.tell, run.program
     sliced = _slice(decided, after)
     backend = request.backend.with_data(run.data).with_source(run.opened.source)
-    small = backend.storable(owning(sliced.run.program, whole) if run.opened.given else sliced.run.program)
+    small = owning(sliced.run.program, whole) if run.opened.given else sliced.run.program
+    small = backend.storable(place(small, run.opened.home))
     report, extras = _describe(decided, sliced, small)
     timed = describe_latency(run, decided.budget, decided.latency)
     if timed is not None and decided.latency.table is not None:
@@ -133,7 +135,9 @@ def time_delivered(decided: Decided) -> DeliveredLatency:
     """What times the result beside the dense program, once it is written."""
     run = decided.run
     by = str(run.request.options.get("command", "compile"))
-    return DeliveredLatency(run.request.latency, by, lowerable(decided.unfitted), run.clock.made, run.tell)
+    return DeliveredLatency(
+        run.request.latency, by, place(lowerable(decided.unfitted), run.opened.home), run.clock.made, run.tell
+    )
 
 
 def _describe(decided: Decided, sliced: Sliced, small: Program) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -210,6 +214,7 @@ def _agreement(decided: Decided, sliced: Sliced, small: Program) -> dict[str, An
     data = run.opened.held or run.data
     if data is None or data.generated:
         return None
+    small = place(small, dense.device)
     run.tell.stage("compare with the dense model")
     with silence():
         judge = AgreementEvaluator(dense, few(dense, data))

@@ -18,17 +18,21 @@ from ..artifact.files import check_destination
 from ..data import memory
 from ..data.batch import Calibration
 from ..data.fixed_sizes import fit_sizes, open_dimensions
-from ..errors import FxpruneError, InternalError, LoadError, OptionError
+from ..errors import FxpruneError, InternalError, LoadError
+from ..intake.given_inputs import to_device
 from ..intake.load import Loaded
 from ..ir.axis import Axis
 from ..ir.flops import check_counts
 from ..ir.group import Kind
 from ..ir.pipeline import Pass, PassResult, Pipeline
 from ..ir.program import FACTS, Program
+from ..process.determinism import exact_products
 from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
+from .devices import place_on
+from .hold_back import hold_back, share_to_hold_back
 from .parts import appliers, drop_parts, finders_of, subtract_kinds
 from .samples import LEAST, Amount, choose_amount
 
@@ -37,10 +41,9 @@ if TYPE_CHECKING:
     from ..passes.transform.recover import Recover
     from ..passes.transform.rotate_width import RotateWidth
 
-HELD, SUFFICIENT = 0.2, 160
-"""Share of the data that is held back from so many samples on, and so many samples."""
 FEW = 2
 """Samples of the data on which the captured graph is held against the module."""
+CPU = torch.device("cpu")
 Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
 Inputs: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | os.PathLike[str] | None
 
@@ -53,6 +56,7 @@ class Opened:
     share  of the data that was held back for that; 0 where the source held others
     given  the caller holds the model: its weights must stay the caller's
     amount of samples that were asked for of the data, and why so many
+    home   where the model lies: the result goes there again, and is timed there. ``dense`` may lie elsewhere
     """
 
     dense: Program
@@ -62,6 +66,7 @@ class Opened:
     share: float = 0.0
     given: bool = False
     amount: Amount | None = None
+    home: torch.device = CPU
 
     @property
     def name(self) -> str:
@@ -103,7 +108,7 @@ def open_model(
         )
         if data is not None and not loaded.args and not loaded.kwargs:
             first = load_data(data, loaded, samples=LEAST, seed=request.seed).batches[0]
-            loaded = loaded.with_inputs(first.args, first.kwargs)
+            loaded = loaded.with_inputs(*to_device(loaded.model, first.args, first.kwargs))
     for note in loaded.notes:
         tell.warn(note)
     tell.stage("capture the graph")
@@ -117,12 +122,15 @@ def open_model(
             calibration = load_data(data, loaded, samples=amount.samples, seed=request.seed)
             held = hold_out(data, loaded, samples=amount.samples, seed=request.seed, count=JUDGED)
         dense, calibration, held = _fitting(tell, dense, loaded, calibration, held)
-    share = _share_to_hold_back(request, dense, calibration, held)
+    share = share_to_hold_back(request, dense, calibration, held)
     if share:
-        calibration, held = _hold_back(dense, calibration, share)
+        calibration, held = hold_back(dense, calibration, share)
+    home, dense = dense.device, place_on(tell, dense, request.device)
     if calibration is not None:
         calibration = memory.split_to_fit(dense, calibration)
-    return Opened(dense, loaded, calibration, held, share, given, amount)
+    if dense.device.type == "cuda":
+        calibration, held = (one and memory.pin_batches(one) for one in (calibration, held))
+    return Opened(dense, loaded, calibration, held, share, given, amount, home)
 
 
 def load_more(tell: Transcript, opened: Opened, data: Any, samples: int, seed: int) -> Calibration:
@@ -152,35 +160,11 @@ def _fitting(
     first = data.batches[0]
     few = first if dense.fixed_batch else first.pick(torch.arange(min(first.size, FEW)))
     with silence():
-        link, said = compare_on_data(loaded.model, dense, few.args, few.kwargs)
+        inputs = to_device(loaded.model, few.args, few.kwargs)
+        link, said = compare_on_data(loaded.model, dense, *inputs)
     for note in [*notes, *said]:
         tell.warn(note)
     return dense.but(proof=(*dense.proof, *link)), data, held
-
-
-def _share_to_hold_back(request: Request, dense: Program, data: Calibration | None, held: Calibration | None) -> float:
-    """As asked for; else a fifth of many samples where their source holds no others. With fewer, each is worth more to
-    a fit, and the guard of recovery judges fits by samples that they did not see."""
-    if request.held_out is not None:
-        return request.held_out
-    short = data is None or held is not None or data.generated or dense.fixed_batch
-    return 0.0 if short or data is None or data.samples < SUFFICIENT else HELD
-
-
-def _hold_back(dense: Program, data: Calibration | None, share: float) -> tuple[Calibration, Calibration]:
-    """(the rest, a share of the data that is kept from everything that decides or fits: the result is judged on it)."""
-    from ..passes.transform.recovery.choose import split
-
-    rest, held = ([], []) if data is None else split(dense, data, share)
-    if data is None or not held or not rest:
-        raise OptionError(
-            "there is too little data to hold some back",
-            where=f"--held-out {share:g}",
-            why="there is none" if data is None else f"{data.samples} samples in batches that cannot be divided",
-            cure="give more; a sweep may `--judge` on other data",
-        )
-    one, two = (dataclasses.replace(data, batches=tuple(part)) for part in (rest, held))
-    return one, two
 
 
 @dataclass(frozen=True)
@@ -288,18 +272,22 @@ class Run:
         pipeline = Pipeline((one,), start=have)
         text = ",".join(filter(None, [self.pipeline, str(one)]))
         self.tell.stage(one.slug().replace("-", " "))
+        less, data = one, self.data
         try:
-            with silence():
+            with silence(), exact_products():
                 program, (result,) = pipeline.apply(self.program)
         except InternalError as error:
             raise InternalError(error.what, pipeline=text) from error
         except Exception as error:
             if memory.ran_out(error):
                 (less,), data = memory.with_smaller_batches((one,), self.data, error, self.tell.warn)
-                return dataclasses.replace(self, data=data)._behind(less)
-            if isinstance(error, FxpruneError):
+            elif isinstance(error, FxpruneError):
                 raise
-            raise InternalError(f"{type(error).__name__}: {error}", pipeline=text) from error
+            else:
+                raise InternalError(f"{type(error).__name__}: {error}", pipeline=text) from error
+        if less is not one:  # out here the error is gone, and with its frames what the failed try held of the memory
+            memory.give_back()
+            return dataclasses.replace(self, data=data)._behind(less)
         return dataclasses.replace(self, program=program, steps=(*self.steps, Step(one, result)))
 
 

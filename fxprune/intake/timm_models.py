@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LoadError
+from ..process.determinism import seed_generators
 from ..process.libraries import offline, survive_torchvision
 from ..process.silence import quiet
 from .rehearsal import first_line
@@ -67,8 +68,7 @@ def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     import timm
 
     try:
-        with offline(), quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # random weights are the same on every call
+        with offline(), quiet(), seed_generators(0):  # random weights are the same on every call
             return timm.create_model(name, pretrained=pretrained, **options).eval()
     except Exception as failure:
         said = ",".join(f"{key}={value}" for key, value in options.items())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VerifyError
+from ..process.determinism import exact_products, seed_generators
 from .dataflow import bind, is_random
 from .program import Program
 from .signature import input_values
@@ -55,9 +56,9 @@ def why_random(program: Program) -> tuple[str, str]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random ops draw the same numbers in every such block; the caller's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Random ops draw the same numbers in every such block, and a GPU rounds as a CPU does; the caller's generators and
+    switches are left as they were."""
+    with seed_generators(seed), exact_products():
         yield
 
 

@@ -22,6 +22,7 @@ from .importance import ImportanceScores
 from .plan import CompressionPlan
 from .proof import Link
 from .token_flow import TokenFlow
+from .transfer import send
 from .writes import find_written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
@@ -86,6 +87,13 @@ class Program:
         return {**constants, **self.exported.state_dict}
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs: where its tensors lie, else its example inputs."""
+        inputs = pytree.tree_leaves(self.exported.example_inputs)
+        first = next((t for t in (*self.tensors.values(), *inputs) if isinstance(t, Tensor)), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @property
     def tensor_of_placeholder(self) -> dict[str, str]:
         """Placeholder name -> qualified name of the parameter, buffer or constant it stands for."""
         found: dict[InputKind, dict[str, str]] = {kind: {} for kind in _TENSORS}
@@ -113,7 +121,8 @@ class Program:
         return any(isinstance(size, int) or size.node.maybe_as_int() is not None for size in sizes)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Any]:
-        """User inputs in graph order. Raises FxpruneError when they do not match the captured signature."""
+        """User inputs in graph order, where the graph runs. Raises FxpruneError when they do not match the captured
+        signature."""
         spec = self.exported.call_spec.in_spec
         kwargs = dict(kwargs or {})
         names = list(spec.child(1).context) if spec.num_children == 2 else []
@@ -127,7 +136,8 @@ class Program:
                 why=f"expected {spec}, got {got}",
                 cure="pass the inputs the model was captured with",
             )
-        return flat
+        device = self.device
+        return [send(value, device) if isinstance(value, Tensor) else value for value in flat]
 
     def arguments(self, flat: Sequence[Any]) -> list[Any]:
         """Values of all placeholders in graph order, given the user inputs ``flat``: feed them to an Interpreter.

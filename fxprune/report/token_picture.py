@@ -34,7 +34,8 @@ def token_picture(flow: TokenFlow, reduced: Program, flat: Sequence[Any]) -> byt
     if place is None:
         return None
     front = next(s.protected for s in flow.usable)
-    parts = [_pair(x, p[front:].reshape(rows, columns)) for x, p in zip(image[:IMAGES], place[:IMAGES], strict=True)]
+    few = zip(image[:IMAGES].cpu(), place[:IMAGES].cpu(), strict=True)
+    parts = [_pair(x, p[front:].reshape(rows, columns)) for x, p in few]
     return _png(torch.cat(parts, 2)[:, :, :-GAP])
 
 

@@ -11,6 +11,7 @@ from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
 from ..ir.group import LAYERS
 from .budget import one_budget, require_budget
+from .device import HERE
 from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
 from .layers import layer_goal
@@ -80,6 +81,7 @@ class Invocation:
             self._latency(tiles),
             asked.samples,
             asked.held_out,
+            asked.device if "device" in options_of(self.command) else HERE,
             not self.writing.fast,
             self.options,
         )

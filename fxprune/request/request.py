@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..errors import OptionError
 from ..target.backend import Backend
+from .device import HERE, read_device
 from .goal import Goal, check_samples
 from .latency import LatencyGoal
 from .options import Limits
@@ -29,6 +30,7 @@ class Request:
     latency   how time is measured, and what for
     samples   of calibration data, drawn or made up; auto: as many as cost little
     held_out  the share of the data that nothing is decided or fitted on; None: a fifth of many, where no others are
+    device    that the run works on (see ``read_device``): by itself where the model lies
     page      write the report as a page as well
     options   what the caller asked for, by option: the report's ``options``
     """
@@ -42,6 +44,7 @@ class Request:
     latency: LatencyGoal = field(default_factory=LatencyGoal)
     samples: int | str = "auto"
     held_out: float | None = None
+    device: str = HERE
     page: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,6 +52,7 @@ class Request:
         if self.held_out is not None and not 0 <= self.held_out < 1:
             raise OptionError("the share that is held out lies between 0 and 1", where=f"--held-out {self.held_out:g}")
         check_samples(self.samples)
+        read_device(self.device)
         self.find_groups  # noqa: B018  makes the backend, and reads the limits
         if not self.backend.any_graph and self.goal is not None and self.goal.tokens is not None:
             raise OptionError(

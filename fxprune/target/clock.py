@@ -18,7 +18,8 @@ import torch
 from ..data.memory import give_back
 from ..errors import OptionError
 from ..ir.pipeline import Pipeline
-from ..ir.program import Program
+from ..ir.placement import place
+from ..ir.program import FACTS, Program
 from ..ir.signature import dim_names, sample_inputs, samples_in
 from ..process.environment import cpu_name
 from .backend import Backend, Lowered
@@ -87,7 +88,7 @@ class Clock:
         self._program = dense
         weights = sum(t.numel() * t.element_size() for t in dense.tensors.values())
         self._apart = weights > (TOGETHER if together is None else together)
-        self._gpu = self.device == "cuda" or any(t.device.type == "cuda" for t in dense.tensors.values())
+        self._gpu = "cuda" in (self.device, dense.device.type)
         self._clock = time.process_time if threads == 1 and not self._gpu else time.perf_counter
 
     def __enter__(self) -> Clock:
@@ -189,7 +190,7 @@ class Clock:
                 file.unlink()
 
     def _lower(self, program: Program, folder: Path) -> Lowered:
-        bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
+        bare = place(program, self._program.device).but(**dict.fromkeys(FACTS))
         return self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder)
 
     def _calling(self, run: Runner) -> Callable[[], Any]:
@@ -282,8 +283,6 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def device_of(program: Program) -> str:
-    """The name of the device that the program's weights lie on: where its latency is measured."""
-    tensors = iter(program.tensors.values())
-    first = next((t for t in tensors if t.device.type == "cuda"), None)
-    return torch.cuda.get_device_name(first.device) if first is not None else cpu_name()
+def device_name(device: torch.device) -> str:
+    """What the device is called: latency that is measured on it belongs to it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

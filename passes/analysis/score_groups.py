@@ -89,7 +89,7 @@ class ScoreGroups(Analysis):
                 unit=chosen.unit,
                 comparable=chosen.comparable,
                 seed=self.seed,
-                **{**given, **found[group.name]},
+                **{**given, **{key: value.cpu() for key, value in found[group.name].items()}},
             )
         notes = list(chosen.notes(program))
         if chosen.needs_data and self.data is not None and self.data.generated:

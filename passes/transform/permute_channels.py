@@ -66,7 +66,7 @@ class PermuteChannels(Transform):
         else:
             for axis, readers in sides.items():
                 weights = [m.matrix(program.tensors[m.parameter].detach()).float().abs() for m in readers]
-                found[axis] = exchange_channels(torch.cat(weights), self.rounds, self.seed)
+                found[axis] = exchange_channels(torch.cat(weights).cpu(), self.rounds, self.seed)
         if not found:
             return program, {}
         orders = {m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]}

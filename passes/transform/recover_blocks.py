@@ -105,7 +105,7 @@ class RecoverBlocks(Transform):
         new = {}
         for placeholder, tensor in tensors.items():
             name = bound[placeholder]
-            new[name] = tensor.where(masks[name], whole[name].to(tensor)) if name in masks else tensor
+            new[name] = tensor.where(masks[name].to(tensor.device), whole[name].to(tensor)) if name in masks else tensor
         exported = with_parameters(program, new)
         fitted = program.but(
             exported=exported,

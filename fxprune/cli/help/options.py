@@ -17,6 +17,12 @@ Options of options stand in braces: --importance 'trajectory{mode=exact,probes=3
 'tome{schedule=constant}', --blocks '32x32{slice=0.7}', --recover 'ridge{rel=1}'. Misspelt ones are answered with the
 nearest.
 
+Where it works (--device): auto takes the GPU where there is one, cpu and cuda:1 say it. The model is captured where it
+lies, scored and repaired on the device, and the result goes back: files do not depend on it. Data waits in pinned
+memory and is sent batch by batch while the GPU computes; where its memory runs out, batches are halved and the work
+goes on. A model that it cannot hold at all is an error, and with auto stays on the CPU. Latency is measured where the
+model lies, or where the target runs: give a module on the GPU to budget the GPU's time.
+
 From a file: fxprune.toml in the working directory, or --config FILE. The names are those of the command line; a table
 with a command's name is for that command alone; the command line counts for more.
 

@@ -1,7 +1,8 @@
 """Results
 
 Every figure has a script that makes it again, in a checkout; what it measured, with date, versions and machine, lies in
-tools/bench/results/. Nothing here was measured on a GPU.
+tools/bench/results/. Nothing here was measured on a GPU: there, python tools/bench/gpu.py does all of it
+in one command.
 
 Accuracy
 

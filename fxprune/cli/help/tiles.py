@@ -19,7 +19,7 @@ where a table measured on the target says that it wins; otherwise its zeros stay
 why ("kept dense: 0.90x at M=197"). `--target triton` calls a Triton kernel (fxprune[triton]), `--target onnx` plain
 gathers and products; `fxprune tune` measures the table, once per device. No GPU table comes with fxprune: the kernel
 compiles for sm_80, 86, 89 and 90 and its numerics are checked in Triton's interpreter, but it has not been run on a
-GPU yet. In a checkout, python tools/bench/kernel.py is the benchmark to run there.
+GPU yet. In a checkout, python tools/bench/gpu.py is the benchmark to run there.
 
 Small ViT on digits (dense 98.2), accuracy at shares of all MACs that are not zero, tiles of 32x32, one seed:
 

@@ -74,7 +74,8 @@ What people meet when they prune, in the order of how often they complain about 
 18. Gradients need too much memory or time.
     `trajectory` needs no labels and no training step; scoring goes in pieces, resumes after Ctrl-C, and is shared by
     torchrun --nproc-per-node N -m fxprune compile. Fewer --samples are cheaper;
-    --memory 8GiB bounds what is kept of them, and the batches; l2 needs none.
+    --memory 8GiB bounds what is kept of them, and the batches; l2 needs none. A GPU does it where there is one
+    (--device cpu: not there).
 
 19. Loose parameters: position embeddings, class tokens, layer scales.
     Every parameter and buffer that an axis reaches is sliced with it, whoever holds it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.group import Kind
+from ..device import AUTO
 from ..limits import Align, Floor, per_pattern, whole
 from .table import DECIDING, REQUIRED, SEARCHING, Titles, make_list_parser, number_or_word, option, whole_or_auto
 
@@ -75,6 +76,14 @@ class Decision:
         "N",
         "what caches of calibration may take together, such as 8GiB; recovery sees what fits",
         f"{SEARCHING} sensitivity",
+    )
+    device: str = option(
+        AUTO,
+        "NAME",
+        "where the model is scored and repaired: cpu, cuda, cuda:1; auto: the GPU where there is one (default: "
+        "{default}). The result goes back to where the model lay",
+        f"{DECIDING} sensitivity",
+        at={"dynamo": {"refused": "torch.compile prunes where the model lies: move it there"}},
     )
     shares: tuple[float, ...] = option(
         (0.75, 0.5, 0.25),

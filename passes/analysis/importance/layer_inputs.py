@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,12 +44,12 @@ def layer_inputs(
         raise InternalError("the inputs of layers need calibration data")
     firsts = first_samples(program, data)
     probes = min(probes, 1) if data.labelled else probes
-    sums: dict[str, Tensor] = {}
+    zeros, sums = partial(torch.zeros, dtype=torch.float64, device=program.device), dict[str, Tensor]()
     for g in groups:
         outputs, inputs = g.matrix.shape
-        sums[f"{g.name}/rows"] = torch.zeros((), dtype=torch.float64)
-        sums[f"{g.name}/x"] = torch.zeros(*((inputs, inputs) if products else (inputs,)), dtype=torch.float64)
-        sums[f"{g.name}/e"] = torch.zeros(outputs, dtype=torch.float64)
+        sums[f"{g.name}/rows"] = zeros(())
+        sums[f"{g.name}/x"] = zeros(*((inputs, inputs) if products else (inputs,)))
+        sums[f"{g.name}/e"] = zeros(outputs)
     for number in mine(len(data.batches)):
         batch = data.batches[number]
         run = LayerRun(program, groups, batch)
@@ -80,4 +81,4 @@ def _real(x: Tensor, mask: Tensor | None) -> Tensor:
     """Rows that are no padding. [samples, positions, in] -> [rows, in]"""
     if mask is None or mask.shape != x.shape[:2]:
         return x.flatten(0, 1)
-    return x[mask.cpu()]
+    return x[mask.to(x.device)]

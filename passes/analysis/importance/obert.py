@@ -76,7 +76,9 @@ class Obert(TileCriterion):
     def _hessian(self, found: LayerInputs) -> Tensor:
         assert found.product is not None
         level = float(found.square.mean())
-        return found.product + (self.damp * level if level > 0 else 1.0) * torch.eye(len(found.square)).double()
+        return found.product + (self.damp * level if level > 0 else 1.0) * torch.eye(
+            len(found.square), dtype=torch.float64, device=found.square.device
+        )
 
 
 def _marginals(weight: Tensor, hessian: Tensor, pull: Tensor, tile: tuple[int, int]) -> Tensor:
@@ -85,7 +87,7 @@ def _marginals(weight: Tensor, hessian: Tensor, pull: Tensor, tile: tuple[int, i
     extra = columns * bk - weight.shape[1]
     wide = functional.pad(weight, (0, extra, 0, rows * bn - weight.shape[0])).view(rows, bn, -1)
     pull = functional.pad(pull, (0, rows * bn - len(pull))).view(rows, bn)
-    whole = torch.block_diag(hessian, torch.eye(extra).double())
+    whole = torch.block_diag(hessian, torch.eye(extra, dtype=torch.float64, device=hessian.device))
     inverse = torch.linalg.inv(whole)
     return torch.stack([_one_row(w.clone(), inverse.clone(), s, bk) for w, s in zip(wide, pull, strict=True)])
 
@@ -93,7 +95,7 @@ def _marginals(weight: Tensor, hessian: Tensor, pull: Tensor, tile: tuple[int, i
 def _one_row(weight: Tensor, inverse: Tensor, pull: Tensor, bk: int) -> Tensor:
     """Cheapest first: weight [BN, in], inverse [in, in], pull [BN] -> cost of each of the in / bk tiles as it goes."""
     count = weight.shape[1] // bk
-    cost, gone, last = weight.new_zeros(count), torch.zeros(count, dtype=torch.bool), 0.0
+    cost, gone, last = weight.new_zeros(count), weight.new_zeros(count, dtype=torch.bool), 0.0
     for _ in range(count):
         parts = weight.view(-1, count, bk).transpose(0, 1)  # [tiles, BN, bk]
         blocks = inverse.view(count, bk, count, bk).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -109,7 +111,9 @@ def _one_row(weight: Tensor, inverse: Tensor, pull: Tensor, bk: int) -> Tensor:
         inverse -= across.T @ torch.linalg.solve(across[:, here], across)
         weight[:, here] = 0
         inverse[here], inverse[:, here] = 0, 0
-        inverse[here, here] = torch.eye(bk).double()  # so that later solves stay defined; its weight is zero
+        inverse[here, here] = torch.eye(
+            bk, dtype=torch.float64, device=weight.device
+        )  # so that later solves stay defined; its weight is zero
     return cost
 
 

@@ -111,9 +111,9 @@ class Obs(Criterion):
         bound, tensors = program.tensor_of_placeholder, program.tensors
         layers = []
         for one in mine:
-            weight = one.matrix(tensors[bound[one.weight]].detach()).double().cpu()
+            weight = one.matrix(tensors[bound[one.weight]].detach()).double()
             have = inputs[one.node]
-            layers.append(Layer(have.g * have.level, weight, one.unit))
+            layers.append(Layer(have.g * have.level, weight, one.unit.to(weight.device)))
         return removal(layers, group.size, self.rel)
 
     def _measure(
@@ -142,19 +142,19 @@ def _solve(program: Program, one: Reader, have: Inputs, keep: Tensor) -> dict[st
     """Placeholder -> tensor of a reader whose kept columns make up for the others in closed form (methods 8.1)."""
     bound, tensors = program.tensor_of_placeholder, program.tensors
     old = tensors[bound[one.weight]].detach()
-    weight = one.matrix(old).double().cpu()
-    gone = (one.unit >= 0) & ~keep[one.unit.clamp_min(0)]
+    weight = one.matrix(old).double()
+    gone = ((one.unit >= 0) & ~keep[one.unit.clamp_min(0)]).to(old.device)
     stay = ~gone
     g = have.g[stay][:, stay]
     new = weight.clone()
     new[:, gone] = 0
     if bool(stay.any()):
-        damped = g + (RIDGE * float(g.diagonal().mean()) or 1.0) * torch.eye(len(g), dtype=g.dtype)
+        damped = g + (RIDGE * float(g.diagonal().mean()) or 1.0) * torch.eye(len(g), dtype=g.dtype, device=g.device)
         new[:, stay] += torch.linalg.solve(damped, have.g[stay][:, gone] @ weight[:, gone].T).T
-    made = {one.weight: one.shape_like(new, old).to(old.device)}
+    made = {one.weight: one.shape_like(new, old)}
     if one.bias:
         bias = tensors[bound[one.bias]].detach()
-        made[one.bias] = (bias.double().cpu() + (weight - new) @ have.mean).to(bias)
+        made[one.bias] = (bias.double() + (weight - new) @ have.mean).to(bias)
     return made
 
 

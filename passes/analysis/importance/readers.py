@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,15 +135,11 @@ def gather(program: Program, layers: Sequence[Reader], batches: Sequence[Batch])
 
 @torch.no_grad()
 def _gather(program: Program, layers: Mapping[str, Reader], batches: Sequence[Batch]) -> dict[str, Inputs]:
+    zeros = partial(torch.zeros, dtype=torch.float64, device=program.device)
     sums: dict[str, Tensor] = {}
     for node, one in layers.items():
         k = len(one.unit)
-        sums |= {
-            f"{node}.g": torch.zeros(k, k, dtype=torch.float64),
-            f"{node}.s": torch.zeros(k, dtype=torch.float64),
-            f"{node}.w": torch.zeros((), dtype=torch.float64),
-            f"{node}.n": torch.zeros((), dtype=torch.float64),
-        }
+        sums |= {f"{node}.g": zeros(k, k), f"{node}.s": zeros(k), f"{node}.w": zeros(()), f"{node}.n": zeros(())}
     for i in mine(len(batches)):
         flat = program.flatten(batches[i].args, batches[i].kwargs)
         watch = _Watch(program, {name for one in layers.values() for name in (one.source, one.target)})
@@ -151,9 +148,9 @@ def _gather(program: Program, layers: Mapping[str, Reader], batches: Sequence[Ba
         for node, one in layers.items():
             x, w = rows(program, one, watch.seen, mask)
             weighted = x * w[:, None]
-            sums[f"{node}.g"] += (x.T @ weighted).double().cpu()
-            sums[f"{node}.s"] += weighted.sum(0, dtype=torch.float64).cpu()
-            sums[f"{node}.w"] += w.sum(dtype=torch.float64).cpu()
+            sums[f"{node}.g"] += (x.T @ weighted).double()
+            sums[f"{node}.s"] += weighted.sum(0, dtype=torch.float64)
+            sums[f"{node}.w"] += w.sum(dtype=torch.float64)
             sums[f"{node}.n"] += len(w)
     sums = add_up(sums)
     made = {}

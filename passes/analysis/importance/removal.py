@@ -42,11 +42,12 @@ def removal(layers: Sequence[Layer], size: int, rel: float) -> tuple[list[int], 
             one after the other adds up to the joint least-squares error
     """
     state = [_State.of(layer, rel) for layer in layers]
-    alive = torch.ones(size, dtype=torch.bool)
+    home = layers[0].g.device if layers else torch.device("cpu")
+    alive = torch.ones(size, dtype=torch.bool, device=home)
     order: list[int] = []
     added: list[float] = []
     while bool(alive.any()):
-        cost = torch.zeros(size, dtype=torch.float64)
+        cost = torch.zeros(size, dtype=torch.float64, device=home)
         for one in state:
             cost += one.saliency(size)
         cost[~alive] = torch.inf
@@ -66,20 +67,20 @@ class _State:
 
     def __init__(self, weight: Tensor, inverse: Tensor, unit: Tensor) -> None:
         self.weight, self.inverse, self.unit = weight, inverse, unit
-        self.left = torch.ones(len(unit), dtype=torch.bool)
+        self.left = torch.ones(len(unit), dtype=torch.bool, device=unit.device)
 
     @classmethod
     def of(cls, layer: Layer, rel: float) -> _State:
         g, k = layer.g.double(), len(layer.g)
         level = float(g.diagonal().mean()) if k else 0.0
-        damped = g + (rel * level or 1.0) * torch.eye(k, dtype=g.dtype)
+        damped = g + (rel * level or 1.0) * torch.eye(k, dtype=g.dtype, device=g.device)
         factor, failed = torch.linalg.cholesky_ex(damped)
         inverse = torch.cholesky_inverse(factor) if int(failed) == 0 else torch.linalg.pinv(damped, hermitian=True)
         return cls(layer.weight.double().clone(), inverse, layer.unit.clone())
 
     def saliency(self, size: int) -> Tensor:
         """``tr(W_S (Hi_SS)^-1 W_S^T)`` of every element. [size]"""
-        out = torch.zeros(size, dtype=torch.float64)
+        out = torch.zeros(size, dtype=torch.float64, device=self.weight.device)
         mine = torch.nonzero(self.unit >= 0)[:, 0]
         if not len(mine):
             return out
@@ -92,7 +93,7 @@ class _State:
         starts = counts.cumsum(0) - counts
         for width in counts.unique().tolist():
             first = starts[counts == width]
-            block = columns[first[:, None] + torch.arange(width)]  # [elements, width]
+            block = columns[first[:, None] + torch.arange(width, device=first.device)]  # [elements, width]
             inner = self.inverse[block[:, :, None], block[:, None, :]]
             w = self.weight[:, block].permute(1, 2, 0)  # [elements, width, o]
             out[label[first]] = (w * torch.linalg.solve(inner, w)).sum((1, 2))

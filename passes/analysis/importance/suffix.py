@@ -219,7 +219,7 @@ class DenseRun:
         label = elements(side.operand, x, group.axis)
         parts = []
         for chosen in variants:
-            index = torch.isin(label, chosen).nonzero().flatten()
+            index = torch.isin(label, chosen.to(label.device)).nonzero().flatten()
             if not len(index):
                 parts.append(dense)
                 continue
@@ -276,7 +276,8 @@ class Masking:
                         raise Unstackable(f"{operand.node.name} sums over something that has no samples")
                     each = x.shape[operand.sampled] // len(self.variants)
                     part = x.narrow(operand.sampled, i * each, each)
-                part.index_fill_(operand.position, torch.isin(label, chosen).nonzero().flatten(), 0)
+                index = torch.isin(label, chosen.to(label.device)).nonzero().flatten()
+                part.index_fill_(operand.position, index, 0)
             args, kwargs = operand.put(args, kwargs, x)
             self.read = x
         return args, kwargs

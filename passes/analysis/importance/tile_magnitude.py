@@ -25,5 +25,5 @@ class TileMagnitude(TileCriterion):
         found = {}
         for g in tiles(program, self.name):
             weight = g.matrix.matrix(program.tensors[g.matrix.parameter].detach()).double().abs()
-            found[g.name] = (tile_sums(weight, g.tile) / tile_areas(g.matrix.shape, g.tile)).flatten()
+            found[g.name] = (tile_sums(weight, g.tile).cpu() / tile_areas(g.matrix.shape, g.tile)).flatten()
         return found

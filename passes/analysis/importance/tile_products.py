@@ -63,15 +63,15 @@ def tile_products(
     if data is None or not data.batches:
         raise InternalError("tile products need calibration data")
     batches, firsts, tensors = data.batches, first_samples(program, data), program.tensors
-    weights = {g.name: g.matrix.matrix(tensors[g.matrix.parameter].detach()).float().cpu() for g in groups}
+    weights = {g.name: g.matrix.matrix(tensors[g.matrix.parameter].detach()).float() for g in groups}
 
     def job(number: int) -> dict[str, Tensor]:
         run, found = LayerRun(program, groups, batches[number]), dict[str, Tensor]()
         losses = objectives(program, run.forward(), batches[number], run.samples, seed, firsts[number], probes)
         for g in groups:
-            found[f"{g.name}/p"] = torch.zeros(len(losses), run.samples, g.size)
+            found[f"{g.name}/p"] = torch.zeros(len(losses), run.samples, g.size, device=program.device)
             if slopes:
-                found[f"{g.name}/g"] = torch.zeros(g.matrix.shape)
+                found[f"{g.name}/g"] = torch.zeros(g.matrix.shape, device=program.device)
         for probe, loss in enumerate(losses):
             run.found = {}
             if loss.requires_grad:
@@ -81,11 +81,11 @@ def tile_products(
                     slope = _pool(run.found[g.name], weights[g.name], g.tile, found[f"{g.name}/p"][probe])
                     if slopes:
                         found[f"{g.name}/g"] += slope
-        return {name: t.flatten(0, 1) if name.endswith("/p") else t for name, t in found.items()}
+        return {name: (t.flatten(0, 1) if name.endswith("/p") else t).cpu() for name, t in found.items()}
 
     parts, made = run_jobs("tiles", len(batches), job), {}
     for g in groups:
-        products, weight = torch.cat([part[f"{g.name}/p"] for part in parts]), weights[g.name].double()
+        products, weight = torch.cat([part[f"{g.name}/p"] for part in parts]), weights[g.name].double().cpu()
         if not torch.isfinite(products).all():
             raise not_finite(program, batches[0], f"a gradient of {g.matrix.parameter}")
         mean = (
@@ -101,7 +101,7 @@ def tile_products(
 def _pool(pair: tuple[Tensor, Tensor], weight: Tensor, tile: Tile, rows: Tensor) -> Tensor:
     """Write the samples' tile sums into ``rows`` [samples, tiles]; returns the sum of their gradients. [out, in]"""
     x, e = pair
-    total = torch.zeros(weight.shape)
+    total = torch.zeros_like(weight)
     step = max(1, CHUNK // weight.numel())
     for start in range(0, len(x), step):
         g = torch.bmm(e[start : start + step].transpose(1, 2), x[start : start + step])
@@ -157,4 +157,4 @@ class LayerRun(Interpreter):
         assert operand.sampled is not None
         sample = sample_of(operand, t.shape, self.batch_axes, self.samples, self.sizes)
         moved = t.movedim(operand.sampled, 0).index_select(0, sample.argsort(stable=True).to(t.device))
-        return moved.reshape(self.samples, -1, t.shape[-1]).float().cpu()
+        return moved.reshape(self.samples, -1, t.shape[-1]).float()

@@ -33,5 +33,5 @@ class Wanda(TileCriterion):
         for g in groups:
             weight = g.matrix.matrix(program.tensors[g.matrix.parameter].detach()).double().abs()
             driven = weight * inputs[g.name].square.sqrt()
-            found[g.name] = (tile_sums(driven, g.tile) / tile_areas(g.matrix.shape, g.tile)).flatten()
+            found[g.name] = (tile_sums(driven, g.tile).cpu() / tile_areas(g.matrix.shape, g.tile)).flatten()
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,20 +56,20 @@ def sample_rows(
 class ChannelMoments:
     """Sums over rows of inputs ``c`` [n, channels, taps] and residuals ``r`` [n, channels], fp64, about zero."""
 
-    def __init__(self, channels: int, taps: int) -> None:
-        zeros = torch.zeros
+    def __init__(self, channels: int, taps: int, home: torch.device | None = None) -> None:
+        zeros = partial(torch.zeros, dtype=torch.float64, device=home)
         self.sums = {
-            "rows": zeros((), dtype=torch.float64),
-            "cc": zeros(channels, taps, taps, dtype=torch.float64),
-            "cr": zeros(channels, taps, dtype=torch.float64),
-            "c": zeros(channels, taps, dtype=torch.float64),
-            "r": zeros(channels, dtype=torch.float64),
-            "rr": zeros(channels, dtype=torch.float64),
+            "rows": zeros(()),
+            "cc": zeros(channels, taps, taps),
+            "cr": zeros(channels, taps),
+            "c": zeros(channels, taps),
+            "r": zeros(channels),
+            "rr": zeros(channels),
         }
 
     def add(self, c: Tensor, r: Tensor) -> None:
         """Take in rows."""
-        c, r = c.double().cpu(), r.double().cpu()
+        c, r = c.double(), r.double()
         by_channel = c.transpose(0, 1).contiguous()  # [channels, n, taps]
         self.sums["rows"] += len(r)
         self.sums["cc"] += by_channel.transpose(1, 2) @ by_channel
@@ -106,7 +107,7 @@ class ChannelSystem:
         """Change of the weights, [channels, taps]: a ridge anchored at the current ones, channel by channel; none for a
         channel whose input never changes."""
         power = self.g.diagonal(dim1=1, dim2=2).mean(1)
-        eye = torch.eye(self.g.shape[1], dtype=self.g.dtype)
+        eye = torch.eye(self.g.shape[1], dtype=self.g.dtype, device=self.g.device)
         damped = self.g + (rel * power.clamp_min(0) + 1e-12 * power.max().clamp_min(1e-30))[:, None, None] * eye
         change = torch.linalg.solve(damped, self.b[..., None])[..., 0]
         return torch.where(torch.isfinite(change).all(1, keepdim=True), change, torch.zeros_like(change))

@@ -55,7 +55,7 @@ class Lockstep:
         reduction: Reduction | None = None,
     ) -> None:
         self.axes: Axes = dense.need("axes")
-        self.keep, self.readout, self.reduction = keep, readout, reduction
+        self.keep, self.readout, self.reduction, self.home = keep, readout, reduction, dense.device
         self.place = {n.name: i for i, n in enumerate(pruned.graph.nodes)}
         self.nodes = {n.name: n for n in pruned.graph.nodes}
         self.tensors = {k: pruned.tensors[v].detach() for k, v in pruned.tensor_of_placeholder.items()}
@@ -72,7 +72,7 @@ class Lockstep:
     @torch.no_grad()
     def collect(self, site: Site, products: bool = True) -> Moments:
         """Bring both graphs to ``site`` and gather its moments over all batches of all processes."""
-        moments = Moments(products)
+        moments = Moments(products, self.home)
         for dense, pruned, mask in self.runs:
             dense.advance(max(dense.cursor, dense.place[site.target] + 1))
             pruned.advance(pruned.place[site.start])
@@ -85,7 +85,7 @@ class Lockstep:
     def collect_by_channel(self, site: Site) -> ChannelMoments:
         """:meth:`collect` for a depthwise convolution."""
         weight = self.tensors[site.weight]
-        moments = ChannelMoments(len(weight), weight[0].numel())
+        moments = ChannelMoments(len(weight), weight[0].numel(), self.home)
         for dense, pruned, _ in self.runs:
             dense.advance(max(dense.cursor, dense.place[site.target] + 1))
             pruned.advance(pruned.place[site.start])

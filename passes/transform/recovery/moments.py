@@ -20,11 +20,11 @@ class Moments:
     ``r = target - (W c + b)`` is what the layer as it stands still misses. Products run in the dtype of the rows (at
     least fp32) and are added up in fp64 around a shift taken from the first rows, so that centring does not cancel.
 
-    products: False where only the bias will move; k^2 per row are then saved.
+    products: False where only the bias will move; k^2 per row are then saved.  home: the device that rows come from
     """
 
-    def __init__(self, products: bool = True) -> None:
-        self.rows, self.products = 0, products
+    def __init__(self, products: bool = True, home: torch.device | None = None) -> None:
+        self.rows, self.products, self.home = 0, products, home
         self._started = False
 
     def add(self, c: Tensor, r: Tensor, w: Tensor) -> None:
@@ -65,7 +65,7 @@ class Moments:
         k, o = (inputs, outputs) if self.products else (0, 0)
         if not self._started:
             empty = {"rows": (), "w": (), "rr": (), "c": (inputs,), "r": (outputs,), "cc": (k, k), "cr": (k, o)}
-            return {name: torch.zeros(shape, dtype=torch.float64) for name, shape in empty.items()}
+            return {name: torch.zeros(shape, dtype=torch.float64, device=self.home) for name, shape in empty.items()}
         c, r, w = self._c + self._w * self._c0, self._r + self._w * self._r0, self._w
         cc, cr = self._cc, self._cr
         if self.products:
@@ -78,7 +78,7 @@ class Moments:
     @staticmethod
     def of(sums: Mapping[str, Tensor], products: bool = True) -> Moments:
         """The moments whose :meth:`tensors` are ``sums``: of all rows that went into them."""
-        made = Moments(products)
+        made = Moments(products, sums["c"].device)
         made.rows = round(float(sums["rows"]))
         if made.rows:
             made._started = True

@@ -128,10 +128,12 @@ def by_rows(system: System, sparsity: Sparsity, weight: Tensor, rel: float) -> T
         step = max(1, TOGETHER // max(1, count * count))
         for start in range(0, len(rows) if count else 0, step):
             some = rows[start : start + step]
-            index = torch.stack([reads[r].nonzero()[:, 0] for r in some])  # [rows, count]
+            index = torch.stack([reads[r].nonzero()[:, 0] for r in some]).to(weight.device)  # [rows, count]
             high = torch.tensor([min(bn, outputs - r * bn) for r in some])
             at = torch.tensor(some)[:, None] * bn + torch.arange(bn)
-            wide = at.clamp_max(outputs - 1)  # a ragged last row of tiles repeats its last output, to fill the batch
+            wide = at.clamp_max(outputs - 1).to(
+                weight.device
+            )  # a ragged last row of tiles repeats its last output, to fill the batch
             g = system.g[index[:, :, None], index[:, None, :]]
             b = system.b[index[:, :, None], wide[:, None, :]]
             solved = _solve_damped(g, b, rel * level)
@@ -149,7 +151,7 @@ def by_rows(system: System, sparsity: Sparsity, weight: Tensor, rel: float) -> T
 
 def _solve_damped(g: Tensor, b: Tensor, damp: float) -> Tensor:
     """(g + damp I)^-1 b, batched. [rows, count, outputs]"""
-    whole = g + damp * torch.eye(g.shape[-1], dtype=g.dtype)
+    whole = g + damp * torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)
     factor, failed = torch.linalg.cholesky_ex(whole)
     if bool((failed == 0).all()):
         return torch.cholesky_solve(b, factor)

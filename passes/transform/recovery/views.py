@@ -28,19 +28,17 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     """
     flat = program.flatten(batch.args, batch.kwargs)
     mask = padding_mask(program, flat)
-    changed: dict[int, Tensor] = {}
-    for name, value, sampled in zip(program.user_inputs, flat, _find_sampled(program, flat, batch.size), strict=True):
-        if sampled:
+    changed = list(flat)
+    sampled = _find_sampled(program, flat, batch.size)
+    for i, (name, value) in enumerate(zip(program.user_inputs, flat, strict=True)):
+        if sampled[i]:
             if value.is_floating_point():
                 image = value.dim() == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1
-                changed[id(value)] = (view if image else _shake)(value, generator)
+                changed[i] = (view if image else _shake)(value, generator)
             elif name.endswith("ids") and value.dim() == 2 and not bool((value == value[0, 0]).all()):
-                changed[id(value)] = _replace_ids(value, mask, generator)
+                changed[i] = _replace_ids(value, mask, generator)
 
-    def copy(value: Any) -> Any:
-        return changed.get(id(value), value)
-
-    args, kwargs = pytree.tree_map(copy, (tuple(batch.args), dict(batch.kwargs)))
+    args, kwargs = pytree.tree_unflatten(changed, program.exported.call_spec.in_spec)
     return replace(batch, args=args, kwargs=kwargs)
 
 
