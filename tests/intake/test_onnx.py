@@ -1,0 +1,434 @@
+"""ONNX files as models: what they become, how near that is to the file, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from support.onnx_files import Array, normal, perceptron, run, write
+
+from fxprune.errors import CaptureError, FxpruneError, LoadError
+from fxprune.intake.capture import capture
+from fxprune.intake.load import Loaded, load
+from fxprune.intake.onnx import parity, table
+from fxprune.intake.onnx.module import read_module
+from fxprune.intake.onnx.parity import COMPARED
+from fxprune.ir.program import Program
+from fxprune.ir.signature import dim_names
+
+
+def opened(path: Path) -> tuple[Loaded, Program]:
+    loaded = load(path)
+    return loaded, capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+
+
+def refused(path: Path) -> FxpruneError:
+    with pytest.raises(FxpruneError) as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+    assert str(path) in caught.value.where
+    assert caught.value.cure
+    return caught.value
+
+
+# --- what a file becomes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [11, 13, 18, 23])
+def test_a_file_is_proven_at_two_sizes_and_keeps_its_names(opset: int, tmp_path: Path) -> None:
+    loaded, program = opened(perceptron(tmp_path / "net.onnx", opset=opset))
+    (link,) = loaded.proof
+    assert (link.compared, link.tried) == (COMPARED, ({"batch": 2}, {"batch": 3}))
+    assert link.max_rel < 1e-5
+    assert program.user_inputs == ["x"]
+    assert list(program.exported.module()(torch.zeros(5, 16))) == ["logits"]
+    assert set(program.exported.state_dict) == {f"net.{a}.{b}" for a in ("up", "down") for b in ("weight", "bias")}
+
+
+def test_products_with_a_constant_are_linear_layers(tmp_path: Path) -> None:
+    _, program = opened(perceptron(tmp_path / "net.onnx"))
+    ops = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    assert ops.count(torch.ops.aten.linear.default) == 2
+    assert len(ops) == 3, "the bias is the layer's, and nothing else is left of the product"
+
+
+def test_a_fixed_size_stays_fixed(tmp_path: Path) -> None:
+    loaded, program = opened(perceptron(tmp_path / "net.onnx", batch=1))
+    assert dim_names(program) == {}
+    assert loaded.args[0].shape == (1, 16)
+    with pytest.raises(LoadError, match="fixes dimension 0 of 'x' at 1"):
+        load(tmp_path / "net.onnx", input="4x16")
+
+
+def attention(path: Path, *, heads: int = 2, lie: str = "seq") -> Path:
+    """Ids and their mask, with the shape arithmetic that exporters write."""
+    width, make = 8, helper.make_node
+    nodes = [
+        make("Gather", ["table", "ids"], ["e"], name="/emb/Gather"),
+        make("Shape", ["ids"], ["shape"], name="/Shape"),
+        make("Concat", ["shape", "split"], ["whole"], axis=0),
+        make("MatMul", ["e", "wq"], ["q_flat"], name="/att/q/MatMul"),
+        make("MatMul", ["e", "wk"], ["k_flat"], name="/att/k/MatMul"),
+        make("MatMul", ["e", "wv"], ["v_flat"], name="/att/v/MatMul"),
+    ]
+    for one in "qkv":
+        perm = [0, 2, 3, 1] if one == "k" else [0, 2, 1, 3]
+        nodes += [
+            make("Reshape", [f"{one}_flat", "whole"], [f"{one}_r"]),
+            make("Transpose", [f"{one}_r"], [one], perm=perm),
+        ]
+    nodes += [
+        make("MatMul", ["q", "k"], ["scores"]),
+        make("Unsqueeze", ["mask", "axes"], ["mask4"]),
+        make("Cast", ["mask4"], ["keep"], to=TensorProto.BOOL),
+        make("Where", ["keep", "scores", "least"], ["masked"]),
+        make("Softmax", ["masked"], ["share"]),
+        make("MatMul", ["share", "v"], ["mixed"]),
+        make("Transpose", ["mixed"], ["turned"], perm=[0, 2, 1, 3]),
+        make("Reshape", ["turned", "flat"], ["joined"]),
+        make("MatMul", ["joined", "wo"], ["out"], name="/att/o/MatMul"),
+    ]
+    constants = {
+        "table": normal(11, width), "split": np.array([heads, width // heads]), "axes": np.array([1, 2]),
+        "least": np.float32(-1e4), "flat": np.array([0, 0, width]),
+        **{f"w{n}": normal(width, width, seed=i) for i, n in enumerate("qkvo")},
+    }  # fmt: skip
+    inputs = {"ids": ("int64", ["n", "seq"]), "mask": ("int64", ["n", lie])}
+    return write(path, nodes, inputs, ["out"], constants)
+
+
+def test_open_sizes_of_one_word_are_one_size(tmp_path: Path) -> None:
+    loaded, program = opened(attention(tmp_path / "a.onnx"))
+    assert sorted(dim_names(program).values()) == ["batch", "sequence"]
+    assert not program.notes
+    assert loaded.model.vocabulary == 11
+    assert int(loaded.args[0].max()) < 11
+    given = {"ids": np.array([[1, 10, 3]] * 4), "mask": np.array([[1, 1, 0]] * 4)}
+    got = program.exported.module()(*(torch.from_numpy(a) for a in given.values()))
+    np.testing.assert_allclose(got["out"].detach().numpy(), run(loaded.model.path, given)["out"], rtol=1e-4, atol=1e-4)
+
+
+def test_shape_arithmetic_leaves_nothing_in_the_program(tmp_path: Path) -> None:
+    _, program = opened(attention(tmp_path / "a.onnx"))
+    names = {str(n.target) for n in program.graph.nodes}
+    assert not [n for n in names if "stack" in n or "scalar_tensor" in n or "cat" in n]
+
+
+def test_names_come_from_paths(tmp_path: Path) -> None:
+    loaded, _ = opened(attention(tmp_path / "a.onnx"))
+    assert {n for n, _ in loaded.model.named_parameters()} == {"emb.weight", *(f"att.{n}.weight" for n in "qkvo")}
+
+
+def test_inputs_whose_names_are_no_words_are_taken(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["serving:0", "class"], ["y:0"])]
+    path = write(tmp_path / "n.onnx", nodes, {"serving:0": ("float32", [2]), "class": ("float32", [2])}, ["y:0"])
+    module, _ = read_module(path)
+    made = module(torch.ones(2), torch.ones(2))
+    assert made["y:0"].tolist() == [2, 2]
+    with pytest.raises(TypeError, match="the file takes"):
+        module(torch.ones(2))
+
+
+def test_a_copy_of_the_module_computes_with_its_own_weights(tmp_path: Path) -> None:
+    module, _ = read_module(perceptron(tmp_path / "net.onnx"))
+    other = copy.deepcopy(module)
+    for weight in other.parameters():
+        weight.data.zero_()
+    with torch.no_grad():
+        assert not other(torch.ones(1, 16))["logits"].any()
+        assert module(torch.ones(1, 16))["logits"].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats(dtype: Any, tmp_path: Path) -> None:
+    weight = normal(8, 4).astype(dtype)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    path = write(tmp_path / "h.onnx", nodes, {"x": (dtype, ["n", 8])}, ["y"], {"w": weight})
+    loaded, program = opened(path)
+    assert loaded.proof[0].max_rel <= loaded.proof[0].tolerance
+    assert {str(t.dtype) for t in program.tensors.values()} == {f"torch.{np.dtype(dtype)}"}
+
+
+def test_bfloat16_is_read_and_told_that_it_was_not_compared(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", TensorProto.BFLOAT16, [8, 4], normal(8, 4).flatten().tolist())
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.BFLOAT16, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, ["n", 4])],
+        [weight],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "b.onnx")
+    loaded = load(tmp_path / "b.onnx")
+    assert not loaded.proof
+    assert "not held against the file" in loaded.notes[0]
+    assert next(loaded.model.parameters()).dtype is torch.bfloat16
+
+
+def test_equal_rows_that_are_kept_once_are_each_layers_own_and_matrices_stay_tied(tmp_path: Path) -> None:
+    make = helper.make_node
+    nodes = [
+        make("Gather", ["table", "ids"], ["e"], name="/emb/Gather"),
+        make("Add", ["e", "row"], ["a"], name="/a/Add"),
+        make("Mul", ["a", "row"], ["b"], name="/b/Mul"),
+        make("Transpose", ["table"], ["t"], perm=[1, 0]),
+        make("MatMul", ["b", "t"], ["y"], name="/head/MatMul"),
+    ]
+    constants = {"table": normal(9, 4), "row": normal(4)}
+    path = write(tmp_path / "t.onnx", nodes, {"ids": ("int64", ["n", 3])}, ["y"], constants)
+    loaded, _ = opened(path)
+    assert sorted(n for n, _ in loaded.model.named_parameters()) == ["a.bias", "b.scale", "emb.weight"]
+
+
+def test_boxes_are_returned_in_place_of_those_that_stay(tmp_path: Path) -> None:
+    make = helper.make_node
+    nodes = [
+        make("MatMul", ["x", "w"], ["boxes"], name="/head/boxes/MatMul"),
+        make("ReduceMax", ["boxes"], ["best"], axes=[2], keepdims=0, name="/best"),
+        make("Unsqueeze", ["best", "axis"], ["scores"], name="/scores"),
+        make("NonMaxSuppression", ["boxes", "scores", "most"], ["kept"], name="/nms"),
+        make("Cast", ["kept"], ["out"], to=TensorProto.FLOAT),
+    ]
+    constants = {"w": normal(8, 4), "axis": np.array([1]), "most": np.array([3])}
+    path = write(tmp_path / "b.onnx", nodes, {"x": ("float32", ["n", 5, 8])}, ["out", "best"], constants, opset=13)
+    loaded, program = opened(path)
+    assert "/nms (NonMaxSuppression) and what stands behind it are left out" in loaded.notes[0]
+    assert "boxes, scores" in loaded.notes[0]
+    assert list(program.exported.module()(torch.zeros(2, 5, 8))) == ["best", "boxes", "scores"]
+    assert loaded.proof[0].max_rel < 1e-5
+
+
+def test_functions_of_the_file_are_written_out(tmp_path: Path) -> None:
+    path = perceptron(tmp_path / "f.onnx")
+    model = onnx.load(path)
+    double = helper.make_function(
+        "own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 18)]
+    )
+    model.functions.append(double)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[-1].output[0] = "once"
+    model.graph.node.append(helper.make_node("Twice", ["once"], ["logits"], domain="own"))
+    onnx.save(model, path)
+    assert opened(path)[0].proof[0].max_rel < 1e-5
+
+
+# --- data beside the file -------------------------------------------------------------------------------------------
+
+
+def with_data(folder: Path) -> Path:
+    path = perceptron(folder / "net.onnx", width=512)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="net.data", size_threshold=64)
+    return path
+
+
+def placed(path: Path, **said: str) -> Path:
+    """The file with another word about where the data of its first tensor lie."""
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = said.get(entry.key, entry.value)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_data_beside_the_file_are_read(tmp_path: Path) -> None:
+    loaded = load(with_data(tmp_path))
+    assert loaded.proof[0].max_rel < 1e-5
+
+
+@pytest.mark.parametrize("location", ["../net.data", "/etc/hostname", "", "a/../../net.data", "..\\net.data"])
+def test_data_outside_the_folder_are_not_read(location: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = with_data(tmp_path / "in")
+    (tmp_path / "net.data").write_bytes((tmp_path / "in" / "net.data").read_bytes())
+    error = refused(placed(path, location=location))
+    assert error.what == "the file names data outside its folder"
+    assert "initialiser onnx::MatMul_1" in error.where
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = with_data(tmp_path / "in")
+    (tmp_path / "in" / "net.data").rename(tmp_path / "out.data")
+    (tmp_path / "in" / "net.data").symlink_to(tmp_path / "out.data")
+    assert "outside its folder" in refused(path).what
+
+
+@pytest.mark.parametrize("said", [{"offset": "999999"}, {"length": "3"}, {"offset": "-4"}, {"length": "x"}])
+def test_data_that_do_not_fit_their_file_are_refused(said: dict[str, str], tmp_path: Path) -> None:
+    assert "onnx::MatMul_1" in refused(placed(with_data(tmp_path), **said)).where
+
+
+def test_missing_data_are_named(tmp_path: Path) -> None:
+    path = with_data(tmp_path)
+    (tmp_path / "net.data").unlink()
+    error = refused(path)
+    assert error.what == "the file with the model's data is missing"
+    assert "net.data" in error.why
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def holding(path: Path, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> Path:
+    node = helper.make_node(op, inputs, ["y"], name=f"/odd/{op}", domain=domain, **attributes)
+    domains = [domain] if domain else []
+    return write(
+        path, [node], {"x": ("float32", ["n", 4])}, ["y"], {"w": normal(4, 4), "z": normal(1)}, domains=domains
+    )
+
+
+BRANCH = helper.make_graph([], "g", [], [])
+
+
+@pytest.mark.parametrize(
+    ("op", "says", "attributes"),
+    [
+        ("If", "control flow", {"then_branch": BRANCH, "else_branch": BRANCH}),
+        ("Loop", "control flow", {"body": BRANCH}),
+        ("LSTM", "recurrent", {}),
+        ("GRU", "recurrent", {}),
+        ("QLinearConv", "quantised", {}),
+        ("DequantizeLinear", "quantised", {}),
+        ("MatMulInteger", "quantised", {}),
+        ("NonZero", "depends on values", {}),
+        ("RandomUniformLike", "random", {}),
+        ("SequenceConstruct", "sequences", {}),
+        ("Bogus", "no translation", {}),
+    ],
+)
+def test_ops_that_cannot_be_are_refused_with_their_node(
+    op: str, says: str, attributes: dict[str, Any], tmp_path: Path
+) -> None:
+    error = refused(holding(tmp_path / "m.onnx", op, ["x", "w"], **attributes))
+    assert says in error.what
+    assert f"node /odd/{op} ({op})" in error.where
+
+
+def test_ops_of_others_are_named_with_their_domain(tmp_path: Path) -> None:
+    error = refused(holding(tmp_path / "m.onnx", "Secret", ["x"], domain="acme"))
+    assert "acme::Secret" in error.what
+    assert "of the file's own" in error.why
+
+
+def test_a_form_of_an_op_that_is_not_covered_is_said(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MaxPool", ["x"], ["y", "places"], name="/pool", kernel_shape=[2, 2])]
+    path = write(tmp_path / "p.onnx", nodes, {"x": ("float32", ["n", 2, 4, 4])}, ["y", "places"])
+    error = refused(path)
+    assert "MaxPool is not translated as it stands here" in error.what
+    assert "node /pool" in error.where
+
+
+def test_shapes_that_depend_on_values_are_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["sizes"], to=TensorProto.INT64),
+        helper.make_node("ConstantOfShape", ["sizes"], ["y"], name="/made"),
+    ]
+    path = write(tmp_path / "v.onnx", nodes, {"x": ("float32", [2])}, ["y"])
+    assert "sizes that depend on values" in refused(path).what
+
+
+def test_a_quantised_dtype_is_refused(tmp_path: Path) -> None:
+    path = holding(tmp_path / "q.onnx", "Identity", ["x"])
+    model = onnx.load(path)
+    model.graph.initializer.append(helper.make_tensor("q", TensorProto.FLOAT8E4M3FN, [1], [1.0]))
+    onnx.save(model, path)
+    assert "before quantisation" in refused(path).cure
+
+
+@pytest.mark.parametrize("opset", [9, 30])
+def test_other_opsets_are_refused_with_the_converter(opset: int, tmp_path: Path) -> None:
+    path = perceptron(tmp_path / "net.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    path.write_bytes(model.SerializeToString())
+    error = refused(path)
+    assert f"it is {opset}" in error.why
+    assert "convert_version" in error.cure
+
+
+def test_damaged_files_are_refused_whatever_is_wrong(tmp_path: Path) -> None:
+    whole = perceptron(tmp_path / "net.onnx").read_bytes()
+    generator = np.random.default_rng(0)
+    path = tmp_path / "bad.onnx"
+    for cut in (1, 10, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:cut])
+        refused(path)
+    errors = []
+    for _ in range(60):
+        broken = bytearray(whole)
+        broken[int(generator.integers(len(broken)))] = int(generator.integers(256))
+        path.write_bytes(broken)
+        try:
+            load(path)
+        except FxpruneError as error:  # anything else is a defect
+            errors.append(error)
+    assert errors
+    assert all(error.what and error.where for error in errors)
+
+
+def test_a_graph_that_is_not_whole_names_what_is_missing(tmp_path: Path) -> None:
+    error = refused(holding(tmp_path / "m.onnx", "Add", ["x", "gone"]))
+    assert "'gone'" in error.why
+
+
+def test_texts_as_inputs_are_refused(tmp_path: Path) -> None:
+    path = holding(tmp_path / "m.onnx", "Identity", ["x"])
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.STRING
+    onnx.save(model, path)
+    assert "texts" in refused(path).what
+
+
+def test_a_wrong_translation_is_an_error_that_names_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = perceptron(tmp_path / "net.onnx")
+    monkeypatch.setitem(table.TRANSLATIONS, "Relu", table.Translation(lambda op, x: x.abs()))
+    with pytest.raises(CaptureError) as caught:
+        load(path)
+    assert "node /net/act/Relu (Relu)" in caught.value.where
+    assert "output logits" in caught.value.where
+
+
+def test_tiny_outputs_of_a_sigmoid_are_held_against_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Sub", ["h", "far"], ["low"]),
+        helper.make_node("Sigmoid", ["low"], ["y"]),
+    ]
+    constants = {"w": normal(8, 4) * np.float32(0.1), "far": np.float32(16)}
+    path = write(tmp_path / "s.onnx", nodes, {"x": ("float32", ["n", 8])}, ["y"], constants)
+    assert load(path).proof[0].max_rel <= 1e-4
+    monkeypatch.setattr(parity, "_BOUNDED", frozenset())
+    monkeypatch.setattr(parity, "_is_rounding", lambda *_: False)
+    with pytest.raises(CaptureError):
+        load(path)
+
+
+def test_a_missing_onnxruntime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = perceptron(tmp_path / "net.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert "pip install onnxruntime" in refused(path).cure
+
+
+def test_numbers_in_typed_fields_are_read(tmp_path: Path) -> None:
+    values: Array = normal(3, 4)
+    path = write(
+        tmp_path / "c.onnx",
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        {"x": ("float32", [3, 4])},
+        ["y"],
+        {"w": values},
+    )
+    model = onnx.load(path)
+    packed = TensorProto(dims=[3, 4], data_type=TensorProto.FLOAT, name="w", float_data=values.flatten().tolist())
+    model.graph.initializer[0].CopyFrom(packed)
+    onnx.save(model, path)
+    module, _ = read_module(path)
+    assert torch.equal(module(torch.zeros(3, 4))["y"], torch.from_numpy(numpy_helper.to_array(packed)))
