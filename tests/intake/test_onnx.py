@@ -432,3 +432,52 @@ def test_numbers_in_typed_fields_are_read(tmp_path: Path) -> None:
     onnx.save(model, path)
     module, _ = read_module(path)
     assert torch.equal(module(torch.zeros(3, 4))["y"], torch.from_numpy(numpy_helper.to_array(packed)))
+
+
+# --- formulas that are one op ---------------------------------------------------------------------------------------
+
+
+def formulas(path: Path, *, power: str = "Pow", half_first: bool = False, leak: bool = False) -> Path:
+    """A layer norm and a GELU, op by op. leak: an output reads the variance"""
+    make = helper.make_node
+    square = make("Pow", ["d", "two"], ["d2"]) if power == "Pow" else make("Mul", ["d", "d"], ["d2"])
+    tail = (
+        [make("Mul", ["n", "half"], ["h"]), make("Mul", ["h", "g2"], ["y"])]
+        if half_first
+        else [make("Mul", ["n", "g2"], ["h"]), make("Mul", ["h", "half"], ["y"])]
+    )
+    nodes = [
+        make("ReduceMean", ["x"], ["mean"], axes=[-1], name="/norm/ReduceMean"),
+        make("Sub", ["x", "mean"], ["d"], name="/norm/Sub"),
+        square,
+        make("ReduceMean", ["d2"], ["var"], axes=[-1], name="/norm/ReduceMean_1"),
+        make("Add", ["var", "eps"], ["more"]),
+        make("Sqrt", ["more"], ["root"]),
+        make("Div", ["d", "root"], ["unit"], name="/norm/Div"),
+        make("Mul", ["unit", "w"], ["scaled"], name="/norm/Mul"),
+        make("Add", ["scaled", "b"], ["n"], name="/norm/Add"),
+        make("Div", ["n", "root2"], ["g0"], name="/act/Div"),
+        make("Erf", ["g0"], ["g1"]),
+        make("Add", ["g1", "one"], ["g2"]),
+        *tail,
+    ]
+    numbers = {"two": 2, "eps": 1e-3, "root2": 2**0.5, "one": 1, "half": 0.5}
+    constants = {"w": normal(8), "b": normal(8, seed=1), **{n: np.float32(v) for n, v in numbers.items()}}
+    outputs = ["y", "var"] if leak else ["y"]
+    return write(path, nodes, {"x": ("float32", ["n", 3, 8])}, outputs, constants, opset=17)
+
+
+@pytest.mark.parametrize("power", ["Pow", "Mul"])
+@pytest.mark.parametrize("half_first", [False, True])
+def test_a_norm_and_a_gelu_that_are_written_out_are_one_op_each(power: str, half_first: bool, tmp_path: Path) -> None:
+    loaded, program = opened(formulas(tmp_path / "f.onnx", power=power, half_first=half_first))
+    ops = [str(n.target) for n in program.graph.nodes if n.op == "call_function" and "sym" not in str(n.target)]
+    assert ops == ["aten.layer_norm.default", "aten.gelu.default"]
+    assert sorted(n for n, _ in loaded.model.named_parameters()) == ["norm.bias", "norm.weight"]
+    assert loaded.proof[0].max_rel < 1e-5
+
+
+def test_a_norm_that_something_else_looks_into_stays_as_it_is(tmp_path: Path) -> None:
+    loaded, program = opened(formulas(tmp_path / "f.onnx", leak=True))
+    assert "aten.layer_norm.default" not in {str(n.target) for n in program.graph.nodes}
+    assert loaded.proof[0].max_rel < 1e-5

@@ -1,6 +1,6 @@
 """An ONNX file as the model
 
-  fxprune compile model.onnx --target onnx --flops 0.6 --data images.npz --out small
+  fxprune compile model.onnx --target onnx --flops 0.6 --data samples.npz --out small
   fxprune inspect model.onnx
 
 The file is read op by op into a PyTorch module; everything else is as with any model: inspect, compile, plan, sweep,

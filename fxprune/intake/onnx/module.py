@@ -34,7 +34,8 @@ class OnnxModule(StatesInputs):
         self.graph = prepare(graph)
         check_translated(self.graph)
         self.inputs = _by_identifier(self.graph)
-        self.known = {n: of_tensor(t) for n, t in self.graph.constants.items() if _is_known(t, n, self.graph)}
+        sizes = _read_as_known(self.graph)
+        self.known = {n: of_tensor(t) for n, t in self.graph.constants.items() if n in sizes or _is_number(t)}
         self.held: Mapping[str, str] = {}
         self.closed: Mapping[str, str] = {}
         for name, held in name_constants(self.graph, _read_as_tensors(self.graph, self.known)).items():
@@ -147,12 +148,16 @@ def _by_identifier(graph: Graph) -> dict[str, Input]:
     return found
 
 
-def _is_known(tensor: Tensor, name: str, graph: Graph) -> bool:
-    """Constants that may be sizes: few whole numbers, single ones, and what is read as such."""
-    if tensor.numel() == 1 or (not tensor.is_floating_point() and tensor.numel() <= FEW):
-        return True
-    readers = [n for n in graph.nodes if name in n.inputs]
-    return any(i in TRANSLATIONS[n.op].known for n in readers for i, read in enumerate(n.inputs) if read == name)
+def _is_number(tensor: Tensor) -> bool:
+    """Whether a constant may be a size, a number or a few of them, wherever it is read."""
+    return tensor.numel() == 1 or (not tensor.is_floating_point() and tensor.numel() <= FEW)
+
+
+def _read_as_known(graph: Graph) -> frozenset[str]:
+    """Values that some node reads as sizes, axes or the like."""
+    return frozenset(
+        name for node in graph.nodes for i, name in enumerate(node.inputs) if i in TRANSLATIONS[node.op].known
+    )
 
 
 def _read_as_tensors(graph: Graph, known: Mapping[str, Known]) -> frozenset[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .graph import Graph, Node, needed
 from .known import of_tensor
 from .machine import compute
+from .patterns import fuse
 from .table import TRANSLATIONS, Op
 
 LINEAR = "fxprune::Linear"
@@ -23,9 +24,9 @@ OWN = "::own"
 
 
 def prepare(graph: Graph) -> Graph:
-    """The same computation with linear layers in place of products, and constants folded that only move or convert."""
-    graph = _with_linears(graph)
-    graph = _folded(graph)
+    """The same computation with linear layers in place of products, norms and GELUs in one piece, and constants folded
+    that only move or convert."""
+    graph = fuse(_folded(_with_linears(graph)))
     graph = _own_rows(_with_linears(graph))
     nodes = needed(graph.nodes, graph.outputs)
     read = {name for node in nodes for name in node.inputs}

@@ -66,7 +66,8 @@ def _resized(op: Op, x: Tensor, mode: str, scales: Sequence[Any] | None, sizes: 
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, int | float) and isinstance(b, int | float) and a == b)
+    """Whether two sizes are one, open ones by their symbols."""
+    return bool(a == b)
 
 
 def _as_torch(
