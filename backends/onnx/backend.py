@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from ...data.memory import give_back
 from ...errors import LoweringError, OptionError
 from ...intake.companions import copy_companions
 from ...intake.load import Loaded
+from ...intake.stated import StatesInputs
 from ...ir.pipeline import Pass, Pipeline
 from ...ir.program import Program
 from ...ir.provenance import first_line, source_line
@@ -54,6 +55,7 @@ class OnnxBackend(Backend):
     threads: int = 0
     table: str = ""
     folder: Path | None = field(default=None, repr=False, compare=False)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     name: ClassVar[str] = "onnx"
     requires: ClassVar[Sequence[str]] = ("onnx", "onnxscript", "onnxruntime")
@@ -69,7 +71,8 @@ class OnnxBackend(Backend):
             )
 
     def with_source(self, source: Loaded) -> OnnxBackend:
-        return replace(self, folder=source.folder)
+        names = source.model.own_names if isinstance(source.model, StatesInputs) else {}
+        return replace(self, folder=source.folder, names=names)
 
     def legalize(self) -> tuple[Pass, ...]:
         return (RelaxViews(), SpellOutAttention(), CastMinuends())
@@ -101,7 +104,7 @@ class OnnxBackend(Backend):
         model = self._translate(program)
         part_sums_from_norms(model.model)
         turn_gelus(model.model)
-        _name_everything(model.model, program)
+        _name_everything(model.model, program, self.names)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
         try:
@@ -164,15 +167,15 @@ def _refuse_numbers(program: Program) -> None:
             )
 
 
-def _name_everything(model: Any, program: Program) -> None:
-    """Inputs as captured, outputs by their keys, open dims as words, and nothing of this machine in the file.
+def _name_everything(model: Any, program: Program, names: Mapping[str, str]) -> None:
+    """Inputs as captured, or by what ``names`` says of them, outputs by their keys, open dims as words, and nothing of this machine in the file.
 
     The exporter names outputs after its nodes, dims after its solver's symbols, and writes the paths of the model's
     source files into every node.
     """
     graph = model.graph
     wanted = [
-        n.name
+        names.get(n.name, n.name)
         for n in program.placeholders()
         if n.name in set(program.user_inputs) and isinstance(n.meta.get("val"), Tensor)
     ]

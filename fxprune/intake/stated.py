@@ -12,10 +12,16 @@ class StatesInputs(nn.Module):
 
     examples    inputs that it takes, in the order of its ``forward``; () where none are known
     vocabulary  ids below it are valid wherever it looks something up
+    own_names   input of ``forward`` -> what it is called where the module comes from, which need be no word of Python
     """
 
     examples: tuple[Tensor, ...] = ()
     vocabulary: int = 2
+
+    @property
+    def own_names(self) -> Mapping[str, str]:
+        """All inputs are called as in ``forward``, unless somebody says otherwise."""
+        return {}
 
     def open_words(self) -> Mapping[str, Mapping[int, str]]:
         """Input of ``forward`` -> dimension -> the word of its open size. Sizes of the same word are equal; a dimension

@@ -44,6 +44,11 @@ class OnnxModule(StatesInputs):
         self.__class__ = _naming(self.inputs)
 
     @property
+    def own_names(self) -> Mapping[str, str]:
+        """Input of ``forward`` -> its name in the file."""
+        return {name: one.name for name, one in self.inputs.items()}
+
+    @property
     def path(self) -> Path:
         """The file."""
         return self.graph.path
