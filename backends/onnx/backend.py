@@ -46,6 +46,7 @@ class OnnxBackend(Backend):
     small file lie beside it as they were.
 
     opset    18 to 20
+    external the weights lie in ``model.onnx.data`` whatever their size
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
     table    path of a recorded table of block timings; by default the one that ``fxprune tune --target onnx`` measured
              on this machine's CPU. Weights with zeros in tiles become block-ELL where it says that this is faster
@@ -54,6 +55,7 @@ class OnnxBackend(Backend):
     opset: int = 18
     threads: int = 0
     table: str = ""
+    external: bool = False
     folder: Path | None = field(default=None, repr=False, compare=False)
     names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -108,7 +110,7 @@ class OnnxBackend(Backend):
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
         try:
-            write_checked(model.model, self.payload(aside), inline=weights < INLINE_LIMIT)
+            write_checked(model.model, self.payload(aside), inline=weights < INLINE_LIMIT and not self.external)
             written = sorted(aside.iterdir(), key=lambda p: p.suffix == self.suffix)  # the main file comes last
             files = tuple(directory / p.name for p in written)
             for source, target in zip(written, files, strict=True):
@@ -168,7 +170,8 @@ def _refuse_numbers(program: Program) -> None:
 
 
 def _name_everything(model: Any, program: Program, names: Mapping[str, str]) -> None:
-    """Inputs as captured, or by what ``names`` says of them, outputs by their keys, open dims as words, and nothing of this machine in the file.
+    """Inputs as captured, or as ``names`` calls them, outputs by their keys, open dims as words, and nothing of this
+    machine in the file.
 
     The exporter names outputs after its nodes, dims after its solver's symbols, and writes the paths of the model's
     source files into every node.

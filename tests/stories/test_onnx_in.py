@@ -103,9 +103,10 @@ def test_every_command_takes_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["verify", delivery, "--skip-latency"]) == OK
 
 
-def test_a_smaller_file_can_come_in_again(tmp_path: Path) -> None:
+def test_a_smaller_file_with_its_weights_beside_it_can_come_in_again(tmp_path: Path) -> None:
     source = perceptron(tmp_path / "net.onnx", width=64)
-    once = fxprune.compile(source, flops=0.6, target="onnx", out=tmp_path / "once")
+    once = fxprune.compile(source, flops=0.6, target="onnx{external=true}", out=tmp_path / "once")
+    assert (tmp_path / "once" / "model.onnx.data").stat().st_size > 1000
     twice = fxprune.compile(tmp_path / "once" / "model.onnx", flops=0.6, target="onnx", out=tmp_path / "twice")
     assert twice.report["cost"]["dense"] == once.report["cost"]["compressed"]
 

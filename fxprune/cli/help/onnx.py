@@ -12,7 +12,7 @@ Proof      Before anything is done the module is held against onnxruntime on the
 Sizes      What the file fixes stays fixed, and what it leaves open (batch, seq, ?) stays open, at once in all inputs
            that use the same word. A size that cannot stay open is told, with the reason.
 Names      Inputs and outputs keep their names, in the ONNX file that is written too; --input, data and Python call an
-           input by the same with underscores for what is no letter or digit (serving_default_x:0 is serving_default_x_0).
+           input by the same with underscores for what is no letter or digit (image:0 is image_0).
            Weights are named as PyTorch named them, else by the path of the node that reads them: /layer.0/query/MatMul
            gives layer.0.query.weight, and groups and reports read so.
 Opsets     11 to 23; onnx.version_converter.convert_version makes another of an older file.
