@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli.entry import main
+from .cli.entry import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -142,6 +142,12 @@ class MissingDevice(FxpruneError):
     exit_code = 4
 
 
+class ProcessDied(FxpruneError):
+    """The process that did the work was ended by a signal: out of memory, or native code that crashed."""
+
+    exit_code = 5
+
+
 class InternalError(Exception):
     """A broken invariant of fxprune itself. Carries the pipeline text that reproduces it."""
 
@@ -153,10 +159,10 @@ class InternalError(Exception):
         super().__init__(f"{what}{hint}\n  {REPORT_IT}")
 
 
-def brought_by(thing: object) -> str:
+def find_package(thing: object) -> str:
     """``package.module:Name`` of a class, a function or an object that another package brought; "" for fxprune's own.
 
-    >>> brought_by(FxpruneError), brought_by(difflib.get_close_matches)
+    >>> find_package(FxpruneError), find_package(difflib.get_close_matches)
     ('', 'difflib:get_close_matches')
     """
     one = thing if hasattr(thing, "__qualname__") else type(thing)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import plugins
-from .errors import InternalError, OptionError, brought_by, nearest
+from .errors import InternalError, OptionError, find_package, nearest
 from .ir.pipeline import Pass
 from .ir.spec import build, parse
 from .target.backend import Backend
@@ -132,7 +132,7 @@ def lookup(kind: str, name: str) -> Any:
     """The class or function behind ``name``; plugins are asked where fxprune has none. Raises OptionError with the
     nearest name when nobody has, and says which plugin is broken."""
     if name in TABLES[kind] and kind != "kind":
-        return _built_in(kind, name, TABLES[kind][name])
+        return _import_built_in(kind, name, TABLES[kind][name])
     plugin = plugins.find(kind, name)
     if plugin is not None:
         return _of_plugin(kind, name, plugin)
@@ -149,7 +149,7 @@ def lookup(kind: str, name: str) -> Any:
     )
 
 
-def _built_in(kind: str, name: str, path: str) -> Any:
+def _import_built_in(kind: str, name: str, path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -177,13 +177,13 @@ def _of_plugin(kind: str, name: str, plugin: plugins.Plugin) -> Any:
             why=f"{type(error).__name__}: {error}",
             cure="install what it needs, or remove the plugin",
         ) from error
-    return _named(found, kind, name, plugin)
+    return _name_plugin(found, kind, name, plugin)
 
 
-def _named(found: Any, kind: str, name: str, plugin: plugins.Plugin) -> Any:
+def _name_plugin(found: Any, kind: str, name: str, plugin: plugins.Plugin) -> Any:
     """What a plugin brought under the name of its entry point, whatever its class is called: reports name it so, and
     their pipelines ask for it by that name. Raises OptionError where the class itself states another one."""
-    if kind not in ("pass", "criterion", "reducer") or not isinstance(found, type) or not brought_by(found):
+    if kind not in ("pass", "criterion", "reducer") or not isinstance(found, type) or not find_package(found):
         return found
     stated = getattr(found, "name", "")
     if not stated:
@@ -214,7 +214,8 @@ def kind(name: str) -> KindPasses:
     """The passes of a kind of thing that a search can choose. Raises OptionError with the nearest name."""
     if name in KINDS:
         find, apply = (
-            _built_in("kind", name, part) if ":" in part else lookup("pass", part) for part in KINDS[name].split()
+            _import_built_in("kind", name, part) if ":" in part else lookup("pass", part)
+            for part in KINDS[name].split()
         )
     else:
         found = lookup("kind", name)
@@ -234,7 +235,7 @@ def brings_passes(kind: str) -> bool:
     return ":" in KINDS.get(kind, ":")
 
 
-def added_kinds() -> list[KindPasses]:
+def load_kinds() -> list[KindPasses]:
     """What the kinds that bring their passes are made of; one that is broken is in nobody else's way."""
     found = []
     for name in (*filter(brings_passes, KINDS), *plugins.names("kind")):
@@ -245,7 +246,7 @@ def added_kinds() -> list[KindPasses]:
 
 def _pass_of_a_kind(slug: str) -> type[Pass] | None:
     """The pass of that name that comes with a kind."""
-    return next((p for one in added_kinds() for p in (one.find, one.apply) if p.slug() == slug), None)
+    return next((p for one in load_kinds() for p in (one.find, one.apply) if p.slug() == slug), None)
 
 
 def backend(name: str, **options: Any) -> Backend:

@@ -63,12 +63,12 @@ def masking_error(
     sizes   values of the program's symbols, where they are not to be the example's
     """
 
-    def masked_at(inputs: Sequence[Any]) -> list[Any]:
+    def run_masked(inputs: Sequence[Any]) -> list[Any]:
         with seeded(seed):
             return masked_run(program, program.need("plan"), inputs)
 
     try:
-        flat, want = inputs_that_run(program, masked_at, sizes, seed, seed)
+        flat, want = inputs_that_run(program, run_masked, sizes, seed, seed)
     except Exception as failure:
         raise VerifyError(
             "the captured graph does not run on its own example inputs",
@@ -81,7 +81,7 @@ def masking_error(
     error = relative_error(got, want)
     if error <= limit:
         return error
-    kept = steady(masked_at, flat, want, limit, seed)
+    kept = steady(run_masked, flat, want, limit, seed)
     return error if kept is None else relative_error([g[kept] for g in got], [w[kept] for w in want])
 
 

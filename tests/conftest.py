@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from support.remembered import Captures, Hints, Translations
 
 from fxprune.artifact import delivered
 from fxprune.cli.demo import Digits, DigitsViT, digits, train
+from fxprune.data import memory
 from fxprune.intake import capture
 from fxprune.report import plots
 
@@ -38,12 +41,16 @@ def _remembered() -> Iterator[None]:
             patch.setattr(capture, "capture", Captures(capture.capture))
             patch.setattr(typing, "get_type_hints", Hints(typing.get_type_hints))
             patch.setattr(torch.onnx, "export", Translations(torch.onnx.export))
+            # hundreds of results need not be written into as little memory as there is: to search all that the tests
+            # hold for cycles takes half a second
+            patch.setattr(memory, "gc", types.SimpleNamespace(collect=lambda: 0))
         yield
 
 
 @pytest.fixture
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the test itself holds a model: for tests of what is let go."""
+    monkeypatch.setattr(memory, "gc", gc)
     if isinstance(capture.capture, Captures):
         capture.capture.kept.clear()
         monkeypatch.setattr(capture, "capture", capture.capture.capture)

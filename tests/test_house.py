@@ -23,7 +23,8 @@ from fxprune.process.deprecation import DEPRECATED, number
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for folder in ("fxprune", "passes", "backends") for p in (ROOT / folder).rglob("*.py"))
-CODE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "tools").rglob("*.py"))]
+TOOLS = sorted((ROOT / "tools").rglob("*.py"))
+CODE = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *TOOLS]
 LONGEST, LONGEST_TEST = 400, 470  # lines of a file
 LONGEST_BODY, PARAMETERS = 60, 12  # lines of a function without its docstring; the public entry points may take more
 ENTRIES = {
@@ -208,6 +209,35 @@ def test_names_say_something(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef):
             assert not re.search(r"(Config|Manager|Context|Registry)$", node.name), f"{path}: {node.name}"
+
+
+# fmt: off
+IRREGULAR = {
+    "begun", "bent", "born", "borne", "bought", "bound", "brought", "built", "caught", "chosen", "dealt", "done",
+    "drawn", "driven", "fed", "felt", "foretold", "forgotten", "found", "given", "gone", "gotten", "grown", "heard",
+    "held", "hidden", "hung", "kept", "known", "laid", "lain", "led", "left", "lent", "lost", "made", "meant",
+    "met", "paid", "proven", "risen", "said", "seen", "sent", "shaken", "shown", "shrunk", "sold", "sought",
+    "spent", "spoken", "spun", "stood", "struck", "stuck", "swept", "taken", "taught", "thought", "thrown", "told",
+    "torn", "understood", "won", "worn", "written",
+}
+# What reads as the value that it is, or as a clause of ``with``, and names that 0.1.0 promised.
+ADJECTIVES = {
+    "deprecated", "grouped_mm", "kept", "kept_index", "kept_total", "left_to_right", "masked", "masked_run", "reduced",
+    "renamed", "seeded", "unchanged", "untouched",
+}
+# fmt: on
+NO_PARTICIPLES = {"bed", "embed", "exceed", "feed", "need", "proceed", "seed", "shed", "speed", "succeed"}
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TOOLS], ids=names)
+def test_a_function_is_named_by_a_verb_that_acts(path: Path) -> None:
+    """No name begins with a participle (``told``, ``divided_by``), but a property's, which is read like a field."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.strip("_") not in ADJECTIVES:
+            first = node.name.strip("_").partition("_")[0]
+            participle = first in IRREGULAR or (first.endswith("ed") and first not in NO_PARTICIPLES)
+            field = any(ast.unparse(d).endswith("property") for d in node.decorator_list)
+            assert field or not participle, f"{path}:{node.lineno}: {node.name} names what came out, not what it does"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=names)

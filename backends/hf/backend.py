@@ -28,7 +28,7 @@ from ...target.backend import Backend, Lowered, Runner
 from ...target.parity import eager, inputs_that_run
 from . import modeling_pruned
 from .config_numbers import KnownClass, numbers_for_shapes, numbers_of
-from .fit import ClassState, Numbers, input_names, numbers_for, refused_by_config, state_of
+from .fit import ClassState, Numbers, find_config_refusal, input_names, numbers_for, state_of
 from .folder import CODE, SourceFolder, need_folder
 from .hold_to_class import HoldToClass
 from .load import load_whole
@@ -164,7 +164,7 @@ def _uniform(program: Program, source: SourceFolder, state: ClassState) -> dict[
         return {}
     flat, _ = inputs_that_run(program, eager(program.exported))
     said = numbers_for_shapes(known, numbers_of(known, sizes), shapes)
-    found = next((one for one in said if not refused_by_config(program, known, one, state, flat)), None)
+    found = next((one for one in said if not find_config_refusal(program, known, one, state, flat)), None)
     if found is None:
         raise LoweringError(
             f"no numbers of {type(source.model.config).__name__} say the widths of this plan",

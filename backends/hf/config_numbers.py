@@ -55,7 +55,7 @@ class KnownClass:
         """That of a loaded model."""
         return KnownClass(model.rebuilt if isinstance(model, SentenceEncoder) else type(model), model.config)
 
-    def changed(self, numbers: Mapping[Path, int]) -> Any:
+    def change(self, numbers: Mapping[Path, int]) -> Any:
         """A config with these numbers, as it is read from a file: it may refuse them."""
         config = copy.deepcopy(self.config)
         for path, value in numbers.items():
@@ -69,7 +69,7 @@ class KnownClass:
         """Shapes of the state dict that the class builds with these numbers; None where it does not build."""
         try:
             with torch.device("meta"), quiet():
-                made = self.cls(self.changed(numbers))
+                made = self.cls(self.change(numbers))
         except Exception:  # whatever the class says of such numbers
             return None
         return {name: tuple(t.shape) for name, t in made.state_dict().items()}
@@ -77,7 +77,7 @@ class KnownClass:
     def build(self, numbers: Mapping[Path, int], tensors: Mapping[str, Tensor]) -> Any:
         """The model that the class builds with these numbers, with these weights. Raises whatever the class says."""
         with seeded(0), quiet():
-            made: Any = self.cls(self.changed(numbers))
+            made: Any = self.cls(self.change(numbers))
         made.load_state_dict(dict(tensors), assign=True)
         made.tie_weights()
         return made.eval()
@@ -104,7 +104,7 @@ def numbers_of(known: KnownClass, sizes: Sequence[int]) -> tuple[Number, ...]:
         if path in found or known.shapes({path: value}) != whole:
             continue
         for other in (value // 2, 2 * value):
-            moves = _moved(whole, known.shapes({path: other}))
+            moves = _find_changed(whole, known.shapes({path: other}))
             if moves:
                 found[path] = Number(path, value, moves)
                 break
@@ -127,7 +127,7 @@ def numbers_for_shapes(known: KnownClass, numbers: Sequence[Number], shapes: Sha
                 yield dict(chosen)
 
 
-def _moved(whole: Shapes, other: Shapes | None) -> frozenset[Place]:
+def _find_changed(whole: Shapes, other: Shapes | None) -> frozenset[Place]:
     """The dimensions that changed; none where there are other weights, or with other ranks."""
     if other is None or other.keys() != whole.keys() or any(len(other[n]) != len(s) for n, s in whole.items()):
         return frozenset()

@@ -113,7 +113,7 @@ def run_class(
 ) -> list[Tensor]:
     """Outputs of the dense model's own code on the pruned tensors; the model is left as it was."""
     wearing = functools.partial(torch.func.functional_call, model, dict(state.tensors), tie_weights=False)
-    with _worn(model, state, numbers):
+    with _wear_sizes(model, state, numbers):
         return run_module(program, lambda *args, **kwargs: wearing(args, kwargs), flat)
 
 
@@ -125,7 +125,7 @@ def run_module(program: Program, model: Callable[..., Any], flat: Sequence[Any])
     return [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
 
 
-def refused_by_config(
+def find_config_refusal(
     program: Program, known: KnownClass, numbers: Mapping[Path, int], state: ClassState, flat: Sequence[Any]
 ) -> str:
     """Why the class, built with these numbers of its config, does not compute on ``flat`` what the program does; "" if
@@ -140,7 +140,7 @@ def refused_by_config(
 
 
 @contextmanager
-def _worn(model: nn.Module, state: ClassState, numbers: Numbers) -> Iterator[None]:
+def _wear_sizes(model: nn.Module, state: ClassState, numbers: Numbers) -> Iterator[None]:
     """The modules of ``model`` say the sizes of the pruned tensors; put back afterwards."""
     owners = {name.rpartition(".")[0] for name in state.shapes}
     touched = {name: model.get_submodule(name) for name in (*owners, *numbers)}

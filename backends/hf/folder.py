@@ -48,11 +48,11 @@ class SourceFolder:
         places: Mapping[str, str] = encoder.folders if encoder else {}
         own = source.folder / inside
         config = json.loads((own / CONFIG).read_text(encoding="utf-8"))
-        dtypes = {(TRANSFORMER if encoder else "") + name: dtype for name, dtype in _stored(own)}
+        dtypes = {(TRANSFORMER if encoder else "") + name: dtype for name, dtype in _read_dtypes(own)}
         for stage, place in places.items():
             if place not in ("", inside):
-                dtypes |= {f"{STAGES}{stage}.{name}": dtype for name, dtype in _stored(source.folder / place)}
-        counted = collections.Counter(dtypes.values()) or {_stated(config): 1}
+                dtypes |= {f"{STAGES}{stage}.{name}": dtype for name, dtype in _read_dtypes(source.folder / place)}
+        counted = collections.Counter(dtypes.values()) or {_read_stated_dtype(config): 1}
         return SourceFolder(source.folder, source.model, config, dtypes, max(counted, key=lambda d: counted[d]))
 
     @property
@@ -163,7 +163,7 @@ def need_folder(source: SourceFolder | None) -> SourceFolder:
     return source
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, torch.dtype]]:
+def _read_dtypes(folder: Path) -> Iterator[tuple[str, torch.dtype]]:
     """(name, dtype) of every floating tensor in a folder's safetensors."""
     from safetensors import safe_open
 
@@ -183,6 +183,6 @@ def _change(path: Path, said: Mapping[str, Any], add: bool = True) -> None:
         path.write_text(json.dumps({**told, **new}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _stated(config: Mapping[str, Any]) -> torch.dtype:
+def _read_stated_dtype(config: Mapping[str, Any]) -> torch.dtype:
     found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32

@@ -17,7 +17,7 @@ from ...ir.program import Program
 from ...passes.transform.slice_axes import SliceAxes
 from ...target.parity import eager, inputs_that_run
 from .config_numbers import KnownClass
-from .fit import numbers_for, refused_by_config, state_of
+from .fit import find_config_refusal, numbers_for, state_of
 from .folder import SourceFolder, need_folder
 from .ties import ClassTie, tie_groups
 
@@ -56,15 +56,15 @@ class HoldToClass(Analysis):
             return program.but(groups=_uniform(program, folder, wanted, flat))
         changed: dict[str, PruneGroup] = {}
         everywhere = [(g, _some(g, n)) for alike in _alike(wanted) for n, g in enumerate(alike)]
-        fits = not _refused(program, folder, flat, everywhere)
+        fits = not _check_counts(program, folder, flat, everywhere)
         for alike in _alike(wanted):
-            why = "" if fits else _refused(program, folder, flat, [(g, _some(g, n)) for n, g in enumerate(alike)])
+            why = "" if fits else _check_counts(program, folder, flat, [(g, _some(g, n)) for n, g in enumerate(alike)])
             if why:
                 said = f"{folder.class_name} cannot say it: {why}"
                 changed |= {g.name: g.but(frozen=said) for g in alike}
                 continue
             vanishing = [g for g in alike if g.floor == 0]
-            if vanishing and _refused(program, folder, flat, [(g, 0) for g in vanishing]):
+            if vanishing and _check_counts(program, folder, flat, [(g, 0) for g in vanishing]):
                 changed |= {g.name: g.but(floor=min(g.size, g.granularity)) for g in vanishing}
         return program.but(groups=tuple(changed.get(g.name, g) for g in program.need("groups")))
 
@@ -81,18 +81,18 @@ def _uniform(
     """The program's groups with ties behind them, and frozen where no number of the config says their count, or the
     class with that number does not compute what the graph does."""
     known = KnownClass.of(folder.model)
-    ties, refused = tie_groups(wanted, known, lambda tie: _refused_tie(program, folder, known, flat, tie))
+    ties, refused = tie_groups(wanted, known, lambda tie: _check_tie(program, folder, known, flat, tie))
     said = {name: f"{folder.class_name} cannot say it: {why}" for name, why in refused.items()}
     return (*(g.but(frozen=said[g.name]) if g.name in said else g for g in program.need("groups")), *ties)
 
 
-def _refused_tie(program: Program, folder: SourceFolder, known: KnownClass, flat: Sequence[Any], tie: ClassTie) -> str:
+def _check_tie(program: Program, folder: SourceFolder, known: KnownClass, flat: Sequence[Any], tie: ClassTie) -> str:
     """Why the class, built with the numbers of a tie that is cut to its middle, does not compute what the graph does;
     "" if it does."""
     count = tie.counts[(len(tie.counts) - 1) // 2]
     try:
-        small = _sliced(program, [(g, count) for g in tie.tied])
-        return refused_by_config(small, known, tie.config_at(count), state_of(small, folder.model), flat)
+        small = _slice(program, [(g, count) for g in tie.tied])
+        return find_config_refusal(small, known, tie.config_at(count), state_of(small, folder.model), flat)
     except FxpruneError as error:
         return error.what
 
@@ -112,18 +112,18 @@ def _some(group: PruneGroup, number: int) -> int:
     return max(1, min(group.size - 1, group.size - group.size // share))
 
 
-def _refused(
+def _check_counts(
     program: Program, folder: SourceFolder, flat: Sequence[Any], counts: Sequence[tuple[PruneGroup, int]]
 ) -> str:
     """Why the class does not compute what the graph does where so many elements stay, the last ones; "" if it does."""
     try:
-        small = _sliced(program, counts)
+        small = _slice(program, counts)
         return numbers_for(small, folder.model, state_of(small, folder.model), flat, eager(small.exported)(flat))[1]
     except FxpruneError as error:
         return error.what
 
 
-def _sliced(program: Program, counts: Sequence[tuple[PruneGroup, int]]) -> Program:
+def _slice(program: Program, counts: Sequence[tuple[PruneGroup, int]]) -> Program:
     """The program where so many elements of these groups stay, the last ones."""
     choices = {g.name: Choice(str(g.kind), g.size, tuple(range(g.size - n, g.size))) for g, n in counts}
     return SliceAxes().run(program.but(plan=CompressionPlan(choices)))

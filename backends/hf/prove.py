@@ -58,7 +58,7 @@ def prove_in_fresh_process(program: Program, folder: Path, source: SourceFolder,
     found = {
         "max_rel": worst,
         "sizes": [dict(t) for t in trials],
-        "generate": _checked(told["generate"], source, named),
+        "generate": _check_generation(told["generate"], source, named),
     }
     if not told["encode"]:
         return found
@@ -112,7 +112,7 @@ def _run_fresh(
     return told, load_file(work / "outputs.safetensors")
 
 
-def _checked(said: str, source: SourceFolder, inputs: Mapping[str, Any]) -> str:
+def _check_generation(said: str, source: SourceFolder, inputs: Mapping[str, Any]) -> str:
     """What the fresh process says of generation. Raises VerifyError where the dense model does better."""
     if said in ("equal", "no"):
         return said

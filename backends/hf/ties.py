@@ -95,12 +95,13 @@ def _counts(tie: Tie, numbers: Sequence[Number], known: KnownClass, whole: Shape
     refused = {
         k
         for k in some
-        if k != tie.size and known.shapes({n.path: n.value * k // tie.size for n in numbers}) != _sliced(tie, k, whole)
+        if k != tie.size
+        and known.shapes({n.path: n.value * k // tie.size for n in numbers}) != _slice_shapes(tie, k, whole)
     }
     return () if refused and some is not levels else tuple(k for k in levels if k not in refused)
 
 
-def _sliced(tie: Tie, count: int, whole: Shapes) -> dict[str, tuple[int, ...]]:
+def _slice_shapes(tie: Tie, count: int, whole: Shapes) -> dict[str, tuple[int, ...]]:
     """Shapes where every group of the tie keeps so many."""
     found = dict(whole)
     for group in tie.tied:

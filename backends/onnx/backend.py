@@ -21,10 +21,9 @@ from ...intake.load import Loaded
 from ...intake.stated import StatesInputs
 from ...ir.pipeline import Pass, Pipeline
 from ...ir.program import Program
-from ...ir.provenance import first_line, source_line
+from ...ir.provenance import first_line
 from ...ir.signature import dim_names, output_names
 from ...process.environment import cpu_name, versions
-from ...process.silence import quiet
 from ...target.backend import Backend, Lowered, Runner
 from ...target.block_table import table_for
 from ...target.gate import report, words
@@ -33,7 +32,7 @@ from .block_ell import UseBlockEll
 from .file import write_checked
 from .legalize import CastMinuends, RelaxViews, SpellOutAttention
 from .runtime_forms import part_sums_from_norms, turn_gelus
-from .translations import translations
+from .translate import translate
 
 INLINE_LIMIT = 2**29  # a protobuf message ends at 2 GiB, and long before that onnxruntime maps what lies beside it
 OPSETS = (18, 20)  # the exporter's translations start at 18; TensorRT builds fail on what 23 brings
@@ -85,10 +84,10 @@ class OnnxBackend(Backend):
         table = table_for(cpu_name(), "ell", self.table)
         gate = UseBlockEll(table, f"onnxruntime on {cpu_name()}")
         program, (gated,) = Pipeline((gate,)).apply(program)
-        files = self.write(program, directory)
+        files, said = self.write(program, directory)
         left_out = [] if self.folder is None else copy_companions(self.folder, directory)
-        said = [f"file not copied, large or with an odd name: {name}" for name in left_out]
-        about = report(gated.record, table), (*words(gated.record), *said)
+        uncopied = [f"file not copied, large or with an odd name: {name}" for name in left_out]
+        about = report(gated.record, table), (*words(gated.record), *said, *uncopied)
         give_back()  # the exporter's graphs are full of cycles, and onnxruntime is about to read the weights again
         payload = self.payload(directory)
         try:
@@ -101,9 +100,9 @@ class OnnxBackend(Backend):
                 cure="update onnxruntime, or try another --opset",
             ) from error
 
-    def write(self, program: Program, directory: Path) -> tuple[Path, ...]:
-        """Translate, check and write a legalized program, and run nothing; the main file is the last."""
-        model = self._translate(program)
+    def write(self, program: Program, directory: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+        """Translate, check and write a legalized program, and run nothing: (files, the main one last; notes)."""
+        model, notes = translate(program, self.opset)
         part_sums_from_norms(model.model)
         turn_gelus(model.model)
         _name_everything(model.model, program, self.names)
@@ -117,7 +116,7 @@ class OnnxBackend(Backend):
                 os.replace(source, target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        return files
+        return files, notes
 
     def load(self, payload: Path) -> Runner:
         running = session(payload, self.threads)
@@ -128,20 +127,6 @@ class OnnxBackend(Backend):
             return [torch.from_numpy(o) for o in running.run(None, dict(zip(names, tensors, strict=True)))]
 
         return run
-
-    def _translate(self, program: Program) -> Any:
-        """The program as a ``torch.onnx.ONNXProgram``."""
-        try:
-            with quiet():
-                return torch.onnx.export(
-                    program.exported,
-                    dynamo=True,
-                    opset_version=self.opset,
-                    verbose=False,
-                    custom_translation_table=translations(),
-                )
-        except Exception as error:  # the exporter wraps what its translations raise, several levels deep
-            raise _lowering_error(program, error) from error
 
 
 def _refuse_dtypes(program: Program) -> None:
@@ -214,34 +199,3 @@ def _name_everything(model: Any, program: Program, names: Mapping[str, str]) -> 
             )
     model.producer_name, model.producer_version = "fxprune", versions().get("fxprune", "0")
     model.graph.name = re.sub(r"\W", "_", program.name)
-
-
-_GUILTY = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=([\w.]+)\]")
-
-
-def _lowering_error(program: Program, error: BaseException) -> LoweringError:
-    """What the exporter said, as node, op and source line."""
-    said, cause = [error], error.__cause__ or error.__context__
-    while cause is not None and len(said) < 10:
-        said.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    guilty = next((m for e in reversed(said) if (m := _GUILTY.search(str(e)))), None)
-    reason = first_line(said[-1])
-    if guilty is None:
-        return LoweringError(
-            "the graph cannot be translated to ONNX",
-            where=program.name,
-            why=reason,
-            cure="`--target eager` works meanwhile",
-        )
-    name, op = guilty.groups()
-    node = next((n for n in program.graph.nodes if n.name == name), None)
-    trace = guilty.string[guilty.end() :] if node is None else node.meta.get("stack_trace") or ""
-    return LoweringError(
-        f"{op.removeprefix('torch.ops.')} has no translation to ONNX"
-        if "No ONNX function" in reason
-        else f"{op.removeprefix('torch.ops.')} cannot be translated to ONNX",
-        where=f"node {name}" + (f", from {line}" if (line := source_line(trace)) else ""),
-        why=reason,
-        cure="write that line with standard ops, or use `--target eager`",
-    )

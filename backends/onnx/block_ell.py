@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from ...ir.dataflow import added, bind
+from ...ir.dataflow import bind, find_bias
 from ...ir.layer_editor import Replacing
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -50,7 +50,7 @@ def replace_layers(program: Program, layers: Sequence[SparseLayer], by: str) -> 
     edit = Replacing(program, by)
     for layer in layers:
         _replace(edit, layer)
-    return program.without_facts(exported=edit.done())
+    return program.without_facts(exported=edit.finish())
 
 
 def ell(weight: Tensor, live: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def _replace(edit: Replacing, layer: SparseLayer) -> None:
         for n, t in zip(("blocks", "index"), ell(weight, layer.live, layer.tile), strict=True)
     )
     (rows, columns), (_, bk), (outputs, inputs) = layer.live.shape, layer.tile, matrix.shape
-    bias = added(node)
+    bias = find_bias(node)
     with edit.graph.inserting_before(node):
 
         def emit(target: Any, *args: Any) -> Node:

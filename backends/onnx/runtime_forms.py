@@ -36,7 +36,7 @@ def turn_gelus(model: Any) -> int:
         if inner is None or inner.op_type != "Mul" or len(half.uses()) != 1:
             continue
         factor, grown = inner.inputs
-        if not (_half(factor) and _grown_erf(grown)):
+        if not (_half(factor) and _is_grown_erf(grown)):
             continue
         inner.replace_input_with(0, x)
         node.replace_input_with(0, half)
@@ -51,7 +51,7 @@ def _half(value: Any) -> bool:
     return constant is not None and constant.size == 1 and float(constant.numpy().reshape(())) == 0.5
 
 
-def _grown_erf(value: Any) -> bool:
+def _is_grown_erf(value: Any) -> bool:
     """Whether it is 1 + erf(..)."""
     node = value.producer()
     sources = [] if node is None or node.op_type != "Add" else [v.producer() for v in node.inputs if v is not None]

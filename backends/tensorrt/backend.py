@@ -153,7 +153,7 @@ class TensorRTBackend(Backend):
         return tuple(filter(None, self.capability.split("+")))
 
     def _flags(self, tools: Toolchain) -> Flags:
-        cache = self.timing_cache or str(_kept_cache(tools))
+        cache = self.timing_cache or str(_find_cache(tools))
         return Flags(
             self.dtype != "fp32",
             size_of(self.workspace),
@@ -185,11 +185,12 @@ class TensorRTBackend(Backend):
         if all(t.dtype is not torch.bfloat16 for t in legal.tensors.values()):
             made: Lowered = onnx.lower(legal, directory)
             return made
-        files = onnx.write(legal, directory)
+        files, notes = onnx.write(legal, directory)
         return Lowered(
             files[-1],
             files,
             eager(legal.exported),
+            notes=notes,
             runtime="PyTorch (onnxruntime has no bfloat16 kernels, so the ONNX file was not run)",
         )
 
@@ -243,7 +244,7 @@ def _tight(seen: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _kept_cache(tools: Toolchain) -> Path:
+def _find_cache(tools: Toolchain) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{tools.gpu}-{tools.trt.__version__}")
     return root / "fxprune" / "tensorrt" / f"{name}.cache"

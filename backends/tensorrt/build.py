@@ -58,7 +58,7 @@ def by_converters(program: Program, inputs: Sequence[InputProfile], tools: Toolc
     module = lower_graph(program, chosen)
     check_coverage(program, module, chosen)
     specs = [_spec(torch_tensorrt, one) for one in inputs]
-    with heard() as said:
+    with hear_converters() as said:
         try:
             with quiet_warnings():
                 making = TRTInterpreter(
@@ -219,7 +219,7 @@ def _logger(trt: Any, said: list[str]) -> Any:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def hear_converters() -> Iterator[list[str]]:
     """What torch-tensorrt logs as errors while the block runs; nothing of it reaches the screen."""
     said: list[str] = []
 

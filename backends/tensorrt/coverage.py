@@ -46,7 +46,7 @@ def lower_graph(program: Program, settings: Any) -> GraphModule:
     from torch_tensorrt.dynamo.lowering import get_decompositions, post_lowering, pre_export_lowering
 
     with quiet():
-        exported = pre_export_lowering(_marked(program), settings)
+        exported = pre_export_lowering(_mark_nodes(program), settings)
         exported = exported.run_decompositions(get_decompositions(settings.enable_experimental_decompositions))
         module: GraphModule = post_lowering(exported.module(), settings)
     for node in module.graph.nodes:  # numbers and None that the model takes are constants of the graph by now
@@ -56,7 +56,7 @@ def lower_graph(program: Program, settings: Any) -> GraphModule:
     return module
 
 
-def unsupported(program: Program, module: GraphModule, settings: Any) -> list[Unsupported]:
+def find_unsupported(program: Program, module: GraphModule, settings: Any) -> list[Unsupported]:
     """Nodes of ``module`` (made by :func:`lower_graph`) that no converter takes with these arguments and open sizes."""
     from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS
 
@@ -67,13 +67,13 @@ def unsupported(program: Program, module: GraphModule, settings: Any) -> list[Un
         with quiet():
             covered = node.op not in ("call_function", "call_method", "call_module") or node in DYNAMO_CONVERTERS
         if not covered and node.target is not operator.getitem:  # an output of a node that is named already
-            found.append(_described(node, sources))
+            found.append(_describe(node, sources))
     return found
 
 
 def check_coverage(program: Program, module: GraphModule, settings: Any) -> None:
     """Raise LoweringError that names every node without a converter."""
-    found = unsupported(program, module, settings)
+    found = find_unsupported(program, module, settings)
     if found:
         raise not_covered(found)
 
@@ -90,7 +90,7 @@ def not_covered(found: Sequence[Unsupported]) -> LoweringError:
     )
 
 
-def _marked(program: Program) -> torch.export.ExportedProgram:
+def _mark_nodes(program: Program) -> torch.export.ExportedProgram:
     module = copy_graph(program.exported)
     for node in module.graph.nodes:
         if node.op == "call_function":
@@ -98,7 +98,7 @@ def _marked(program: Program) -> torch.export.ExportedProgram:
     return rebuild(program.exported, module)
 
 
-def _described(node: Node, sources: dict[str, Node]) -> Unsupported:
+def _describe(node: Node, sources: dict[str, Node]) -> Unsupported:
     name = str((node.meta.get("custom") or {}).get(MARK) or "")
     if not name:  # made by torch-tensorrt's own passes: what it reads is the next best
         name = next(

@@ -28,7 +28,7 @@ class SpellOutGathers(Transform):
         edit = Replacing(program, self.slug())
         for name in found:
             _spell_out(edit, edit.nodes[name])
-        return program.without_facts(exported=edit.done())
+        return program.without_facts(exported=edit.finish())
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PoolByMean(Transform):
             with edit.graph.inserting_before(node):
                 mean = edit.call(node, aten.mean.dim, node.args[0], [-2, -1], True)
             edit.instead(node, mean)
-        return program.without_facts(exported=edit.done())
+        return program.without_facts(exported=edit.finish())
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SpellOutMaxima(Transform):
                     )
                 edit.instead(item, new)
             edit.graph.erase_node(node)
-        return program.without_facts(exported=edit.done())
+        return program.without_facts(exported=edit.finish())
 
 
 EXTREMES: dict[Any, tuple[Any, Any]] = {

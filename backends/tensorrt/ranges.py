@@ -44,7 +44,7 @@ class _Watch(Interpreter):
         except (RuntimeError, NotImplementedError) as error:
             if "not implemented for" not in str(error):
                 raise
-            value = self._widened(n)
+            value = self._widen(n)
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, Tensor) and one.is_floating_point() and one.numel():
                 finite = one.isfinite()
@@ -53,7 +53,7 @@ class _Watch(Interpreter):
                 mine.largest = max(mine.largest, float(torch.where(finite, one, 0).abs().max()))
         return value
 
-    def _widened(self, n: Node) -> Any:
+    def _widen(self, n: Node) -> Any:
         """What this CPU has no half kernel for, computed in float32 and rounded."""
         args, kwargs = torch.utils._pytree.tree_map_only(
             Tensor, lambda t: t.float() if t.dtype is torch.float16 else t, self.fetch_args_kwargs_from_env(n)
@@ -84,7 +84,7 @@ def check_ranges(program: Program, cast: Program, batches: Sequence[Sequence[Any
             continue
         if any(not narrow.seen[i.name].finite for i in node.all_input_nodes if i.name in narrow.seen):
             continue
-        source = node if before is not None else _captured(node, wide)
+        source = node if before is not None else _find_captured(node, wide)
         reached = wide.seen.get(source.name, Seen()).largest
         raise LoweringError(
             "float16 overflows",
@@ -132,7 +132,7 @@ def _check_weights(program: Program, cast: Program) -> None:
                 )
 
 
-def _captured(node: Node, wide: _Watch) -> Node:
+def _find_captured(node: Node, wide: _Watch) -> Node:
     """The node of the captured graph whose value ``node`` (a cast) narrows."""
     while node.name not in wide.seen and node.all_input_nodes:
         node = node.all_input_nodes[0]

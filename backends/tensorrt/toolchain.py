@@ -40,7 +40,7 @@ def find(via: str, elsewhere: bool) -> tuple[Toolchain | None, tuple[str, ...]]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     if not gpu:
         missing.append("an NVIDIA GPU: PyTorch finds no CUDA device here")
-    package = next((p for p in (("torch_tensorrt",) if via == "dynamo" else PARSERS) if _installed(p)), None)
+    package = next((p for p in (("torch_tensorrt",) if via == "dynamo" else PARSERS) if _is_installed(p)), None)
     if package is None:
         needed = "torch-tensorrt" if via == "dynamo" else "TensorRT's Python package (tensorrt)"
         return None, (*missing, f"{needed}: {INSTALL}")
@@ -65,7 +65,7 @@ def runtime() -> Toolchain:
     return found
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     """Whether there is such a package; a mere folder of that name on the path is none."""
     spec = util.find_spec(package)
     return spec is not None and spec.origin is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Node
 
-from ...ir.dataflow import added, bind, op_name
+from ...ir.dataflow import bind, find_bias, op_name
 from ...ir.layer_editor import Replacing
 from ...ir.pipeline import Transform
 from ...ir.program import Program
@@ -40,7 +40,7 @@ class UseKernels(Transform):
         for decision in decisions:
             if decision.sparse:
                 self._replace(edit, decision)
-        return program.without_facts(exported=edit.done()), decisions
+        return program.without_facts(exported=edit.finish()), decisions
 
     def _replace(self, edit: Replacing, decision: Decision) -> None:
         layer, matrix = decision.layer, decision.layer.matrix
@@ -51,7 +51,7 @@ class UseKernels(Transform):
             for name, value in zip(("tiles", "offsets", "columns"), pack(weight, layer.live, layer.tile), strict=True)
         )
         last, activation = _activation(node)
-        bias = added(node)
+        bias = find_bias(node)
         with edit.graph.inserting_before(node):
             new = edit.call(
                 node,

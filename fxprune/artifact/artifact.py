@@ -74,10 +74,11 @@ class Artifact:
     def target(self) -> str:
         return self.backend.name
 
-    def save(self, path: str | Path, overwrite: bool = True, measure: Measure | None = None) -> Path:
+    def save(self, path: str | Path, overwrite: bool = True, measure: Measure | None = None, page: bool = True) -> Path:
         """Lower, verify and write everything into the directory ``path``; return it.
 
         measure   is given the written payload, and returns what more the report says (how fast it is)
+        page      draw the report's page as well
 
         Nothing appears there before all of it is written and verified, and an older artefact stays until then. Raises
         FxpruneError when the place cannot be written or holds something that fxprune did not write, VerifyError when
@@ -87,11 +88,11 @@ class Artifact:
 
         path = Path(path)
         check_destination(path, overwrite)
-        program = self.backend.storable(self._trained())
+        program = self.backend.storable(self._read_weights())
         untouched = program is self._read and self._module is None  # a module may have been trained in place
         with publish(path) as directory:
             lowered, parity = lower_and_verify(self.backend, program, directory, int(self.report.get("seed") or 0))
-            lowered = lowered.unloaded()  # its memory is wanted for what is written and timed next
+            lowered = lowered.unload()  # its memory is wanted for what is written and timed next
             give_back()
             if untouched and self.path is not None:  # byte for byte what was delivered
                 shutil.copyfile(self.path / PROGRAM, directory / PROGRAM)
@@ -112,8 +113,9 @@ class Artifact:
                 **describe_executed(self.report, lowered.sparsity, lowered.notes),
                 **(measure(self.backend, lowered, program, self.report) if measure else self._still_measured()),
             }
-            (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
-            report["files"][PAGE] = file_entry(directory / PAGE)
+            if page:
+                (directory / PAGE).write_text(render(report, self.plan, self.extras), encoding="utf-8")
+                report["files"][PAGE] = file_entry(directory / PAGE)
             (directory / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         self.report, self.path = report, path
         return path
@@ -123,7 +125,7 @@ class Artifact:
         told = self.report.get("measured")
         return {"measured": told if told and told.get("target") == self.backend.text else None}
 
-    def _trained(self) -> Program:
+    def _read_weights(self) -> Program:
         """The program with the module's present weights (they may have been trained, moved or replaced)."""
         if self._module is None:
             return self.program

@@ -10,8 +10,8 @@ from ..errors import LoadError
 from ..ir.plan import CompressionPlan
 from ..report.headline import MEASURES, headline
 from ..report.json_schema import problems
+from ..report.latency import format_timing, setting
 from ..report.latency import rows_of as measured_rows
-from ..report.latency import setting, timed_cell
 from ..report.page import code, figure, fold, page, paragraph, section, table, text
 from ..report.plots import EMPTY, SERIES, draw_svg, scatter, short
 from ..report.render import COSTS, PLURAL, budget_words, labels
@@ -145,7 +145,7 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
                 lambda a: f"{a['latency']['achieved_ms']:.3f}" if (a["latency"] or {}).get("achieved_ms") else "",
             )
         )
-    rows += _measured(artifacts, row)
+    rows += _timing_rows(artifacts, row)
     rows.append(row("file", lambda a: mebi(a["file_bytes"]) if a["file_bytes"] else ""))
     rows.append(row("differs from its graph by", lambda a: "" if a["max_rel"] is None else f"{a['max_rel']:.1e}"))
     for kind in dict.fromkeys(k for a in artifacts for k, (kept, size) in a["kept"].items() if kept < size):
@@ -155,12 +155,12 @@ def rows_of(result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _measured(artifacts: Sequence[Mapping[str, Any]], row: Callable[[str, Any], list[str]]) -> list[list[str]]:
+def _timing_rows(artifacts: Sequence[Mapping[str, Any]], row: Callable[[str, Any], list[str]]) -> list[list[str]]:
     """A row per batch size and count of threads that any of them was timed at, and where."""
     settings = {setting(r): (r["batch"], r["threads"]) for a in artifacts for r in measured_rows(a)}
 
     def cell(a: Mapping[str, Any], at: tuple[int, int]) -> str:
-        return next((timed_cell(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), "")
+        return next((format_timing(r) for r in measured_rows(a) if (r["batch"], r["threads"]) == at), "")
 
     def place(a: Mapping[str, Any]) -> str:
         return a["measured"]["device"] if measured_rows(a) else (a["measured"] or {}).get("why") or "not measured"

@@ -229,7 +229,7 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, prog
     with publish(path) as directory:
         for name in report["files"]:
             if name != PAGE:
-                _linked(path / name, directory / name)
+                _link_file(path / name, directory / name)
         page = render(report, CompressionPlan.read(path / "plan.json"), pictures_of(path, report))
         (directory / PAGE).write_text(page, encoding="utf-8")
         report["files"][PAGE] = {"sha256": sha256_of(directory / PAGE), "size_bytes": (directory / PAGE).stat().st_size}
@@ -237,7 +237,7 @@ def record(path: Path, rows: Sequence[Mapping[str, Any]], backend: Backend, prog
     return report
 
 
-def _linked(source: Path, destination: Path) -> None:
+def _link_file(source: Path, destination: Path) -> None:
     """The same bytes under another name, without a copy where the disk allows it."""
     try:
         os.link(source, destination)
@@ -259,7 +259,7 @@ def _describe(backend: Backend, program: Program, rows: list[dict[str, Any]], wh
 
 def _too_large(dense: Program) -> str:
     """Why the dense weights are too much to lower as well, or ""."""
-    weights, budget = footprint(dense)["weights"], memory.allowed()
+    weights, budget = footprint(dense)["weights"], memory.find_budget()
     if weights > LARGEST:
         return f"the dense weights take {mebi(weights)}, {mebi(LARGEST)} is the limit here (fxprune bench has none)"
     if budget is not None and weights > budget:

@@ -53,7 +53,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
             f"the artefact has no group '{group}'", where=str(path), cure=_nearest(group, entries, frozen)
         )
     entry = entries[group]
-    keep = _kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
+    keep = _elements_kept(CompressionPlan.read(path / PLAN).choices.get(group), entry)
     elements = [] if entry["kind"] == TOKEN else _elements(entry, keep)
     recovery = [s for s in (report.get("recovery") or {}).get("steps", ()) if s["parameter"] in entry["parameters"]]
     edge = _edge(entry, len(keep), report)
@@ -70,7 +70,7 @@ def explain(artifact: str | Path, group: str) -> dict[str, Any]:
     }
 
 
-def _kept(choice: AnyChoice | None, entry: Entry) -> set[int]:
+def _elements_kept(choice: AnyChoice | None, entry: Entry) -> set[int]:
     """The elements that stay; of tokens, which have no identity, as many."""
     if isinstance(choice, Choice):
         return set(choice.keep)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import LoadError, OptionError
 from ..process.files import sha256_of
-from ..report.entries import VERSION, upgraded
+from ..report.entries import VERSION, upgrade_report
 
 PROGRAM, PLAN, REPORT, PAGE = "model.pt2", "plan.json", "report.json", "report.html"
 MAX_REPORT = 64 * 2**20  # bytes; a report of a thousand groups is far below one MiB
@@ -99,7 +99,7 @@ def read_report(path: Path) -> dict[str, Any]:
             or type(entry.get("size_bytes")) is not int
         ):
             raise LoadError("the report is malformed", where=f"{file}: {name}", why="needs sha256 and size_bytes")
-    return upgraded(report)
+    return upgrade_report(report)
 
 
 def check_files(path: Path, report: Mapping[str, Any], only: Iterable[str] | None = None) -> None:

@@ -84,7 +84,7 @@ def read_manifest(directory: Path) -> Manifest:
                 cure="give the `--out` of fxprune export",
             )
         if file.is_symlink() or not file.is_file():
-            raise _malformed(file, "it is no plain file")
+            raise _refuse_file(file, "it is no plain file")
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise LoadError("the manifest is too large", where=str(file), why=f"{size} bytes, the limit is {MAX_BYTES}")
@@ -94,7 +94,7 @@ def read_manifest(directory: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise LoadError("the manifest is damaged", where=str(file), why=str(error)[:200]) from None
     if not isinstance(manifest, dict) or "fxprune_manifest" not in manifest:
-        raise _malformed(file, "it has no 'fxprune_manifest' version")
+        raise _refuse_file(file, "it has no 'fxprune_manifest' version")
     if manifest["fxprune_manifest"] != VERSION:
         raise LoadError(
             "the manifest has another version",
@@ -115,44 +115,44 @@ def read_manifest(directory: Path) -> Manifest:
 def _check_form(file: Path, manifest: Mapping[str, Any]) -> None:
     for key, kind in _SHAPE.items():
         if not isinstance(manifest.get(key), kind):
-            raise _malformed(file, f"'{key}' is missing or of another type")
+            raise _refuse_file(file, f"'{key}' is missing or of another type")
     if manifest["status"] not in STATUSES:
-        raise _malformed(file, "'status' is none of passed, failed and unfinished")
+        raise _refuse_file(file, "'status' is none of passed, failed and unfinished")
     if not 1 <= len(manifest["targets"]) <= MAX_TARGETS or len(manifest["files"]) > MAX_FILES:
-        raise _malformed(file, f"{len(manifest['targets'])} targets and {len(manifest['files'])} files")
+        raise _refuse_file(file, f"{len(manifest['targets'])} targets and {len(manifest['files'])} files")
     for path, entry in manifest["files"].items():
         if not _PATH.fullmatch(path) or path == MANIFEST:
-            raise _malformed(file, f"'{path[:80]}' is no path inside the delivery")
+            raise _refuse_file(file, f"'{path[:80]}' is no path inside the delivery")
         if (
             not isinstance(entry, dict)
             or not _HASH.fullmatch(str(entry.get("sha256")))
             or type(entry.get("size_bytes")) is not int
             or entry["size_bytes"] < 0
         ):
-            raise _malformed(file, f"'{path}' needs sha256 and size_bytes")
+            raise _refuse_file(file, f"'{path}' needs sha256 and size_bytes")
     for folder, target in manifest["targets"].items():
         if not _FOLDER.fullmatch(folder):
-            raise _malformed(file, f"'{folder[:80]}' is no folder inside the delivery")
+            raise _refuse_file(file, f"'{folder[:80]}' is no folder inside the delivery")
         if (
             not isinstance(target, dict)
             or target.get("status") not in STATUSES
             or not isinstance(target.get("target"), str)
             or not isinstance(target.get("gates"), list)
         ):
-            raise _malformed(file, f"target '{folder}' needs target, status and gates")
+            raise _refuse_file(file, f"target '{folder}' needs target, status and gates")
         payload = target.get("payload")
         if payload != "" and f"{folder}/{payload}" not in manifest["files"]:
-            raise _malformed(file, f"the payload of target '{folder}' is none of its files")
+            raise _refuse_file(file, f"the payload of target '{folder}' is none of its files")
         if len(target["gates"]) > MAX_GATES or not all(_is_gate(g) for g in target["gates"]):
-            raise _malformed(file, f"a gate of target '{folder}' is malformed")
+            raise _refuse_file(file, f"a gate of target '{folder}' is malformed")
     metric, request = manifest["metric"], manifest["request"]
     whole = all(type(request.get(k)) is int for k in ("samples", "seed")) and type(metric.get("samples")) is int
     words = all(isinstance(metric.get(k), str) for k in ("name", "output", "sha256"))
     if not whole or not words or type(metric.get("dense")) not in (int, float):
-        raise _malformed(file, "'metric' needs name, output, dense, samples and sha256, 'request' samples and seed")
+        raise _refuse_file(file, "'metric' needs name, output, dense, samples and sha256, 'request' samples and seed")
     limits = request.get("limits")
     if not isinstance(limits, dict) or not all(v is None or type(v) in (int, float) for v in limits.values()):
-        raise _malformed(file, "'request' needs limits that are numbers")
+        raise _refuse_file(file, "'request' needs limits that are numbers")
 
 
 def _is_gate(gate: Any) -> bool:
@@ -167,7 +167,7 @@ def _is_gate(gate: Any) -> bool:
     )
 
 
-def _malformed(file: Path, why: str) -> LoadError:
+def _refuse_file(file: Path, why: str) -> LoadError:
     return LoadError("the manifest is malformed", where=str(file), why=why, cure="export again")
 
 

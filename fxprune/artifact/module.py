@@ -71,7 +71,7 @@ def _move_literals(graph: Graph, device: torch.device) -> bool:
     """Point every device literal of the graph to ``device``; True when one changed."""
     changed = False
 
-    def moved(value: Any) -> Any:
+    def move_value(value: Any) -> Any:
         nonlocal changed
         if isinstance(value, torch.device) and value != device:
             changed = True
@@ -80,6 +80,6 @@ def _move_literals(graph: Graph, device: torch.device) -> bool:
 
     for node in graph.nodes:
         if isinstance(node, Node) and node.op == "call_function":
-            node.args = torch.fx.node.map_aggregate(node.args, moved)
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, moved)
+            node.args = torch.fx.node.map_aggregate(node.args, move_value)
+            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, move_value)
     return changed

@@ -1,5 +1,5 @@
 """The command line: commands, help and what people see on the screen."""
 
-from .entry import main
+from .entry import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]

@@ -81,6 +81,6 @@ def out_dir(args: argparse.Namespace) -> Path:
     return Path("fxprune-out") / f"{stem}-{target.partition('{')[0].strip()}"
 
 
-def finished(result: Mapping[str, Any]) -> int:
+def choose_exit_code(result: Mapping[str, Any]) -> int:
     """The exit code of a command that lowers: 4 where this machine lacks what the target needs."""
     return MissingDevice.exit_code if result["report"].get("unfinished") else 0

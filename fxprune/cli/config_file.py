@@ -52,7 +52,7 @@ def with_file(argv: Sequence[str], command: str) -> tuple[list[str], list[str]]:
     Nothing changes for commands without ``--config``, and where there is no file. Raises OptionError at the line.
     """
     known = options_of(command)
-    path = _given(argv)
+    path = _find_argument(argv)
     implicit = path is None
     if path is None and Path(NAME).is_file():
         path = Path(NAME)
@@ -211,7 +211,7 @@ def _words(one: Option, value: Any, where: str) -> Iterator[str]:
         yield f"{one.dashed}={part}"
 
 
-def _given(argv: Sequence[str]) -> Path | None:
+def _find_argument(argv: Sequence[str]) -> Path | None:
     """The file that ``--config`` names."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = word.partition("=")

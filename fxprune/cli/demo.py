@@ -187,11 +187,11 @@ def run(
 
     from ..driver import api
     from ..ir.plan import CompressionPlan
-    from ..request.budget import needed_budget
+    from ..request.budget import require_budget
     from ..request.options import Budgets
 
     started = time.perf_counter()
-    budget = needed_budget(Budgets(flops=flops))
+    budget = require_budget(Budgets(flops=flops))
     if epochs < 1:
         raise OptionError("epochs must be at least 1", where=f"--epochs {epochs}")
     out = _own_folder(Path(out))

@@ -11,18 +11,29 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ..errors import FxpruneError, InternalError, OptionError, nearest, on_the_command_line
+from ..errors import FxpruneError, InternalError, OptionError, ProcessDied, nearest, on_the_command_line
 from ..process import ranks
+from ..process.supervise import INTERRUPTED, supervise
 from .commands import build_parser, command
 from .config_file import with_file
 
-OK, USER_ERROR, INTERNAL, INTERRUPTED = 0, 2, 70, 130
+OK, USER_ERROR, INTERNAL = 0, 2, 70
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see ``--help``). Never raises, never leaves half an artefact."""
     with on_the_command_line():
         return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def start() -> int:
+    """The command ``fxprune``: :func:`main` in a child process, so that no input can end it by a signal."""
+    with on_the_command_line():
+        try:
+            return supervise(main)
+        except ProcessDied as error:
+            _say(f"{type(error).__name__}: {error}")
+            return error.exit_code
 
 
 def _main(argv: list[str]) -> int:
@@ -99,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     one = command(args.command)
-    if ranks.launched() is not None and not getattr(one, "SHARED", False):
+    if ranks.find_launched_rank() is not None and not getattr(one, "SHARED", False):
         raise OptionError(
             f"'{args.command}' is not shared over processes",
             where="torchrun",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..artifact.files import PAGE
+from ..artifact.files import PAGE, REPORT
 from ..ir.choice import TOKEN
 from ..ir.cost import COUNTED, Cost, CostModel
 from ..ir.program import Program
@@ -117,7 +117,7 @@ class Screen:
 
     # ------------------------------------------------------------ results
 
-    def artifact(self, artifact: Artifact) -> None:
+    def show_artifact(self, artifact: Artifact) -> None:
         """Dense against compressed, what was left alone and why, where the artefact lies and how to load it."""
         if not speaks():
             return  # another rank lowered it and knows how exact it is
@@ -148,12 +148,12 @@ class Screen:
         if artifact.path is not None:
             lines += [
                 f"[bold]artefact  {plain_text(str(artifact.path))}[/]",
-                f"report    {plain_text(str(artifact.path / PAGE))}",
+                f"report    {plain_text(str(artifact.path / (PAGE if PAGE in report['files'] else REPORT)))}",
                 f"load it   fxprune.load({str(artifact.path)!r})",
             ]
         self._print(*lines, f"[dim]MACs are {COUNTED}[/]")
 
-    def plan(self, program: Program, path: str | None) -> None:
+    def show_plan(self, program: Program, path: str | None) -> None:
         """What a plan keeps, per kind, and what it costs."""
         plan, model = program.need("plan"), CostModel(program)
         dense = model()
@@ -178,7 +178,7 @@ class Screen:
         told = None if program.tokens is None else describe_tokens(program.tokens, plan.tokens)
         self._print("", table, *frozen_lines(_frozen(program), short=True), *token_lines(told), *where)
 
-    def inspection(self, program: Program, graph: str | None) -> None:
+    def show_inspection(self, program: Program, graph: str | None) -> None:
         """Every prunable group as a row, frozen ones gathered by their reason."""
         groups, dense = program.need("groups"), CostModel(program)().flops
         table = _table("group", "kind", "size", "kMACs each", "share", "exact", "where", numbers=(2, 3, 4))
@@ -209,7 +209,7 @@ class Screen:
             *drawn,
         )
 
-    def bench(self, result: Mapping[str, Any]) -> None:
+    def show_bench(self, result: Mapping[str, Any]) -> None:
         """Latency per batch size, interleaved, with spread."""
         table = _table("", "batch", "median ms", "middle half ms", "samples/s", "speed-up")
         for row in result["rows"]:
@@ -232,7 +232,7 @@ class Screen:
             "of interleaved rounds; speed-up of the first over the other[/]",
         )
 
-    def delivery(self, manifest: Mapping[str, Any], path: str) -> None:
+    def show_delivery(self, manifest: Mapping[str, Any], path: str) -> None:
         """Every gate of every target, and what that makes of the delivery."""
         table = _table("target", "gate", "", "measured", "limit", "why", numbers=(3, 4))
         colours = {"passed": "green", "failed": "red", "unfinished": "yellow"}
@@ -255,7 +255,7 @@ class Screen:
             f"[bold {colours[status]}]{status}[/]  [bold]{plain_text(str(path))}[/]",
         )
 
-    def tuned(self, result: Mapping[str, Any]) -> None:
+    def show_tuning(self, result: Mapping[str, Any]) -> None:
         """What a table of block timings says."""
         best = result["best"]
         self._print(
@@ -266,14 +266,14 @@ class Screen:
             f"[bold]table  {plain_text(result['table'])}[/]",
         )
 
-    def compared(self, names: Sequence[str], rows: Sequence[Sequence[str]], path: str | None) -> None:
+    def show_comparison(self, names: Sequence[str], rows: Sequence[Sequence[str]], path: str | None) -> None:
         """Artefacts side by side."""
         table = _table("", *map(plain_text, names))
         for row in rows:
             table.add_row(*map(plain_text, row))
         self._print("", table, *([f"[bold]page  {plain_text(path)}[/]"] if path else []))
 
-    def explained(self, result: Mapping[str, Any], top: int) -> None:
+    def show_explanation(self, result: Mapping[str, Any], top: int) -> None:
         """Why elements of a group went, and those on either side of the cut."""
         scored = [e for e in result["elements"] if e["score"] is not None]
         cut = next((i for i, e in enumerate(scored) if not e["kept"]), len(scored))
@@ -293,7 +293,7 @@ class Screen:
             *([table] if scored and top else []),
         )
 
-    def swept(self, result: Mapping[str, Any], out: str) -> None:
+    def show_sweep(self, result: Mapping[str, Any], out: str) -> None:
         """Every point of a sweep, and the one that was chosen."""
         times = result["latency"][0]["timings"] if result["latency"] else {}
         measure = result["measure"] or "measure"
@@ -336,7 +336,7 @@ class Screen:
             f"{judged['resolution']:.4f}. MACs are {COUNTED}[/]",
         )
 
-    def sensitivity(self, result: Mapping[str, Any]) -> None:
+    def show_sensitivity(self, result: Mapping[str, Any]) -> None:
         """Damage per group and per kind, the most sensitive first."""
         shares = result["shares"]
         table = _table("group", *(f"keep {s:g}" for s in shares), f"of the MACs at {shares[-1]:g}")
@@ -355,7 +355,7 @@ class Screen:
             f"[dim]damage (elements kept): {result['unit']}; {result['samples']} samples, nothing recovered[/]",
         )
 
-    def demo(self, result: Mapping[str, Any]) -> None:
+    def show_demo(self, result: Mapping[str, Any]) -> None:
         """Dense against compressed on the digits' test split."""
         dense, small = result["dense"], result["compressed"]
         table = _table("ViT on handwritten digits", "dense", "compressed", "ratio")

@@ -79,7 +79,7 @@ def finish(
     values = []
     for name, example in examples.items():
         values.append(fitted[name] if name in fitted else _fill(name, example, fitted, where))
-    return *loaded.filled(values), labels
+    return *loaded.fill(values), labels
 
 
 def _fit(

@@ -23,7 +23,7 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
     A fixed batch size: samples are put together in batches of it. A fixed length: what is longer is cut to it, and
     samples that are shorter are left out. Raises LoadError where nothing is left.
     """
-    size, notes = fixed_batch_size(program), list[str]()
+    size, notes = find_batch_size(program), list[str]()
     batches = [kept for batch in data.batches if (kept := _cut(program, batch)) is not None]
     if len(batches) < len(data.batches) or any(a is not b for a, b in zip(batches, data.batches, strict=True)):
         left = sum(b.size for b in batches)
@@ -45,7 +45,7 @@ def fit_sizes(program: Program, data: Calibration) -> tuple[Calibration, list[st
     return (replace(data, batches=tuple(batches)), notes) if notes else (data, [])
 
 
-def fixed_batch_size(program: Program) -> int | None:
+def find_batch_size(program: Program) -> int | None:
     """The one batch size that ``program`` takes; None where it is open. A 1 beside an open one goes with all."""
     inputs = [v for v in input_values(program) if isinstance(v, Tensor) and v.dim()]
     sizes = [_number(v.shape[0]) for v in inputs]
@@ -55,7 +55,7 @@ def fixed_batch_size(program: Program) -> int | None:
 
 def generate_for(program: Program, inputs: Loaded, samples: int, seed: int) -> Calibration:
     """Made-up inputs (:func:`fxprune.data.sources.generate`) of sizes that ``program`` takes."""
-    size = fixed_batch_size(program)
+    size = find_batch_size(program)
     if size is None:
         return generate(inputs, samples=samples, seed=seed)
     return generate(inputs, samples=max(samples // size, 1) * size, seed=seed, batch=size)
@@ -117,7 +117,7 @@ def _in_batches_of(size: int, batches: list[Batch]) -> list[Batch]:
         shape = tuple(
             tuple(t.shape[1:]) for t in pytree.tree_leaves((batch.args, batch.kwargs)) if isinstance(t, Tensor)
         )
-        joined = _joined(rest.pop(shape), batch) if shape in rest else batch
+        joined = _join_batches(rest.pop(shape), batch) if shape in rest else batch
         full = joined.size // size * size
         whole += [joined.pick(torch.arange(start, start + size)) for start in range(0, full, size)]
         if full < joined.size:
@@ -125,7 +125,7 @@ def _in_batches_of(size: int, batches: list[Batch]) -> list[Batch]:
     return whole
 
 
-def _joined(one: Batch, two: Batch) -> Batch:
+def _join_batches(one: Batch, two: Batch) -> Batch:
     def join(a: Any, b: Any) -> Any:
         return torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() and len(a) == one.size else a
 

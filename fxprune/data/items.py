@@ -33,7 +33,7 @@ def batches_of(
     left = samples
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for number, item in enumerate(_guarded(source, origin)):
+        for number, item in enumerate(_guard(source, origin)):
             where = f"{origin}, batch {number}"
             made = item if isinstance(item, Batch) else batch_of(item, loaded, where)
             if not any(isinstance(t, Tensor) and t.dim() for t in made.leaves):
@@ -51,7 +51,7 @@ def batches_of(
     return batches
 
 
-def _guarded(source: Iterable[Any], origin: str) -> Iterator[Any]:
+def _guard(source: Iterable[Any], origin: str) -> Iterator[Any]:
     """The items of a user's iterable; its own exceptions come back as LoadError with the cause attached."""
     try:
         yield from source
@@ -78,7 +78,7 @@ def batch_of(item: Any, loaded: Loaded, where: str) -> Batch:
             why=f"it is a {type(item).__name__}",
             cure="give tensors, (inputs, labels), dicts of tensors, or fxprune.data.batch.Batch",
         )
-    named, unnamed, labels = _told_apart(item, loaded, where)
+    named, unnamed, labels = _sort_leaves(item, loaded, where)
     free = [name for name in loaded.input_names or ("x",) if name not in named]
     if unnamed and not named and len(unnamed) not in (len(free), len(free) + 1):
         why = f"{len(unnamed)} tensors; the model takes {len(free)} ({', '.join(free)})"
@@ -99,7 +99,7 @@ def batch_of(item: Any, loaded: Loaded, where: str) -> Batch:
     return Batch(*finish(match(tensors, loaded, where), labels if isinstance(labels, Tensor) else None, loaded, where))
 
 
-def _told_apart(item: Any, loaded: Loaded, where: str) -> tuple[dict[str, Any], list[Any], Any]:
+def _sort_leaves(item: Any, loaded: Loaded, where: str) -> tuple[dict[str, Any], list[Any], Any]:
     """(leaves with a key, leaves without one in order, labels) of a batch in containers."""
     named: dict[str, Any] = {}
     unnamed: list[Any] = []

@@ -57,7 +57,7 @@ def _read(amount: int | float | str) -> int:
     return int(asked.amount)
 
 
-def allowed() -> int | None:
+def find_budget() -> int | None:
     """The budget in bytes, None where there is none."""
     return _budget.get()
 

@@ -106,16 +106,16 @@ def generate(
             "inputs cannot be made up", why="no example inputs are known", cure="give `--input` or `--data`"
         )
 
-    def made(generator: torch.Generator, size: int, tied: bool) -> Batch:
+    def draw_batch(generator: torch.Generator, size: int, tied: bool) -> Batch:
         order = torch.randint(2**31, (size,), generator=generator) if tied else None
         values = [_like(v, n, size, below, generator, order) for n, v in zip(names, leaves, strict=True)]
         return Batch(*pytree.tree_unflatten(values, structure))
 
-    tied = known is not None and not _runs(known.model, made(_generator(seed), BATCH, False))
+    tied = known is not None and not _runs(known.model, draw_batch(_generator(seed), BATCH, False))
     generator = _generator(seed)
     sizes = [min(batch, samples - start) for start in range(0, samples, batch)]
     rows = ", rows of the example" if tied else ""
-    batches = tuple(made(generator, size, tied) for size in sizes)
+    batches = tuple(draw_batch(generator, size, tied) for size in sizes)
     return Calibration(batches, f"generated inputs{rows}, seed {seed}", generated=True)
 
 

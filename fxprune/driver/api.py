@@ -38,7 +38,7 @@ from .stated import StatedPipeline, read_pipeline
 
 __all__ = ["apply", "compile", "inspect", "load", "plan"]
 
-Made = TypeVar("Made")
+Outcome = TypeVar("Outcome")
 
 
 def compile(
@@ -78,6 +78,7 @@ def compile(
     latency_table: str | os.PathLike[str] | None = None,
     expect_latency: bool = False,
     seconds: float | None = None,
+    fast: bool = False,
     memory: float | str | None = None,
     held_out: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -142,6 +143,7 @@ def compile(
     expect_latency  with another budget: measure, and report what to expect
     seconds         to time the written file beside the dense model's, at ``batch`` and ``threads``, for the report's
                     ``measured`` (see :mod:`fxprune.artifact.delivered`): about 2 by default, 0 leaves it out
+    fast            every check, but neither that timing nor the report's page
     memory          what caches of calibration may take together ("8GiB"), and a batch on its way through the model:
                     batches become smaller, and recovery sees fewer samples, where more do not fit. Where memory runs
                     out all the same, batches are halved and the work goes on
@@ -164,13 +166,13 @@ def compile(
     if plan is not None:
         chosen = read_plan(plan)
         with memory_limit(memory), resumable(out, on_event), lines_of(chosen):
-            return finish(apply_plan(_open(invoked, request, tell), chosen, recover or "auto"))
+            return finish(apply_plan(open_run(invoked, request, tell), chosen, recover or "auto"))
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(invoked, request, tell, clock)
+        run = open_run(invoked, request, tell, clock)
         if goal is None:
             return finish(keep_everything(run))
-        return carry_through(decide_among(run, goal), lambda found: finish(found.recovered(goal.recovery)))
+        return carry_through(decide_among(run, goal), lambda found: finish(found.recover(goal.recovery)))
 
 
 def plan(
@@ -221,15 +223,15 @@ def plan(
     invoked, tell = Invocation.of("plan", locals()), Transcript(on_event)
     request = invoked.request
     if pipeline is not None:
-        return _written(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
+        return _write_plan(_replay(invoked, request, tell, lambda made, _: plan_tiles(made)).run.program, out)
     goal = request.goal
     with memory_limit(memory), resumable(out, on_event), SharedClock(batch, threads) as clock:
-        run = _open(invoked, request, tell, clock)
+        run = open_run(invoked, request, tell, clock)
         program = plan_tiles(keep_everything(run) if goal is None else decide_among(run, goal)).run.program
-    return _written(program, out)
+    return _write_plan(program, out)
 
 
-def _written(program: Program, out: str | os.PathLike[str] | None) -> Program:
+def _write_plan(program: Program, out: str | os.PathLike[str] | None) -> Program:
     """The program, its plan written where that was asked for."""
     if out is not None and ranks.rank() == 0:
         write_plan(program.need("plan"), Path(out))
@@ -248,6 +250,7 @@ def apply(
     batch: int = 1,
     threads: int = 0,
     seconds: float | None = None,
+    fast: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     trust_pickle: bool = False,
     model_args: str | Mapping[str, Any] | None = None,
@@ -283,17 +286,17 @@ def inspect(
     Options as in :func:`compile`.
     """
     invoked = Invocation.of("inspect", locals())
-    return find_groups(_open(invoked, invoked.request, Transcript(on_event)), tokens=True).program
+    return find_groups(open_run(invoked, invoked.request, Transcript(on_event)), tokens=True).program
 
 
 def _apply(invoked: Invocation, on_event: OnEvent) -> Artifact:
     chosen = read_plan(invoked.decision.plan)
     with lines_of(chosen):
-        return finish(apply_plan(_open(invoked, invoked.request, Transcript(on_event)), chosen))
+        return finish(apply_plan(open_run(invoked, invoked.request, Transcript(on_event)), chosen))
 
 
-def _open(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
-    """The run that begins with the model."""
+def open_run(invoked: Invocation, request: Request, tell: Transcript, clock: SharedClock | None = None) -> Run:
+    """The run that begins with the model and the data of a call; ``request`` is what is to be made of them."""
     source = invoked.source
     opened = open_model(
         request,
@@ -314,13 +317,13 @@ def finish_stated(decided: Decided, stated: StatedPipeline) -> Artifact:
 
 
 def _replay(
-    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Made]
-) -> Made:
+    invoked: Invocation, request: Request, tell: Transcript, then: Callable[[Decided, StatedPipeline], Outcome]
+) -> Outcome:
     """What ``then`` makes of the dense program with the plan that the stated passes make."""
     asked = invoked.decision
     stated = read_pipeline(asked.pipeline or "", one_budget(invoked.budget), request.seed, asked.plan)
     with memory_limit(asked.memory), resumable(invoked.writing.out, tell.on_event), lines_of(stated.plan):
-        return then(run_stated(_open(invoked, request, tell), stated), stated)
+        return then(run_stated(open_run(invoked, request, tell), stated), stated)
 
 
 def write_plan(plan: CompressionPlan, path: Path) -> None:

@@ -34,7 +34,7 @@ def apply_plan(run: Run, plan: CompressionPlan, recover: str = "none") -> Decide
     run = prove_prepared(run)
     how = Goal(None, default_criterion(None), (), 1, recover).recovery
     with lines_of(plan):
-        return give_plan(run, plan).recovered(how)
+        return give_plan(run, plan).recover(how)
 
 
 def give_plan(run: Run, plan: CompressionPlan) -> Decided:

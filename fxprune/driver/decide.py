@@ -21,7 +21,7 @@ from .decide_latency import KnownLatency, attach_latency_table, refine_to_target
 from .members import in_doubt, is_obs_nearer
 from .parts import carry_out
 from .proof import prove_prepared
-from .rotation import has_bases, rotated_groups, rotation_for
+from .rotation import has_bases, rotation_for
 from .run import Run, find_groups, recover, reduce_tokens
 from .samples import LEAST
 
@@ -56,7 +56,7 @@ class Decided:
     tiles: tuple[Pass, ...] = ()
     instead_of: Decided | None = None
 
-    def recovered(self, how: Recover) -> Decided:
+    def recover(self, how: Recover) -> Decided:
         """The same plan with what stays fitted to the data, as ``how`` says."""
         behind = recover(self.run, how)
         if behind is self.run:
@@ -98,14 +98,14 @@ def prepare(run: Run, goal: Goal, rewrite: bool = True) -> Run:
 def score(run: Run, goal: Goal) -> Run:
     """The run with the scores of the goal's criterion, and what they are worth together where the wanted kinds are cut
     from the end of an order, or may go entirely; as it is where it has scores already."""
-    from ..passes.analysis.measure_rungs import WHOLE, MeasureRungs, emptied, tailed
+    from ..passes.analysis.measure_rungs import WHOLE, MeasureRungs, find_emptied, find_tailed
     from ..passes.analysis.score_groups import ScoreGroups
 
     if run.program.scores is not None or not goal.by_groups:
         return run
     run = run.through(ScoreGroups(criterion=goal.scorer, seed=run.seed))
     wanted = (*goal.group_kinds, *(WHOLE if Kind.LAYER in goal.group_kinds else ()))
-    measured = (*tailed(run.program, wanted), *emptied(run.program, wanted))
+    measured = (*find_tailed(run.program, wanted), *find_emptied(run.program, wanted))
     kinds = tuple(dict.fromkeys(str(g.kind) for g in measured))
     if not kinds or not goal.scorer.measures_sets:
         return run
@@ -160,7 +160,6 @@ def _about(run: Run, goal: Goal) -> dict[str, Any]:
     """Where a plan comes from."""
     data = run.data
     return {
-        **rotated_groups(run),
         "model": run.opened.name,
         "pipeline": run.pipeline,
         "importance": str(goal.scorer),
@@ -193,14 +192,14 @@ def _decide_with_tokens(run: Run, goal: Goal, latency: KnownLatency) -> tuple[Ru
     scale = 1.0 if plan is None else float(plan.about.get("head_scale", 1.0))
     scores: dict[str, list[list[float]]] = {}  # of tokens, for all rounds of measurement
 
-    def decided(by: Goal) -> Program:
+    def decide_by(by: Goal) -> Program:
         run.tell.stage("schedule tokens")
         with silence():
             search = _search(by, scale) if by.by_groups else None
             return scored.program.but(plan=decide_tokens(scored, by, search, scores))
 
-    first = scored.on(decided(goal))
-    after, latency = refine_to_target(first, goal, latency, decided)
+    first = scored.on(decide_by(goal))
+    after, latency = refine_to_target(first, goal, latency, decide_by)
     found = after.need("plan")
     removed = {} if found.tokens is None else found.tokens.removed  # none where groups take all of it
     counts = tuple(removed.get(site.name, 0) for site in run.program.need("tokens").usable)

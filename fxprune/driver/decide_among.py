@@ -24,7 +24,7 @@ of the MACs, 0.1 to 1.3 points from 0.9 to 0.3), far behind on EfficientNet-Lite
 between a channel and what could make up for it."""
 
 
-Made = TypeVar("Made")
+Outcome = TypeVar("Outcome")
 Known: TypeAlias = dict[tuple[tuple[str, ...], str], tuple[Run, Goal]]
 """(kinds, criterion) -> the run that is scored by it, and the goal that the scores are for."""
 
@@ -61,20 +61,20 @@ def decide_among(run: Run, goal: Goal, known: Known | None = None) -> Decided:
             if found is None or (best is not None and _alike(found, best)):
                 failed = failed if why is None else why
             elif best is None:
-                best = _noted(found, f"{other.taken}: without that the budget is out of reach")
+                best = _add_note(found, f"{other.taken}: without that the budget is out of reach")
             else:
                 best = _nearer(best, found, other)
         except ranks.LostRank:
             raise
         except Exception as error:  # whatever it is, the plain plan stands
-            run.tell.note(f"{other.left}: {_told(error)}")
+            run.tell.note(f"{other.left}: {_describe_failure(error)}")
     if best is None:
         assert failed is not None
         raise failed
     return best
 
 
-def carry_through(decided: Decided, finish: Callable[[Decided], Made]) -> Made:
+def carry_through(decided: Decided, finish: Callable[[Decided], Outcome]) -> Outcome:
     """What ``finish`` makes of a decision. Where that fails for an alternative that was taken in place of another plan,
     what it makes of the other one, with a note."""
     if decided.instead_of is None or ranks.world() > 1:  # one rank alone writes: the others would not follow
@@ -84,11 +84,13 @@ def carry_through(decided: Decided, finish: Callable[[Decided], Made]) -> Made:
     except MissingDevice:  # it is no fault of the plan
         raise
     except Exception as error:
-        decided.run.tell.note(f"the plan that is nearer to dense cannot be delivered, another is taken: {_told(error)}")
+        decided.run.tell.note(
+            f"the plan that is nearer to dense cannot be delivered, another is taken: {_describe_failure(error)}"
+        )
         return carry_through(decided.instead_of, finish)
 
 
-def _told(error: Exception) -> str:
+def _describe_failure(error: Exception) -> str:
     """What went wrong in something that nobody asked for, in one line."""
     if isinstance(error, FxpruneError):
         return f"trying failed: {error.what}" + (f" ({error.why})" if error.why else "")
@@ -148,9 +150,9 @@ def _nearer(best: Decided, found: Decided, other: Alternative) -> Decided:
     if judged is None:
         return best
     taken = replace(found, instead_of=best) if judged.surely_nearer else best
-    return _noted(taken, f"{other.left if taken is best else other.taken}: {judged}")
+    return _add_note(taken, f"{other.left if taken is best else other.taken}: {judged}")
 
 
-def _noted(decided: Decided, text: str) -> Decided:
+def _add_note(decided: Decided, text: str) -> Decided:
     run = decided.run.but(notes=(*decided.run.program.notes, text))
     return replace(decided, run=run, unfitted=decided.unfitted.but(notes=run.program.notes))

@@ -18,10 +18,10 @@ from ..process.silence import silence
 from ..request.latency import FILE, MISS
 from ..request.limits import per_pattern
 from ..target.clock import Clock, PairedLatency, device_of
-from ..target.latency_table import LatencyTable, Setting, cached_path, fingerprint, reducer_key, setting_of
+from ..target.latency_table import LatencyTable, Setting, find_table_path, fingerprint, reducer_key, setting_of
 from .decide_tokens import check_sites
 from .measure_latency import lowerable, measure_table, measure_tokens
-from .run import Run, kept_counts, reduce_tokens
+from .run import Run, count_kept, reduce_tokens
 
 if TYPE_CHECKING:
     from ..passes.search.latency_model import LatencyModel
@@ -60,7 +60,7 @@ def attach_latency_table(run: Run, goal: Goal) -> tuple[Run, Goal, KnownLatency]
     table = (
         LatencyTable.read(asked.table)
         if asked.table
-        else _measured_table(run, goal, must=budgeted or asked.expect or asked.align)
+        else _obtain_table(run, goal, must=budgeted or asked.expect or asked.align)
     )
     if table is None:
         return run, goal, KnownLatency()
@@ -70,10 +70,10 @@ def attach_latency_table(run: Run, goal: Goal) -> tuple[Run, Goal, KnownLatency]
             table.check_tokens(program, TokenPlan(goal.tokens.reducer, {}, goal.tokens.unmerge))
     alignment = None
     if asked.align:
-        from ..passes.search.latency_model import liked_multiple
+        from ..passes.search.latency_model import find_multiple
 
         request = run.request
-        best, why = liked_multiple(table)
+        best, why = find_multiple(table)
         step = best or request.backend.granularity
         alignment = {"multiples_of": step, "why": why}
         others = per_pattern(request.limits.align, "--align")[1]
@@ -98,7 +98,7 @@ def recall_latency_table(run: Run, budget: Budget | None, kept: bool = True) -> 
         if tokens is not None and not tokens.empty:
             table.check_tokens(program, tokens)
     elif kept:
-        table = _kept_table(run)[2]
+        table = _find_table(run)[2]
     if budget is None or budget.metric != "latency":
         return KnownLatency(table)
     known = "predicted and achieved latency are not known (`--latency-table` takes the latency.json of the first run)"
@@ -110,16 +110,16 @@ def recall_latency_table(run: Run, budget: Budget | None, kept: bool = True) -> 
     return KnownLatency(table)
 
 
-def _kept_table(run: Run) -> tuple[Setting, Path, LatencyTable | None]:
+def _find_table(run: Run) -> tuple[Setting, Path, LatencyTable | None]:
     """What is measured, where its table is kept on this machine, and the table, if there is one."""
     asked = run.request.latency
     setting = setting_of(run.request.target, device_of(run.program), asked.batch, asked.threads)
-    path = cached_path(setting, fingerprint(run.program))
+    path = find_table_path(setting, fingerprint(run.program))
     return setting, path, LatencyTable.read(path) if path.exists() else None
 
 
-def _measured_table(run: Run, goal: Goal, must: bool) -> LatencyTable | None:
-    setting, path, old = _kept_table(run)
+def _obtain_table(run: Run, goal: Goal, must: bool) -> LatencyTable | None:
+    setting, path, old = _find_table(run)
     if not must:
         return old
     if ranks.world() > 1:
@@ -184,7 +184,7 @@ def refine_to_target(
         run.tell.stage(f"measure the plan's latency ({number})")
         model, small = LatencyModel(at, table, at.need("plan").tokens), reduce_tokens(at, run.finders)
         reading = clock.read(lowerable(small, small.need("plan")))
-        entry = _round(number, budget, model, kept_counts(at), reading)
+        entry = _round(number, budget, model, count_kept(at), reading)
         rounds.append(entry)
         miss = entry["achieved_ms"] / entry["target_ms"] - 1.0
         tried.append((abs(miss), at, table))
@@ -192,7 +192,7 @@ def refine_to_target(
         if abs(miss) <= MISS or number == ROUNDS or promised <= 0 or (at.need("plan").empty and miss < 0):
             break
         factor = min(4.0, max(0.25, (table.dense_ms - entry["achieved_ms"]) / promised))
-        table = table.corrected(round(factor, 6))
+        table = table.correct(round(factor, 6))
         try:
             again = decide(replace(goal, table=table))
         except BudgetInfeasible:  # as it turned out; what was measured closest is still the best there is
@@ -259,7 +259,7 @@ def describe_latency(run: Run, budget: Budget | None, known: KnownLatency) -> di
     tokens = program.need("plan").tokens
     if table is None or not _covers(table, tokens):
         return None
-    model, kept = LatencyModel(program, table, tokens), kept_counts(program)
+    model, kept = LatencyModel(program, table, tokens), count_kept(program)
     budget = budget if budget is not None and budget.metric == "latency" else None
     best = min(known.rounds, key=_miss, default=None)
     if budget is None:
@@ -293,7 +293,7 @@ def _covers(table: LatencyTable | None, tokens: TokenPlan | None) -> bool:
 
 def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -> None:
     """Say so where the target will not get faster by what the MACs promise, why, and what would help."""
-    from ..passes.search.latency_model import liked_multiple
+    from ..passes.search.latency_model import find_multiple
 
     counts: CostModel = model
     dense, small = model.dense(), counts(kept)
@@ -302,7 +302,7 @@ def _warn_of_slowness(run: Run, model: LatencyModel, kept: Mapping[Axis, int]) -
         return
     fixed, one = max(0, model.dense.fixed_ns) / dense.metric("latency"), model.table.setting
     why, cures = [f"{fixed:.0%} of the time goes with nothing that was cut"], ["ask for time: `--latency`"]
-    best, reason = liked_multiple(model.table)
+    best, reason = find_multiple(model.table)
     steps = {g.granularity for g in run.program.need("groups") if g.prunable and g.size >= 2 * 64}
     if best > max(steps, default=best):
         why.append(reason)

@@ -99,7 +99,7 @@ def _passes_of(run: Run) -> tuple[Pass, ...]:
     recover = [] if wish.recovery.method == "none" else [replace(wish.recovery, seed=seed)]
     return (
         *([FindGroups(align=1), PermuteChannels(seed=seed)] if permute else []),
-        FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _known(run.program, wish)),
+        FindBlocks(wish.pattern, wish.tiling.ends, wish.tiling.floor, _weight_globs(run.program, wish)),
         ScoreGroups(criterion=wish.scorer, seed=seed),
         wish.search,
         *recover,
@@ -215,6 +215,6 @@ def _usable_data(run: Run, passes: Sequence[Pass]) -> Calibration | None:
     return without_foreign_labels(run.program, data)
 
 
-def _known(program: Program, wish: TileGoal) -> tuple[str, ...]:
+def _weight_globs(program: Program, wish: TileGoal) -> tuple[str, ...]:
     """The globs that name a weight: others name groups of slicing."""
     return tuple(p for p in wish.freeze if any(fnmatch.fnmatchcase(name, p) for name in program.tensors))

@@ -67,7 +67,9 @@ def decide_tokens(
     one = Decision(run, goal, tokens, run.program, [] if run.data is None else list(run.data.batches))
     one._scores = one._scores if scores is None else scores
     if tokens.explicit:
-        removed = tokens.removed(lambda r: one.costs.fits(r, tokens.method.cap, later=False), len(one.flow.usable))
+        removed = tokens.resolve_counts(
+            lambda r: one.costs.fits(r, tokens.method.cap, later=False), len(one.flow.usable)
+        )
         if search is None and goal.budget is not None and one.costs.total(removed) > one.limit:
             raise BudgetInfeasible(
                 "the token counts do not meet the budget",
@@ -77,9 +79,9 @@ def decide_tokens(
                 cure="leave the counts or the budget away, or prune heads and neurons as well: "
                 "`--prune heads,ffn,tokens`",
             )
-        return one.planned(one.plan_of(removed), search)
+        return one.plan_groups(one.plan_of(removed), search)
     if search is None:
-        return one.planned(one.within(one.limit), None)
+        return one.plan_groups(one.within(one.limit), None)
     shares = SHARES if tokens.deciding.share is None else (tokens.deciding.share,)
     return one.best(shares, search)
 
@@ -145,7 +147,7 @@ class Decision:
         counts = {s.name: r for s, r in zip(self.flow.usable, removed, strict=True) if r}
         return TokenPlan(self.tokens.reducer, counts, self.tokens.unmerge)
 
-    def planned(self, plan: TokenPlan, search: SearchPlan | None, budget: Budget | None = None) -> CompressionPlan:
+    def plan_groups(self, plan: TokenPlan, search: SearchPlan | None, budget: Budget | None = None) -> CompressionPlan:
         """The whole plan: the groups are searched with the tokens that are left, to the absolute budget."""
         if search is None:
             table = {"latency_table": self.goal.table.hash} if self.timed and self.goal.table is not None else {}
@@ -218,7 +220,7 @@ class Decision:
             several = [found, falling, *even]
             several = [r for r in several if self.costs.total(r) <= limit] or several
             found = min(several, key=self.damage)
-            found = self._improved(found, limit) if improve else found
+            found = self._improve(found, limit) if improve else found
         if not self.tokens.deciding.guard or self.costs.total(constant) > limit >= self.costs.total(found):
             return found
         return found if self.surely(found, constant) else constant
@@ -229,11 +231,11 @@ class Decision:
 
         if how not in self._scores:
             self.run.tell.stage("score tokens")
-            made = TokenScores(self.program, self._seen(32), trial, self.tokens.deciding.mean_first)
+            made = TokenScores(self.program, self._draw_batches(32), trial, self.tokens.deciding.mean_first)
             self._scores[how] = made.removals(REMOVALS) if how == "removal" else made.curves(self.tokens.method)
         return self._scores[how]
 
-    def _seen(self, samples: int) -> list[Batch]:
+    def _draw_batches(self, samples: int) -> list[Batch]:
         from ..passes.analysis.importance.obs import first
 
         return first(self.batches, samples)
@@ -262,11 +264,11 @@ class Decision:
         key = tuple(removed)
         if key not in self._tried:
             module = trial(self.program, self.plan_of(removed))
-            found = divergences(self.reference, module, self._seen(self.tokens.deciding.seen))
+            found = divergences(self.reference, module, self._draw_batches(self.tokens.deciding.seen))
             self._tried[key] = agree({"damages": found})["damages"]  # ranks of other hardware go on alike
         return self._tried[key]
 
-    def _improved(self, removed: list[int], limit: float) -> list[int]:
+    def _improve(self, removed: list[int], limit: float) -> list[int]:
         """Move tokens from one site to another, the cost held, as long as it helps: a bounded number of trials.
 
         A move takes some tokens' removal away from one site and gives another as many as the budget then wants.
@@ -279,7 +281,7 @@ class Decision:
                 for b in (a - 1, a + 1, (a + count // 2) % count):
                     if left <= 0 or not 0 <= b < count or a == b or best[a] == 0:
                         continue
-                    trial = self._moved(best, a, b, max(1, round(best[a] * step)), limit, cap)
+                    trial = self._move(best, a, b, max(1, round(best[a] * step)), limit, cap)
                     if trial is None or tuple(trial) in self._tried:
                         continue
                     left -= 1
@@ -289,9 +291,7 @@ class Decision:
                 step /= 2
         return best
 
-    def _moved(
-        self, removed: Sequence[int], a: int, b: int, amount: int, limit: float, cap: object
-    ) -> list[int] | None:
+    def _move(self, removed: Sequence[int], a: int, b: int, amount: int, limit: float, cap: object) -> list[int] | None:
         """``amount`` fewer at site a, and as many more at b as meets the limit again; None where that cannot be."""
         trial = list(removed)
         trial[a] -= amount
@@ -311,11 +311,11 @@ class Decision:
         failed: BudgetInfeasible | None = None
         for share in shares:
             try:
-                plan = self.planned(self._taking(share, improve=len(shares) == 1), search)
+                plan = self.plan_groups(self._taking(share, improve=len(shares) == 1), search)
             except BudgetInfeasible as why:
                 failed = failed or why
                 continue
-            value = self._kept(plan) if len(shares) > 1 else 0.0
+            value = self._measure_plan(plan) if len(shares) > 1 else 0.0
             found.append((value, share, plan))
         if not found:
             assert failed is not None
@@ -327,8 +327,8 @@ class Decision:
                 f"tokens take {share:g} of what the budget takes away (divergence of the outputs by share: {told})"
             )
             if self.tokens.deciding.schedule == "auto" and self.tokens.deciding.improve and share:
-                better = self.planned(self._taking(share, improve=True), search)
-                return better if self._kept(better) < value else plan
+                better = self.plan_groups(self._taking(share, improve=True), search)
+                return better if self._measure_plan(better) < value else plan
         return plan
 
     def _taking(self, share: float, improve: bool) -> TokenPlan:
@@ -337,13 +337,13 @@ class Decision:
             return self.plan_of([0] * len(self.flow.usable))
         return self.within(self.dense - share * (self.dense - self.limit), improve)
 
-    def _kept(self, plan: CompressionPlan) -> float:
+    def _measure_plan(self, plan: CompressionPlan) -> float:
         """Divergence of the outputs under a plan, with what is left fitted where recovery is wanted, on samples that
         it was not fitted to where there are enough."""
         from ..passes.analysis.importance.damage import divergences
 
         seen, program = self.batches, self.program.but(plan=plan, scores=None)
-        fit, judge = self._seen(FIT), seen
+        fit, judge = self._draw_batches(FIT), seen
         if self.goal.recovery.method not in ("none",) and plan.elements and len(seen) > 1:
             cut = min(len(fit), max(1, len(seen) * 3 // 4))
             fit, judge = seen[:cut], seen[cut:] or seen[-1:]

@@ -32,7 +32,7 @@ from .judge import AgreementEvaluator, few
 from .measure_latency import lowerable
 from .parts import carry_out
 from .proof import compare_with_masking
-from .run import Run, carry_out_parts, kept_counts, reduce_tokens
+from .run import Run, carry_out_parts, count_kept, reduce_tokens
 from .survival import tell_of_lost_answers
 
 PICTURE = "tokens.png"
@@ -76,7 +76,7 @@ def finish(decided: Decided, after: Sequence[Pass] = ()) -> Artifact:
     if request.out is not None and ranks.rank() == 0:
         tell.stage(f"lower to {request.target}, verify and save")
         with silence():
-            artifact.save(Path(request.out), measure=time_delivered(decided))
+            artifact.save(Path(request.out), measure=time_delivered(decided), page=request.page)
         for missing in (artifact.report["unfinished"] or {}).get("missing", ()):
             tell.warn(f"not finished: {missing}")
     return artifact
@@ -94,10 +94,11 @@ def _slice(decided: Decided, after: Sequence[Pass]) -> Sliced:
     run = decided.run
     plan, dense = run.program.need("plan"), CostModel(run.program)()
     if plan.tokens is not None and not plan.tokens.empty:
-        run = run.through(MergeTokens(), PropagateAxes(), *run.finders).but(plan=without_tokens(plan))
+        found = run.through(MergeTokens(), PropagateAxes(), *run.finders)
+        run = found.on(found.program.in_bases_of(run.program).but(plan=without_tokens(plan)))
         run.program.need("plan").check(run.program.group_by_name)
     reduced = run.program
-    predicted = CostModel(reduced)(kept_counts(reduced))
+    predicted = CostModel(reduced)(count_kept(reduced))
     run = carry_out_parts(run).through(SliceAxes())
     cut = run.program
     run.tell.stage("compare slicing with masking")

@@ -57,7 +57,7 @@ class AgreementEvaluator:
                     what is alike stays alike
         accuracy    share of samples whose largest logit is their label
         """
-        from ..passes.transform.recovery.outputs import divergence, joined
+        from ..passes.transform.recovery.outputs import divergence, join_rows
 
         now = [self._run(program, batch) for batch in self.batches]
         found: dict[str, float] = {}
@@ -71,7 +71,7 @@ class AgreementEvaluator:
                 / sum(weights),
             )
         if self._seen and self._seen[0][0] is not None:
-            one, two = (joined([rows for rows, _ in side if rows is not None]) for side in (self._seen, now))
+            one, two = (join_rows([rows for rows, _ in side if rows is not None]) for side in (self._seen, now))
             found["cosine"] = float((one * two).sum(1).mean())
             if len(one) > 3:
                 above = torch.triu(torch.ones(len(one), len(one), dtype=torch.bool), 1)

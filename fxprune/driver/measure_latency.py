@@ -88,7 +88,7 @@ def measure_table(
     on_point  is told how many of how many programs were timed;  on_curve: the table so far, after every class
     """
     found = classes(program)
-    curves = {name: _skipped(program, groups, kinds) for name, groups in found.items()}
+    curves = {name: _skip_curve(program, groups, kinds) for name, groups in found.items()}
     if old is not None:
         curves.update(
             {
@@ -131,7 +131,7 @@ def measure_table(
     return replace(table, dense_ms=round(sorted(dense)[len(dense) // 2], 5)) if dense else table
 
 
-def _skipped(program: Program, groups: Sequence[PruneGroup], kinds: Sequence[str]) -> Curve:
+def _skip_curve(program: Program, groups: Sequence[PruneGroup], kinds: Sequence[str]) -> Curve:
     first = groups[0]
     why = "kind" if str(first.kind) not in kinds else "small" if _share(program, groups) < SMALL else ""
     return Curve(str(first.kind), first.size, len(groups), (), why)

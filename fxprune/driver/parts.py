@@ -22,7 +22,7 @@ def appliers(plan: CompressionPlan) -> dict[str, Pass]:
     return {k: registry.kind(k).apply() for k in kinds if registry.brings_passes(k)}
 
 
-def left_of(plan: CompressionPlan, kind: str, program: Program) -> CompressionPlan:
+def subtract_kind(plan: CompressionPlan, kind: str, program: Program) -> CompressionPlan:
     """The plan once its choices of ``kind`` are carried out on ``program``, whose groups are known: what lay inside is
     gone with it."""
     gone = lies_inside(program.need("groups"), plan.elements)
@@ -37,9 +37,10 @@ def drop_parts(program: Program) -> Program:
     from ..passes.analysis.propagate_axes import PropagateAxes
 
     for kind, one in appliers(program.need("plan")).items():
-        rest, known = left_of(program.need("plan"), kind, program), (g.kind for g in program.need("groups"))
+        rest, known = subtract_kind(program.need("plan"), kind, program), (g.kind for g in program.need("groups"))
         again = (PropagateAxes(), FindGroups(align=1, floor=0.0, allow_empty=True), *finders_of(known))
-        program = Pipeline((one, *again), start=FACTS).run(program).but(plan=rest, scores=program.scores)
+        found = Pipeline((one, *again), start=FACTS).run(program)
+        program = found.in_bases_of(program).but(plan=rest, scores=program.scores)
     return program
 
 

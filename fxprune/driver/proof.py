@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InternalError, VerifyError
 from ..ir.agreement import relative_error, seeded, tolerance_of, why_random
-from ..ir.double import exactly, in_double, widened, within_rounding
+from ..ir.double import exactly, in_double, widen, within_rounding
 from ..ir.program import Program
 from ..ir.proof import Link
 from ..ir.provenance import first_line
@@ -55,11 +55,11 @@ def compare_with_masking(run: Run, dense: Program) -> Link:
 
     def exact(flat: Sequence[Any]) -> list[Any] | None:
         try:
-            return masked_run(in_double(dense), plan, [widened(value) for value in flat])
+            return masked_run(in_double(dense), plan, [widen(value) for value in flat])
         except Exception:  # whatever torch says of a dtype that a kernel does not have
             return None
 
-    with _reproduced_by(run):
+    with _attach_pipeline(run):
         return _compare(
             SLICED,
             dense,
@@ -82,7 +82,7 @@ def _compare(
     first itself jumps do not count, and neither does what is no more than its own distance from fp64."""
     limit, worst, rounded, tried = tolerance_of(program), 0.0, 0.0, list[Sizes]()
 
-    def drawn_alike(run: Callable[[Sequence[Any]], list[Any]], flat: Sequence[Any]) -> list[Any]:
+    def run_seeded(run: Callable[[Sequence[Any]], list[Any]], flat: Sequence[Any]) -> list[Any]:
         with seeded(seed):
             return run(flat)
 
@@ -100,10 +100,10 @@ def _compare(
                 ) from failure
             continue
         with silence():
-            got = drawn_alike(two, flat)
+            got = run_seeded(two, flat)
             error = relative_error(got, want)
             if not error <= limit:
-                kept = steady(lambda inputs: drawn_alike(one, inputs), flat, want, limit, seed)
+                kept = steady(lambda inputs: run_seeded(one, inputs), flat, want, limit, seed)
                 if kept is not None:
                     error = relative_error(_rows(got, kept), _rows(want, kept))
         tried.append(named)
@@ -141,7 +141,7 @@ def _refuse(compared: str, program: Program, error: float, limit: float) -> None
 
 
 @contextmanager
-def _reproduced_by(run: Run) -> Iterator[None]:
+def _attach_pipeline(run: Run) -> Iterator[None]:
     """An error that is fxprune's own comes with the pipeline that reproduces it."""
     try:
         yield
@@ -152,6 +152,6 @@ def _reproduced_by(run: Run) -> Iterator[None]:
 def prove_prepared(run: Run) -> Run:
     """The run with its program, whose axes are known, held against the captured one; the link goes into the report."""
     run.tell.stage("compare the graph that is cut with the captured one")
-    with _reproduced_by(run):
+    with _attach_pipeline(run):
         link = compare_with_captured(run.opened.dense, run.program, run.seed)
     return run.but(proof=(*run.program.proof, link))

@@ -17,8 +17,7 @@ from .apply import tell_of_odd_counts
 from .decide import Decided, make_up_data, without_labels_of_others
 from .decide_latency import KnownLatency, recall_latency_table
 from .proof import prove_prepared
-from .rotation import rotated_groups
-from .run import Run, kept_counts, reduce_tokens
+from .run import Run, count_kept, reduce_tokens
 from .stated import COUNTED, OPTION, StatedPipeline, _check_needs, kinds_added
 
 
@@ -77,7 +76,6 @@ def run_stated(run: Run, stated: StatedPipeline) -> Decided:
     else:
         used = run.data
         about = {
-            **rotated_groups(run),
             **({"rounds": 1} if sliced else {}),
             **plan.about,
             "model": opened.name,
@@ -129,7 +127,7 @@ def _check_counts(run: Run, passes: Sequence[Pass]) -> None:
     if last is None or last.slug() not in COUNTED or not isinstance(bound, Budget) or bound.metric not in METRICS:
         return
     small = reduce_tokens(run.program, run.finders)
-    limit, now = bound.limit(CostModel(run.program)()), CostModel(small)(kept_counts(small)).metric(bound.metric)
+    limit, now = bound.limit(CostModel(run.program)()), CostModel(small)(count_kept(small)).metric(bound.metric)
     if now > limit:
         raise BudgetInfeasible(
             "the counts exceed the budget that is stated with them",

@@ -14,9 +14,6 @@ from .run import Run
 if TYPE_CHECKING:
     from ..passes.transform.rotate_width import RotateWidth
 
-ROTATED = "rotated"
-"""In ``plan.about``: names of the groups whose elements are directions of a basis that data gave."""
-
 
 def has_bases(goal: Goal) -> bool:
     """Whether any of the goal's kinds is cut in a basis of its own."""
@@ -45,7 +42,7 @@ def rotation_of(run: Run, plan: CompressionPlan) -> RotateWidth | None:
     """
     from ..passes.transform.rotate_width import RotateWidth
 
-    cut = [name for name in plan.about.get(ROTATED) or () if name in plan.elements]
+    cut = plan.rotated
     if not cut:
         return None
     if run.data is None:
@@ -56,9 +53,3 @@ def rotation_of(run: Run, plan: CompressionPlan) -> RotateWidth | None:
             cure="compile with the plan and `--data`: samples like those that the plan was made with",
         )
     return RotateWidth()
-
-
-def rotated_groups(run: Run) -> dict[str, list[str]]:
-    """What ``plan.about`` says of the bases that the run has found; nothing where it found none."""
-    names = [g.name for g in run.program.groups or () if g.ordered and g.kind is Kind.WIDTH]
-    return {ROTATED: names} if names else {}

@@ -29,7 +29,7 @@ from ..process.events import Transcript
 from ..process.silence import silence
 from ..request.request import Request
 from ..target.clock import SharedClock
-from .parts import appliers, drop_parts, finders_of, left_of
+from .parts import appliers, drop_parts, finders_of, subtract_kind
 from .samples import LEAST, Amount, choose_amount
 
 if TYPE_CHECKING:
@@ -263,10 +263,10 @@ class Run:
         """
         run = self
         for one in passes:
-            run = run._behind(run._supplied(one))
+            run = run._behind(run._supply(one))
         return run
 
-    def _supplied(self, one: Pass) -> Pass:
+    def _supply(self, one: Pass) -> Pass:
         """The pass with what it takes of the run."""
         given: dict[str, Any] = {"data": self.data} if "data" in one.takes else {}
         if "source" in one.takes:
@@ -361,7 +361,7 @@ def reduce_tokens(program: Program, finders: Sequence[Pass]) -> Program:
     if plan.tokens is None or plan.tokens.empty:
         return program
     small = Pipeline((MergeTokens(), PropagateAxes(), *finders), start=FACTS).run(program)
-    return small.but(plan=without_tokens(plan), scores=program.scores)
+    return small.in_bases_of(program).but(plan=without_tokens(plan), scores=program.scores)
 
 
 def carry_out_parts(run: Run) -> Run:
@@ -371,8 +371,9 @@ def carry_out_parts(run: Run) -> Run:
 
     plan = run.program.need("plan")
     for kind, one in appliers(plan).items():
-        plan = left_of(plan, kind, run.program)
-        run = run.through(one, PropagateAxes(), *run.finders).but(plan=plan)
+        plan = subtract_kind(plan, kind, run.program)
+        found = run.through(one, PropagateAxes(), *run.finders)
+        run = found.on(found.program.in_bases_of(run.program).but(plan=plan))
     return run
 
 
@@ -391,7 +392,7 @@ def fit_by_ridge(program: Program, finders: Sequence[Pass], data: Calibration, s
     return Recover(method="ridge", data=data, seed=seed, reduced=reduced).run(program)
 
 
-def kept_counts(program: Program) -> dict[Axis, int]:
+def count_kept(program: Program) -> dict[Axis, int]:
     """How many elements the plan keeps of each axis it cuts."""
     found: dict[Axis, int] = program.need("plan").sizes(program.need("groups"))
     return found

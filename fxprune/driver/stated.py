@@ -250,7 +250,7 @@ def _without_merging(passes: Sequence[Pass]) -> tuple[Pass, ...]:
 
 def kinds_added(names: Sequence[str]) -> list[registry.KindPasses]:
     """The kinds that bring their passes, where a pass of that name may be one of theirs."""
-    return [] if set(names) <= registry.PASSES.keys() else registry.added_kinds()
+    return [] if set(names) <= registry.PASSES.keys() else registry.load_kinds()
 
 
 def _tiles(passes: Sequence[Pass], stated: Sequence[Pass]) -> tuple[Pass, ...]:
@@ -330,7 +330,7 @@ def _check_needs(p: Pass, have: set[str], passes: Sequence[Pass]) -> None:
             handed_on = one.kind == "transform"  # what it gives was found before
             return not handed_on and bool(set(missing) & set(one.gives) - set(one.needs))
 
-        makers = sorted({q.slug() for q in passes if makes(q)} or {n for n, cls in _built_in() if makes(cls)})
+        makers = sorted({q.slug() for q in passes if makes(q)} or {n for n, cls in _list_built_in() if makes(cls)})
         raise OptionError(
             f"the pass '{p.slug()}' needs {', '.join(missing)}",
             where=f"{OPTION} .. {p}",
@@ -339,5 +339,5 @@ def _check_needs(p: Pass, have: set[str], passes: Sequence[Pass]) -> None:
         )
 
 
-def _built_in() -> list[tuple[str, Any]]:
+def _list_built_in() -> list[tuple[str, Any]]:
     return [(name, registry.lookup("pass", name)) for name in registry.PASSES]

@@ -68,7 +68,7 @@ def estimate_budgets(decided: Decided) -> dict[float, float]:
             break
         repaired = planned if little is None else fit_by_ridge(planned, run.finders, little, run.seed)
         figures = judge.of(carry_out(repaired))
-        points.append((amount, _kept(figures)))
+        points.append((amount, _share_kept(figures)))
         if points[-1][1] < WANTED[0]:  # nothing below keeps more
             break
     return {wanted: found for wanted in WANTED if (found := _cost_of(wanted, points)) is not None}
@@ -86,7 +86,7 @@ def _cost_of(wanted: float, points: list[tuple[float, float]]) -> float | None:
     return points[-1][0] if len(points) > 1 else None
 
 
-def _kept(figures: Mapping[str, float]) -> float:
+def _share_kept(figures: Mapping[str, float]) -> float:
     return next((figures[name] for name in ("top1", "relational", "cosine") if name in figures), 0.0)
 
 

@@ -72,7 +72,7 @@ class TokenScores:
         grids = [sorted({max(1, round(g * reducer.cap(s.tokens, s.protected))) for g in GRID}) for s in self.sites]
         jobs = [(s, r) for s, grid in zip(self.sites, grids, strict=True) for r in grid]
         found = run_jobs("tokens.curves", len(jobs), lambda i: self._job(jobs[i][0], reducer, jobs[i][1]))
-        losses = _combined([(float(f["features"]), float(f["output"])) for f in found])
+        losses = _combine([(float(f["features"]), float(f["output"])) for f in found])
         out, at = [], 0
         for site, grid in zip(self.sites, grids, strict=True):
             out.append(increments(grid, losses[at : at + len(grid)], site.tokens - site.protected))
@@ -85,7 +85,7 @@ class TokenScores:
         chosen = [even(s.tokens - s.protected, count) for s in self.sites]
         jobs = [(s, j) for s, tokens in zip(self.sites, chosen, strict=True) for j in tokens]
         found = run_jobs("tokens.removals", len(jobs), lambda i: self._job(jobs[i][0], One(jobs[i][1]), 1))
-        losses, at, out = _combined([(float(f["features"]), float(f["output"])) for f in found]), 0, []
+        losses, at, out = _combine([(float(f["features"]), float(f["output"])) for f in found]), 0, []
         for site, tokens in zip(self.sites, chosen, strict=True):
             near = losses[at : at + len(tokens)]
             at += len(tokens)
@@ -110,12 +110,12 @@ class TokenScores:
             outputs = list(run.run(*self.program.arguments(dense.flat)))
             place = run.place
             for tap in taps:
-                features += self._moved(run.kept[tap.value], dense.features[tap.value], place, site.protected)
+                features += self._measure_shift(run.kept[tap.value], dense.features[tap.value], place, site.protected)
             now = targets(self.program, outputs, dense.batch, samples_in(dense.flat))
             output += float(output_change(now, dense.outputs, 4.0).mean())
         return features / len(self.dense), output / len(self.dense)
 
-    def _moved(self, value: Tensor, dense: Tensor, place: Tensor, protected: int) -> float:
+    def _measure_shift(self, value: Tensor, dense: Tensor, place: Tensor, protected: int) -> float:
         there = (place >= 0).all(0)  # tokens that every sample still has, so that the maps compare the same samples
         index = place.clamp_min(0)[:, :, None].expand(-1, -1, value.shape[-1])
         now = functional.normalize(value.float(), dim=-1).gather(1, index)[:, there]
@@ -155,7 +155,7 @@ class _Watch(Interpreter):
         return value
 
 
-def _combined(pairs: Sequence[tuple[float, float]]) -> list[float]:
+def _combine(pairs: Sequence[tuple[float, float]]) -> list[float]:
     """features + lambda KL, lambda = WEIGHT * median(features) / median(KL) over those that are not zero."""
     one, two = ([p[i] for p in pairs if p[i] > 0] for i in (0, 1))
     factor = WEIGHT * median(one) / median(two) if one and two else 1.0

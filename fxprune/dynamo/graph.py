@@ -25,7 +25,7 @@ from ..intake.evaluation import evaluation_form
 from ..ir.dataflow import arguments_by_name
 from ..ir.program import Program
 from ..ir.rebuild import copy_graph, rebuild
-from ..ir.writes import written_inputs
+from ..ir.writes import find_written_inputs
 from ..process.silence import quiet
 
 _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]|\.([A-Za-z_]\w*)|\[['\"]?([^'\"\]]+)['\"]?\]")
@@ -84,12 +84,12 @@ def _shape(node: Node) -> tuple[Any, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def qualified_name(source: str) -> str:
+def qualify_name(source: str) -> str:
     """The name of a tensor within its model, from dynamo's note of where it came from.
 
-    >>> qualified_name("L['self']._modules['blocks']._modules['0']._parameters['weight']")
+    >>> qualify_name("L['self']._modules['blocks']._modules['0']._parameters['weight']")
     'blocks.0.weight'
-    >>> qualified_name("G['model'].scale")
+    >>> qualify_name("G['model'].scale")
     'scale'
     """
     steps = ["".join(step) for step in _STEP.findall(source[source.find("]") + 1 :])]
@@ -111,7 +111,7 @@ def names_of(slots: Sequence[Slot], inputs: Sequence[Any], root: nn.Module | Non
     result = {}
     for slot, value in zip(slots, inputs, strict=True):
         if slot.kind == "bound" or id(value) in known:
-            result[slot.name] = known.get(id(value)) or qualified_name(slot.source)
+            result[slot.name] = known.get(id(value)) or qualify_name(slot.source)
     return result
 
 
@@ -120,7 +120,7 @@ def user_slots(slots: Sequence[Slot], names: Mapping[str, str]) -> list[Slot]:
     return [s for s in slots if s.kind == "user" and s.name not in names]
 
 
-def bound_module(gm: GraphModule, slots: Sequence[Slot], names: Mapping[str, str], inputs: Sequence[Any]) -> nn.Module:
+def bind_module(gm: GraphModule, slots: Sequence[Slot], names: Mapping[str, str], inputs: Sequence[Any]) -> nn.Module:
     """The graph as a module that owns the model's tensors under their names and takes the call's tensors alone.
 
     A size becomes the size of its tensor, so that the graph follows its inputs again.
@@ -149,14 +149,14 @@ def bound_module(gm: GraphModule, slots: Sequence[Slot], names: Mapping[str, str
         if node.op == "placeholder":
             continue
         if node.op in ("get_attr", "call_module"):
-            _place(holder, str(node.target), _found(gm, str(node.target)))
+            _place(holder, str(node.target), _find_tensor(gm, str(node.target)))
         new = graph.node_copy(node, lambda n: made[n])
         new.meta = {k: v for k, v in node.meta.items() if k == "stack_trace"}
         made[node] = new
     return GraphModule(holder, graph, class_name="Part").eval()
 
 
-def _found(gm: GraphModule, path: str) -> Any:
+def _find_tensor(gm: GraphModule, path: str) -> Any:
     value: Any = gm
     for word in path.split("."):
         value = getattr(value, word)
@@ -271,7 +271,7 @@ def fit_sizes(
 def refuse_writes(program: Program) -> None:
     """Raise NothingToPrune for a graph that writes to the model's tensors or to its inputs: only the copies that
     the pruned graph holds would change, and not the caller's."""
-    for name, node in written_inputs(program.graph).items():
+    for name, node in find_written_inputs(program.graph).items():
         raise NothingToPrune(
             "the graph writes to a tensor that is not its own",
             where=f"node {node.name}",

@@ -37,7 +37,7 @@ from ..process.jobs import resumable
 from .calibration import calibration_of, warn
 from .graph import (
     Slot,
-    bound_module,
+    bind_module,
     names_of,
     numbers_in,
     program_of,
@@ -247,7 +247,7 @@ class Part:
             raise NothingToPrune("this graph cannot be pruned", where=call.name, why=why)
         with _plainly():
             copies = [t.detach().clone() for t in inputs]
-            module, mine = bound_module(self.gm, self.slots, names, values), user_slots(self.slots, names)
+            module, mine = bind_module(self.gm, self.slots, names, values), user_slots(self.slots, names)
             dense = program_of(module, mine, copies, call.name)
             refuse_writes(dense)
             source = Loaded(module, call.name, tuple(copies), input_names=tuple(dense.user_inputs))
@@ -264,7 +264,7 @@ def _search(run: Run, session: Session, options: Options) -> Artifact:
     goal = options.request.goal
     assert goal is not None
     decided = decide(run, goal, rewrite=False)  # its weights are for other graphs, too
-    recovered = decided.recovered(goal.recovery)
+    recovered = decided.recover(goal.recovery)
     artifact = finish(recovered)
     plan, before = decided.unfitted.need("plan"), decided.unfitted.tensors
     after = recovered.run.program.tensors

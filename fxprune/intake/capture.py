@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 from ..ir.program import Program
 from ..ir.rebuild import copy_graph, rebuild
-from ..ir.writes import written_inputs
+from ..ir.writes import find_written_inputs
 from ..process.silence import quiet
 from .containers import plain, plain_signature
 from .evaluation import evaluation_form, spell_out, unwrap
@@ -85,7 +85,7 @@ def _open(model: nn.Module, given: Example, name: str) -> tuple[Opened, list[str
     states which sizes are open is taken at its word."""
     if isinstance(model, StatesInputs):
         return export_stated(model, *given, name)
-    twice = _doubled(given)
+    twice = _double_batch(given)
     if twice is None:
         opened = export_open(model, *given, name)
         batch = [str(c) for c in opened.closed if c.is_batch][:1]
@@ -136,7 +136,7 @@ def _example(args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Examp
     return pytree.tree_unflatten([t.detach() if isinstance(t, Tensor) else t for t in leaves], spec)
 
 
-def _doubled(given: Example) -> Example | None:
+def _double_batch(given: Example) -> Example | None:
     """The inputs with a batch of two equal samples; None where there are more already."""
     first = next((t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.dim()), None)
     if first is None or first.shape[0] != 1:
@@ -155,7 +155,7 @@ def _own_state(exported: ExportedProgram, originals: Originals) -> ExportedProgr
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    written = {bound[name] for name in written_inputs(exported.graph) if name in bound}
+    written = {bound[name] for name in find_written_inputs(exported.graph) if name in bound}
     written |= {n for held in (exported.state_dict, exported.constants) for n, t in held.items() if originals.wrote(t)}
     if not written:
         return exported

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from ..ir.guards import guards_told_to
+from ..ir.guards import listen_to_guards
 from ..ir.open_sizes import shape_env_of
 from .diagnose import line_of
 
@@ -83,7 +83,7 @@ def listening() -> Iterator[list[Heard]]:
             Heard(condition, line_of(told or here), "guard_int" in names, any(_WEIGHED.search(name) for name in names))
         )
 
-    with guards_told_to(listen):
+    with listen_to_guards(listen):
         yield heard
 
 
@@ -95,7 +95,7 @@ def openable(tensor: Tensor) -> tuple[int, ...]:
     return tuple(range(1, tensor.dim()))
 
 
-def closed_sizes(
+def find_closed_sizes(
     exported: ExportedProgram, heard: Sequence[Heard], lengths: Mapping[tuple[int, int], str], why: str = ""
 ) -> tuple[Closed, ...]:
     """The sizes that could be open and are not, of inputs that are read.

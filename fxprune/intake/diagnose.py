@@ -98,7 +98,7 @@ def source_line(error: BaseException) -> str:
     else:
         frame = inside[-1]
         file, line, function = frame.filename, frame.lineno or 0, frame.name
-    return _quoted(file, line, function)
+    return _quote_source(file, line, function)
 
 
 def line_of(stack: Sequence[traceback.FrameSummary]) -> str:
@@ -111,11 +111,11 @@ def line_of(stack: Sequence[traceback.FrameSummary]) -> str:
     own = [f for f in inside if not f.filename.startswith(_TORCH)]
     layers = [f for f in inside if f.filename.startswith(_TORCH + "nn" + os.sep + "modules") and f.name == "forward"]
     for frame in reversed(own or layers):
-        return _quoted(frame.filename, frame.lineno or 0, frame.name)
+        return _quote_source(frame.filename, frame.lineno or 0, frame.name)
     return ""
 
 
-def _quoted(file: str, line: int, function: str) -> str:
+def _quote_source(file: str, line: int, function: str) -> str:
     code = linecache.getline(file, line).strip()
     return f"{os.path.basename(file)}:{line} in {function}" + (f"  `{code}`" if code else "")
 

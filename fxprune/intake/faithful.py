@@ -15,7 +15,7 @@ from ..ir.agreement import compare, relative_error, seeded, tolerance_of, why_ra
 from ..ir.double import exactly, run_nodes, within_rounding
 from ..ir.program import Program
 from ..ir.proof import Link
-from ..ir.signature import DRAWS, all_other, dim_names, input_sizes, input_values, refused_by, sample_inputs
+from ..ir.signature import DRAWS, all_other, dim_names, find_refusal, input_sizes, input_values, sample_inputs
 from .containers import plain
 from .diagnose import first_line
 from .evaluation import evaluation_form, own_inputs, unwrap
@@ -93,7 +93,7 @@ def difference(
     """(largest difference of an output relative to its magnitude, notes) on one set of inputs."""
     flat = [v.detach().clone() if isinstance(v, Tensor) else v for v in program.flatten(args, kwargs)]
     with evaluation_form(model):
-        want = _called(model, args, kwargs)
+        want = _call(model, args, kwargs)
         try:
             with seeded(SEED):
                 got = by_name(program, run_nodes(program, flat))
@@ -135,7 +135,7 @@ def _no_defect(
     limit, (random, _) = tolerance_of(program), why_random(program)
     if random:
         return random
-    again = _called(model, args, kwargs)
+    again = _call(model, args, kwargs)
     if relative_error([again[n] for n, _, _ in outputs], [want for _, _, want in outputs]) > limit:
         return "two calls of it with the same inputs and the same seed differ"
     exact = exactly(program, flat)
@@ -146,7 +146,7 @@ def _no_defect(
     return "they differ by rounding, as both do from what fp64 gives" if within_rounding(want, got, fp64, limit) else ""
 
 
-def _called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+def _call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors that the module returns, by name. Raises _DoesNotRun with what it says."""
     positional, keyword = own_inputs(args, kwargs)
     try:
@@ -154,16 +154,16 @@ def _called(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             returned = model(*positional, **keyword)
     except Exception as error:
         raise _DoesNotRun(f"the model says: {first_line(error) or type(error).__name__}") from error
-    return _named(plain(returned, []))
+    return _name_tensors(plain(returned, []))
 
 
 def by_name(program: Program, flat: Sequence[Any]) -> dict[str, Tensor]:
     """The tensors among a graph's outputs by their place in what the user gets."""
     spec = program.exported.call_spec.out_spec
-    return _named(pytree.tree_unflatten(list(flat)[len(flat) - spec.num_leaves :], spec))
+    return _name_tensors(pytree.tree_unflatten(list(flat)[len(flat) - spec.num_leaves :], spec))
 
 
-def _named(value: Any) -> dict[str, Tensor]:
+def _name_tensors(value: Any) -> dict[str, Tensor]:
     paths, _ = pytree.tree_flatten_with_path(value)
     return {f"output{pytree.keystr(path)}": leaf for path, leaf in paths if isinstance(leaf, Tensor)}
 
@@ -173,7 +173,7 @@ def _inputs(program: Program) -> list[tuple[dict[str, int], list[list[Any]]]]:
     hints = input_sizes(program)
     batch = {str(v.shape[0]) for v in input_values(program) if isinstance(v, Tensor) and v.dim()} & hints.keys()
     few = {s: min(2, hints[s]) for s in batch}
-    if refused_by(program, {**hints, **few}) is not None:  # samples that belong together: the frames of a clip
+    if find_refusal(program, {**hints, **few}) is not None:  # samples that belong together: the frames of a clip
         few = {s: hints[s] for s in batch}
     rows = [
         example.narrow(0, 0, few[str(value.shape[0])])
@@ -185,7 +185,7 @@ def _inputs(program: Program) -> list[tuple[dict[str, int], list[list[Any]]]]:
     if hints:
         other = all_other(program)
         small = {**other, **{s: 3 for s in batch}}
-        sizes = other if refused_by(program, small) is not None else small
+        sizes = other if find_refusal(program, small) is not None else small
         found.append((sizes, [sample_inputs(program, sizes, SEED, draw) for draw in DRAWS]))
     return found
 
@@ -226,7 +226,7 @@ def where_it_starts(
 
     handles = [m.register_forward_hook(keep(name)) for name, m in model.named_modules() if name]
     try:
-        _called(model, args, kwargs)
+        _call(model, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()

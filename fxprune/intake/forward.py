@@ -40,10 +40,10 @@ def forward_of(model: nn.Module | ExportedProgram) -> Forward:
     if isinstance(model, ExportedProgram):
         names = tuple(n for n in model.graph_signature.user_inputs if isinstance(n, str))
         return Forward(names, names)
-    own = _stated(model)
+    own = _find_stated(model)
     if own.names:
         return own
-    inner = _wrapped(model)
+    inner = _find_inner(model)
     return own if inner is None else Forward(forward_of(inner).names, (), own.any_name)
 
 
@@ -52,7 +52,7 @@ def parameter_names(model: nn.Module | ExportedProgram) -> tuple[str, ...]:
     return forward_of(model).names
 
 
-def _stated(model: nn.Module) -> Forward:
+def _find_stated(model: nn.Module) -> Forward:
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [p for p in parameters if p.kind in _NAMED]
     return Forward(
@@ -62,7 +62,7 @@ def _stated(model: nn.Module) -> Forward:
     )
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
+def _find_inner(model: nn.Module) -> nn.Module | None:
     """The module that a wrapper passes its inputs on to: under a usual name, or its only child."""
     children = dict(model.named_children())
     usual = [children[name] for name in _INNER if name in children]

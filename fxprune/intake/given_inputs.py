@@ -16,14 +16,14 @@ from ..errors import LoadError
 from .arrange import Inputs, arrangements, as_tensors
 from .example_inputs import CURE, failure, from_text, is_file, vocabulary
 from .forward import Forward, float_type, forward_of
-from .own_description import described_inputs, is_transformers
+from .own_description import derive_inputs, is_transformers
 from .tensors import read_tensors
 
 INPUT_CURE = "give them: `--input 1x3x224x224` (or `--input 1x128:int64` for token ids), or `--data`"
 _MASKED = "the result takes an attention_mask beside token ids: name the inputs (input_ids=..) to leave it out"
 
 
-def given_inputs(
+def read_inputs(
     model: nn.Module | ExportedProgram, given: Any, name: str, folder: Path | None = None
 ) -> tuple[tuple[Any, ...], dict[str, Any], tuple[str, ...]]:
     """(args, kwargs, notes) of what was given: tensors or arrays, in containers or not, a file of them, or shapes.
@@ -90,7 +90,7 @@ def _by_name(
     """
     args, kwargs = ways[0]
     main = getattr(model, "main_input_name", None) or next(iter(forward.names), "input_ids")
-    own = described_inputs(model, folder)[1]
+    own = derive_inputs(model, folder)[1]
     named = {**dict(zip(dict.fromkeys([main, *own, *forward.names]), args, strict=False)), **kwargs}
     if not of_shapes:
         return [*ways, ((), named)]
@@ -105,7 +105,7 @@ def _not_accepted(
 ) -> LoadError:
     given, own = (
         ", ".join(f"{list(t.shape)} {t.dtype}" for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor))
-        for inputs in ((args, dict(kwargs)), described_inputs(model, folder))
+        for inputs in ((args, dict(kwargs)), derive_inputs(model, folder))
     )
     known = bool(own) and own != given
     return LoadError(

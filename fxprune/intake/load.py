@@ -18,10 +18,10 @@ from ..ir.proof import Link
 from . import archive, images
 from .evaluation import unwrap
 from .forward import leaf_names, parameter_names
-from .given_inputs import INPUT_CURE, given_inputs, to_device
+from .given_inputs import INPUT_CURE, read_inputs, to_device
 from .images import ImagePreprocess
 from .model_args import read_model_args
-from .own_description import described_inputs, timm_cfg
+from .own_description import derive_inputs, timm_cfg
 from .pickles import load_pickle
 from .refusals import refuse_quantised
 from .rehearsal import first_line
@@ -68,7 +68,7 @@ class Loaded:
         """Example inputs, those inside containers as well."""
         return list(pytree.tree_leaves((self.args, dict(self.kwargs))))
 
-    def filled(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fill(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) in the structure of the example inputs, with other ``leaves``."""
         args, kwargs = pytree.tree_unflatten(list(leaves), pytree.tree_structure((self.args, dict(self.kwargs))))
         return args, kwargs
@@ -129,7 +129,7 @@ def _open(
             cure="timm:NAME `--checkpoint FILE`; for other models put the weights into the module before saving it",
         )
     if built and not isinstance(source, (str, os.PathLike)):
-        raise _built_already(type(source).__name__)
+        raise _refuse_options(type(source).__name__)
     if isinstance(source, nn.Module):
         if isinstance(source, torch.jit.ScriptModule):
             raise LoadError(
@@ -154,7 +154,7 @@ def _open_path(path: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Load
     if path.is_dir():
         return _open_folder(path, trust_pickle, built)
     if built and path.exists():
-        raise _built_already(str(path))
+        raise _refuse_options(str(path))
     if not path.exists() and not path.suffix:
         raise LoadError(
             "there is no such model",
@@ -224,7 +224,7 @@ def _module_in(checkpoint: Mapping[Any, Any]) -> tuple[Any, tuple[str, ...]]:
 def _open_folder(folder: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Loaded:
     if (folder / "model.pt2").is_file():
         if built:
-            raise _built_already(str(folder))
+            raise _refuse_options(str(folder))
         program = archive.read_program(folder / "model.pt2", trust=trust_pickle)
         return Loaded(program, folder.name)
     found = load_sentences(folder, built)
@@ -239,7 +239,7 @@ def _open_folder(folder: Path, trust_pickle: bool, built: Mapping[str, Any]) -> 
     )
 
 
-def _built_already(where: str) -> LoadError:
+def _refuse_options(where: str) -> LoadError:
     return LoadError(
         "the model is built already",
         where=where,
@@ -297,9 +297,9 @@ def _floats(value: Any) -> bool:
 def _with_inputs(loaded: Loaded, given: Any, needed: bool) -> Loaded:
     model = loaded.model
     if given is None:
-        args, kwargs = described_inputs(model, loaded.folder)
+        args, kwargs = derive_inputs(model, loaded.folder)
     else:
-        args, kwargs, notes = given_inputs(model, given, loaded.name, loaded.folder)
+        args, kwargs, notes = read_inputs(model, given, loaded.name, loaded.folder)
         loaded = replace(loaded, notes=(*loaded.notes, *notes))
     if not args and not kwargs and needed:
         raise LoadError(

@@ -16,8 +16,8 @@ from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 from ..errors import CaptureError
 from ..ir.dataflow import op_name
 from ..ir.program import Program
-from ..ir.signature import stuck
-from .closed_sizes import Closed, Heard, closed_sizes, constant, listening, openable
+from ..ir.signature import find_stuck
+from .closed_sizes import Closed, Heard, constant, find_closed_sizes, listening, openable
 from .diagnose import first_line, last_word, source_line, why_capture_failed
 from .tensors import shorten
 from .untouched import untouched
@@ -122,7 +122,9 @@ def _widest(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
                 raise cause from error
             failure = failure or error
             continue
-        labels = _shared_batches(opened.exported, len(tensors)) if ask.batches.count(Dim.AUTO) == len(tensors) else None
+        labels = (
+            _find_shared_batches(opened.exported, len(tensors)) if ask.batches.count(Dim.AUTO) == len(tensors) else None
+        )
         if labels is not None:
             batches = tuple(Dim.AUTO if i is None else Dim(f"batch_{i}") for i in labels)
             asks.insert(0, replace(ask, batches=batches))
@@ -132,7 +134,7 @@ def _widest(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
             break
     if best is None:
         raise _NoExport(failure or Exception("there are no sizes to choose"))
-    return _refined(_read_by_dynamo(best, model, args, kwargs, tensors), model, args, kwargs, tensors)
+    return _refine(_read_by_dynamo(best, model, args, kwargs, tensors), model, args, kwargs, tensors)
 
 
 def _asks(tensors: Sequence[Tensor]) -> list[Ask]:
@@ -172,7 +174,7 @@ def _attempt(
                 cure="compute what it gives outside the model, and pass that as an input",
             )
     lengths = {(id(t), i): "" for t in tensors if id(t) in ask.whole for i in range(1, t.dim())} | dict(ask.shut)
-    return Opened(exported, ask, closed_sizes(exported, heard, lengths, why), tuple(heard))
+    return Opened(exported, ask, find_closed_sizes(exported, heard, lengths, why), tuple(heard))
 
 
 def _reason(error: Exception) -> str:
@@ -191,7 +193,7 @@ def _read_by_dynamo(
         read = _attempt(model, args, kwargs, tensors, replace(opened.ask, batches=own, strict=True))
     except Exception:  # dynamo refuses much that plain tracing takes
         return opened
-    if _shared_batches(read.exported, len(tensors)) is not None:
+    if _find_shared_batches(read.exported, len(tensors)) is not None:
         return opened
     return read if read.rank < opened.rank else opened
 
@@ -209,7 +211,7 @@ def read_strictly(opened: Opened, model: nn.Module) -> Opened | None:
     return read if read.rank <= opened.rank else None
 
 
-def _refined(
+def _refine(
     opened: Opened, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]
 ) -> Opened:
     """The same with keys and values of the past open, and without sizes that look open and can have one value only."""
@@ -236,7 +238,7 @@ def _past(exported: ExportedProgram) -> frozenset[int]:
 
 def _one_valued(opened: Opened) -> dict[tuple[int, int], str]:
     """(id of an input, dimension) -> the line of the model, where a size is open and only the example's is taken."""
-    conditions = stuck(Program(opened.exported))
+    conditions = find_stuck(Program(opened.exported))
     found: dict[tuple[int, int], str] = {}
     for node, tensor in _inputs(opened.exported):
         for position, size in enumerate(node.meta["val"].shape):
@@ -254,7 +256,7 @@ def _inputs(exported: ExportedProgram) -> list[tuple[Node, Tensor]]:
     return [(nodes[name], value) for name, value in pairs if isinstance(value, Tensor) and name in nodes]
 
 
-def _shared_batches(exported: ExportedProgram, count: int) -> list[int | None] | None:
+def _find_shared_batches(exported: ExportedProgram, count: int) -> list[int | None] | None:
     """Which of the ``count`` input tensors must have the same batch although the graph does not know it.
 
     One label per tensor, the same for tensors that share; None for a tensor whose batch is constant. None in all when

@@ -18,7 +18,7 @@ from .pooling import SentenceEncoder
 from .stated import StatesInputs
 
 
-def described_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
+def derive_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
     """(args, kwargs) of batch 2 that the model takes, as far as it says what these are; ((), {}) where it does not.
 
     folder   the Hugging Face folder that it came from

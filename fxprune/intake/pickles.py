@@ -174,9 +174,9 @@ def load_pickle(path: Path, *, modules: bool, trust_pickle: bool = False) -> Any
         seen = rehearse(program)
     except LoadError as error:
         raise LoadError(error.what, where=where, why=error.why, cure=error.cure) from None
-    known = _known_to_torch()
+    known = _list_torch_globals()
     wanted = sorted(seen.names - known)
-    refused = [name for name in wanted if not (modules and _plausible(name) and not _shadowed(name, path))]
+    refused = [name for name in wanted if not (modules and _plausible(name) and not _is_shadowed(name, path))]
     if not refused and wanted:
         survive_torchvision()
     allowed: dict[str, Any] = {}
@@ -225,7 +225,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
         seen = rehearse(program)
     except LoadError as error:
         raise LoadError(error.what, where=str(path), why=error.why, cure=error.cure) from None
-    foreign = sorted(seen.names - _known_to_torch())
+    foreign = sorted(seen.names - _list_torch_globals())
     hostile = [name for name in foreign if _HOSTILE.fullmatch(name)]
     if hostile:
         raise LoadError(
@@ -256,7 +256,7 @@ def _stand_in(name: str, seen: Rehearsal) -> type:
     return type("StandIn", (StandIn,), {})
 
 
-def _known_to_torch() -> set[str]:
+def _list_torch_globals() -> set[str]:
     """Names that torch's restricted unpickler allows by itself."""
     from torch import _weights_only_unpickler
 
@@ -307,7 +307,7 @@ def _is_transformers(thing: type) -> bool:
     return thing.__module__.partition(".")[0] == "transformers"
 
 
-def _shadowed(dotted: str, path: Path) -> bool:
+def _is_shadowed(dotted: str, path: Path) -> bool:
     """True if the package would come from the folder of the model file or the current folder, not an installation."""
     package = dotted.partition(".")[0]
     if package in sys.stdlib_module_names:

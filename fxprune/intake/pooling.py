@@ -161,7 +161,7 @@ def read_encoder(
     Raises NotKnownError for a folder with anything else in it, and OSError, ValueError or whatever the readers say for
     a damaged one.
     """
-    listed = listed_modules(folder)
+    listed = list_modules(folder)
     if not listed:
         return None
     kinds = [_kind(one) for one in listed]
@@ -181,7 +181,7 @@ def read_encoder(
     return SentenceEncoder(transformer, stages, folders, inside, longest if isinstance(longest, int) else None).eval()
 
 
-def listed_modules(folder: Path) -> list[Mapping[str, Any]]:
+def list_modules(folder: Path) -> list[Mapping[str, Any]]:
     """The entries of modules.json, in their order; none where there is no such list."""
     found = _read(folder / MODULES)
     good = isinstance(found, list) and all(isinstance(one, dict) and isinstance(one.get("type"), str) for one in found)
@@ -190,7 +190,7 @@ def listed_modules(folder: Path) -> list[Mapping[str, Any]]:
 
 def transformer_folder(folder: Path) -> str:
     """Where a folder's transformer lies in it: "" or a name."""
-    listed = listed_modules(folder)
+    listed = list_modules(folder)
     try:
         return _inside(folder, listed[0]) if listed and _kind(listed[0]) == "Transformer" else ""
     except NotKnownError:

@@ -121,7 +121,7 @@ class _Rehearser(pickle._Unpickler):  # the pure-Python unpickler, whose opcodes
         if not isinstance(self.stack[-1], _Inert):
             raise _Refused("attributes set on something that is no new object")
 
-    def unsupported(self) -> None:
+    def refuse(self) -> None:
         raise _Refused("an operation outside pickle protocol 2, which torch.save uses")
 
     dispatch[pickle.REDUCE[0]] = load_reduce
@@ -169,7 +169,7 @@ class _Rehearser(pickle._Unpickler):  # the pure-Python unpickler, whose opcodes
     )
     for _opcode in range(256):
         if _opcode not in _shared:
-            dispatch[_opcode] = unsupported
+            dispatch[_opcode] = refuse
 
 
 def rehearse(program: bytes) -> Rehearsal:

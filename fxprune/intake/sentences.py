@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import FxpruneError, LoadError
 from .huggingface import load_folder, tokenizer_folder
 from .pickles import read_weights
-from .pooling import CONFIG, NotKnownError, listed_modules, read_encoder, transformer_folder
+from .pooling import CONFIG, NotKnownError, list_modules, read_encoder, transformer_folder
 from .rehearsal import first_line
 from .tensors import find_weights
 
@@ -54,7 +54,7 @@ def _alone(
 ) -> tuple[nn.Module, Path, Path | None, tuple[str, ...]]:
     """The transformer itself."""
     model, notes = load_folder(inside, changed)
-    kinds = [str(one["type"]).rpartition(".")[2] for one in listed_modules(folder)]
+    kinds = [str(one["type"]).rpartition(".")[2] for one in list_modules(folder)]
     left_out = [kind for kind in kinds if kind not in ("Transformer", "Normalize")]
     if left_out:
         said = (

@@ -36,13 +36,13 @@ def export_stated(
         except Exception as error:  # torch raises anything here
             failure = failure or error
             continue
-        closed = _closed(exported, words)
+        closed = _find_closed(exported, words)
         if closed & batches and any(given[n].shape[0] > 1 for n in names if words[n].get(0) in closed):
             single = _with_rows(given, words, closed & batches, 1)
             if _runs(model, single, len(args)):
                 given = single
                 exported = _attempt(model, given, len(args), words, closed)
-        return Opened(exported, Ask((), strict=True), (), ()), _told(given, words, closed, failure)
+        return Opened(exported, Ask((), strict=True), (), ()), _tell(given, words, closed, failure)
     assert failure is not None
     raise last_word(failure, name) from failure
 
@@ -78,7 +78,7 @@ def _runs(model: StatesInputs, given: Mapping[str, Tensor], positional: int) -> 
     return True
 
 
-def _closed(exported: ExportedProgram, words: Words) -> frozenset[str]:
+def _find_closed(exported: ExportedProgram, words: Words) -> frozenset[str]:
     """Words of sizes that are constants in the graph."""
     values = {n.name: n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"}
     names: Sequence[Any] = exported.graph_signature.user_inputs
@@ -90,7 +90,7 @@ def _closed(exported: ExportedProgram, words: Words) -> frozenset[str]:
     return frozenset(found)
 
 
-def _told(given: Mapping[str, Tensor], words: Words, closed: frozenset[str], failure: Exception | None) -> list[str]:
+def _tell(given: Mapping[str, Tensor], words: Words, closed: frozenset[str], failure: Exception | None) -> list[str]:
     sizes = {word: int(given[n].shape[i]) for n, places in words.items() for i, word in places.items()}
     why = first_line(failure) if failure is not None else "the graph computes with its value, and not with a size"
     return [f"the open size '{word}' is fixed at {sizes[word]}: {why}" for word in sorted(closed)]

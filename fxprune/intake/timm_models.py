@@ -54,7 +54,7 @@ def load_timm(
         tensors, notes = _without_classifier(model, weights.tensors, built)
         load_state(model, tensors, where=str(checkpoint), architecture=f"timm:{name}")
         return model, (*weights.notes, *notes)
-    if _cached(name):
+    if _is_cached(name):
         try:
             return _create(name, pretrained=True, **built), ("weights from the local cache",)
         except LoadError:  # a cache that turns out incomplete
@@ -80,7 +80,7 @@ def _create(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
         ) from None
 
 
-def _cached(name: str) -> bool:
+def _is_cached(name: str) -> bool:
     """True if pretrained weights lie in a local cache; looks at files only."""
     import timm
 

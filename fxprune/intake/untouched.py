@@ -11,6 +11,7 @@ import functools
 import gc
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def _look(value: Any) -> _Remembered:
     if isinstance(value, types.FunctionType):
         if (value.__module__ or "").startswith("fxprune."):  # a hook of ours: it may keep what it hears
             return (), None
-        code = None if _of_a_library(value) else _Code(value.__globals__, _named(value))
+        code = None if _of_a_library(value) else _Code(value.__globals__, _list_globals(value))
         return (code, *(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)), None
     if isinstance(value, types.MethodType):
         return (value.__self__, value.__func__), None
@@ -224,7 +225,7 @@ def _function_in(value: Any, home: type | dict[str, Any]) -> types.FunctionType 
     return inner if isinstance(inner, types.FunctionType) and here else None
 
 
-def _named(function: types.FunctionType) -> tuple[str, ...]:
+def _list_globals(function: types.FunctionType) -> tuple[str, ...]:
     """Global names in the code of a function, inner functions included."""
     codes, names = [function.__code__], dict[str, None]()
     while codes:
@@ -246,10 +247,27 @@ def _of_a_library(thing: Any) -> bool:
     return (getattr(thing, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
-def _caches_of_functions() -> list[Any]:
-    """Every ``functools.lru_cache`` of this process, but those of Python and torch themselves."""
-    kind = functools._lru_cache_wrapper  # every one refers to it: asked so, no list of all objects is made
-    return [o for o in gc.get_referrers(kind) if type(o) is kind and not _of_a_library(o)]
+class _CachesOfFunctions:
+    """Every ``functools.lru_cache`` of this process, but those of Python and torch themselves.
+
+    Looking through all objects of a large process takes a tenth of a second, and a capture asks several times. Every
+    cache holds a reference to its type: from how many there are it is seen whether one was made since the last look.
+    """
+
+    def __init__(self) -> None:
+        self.known: list[weakref.ref[Any]] = []
+        self.references = -1  # to the type, at the last look
+
+    def __call__(self) -> list[Any]:
+        kind = functools._lru_cache_wrapper
+        alive = [cache for known in self.known if (cache := known()) is not None]
+        if sys.getrefcount(kind) - len(alive) != self.references - len(self.known):
+            alive = [o for o in gc.get_referrers(kind) if type(o) is kind]
+            self.references, self.known = sys.getrefcount(kind), [weakref.ref(cache) for cache in alive]
+        return [cache for cache in alive if not _of_a_library(cache)]
+
+
+_caches_of_functions = _CachesOfFunctions()
 
 
 class Originals(TorchDispatchMode):

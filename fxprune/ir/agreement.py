@@ -29,7 +29,7 @@ OF_ONE = 1e-6
 BOUNDED = frozenset({"sigmoid", "softmax", "_softmax", "tanh", "hardsigmoid", "erf"})
 
 
-def bounded_outputs(program: Program) -> set[str]:
+def find_bounded_outputs(program: Program) -> set[str]:
     """Outputs that end at 1 because of the op that gives them, seen otherwise since."""
     returned = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
     returned = returned[len(returned) - program.exported.call_spec.out_spec.num_leaves :]
@@ -126,7 +126,7 @@ def compare(
         )
     full = torch.finfo(want.dtype).tiny
     got, want = _wide(got), _wide(want)
-    odd = _misplaced(got, want, finite)
+    odd = _count_misplaced(got, want, finite)
     if odd:
         why = f"NaN or infinity at {odd} places where the graph has something else"
         raise VerifyError(differs, where=at, why=why, cure=cure)
@@ -164,7 +164,7 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
-def _misplaced(got: Tensor, want: Tensor, finite: Tensor) -> int:
+def _count_misplaced(got: Tensor, want: Tensor, finite: Tensor) -> int:
     """Places where one is NaN or infinite and the other is not, or is another infinity."""
     other = got.isfinite() != finite
     if not want.is_complex():

@@ -20,7 +20,7 @@ class Choice:
     """What stays of one group: ``keep`` sorted and unique, out of ``size``.
 
     basis   which elements they are: "" for those of the model as it is, ``data`` or ``weights`` for those of the basis
-            that ``AlignHeads`` makes by them
+            that is made by them: by ``RotateWidth`` of a residual stream, by ``AlignHeads`` of queries, keys and values
     """
 
     kind: str

@@ -237,7 +237,7 @@ def product(node: Node) -> Product | None:
     return _PRODUCTS.get(op_name(node)) if node.op == "call_function" else None
 
 
-def added(node: Node) -> Node | None:
+def find_bias(node: Node) -> Node | None:
     """What a product adds (its bias), where it adds something."""
     one = product(node)
     found = bind(node).get(one.added) if one is not None else None

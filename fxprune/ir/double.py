@@ -34,7 +34,7 @@ def in_double(program: Program) -> Program:
                 continue
             node.args = pytree.tree_map_only(torch.dtype, _wider, node.args)
             node.kwargs = pytree.tree_map_only(torch.dtype, _wider, node.kwargs)
-    exported, tensors = program.exported, {id(t): widened(t) for t in program.tensors.values()}
+    exported, tensors = program.exported, {id(t): widen(t) for t in program.tensors.values()}
 
     def twin(value: Any) -> Any:
         return tensors.get(id(value), value)
@@ -59,7 +59,7 @@ def run_nodes(program: Program, flat: Sequence[Any]) -> list[Any]:
 def exactly(program: Program, flat: Sequence[Any]) -> list[Any] | None:
     """Outputs (flat) of ``program`` computed in fp64; None where an op of it knows no fp64."""
     try:
-        return run_nodes(in_double(program), [widened(value) for value in flat])
+        return run_nodes(in_double(program), [widen(value) for value in flat])
     except Exception:  # whatever torch says of a dtype that a kernel does not have
         return None
 
@@ -84,13 +84,13 @@ def _off(one: Tensor, exact: Tensor) -> float:
         return 0.0
     if not (exact.is_floating_point() or exact.is_complex()):
         return float((one != exact).double().mean())
-    gap = (widened(one) - exact).abs()
-    gap = torch.where(one.isnan() & exact.isnan() | (widened(one) == exact), 0.0, gap)
+    gap = (widen(one) - exact).abs()
+    gap = torch.where(one.isnan() & exact.isnan() | (widen(one) == exact), 0.0, gap)
     off = gap.max() / exact.abs().nan_to_num(0, 0, 0).max().clamp_min(torch.finfo(one.dtype).tiny)
     return float("inf") if bool(off.isnan()) else float(off)
 
 
-def widened(value: Any) -> Any:
+def widen(value: Any) -> Any:
     """A tensor in fp64 where it is of a shorter floating type; anything else as it is."""
     if not isinstance(value, Tensor) or value.dtype not in WIDE:
         return value

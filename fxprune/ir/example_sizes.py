@@ -64,10 +64,10 @@ def sizes_in(program: Program, flat: Sequence[Any]) -> dict[str, int]:
     """Symbol -> its size in the user inputs ``flat``, where they say it."""
     bound = program.tensor_of_placeholder
     fakes = [n.meta.get("val") for n in program.placeholders() if n.name not in bound]
-    return dict(pair for one in zip(fakes, flat, strict=False) for pair in _met(*one))
+    return dict(pair for one in zip(fakes, flat, strict=False) for pair in _match_sizes(*one))
 
 
-def _met(known: Any, real: Any) -> Iterator[tuple[str, int]]:
+def _match_sizes(known: Any, real: Any) -> Iterator[tuple[str, int]]:
     """(symbol, size) where a fake value's open sizes meet a real value's."""
     from sympy import Symbol
 
@@ -96,7 +96,7 @@ class _Sizes(Interpreter):
         value = super().run_node(n)
         if n in self.wanted:
             self.wanted.discard(n)
-            self.sizes.update(_met(n.meta.get("val"), value))
+            self.sizes.update(_match_sizes(n.meta.get("val"), value))
         return value
 
 

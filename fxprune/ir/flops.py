@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .sizes import StandIns
 
 
-def counted_by_torch(node: Node, sizes: StandIns) -> int:
+def count_by_torch(node: Node, sizes: StandIns) -> int:
     """Multiply-accumulates of one node at the sizes of the example, from shapes alone.
 
     0 where torch counts nothing: it has no formula for products with a vector, or for experts (``_grouped_mm``).
@@ -53,7 +53,7 @@ def count_macs(program: Program) -> float:
     if program.exported.example_inputs is None:
         return 0.0
     sizes = stand_ins(program)
-    counted = sum(counted_by_torch(node, sizes) for node in program.graph.nodes)
+    counted = sum(count_by_torch(node, sizes) for node in program.graph.nodes)
     return counted / samples_in(program.flatten(*program.example_inputs))
 
 
@@ -68,7 +68,7 @@ def check_counts(program: Program, pipeline: str = "") -> None:
         count = expression(product.factors, set(), axes.sizes).constant
         predicted[product.node] = predicted.get(product.node, 0) + count
     for node in program.graph.nodes:
-        counted, ours = counted_by_torch(node, axes.stand_ins), predicted.get(node.name, 0)
+        counted, ours = count_by_torch(node, axes.stand_ins), predicted.get(node.name, 0)
         if counted and counted != ours:
             said = f"{node.name} ({node.target}) takes {counted} multiply-accumulates by torch's count, {ours} by ours"
             raise InternalError(said, pipeline=pipeline)

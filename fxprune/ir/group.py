@@ -128,7 +128,8 @@ class PruneGroup:
     uses         the products with a weight that it passes through, and what is not known of them
     ordered      a basis was chosen in which its elements come in the order of what they carry: the last ones go first,
                  whatever their single scores
-    basis        by what ``AlignHeads`` chose its basis (``data``, ``weights``), "" where it has the model's own
+    basis        by what ``AlignHeads`` or ``RotateWidth`` chose its basis (``data``, ``weights``), "" where it has the
+                 model's own
     """
 
     sliced: ClassVar[bool] = True  # its elements are an axis of tensors, which slicing makes shorter
@@ -168,6 +169,19 @@ class PruneGroup:
     def lowest(self) -> PruneGroup:
         """The same group with the lowest floor that a search may go down to."""
         return self if self.least is None else self.but(floor=min(self.floor, self.least))
+
+    def finer(self, times: int = 1) -> PruneGroup:
+        """The same group in steps that are halved so often (an odd step becomes single elements); as it is where
+        nobody may take finer ones.
+
+        >>> one = PruneGroup("a", "ffn", 160, Axis(160), granularity=6, strict=False)
+        >>> [one.finer(n).granularity for n in range(4)], one.but(strict=True).finer().granularity
+        ([6, 3, 1, 1], 6)
+        """
+        step = self.granularity
+        for _ in range(0 if self.strict else times):
+            step = step // 2 if step % 2 == 0 else 1
+        return self if step == self.granularity else self.but(granularity=step)
 
     def level_above(self, share: float) -> int:
         """The smallest count that a plan may choose and that is at least this share."""
@@ -301,6 +315,16 @@ class Tie(PruneGroup):
         whole = sum(wholes) if len(wholes) == len(parts) else None
         alone = replace(first, group=self.name, gradients=None, order=torch.arange(self.size), curve=curve)
         return replace(alone, values=ranked.sum(0), whole=whole)
+
+
+def with_bases(groups: Sequence[PruneGroup], known: Mapping[str, PruneGroup]) -> tuple[PruneGroup, ...]:
+    """Groups that were found again, in the bases that those of the same names were put into: graphs do not tell."""
+    return tuple(
+        g.but(ordered=known[g.name].ordered, basis=known[g.name].basis)
+        if g.name in known and known[g.name].basis
+        else g
+        for g in groups
+    )
 
 
 def lies_inside(groups: Sequence[PruneGroup], choices: Mapping[str, Choice]) -> set[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # sympy takes half a second
 
 
 @contextmanager
-def guards_told_to(listen: Callable[[sympy.Basic], None]) -> Iterator[None]:
+def listen_to_guards(listen: Callable[[sympy.Basic], None]) -> Iterator[None]:
     """``listen`` is called with every condition on open sizes that torch decides by the example's, while it decides.
 
     torch keeps the conditions, but not the stack of calls that led to one; a listener can still look at it.
@@ -25,11 +25,11 @@ def guards_told_to(listen: Callable[[sympy.Basic], None]) -> Iterator[None]:
         yield
         return
 
-    def told(env: ShapeEnv, prefix: str, condition: sympy.Basic, *rest: Any, **named: Any) -> Any:
+    def pass_on(env: ShapeEnv, prefix: str, condition: sympy.Basic, *rest: Any, **named: Any) -> Any:
         listen(condition)
         return plain(env, prefix, condition, *rest, **named)
 
-    ShapeEnv._log_guard = told  # type: ignore[method-assign, assignment]
+    ShapeEnv._log_guard = pass_on  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

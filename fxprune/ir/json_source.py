@@ -86,7 +86,7 @@ class Source:
         """Whether the outermost object has ``key``."""
         return any(found == (key,) for found, _ in positions(self.text))
 
-    def repeated(self, depth: int) -> tuple[Path, int] | None:
+    def find_repeated(self, depth: int) -> tuple[Path, int] | None:
         """(path, line) of the first key at ``depth`` keys or fewer that its object has already, None without one.
 
         Readers of JSON keep the last of two and say nothing.

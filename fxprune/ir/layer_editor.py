@@ -83,7 +83,7 @@ class Replacing:
         old.replace_all_uses_with(new)
         self.graph.erase_node(old)
 
-    def done(self) -> ExportedProgram:
+    def finish(self) -> ExportedProgram:
         """The program; tensors that nothing reads any more are gone."""
         bound = self.program.tensor_of_placeholder
         left = {s.arg.name for s in self.specs}

@@ -110,7 +110,7 @@ class Matrix:
         """The weight as [out, in]."""
         return tensor.T if self.transposed else tensor
 
-    def stored(self, matrix: Tensor) -> Tensor:
+    def store(self, matrix: Tensor) -> Tensor:
         """[out, in] the way round that the weight is stored."""
         return (matrix.T if self.transposed else matrix).contiguous()
 

@@ -42,13 +42,13 @@ def row_norm_at(node: Node) -> RowNorm | None:
     if node.op != "call_function":
         return None
     if family(node) in ROW_NORMS and op_name(node) in ("layer_norm", "rms_norm"):
-        return _fused(node)
+        return _match_fused(node)
     if op_name(node) in ("mul", "multiply", "div", "divide") and len(node.args) == 2:
         one, two = node.args
         pairs = [(one, two), (two, one)] if op_name(node).startswith("mul") else [(one, two)]
         for source, factor in pairs:
             if isinstance(source, Node) and isinstance(factor, Node):
-                found = _written_out(node, source, factor)
+                found = _match_written_out(node, source, factor)
                 if found is not None:
                     return found
     return None
@@ -62,7 +62,7 @@ def row_norms(graph: torch.fx.Graph) -> Iterator[RowNorm]:
             yield found
 
 
-def _fused(node: Node) -> RowNorm | None:
+def _match_fused(node: Node) -> RowNorm | None:
     args = bind(node)
     source, weight, bias = args["input"], args.get("weight"), args.get("bias")
     if len(args["normalized_shape"]) != 1 or not isinstance(source, Node):
@@ -80,7 +80,7 @@ def _fused(node: Node) -> RowNorm | None:
     )
 
 
-def _written_out(node: Node, source: Node, factor: Node) -> RowNorm | None:
+def _match_written_out(node: Node, source: Node, factor: Node) -> RowNorm | None:
     """The norm, where ``factor`` is one over the root of the power of ``source``'s rows."""
     inside, eps = [factor], 0.0
     width: float | None = None

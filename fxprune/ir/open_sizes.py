@@ -28,7 +28,7 @@ class OpenSizes:
     bounds: Mapping[str, tuple[str, str]]
     guards: frozenset[str]
 
-    def narrowed_to(self, after: OpenSizes) -> str:
+    def compare_with(self, after: OpenSizes) -> str:
         """How ``after`` takes less than this, in words; empty where it does not."""
         for name, sizes in self.inputs.items():
             for position, (was, now) in enumerate(zip(sizes, after.inputs.get(name, sizes), strict=True)):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch.fx import Node
 
-from ..errors import FxpruneError, InternalError, PlanError, PluginError, brought_by
+from ..errors import FxpruneError, InternalError, PlanError, PluginError, find_package
 from .open_sizes import open_sizes
 from .program import FACTS, Program
 from .provenance import first_line
@@ -136,7 +136,7 @@ class Pipeline(Pass):
 
     def _step(self, p: Pass, program: Program) -> tuple[PassResult, Program]:
         """One pass, and what it did. Raises PluginError where a plugin breaks something, InternalError where we do."""
-        by = next(filter(None, map(brought_by, (p, *p.runs()))), "")
+        by = next(filter(None, map(find_package, (p, *p.runs()))), "")
         try:
             before, taken, started = snapshot(program), open_sizes(program), time.perf_counter()
             after, record = p.apply(program)
@@ -144,7 +144,7 @@ class Pipeline(Pass):
             if by and not isinstance(after, Program):
                 raise InternalError(f"it gave a {type(after).__name__}, not a Program")
             result = dataclasses.replace(measure(p, before, snapshot(after), seconds), record=record)
-            narrowed = taken.narrowed_to(open_sizes(after))
+            narrowed = taken.compare_with(open_sizes(after))
             if narrowed:
                 raise InternalError(f"after '{p}': an open size was narrowed: {narrowed}")
             _check(p, program, after, result, by)
@@ -154,7 +154,7 @@ class Pipeline(Pass):
         except Exception as error:
             if by:
                 broken = isinstance(error, InternalError)
-                whose = "of a plugin" if brought_by(p) else "with what a plugin brought"
+                whose = "of a plugin" if find_package(p) else "with what a plugin brought"
                 raise PluginError(
                     f"the pass '{p.slug()}' {whose} {'broke an invariant' if broken else 'failed'}",
                     by=by,

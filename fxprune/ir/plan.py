@@ -34,7 +34,9 @@ from .sparsity import Sparsity
 __all__ = ["Choice", "CompressionPlan", "TokenChoice", "TokenPlan", "compose"]
 
 VERSION = 2
+_ROTATED = "rotated"  # where plans of format 2 once said which widths are in a basis by data
 TILES = ":block"  # the name of a weight's tiles is the weight's with this behind it
+HALVED = "halved"  # in ``about``: how often the search halved the groups' multiples
 MAX_BYTES = 256 * 2**20  # a plan lists kept indices: far below this for any model, so a larger file is not a plan
 
 
@@ -101,8 +103,15 @@ class CompressionPlan:
 
     @property
     def basis(self) -> str:
-        """By what the elements are put in order of which something goes, "" where none are (see ``AlignHeads``)."""
-        return next((c.basis for c in self.elements.values() if c.basis), "")
+        """By what queries, keys and values are put in order of which something goes, "" where none are (see
+        ``AlignHeads``)."""
+        return next((c.basis for c in self.elements.values() if c.basis and c.kind != Kind.WIDTH), "")
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The groups of which something goes whose elements are directions of a residual stream's own basis (see
+        ``RotateWidth``)."""
+        return tuple(name for name, c in self.elements.items() if c.basis and c.kind == Kind.WIDTH)
 
     @property
     def digest(self) -> str:
@@ -176,13 +185,14 @@ class CompressionPlan:
     def _check_basis(self, choice: Choice, name: str, group: PruneGroup) -> None:
         if bool(choice.basis) == bool(group.basis) or (self.source is None and not choice.basis):
             return
+        by = "rotate-width" if choice.kind == Kind.WIDTH else "align-heads"
         raise PlanError(
             "the plan numbers elements of another basis",
             where=self.place(name, *(["basis"] if choice.basis else [])),
-            why="they are put in order by align-heads there, and not here"
+            why=f"they are put in order by {by} there, and not here"
             if choice.basis
-            else "they are put in order by align-heads here, and not there",
-            cure="state align-heads before read-plan where the plan says `basis`, and only there; else make a new plan",
+            else f"they are put in order by {by} here, and not there",
+            cure=f"state {by} before read-plan where the plan says `basis`, and only there; else make a new plan",
         )
 
     def _check_multiple(self, choice: Choice, name: str, step: int) -> None:
@@ -252,7 +262,7 @@ class CompressionPlan:
                 where=source.at("fxprune_plan"),
                 why=f"found {version!r}, this fxprune reads 1 and {VERSION}",
             )
-        repeated = source.repeated(depth=3) if twice else None
+        repeated = source.find_repeated(depth=3) if twice else None
         if repeated is not None and repeated[0][0] != "about":
             raise PlanError(
                 f"'{repeated[0][-1]}' is there twice",
@@ -307,7 +317,18 @@ def _read_2(raw: Mapping[str, Any], source: Source) -> CompressionPlan:
     _objects(source, about=about, choices=choices)
     found = {name: read_any(entry, name, source) for name, entry in choices.items()}  # type: ignore[union-attr]
     check_alike(found, source)
-    return CompressionPlan(found, about, source)
+    return _basis_in_choices(CompressionPlan(found, about, source))
+
+
+def _basis_in_choices(plan: CompressionPlan) -> CompressionPlan:
+    """A plan from before 0.2.0 was released said in ``about`` of which widths the elements are directions."""
+    names = plan.about.get(_ROTATED)
+    if not isinstance(names, list) or plan.rotated:
+        return plan
+    turned = {n: replace(c, basis="data") for n, c in plan.elements.items() if n in names and c.kind == Kind.WIDTH}
+    about = {key: value for key, value in plan.about.items() if key != _ROTATED}
+    found = replace(plan, choices={**plan.choices, **turned}, about=about)
+    return replace(found, aliases=(plan.digest,)) if turned else found
 
 
 def _read_1(raw: Mapping[str, Any], source: Source) -> CompressionPlan:

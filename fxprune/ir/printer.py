@@ -65,10 +65,10 @@ def _changes(program: Program, node: Node) -> str:
         return ""
     produced = (dim for dim, name in program.axes.tags.get("produce", ()) if name == node.name)
     made = dict.fromkeys(axis for dim in produced for axis in leaves(dim))
-    return "  ".join(filter(None, (_kept(program, axis) for axis in made)))
+    return "  ".join(filter(None, (_show_kept(program, axis) for axis in made)))
 
 
-def _kept(program: Program, axis: Axis) -> str:
+def _show_kept(program: Program, axis: Axis) -> str:
     group = program.group_of(axis)
     choice = program.plan.elements.get(group.name) if group is not None and program.plan is not None else None
     if choice is None or len(choice.keep) == choice.size:

@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 from ..errors import FxpruneError, InternalError
 from .axes import Axes
 from .axis import Axis
-from .group import PruneGroup
+from .group import PruneGroup, with_bases
 from .importance import ImportanceScores
 from .plan import CompressionPlan
 from .proof import Link
 from .token_flow import TokenFlow
-from .writes import written_inputs
+from .writes import find_written_inputs
 
 FACTS = ("axes", "groups", "scores", "plan", "tokens")
 _TENSORS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)  # inputs of a graph that are its own
@@ -50,6 +50,10 @@ class Program:
     notes: tuple[str, ...] = field(default=())
     proof: tuple[Link, ...] = field(default=())
     whole: Program | None = field(default=None, repr=False)
+
+    def in_bases_of(self, before: Program) -> Program:
+        """The same with its groups, which were found again behind ``before``, known to be in the bases of those."""
+        return self.but(groups=with_bases(self.need("groups"), before.group_by_name))
 
     def but(self, **changes: Any) -> Program:
         """A copy with some fields replaced."""
@@ -141,7 +145,7 @@ class Program:
     @cached_property
     def written(self) -> frozenset[str]:
         """Placeholders whose memory the graph writes into."""
-        return frozenset(written_inputs(self.graph))
+        return frozenset(find_written_inputs(self.graph))
 
     @property
     def example_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

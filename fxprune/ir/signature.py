@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .axes import Axes
 from .axis import Axis, Dim, atoms, total
-from .fake_run import asked_sizes
+from .fake_run import collect_size_conditions
 from .guards import holds, other_side
 from .open_sizes import shape_env_of
 from .program import Program
@@ -81,7 +81,7 @@ def sizes_to_try(program: Program) -> list[dict[str, int]]:
         trials.append({**hints, **{s: hints[s] + 1 for s in batch}})
     if len(hints) > len(batch):
         trials.append(all_other(program))
-    for condition in asked_sizes(program.graph).values():
+    for condition in collect_size_conditions(program.graph).values():
         symbol = str(next(iter(condition.free_symbols), ""))
         size = other_side(condition, hints[symbol]) if symbol in hints else None
         if size is not None:
@@ -100,7 +100,7 @@ def all_other(program: Program) -> dict[str, int]:
     trials = [
         {**hints, **more, **{s: min(upper[s], way(n)) for s, n in hints.items() if s not in batch}} for way in _WAYS
     ]
-    fit = [t for t in trials if min(t.values(), default=1) > 0 and refused_by(program, t) is None]
+    fit = [t for t in trials if min(t.values(), default=1) > 0 and find_refusal(program, t) is None]
     return (fit or trials)[0]
 
 
@@ -118,7 +118,7 @@ def input_sizes(program: Program) -> dict[str, int]:
     return _symbols(program)[0]
 
 
-def stuck(program: Program) -> dict[str, sympy.Basic]:
+def find_stuck(program: Program) -> dict[str, sympy.Basic]:
     """Symbols that can have the example's size only, alone and together with all others that are no batches, each with
     a condition that says so. Sizes are tried, not solved for."""
     hints, batch, upper = _symbols(program)
@@ -128,7 +128,7 @@ def stuck(program: Program) -> dict[str, sympy.Basic]:
         trials = [{**hints, symbol: way(size)} for way in _WAYS]
         trials += [{**hints, **{s: way(n) for s, n in others.items()}} for way in _WAYS]
         trials = [t for t in trials if t[symbol] != size and all(0 < n <= upper[s] for s, n in t.items())]
-        refused = [refused_by(program, trial) for trial in trials]
+        refused = [find_refusal(program, trial) for trial in trials]
         if refused and all(condition is not None and _names(condition, symbol) for condition in refused):
             found[symbol] = next(c for c in refused if c is not None)
     return found
@@ -138,7 +138,7 @@ def _names(condition: sympy.Basic, symbol: str) -> bool:
     return any(str(s) == symbol for s in condition.free_symbols)
 
 
-def refused_by(program: Program, sizes: Sizes) -> sympy.Basic | None:
+def find_refusal(program: Program, sizes: Sizes) -> sympy.Basic | None:
     """A condition that torch found while it traced the program, and that ``sizes`` (by symbol) do not meet."""
     env = shape_env_of(program.exported)
     if env is None:

@@ -63,7 +63,7 @@ class StandIns:
     @property
     def names(self) -> dict[int, str]:
         """Number -> the size that it stands for, as text."""
-        return {number: str(self.form.written(meaning)) for number, meaning in self._meaning.items()}
+        return {number: str(self.form.write(meaning)) for number, meaning in self._meaning.items()}
 
     def at(self, values: Values) -> dict[int, int]:
         """Number -> the size it stands for when the symbols have these ``values``, where they say it."""
@@ -103,7 +103,7 @@ class StandIns:
 
     def _next_prime(self, atom: Symbol) -> int:
         """A quotient's is near the quotient of the numbers: differences of sizes keep their sign."""
-        symbols, near = self.form.written(atom).free_symbols, FIRST
+        symbols, near = self.form.write(atom).free_symbols, FIRST
         if not self.form.is_symbol(atom):
             numbers = {str(s): self._number(self.form(s)) for s in symbols}
             near = max(OPEN, self.form.value(atom, numbers))
@@ -155,15 +155,15 @@ class _NormalForm:
         except (TypeError, ValueError, AttributeError):  # no sizes: floats, truth values
             return False
 
-    def written(self, expression: Expr) -> Expr:
+    def write(self, expression: Expr) -> Expr:
         """A normal form in the graph's own symbols."""
-        return expression.xreplace({atom: self._written(atom) for atom in expression.free_symbols})
+        return expression.xreplace({atom: self._write_atom(atom) for atom in expression.free_symbols})
 
-    def _written(self, atom: Symbol) -> Expr:
+    def _write_atom(self, atom: Symbol) -> Expr:
         made = self._made.get(atom)
         if made is None:
             return atom
-        return FloorDiv(*map(self.written, made), evaluate=False) if len(made) == 2 else made[0]
+        return FloorDiv(*map(self.write, made), evaluate=False) if len(made) == 2 else made[0]
 
     def is_symbol(self, atom: Symbol) -> bool:
         """Whether ``atom`` is a symbol of the graph, or such a symbol without the number that divides it."""
@@ -236,7 +236,7 @@ class _NormalForm:
 
     def _floor_by(self, left: Expr, divisor: int) -> Expr:
         """``left // divisor`` for a whole number: multiples of it leave the fraction, and a negative sign as well."""
-        whole, rest = _divided(left, divisor)
+        whole, rest = _divide(left, divisor)
         if rest.is_Integer:
             return whole
         constant, terms = rest.as_coeff_Add()
@@ -245,7 +245,7 @@ class _NormalForm:
         constant, terms = rest.as_coeff_Add()
         first, sign = _count(min(Add.make_args(terms), key=str)), 1
         if 2 * first > divisor:  # x // n is -((n - 1 - x) // n)
-            sign, (less, rest) = -1, _divided(sympy.expand(divisor - 1 - rest), divisor)
+            sign, (less, rest) = -1, _divide(sympy.expand(divisor - 1 - rest), divisor)
             whole -= less
             constant, terms = rest.as_coeff_Add()
         if divisor == 1:
@@ -257,7 +257,7 @@ class _NormalForm:
         return whole + sign * self._atom(rest, Integer(divisor))
 
 
-def _divided(left: Expr, divisor: int) -> tuple[Expr, Expr]:
+def _divide(left: Expr, divisor: int) -> tuple[Expr, Expr]:
     """(quotient, rest) by coefficients: left = quotient * divisor + rest, where 0 <= coefficient of rest < divisor."""
     whole = rest = Integer(0)
     for term in Add.make_args(left):

@@ -14,7 +14,7 @@ _MAY_BE_ITSELF = frozenset({"to", "contiguous", "reshape", "reshape_as", "flatte
 """Composite ops that hand back their first argument, or a view of it, where there is nothing to do."""
 
 
-def written_inputs(graph: Graph) -> dict[str, Node]:
+def find_written_inputs(graph: Graph) -> dict[str, Node]:
     """Placeholder -> the first node that writes into its memory, directly or through views of it.
 
     A view may be taken for one where it is a copy: at worst a value is copied for nothing.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .library import Shape, define
 from .prune import prune_tokens
-from .reduction import check_counts, full, unchanged
+from .reduction import check_counts, full, outline, unchanged
 from .tome import merge_macs, merge_tokens
 
 
@@ -63,4 +63,5 @@ ADAPT = define(
     " -> (Tensor, Tensor, Tensor)",
     adapt_tokens,
     adapt_macs,
+    outline,
 )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .library import Shape, define
 from .order import places, rank, take
-from .reduction import check_counts, sizes, unchanged, with_protected
+from .reduction import check_counts, outline, sizes, unchanged, with_protected
 
 
 def prune_tokens(
@@ -48,4 +48,5 @@ PRUNE = define(
     "(Tensor x, Tensor score, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)",
     prune_tokens,
     prune_macs,
+    outline,
 )

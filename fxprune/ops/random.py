@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .library import Shape, define
 from .order import places, rank
-from .reduction import check_counts, sizes, unchanged, with_protected
+from .reduction import check_counts, outline, sizes, unchanged, with_protected
 
 _PRIME = 2**31 - 1  # squares of its residues fit in int64
 _ROUNDS = 3
@@ -53,4 +53,5 @@ DROP = define(
     "(Tensor x, Tensor? size, int r, int protected, int seed) -> (Tensor, Tensor, Tensor)",
     drop_tokens,
     drop_macs,
+    outline,
 )

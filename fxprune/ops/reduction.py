@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,24 @@ def unchanged(x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What a reducer returns when it removes nothing. Copies: an op's results never alias its arguments."""
     place = count_up(0, x.shape[1], x)
     return x.clone(), sizes(x, size).clone(), place
+
+
+def outline(x: Tensor, size: Tensor | None, r: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """What a reducer returns that takes ``r`` of the tokens of ``x`` [batch, tokens, width] away, without its values:
+    x' [batch, tokens - r, width], sizes [batch, tokens - r, 1], places [batch, tokens] int64.
+
+    A reducer is some eighty ops, each of which takes a fake tensor milliseconds.
+    """
+    if not r:
+        return unchanged(x, size)
+    batch, tokens, width = x.shape
+    sizes = x if size is None else size
+    grows = torch.is_grad_enabled()
+    return (
+        x.new_empty(batch, tokens - r, width).requires_grad_(grows and x.requires_grad),
+        sizes.new_empty(batch, tokens - r, 1),
+        x.new_empty(batch, tokens, dtype=torch.int64),
+    )
 
 
 def count_up(start: int, end: int, like: Tensor) -> Tensor:

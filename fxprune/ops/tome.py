@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .library import Shape, define
 from .order import places, rank, take
-from .reduction import check_counts, count_up, full, similarity, sizes, unchanged, unit
+from .reduction import check_counts, count_up, full, outline, similarity, sizes, unchanged, unit
 
 
 def merge_tokens(
@@ -93,4 +93,5 @@ MERGE = define(
     "(Tensor x, Tensor metric, Tensor? size, int r, int protected) -> (Tensor, Tensor, Tensor)",
     merge_tokens,
     merge_macs,
+    outline,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .library import Shape, define
 from .order import places, rank, take
-from .reduction import check_counts, count_up, full, sizes, unchanged, unit
+from .reduction import check_counts, count_up, full, outline, sizes, unchanged, unit
 
 
 def transform_tokens(
@@ -63,10 +65,17 @@ def transform_macs(
     return r * (x[1] - protected - r) * (metric[2] + x[2])
 
 
+def _outline(x: Tensor, size: Tensor | None, r: int, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As of every reducer; sizes are shares, and have a gradient as they have."""
+    fewer, sizes, place = outline(x, size, r)
+    return fewer, sizes.requires_grad_(fewer.requires_grad) if r else sizes, place
+
+
 TRANSFORM = define(
     "transform_tokens",
     "(Tensor x, Tensor metric, Tensor score, Tensor? size, int r, int protected, float temperature)"
     " -> (Tensor, Tensor, Tensor)",
     transform_tokens,
     transform_macs,
+    _outline,
 )

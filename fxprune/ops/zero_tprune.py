@@ -10,7 +10,7 @@ from torch import Tensor
 from .library import Shape, define
 from .order import places, rank, take
 from .prune import prune_tokens
-from .reduction import EPS, check_counts, full, similarity, unchanged, unit, with_protected
+from .reduction import EPS, check_counts, full, outline, similarity, unchanged, unit, with_protected
 
 
 def pagerank(attention: Tensor, iterations: int, present: Tensor | None = None, emphasis: float = 1.0) -> Tensor:
@@ -166,4 +166,5 @@ PAGERANK = define(
     " -> (Tensor, Tensor, Tensor)",
     pagerank_tokens,
     pagerank_macs,
+    outline,
 )

@@ -62,11 +62,11 @@ def deprecated(*, since: str, removed: str, instead: str) -> Callable[[F], F]:
         DEPRECATED.append(one)
 
         @functools.wraps(function)
-        def warned(*args: Any, **kwargs: Any) -> Any:
+        def warn(*args: Any, **kwargs: Any) -> Any:
             one.warn(stacklevel=2)
             return function(*args, **kwargs)
 
-        return warned  # type: ignore[return-value]
+        return warn  # type: ignore[return-value]
 
     return mark
 
@@ -82,7 +82,7 @@ def renamed(*, since: str, removed: str, **names: str) -> Callable[[F], F]:
         DEPRECATED.extend(known.values())
 
         @functools.wraps(function)
-        def translated(*args: Any, **kwargs: Any) -> Any:
+        def translate(*args: Any, **kwargs: Any) -> Any:
             for old in known.keys() & kwargs.keys():
                 if names[old] in kwargs:
                     raise OptionError(
@@ -94,7 +94,7 @@ def renamed(*, since: str, removed: str, **names: str) -> Callable[[F], F]:
                 kwargs[names[old]] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        return translated  # type: ignore[return-value]
+        return translate  # type: ignore[return-value]
 
     return mark
 

@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
         "torch-tensorrt-rtx",
         "tensorrt_rtx",
     ):
-        if (version := _installed(package)) is not None:
+        if (version := _find_version(package)) is not None:
             found[package] = version
     if (torch := sys.modules.get("torch")) is not None:
         found["torch"] = str(torch.__version__)  # with what it was built for, which its package may leave out
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def _installed(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     """The version of a package, looked for once: it is a search through every folder of packages."""
     from importlib import metadata
 

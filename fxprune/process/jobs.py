@@ -66,7 +66,7 @@ def session(journal: Journal | None = None, progress: OnProgress | None = None) 
     try:
         yield
     except KeyboardInterrupt:
-        with _undisturbed():
+        with _ignore_signals():
             kept = here.journal.close(keep=True) if here.journal is not None else None
         if kept is None:
             raise
@@ -85,7 +85,7 @@ def session(journal: Journal | None = None, progress: OnProgress | None = None) 
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _ignore_signals() -> Iterator[None]:
     """A second Ctrl-C waits (people are impatient, and torchrun passes on what the terminal sent already)."""
     previous = {}
     with contextlib.suppress(ValueError):  # not in the main thread: no signal arrives here
@@ -124,7 +124,7 @@ class _Session:
     calls: Counter[str] = field(default_factory=Counter)
     opened: bool = False
 
-    def found(self, place: str, count: int) -> dict[int, Result]:
+    def find(self, place: str, count: int) -> dict[int, Result]:
         if self.journal is None or self.fingerprint is None:
             return {}
         if not self.opened:
@@ -132,7 +132,7 @@ class _Session:
             self.opened = True
         return self.journal.find(place, count)
 
-    def finished(self, place: str, count: int, number: int, result: Result, seconds: float) -> None:
+    def keep(self, place: str, count: int, number: int, result: Result, seconds: float) -> None:
         if self.journal is not None and self.opened:
             self.journal.add(place, count, number, result, seconds)
 
@@ -143,7 +143,7 @@ _inside: contextvars.ContextVar[bool] = contextvars.ContextVar("inside", default
 
 def _share(session: _Session, place: str, count: int, work: Callable[[int], Result]) -> list[Result]:
     """In rounds of one job per rank: an error is known to all after a round, and one rank can keep what all found."""
-    done = _known(session, place, count)
+    done = _find_done(session, place, count)
     if done and session.journal is not None:
         session.journal.note(f"resumed: {len(done)} of {count} jobs of {place} were found")
     todo = [i for i in range(count) if i not in done]
@@ -156,14 +156,14 @@ def _share(session: _Session, place: str, count: int, work: Callable[[int], Resu
         seconds = time.monotonic() - began
         for number, result in zip(numbers, results, strict=True):
             done[number] = result
-            session.finished(place, count, number, result, seconds / len(numbers))
+            session.keep(place, count, number, result, seconds / len(numbers))
         tell(place, len(done), count)
     return [done[i] for i in range(count)]
 
 
-def _known(session: _Session, place: str, count: int) -> dict[int, Result]:
+def _find_done(session: _Session, place: str, count: int) -> dict[int, Result]:
     """What was finished before, by the first rank's journal."""
-    found = session.found(place, count)
+    found = session.find(place, count)
     if ranks.world() == 1:
         return found
     sent = {f"{i}/{name}": t for i, result in found.items() for name, t in result.items()}

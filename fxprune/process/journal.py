@@ -59,7 +59,7 @@ class Journal:
         self._key, self._usable, self._flushed = key, True, time.monotonic()
         with self._tolerant():
             if self.folder.exists() and self._hold():
-                if self._stored_key() != key:
+                if self._read_key() != key:
                     if self._clear():
                         self.note(
                             f"finished scoring in {self.folder} belongs to another model, data or options: "
@@ -145,7 +145,7 @@ class Journal:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._hold():
             return False
-        if self._stored_key() != self._key:
+        if self._read_key() != self._key:
             self._clear()
             self._write_key()
         return True
@@ -192,7 +192,7 @@ class Journal:
         except OSError as error:
             self._give_up(f"{self.folder} cannot be used ({error.strerror or error})")
 
-    def _stored_key(self) -> str:
+    def _read_key(self) -> str:
         try:
             stored = json.loads((self.folder / "key.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):

@@ -71,7 +71,7 @@ def offline() -> Iterator[None]:
     os.environ.update(dict.fromkeys(names, "1"))
     already_imported = "huggingface_hub" in sys.modules
     constants: Any = None
-    flag = _stated_offline(before)
+    flag = _states_offline(before)
     try:
         constants = importlib.import_module("huggingface_hub.constants")
         flag = constants.HF_HUB_OFFLINE if already_imported else flag
@@ -90,6 +90,6 @@ def offline() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _stated_offline(environment: dict[str, str | None]) -> bool:
+def _states_offline(environment: dict[str, str | None]) -> bool:
     stated = environment["HF_HUB_OFFLINE"] or environment["TRANSFORMERS_OFFLINE"] or ""
     return stated.upper() in {"1", "ON", "YES", "TRUE"}

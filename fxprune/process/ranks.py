@@ -59,7 +59,7 @@ def mine(count: int) -> list[int]:
     return list(range(rank(), count, world()))
 
 
-def launched() -> int | None:
+def find_launched_rank() -> int | None:
     """This process's rank by the environment that torchrun makes; None without it, and for a lone process."""
     try:
         number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -70,7 +70,7 @@ def launched() -> int | None:
 
 def speaks() -> bool:
     """Whether this process writes files and talks to people: one alone, or the first of many."""
-    return _ranks.rank == 0 if _ranks is not None else not launched()
+    return _ranks.rank == 0 if _ranks is not None else not find_launched_rank()
 
 
 def start_ranks() -> bool:
@@ -86,7 +86,7 @@ def start_ranks() -> bool:
     if _ranks is not None:
         return True
     there = dist.is_available() and dist.is_initialized()
-    if not there and launched() is None:
+    if not there and find_launched_rank() is None:
         return False
     if not dist.is_available():
         raise OptionError(
@@ -179,7 +179,11 @@ def exchange(
         if failure is not None:
             raise failure
         return [(dict(tensors or {}), dict(about or {}))]
-    said = {"step": step, "about": dict(about or {}), "failure": None if failure is None else _told(failure)}
+    said = {
+        "step": step,
+        "about": dict(about or {}),
+        "failure": None if failure is None else _describe_failure(failure),
+    }
     heard = [unpack(p) for p in _gather(_ranks, pack(tensors or {}, said))]
     steps = [facts["step"] for _, facts in heard]
     _ranks.left = _ranks.left or (_END in steps and step != _END)
@@ -257,7 +261,7 @@ def _reachable() -> Iterator[None]:
         ) from error
 
 
-def _told(failure: Exception) -> dict[str, str]:
+def _describe_failure(failure: Exception) -> dict[str, str]:
     kind = type(failure).__name__
     if isinstance(failure, FxpruneError):
         return {"kind": kind, **{k: str(getattr(failure, k)) for k in ("what", "where", "why", "cure")}}

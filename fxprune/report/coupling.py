@@ -67,20 +67,20 @@ def draw(program: Program, path: str | os.PathLike[str]) -> None:
 
 def to_dot(graph: nx.Graph, title: str) -> str:
     """The graph in graphviz's language."""
-    lines = [f"graph {_quoted(title)} {{", "  rankdir=LR; node [shape=box, fontname=monospace, fontsize=10];"]
+    lines = [f"graph {_quote(title)} {{", "  rankdir=LR; node [shape=box, fontname=monospace, fontsize=10];"]
     for node in graph.nodes:
         group = graph.nodes[node].get("group")
         if group is None:
-            lines.append(f"  {_quoted('/'.join(node))} [label={_quoted(node[1])}];")
+            lines.append(f"  {_quote('/'.join(node))} [label={_quote(node[1])}];")
         else:
             lines.append(
-                f"  {_quoted('/'.join(node))} [label={_quoted(_label(group))}, style=filled, "
-                f"fillcolor={_quoted(_colour(group))}, tooltip={_quoted(group.frozen or 'prunable')}];"
+                f"  {_quote('/'.join(node))} [label={_quote(_label(group))}, style=filled, "
+                f"fillcolor={_quote(_colour(group))}, tooltip={_quote(group.frozen or 'prunable')}];"
             )
     for one, two, facts in graph.edges(data=True):
         group, parameter = (one, two) if one[0] == "group" else (two, one)
         lines.append(
-            f"  {_quoted('/'.join(group))} -- {_quoted('/'.join(parameter))} [label={_quoted(_dimensions(facts))}];"
+            f"  {_quote('/'.join(group))} -- {_quote('/'.join(parameter))} [label={_quote(_dimensions(facts))}];"
         )
     return "\n".join([*lines, "}"]) + "\n"
 
@@ -168,6 +168,6 @@ def _dimensions(facts: Any) -> str:
     return ", ".join(f"[{position}]" for position in facts["dimensions"])
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
     return f'"{escaped}"'

@@ -11,7 +11,7 @@ from ..ir.cost import CostModel
 from ..ir.group import PruneGroup, Switch, Tie
 from ..ir.importance import ImportanceScores
 from ..ir.linear_layers import Matrix
-from ..ir.plan import TILES, CompressionPlan
+from ..ir.plan import HALVED, TILES, CompressionPlan
 from ..ir.program import Program
 from ..ir.sparsity import TWO_OF_FOUR, Sparsity
 from ..ir.token_flow import TokenFlow, describe_tokens
@@ -28,12 +28,13 @@ def group_entries(
     """Every prunable group and part, in graph order; of groups that are tied the members.
 
     program   dense, with its groups;  kinds: those that the search might cut (``searched``)
+    plan      says as well how often the search halved the groups' multiples
 
     ``macs`` and ``params`` are what one element costs in the dense program. ``scores`` [size], ``order`` [size], the
     last to be removed first, and ``curve`` [size + 1], what the k first are worth together, are encoded
     (:func:`encode`); ``order`` is null where it is that of the scores, ``curve`` where it is their sum.
     """
-    params = CostModel(program).ledger("params", {})
+    params, halved = CostModel(program).ledger("params", {}), plan.about.get(HALVED, 0)
     return [
         {
             "group": group.name,
@@ -41,13 +42,13 @@ def group_entries(
             "searched": str(group.kind) in kinds,
             "size": group.size,
             "kept": len(plan.kept(group)),
-            "granularity": group.granularity,
+            "granularity": group.finer(halved).granularity,
             "floor": group.floor,
             "exact": group.exact,
             "macs": int(group.macs),
             "params": -params.changes(group.sizes(group.size - 1)),
             "parameters": _parameters(program, group),
-            **_scored(None if scores is None else scores.get(group.name)),
+            **_score_entry(None if scores is None else scores.get(group.name)),
         }
         for group in program.need("groups")
         if group.prunable and not isinstance(group, Tie)
@@ -97,7 +98,7 @@ def tile_entries(layers: Iterable[tuple[Matrix, Sparsity]], scores: Scores | Non
             shape=list(matrix.shape),
             density=round(sparsity.density, 4),
         )
-        found.append({**entry, **_scored(own)})
+        found.append({**entry, **_score_entry(own)})
     return found
 
 
@@ -120,10 +121,10 @@ def _plain(name: str, kind: str, size: int, kept: int, searched: bool = True, **
         "granularity": 1,
         "floor": 0,
     }
-    return {**entry, "exact": False, "macs": None, "params": 0, "parameters": [], **_scored(None), **more}
+    return {**entry, "exact": False, "macs": None, "params": 0, "parameters": [], **_score_entry(None), **more}
 
 
-def _scored(one: ImportanceScores | None) -> Entry:
+def _score_entry(one: ImportanceScores | None) -> Entry:
     return {
         "criterion": None if one is None else one.criterion,
         "unit": None if one is None else one.unit,
@@ -168,7 +169,7 @@ def token_sites(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"reducer": report["tokens"]["reducer"], "sites": [*sites, *more]}
 
 
-def upgraded(report: Mapping[str, Any]) -> dict[str, Any]:
+def upgrade_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report of 0.1.0 as one of today: its token sites and sparse weights are entries of ``groups`` and ``frozen``.
     What it does not know (what a token costs) stays unknown. A report of today is returned as it is."""
     if report["fxprune_report"] != 1:

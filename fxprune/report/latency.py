@@ -61,10 +61,10 @@ def setting(row: Row) -> str:
     return f"batch {row['batch']}" + (f", {count} thread{'s' * (count > 1)}" if count else "")
 
 
-def timed_cell(row: Row) -> str:
+def format_timing(row: Row) -> str:
     """Milliseconds and, where there is a dense figure, the speed-up.
 
-    >>> timed_cell({"compressed_ms": 2.0, "speedup": 1.5}), timed_cell({"compressed_ms": 2.0, "speedup": None})
+    >>> format_timing({"compressed_ms": 2.0, "speedup": 1.5}), format_timing({"compressed_ms": 2.0, "speedup": None})
     ('2.000 (1.50x)', '2.000')
     """
     return f"{row['compressed_ms']:.3f}" + (f" ({row['speedup']:.2f}x)" if _finite(row.get("speedup")) else "")
@@ -110,7 +110,7 @@ def summary_card(report: Report) -> list[tuple[str, str, str]]:
     return []
 
 
-def measured_section(report: Report) -> str:
+def render_measured(report: Report) -> str:
     """Dense against compressed in time, with how sure that is and what of the promise it is."""
     told, rows = report.get("measured") or {}, rows_of(report)
     if not rows:
@@ -158,7 +158,7 @@ def measured_section(report: Report) -> str:
     )
 
 
-def predicted_section(report: Report) -> str:
+def render_predicted(report: Report) -> str:
     """Predicted and achieved latency, whole and per layer, where a table was measured."""
     told = report.get("latency")
     if not told:
@@ -243,7 +243,7 @@ def in_words(tried: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(", ".join(f"{k}={v}" for k, v in sizes.items()) or "example sizes" for sizes in tried)
 
 
-def earlier_section(report: Report) -> str:
+def render_earlier(report: Report) -> str:
     """What is known of other targets that the same program was lowered to."""
     rows = []
     for one in report.get("earlier", ()):

@@ -56,7 +56,7 @@ def _style(name: str) -> Iterator[Callable[[float, float], Any]]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    def made(width: float, height: float) -> Figure:
+    def make_figure(width: float, height: float) -> Figure:
         figure = Figure(figsize=(width, height), dpi=100)
         FigureCanvasSVG(figure)
         return figure
@@ -89,10 +89,10 @@ def _style(name: str) -> Iterator[Callable[[float, float], Any]]:
                 "legend.fontsize": 9.0,
             }
         )
-        yield made
+        yield make_figure
 
 
-def kept_bars(name: str, entries: Sequence[Mapping[str, Any]], colour: str, unit: str) -> str:
+def draw_kept(name: str, entries: Sequence[Mapping[str, Any]], colour: str, unit: str) -> str:
     """Per layer, how many elements there were and how many stay.
 
     entries   each with ``label``, ``size`` and ``kept``

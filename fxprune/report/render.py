@@ -13,10 +13,10 @@ from ..ir.plan import CompressionPlan
 from .entries import entries_of
 from .exactness import exactness_section, zeros_section
 from .headline import CROSS_FITTED, HELD_OUT, MEASURES, Headline, headline
-from .latency import earlier_section, measured_section, predicted_section, summary_card, summary_rows, why_none
+from .latency import render_earlier, render_measured, render_predicted, summary_card, summary_rows, why_none
 from .op_gaps import gap_lines
 from .page import Markup, bar, cards, code, figure, fold, page, paragraph, picture, section, table, text
-from .plots import SERIES, heat_map, kept_bars, pairs
+from .plots import SERIES, draw_kept, heat_map, pairs
 from .units import giga, mebi, mega
 
 Report = Mapping[str, Any]
@@ -46,14 +46,14 @@ def render(report: Report, plan: CompressionPlan, pictures: Mapping[str, bytes])
             _head(report),
             _summary(report),
             _errors(report),
-            _kept(report),
+            _render_kept(report),
             _tokens(report, pictures),
             _importance(report, plan),
             zeros_section(report),
-            measured_section(report),
-            predicted_section(report),
+            render_measured(report),
+            render_predicted(report),
             exactness_section(report),
-            earlier_section(report),
+            render_earlier(report),
             _frozen(report),
             section("Sliced, and not known in full", *map(paragraph, gap_lines(report.get("gaps", ())))),
             _replay(report),
@@ -135,13 +135,13 @@ def _summary(report: Report) -> str:
         cards(shown),
         table(("", "dense", "compressed", "ratio"), rows, (1, 2, 3)),
         paragraph(f"Budget: {budget_words(report)}. MACs are {cost['counted']}.", "soft"),
-        paragraph(_judged_on(first, report["agreement"]), "soft") if first is not None else "",
+        paragraph(_describe_samples(first, report["agreement"]), "soft") if first is not None else "",
         paragraph(f"Memory is {memory['counted']}.", "soft") if memory else "",
         paragraph(why_none(report), "soft") if why_none(report) else "",
     )
 
 
-def _judged_on(first: Headline, about: Mapping[str, Any]) -> str:
+def _describe_samples(first: Headline, about: Mapping[str, Any]) -> str:
     """On which samples the first figure was measured, and what that makes of it."""
     said = f"{MEASURES[first.measure]} on {first.samples} samples of {about['origin']}"
     if first.on == HELD_OUT:
@@ -218,7 +218,7 @@ def _by_kind(report: Report) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _kept(report: Report) -> str:
+def _render_kept(report: Report) -> str:
     parts, rows = [], []
     for i, (kind, entries) in enumerate(sorted(_by_kind(report).items())):
         kept, size = (sum(e[k] for e in entries) for k in ("kept", "size"))
@@ -226,7 +226,7 @@ def _kept(report: Report) -> str:
         said = f"{words}: {kept} of {size} stay in {len(entries)} groups"
         if kind == TOKEN:
             said = f"Tokens behind every attention, by {(report.get('tokens') or {}).get('reducer')}"
-        parts.append(figure(kept_bars(f"kept-{i}", entries, SERIES[i % len(SERIES)], words), said))
+        parts.append(figure(draw_kept(f"kept-{i}", entries, SERIES[i % len(SERIES)], words), said))
         rows += [
             (
                 code(e["group"]),

@@ -24,7 +24,7 @@ def render(result: Result) -> str:
                 f"{result['seed']}",
                 "soft",
             ),
-            _chosen(result),
+            _render_chosen(result),
             _fronts(result),
             _points(result),
             _sensitivity(result["sensitivity"]),
@@ -33,7 +33,7 @@ def render(result: Result) -> str:
     )
 
 
-def _chosen(result: Result) -> str:
+def _render_chosen(result: Result) -> str:
     if result["max_drop"] is None:
         return ""
     point = next((p for p in result["points"] if p.get("artifact") == result["chosen"] and result["chosen"]), None)
@@ -53,11 +53,11 @@ def _chosen(result: Result) -> str:
                 ("artefact", str(point["artifact"]), "beside this page"),
             ]
         ),
-        _judged(result),
+        _describe_judge(result),
     )
 
 
-def _judged(result: Result) -> str:
+def _describe_judge(result: Result) -> str:
     judged = result["judged"]
     return paragraph(
         f"Judged on {judged['samples']} samples of {judged['origin']} that nothing was decided or fitted "
@@ -159,7 +159,7 @@ def _points(result: Result) -> str:
         table(head, rows, range(1, len(head))),
         fold("out of reach, and why", infeasible),
         paragraph(f"MACs are {result['counted']}.", "soft"),
-        "" if result["max_drop"] is not None else _judged(result),
+        "" if result["max_drop"] is not None else _describe_judge(result),
     )
 
 

@@ -24,7 +24,7 @@ def one_budget(asked: Budgets) -> Budget | None:
     )
 
 
-def needed_budget(asked: Budgets) -> Budget:
+def require_budget(asked: Budgets) -> Budget:
     """The one budget that is given. Raises OptionError also for none."""
     found = one_budget(asked)
     if found is None:

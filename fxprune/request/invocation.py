@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import OptionError
 from ..ir.cost import METRICS, Budget
-from .budget import needed_budget, one_budget
+from .budget import one_budget, require_budget
 from .goal import Goal, default_criterion, kinds_and_tokens, with_alternatives
 from .latency import LatencyGoal, latency_goal
-from .limits import AUTO, aligned_by_measure
-from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, asked_of, options_of
+from .limits import AUTO, is_measured
+from .options import OF_A_PLAN, Budgets, Decision, Latency, Limits, Source, Writing, collect_asked, options_of
 from .options.table import DECIDING, REQUIRED
 from .request import Request
 from .tiles import TileGoal, kinds_and_blocks, split_request
@@ -61,7 +61,7 @@ class Invocation:
                 why="it fits what stays to what the dense model does on it",
                 cure="give `--data`",
             )
-        if aligned_by_measure(self.limits.align) and self.command not in DECIDING.split():
+        if is_measured(self.limits.align) and self.command not in DECIDING.split():
             raise OptionError(
                 "nothing is measured here that could say what the target likes",
                 where=f"--align {AUTO}",
@@ -78,6 +78,7 @@ class Invocation:
             self._latency(tiles),
             asked.samples,
             asked.held_out,
+            not self.writing.fast,
             self.options,
         )
 
@@ -86,7 +87,7 @@ class Invocation:
         """What was asked for by the names of the command line, as it was given: the report's ``options``."""
         groups = {type(group): group for group in (getattr(self, name) for name in _GROUPS)}
         known = [one for one in options_of(self.command).values() if one.group in groups]
-        return asked_of(self.command, {one.name: getattr(groups[one.group], one.field) for one in known})
+        return collect_asked(self.command, {one.name: getattr(groups[one.group], one.field) for one in known})
 
     @property
     def decides(self) -> bool:
@@ -103,9 +104,17 @@ class Invocation:
         return self.limits
 
     def _latency(self, tiles: TileGoal | None) -> LatencyGoal:
-        if self.decides:
-            return latency_goal(self.latency, self.budget, self.limits, tiles is not None)
         asked = self.latency
+        if self.writing.fast:
+            if asked.seconds:
+                raise OptionError(
+                    "with `--fast` nothing is timed",
+                    where=f"--seconds {asked.seconds:g}",
+                    cure="leave one of them away",
+                )
+            asked = replace(asked, seconds=0.0)
+        if self.decides:
+            return latency_goal(asked, self.budget, self.limits, tiles is not None)
         table = "" if asked.latency_table is None else str(asked.latency_table)
         return LatencyGoal(asked.batch, asked.threads, table, seconds=asked.seconds)
 
@@ -122,7 +131,7 @@ class Invocation:
             return tiles, None
         explicit = wished is not None and wished.explicit
         measuring = "flops" not in options_of(self.command)  # what is measured is no plan, but the whole model
-        found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else needed_budget(budget)
+        found = Budget("flops", 1.0) if measuring else one_budget(budget) if explicit else require_budget(budget)
         goal = Goal(
             found,
             rest.importance or default_criterion(rest.data),

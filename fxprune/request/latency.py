@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import OptionError
-from .limits import aligned_by_measure
+from .limits import is_measured
 from .options import Budgets, Latency, Limits
 
 MISS = 0.05  # of the target: more than that, either way, and the search is repeated
@@ -60,6 +60,6 @@ def latency_goal(asked: Latency, budget: Budgets, limits: Limits, zeros: bool) -
         asked.threads,
         "" if asked.latency_table is None else str(asked.latency_table),
         asked.expect_latency,
-        aligned_by_measure(limits.align),
+        is_measured(limits.align),
         asked.seconds,
     )

@@ -41,10 +41,10 @@ def per_pattern(given: Align | Floor, option: str) -> tuple[float | None, tuple[
     return plain, tuple(patterns)
 
 
-def aligned_by_measure(align: Align) -> bool:
+def is_measured(align: Align) -> bool:
     """Whether ``auto`` is among what was given.
 
-    >>> aligned_by_measure(["auto", "*.ffn=32"]), aligned_by_measure(8)
+    >>> is_measured(["auto", "*.ffn=32"]), is_measured(8)
     (True, False)
     """
     several = [align] if isinstance(align, int | str) or align is None else list(align)

@@ -29,6 +29,7 @@ class Request:
     latency   how time is measured, and what for
     samples   of calibration data, drawn or made up; auto: as many as cost little
     held_out  the share of the data that nothing is decided or fitted on; None: a fifth of many, where no others are
+    page      write the report as a page as well
     options   what the caller asked for, by option: the report's ``options``
     """
 
@@ -41,6 +42,7 @@ class Request:
     latency: LatencyGoal = field(default_factory=LatencyGoal)
     samples: int | str = "auto"
     held_out: float | None = None
+    page: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -127,7 +127,7 @@ class TokenGoal:
         by_shape = self.deciding.schedule in ("constant", "decreasing") and self.deciding.share is not None
         return not (self.explicit or by_shape)
 
-    def removed(self, fits: Callable[[Sequence[int]], list[int]], known: int) -> list[int]:
+    def resolve_counts(self, fits: Callable[[Sequence[int]], list[int]], known: int) -> list[int]:
         """The explicit counts, one per usable site, within what may go at once (``fits``).
 
         A list that is shorter than the sites ends in zeros. Raises OptionError for a site that is not there.

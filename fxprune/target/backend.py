@@ -48,13 +48,13 @@ class Lowered:
     runtime: str = ""
     missing: tuple[str, ...] = ()
 
-    def unloaded(self) -> Lowered:
+    def unload(self) -> Lowered:
         """The same without what ``run`` holds in memory: a runtime's own copy of the weights. ``Backend.load`` gives
         another runner."""
-        return replace(self, run=_unloaded)
+        return replace(self, run=_refuse_unloaded)
 
 
-def _unloaded(_: Sequence[Any]) -> list[Any]:
+def _refuse_unloaded(_: Sequence[Any]) -> list[Any]:
     raise RuntimeError("the payload was unloaded after it was verified: Backend.load(payload) loads it")
 
 

@@ -114,7 +114,7 @@ def make_table(device: str, form: str, rows: Sequence[Timing]) -> BlockTable:
     return BlockTable(device, form, tuple(rows), dt.datetime.now(dt.timezone.utc).date().isoformat(), versions())
 
 
-def cached_path(device: str, form: str) -> Path:
+def find_table_path(device: str, form: str) -> Path:
     """Where the table of a device is kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "fxprune" / "blocks" / f"{form}-{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-')}.json"
@@ -124,5 +124,5 @@ def table_for(device: str, form: str, given: str = "") -> BlockTable | None:
     """The table ``given`` by path, else the one kept for this device, else None. Raises LoadError."""
     if given:
         return BlockTable.read(Path(given))
-    path = cached_path(device, form) if device else None
+    path = find_table_path(device, form) if device else None
     return BlockTable.read(path) if path is not None and path.exists() else None

@@ -100,7 +100,7 @@ class Clock:
     def read(self, program: Program) -> PairedLatency:
         """``program`` lowered and timed beside the dense one. Raises LoweringError."""
         with self._folder_of_its_own() as folder:
-            lowered = self._lowered(program, folder)
+            lowered = self._lower(program, folder)
             if self._apart:
                 payload = lowered.payload
                 del lowered
@@ -169,7 +169,7 @@ class Clock:
             return self._calling(self.backend.load(self._payload))
         folder = Path(self._folder.name) / "dense"
         folder.mkdir()
-        lowered = self._lowered(self._program, folder)
+        lowered = self._lower(self._program, folder)
         call = self._calling(lowered.run)
         if self._apart:
             self._payload = lowered.payload
@@ -188,7 +188,7 @@ class Clock:
             if file.is_file():
                 file.unlink()
 
-    def _lowered(self, program: Program, folder: Path) -> Lowered:
+    def _lower(self, program: Program, folder: Path) -> Lowered:
         bare = program.but(axes=None, groups=None, scores=None, plan=None, tokens=None)
         return self.backend.lower(Pipeline(self.backend.legalize()).run(bare), folder)
 

@@ -138,7 +138,7 @@ class LatencyTable:
         """SHA-256 of its JSON: plans are a function of what this names."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def corrected(self, factor: float) -> LatencyTable:
+    def correct(self, factor: float) -> LatencyTable:
         """With what a plan saves multiplied once more."""
         return replace(self, correction=self.correction * factor)
 
@@ -281,7 +281,7 @@ def classes(program: Program, kinds: tuple[str, ...] = ()) -> dict[str, list[Pru
     users: dict[Axis, list[str]] = {}
     for term in terms:
         for axis in term.axes():
-            users.setdefault(axis, []).append(_described(term, axis))
+            users.setdefault(axis, []).append(_describe(term, axis))
     found: dict[str, list[PruneGroup]] = {}
     for g in program.need("groups"):
         if g.prunable and g.axis in users and (not kinds or str(g.kind) in kinds):
@@ -290,10 +290,10 @@ def classes(program: Program, kinds: tuple[str, ...] = ()) -> dict[str, list[Pru
     return found
 
 
-def _described(term: Expression, own: Axis) -> str:
+def _describe(term: Expression, own: Axis) -> str:
     """A product as text, its own axis as ``n`` and the others by their sizes."""
     names = sorted("n" if a is own else str(a.size) for a in term.variables)
-    sums = sorted("(" + "+".join(_described(t, own) for t in terms) + ")" for terms in term.sums)
+    sums = sorted("(" + "+".join(_describe(t, own) for t in terms) + ")" for terms in term.sums)
     return "*".join([str(term.constant), *names, *sums])
 
 
@@ -310,7 +310,7 @@ def fingerprint(program: Program) -> str:
     return told.hexdigest()[:16]
 
 
-def cached_path(setting: Setting, program: str) -> Path:
+def find_table_path(setting: Setting, program: str) -> Path:
     """Where the table of a program in a setting is kept: below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(json.dumps([asdict(setting), program], sort_keys=True).encode()).hexdigest()

@@ -12,11 +12,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import VerifyError
-from ..ir.agreement import TOLERANCE, bounded_outputs, compare, relative_error, seeded, tolerance_of, why_random
+from ..ir.agreement import TOLERANCE, compare, find_bounded_outputs, relative_error, seeded, tolerance_of, why_random
 from ..ir.double import exactly, within_rounding
 from ..ir.program import Program
 from ..ir.signature import DRAWS, Sizes, dim_names, output_names, sample_inputs, sizes_to_try
-from ..ir.writes import written_inputs
+from ..ir.writes import find_written_inputs
 
 Runner = Callable[[Sequence[Any]], list[Any]]
 """User inputs flat and in graph order (tensors, numbers, None) -> output tensors flat and in order."""
@@ -71,7 +71,7 @@ class Parity:
 def eager(exported: ExportedProgram) -> Runner:
     """``exported`` itself as a runner, without gradients; what it writes into is put back after every run."""
     module, spec = exported.module(), exported.call_spec.in_spec
-    written = bool(written_inputs(exported.graph))
+    written = bool(find_written_inputs(exported.graph))
     state = [*module.parameters(), *module.buffers(), *exported.constants.values()] if written else []
 
     def run(flat: Sequence[Any]) -> list[Any]:
@@ -108,7 +108,7 @@ def check_parity(
     tried: list[Sizes] = []
     skipped: list[tuple[Sizes, str]] = []
     seen: dict[str, Tensor | None] = {}
-    ends = bounded_outputs(program)
+    ends = find_bounded_outputs(program)
     words = dim_names(program)
     random, remedy = why_random(program)
     cure = f"{remedy}: {random}" if random else cure

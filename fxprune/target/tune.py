@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import OptionError, nearest
 from ..ir.sparsity import tile_of
 from ..process.events import Event, OnEvent, warn_only
-from .block_table import BlockTable, cached_path
+from .block_table import BlockTable, find_table_path
 
 TARGETS = {"triton": "fxprune.backends.triton.tune", "onnx": "fxprune.backends.onnx.tune"}
 SHAPES = (
@@ -47,7 +47,7 @@ def tune(
     dtype     ``bfloat16`` for triton and ``float32`` for onnx unless said otherwise
 
     What is on disk for the same device stays, but for the shapes that are measured anew.
-    Raises MissingDevice (exit code 3) where this machine has no such device; OptionError.
+    Raises MissingDevice (exit code 4) where this machine has no such device; OptionError.
     """
     if target not in TARGETS:
         raise OptionError(f"nothing can be tuned for '{target}'", where="--target", cure=nearest(target, TARGETS))
@@ -64,7 +64,7 @@ def tune(
         dtype or DTYPES[target],
         lambda text, done, total: on_event(Event("progress", f"tune {target}", done, total)),
     )
-    path = cached_path(found.device, found.form) if out is None else Path(out)
+    path = find_table_path(found.device, found.form) if out is None else Path(out)
     if path.exists():
         old = BlockTable.read(path)
         measured = {_key(t) for t in found.rows}

@@ -51,19 +51,19 @@ class Sweep:
     def try_(self, budget: Budget) -> dict[str, Any]:
         """The point of a budget: found where an earlier run of this sweep left it, else made."""
         place = self.out / f"{budget.amount:g}"
-        point = self._found(place, budget)
+        point = self._find_point(place, budget)
         if point is None:
             self.scored.tell.stage(f"{budget.metric} {budget.amount:g}")
             try:
                 with resumable(place, self.scored.tell.on_event):
-                    point = self._made(place, budget)
+                    point = self._make_point(place, budget)
             except BudgetInfeasible as error:
                 point = {"ratio": budget.amount, "infeasible": str(error)}
                 self.scored.tell.warn(f"{budget} is out of reach: {error.why or error.what}")
         self.points.append(point)
         return point
 
-    def _found(self, place: Path, budget: Budget) -> dict[str, Any] | None:
+    def _find_point(self, place: Path, budget: Budget) -> dict[str, Any] | None:
         try:
             report = read_report(place)
             told = report.get("sweep")
@@ -76,14 +76,14 @@ class Sweep:
         self.scored.tell.on_event(Event("note", f"{budget} was finished before: {place}"))
         return point
 
-    def _made(self, place: Path, budget: Budget) -> dict[str, Any]:
+    def _make_point(self, place: Path, budget: Budget) -> dict[str, Any]:
         check_destination(place)
         request = replace(self.scored.request, options={**self.scored.request.options, budget.metric: budget.amount})
         run = replace(self.base, request=request, tell=self.scored.tell.branch())
         goal = self.goal.at(budget)
 
-        def written(found: Decided) -> Artifact:
-            artifact = finish(found.recovered(goal.recovery))
+        def write(found: Decided) -> Artifact:
+            artifact = finish(found.recover(goal.recovery))
             with silence():
                 figures = self.judge.of(artifact.program)
             artifact.report["sweep"] = {"key": self.key, "ratio": budget.amount, "figures": figures}
@@ -92,7 +92,7 @@ class Sweep:
                 artifact.save(place)
             return artifact
 
-        artifact = carry_through(decide_among(run, goal, self.known), written)
+        artifact = carry_through(decide_among(run, goal, self.known), write)
         return self._point(place, budget, artifact.report)
 
     def _point(self, place: Path, budget: Budget, report: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Sweep:
                 return
             self.try_(Budget(metric, middle))
 
-    def chosen(self, most: float) -> dict[str, Any] | None:
+    def choose(self, most: float) -> dict[str, Any] | None:
         """The point of least cost within the drop."""
         within = [p for p in self.points if "drop" in p and p["drop"] <= most]
         return min(within, key=lambda p: (p["cost"][self.metric], p["ratio"]), default=None)

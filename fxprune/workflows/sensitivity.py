@@ -72,7 +72,7 @@ def sensitivity(
     for thing, result in zip(things, run_jobs("sensitivity.groups", len(things), one), strict=True):
         counts = [_count(thing, share) for share in shares]
         levels = [
-            {"share": share, "kept": count, "damage": value, "flops_saved": trial.saved([thing], [count])}
+            {"share": share, "kept": count, "damage": value, "flops_saved": trial.count_saved([thing], [count])}
             for share, count, value in zip(shares, counts, result["damage"].tolist(), strict=True)
         ]
         groups.append({"group": thing.name, "kind": str(thing.kind), "size": thing.size, "levels": levels})
@@ -115,7 +115,7 @@ def _by_kind(trial: _Trial, things: Sequence[Thing], shares: Sequence[float]) ->
     for (kind, share), value in zip(jobs, found, strict=True):
         members, kept = counts(kind, share)
         entry = result.setdefault(kind, {"kind": kind, "groups": len(members), "levels": []})
-        saved = trial.saved(members, kept)
+        saved = trial.count_saved(members, kept)
         entry["levels"].append({"share": share, "kept": sum(kept), "damage": value, "flops_saved": saved})
     return list(result.values())
 
@@ -178,11 +178,11 @@ class _Trial:
             small = carry_out(small)
         return divergence(self.dense, small, self.batches)
 
-    def saved(self, things: Sequence[Thing], counts: Sequence[int]) -> int:
+    def count_saved(self, things: Sequence[Thing], counts: Sequence[int]) -> int:
         """Multiply-accumulates that it saves."""
         choices = self._choices(things, counts)
         if isinstance(things[0], TokenSite):
-            return self._saved_by_tokens(choices)
+            return self._count_saved_by_tokens(choices)
         if isinstance(things[0], BlockGroup):
             blocks = CompressionPlan(choices).blocks
             layers = [(t.matrix, blocks[t.matrix.parameter]) for t in things if isinstance(t, BlockGroup)]
@@ -192,7 +192,7 @@ class _Trial:
             sizes |= thing.sizes(count)
         return self.model().flops - self.model(sizes).flops
 
-    def _saved_by_tokens(self, choices: Mapping[str, AnyChoice]) -> int:
+    def _count_saved_by_tokens(self, choices: Mapping[str, AnyChoice]) -> int:
         from ..passes.search.token_schedule import TokenCosts
 
         costs, sites = TokenCosts.of(self.program, {}), self.program.need("tokens").usable

@@ -14,10 +14,11 @@ from typing import Any
 from ..data.batch import Calibration
 from ..data.fingerprint import fingerprint
 from ..data.memory import memory_limit
+from ..driver.api import open_run
 from ..driver.decide import prepare, score_as_able
 from ..driver.decide_among import Known
 from ..driver.judge import AgreementEvaluator
-from ..driver.run import Inputs, Model, Run, load_more, open_model
+from ..driver.run import Inputs, Model, Run, load_more
 from ..errors import OptionError
 from ..ir.cost import COUNTED, METRICS, Budget, CostModel
 from ..ir.group import Kind
@@ -112,22 +113,12 @@ def sweep(
     first, held_out = ratios[0], judging.held_out if judging.data is None else 0.0
     # a point is what compile makes of these options
     asked = {**given, first.metric: first.amount, "out": None, "held_out": held_out}
-    request, tell = Invocation.of("compile", asked).request, Transcript(on_event)
-    request = replace(request, options={**request.options, first.metric: None})
+    invoked, tell = Invocation.of("compile", asked), Transcript(on_event)
+    request = replace(invoked.request, options={**invoked.request.options, first.metric: None})
     goal = request.goal
     assert goal is not None
     with _own(out), memory_limit(memory), resumable(out, on_event):
-        opened = open_model(
-            request,
-            tell,
-            model,
-            example_inputs,
-            checkpoint=checkpoint,
-            trust_pickle=trust_pickle,
-            model_args=model_args,
-            data=data,
-        )
-        made = _prepare(Run.of(request, opened, tell), goal, judging, out)
+        made = _prepare(open_run(invoked, request, tell), goal, judging, out)
         measured = None
         if sensitive:
             from .sensitivity import sensitivity
@@ -169,22 +160,13 @@ def measure_sensitivity(
     """:func:`fxprune.workflows.sensitivity.sensitivity` of a model, scored by ``importance`` on the same data."""
     from .sensitivity import sensitivity
 
-    request = Invocation.of("sensitivity", locals()).request
-    goal, tell = request.goal, Transcript(on_event)
+    invoked, tell = Invocation.of("sensitivity", locals()), Transcript(on_event)
+    goal = invoked.request.goal
     assert goal is not None
     with memory_limit(memory), resumable(None, on_event):
-        opened = open_model(
-            request,
-            tell,
-            model,
-            example_inputs,
-            checkpoint=checkpoint,
-            trust_pickle=trust_pickle,
-            model_args=model_args,
-            data=data,
-        )
-        batches = opened.data.batches if opened.data is not None else ()
-        run, parts = prepare(Run.of(request, opened, tell), goal), []
+        begun = open_run(invoked, invoked.request, tell)
+        batches = begun.data.batches if begun.data is not None else ()
+        run, parts = prepare(begun, goal), []
         others = [k for k in goal.kinds if str(k) != str(Kind.BLOCK)]
         if others:
             parts.append((score_as_able(run, goal)[0], others))
@@ -194,7 +176,7 @@ def measure_sensitivity(
         with silence():
             found = [sensitivity(scored.program, batches, kinds, shares) for scored, kinds in parts]
     joined = {key: [one for part in found for one in part[key]] for key in ("groups", "kinds", "frozen")}
-    return {"name": opened.name, "importance": str(goal.scorer), **found[0], **joined}
+    return {"name": begun.opened.name, "importance": str(goal.scorer), **found[0], **joined}
 
 
 def _with_tiles(run: Run, goal: Goal) -> Run:
@@ -250,7 +232,7 @@ def _result(made: Sweep, judging: Judging, timings: list[dict[str, Any]], measur
     from ..process.environment import environment
 
     dense = CostModel(made.scored.program)()
-    chosen = None if judging.max_drop is None else made.chosen(judging.max_drop)
+    chosen = None if judging.max_drop is None else made.choose(judging.max_drop)
     figures: dict[str, float] = next((p["figures"] for p in made.points if "figures" in p), {})
     return {
         "fxprune_sweep": VERSION,

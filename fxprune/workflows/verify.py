@@ -82,7 +82,7 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
         payload = Payload.of(artifact.backend, artifact.program, directory / folder / entry["payload"], limits.threads)
         evidence = read_evidence(directory / EVIDENCE, manifest["metric"], artifact.program)
         if evidence is not None and data is not None and not evidence.complete:
-            evidence = _supplied(evidence, artifact, data, manifest)
+            evidence = _supply_data(evidence, artifact, data, manifest)
     except FxpruneError as error:
         return [signed, fail_gate("load", error)]
     seed = int(manifest["request"]["seed"])
@@ -104,7 +104,7 @@ def _again(directory: Path, manifest: Manifest, folder: str, data: Any, timed: b
     return [signed, again, *gates]
 
 
-def _supplied(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manifest) -> Evidence:
+def _supply_data(evidence: Evidence, artifact: Artifact, data: Any, manifest: Manifest) -> Evidence:
     """The evidence with all of its data, given from outside. Raises LoadError where it is not the recorded data."""
     from ..artifact.evidence import batches_for, digest_of
     from ..intake.load import load as load_model

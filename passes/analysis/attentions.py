@@ -58,7 +58,7 @@ def _dims(found: Any) -> Iterator[Dim]:
             yield from _dims(d)
 
 
-def _weighed(node: Node, found: _Reach) -> bool:
+def _is_weighed(node: Node, found: _Reach) -> bool:
     """Whether what sums over tokens is weighed by a softmax over them: attention times values."""
     pending = list(node.all_input_nodes)
     while pending:

@@ -15,7 +15,7 @@ from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.signature import batch_axes
 from ...ir.sparsity import grid, tile_of
-from .importance.consumers import sampled_dim
+from .importance.consumers import find_sample_dim
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,6 @@ class FindBlocks(Analysis):
             return f"asked to freeze '{hit}'"
         if matrix.dense and not (self.ends and matrix.dense.startswith(("a classifier", "a patch embedding"))):
             return matrix.dense
-        if sampled_dim(program.need("axes").dims[matrix.source], batch_axes(program)) is None:
+        if find_sample_dim(program.need("axes").dims[matrix.source], batch_axes(program)) is None:
             return "its input does not depend on the samples"
         return ""

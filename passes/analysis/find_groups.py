@@ -103,12 +103,13 @@ class FindGroups(Analysis):
                 frozen=facts.why_frozen(axis, reached, parameters) or self._user_freeze(name, reached),
                 uses=uses.get(axis, ()),
                 ordered=axis in facts.rotated,
+                basis="data" if axis in facts.rotated and kind is Kind.WIDTH else "",
             )
             branch = self.layers and group.kind in LAYERED and facts.joins(axis)
-            groups.append(self._bounded(group, facts.closes(axis) and (self.allow_empty or branch)))
+            groups.append(self._limit(group, facts.closes(axis) and (self.allow_empty or branch)))
         self._check_freeze([*(g.name for g in groups), *program.tensors])
         if self.inherit:
-            return with_macs(program.but(groups=_inherited(program, groups)))
+            return with_macs(program.but(groups=_inherit_limits(program, groups)))
         for option, patterns in (("--align", self.aligns), ("--floor", self.floors)):
             _check_patterns(groups, patterns, option)
         return with_macs(program.but(groups=tuple(groups)))
@@ -128,9 +129,12 @@ class FindGroups(Analysis):
         hit = next((p for p in self.freeze if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
         return f"asked to freeze '{hit}'" if hit else ""
 
-    def _bounded(self, group: PruneGroup, may_vanish: bool) -> PruneGroup:
+    def _limit(self, group: PruneGroup, may_vanish: bool) -> PruneGroup:
         """Granularity and floor: whole heads one by one, neurons and channels in aligned steps, or as patterns say."""
-        asked_align, asked_floor = _asked(group, self.aligns, "--align"), _asked(group, self.floors, "--floor")
+        asked_align, asked_floor = (
+            _find_number(group, self.aligns, "--align"),
+            _find_number(group, self.floors, "--floor"),
+        )
         if group.kind in KEEP_WHOLE and asked_align is None and asked_floor is None:
             return group.but(floor=0 if may_vanish else 1)
         common = self.align if self.align is not None else ALIGN
@@ -147,7 +151,7 @@ class FindGroups(Analysis):
         return group.but(granularity=step, floor=floor, strict=strict, least=None if asked else min(floor, step))
 
 
-def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
+def _inherit_limits(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGroup, ...]:
     """The groups under the limits of the whole program's. Raises OptionError where no round has started."""
     if program.whole is None:
         raise OptionError(
@@ -176,7 +180,7 @@ def _inherited(program: Program, groups: Iterable[PruneGroup]) -> tuple[PruneGro
     return (*found, *(t.over([left[name] for name in t.members]) for t in ties))
 
 
-def named_by(group: PruneGroup, pattern: str) -> bool:
+def is_named_by(group: PruneGroup, pattern: str) -> bool:
     """Whether ``pattern`` names ``group``: its name, a module above it, or its kind. Parameters would not do: those of
     a feed-forward layer also belong to the residual stream."""
     if pattern.removesuffix("s") == str(group.kind) or pattern == str(group.kind):
@@ -192,9 +196,9 @@ def _number(text: str, option: str) -> float:
         raise OptionError(f"'{text}' cannot be read", where=option, cure="write PATTERN=NUMBER") from None
 
 
-def _asked(group: PruneGroup, patterns: tuple[str, ...], option: str) -> float | None:
+def _find_number(group: PruneGroup, patterns: tuple[str, ...], option: str) -> float | None:
     """The number of the last pattern that names the group."""
-    found = [_number(one, option) for one in patterns if named_by(group, one.rpartition("=")[0])]
+    found = [_number(one, option) for one in patterns if is_named_by(group, one.rpartition("=")[0])]
     return found[-1] if found else None
 
 
@@ -203,7 +207,7 @@ def _check_patterns(groups: Iterable[PruneGroup], patterns: tuple[str, ...], opt
     live = [g for g in groups if g.prunable]
     for one in patterns:
         pattern = one.rpartition("=")[0]
-        if not any(named_by(g, pattern) for g in live):
+        if not any(is_named_by(g, pattern) for g in live):
             raise OptionError(
                 f"'{pattern}' names no group that may be cut",
                 where=f"{option} {one}",
@@ -239,7 +243,7 @@ class _Facts:
             for axis in leaves(dim):
                 self.producers[axis].add(node)
         self.head, self.query_key, self.value = self._attention()
-        self.paired = self._paired_repeats()
+        self.paired = self._find_paired_repeats()
         self.streams = residual_streams(program)
         self.ends = branch_ends(program)
 
@@ -292,7 +296,7 @@ class _Facts:
             if axis in (mixed if over[node] & keys else factor)
         }
 
-    def _paired_repeats(self) -> set[Axis]:
+    def _find_paired_repeats(self) -> set[Axis]:
         """Heads that share a dim with a repeated axis: KV groups and the queries inside them (GQA).
 
         The batch does not count: it may be folded with the heads, and a class token is repeated over it.

@@ -18,7 +18,7 @@ from ...ir.group import Kind
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.token_flow import Positional, Swap, TokenFlow, TokenSite, patches_of
-from .attentions import MOVES, _Attention, _dims, _is_layer, _open, _Reach, _right, _stream, _weighed
+from .attentions import MOVES, _Attention, _dims, _is_layer, _is_weighed, _open, _Reach, _right, _stream
 
 """Ops that keep every token whole, wherever they put it."""
 OVER_OTHERS = ROW_NORMS | {Family.NORM, Family.EXTREME}
@@ -50,7 +50,7 @@ class FindTokenSites(Analysis):
         return program.but(tokens=_Finder(program, self.unmerge).flow())
 
 
-class _Told(Exception):
+class _TokensMustStay(Exception):
     """Why the tokens of a value must stay, and the place of the node that wants it."""
 
     def __init__(self, place: int, why: str) -> None:
@@ -80,7 +80,7 @@ class _Finder:
         self.stream = usual[0][0]
         self.swap = Swap(self.stream, Axis(total(self.stream)))
         self.holds = {n: any(self.swap.holds(d) for d in _dims(self.axes.dims.get(n.name))) for n in self.nodes}
-        self.protected = self._protected(found)
+        self.protected = self._count_protected(found)
         sites, reaches = [], []
         for attention, after in zip(found, [*found[1:], None], strict=True):
             site, reach = self._site(attention, after)
@@ -99,11 +99,13 @@ class _Finder:
             for m in facts.get(node.name, ())[:1]:
                 if not atoms(m.m) or atoms(m.m) != atoms(m.n):
                     continue
-                made = self._fused(node, m) if family(node) is Family.ATTENTION else self._explicit(node, m, facts)
+                made = (
+                    self._match_fused(node, m) if family(node) is Family.ATTENTION else self._explicit(node, m, facts)
+                )
                 if made is not None:
                     yield made
 
-    def _fused(self, node: Node, fact: Matmul) -> _Attention:
+    def _match_fused(self, node: Node, fact: Matmul) -> _Attention:
         args = bind(node)
         width = args["query"].meta["val"].shape[-1]
         scale = args.get("scale")
@@ -152,7 +154,7 @@ class _Finder:
                             return f"{bound[source.name].rpartition('.')[0]}:{Kind.TOKEN}"
         return f"{attention.node.name}:{Kind.TOKEN}"
 
-    def _protected(self, found: Iterable[_Attention]) -> int:
+    def _count_protected(self, found: Iterable[_Attention]) -> int:
         """Tokens in front of the patches, wherever attention sees them beside it."""
         counts = [patches_of(a.dim)[1] for a in found if _stream(a.dim) == self.stream]
         return max(counts, default=0)
@@ -176,11 +178,11 @@ class _Finder:
             if not behind & set(node.all_input_nodes):
                 continue
             behind.add(node)
-            if not self._shaped(node, attention.dim):
+            if not self._is_token_value(node, attention.dim):
                 continue
             try:
                 reach = self._reach(node)
-            except _Told as told:  # the candidate that got farthest has the reason
+            except _TokensMustStay as told:  # the candidate that got farthest has the reason
                 if told.place > far:
                     far, why = told.place, str(told)
                 continue
@@ -204,7 +206,7 @@ class _Finder:
             ), reach
         return self._frozen(attention, why), None
 
-    def _shaped(self, node: Node, dim: Dim) -> bool:
+    def _is_token_value(self, node: Node, dim: Dim) -> bool:
         """Whether the value is [batch, tokens, width]."""
         dims = self.axes.dims.get(node.name)
         if not isinstance(node.meta.get("val"), Tensor) or not isinstance(dims, list) or len(dims) != 3:
@@ -219,7 +221,7 @@ class _Finder:
         return any(atoms(dims[i]) == atoms(token) for i in at) and not any(self.swap.holds(d) for d in dims[:2])
 
     def _reach(self, value: Node) -> _Reach:
-        """Everything that holds the tokens of ``value``. Raises _Told with the node that tells them apart."""
+        """Everything that holds the tokens of ``value``. Raises _TokensMustStay with the node that tells them apart."""
         found = _Reach({value})
         for node in self.nodes[self.place[value] + 1 :]:
             carrying = [n for n in node.all_input_nodes if self.holds[n]]
@@ -228,7 +230,7 @@ class _Finder:
                 continue
             if len(mine) != len(carrying):
                 other = next(n for n in carrying if n not in found.nodes)
-                raise _Told(
+                raise _TokensMustStay(
                     self.place[node], f"it meets what holds all tokens as they stood at {node.name}: {other.name}"
                 )
             try:
@@ -236,7 +238,7 @@ class _Finder:
             except Positional as reason:
                 if not self.unmerge or not all(self._restore(n, node, found) for n in mine):
                     cure = "" if self.unmerge or node.op != "output" else "; `--unmerge` restores them"
-                    raise _Told(self.place[node], f"{reason} at {node.name}{spell(cure)}") from None
+                    raise _TokensMustStay(self.place[node], f"{reason} at {node.name}{spell(cure)}") from None
                 continue
             if self.holds[node]:
                 found.nodes.add(node)
@@ -272,7 +274,7 @@ class _Finder:
         if (
             any(self.swap.holds(d) for d in self.contracted.get(node.name, ()))
             and does not in (*AVERAGES, Family.ATTENTION)
-            and not _weighed(node, found)
+            and not _is_weighed(node, found)
         ):
             raise Positional("a product sums over tokens")
         if any(self.swap.holds(d) for d in self.statistics.get(node.name, ())) and does not in AVERAGES:
@@ -299,7 +301,7 @@ class _Finder:
                     raise Positional(f"{name} over tokens and other dims")
                 found.averages[node.name] = 1
         elif does in INDEXES:
-            self._indexed(node, name, args)
+            self._index(node, name, args)
         elif does in ALIKE:
             if does is Family.EXTREME and len(node.all_input_nodes) == 1 and args.get("dim") is None:
                 raise Positional(f"{name} over everything")
@@ -311,7 +313,7 @@ class _Finder:
         if len(self.axes.dims[source.name]) != 4:
             raise Positional("heads are folded into the batch")
 
-    def _indexed(self, node: Node, name: str, args: Mapping[str, Any]) -> None:
+    def _index(self, node: Node, name: str, args: Mapping[str, Any]) -> None:
         source = self.axes.dims[args["self"].name]
         dim = args["dim"] % len(source)
         if not self.swap.holds(source[dim]):
@@ -368,25 +370,25 @@ class _Finder:
         swaps = {i: Swap(self.stream, s.axis) for i, s in enumerate(sites) if s.axis is not None}
         axes = self.axes
 
-        def swapped(node: str, dims: Any) -> Any:
+        def swap_dims(node: str, dims: Any) -> Any:
             swap = swaps.get(region.get(node, -1))
             if swap is None or dims is None:
                 return dims
             if isinstance(dims, tuple):
                 return swap(dims)
-            return type(dims)(swapped(node, d) for d in dims)
+            return type(dims)(swap_dims(node, d) for d in dims)
 
         return replace(
             axes,
-            dims={n: swapped(n, d) for n, d in axes.dims.items()},
-            literals=tuple(replace(x, dims=tuple(swapped(x.node, d) for d in x.dims)) for x in axes.literals),
+            dims={n: swap_dims(n, d) for n, d in axes.dims.items()},
+            literals=tuple(replace(x, dims=tuple(swap_dims(x.node, d) for d in x.dims)) for x in axes.literals),
             matmuls=tuple(
                 replace(
                     m,
-                    batch=swapped(m.node, m.batch),
-                    m=swapped(m.node, m.m),
-                    k=swapped(m.node, m.k),
-                    n=swapped(m.node, m.n),
+                    batch=swap_dims(m.node, m.batch),
+                    m=swap_dims(m.node, m.m),
+                    k=swap_dims(m.node, m.k),
+                    n=swap_dims(m.node, m.n),
                 )
                 for m in axes.matmuls
             ),

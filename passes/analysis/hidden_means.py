@@ -26,7 +26,7 @@ def keep_divisors(program: Program) -> Axes:
     ops = {n.name: op_name(n) for n in program.graph.nodes if n.op == "call_function"}
     several = collections.Counter(s.node for s in axes.statistics)
     one = [s for s in axes.statistics if ops[s.node] in MEANS or (ops[s.node] in NORMS and several[s.node] == 1)]
-    hidden = _hidden(program) if one else set()
+    hidden = _find_hidden(program) if one else set()
     kept = {s: {**MEANS, **NORMS}[ops[s.node]] for s in one if set(leaves(s.dim)) and set(leaves(s.dim)) <= hidden}
     if not kept:
         return axes
@@ -43,7 +43,7 @@ def keep_divisors(program: Program) -> Axes:
     )
 
 
-def _hidden(program: Program) -> set[Axis]:
+def _find_hidden(program: Program) -> set[Axis]:
     """Leaf axes that layers make, that no residual stream runs through, and along which no activations meet in a
     product."""
     axes: Axes = program.need("axes")

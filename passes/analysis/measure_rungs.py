@@ -72,11 +72,11 @@ class MeasureRungs(Analysis):
         chosen = criterion(self.criterion) if isinstance(self.criterion, str) else self.criterion
         check_data(chosen, self.data, "measure-rungs", "give it what it scored with")
         scores = dict(program.need("scores"))
-        groups = [g for g in tailed(program, self.kinds) if g.name in scores]
+        groups = [g for g in find_tailed(program, self.kinds) if g.name in scores]
         order = {g: torch.tensor(scores[g.name].ranking(), dtype=torch.long) for g in groups}
         counts = {g: some([n for n in g.lowest().levels() if n < g.size], self.most) for g in groups}
         wanted = {g: [order[g][n:] for n in counts[g]] for g in groups}
-        branches = [g for g in emptied(program, self.kinds) if g.name in scores]
+        branches = [g for g in find_emptied(program, self.kinds) if g.name in scores]
         wanted |= {g: [torch.arange(g.size)] for g in branches}
         found = chosen.together(program, self.data if chosen.needs_data else None, self.seed, wanted)
         for group in groups:
@@ -97,13 +97,13 @@ class MeasureRungs(Analysis):
         return f"counts of {kinds} are worth what losing the rest at once costs: {many} were measured"
 
 
-def tailed(program: Program, kinds: tuple[Kind | str, ...] = KINDS) -> list[PruneGroup]:
+def find_tailed(program: Program, kinds: tuple[Kind | str, ...] = KINDS) -> list[PruneGroup]:
     """The groups of these kinds that go from the end of an order, are scored, and may lose something."""
     wanted = {str(k) for k in kinds} & {str(k) for k in KINDS}
     return [g for g in prunable(program) if str(g.kind) in wanted and len(g.levels()) > 1]
 
 
-def emptied(program: Program, kinds: tuple[Kind | str, ...]) -> list[PruneGroup]:
+def find_emptied(program: Program, kinds: tuple[Kind | str, ...]) -> list[PruneGroup]:
     """The groups of these kinds that are a layer together, and may go entirely."""
     wanted = {str(k) for k in kinds} & {str(k) for k in WHOLE}
     return [g for g in prunable(program) if str(g.kind) in wanted and g.levels()[0] == 0]

@@ -15,7 +15,7 @@ from ... import plugins
 from ...errors import FxpruneError
 from ...ir.axis import Conflict, Dim, new_dim, real_size, total
 from ...ir.dataflow import ELEMENTWISE, family, op_name
-from ...ir.flops import counted_by_torch
+from ...ir.flops import count_by_torch
 from ...ir.pipeline import Analysis
 from ...ir.program import Program
 from ...ir.provenance import first_line
@@ -109,7 +109,7 @@ def _freeze_all(walk: Walk, node: Node, why: str) -> Any:
     """New frozen dims for an op that nothing is known of; it costs what torch counts, whatever is cut."""
     for source in node.all_input_nodes:
         walk.freeze(walk.dims[source], why)
-    count = counted_by_torch(node, walk.size)
+    count = count_by_torch(node, walk.size)
     if count:
         batch = _batch_of(walk, node)
         samples = real_size(total(batch), walk.size.example)

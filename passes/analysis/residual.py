@@ -36,7 +36,7 @@ def residual_streams(program: Program) -> set[Axis]:
         sides = [n for n in node.args[:2] if isinstance(n, Node)]
         if node.op != "call_function" or op_name(node) not in ADDITIONS or len(sides) < 2:
             continue
-        shared = _shared(*(axes.dims.get(n.name) or [] for n in sides)) - found
+        shared = _find_shared(*(axes.dims.get(n.name) or [] for n in sides)) - found
         if not shared or _meets(node, softmaxes, ends):
             continue
         for axis in shared:
@@ -80,7 +80,7 @@ def _ancestors(program: Program) -> tuple[dict[Node, int], dict[Node, int]]:
     return before, number
 
 
-def _shared(one: Dims, two: Dims) -> set[Axis]:
+def _find_shared(one: Dims, two: Dims) -> set[Axis]:
     """Leaves that meet in an element-wise op of two tensors."""
     pairs = zip(reversed(one), reversed(two), strict=False)
     return {a for p, q in pairs if total(p) > 1 and total(q) > 1 for a in {*leaves(p)} & {*leaves(q)}}

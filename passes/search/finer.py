@@ -45,7 +45,7 @@ def fill_finer(
         left = 1 - ledger_at(terms, ladders, levels).total / limit
         if left <= SLACK or all(g.strict or g.granularity == 1 for g in now):
             return Filled(now, ladders, levels, left)
-        now = [g if g.strict else g.but(granularity=halved(g.granularity)) for g in now]
+        now = [g.finer() for g in now]
         finer = make(now)
         levels = [new.counts.index(old.counts[at]) for new, old, at in zip(finer, ladders, levels, strict=True)]
         ladders = finer
@@ -66,6 +66,15 @@ def note_of_slack(found: Filled, make: MakeLadders, terms: Sequence[Expression],
     return spell(f"{left}: `--align {best.step}` would leave {rest:.0%}")
 
 
-def halved(step: int) -> int:
-    """Half of an even step, else single elements."""
-    return step // 2 if step % 2 == 0 else 1
+def count_halvings(usual: Sequence[PruneGroup], taken: Sequence[PruneGroup]) -> int:
+    """How often the steps of ``usual`` were halved to give those of ``taken``.
+
+    >>> from fxprune.ir.axis import Axis
+    >>> one = PruneGroup("a", "ffn", 160, Axis(160), granularity=8, strict=False)
+    >>> count_halvings([one, one.but(strict=True)], [one.finer(2), one.but(strict=True)])
+    2
+    """
+    times = 0
+    while any(old.finer(times).granularity > new.granularity for old, new in zip(usual, taken, strict=True)):
+        times += 1
+    return times

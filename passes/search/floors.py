@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...ir.group import PruneGroup
-from .finer import halved
 
 
 def lower(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
@@ -19,23 +18,22 @@ def lower(groups: Sequence[PruneGroup]) -> list[PruneGroup]:
     return [g.lowest() for g in groups]
 
 
-def lowered(groups: Sequence[PruneGroup]) -> Iterator[list[PruneGroup]]:
+def lower_floors(groups: Sequence[PruneGroup]) -> Iterator[list[PruneGroup]]:
     """The groups with ever lower floors: one step, then one step of half the multiple, down to single elements, as far
     as nobody asked for the floor or the multiple."""
     now = lower(groups)
     yield now
     while any(not g.strict and g.granularity > 1 for g in now):
-        finer = [g if g.strict else g.but(granularity=halved(g.granularity)) for g in now]
-        now = [g if g.least is None else g.but(floor=min(g.floor, g.granularity)) for g in finer]
+        now = [g if g.least is None else g.but(floor=min(g.floor, g.granularity)) for g in (g.finer() for g in now)]
         yield now
 
 
 def within_reach(
     groups: Sequence[PruneGroup], least: Callable[[Sequence[PruneGroup]], float], limit: float
 ) -> list[PruneGroup]:
-    """The first of :func:`lowered` whose least cost is within ``limit``; the last where none is."""
+    """The first of :func:`lower_floors` whose least cost is within ``limit``; the last where none is."""
     found = list(groups)
-    for found in lowered(groups):
+    for found in lower_floors(groups):
         if least(found) <= limit:
             break
     return found

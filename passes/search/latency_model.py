@@ -109,14 +109,14 @@ class LatencyModel(CostModel):
         if tokens is not None and not tokens.empty:
             self.dense = LatencyModel(program, table)
             self.times = times_of(program, self.dense, tokens)
-            self.removed = self.times.removed(tokens)
+            self.removed = self.times.list_removed(tokens)
             timed = self._with_tokens(program, self.times, self.removed)
         self.terms["latency"] = [Expression(self.fixed_ns), *timed]
 
     def _with_tokens(self, program: Program, times: TokenTimes, removed: Sequence[int]) -> list[Expression]:
         """The timed terms with so many tokens gone; what goes with no group goes into ``fixed_ns``."""
         flow: TokenFlow = program.need("tokens")
-        left, factor = dict(zip(times.axes, times.left(removed), strict=True)), self.table.correction
+        left, factor = dict(zip(times.axes, times.count_left(removed), strict=True)), self.table.correction
         whole = CostModel(program, flow.axes, also=times.axes)
         dense, less = self.terms["flops"], 0.0
         timed: list[Expression] = []
@@ -143,7 +143,7 @@ class LatencyModel(CostModel):
         """
         if self.times is None or self.removed is None:
             return None
-        left = [self.times.whole, *self.times.left(self.removed)]
+        left = [self.times.whole, *self.times.count_left(self.removed)]
         ops = {
             name: self.times.taking(n + self.times.protected) / NS_PER_MS
             for name, n, r in zip(self.times.sites, left, self.removed, strict=False)
@@ -275,7 +275,7 @@ def layers(model: LatencyModel, groups: Sequence[PruneGroup], kept: Kept) -> lis
     return out
 
 
-def liked_multiple(table: LatencyTable) -> tuple[int, str]:
+def find_multiple(table: LatencyTable) -> tuple[int, str]:
     """(the finest alignment that the target gives what it is paid for, why). 0 where nothing was probed.
 
     Widths between two multiples of 64 should take the time between theirs. Where one takes as long as the next multiple

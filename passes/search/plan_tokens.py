@@ -37,7 +37,7 @@ class PlanTokens(Search):
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
-        self._made()
+        self._make_reducer()
         if any(count < 0 for count in self.counts):
             raise OptionError("a count of tokens cannot be negative", where=str(self))
 
@@ -50,7 +50,7 @@ class PlanTokens(Search):
                 why=f"{len(self.counts)} counts, {len(flow.usable)} attentions where tokens can be reduced",
                 cure="`fxprune inspect MODEL` lists them; 0 takes none away",
             )
-        made, left = self._made(), flow.usable[0].tokens if flow.usable else 0
+        made, left = self._make_reducer(), flow.usable[0].tokens if flow.usable else 0
         for site, count in zip(flow.usable, self.counts, strict=True):
             most = made.cap(left, site.protected)
             if count > most:
@@ -64,6 +64,6 @@ class PlanTokens(Search):
         plan = program.plan or CompressionPlan({}, {"method": f"tokens by {self}"})
         return program.but(plan=plan.with_tokens(TokenPlan(self.reducer, removed, flow.unmerge)))
 
-    def _made(self) -> Any:
+    def _make_reducer(self) -> Any:
         """The reducer itself. Raises OptionError."""
         return registry.reducer(self.reducer, self.slug())

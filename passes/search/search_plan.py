@@ -13,11 +13,11 @@ from ...ir.cost import COUNTED, Budget, Cost, CostModel, Expression, Ledger
 from ...ir.group import DEFAULT_KINDS, Kind, PruneGroup, Tie, lies_inside
 from ...ir.importance import ImportanceScores
 from ...ir.pipeline import Search
-from ...ir.plan import Choice, CompressionPlan, TokenPlan
+from ...ir.plan import HALVED, Choice, CompressionPlan, TokenPlan
 from ...ir.program import Program
 from ...target.latency_table import LatencyTable
 from . import two_class as scan
-from .finer import fill_finer, note_of_slack
+from .finer import count_halvings, fill_finer, note_of_slack
 from .floors import lower, note_of_floors, within_reach
 from .infeasible import infeasible, nothing_to_prune
 from .ladder import Ladder, Levels, ladder, sizes_at
@@ -87,13 +87,13 @@ class SearchPlan(Search):
     def run(self, program: Program) -> Program:
         tokens = None if program.plan is None else program.plan.tokens
         if tokens is None or tokens.empty or self.budget.metric == "latency":
-            return self._searched(program, program.whole or program, tokens)
+            return self._search(program, program.whole or program, tokens)
         if self.reduced is None:
             raise InternalError("a plan that reduces tokens is searched on the reduced program")
-        found = self._searched(self.reduced.but(scores=program.scores), program, tokens)
+        found = self._search(self.reduced.but(scores=program.scores), program, tokens)
         return program.but(plan=found.plan)
 
-    def _searched(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
+    def _search(self, program: Program, whole: Program, tokens: TokenPlan | None) -> Program:
         """``program`` with the plan; shares of the budget are of ``whole``, and ``tokens`` are handed on."""
         model, metric = model_for(program, self.budget, self.table, tokens), self.budget.metric
         terms, dense = model.terms[metric], model()
@@ -119,7 +119,7 @@ class SearchPlan(Search):
             )
         said, notes = method, program.notes
         if method in registry.SEARCHES and not isinstance(model, LatencyModel):
-            groups, ladders, levels, said, notes = self._filled(program, groups, levels, terms, limit, method)
+            groups, ladders, levels, said, notes = self._fill(program, groups, levels, terms, limit, method)
         after = model(sizes_at(ladders, levels))
         if method not in registry.SEARCHES and after.metric(metric) > limit:
             raise OptionError(
@@ -135,6 +135,8 @@ class SearchPlan(Search):
         hull = method == "lagrangian" and not all(one.concave for one in ladders)
         said = f"{said} on the concave envelope of the values" if hull else said
         plan = self._plan(groups, ladders, levels, scores, dense, after, said).with_tokens(tokens)
+        if halved := count_halvings(usual, groups):
+            plan = replace(plan, about={**plan.about, HALVED: halved})
         gone = [name for name, c in plan.elements.items() if not c.keep]
         notes = (*notes, f"layers that go: {', '.join(gone)}") if gone else notes
         return program.but(plan=plan, notes=tuple(dict.fromkeys(notes)))
@@ -159,7 +161,7 @@ class SearchPlan(Search):
             raise infeasible(program, found, model, absolute, floor)
         return found
 
-    def _filled(
+    def _fill(
         self,
         program: Program,
         groups: Sequence[PruneGroup],

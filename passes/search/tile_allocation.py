@@ -86,20 +86,20 @@ def lsp(layers: Sequence[LayerCurve], target: int, power: bool = True, smooth: f
     def at(level: float, factor: float) -> Counts:
         return [_largest(each, level + factor * beta * one.size) for one, each in zip(layers, slopes, strict=True)]
 
-    def bisected(counts: Callable[[float], Counts], high: float) -> tuple[Counts, Counts]:
+    def bisect(counts: Callable[[float], Counts], high: float) -> tuple[Counts, Counts]:
         low = 0.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            low, high = (low, middle) if _saved(layers, counts(middle)) >= target else (middle, high)
+            low, high = (low, middle) if _count_saved(layers, counts(middle)) >= target else (middle, high)
         return counts(low), counts(high)
 
-    if beta and _saved(layers, at(0.0, 1.0)) >= target:
-        few, many = bisected(lambda factor: at(0.0, factor), 1.0)
+    if beta and _count_saved(layers, at(0.0, 1.0)) >= target:
+        few, many = bisect(lambda factor: at(0.0, factor), 1.0)
         levels = [0.0 for _ in layers]
     else:
-        few, many = bisected(lambda level: at(level, 1.0), 2.0 * max([*steepest, 1e-30]))
+        few, many = bisect(lambda level: at(level, 1.0), 2.0 * max([*steepest, 1e-30]))
         levels = [beta * one.size for one in layers]
-    if _saved(layers, many) < target:
+    if _count_saved(layers, many) < target:
         return [one.most for one in layers]
     return _until(layers, [min(a, b) for a, b in zip(few, many, strict=True)], many, target, levels, slopes)
 
@@ -126,7 +126,7 @@ def _largest(slopes: Sequence[float], level: float) -> int:
     return low
 
 
-def _saved(layers: Sequence[LayerCurve], gone: Counts) -> int:
+def _count_saved(layers: Sequence[LayerCurve], gone: Counts) -> int:
     return sum(one.saved[k] for one, k in zip(layers, gone, strict=True))
 
 
@@ -139,7 +139,7 @@ def _until(
     slopes: Sequence[Sequence[float]] | None = None,
 ) -> Counts:
     """From ``gone`` on, one tile at a time, least slope above its level first, until ``target`` is saved."""
-    gone, saved = list(gone), _saved(layers, gone)
+    gone, saved = list(gone), _count_saved(layers, gone)
     while saved < target:
         open_ = [i for i, k in enumerate(gone) if k < most[i]]
         if not open_:

@@ -57,11 +57,11 @@ class TokenTimes:
     values: tuple[float, ...] = ()
     op: tuple[float, float] = (0.0, 0.0)
 
-    def left(self, removed: Sequence[int]) -> list[int]:
+    def count_left(self, removed: Sequence[int]) -> list[int]:
         """Tokens left behind every site, protected ones aside."""
         return [self.whole - gone for gone in itertools.accumulate(removed)]
 
-    def removed(self, plan: TokenPlan) -> list[int]:
+    def list_removed(self, plan: TokenPlan) -> list[int]:
         """The plan's counts, site by site."""
         return [plan.removed.get(name, 0) for name in self.sites]
 
@@ -77,14 +77,14 @@ class TokenTimes:
 
     def beside(self, removed: Sequence[int]) -> float:
         """Everything but products, against the dense program."""
-        left = self.left(removed)
+        left = self.count_left(removed)
         here = [self.whole, *left[:-1]]
         ops = sum(self.taking(n + self.protected) for n, r in zip(here, removed, strict=True) if r)
         return ops + sum(w * self.between(n) for w, n in zip(self.weights, left, strict=True))
 
     def products(self, removed: Sequence[int]) -> float:
         """Of all products behind a site, at the rates of the table of widths."""
-        return sum(a * n * n + b * n for (a, b), n in zip(self.parts, self.left(removed), strict=True))
+        return sum(a * n * n + b * n for (a, b), n in zip(self.parts, self.count_left(removed), strict=True))
 
     def __call__(self, removed: Sequence[int]) -> float:
         """The latency, in nanoseconds."""
@@ -111,7 +111,7 @@ def token_times(program: Program, curve: TokenCurve, rates: Sequence[float], den
     """
     flow: TokenFlow = program.need("tokens")
     axes = tuple(s.axis for s in flow.usable if s.axis is not None)
-    products = timed_products(program, axes)
+    products = list_products(program, axes)
     none = dict.fromkeys(axes, 0)
 
     def at(counts: dict[Axis, int]) -> float:
@@ -136,7 +136,7 @@ def token_times(program: Program, curve: TokenCurve, rates: Sequence[float], den
     return fit_tokens(bare, curve)
 
 
-def timed_products(program: Program, axes: Sequence[Axis]) -> list[Expression]:
+def list_products(program: Program, axes: Sequence[Axis]) -> list[Expression]:
     """The program's products, in the order of its walk, as functions of the tokens in every region alone."""
     flow: TokenFlow = program.need("tokens")
     bare = program.but(groups=())
@@ -191,7 +191,7 @@ def fit_tokens(bare: TokenTimes, curve: TokenCurve) -> TokenTimes:
 def _features(bare: TokenTimes, removed: Sequence[int]) -> list[float]:
     """What a schedule's latency, less the dense one and as a share of it, is a sum of: products that go, tokens that go
     between them, ops, and the square of the tokens that each op sees."""
-    left = bare.left(removed)
+    left = bare.count_left(removed)
     seen = [
         (n + bare.protected) / (bare.whole + bare.protected)
         for n, r in zip([bare.whole, *left[:-1]], removed, strict=True)
@@ -212,7 +212,7 @@ def _bends(bare: TokenTimes, curve: TokenCurve, counts: Sequence[int], off: Tens
         torch.tensor(
             [
                 [
-                    sum(w * _hat(counts, k, n) for w, n in zip(bare.weights, bare.left(p.removed), strict=True))
+                    sum(w * _hat(counts, k, n) for w, n in zip(bare.weights, bare.count_left(p.removed), strict=True))
                     for k in inner
                 ]
                 for p in curve.points

@@ -87,7 +87,7 @@ class AlignHeads(Transform):
         sites, stays = find_sites(program, program.need("groups"))
         data = self.data if self.basis == "data" and self.data is not None and self.data.batches else None
         by = BASES[data is None]
-        notes = (*program.notes, *_told(len(sites), stays, by))
+        notes = (*program.notes, *_describe(len(sites), stays, by))
         if not sites:
             return program.but(notes=notes) if stays else program, Alignment(by, {}, stays)
         bases = _bases(program, sites, data)
@@ -136,7 +136,7 @@ def _rewritten(program: Program, sites: list[Site], bases: list[list[Basis]]) ->
                 for basis, head in zip(heads, side.rows, strict=True):
                     turn = (basis.left, basis.right)[number]
                     for rows in head:
-                        part = whole.seen(lambda t, rows=rows: t[rows])  # type: ignore[misc]
+                        part = whole.view(lambda t, rows=rows: t[rows])  # type: ignore[misc]
                         new = turn @ part.read(current)
                         for name in part.present():
                             if name not in changed:
@@ -145,7 +145,7 @@ def _rewritten(program: Program, sites: list[Site], bases: list[list[Basis]]) ->
     return changed
 
 
-def _told(count: int, stays: Mapping[str, str], by: str) -> list[str]:
+def _describe(count: int, stays: Mapping[str, str], by: str) -> list[str]:
     told = []
     if count:
         what = "the data" if by == "data" else "the weights alone"

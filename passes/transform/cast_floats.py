@@ -56,7 +56,7 @@ class CastFloats(Transform):
             raise OptionError(f"floats cannot be cast to '{self.dtype}'", where="cast-floats", cure=" or ".join(DTYPES))
 
     def run(self, program: Program) -> Program:
-        return _Casting(program, DTYPES[self.dtype], self.slug(), self.spatial).done()
+        return _Casting(program, DTYPES[self.dtype], self.slug(), self.spatial).finish()
 
 
 class _Casting:
@@ -72,7 +72,7 @@ class _Casting:
         self.constant = {n for n in self.graph.nodes if n.op == "placeholder" and n.name in lifted}  # no data in them
         self.changed = False
 
-    def done(self) -> Program:
+    def finish(self) -> Program:
         for node in list(self.graph.nodes):
             if node.op == "call_function":
                 self._settle(node)
@@ -92,7 +92,7 @@ class _Casting:
         if not reads:
             return  # integers, and constants that are created: both stay
         does = family(node)
-        if does in WIDE or self._kept(node, does):
+        if does in WIDE or self._stays_wide(node, does):
             wanted = torch.float32
         elif does in NARROW or any(_dtypes(n)[0] == self.dtype for n in reads if n.op != "placeholder"):
             wanted = self.dtype
@@ -124,7 +124,7 @@ class _Casting:
             self.casts[source, dtype] = made
         return made
 
-    def _kept(self, node: Node, does: Family | None) -> bool:
+    def _stays_wide(self, node: Node, does: Family | None) -> bool:
         """Whether the node stays float32: for a factor that is out of range, or because it was asked for."""
         numbers = any(self._beyond(v) for v in pytree.tree_leaves((node.args, node.kwargs)))
         return (numbers and does not in FILLS) or (not self.spatial and does in SPATIAL)

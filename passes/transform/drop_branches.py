@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from ...errors import PlanError
 from ...ir.axes import Axes
 from ...ir.axis import Axis, Dims, atoms, leaves
-from ...ir.dataflow import added
+from ...ir.dataflow import find_bias
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ def _only(dim: tuple[Axis, ...], empty: set[Axis]) -> bool:
 
 
 def _replace_by_bias(module: GraphModule, node: Node, axes: Axes, dead: Any, made_by: str) -> None:
-    bias = added(node)
+    bias = find_bias(node)
     like = _same_shape(module, node, axes, dead)
     with module.graph.inserting_before(node):
         value = module.graph.call_function(aten.zeros_like.default, (like,), {"dtype": node.meta["val"].dtype})

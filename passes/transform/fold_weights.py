@@ -46,7 +46,7 @@ class FoldWeights(Transform):
     """
 
     def run(self, program: Program) -> Program:
-        made = _made_of_weights(program)
+        made = _find_weight_nodes(program)
         chosen = list(dict.fromkeys(n for node in program.graph.nodes for n in _weights(node, made)))
         if not chosen:
             return program
@@ -100,7 +100,7 @@ def _weights(node: Node, made: Mapping[Node, _How]) -> Iterator[Node]:
                 yield one
 
 
-def _made_of_weights(program: Program) -> dict[Node, _How]:
+def _find_weight_nodes(program: Program) -> dict[Node, _How]:
     """Nodes that depend on parameters and on no input, and the strongest thing that happens on the way."""
     parameters = program.exported.graph_signature.inputs_to_parameters
     constant, found = constant_nodes(program), dict[Node, _How]()

@@ -37,7 +37,7 @@ class FuseNorms(Transform):
         for norm in found:
             _fuse(edit, norm, weights)
         edit.graph.eliminate_dead_code(is_impure_node=_stays)
-        return program.without_facts(exported=edit.done())
+        return program.without_facts(exported=edit.finish())
 
 
 def _fuse(edit: Replacing, norm: RowNorm, weights: dict[tuple[int, float, torch.dtype], Node]) -> None:

@@ -47,7 +47,7 @@ class MergeTokens(Transform):
         wanted = plan.tokens
         if wanted is None or wanted.empty:
             return program
-        return program.without_facts(exported=_Rewrite(program, flow, wanted, self.slug()).exported())
+        return program.without_facts(exported=_Rewrite(program, flow, wanted, self.slug()).export())
 
 
 def trial(program: Program, plan: TokenPlan, reducer: Reducer | None = None) -> GraphModule:
@@ -91,7 +91,7 @@ class _Rewrite:
                 cure="use `--tokens tome` or `--tokens transform`",
             )
 
-    def exported(self) -> torch.export.ExportedProgram:
+    def export(self) -> torch.export.ExportedProgram:
         """With every shape propagated and held against the one the axes predict."""
         module, counts, edited = self.graph_module()
         assert self.flow.axes is not None

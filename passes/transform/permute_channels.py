@@ -70,7 +70,7 @@ class PermuteChannels(Transform):
         if not found:
             return program, {}
         orders = {m.parameter: tuple(order.tolist()) for axis, order in found.items() for m in sides[axis]}
-        return program.without_facts(exported=with_parameters(program, _permuted(program, found))), orders
+        return program.without_facts(exported=with_parameters(program, _permute(program, found))), orders
 
 
 def _neurons(program: Program) -> dict[Axis, list[Matrix]]:
@@ -89,7 +89,7 @@ def _neurons(program: Program) -> dict[Axis, list[Matrix]]:
     return found
 
 
-def _permuted(program: Program, orders: Mapping[Axis, Tensor]) -> dict[str, Tensor]:
+def _permute(program: Program, orders: Mapping[Axis, Tensor]) -> dict[str, Tensor]:
     changed: dict[str, Tensor] = {}
     for placeholder, name in program.tensor_of_placeholder.items():
         for position, dim in enumerate(program.need("axes").dims[placeholder] or ()):
@@ -108,12 +108,12 @@ def exchange_channels(weight: Tensor, rounds: int, seed: int) -> Tensor:
         pairs = torch.randperm(count, generator=generator)[: count // 2 * 2].view(2, -1)
         columns = order.view(count, 4)[pairs]  # [2, pairs, 4]
         both = weight[:, columns.flatten()].view(-1, 2, pairs.shape[1], 4)
-        now = _kept(both).sum(0)
+        now = _sum_kept(both).sum(0)
         best, where = torch.zeros_like(now), torch.full(now.shape, -1)
         for i in range(16):
             trial = both.clone()
             trial[:, 0, :, i // 4], trial[:, 1, :, i % 4] = both[:, 1, :, i % 4], both[:, 0, :, i // 4]
-            gain = _kept(trial).sum(0) - now
+            gain = _sum_kept(trial).sum(0) - now
             where = torch.where(gain > best, i, where)
             best = torch.maximum(gain, best)
         new = columns.clone()
@@ -124,6 +124,6 @@ def exchange_channels(weight: Tensor, rounds: int, seed: int) -> Tensor:
     return order
 
 
-def _kept(fours: Tensor) -> Tensor:
+def _sum_kept(fours: Tensor) -> Tensor:
     """Magnitude that two of each four keep, over rows. [out, 2, pairs, 4] -> [2, pairs]"""
     return fours.topk(2, -1).values.sum((0, -1))

@@ -142,7 +142,7 @@ class Recover(Transform):
                 why="it fits what stays to what the dense model does on calibration inputs",
                 cure="give `--data`, or `--recover none`",
             )
-        data, pruned = subsample_to_fit(program, self.data), self._pruned(program)
+        data, pruned = subsample_to_fit(program, self.data), self._prune(program)
         if self.method in ("auto", "tune"):
             guard, verdict = self._guard, self.verdict
             if verdict is None or not guard.holds(verdict, program, data):
@@ -171,7 +171,7 @@ class Recover(Transform):
         """What ``auto`` and ``tune`` find of the closed forms on the data: given as ``verdict``, they need not look."""
         assert self.data is not None
         keep = _keep(program, program.need("plan"))
-        return self._guard.judge(program, self._pruned(program), keep, subsample_to_fit(program, self.data))
+        return self._guard.judge(program, self._prune(program), keep, subsample_to_fit(program, self.data))
 
     @property
     def _form(self) -> ClosedForm:
@@ -184,7 +184,7 @@ class Recover(Transform):
         tuner = Tuner(self.steps, self.lr, self.seed) if self.method == "tune" else None
         return Guard(self._form, self.held_out, self.seed, tuner)
 
-    def _pruned(self, program: Program) -> Program:
+    def _prune(self, program: Program) -> Program:
         """What the plan leaves, before anything is fitted."""
         plan, base = program.need("plan"), program
         if _rebuilds(program, plan):

@@ -86,7 +86,7 @@ class RecoverBlocks(Transform):
         pruned = program.without_facts(exported=mask_tiles(program, masks))
         record, tensors = Recovery(self.method, self.method, samples=data.samples), dict[str, Tensor]()
         if self.method == "auto":
-            record = self._judged(program, pruned, layers, data)
+            record = self._choose_form(program, pruned, layers, data)
         if record.method != "none":
             found = self._form(record.method, data.samples).fit(program, pruned, layers, data.batches)
             tensors = found.tensors
@@ -121,7 +121,7 @@ class RecoverBlocks(Transform):
         usual = STRONG if samples < FEW else 0.3 if method == "ridge" else 0.01
         return TileForm(method, usual if self.rel is None else self.rel)
 
-    def _judged(
+    def _choose_form(
         self, program: Program, pruned: Program, layers: Sequence[tuple[Matrix, Sparsity]], data: Calibration
     ) -> Recovery:
         """Which form to keep: fitted to a part of the samples, judged on the others."""

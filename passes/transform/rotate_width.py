@@ -12,7 +12,7 @@ from ...ir.norms import row_norms
 from ...ir.pipeline import Transform
 from ...ir.program import Program
 from .rotation.basis import principal_bases
-from .rotation.rewrite import fold, untied_by
+from .rotation.rewrite import find_untied, fold
 from .rotation.uses import NotRotatable, Uses, find_uses
 
 NO_DATA = "there is no data to find its basis from"
@@ -87,12 +87,12 @@ class RotateWidth(Transform):
                 skipped += [(group.name, NOT_FINITE) for group, _ in found if group.axis not in bases]
                 found = [(group, uses) for group, uses in found if group.axis in bases]
                 continue
-            after = folded.rotated({axis: basis for axis, (basis, _) in bases.items()})
+            after = folded.rotate({axis: basis for axis, (basis, _) in bases.items()})
             for group, uses in found:
                 curve = tuple(round(float(share), 6) for share in bases[group.axis][1].cumsum(0))
-                rotated.append(Rotation(group.name, curve, tuple(untied_by(program, [uses]))))
+                rotated.append(Rotation(group.name, curve, tuple(find_untied(program, [uses]))))
             break
-        told = [*map(_told, rotated), *(f"{name} stays in its own basis: {why}" for name, why in skipped)]
+        told = [*map(_describe, rotated), *(f"{name} stays in its own basis: {why}" for name, why in skipped)]
         notes = tuple(dict.fromkeys([*program.notes, *told]))
         return after.but(notes=notes), Rotations(tuple(rotated), tuple(skipped))
 
@@ -103,7 +103,7 @@ class RotateWidth(Transform):
         if self.data is None or not self.data.batches:
             raise NotRotatable(NO_DATA)
         uses = find_uses(program, group.axis)
-        shared = [] if self.untie else [name for name, _ in untied_by(program, [uses])]
+        shared = [] if self.untie else [name for name, _ in find_untied(program, [uses])]
         if shared:
             raise NotRotatable(f"{', '.join(shared)} serves it at both ends, and would be two tensors")
         return uses
@@ -120,7 +120,7 @@ def _streams(program: Program) -> list[PruneGroup]:
     return [g for g in program.need("groups") if g.kind is Kind.WIDTH and g.axis in normed]
 
 
-def _told(one: Rotation) -> str:
+def _describe(one: Rotation) -> str:
     half = one.energy[(len(one.energy) - 1) // 2]
     said = f"{one.group} is in its principal basis: half of the directions hold {half:.1%} of what its norms read"
     for name, elements in one.untied:

@@ -38,7 +38,7 @@ class SparsifyBlocks(Transform):
 
 def masks_of(program: Program, blocks: Mapping[str, Sparsity]) -> dict[str, Tensor]:
     """Parameter -> True where an entry stays, the way round that the weight is stored."""
-    return {matrix.parameter: matrix.stored(sparsity.mask()) for matrix, sparsity in sparse_layers(program, blocks)}
+    return {matrix.parameter: matrix.store(sparsity.mask()) for matrix, sparsity in sparse_layers(program, blocks)}
 
 
 @torch.no_grad()

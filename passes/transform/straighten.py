@@ -22,7 +22,7 @@ def straighten(graph: Graph, constants: Mapping[str, Any]) -> bool:
     """
     changed = False
     for node in list(graph.nodes):
-        found = _indexed(node)
+        found = _match_index(node)
         if found is None:
             continue
         source, position, index = found
@@ -38,7 +38,7 @@ def straighten(graph: Graph, constants: Mapping[str, Any]) -> bool:
     return changed
 
 
-def _indexed(node: Node) -> tuple[Node, int, Node] | None:
+def _match_index(node: Node) -> tuple[Node, int, Node] | None:
     """(tensor, position, index) where exactly one dim is indexed by a tensor."""
     if node.target is aten.index_select.default:
         source, position, index = node.args

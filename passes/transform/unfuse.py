@@ -65,7 +65,7 @@ def _match(view: Node) -> _Match | None:
     pieces = out[lead]
     if not isinstance(pieces, int) or pieces not in (2, 3) or not sizes or not isinstance(sizes[0], int):
         return None
-    order, last = _moved(view)
+    order, last = _trace_moves(view)
     if last is None:
         return None
     readers = list(_readers(last, order.index(lead)))
@@ -74,7 +74,7 @@ def _match(view: Node) -> _Match | None:
     return _Match(source, view, order, lead, pieces, readers) if readers else None
 
 
-def _moved(view: Node) -> tuple[list[int], Node | None]:
+def _trace_moves(view: Node) -> tuple[list[int], Node | None]:
     """(where the dims of the view are behind whatever moves them and nothing else, the last node of that)."""
     order: list[int | None] = list(range(len(view.meta["val"].shape)))  # None: a dim of size one that was put in
     last = view

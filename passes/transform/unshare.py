@@ -79,7 +79,7 @@ class _Edge:
     layer: str
 
 
-def _tied_axes(program: Program) -> set[Axis]:
+def _find_tied_axes(program: Program) -> set[Axis]:
     """Live attention axes that more than one softmax depends on."""
     axes = program.need("axes")
     live = {g.axis for g in program.need("groups") if g.prunable and g.kind in ATTENTION}
@@ -99,7 +99,7 @@ def _tying_edges(program: Program) -> list[_Edge]:
     """Edges that carry a tied axis into several layers, or a position-dependent constant (ALiBi slopes) into any."""
     frontier, chosen = list(_frontier(program)), dict[_Edge, None]()
     constant = {g.axis for g in program.need("groups") if g.kind in ATTENTION and g.frozen.startswith(POSITIONAL)}
-    for axis in (*_tied_axes(program), *constant):
+    for axis in (*_find_tied_axes(program), *constant):
         mine = [e for e in frontier if axis in set(leaves(e.dim))]
         if axis in constant and not mine:  # heads folded into the batch (Bloom): where the slopes meet the first input
             mine = [e for e in _entries(program) if axis in set(leaves(e.dim))]

@@ -147,6 +147,26 @@ def test_a_compiled_artefact_says_how_fast_it_is(made: Path, dense: Path, tmp_pa
     assert "it was left out (--seconds 0); fxprune bench measures it." in page_of(other)
 
 
+def test_fast_leaves_out_the_timing_and_the_page_and_no_check(
+    made: Path, dense: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = f"compile {dense} --input 2x16 --flops 0.5 --align 1 --batch 3 --threads 1 --fast"
+    quick = tmp_path / "quick"
+    assert main([*asked.split(), "--out", str(quick)]) == OK
+    assert str(quick / "report.json") in "".join(capsys.readouterr().err.split()), "what is there is named"
+    assert {p.name for p in made.iterdir()} - {p.name for p in quick.iterdir()} == {"report.html"}
+    for name in ("plan.json", "model.pt2"):
+        assert (quick / name).read_bytes() == (made / name).read_bytes()
+    assert told(quick)["rows"] == []
+    one, two = read_valid(quick), read_valid(made)
+    assert all(one[key] == two[key] for key in ("proof", "masked", "parity", "cost", "groups"))
+    assert fxprune.load(quick)(INPUT).shape == (2, 16)
+    page = tmp_path / "later.html"
+    assert main(["report", str(quick), "--out", str(page), "-q"]) == OK
+    assert "it was left out (--seconds 0)" in words(parsed(page.read_text(encoding="utf-8")))
+    assert main([*asked.split(), "--seconds", "1", "--out", str(tmp_path / "no"), "-q"]) == USER_ERROR
+
+
 def test_apply_times_too_and_a_fixed_batch_is_taken_as_it_is(tmp_path: Path) -> None:
     fixed = torch.export.export(perceptron(), (INPUT,))
     plan = fxprune.plan(fixed, flops=0.5, **QUIET).plan

@@ -81,10 +81,13 @@ def test_words(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     told = json.loads(out)
     assert told == json.loads(json.dumps(explain(made, FFN)))
+    step = told["granularity"]
+    assert 8 % step == 0
+    assert told["kept"] % step == 0
     for wanted in (
         f"{96 - told['kept']} of 96 went",
         "kMACs",
-        "multiples of 8, and at least 16",
+        f"counts are multiples of {step}, and at least 16",
         "fisher",
         "stays elsewhere",
         "recovery: blocks.0.mlp.2.weight had a weighted error of",

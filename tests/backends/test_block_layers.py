@@ -31,7 +31,7 @@ def zeroed(name: str) -> Program:
             continue
         kept = torch.rand(grid(m.shape, (16, 16)), generator=generator) < 0.6
         kept[0, 0] = False
-        masks[m.parameter] = m.stored(spread(kept, m.shape, (16, 16)))
+        masks[m.parameter] = m.store(spread(kept, m.shape, (16, 16)))
     return program.without_facts(exported=mask_tiles(program, masks))
 
 

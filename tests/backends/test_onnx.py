@@ -346,3 +346,25 @@ def test_timm(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert shape(onnx_model.graph.output[0]) == ["batch", 7]
     weights = sum(4 * p.numel() for p in model.parameters())
     assert lowered.payload.stat().st_size < 1.1 * weights + 50_000
+
+
+def test_an_optimiser_that_fails_costs_its_savings_and_not_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails half-way through, on a graph that it has changed already."""
+    import onnx_ir
+
+    def fold(node: onnx_ir.Node) -> None:
+        raise ZeroDivisionError("no such scale")
+
+    def optimize(self: torch.onnx.ONNXProgram) -> None:
+        first = next(iter(self.model.graph))
+        first.replace_input_with(0, first.outputs[0])
+        fold(first)
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "optimize", optimize)
+    lowered, parity, _ = lower(encoder(), tmp_path)
+    (note,) = lowered.notes
+    assert "optimiser failed at node" in note
+    assert "no such scale" in note
+    assert parity.max_rel <= parity.tolerance

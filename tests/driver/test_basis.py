@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.replaying import EVERY, QUIET, assert_same_weights, batches
 from support.runs import opened_run
+from support.token_models import TokenViT, scrambled
 
 import fxprune
 from fxprune import CompressionPlan, Kind, PlanError
@@ -34,6 +35,17 @@ def test_a_plan_says_its_basis_and_the_same_data_make_the_same_weights() -> None
     assert any("the basis is by weights alone" in note for note in bare.report["notes"])
     replayed = fxprune.compile(make(), x[0][:2], plan=plan, pipeline=bare.report["pipeline"], **QUIET)
     assert_same_weights(bare, replayed)
+
+
+def test_widths_beside_tokens_say_their_basis_and_their_plan_replays() -> None:
+    """Tokens go first, and groups are found again behind them: they are in the same basis all the same."""
+    model, (x, *data) = scrambled(TokenViT(depth=2)).eval(), batches((3, 32, 32))
+    options: Any = {"data": data, "recover": "none", **QUIET}
+    one = fxprune.compile(model, x[:2], flops=0.5, prune="tokens,qk,v", align=1, importance="fisher", **options)
+    assert one.plan.tokens is not None
+    assert {c.basis for c in one.plan.elements.values()} == {"data"}
+    plan = CompressionPlan.from_json(one.plan.to_json(), "plan.json")
+    assert_same_weights(one, fxprune.compile(model, x[:2], plan=plan, **options))
 
 
 def test_a_plan_by_weights_stays_by_weights_whatever_data_there_are() -> None:

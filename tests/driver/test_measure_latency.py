@@ -221,7 +221,7 @@ def test_without_tokens_the_model_is_the_one_of_widths(program: Program, table: 
     assert some.dense().latency_ns == plain().latency_ns
     assert some().flops < plain().flops
     saved = table.dense_ms - some().latency_ns / 1e6
-    corrected = LatencyModel(program, table.corrected(0.5), planned(program, "tome", [4, 2, 2]).need("plan").tokens)
+    corrected = LatencyModel(program, table.correct(0.5), planned(program, "tome", [4, 2, 2]).need("plan").tokens)
     assert table.dense_ms - corrected().latency_ns / 1e6 == pytest.approx(0.5 * saved, rel=1e-3)
 
 

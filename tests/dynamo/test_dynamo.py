@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.cli.demo import Digits, DigitsViT
 from fxprune.dynamo import part, session
-from fxprune.dynamo.graph import qualified_name
+from fxprune.dynamo.graph import qualify_name
 from fxprune.errors import LoadError, OptionError
 from fxprune.process.events import FxpruneWarning
 
@@ -171,7 +171,7 @@ def test_a_function_is_named_from_dynamos_sources() -> None:
     plan = fxprune.plan(model, x, flops=0.5, importance="l2").need("plan")
     with torch.no_grad():
         close(got, fxprune.apply(model, plan, x).module(x) + 1)
-    assert qualified_name("L['self']._modules['a']._modules['0']._buffers['mean']") == "a.0.mean"
+    assert qualify_name("L['self']._modules['a']._modules['0']._buffers['mean']") == "a.0.mean"
 
 
 def test_a_model_compiled_in_place_is_known_as_well() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.strangers import PassesOn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -44,17 +45,6 @@ class OneDict(nn.Module):
         return {"embedding": self.inner(features["ids"], features["mask"])}
 
 
-class PassesOn(nn.Module):
-    """A wrapper as peft and accelerate make them."""
-
-    def __init__(self, base_model: nn.Module) -> None:
-        super().__init__()
-        self.base_model = base_model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base_model(*args, **kwargs)
-
-
 def pictures(dtype: torch.dtype = torch.float32) -> nn.Module:
     layers = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 4)
     return nn.Sequential(*layers).to(dtype).eval()
@@ -84,7 +74,7 @@ def test_inputs_in_every_arrangement_are_cut_to_what_masking_gives(model: Any, g
     loaded = load(module, input=given)
     assert loaded.input_names == names
     small = fxprune.compile(module, given, flops=0.6)
-    args, kwargs = loaded.filled([torch.cat([leaf, leaf[:1]]) for leaf in loaded.leaves])
+    args, kwargs = loaded.fill([torch.cat([leaf, leaf[:1]]) for leaf in loaded.leaves])
     [keep] = [c.keep for c in small.plan.choices.values() if len(c.keep) < c.size]
     inner = next(m for m in module.modules() if isinstance(m, Text))
     gone = [i for i in range(128) if i not in keep]

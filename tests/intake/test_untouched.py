@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -157,3 +159,25 @@ def test_parameters_that_are_swapped_or_trained_are_put_back() -> None:
         shared["a"].append(2)
         torch.randn(3)
     assert fingerprint(layer) == before
+
+
+def test_caches_of_functions_are_looked_for_once_and_new_ones_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Any] = []
+    find = gc.get_referrers
+    monkeypatch.setattr(gc, "get_referrers", lambda *of: looks.append(of) or find(*of))
+
+    def changed_in(cache: Any) -> int:
+        with untouched():
+            cache(1)
+        return cache.cache_info().currsize
+
+    one = functools.lru_cache(lambda x: x)
+    assert changed_in(one) == 0
+    before = len(looks)
+    assert changed_in(one) == 0
+    assert len(looks) == before, "no cache was made since: the process was not searched again"
+    two = functools.lru_cache(lambda x: x)
+    assert changed_in(two) == changed_in(one) == 0
+    del one
+    three = functools.lru_cache(lambda x: x)  # as many as before, another one
+    assert changed_in(three) == changed_in(two) == 0

@@ -126,7 +126,7 @@ def test_looking_for_a_norm_asks_nothing_of_open_sizes() -> None:
     assert sum(size.startswith("s") for sizes in before.inputs.values() for size in sizes) == 2
     for one in program.graph.nodes:
         norm_after(one)
-    assert not before.narrowed_to(open_sizes(program))
+    assert not before.compare_with(open_sizes(program))
 
 
 def test_rows_of_a_norm_are_not_those_of_a_picture_as_wide_as_it_has_channels() -> None:

@@ -45,8 +45,8 @@ def test_the_closest_thing_around_is_named_where_a_key_is_missing() -> None:
 def test_a_key_that_is_there_twice() -> None:
     text = '{"a": 1,\n"b": {"c": 1,\n"c": 2}}'
     assert loads(text) == ({"a": 1, "b": {"c": 2}}, True)
-    assert Source("x", text).repeated(2) == (("b", "c"), 3)
-    assert Source("x", text).repeated(1) is None
+    assert Source("x", text).find_repeated(2) == (("b", "c"), 3)
+    assert Source("x", text).find_repeated(1) is None
     assert loads('{"a": {"b": 1}, "c": {"b": 1}}')[1] is False
 
 

@@ -16,6 +16,7 @@ from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.finer import SLACK
 from fxprune.passes.search.search_plan import SearchPlan
+from fxprune.report.entries import group_entries
 
 
 class Small(nn.Module):
@@ -47,6 +48,18 @@ def test_finer_steps_fill_what_eights_leave() -> None:
     assert 0.46 < share <= 0.5
     assert program.need("plan").about["method"] == "two-class, then steps of 1"
     assert program.notes == ()
+
+
+def test_the_steps_that_were_taken_are_what_the_report_says_of_a_group() -> None:
+    program, _, _ = searched(0.5)
+    plan = program.need("plan")
+    (entry,) = (e for e in group_entries(program, plan, program.scores, ["channel"]) if e["kept"] < e["size"])
+    assert (entry["granularity"], entry["kept"]) == (1, 15)
+    assert plan.about["halved"] == 3
+    coarse, _, _ = searched(0.5, align=8)
+    assert "halved" not in coarse.need("plan").about
+    entries = group_entries(coarse, coarse.need("plan"), coarse.scores, ["channel"])
+    assert {e["granularity"] for e in entries} == {8}
 
 
 def test_multiples_that_were_asked_for_stay_and_the_note_names_those_that_would_use_the_rest() -> None:

@@ -19,7 +19,7 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
-from fxprune.passes.search.floors import lowered
+from fxprune.passes.search.floors import lower_floors
 from fxprune.passes.search.search_plan import SearchPlan
 
 KINDS = (Kind.FFN,)
@@ -85,7 +85,7 @@ def test_each_is_lower_than_the_one_before_and_the_last_are_single_elements() ->
     groups = [g for g in scored().need("groups") if g.prunable]
     before = [g.floor for g in groups]
     assert before == [16, 16, 8]
-    for now in lowered(groups):
+    for now in lower_floors(groups):
         assert all(a.floor <= b for a, b in zip(now, before, strict=True))
         assert all(g.levels()[0] == g.floor for g in now)
         before = [g.floor for g in now]

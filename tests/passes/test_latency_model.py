@@ -16,7 +16,7 @@ from fxprune.errors import BudgetInfeasible, OptionError
 from fxprune.ir.cost import Budget, CostModel
 from fxprune.ir.importance import ImportanceScores
 from fxprune.ir.program import Program
-from fxprune.passes.search.latency_model import NS_PER_MS, LatencyModel, effect, layers, liked_multiple, rising
+from fxprune.passes.search.latency_model import NS_PER_MS, LatencyModel, effect, find_multiple, layers, rising
 from fxprune.passes.search.search_plan import SearchPlan
 from fxprune.target.latency_table import Curve, Point, classes
 
@@ -60,8 +60,8 @@ def test_the_dense_program_takes_what_was_measured_and_savings_add_up(vit: Progr
 def test_a_correction_multiplies_what_is_saved(vit: Program) -> None:
     table, counts = made_up(vit, even, dense_ms=40.0), kept(vit, 1 / 3)
     saved = 40.0 - LatencyModel(vit, table)(counts).latency_ns / NS_PER_MS
-    assert LatencyModel(vit, table.corrected(0.8))(counts).latency_ns / NS_PER_MS == pytest.approx(40.0 - 0.8 * saved)
-    assert LatencyModel(vit, table.corrected(0.8))().latency_ns == 40.0 * NS_PER_MS
+    assert LatencyModel(vit, table.correct(0.8))(counts).latency_ns / NS_PER_MS == pytest.approx(40.0 - 0.8 * saved)
+    assert LatencyModel(vit, table.correct(0.8))().latency_ns == 40.0 * NS_PER_MS
 
 
 def test_channels_that_multiply_share_their_time() -> None:
@@ -207,7 +207,7 @@ def stairs(step: int) -> Curve:
 @pytest.mark.parametrize("step", [1, 8, 16, 32, 64])
 def test_the_alignment_is_the_step_of_the_target(vit: Program, step: int) -> None:
     table = replace(made_up(vit, even), curves={"ffn[512] x": stairs(step)})
-    best, why = liked_multiple(table)
+    best, why = find_multiple(table)
     assert best == max(8, step)
     assert ("paid for and not had" in why) == (step > 8)
-    assert liked_multiple(made_up(vit, even))[0] == 0
+    assert find_multiple(made_up(vit, even))[0] == 0

@@ -23,7 +23,7 @@ from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.distance import Measure
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.trajectory import Trajectory
-from fxprune.passes.analysis.measure_rungs import WHOLE, MeasureRungs, emptied
+from fxprune.passes.analysis.measure_rungs import WHOLE, MeasureRungs, find_emptied
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.ladder import ladder
@@ -84,7 +84,7 @@ def analysed(post: bool = False) -> Program:
 @pytest.mark.parametrize("post", [False, True])
 def test_branches_of_the_stream_may_go_and_nothing_else(post: bool) -> None:
     program = analysed(post)
-    layers = {g.name: str(g.kind) for g in emptied(program, WHOLE)}
+    layers = {g.name: str(g.kind) for g in find_emptied(program, WHOLE)}
     assert sorted(layers.values()) == ["ffn"] * DEPTH + ["head"] * DEPTH
     assert not [name for name in layers if name.startswith("stem")], "without it there is no stream"
 
@@ -93,8 +93,8 @@ def test_losing_a_layer_is_measured_as_a_whole_and_is_the_last_rung() -> None:
     program, criterion = analysed(), Trajectory(samples=12, check=4)
     scored = ScoreGroups(criterion, data()).run(program)
     after = MeasureRungs(criterion, kinds=WHOLE, data=data()).run(scored).need("scores")
-    alone = Removals(program, criterion.looked_at(program, data().batches), Measure(), 2**28)
-    for group in emptied(program, WHOLE):
+    alone = Removals(program, criterion.select_samples(program, data().batches), Measure(), 2**28)
+    for group in find_emptied(program, WHOLE):
         one = after[group.name]
         assert one.whole is not None
         features, output = alone.together("x", {group: [torch.arange(group.size)]})

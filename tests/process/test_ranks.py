@@ -268,10 +268,10 @@ def test_a_rank_in_the_environment_without_torchrun_is_no_launch(monkeypatch: py
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "3")
-    assert ranks.launched() is None
+    assert ranks.find_launched_rank() is None
     assert ranks.speaks()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert ranks.launched() is None
+    assert ranks.find_launched_rank() is None
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_rank_in_the_environment_without_torchrun_is_no_launch(monkeypatch: py
     ],
 )
 def test_errors_keep_their_words_on_the_way(error: Exception) -> None:
-    told = json.loads(json.dumps(ranks._told(error)))
+    told = json.loads(json.dumps(ranks._describe_failure(error)))
     again = ranks._retold(told, 1)
     assert isinstance(again, FxpruneError if isinstance(error, FxpruneError) else InternalError)
     if not isinstance(error, ValueError):

@@ -29,7 +29,7 @@ from fxprune.ir.cost import CostModel
 from fxprune.ir.plan import Choice, CompressionPlan
 from fxprune.report import json_schema
 from fxprune.report.json_schema import KEYWORDS, problems
-from fxprune.report.plots import kept_bars, scatter
+from fxprune.report.plots import draw_kept, scatter
 from fxprune.report.render import render
 from fxprune.report.schema import REPORT
 from fxprune.report.scores import decode, encode, rank
@@ -226,7 +226,7 @@ def test_drawings_of_odd_numbers(values: list[float], report: dict[str, Any]) ->
     for group in report["groups"]:
         group.update(scores=encode(torch.full([group["size"]], values[0] if values else 0.0)), order=None)
     parsed(render(report, CompressionPlan(), {}))
-    assert kept_bars("x", [], "#010203", "") == ""
+    assert draw_kept("x", [], "#010203", "") == ""
     assert scatter("x", [("none", [])], "a", "b") == ""
 
 

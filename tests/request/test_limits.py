@@ -8,7 +8,7 @@ from support.digits import tiny_vit
 
 import fxprune
 from fxprune import OptionError, PruneGroup
-from fxprune.passes.analysis.find_groups import named_by
+from fxprune.passes.analysis.find_groups import is_named_by
 from fxprune.request.limits import per_pattern
 from fxprune.request.options import Limits
 
@@ -86,9 +86,9 @@ def test_a_share_is_a_promise_rounded_up() -> None:
     "pattern", [MLP, "blocks.1.mlp.0.ffn", "*.ffn", "blocks.1.mlp", "blocks.*.mlp", "blocks.1", "ffn"]
 )
 def test_names_of_groups_modules_and_kinds_are_patterns(pattern: str) -> None:
-    assert named_by(groups()[MLP], pattern)
-    assert named_by(groups()[HEADS], pattern) == (pattern == "blocks.1")
-    assert not named_by(groups()["patch:width"], pattern)
+    assert is_named_by(groups()[MLP], pattern)
+    assert is_named_by(groups()[HEADS], pattern) == (pattern == "blocks.1")
+    assert not is_named_by(groups()["patch:width"], pattern)
 
 
 @pytest.mark.parametrize("option", ["floor", "align"])

@@ -27,7 +27,17 @@ from fxprune.errors import SPELLING, FxpruneError, on_the_command_line, spell
 from fxprune.registry import names
 from fxprune.request import options as table
 from fxprune.request.invocation import Invocation
-from fxprune.request.options import GROUPS, Judging, Option, Timing, asked_of, every_option, flags, options_of, plain
+from fxprune.request.options import (
+    GROUPS,
+    Judging,
+    Option,
+    Timing,
+    collect_asked,
+    every_option,
+    flags,
+    options_of,
+    plain,
+)
 from fxprune.request.options.table import REQUIRED, option
 from fxprune.workflows.bench import bench
 from fxprune.workflows.export import export
@@ -164,7 +174,7 @@ def test_a_report_holds_every_option_by_its_name_on_the_command_line() -> None:
     assert (told["command"], told["flops"], told["floor"], told["head-scale"]) == ("compile", 0.5, "ffn=0.25", 2)
     assert told["model"] == "<Sequential>"
     usual = dict(values("compile"))
-    assert plain(asked_of("compile", usual)) == plain(Invocation.of("compile", {}).options)
+    assert plain(collect_asked("compile", usual)) == plain(Invocation.of("compile", {}).options)
 
 
 @pytest.mark.parametrize("flag", [one.flag for one in options_of("compile").values() if one.in_passes])
@@ -198,7 +208,7 @@ def test_one_field_is_an_option_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_
         args = build_parser()[0].parse_args(words)
         assert call_of(args)["spin_rate"] == 7
         assert with_file(["inspect", "m.pt"], "inspect") == (["inspect", "m.pt"], []), "for another command"
-        assert asked_of("compile", {"spin_rate": 7}) == {"command": "compile", "spin-rate": 7}
+        assert collect_asked("compile", {"spin_rate": 7}) == {"command": "compile", "spin-rate": 7}
         assert "--spin-rate      compile, plan, torch.compile" in page("options")
         assert "spin_rate    turns a second (default: 5)" in page("dynamo")
         Options.of({"flops": 0.5, "spin_rate": 3})

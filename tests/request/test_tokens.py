@@ -26,7 +26,7 @@ def test_explicit_counts(text: str, sites: int, removed: list[int]) -> None:
     wish = TokenGoal(text)
     assert wish.explicit
     assert not wish.needs_data
-    assert wish.removed(same, sites) == removed
+    assert wish.resolve_counts(same, sites) == removed
 
 
 def test_options_go_to_whom_they_belong() -> None:
@@ -65,9 +65,9 @@ def test_mistakes_are_told(text: str, message: str) -> None:
 
 def test_places_that_are_not_there() -> None:
     with pytest.raises(OptionError, match="no such attention"):
-        TokenGoal("tome:r=2@7").removed(same, 4)
+        TokenGoal("tome:r=2@7").resolve_counts(same, 4)
     with pytest.raises(OptionError, match="more counts than attentions"):
-        TokenGoal("tome:r=1,1,1").removed(same, 2)
+        TokenGoal("tome:r=1,1,1").resolve_counts(same, 2)
 
 
 def test_kinds_and_tokens_together() -> None:

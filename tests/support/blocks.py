@@ -23,13 +23,23 @@ class MultiheadViT(nn.Module):
             x = x + y
             return x + self.mlp(self.norm2(x))
 
-    def __init__(self, width: int = 48, heads: int = 3, hidden: int = 64, depth: int = 2) -> None:
+    def __init__(
+        self,
+        width: int = 48,
+        heads: int = 3,
+        hidden: int = 64,
+        depth: int = 2,
+        *,
+        patch: int = 8,
+        patches: int = 16,
+        classes: int = 10,
+    ) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.patches = nn.Conv2d(3, width, patch, patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position = nn.Parameter(torch.zeros(1, 17, width))
+        self.position = nn.Parameter(torch.zeros(1, patches + 1, width))
         self.layers = nn.Sequential(*(self.Layer(width, heads, hidden) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)

@@ -33,7 +33,7 @@ from fxprune.passes.analysis.importance.distance import Measure
 from fxprune.passes.analysis.importance.exact import Removals
 from fxprune.passes.analysis.importance.features import find_taps, views
 from fxprune.passes.analysis.importance.trajectory import Trajectory
-from fxprune.passes.analysis.measure_rungs import MeasureRungs, tailed
+from fxprune.passes.analysis.measure_rungs import MeasureRungs, find_tailed
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.score_groups import ScoreGroups
 from fxprune.passes.search.search_plan import SearchPlan
@@ -201,7 +201,7 @@ def tails_are_removed_at_once(program: Program, kinds: Sequence[Kind]) -> None:
     args, kwargs = program.example_inputs
     data = Calibration((Batch(args, kwargs),), "example")
     scored = ScoreGroups(Trajectory(probes=1, check=0), data).run(program)
-    groups = [g for g in tailed(scored, kinds) if g.exact]
+    groups = [g for g in find_tailed(scored, kinds) if g.exact]
     assert groups
     removals, taps = Removals(program, data.batches, Measure(), 2**28), find_taps(program)
     seen = views(consumers(program), taps, "later")

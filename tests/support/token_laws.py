@@ -136,6 +136,7 @@ def assert_sound(name: str, tensors: Sequence[Tensor | None], others: Sequence[A
     assert x.grad.isfinite().all()
     assert x.grad.abs().sum() > 0
 
+    _assert_outlined(name, tensors, others)
     for dtype in (torch.float16, torch.bfloat16):
         # The residual stream of a ViT has values of some hundred, whose sums half precision cannot hold.
         half = [None if t is None else (t * 200 if t is tensors[0] and t.ndim == 3 else t).to(dtype) for t in tensors]
@@ -145,6 +146,23 @@ def assert_sound(name: str, tensors: Sequence[Tensor | None], others: Sequence[A
             if result.dtype == dtype:
                 most = float(wanted.abs().max())
                 torch.testing.assert_close(result.double(), wanted.double(), rtol=0.02, atol=0.02 * most)
+
+
+def _assert_outlined(name: str, tensors: Sequence[Tensor | None], others: Sequence[Any]) -> None:
+    """What the op says of its results without computing them is what they are."""
+    op = OPS[f"fxprune::{name}"]
+    if op.outline is None:
+        return
+    given: dict[str, Any] = dict(
+        zip((a.name for a in op.target._schema.arguments), (*tensors, *others), strict=False)  # the rest: as by default
+    )
+    for key, value in given.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            given[key] = value.detach().clone().requires_grad_(key != "size")
+    for result, said in zip(op.target(**given), op.outline(**given), strict=True):
+        assert result.shape == said.shape
+        assert result.stride() == said.stride()
+        assert (result.dtype, result.requires_grad) == (said.dtype, said.requires_grad)
 
 
 def assert_counted(name: str, tensors: dict[str, Tensor | None], others: dict[str, Any]) -> int:

@@ -13,7 +13,7 @@ from fxprune.errors import LoadError
 from fxprune.intake.capture import capture
 from fxprune.ir.program import Program
 from fxprune.ir.sparsity import is_two_of_four, spread, two_of_four
-from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table, table_for
+from fxprune.target.block_table import BlockTable, Timing, find_table_path, make_table, table_for
 from fxprune.target.gate import decide, keep_dense, report, sparse_weights, words
 
 
@@ -127,10 +127,10 @@ def test_a_table_is_kept_under_its_devices_name(tmp_path: Path, monkeypatch: pyt
     assert table_for("NVIDIA X 80GB", "kernel") is None
     assert table_for("", "kernel") is None
     table = make_table("NVIDIA X 80GB", "kernel", [timing()])
-    table.write(cached_path(table.device, table.form))
+    table.write(find_table_path(table.device, table.form))
     assert [p.name for p in tmp_path.rglob("*.json")] == ["kernel-NVIDIA-X-80GB.json"]
     assert table_for("NVIDIA X 80GB", "kernel") == table
-    assert table_for("other", "kernel", str(cached_path(table.device, "kernel"))) == table
+    assert table_for("other", "kernel", str(find_table_path(table.device, "kernel"))) == table
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.timing import made_up
 from fxprune.driver.measure_latency import counts_of, measure_table, probes_of
 from fxprune.errors import LoadError
 from fxprune.ir.program import Program
-from fxprune.target.latency_table import LatencyTable, Point, Setting, cached_path, classes, fingerprint, setting_of
+from fxprune.target.latency_table import LatencyTable, Point, Setting, classes, find_table_path, fingerprint, setting_of
 
 
 def even(_kind: str, count: int, size: int) -> float:
@@ -57,8 +57,8 @@ def test_a_table_is_the_same_text_and_comes_back(table: LatencyTable, tmp_path: 
     table.write(path)
     assert LatencyTable.read(path) == table
     assert LatencyTable.read(path).hash == table.hash
-    assert table.corrected(1.5).correction == 1.5
-    assert table.corrected(1.5).hash != table.hash
+    assert table.correct(1.5).correction == 1.5
+    assert table.correct(1.5).hash != table.hash
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -73,7 +73,7 @@ def test_every_circumstance_has_its_own_place(monkeypatch: pytest.MonkeyPatch, t
         replace(one, threads=1),
         replace(one, versions={"torch": "0"}),
     ]
-    places = {cached_path(s, "abc") for s in (one, *others)} | {cached_path(one, "abd")}
+    places = {find_table_path(s, "abc") for s in (one, *others)} | {find_table_path(one, "abd")}
     assert len(places) == 7
     assert all(p.is_relative_to(tmp_path / "fxprune" / "latency") for p in places)
 

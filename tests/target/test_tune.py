@@ -10,7 +10,7 @@ import torch
 from fxprune.backends.onnx import tune as onnx_tune
 from fxprune.errors import MissingDevice, OptionError
 from fxprune.process.events import Event
-from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table
+from fxprune.target.block_table import BlockTable, Timing, find_table_path, make_table
 from fxprune.target.tune import summary, tune
 
 
@@ -26,7 +26,7 @@ def test_a_table_is_kept_and_measured_anew_by_shape(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(onnx_tune, "measure", fake)
     heard: list[Event] = []
     table, path = tune("onnx", [(64, 64)], [10], ["32x32"], [0.5], on_event=heard.append)
-    assert path == cached_path("a CPU", "ell")
+    assert path == find_table_path("a CPU", "ell")
     assert [(e.kind, e.done, e.total) for e in heard] == [("progress", 0, 1)]
     again, _ = tune("onnx", [(64, 64), (32, 64)], [10], ["32x32"], [0.5])
     assert len(table.rows) == 1

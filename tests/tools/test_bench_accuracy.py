@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxprune
 from bench.accuracy import accuracy, rows
-from bench.accuracy.models import Images, Recipe, trained
+from bench.accuracy.models import Images, Recipe, train_cached
 from bench.accuracy.plot import plot
 from bench.accuracy.rows import Row, criterion_of, missing
 from bench.accuracy.targets import DROPS, check
@@ -176,8 +176,8 @@ def test_an_edited_recipe_is_another_checkpoint(tmp_path: Path) -> None:
     recipe = Recipe(
         "tiny", "digits", "resnet", {"channels": 1, "widths": [4, 8], "blocks": 1}, epochs=1, batch=16, bf16=False
     )
-    first, about = trained(recipe, images, tmp_path, say=lambda _: None)
-    again, _ = trained(recipe, images, tmp_path, say=lambda _: pytest.fail("trained again"))
+    first, about = train_cached(recipe, images, tmp_path, say=lambda _: None)
+    again, _ = train_cached(recipe, images, tmp_path, say=lambda _: pytest.fail("trained again"))
     assert about["hash"] == recipe.hash
     assert not first.training
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from support.families import FAMILIES
 
 from bench.accuracy.run import summary
-from bench.accuracy.targets import unmeasured
+from bench.accuracy.targets import find_unmeasured
 from bench.blocks.plot import BARS, SHOWN
 from bench.record import read, text_of, write
 from bench.tokens.tokens import check
@@ -67,7 +68,7 @@ def test_results_are_as_they_are_written_today(path: Path) -> None:
 def test_results_hold_what_their_checks_ask_for() -> None:
     accuracy, tokens = (read(path) for path in TABLES if path.stem in ("accuracy", "tokens"))
     assert accuracy["summary"] == summary(accuracy["measured"])
-    assert unmeasured(accuracy["summary"]) == []
+    assert find_unmeasured(accuracy["summary"]) == []
     assert check(tokens["measured"])[1] == [], "no target of tools/bench/tokens.py is missed"
 
 
@@ -81,3 +82,8 @@ def test_results_hold_what_their_pictures_show() -> None:
 def test_results_stay_small() -> None:
     assert len(RESULTS) > 9
     assert sum(path.stat().st_size for path in RESULTS) < MOST
+
+
+def test_the_table_of_real_models_has_a_row_for_every_one_of_the_families() -> None:
+    rows = read(next(path for path in RESULTS if path.stem == "zoo"))["rows"]
+    assert sorted(row["model"] for row in rows) == sorted(name for one in FAMILIES.values() for name in one.real)

@@ -19,9 +19,9 @@ import fxprune
 from bench.accuracy.models import Images
 from bench.tokens import run as tokens_run
 from bench.tokens import tokens
-from bench.tokens.cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, key, ledgers, scheduled, sweep
-from bench.tokens.compare import packed
-from bench.tokens.model import Recipe, Stage, cropped, mixed, splits, trained
+from bench.tokens.cells import LEDGERS, RATIOS, RECOVERIES, REDUCERS, SCHEDULES, add_schedule, key, ledgers, sweep
+from bench.tokens.compare import pack_bits
+from bench.tokens.model import Recipe, Stage, crop, mix, splits, train_cached
 from bench.tokens.plot import against_dense, plot
 from bench.tokens.run import closeness, name_of
 from bench.tokens.sweep import Sweep
@@ -47,7 +47,7 @@ def records(optin: float = 78.0, constant: float = 77.0, joint: float = 79.0, re
         for cell in (*sweep(list(REDUCERS), SCHEDULES, RATIOS), *ledgers(list(LEDGERS), RECOVERIES, [0.5]))
     ]
     for record in found:
-        record |= {"images": 1000, "right": packed(torch.arange(1000) < round(10 * record["accuracy"]))}
+        record |= {"images": 1000, "right": pack_bits(torch.arange(1000) < round(10 * record["accuracy"]))}
         if record["row"] == "joint" and record["recover"] == "auto":
             record["latency"] = {
                 b: {"dense_ms": 10.0, "reduced_ms": 5.5, "speedup": 1.8, "realised": realised} for b in ("1", "32")
@@ -70,9 +70,9 @@ def test_cells_have_keys_of_their_own() -> None:
 
 
 def test_schedules_go_into_the_braces() -> None:
-    assert scheduled("ppt", "decreasing") == "ppt{schedule=decreasing}"
-    assert scheduled("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
-    assert scheduled("tome", "elimination") == "tome{schedule=optin,guard=false}"
+    assert add_schedule("ppt", "decreasing") == "ppt{schedule=decreasing}"
+    assert add_schedule("prune{score=class}", "optin") == "prune{score=class,schedule=optin}"
+    assert add_schedule("tome", "elimination") == "tome{schedule=optin,guard=false}"
     (drawn,) = sweep(["random"], ["constant"], [0.5], seed=2)
     assert (drawn.tokens, drawn.seed) == ("random{seed=2,schedule=constant}", 2), "another seed is another draw"
 
@@ -165,7 +165,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             raise OptionError("the budget is too small")
         return artifact, ["a warning"]
 
-    monkeypatch.setattr(tokens_run, "reduced", reduced)
+    monkeypatch.setattr(tokens_run, "reduce", reduced)
 
     def planned(_: Any, cell: Any) -> Any:
         calls.append(cell)
@@ -181,13 +181,13 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         calls.append((cell, tokens, macs))
         return lambda batch: model(*batch.args)
 
-    monkeypatch.setattr(tokens_run.Sweep, "planned", planned)
+    monkeypatch.setattr(tokens_run.Sweep, "plan", planned)
     monkeypatch.setattr(tokens_run.Sweep, "of_counts", of_counts)
-    monkeypatch.setattr(tokens_run.Sweep, "removed", lambda *_: [5, 0])
-    monkeypatch.setattr(tokens_run, "stated", stated)
+    monkeypatch.setattr(tokens_run.Sweep, "count_removed", lambda *_: [5, 0])
+    monkeypatch.setattr(tokens_run, "state_counts", stated)
     monkeypatch.setattr(tokens_run, "dense_onnx", lambda *_: Path("dense"))
     monkeypatch.setattr(tokens_run, "payload", lambda path: path)
-    monkeypatch.setattr(tokens_run, "timed", lambda *_: {"dense_ms": 2.0, "reduced_ms": 1.0, "speedup": 2.0})
+    monkeypatch.setattr(tokens_run, "time_pair", lambda *_: {"dense_ms": 2.0, "reduced_ms": 1.0, "speedup": 2.0})
     made = tokens_run.Bench(model, "w", split, split, split, 32, tmp_path, lambda _: None, lambda _: None)
     made.open()
     return SimpleNamespace(made=made, calls=calls)
@@ -277,8 +277,8 @@ def test_counts_are_found_again_from_what_a_record_holds() -> None:
     model, images = scrambled(TokenViT(depth=2)), torch.randn(4, 3, 32, 32)
     one = Sweep(model, images[:2], [Batch((images,))])
     for cell in sweep(drawing.of(["random"], ["tome", "random"]), ["constant", "optin"], [0.6]):
-        run, macs, tokens = one.planned(cell)
-        removed = one.removed(cell, tokens, macs)
+        run, macs, tokens = one.plan(cell)
+        removed = one.count_removed(cell, tokens, macs)
         assert [a - b for a, b in itertools.pairwise(tokens)] == removed[:-1]
         batch = Batch((images,))
         assert torch.equal(one.of_counts(cell, tokens, macs)(batch), run(batch))
@@ -341,18 +341,18 @@ def test_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
         return say
 
-    whole, about = trained(recipe(), pictures(), tmp_path / "whole", lambda _: None)
+    whole, about = train_cached(recipe(), pictures(), tmp_path / "whole", lambda _: None)
     for _ in range(3):
         with pytest.raises(Stop):
-            trained(recipe(), pictures(), tmp_path / "parts", stop_at(1))
-    again, _ = trained(recipe(), pictures(), tmp_path / "parts", lambda _: None)
+            train_cached(recipe(), pictures(), tmp_path / "parts", stop_at(1))
+    again, _ = train_cached(recipe(), pictures(), tmp_path / "parts", lambda _: None)
     assert [p.name for p in (tmp_path / "parts").iterdir()] == [recipe().path().name]
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
     assert about["hash"] == recipe().hash
     assert len(about["epoch_seconds"]) == 2
     assert whole.pos_embed.shape[1] == 17
     assert recipe(decay=0.1).path() != recipe().path()
-    trained(recipe(), pictures(), tmp_path / "parts", lambda _: pytest.fail("trained again"))
+    train_cached(recipe(), pictures(), tmp_path / "parts", lambda _: pytest.fail("trained again"))
 
 
 def test_held_out_images_are_no_part_of_training() -> None:
@@ -365,12 +365,12 @@ def test_held_out_images_are_no_part_of_training() -> None:
 def test_augmentation() -> None:
     generator = torch.Generator().manual_seed(0)
     flat = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)
-    made = cropped(flat, Stage(12, 1, 0.1, 0.5), generator)
+    made = crop(flat, Stage(12, 1, 0.1, 0.5), generator)
     assert made.shape == (4, 3, 12, 12)
     torch.testing.assert_close(made, flat[:, :, :12, :12])
-    both, share = mixed(flat.contiguous(), generator)
+    both, share = mix(flat.contiguous(), generator)
     assert float((both != flat).float().mean()) == pytest.approx(share)
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    steps = cropped(ramp, Stage(32, 1, 0.1, 0.5), generator).diff(dim=3)[:, 0, 16, 16]
+    steps = crop(ramp, Stage(32, 1, 0.1, 0.5), generator).diff(dim=3)[:, 0, 16, 16]
     assert (steps > 0).any(), "some stay"
     assert (steps < 0).any(), "some are mirrored"

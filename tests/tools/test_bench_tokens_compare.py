@@ -13,15 +13,15 @@ from torch import Tensor
 from bench.record import read
 from bench.tokens.cells import DRAWN, RATIOS, REDUCERS, sweep
 from bench.tokens.compare import (
-    averaged,
-    compared,
+    average,
+    compare,
     difference,
     mean_of,
     of_ledger,
     of_row,
     over_reducers,
     overall,
-    packed,
+    pack_bits,
     pairs,
     points,
 )
@@ -45,7 +45,7 @@ def counted(right: dict[Any, Tensor], bits: Tensor, seeds: tuple[int, ...] = (0,
             "agreement": 1.0,
             "kl": 1.0,
             "images": len(bits),
-            "right": packed(right.get((c.row, c.schedule, c.ratio, c.seed), bits)),
+            "right": pack_bits(right.get((c.row, c.schedule, c.ratio, c.seed), bits)),
         }
         for c in cells
     ]
@@ -83,8 +83,8 @@ def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
     found = [r for r in found if (r["schedule"], r["seed"]) != ("constant", 2)]
     ones, twos = pairs(found, "random", "optin", "constant", 0.5)
     assert [r["seed"] for r in ones] == [r["seed"] for r in twos] == [0, 1], "seed 2 has no other side"
-    assert compared(found, "optin")["random", 0.5].mean() == pytest.approx((-0.2 + 0.1) / 2)
-    rows = compared(found, "optin")["random", 0.5]
+    assert compare(found, "optin")["random", 0.5].mean() == pytest.approx((-0.2 + 0.1) / 2)
+    rows = compare(found, "optin")["random", 0.5]
     of_images = rows.mean(axis=0).std(ddof=1) / 10
     assert points(rows)[1] == pytest.approx(100 * (of_images**2 + 0.3**2 / 4) ** 0.5), "both are chance"
     assert points(rows[:1])[1] == pytest.approx(100 * rows[0].std(ddof=1) / 10)
@@ -105,7 +105,7 @@ def test_draws_are_averaged_and_compared_seed_by_seed() -> None:
 
 def test_draws_are_one_line_of_the_picture() -> None:
     bits = torch.arange(8) % 2 == 0
-    found = averaged(counted({}, bits, (0, 1, 2)))
+    found = average(counted({}, bits, (0, 1, 2)))
     assert sorted((r["row"], r["schedule"], r["ratio"], r.get("draws")) for r in found) == sorted(
         (row, schedule, ratio, 3 if row == "random" else None)
         for row in ("tome", "random")
@@ -162,20 +162,21 @@ def test_differences_are_paired() -> None:
     one = torch.arange(2000) % 4 > 0
     two = one.clone()
     two[:8] = False
-    apart, error = difference({"right": packed(one), "images": 2000}, {"right": packed(two), "images": 2000})
+    apart, error = difference({"right": pack_bits(one), "images": 2000}, {"right": pack_bits(two), "images": 2000})
     assert apart == pytest.approx(0.3)
     assert error == pytest.approx(100 * (6 / 2000 * (1 - 6 / 2000) / 1999) ** 0.5)
-    more = {"right": packed(one[:1000]), "images": 1000}
+    more = {"right": pack_bits(one[:1000]), "images": 1000}
     apart, _ = difference(
-        {"right": packed(one), "images": 2000, "further": more}, {"right": packed(two), "images": 2000, "further": more}
+        {"right": pack_bits(one), "images": 2000, "further": more},
+        {"right": pack_bits(two), "images": 2000, "further": more},
     )
     assert apart == pytest.approx(0.2), "further images count"
     apart, _ = difference(
-        {"right": packed(one), "images": 2000, "further": more}, {"right": packed(two), "images": 2000}
+        {"right": pack_bits(one), "images": 2000, "further": more}, {"right": pack_bits(two), "images": 2000}
     )
     assert apart == pytest.approx(0.3), "but those that one of them was not judged on do not"
     apart, _ = difference(
-        {"right": packed(one[:1000]), "images": 1000, "further": more},
-        {"right": packed(two), "images": 2000, "further": more},
+        {"right": pack_bits(one[:1000]), "images": 1000, "further": more},
+        {"right": pack_bits(two), "images": 2000, "further": more},
     )
     assert apart == pytest.approx(0.6), "and no image is compared with another one"

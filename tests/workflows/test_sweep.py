@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +263,10 @@ def test_the_page_of_a_sweep(folder: Path) -> None:
 
 
 def test_the_same_command_does_nothing_twice(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Sweep, "_made", lambda *_: pytest.fail("made again"))
+    monkeypatch.chdir(shutil.copytree(swept, tmp_path / "copy"))  # what it tells of the sweep is written anew
+    monkeypatch.setattr(Sweep, "_make_point", lambda *_: pytest.fail("made again"))
     files = {p: p.stat().st_mtime_ns for p in Path("sw").glob("0.*/model.pt2")}
     assert main([*COMMAND, "--flops", "0.9,0.6", "--seconds", "0", "--out", "sw", "--json"]) == OK
     out, err = capsys.readouterr()
@@ -278,7 +280,7 @@ def test_an_interrupted_sweep_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_files()
-    made, budgets_made = Sweep._made, list[float]()
+    made, budgets_made = Sweep._make_point, list[float]()
 
     def stopping(self: Sweep, place: Path, budget: Budget) -> dict[str, Any]:
         budgets_made.append(budget.amount)
@@ -286,7 +288,7 @@ def test_an_interrupted_sweep_goes_on(
             raise KeyboardInterrupt
         return made(self, place, budget)
 
-    monkeypatch.setattr(Sweep, "_made", stopping)
+    monkeypatch.setattr(Sweep, "_make_point", stopping)
     command = [*COMMAND, "--flops", "0.9,0.5", "--seconds", "0", "--out", "sw", "-q"]
     assert main(command) == INTERRUPTED
     assert (tmp_path / "sw" / "0.9").is_dir()

@@ -74,7 +74,7 @@ def write(path: Path, script: str, **figures: Any) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """What a results file holds, records as they were written but for fields that had no value (None)."""
-    return {name: _opened(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {name: _open_table(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def text_of(content: Mapping[str, Any]) -> str:
@@ -112,19 +112,19 @@ def _without_end(values: list[Any]) -> list[Any]:
 
 
 def _line(value: Any) -> str:
-    return json.dumps(_rounded(value), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_round(value), separators=(",", ":"), ensure_ascii=False)
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     """Floats with as many digits as a measurement can bear."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, Mapping):
-        return {name: _rounded(one) for name, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: _round(one) for name, one in value.items()}
+    return [_round(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _opened(value: Any) -> Any:
+def _open_table(value: Any) -> Any:
     """Records of a table."""
     if not isinstance(value, dict) or set(value) != {"fields", "records"}:
         return value
@@ -153,7 +153,7 @@ def _status(field: str) -> int:
     return int(said[1]) * 1024 if said else 0
 
 
-def said(error: BaseException, length: int = 300) -> str:
+def describe_error(error: BaseException, length: int = 300) -> str:
     """An exception as one line, without the folders of this machine."""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return re.sub(r"(?<![\w.])(?:/[\w.+@-]+)+/", "", line)[:length]

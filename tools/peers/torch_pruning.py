@@ -76,7 +76,7 @@ class TorchPruning:
             nonlocal broken
             try:
                 with quiet(), _plain_attention():
-                    model, setting = self._pruned(importance, variant, width, heads)
+                    model, setting = self._prune(importance, variant, width, heads)
                 return Pruned(model, macs(model, self.example), {**setting, "pruning_ratio": round(width, 5)})
             except (ArithmeticError, RuntimeError, ValueError, IndexError) as error:
                 broken = f"{type(error).__name__} at ratio {width:.3f}: {str(error)[:80]}"
@@ -109,7 +109,7 @@ class TorchPruning:
             raise BudgetInfeasible(f"Torch-Pruning does not reach {ratio:g} of the FLOPs", where=variant, why=broken)
         return best
 
-    def _pruned(self, importance: str, variant: str, width: float, heads: float) -> tuple[nn.Module, dict[str, Any]]:
+    def _prune(self, importance: str, variant: str, width: float, heads: float) -> tuple[nn.Module, dict[str, Any]]:
         import torch_pruning as tp
 
         model = self.fresh()

@@ -19,8 +19,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
     asked = {**arguments.call_of(args), "out": arguments.out_dir(args)}
     artifact = api.apply(**asked, on_event=screen.tell)
-    screen.artifact(artifact)
+    screen.show_artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
 
 
-exit_code = arguments.finished
+exit_code = arguments.choose_exit_code

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from ...workflows.bench import bench
 
     result = bench(**arguments.call_of(args), on_event=screen.tell)
-    screen.bench(result)
+    screen.show_bench(result)
     if args.record:
         screen.say([f"recorded  {args.artifact}"])
     return result

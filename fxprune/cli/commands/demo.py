@@ -19,5 +19,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
     asked = arguments.call_of(args)
     result = demo.run(**{**asked, "threads": args.threads}, on_event=screen.tell)
-    screen.demo(result)
+    screen.show_demo(result)
     return result

@@ -22,5 +22,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     if asked["top"] < 0:
         raise OptionError("a count cannot be negative", where=f"--top {asked['top']}")
     result = explain(args.artifact, args.group)
-    screen.explained(result, asked["top"])
+    screen.show_explanation(result, asked["top"])
     return result

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     asked = arguments.call_of(args)
     limits = Limits(**{f.name: asked.pop(f.name) for f in fields(Limits)})
     manifest = export(**asked, limits=limits, on_event=screen.tell)
-    screen.delivery(manifest, args.out)
+    screen.show_delivery(manifest, args.out)
     return manifest
 
 

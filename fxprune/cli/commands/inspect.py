@@ -27,5 +27,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         from ...report.coupling import draw
 
         draw(program, args.graph)
-    screen.inspection(program, args.graph)
+    screen.show_inspection(program, args.graph)
     return inspection(program)

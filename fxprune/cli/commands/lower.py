@@ -18,8 +18,8 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from ...workflows.lower import lower
 
     artifact = lower(**arguments.call_of(args), on_event=screen.tell)
-    screen.artifact(artifact)
+    screen.show_artifact(artifact)
     return {"artifact": str(artifact.path), "report": artifact.report}
 
 
-exit_code = arguments.finished
+exit_code = arguments.choose_exit_code

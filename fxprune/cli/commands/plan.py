@@ -21,5 +21,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
     asked = arguments.call_of(args)
     program = api.plan(**asked, on_event=screen.tell)
-    screen.plan(program, asked["out"])
+    screen.show_plan(program, asked["out"])
     return {"plan_file": asked["out"], **json.loads(program.need("plan").to_json())}

@@ -34,5 +34,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
 
         write_text(Path(args.out), again(Path(args.artifacts[0])) if len(args.artifacts) == 1 else render(result))
         result["page"] = args.out
-    screen.compared([a["name"] for a in result["artifacts"]], rows_of(result), args.out)
+    screen.show_comparison([a["name"] for a in result["artifacts"]], rows_of(result), args.out)
     return result

@@ -18,5 +18,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from ...workflows.sweep import measure_sensitivity
 
     result = measure_sensitivity(**arguments.call_of(args), on_event=screen.tell)
-    screen.sensitivity(result)
+    screen.show_sensitivity(result)
     return result

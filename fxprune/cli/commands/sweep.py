@@ -25,5 +25,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     timing = Timing(asked.pop("batches"), asked.pop("seconds"))
     out = Path(args.out) if args.out else arguments.out_dir(args).with_name(f"{arguments.out_dir(args).name}-sweep")
     result = sweep(**{**asked, "out": out}, ratios=ratios, judging=judging, timing=timing, on_event=screen.tell)
-    screen.swept(result, str(out))
+    screen.show_sweep(result, str(out))
     return {"out": str(out), **result}

@@ -28,5 +28,5 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
         ),
     )
     result = {"table": str(path), **tune.summary(table)}
-    screen.tuned(result)
+    screen.show_tuning(result)
     return result

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, screen: Screen) -> dict[str, Any]:
     from ...workflows.verify import verify
 
     manifest = verify(**arguments.call_of(args), latency=not args.skip_latency, on_event=screen.tell)
-    screen.delivery(manifest, args.delivery)
+    screen.show_delivery(manifest, args.delivery)
     return manifest
 
 

@@ -19,11 +19,11 @@ every artefact says how fast it is: the file as delivered, after recovery, besid
 same way and timed in turns at --batch (1) and --threads (the runtime's own). report.json has it under `measured`,
 report.html under "Measured latency": median milliseconds of both, their ratio with its standard error, rounds, the
 speed-up, and what share of dense over compressed MACs became real. It takes the lowering of the dense model and about
-2 s; --seconds 5 is surer, --seconds 0 leaves it out. The plan is the same either way. From 64 MiB of dense weights on
-(512 MiB where time is the budget), one of the two is in memory at a time, and turns are blocks of calls. Where one
-dense call takes longer than a second, the dense weights more than 2 GiB (or than --memory), or the target is not
-finished here, the report says that instead. More batch sizes, on the machine that will run it, written into the
-artefact:
+2 s; --seconds 5 is surer, --seconds 0 leaves it out, and --fast the page as well. The plan is the same either way.
+From 64 MiB of dense weights on (512 MiB where time is the budget), one of the two is in memory at a time, and turns are
+blocks of calls. Where one dense call takes longer than a second, the dense weights more than 2 GiB (or than --memory),
+or the target is not finished here, the report says that instead. More batch sizes, on the machine that will run it,
+written into the artefact:
 
   fxprune bench small --against model.pt --batch 1,8,32 --record
 

@@ -52,7 +52,7 @@ The width of a residual stream (--prune heads,ffn,width)
   is an output (encoders that return their tokens); post-norm streams (BERT); streams that meet anything but sums,
   scales of one branch, tables, means over tokens and norms (Swin's windows, ConvNeXt's and Mix-FFN's convolutions).
   Such widths are cut in the model's own basis, where the statistics of norms move. fxprune apply has no data, so a plan
-  that cuts a turned width is carried out by compile with --plan and --data.
+  that cuts a turned width ("basis": "data" in plan.json) is carried out by compile with --plan and --data.
 
 What is repaired (--recover)
 

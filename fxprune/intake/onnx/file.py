@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import LoadError
 from ..rehearsal import first_line
 from ..tensors import existing
-from .graph import NEWEST, OLDEST, Graph, Input, Node, needed
+from .graph import NEWEST, OLDEST, Graph, Input, Node, find_needed
 from .refusals import CUTS, refuse
 from .tensors import DAMAGED, dtype_of, read_tensor
 
@@ -183,9 +183,9 @@ def _translatable(graph: Graph, alias: Mapping[str, str]) -> Graph:
     notes: list[str] = []
     for node in graph.nodes:
         if node.op in CUTS:
-            outputs, said = _ended_before(graph, node, outputs)
+            outputs, said = _end_before(graph, node, outputs)
             notes.append(said)
-    nodes = needed(graph.nodes, list(outputs.values()))
+    nodes = find_needed(graph.nodes, list(outputs.values()))
     # an output that is another value under its own name comes from a node that moves nothing
     named = tuple(Node("Identity", name, (value,), (name,)) for name, value in outputs.items() if name != value)
     return Graph(
@@ -194,7 +194,7 @@ def _translatable(graph: Graph, alias: Mapping[str, str]) -> Graph:
     )  # fmt: skip
 
 
-def _ended_before(graph: Graph, node: Node, outputs: Mapping[str, str]) -> tuple[dict[str, str], str]:
+def _end_before(graph: Graph, node: Node, outputs: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """(the outputs with what ``node`` reads in place of those that depend on it, what to tell)."""
     behind = set(node.outputs)
     for other in graph.nodes:

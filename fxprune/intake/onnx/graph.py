@@ -83,7 +83,7 @@ class Graph:
         return found
 
 
-def needed(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[Node, ...]:
+def find_needed(nodes: Sequence[Node], outputs: Sequence[str]) -> tuple[Node, ...]:
     """The nodes that ``outputs`` depend on, in order."""
     wanted, kept = set(outputs), list[Node]()
     for node in reversed(nodes):

@@ -48,15 +48,15 @@ class Known:
         return parts[0] if not self.values.ndim else torch.stack(parts).reshape(self.values.shape)
 
 
-def known(values: Any, dtype: torch.dtype) -> Known:
+def as_known(values: Any, dtype: torch.dtype) -> Known:
     """``values``, in lists or an array or alone, as :class:`Known` of this dtype."""
     array = np.array(values, dtype=object)
     kind = float if dtype.is_floating_point else bool if dtype is torch.bool else int
     plain = [kind(v) if kind is bool or isinstance(v, int | float | np.generic) else v for v in array.flat]
-    return Known(_shaped(plain, array.shape), dtype)
+    return Known(_shape_items(plain, array.shape), dtype)
 
 
-def _shaped(items: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+def _shape_items(items: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Items, symbols among them, as an array; numpy would look into them if it were asked to make one."""
     out = np.empty(shape, dtype=object)
     for place, item in enumerate(items):
@@ -66,7 +66,7 @@ def _shaped(items: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 def of_tensor(tensor: Tensor) -> Known:
     """A constant."""
-    return known(tensor.tolist(), tensor.dtype)
+    return as_known(tensor.tolist(), tensor.dtype)
 
 
 Hosted = Callable[..., "Known | None"]
@@ -86,7 +86,7 @@ def _elementwise(name: str, do: Callable[..., Any], gives: torch.dtype | None = 
     def run(op: Op, *inputs: Known) -> Known:
         arrays = np.broadcast_arrays(*(i.values for i in inputs))
         made = [do(*items) for items in zip(*(a.flat for a in arrays), strict=True)]
-        return known(_shaped(made, arrays[0].shape), gives or inputs[0].dtype)
+        return as_known(_shape_items(made, arrays[0].shape), gives or inputs[0].dtype)
 
     HOSTED[name] = run
 
@@ -126,12 +126,12 @@ for _name, _do in _TRUTH.items():
 def _mod(op: Op, a: Known, b: Known) -> Known | None:
     if a.is_open or b.is_open or op.flag("fmod"):
         return None
-    return known(np.mod(a.values, b.values), a.dtype)
+    return as_known(np.mod(a.values, b.values), a.dtype)
 
 
 @_hosts("Where")
 def _where(op: Op, condition: Known, a: Known, b: Known) -> Known:
-    return known(np.where(condition.values.astype(bool), a.values, b.values), a.dtype)
+    return as_known(np.where(condition.values.astype(bool), a.values, b.values), a.dtype)
 
 
 @_hosts("Cast")
@@ -141,13 +141,13 @@ def _cast(op: Op, a: Known) -> Known | None:
         return None
     whole = not dtype.is_floating_point and dtype is not torch.bool
     made = [int(v) if whole and isinstance(v, float) else v for v in a.values.flat]
-    return known(_shaped(made, a.values.shape), dtype)
+    return as_known(_shape_items(made, a.values.shape), dtype)
 
 
 @_hosts("Shape")
 def _shape(op: Op, a: Known) -> Known:
     first, last, _ = slice(op.attribute("start", 0), op.attribute("end")).indices(a.values.ndim)
-    return known(list(a.values.shape[first:last]), torch.int64)
+    return as_known(list(a.values.shape[first:last]), torch.int64)
 
 
 @_hosts("Reshape")
@@ -189,7 +189,7 @@ def _gather(op: Op, a: Known, index: Known) -> Known | None:
     if index.is_open:
         return None
     picked = np.take(a.values, index.values.astype(np.int64), axis=op.attribute("axis", 0))
-    return known(picked, a.dtype)
+    return as_known(picked, a.dtype)
 
 
 @_hosts("Slice")
@@ -232,7 +232,7 @@ def _constant_of_shape(op: Op, shape: Known) -> Known | None:
     if shape.is_open or len(sizes) > 1 or math.prod(sizes) > FEW:
         return None
     dtype = torch.float32 if value is None else value.dtype
-    return known(np.full(sizes, 0 if value is None else value.item(), dtype=object), dtype)
+    return as_known(np.full(sizes, 0 if value is None else value.item(), dtype=object), dtype)
 
 
 def _reduced(name: str, do: Callable[[Sequence[Any]], Any]) -> None:
@@ -241,7 +241,7 @@ def _reduced(name: str, do: Callable[[Sequence[Any]], Any]) -> None:
         if a.values.ndim != 1 or (places and tuple(places) not in ((0,), (-1,))) or not a.values.size:
             return None
         found = do(list(a.values.flat))
-        return known([found] if op.flag("keepdims", True) else found, a.dtype)
+        return as_known([found] if op.flag("keepdims", True) else found, a.dtype)
 
     HOSTED[name] = run
 

@@ -46,10 +46,10 @@ def open_onnx(path: Path) -> FromOnnx:
     module.closed = dict(trial.closed)
     module.examples = as_example(module.inputs, draw(module.graph, trial.sizes))
     module.vocabulary = min(ids_below(module.graph).values(), default=module.vocabulary)
-    return FromOnnx(module, link, (*notes, *_closed(trial)))
+    return FromOnnx(module, link, (*notes, *_tell_closed(trial)))
 
 
-def _closed(trial: Trial) -> list[str]:
+def _tell_closed(trial: Trial) -> list[str]:
     return [
         f"the file leaves '{word}' open, and it is fixed at {trial.sizes[word]}: {why}"
         for word, why in trial.closed.items()

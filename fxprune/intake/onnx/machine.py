@@ -65,7 +65,7 @@ def compute(run: Callable[..., Any], op: Op, args: Sequence[Any], path: Path) ->
     except FxpruneError:
         raise
     except Exception as failure:
-        raise _failed(op, failure, path) from failure
+        raise _name_failure(op, failure, path) from failure
 
 
 def _alone(value: Known, values: Sequence[Any]) -> bool:
@@ -84,7 +84,7 @@ def _numbers(op: Op, position: int, value: Any, path: Path) -> tuple[Any, ...]:
     )
 
 
-def _failed(op: Op, failure: Exception, path: Path) -> FxpruneError:
+def _name_failure(op: Op, failure: Exception, path: Path) -> FxpruneError:
     where = f"{path}: {op.node}"
     if isinstance(failure, NotTranslatedError):
         return UnsupportedOp(

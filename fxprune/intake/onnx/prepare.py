@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .graph import Graph, Node, needed
+from .graph import Graph, Node, find_needed
 from .known import of_tensor
 from .machine import compute
 from .patterns import fuse
@@ -26,9 +26,9 @@ OWN = "::own"
 def prepare(graph: Graph) -> Graph:
     """The same computation with linear layers in place of products, norms and GELUs in one piece, and constants folded
     that only move or convert."""
-    graph = fuse(_folded(_with_linears(graph)))
+    graph = fuse(_fold(_with_linears(graph)))
     graph = _own_rows(_with_linears(graph))
-    nodes = needed(graph.nodes, graph.outputs)
+    nodes = find_needed(graph.nodes, graph.outputs)
     read = {name for node in nodes for name in node.inputs}
     return replace(graph, nodes=nodes, constants={n: t for n, t in graph.constants.items() if n in read})
 
@@ -109,7 +109,7 @@ def _is_row(tensor: Tensor, out: int) -> bool:
     return tensor.numel() == out and tensor.dim() in (1, 2) and tensor.shape[-1] == out
 
 
-def _folded(graph: Graph) -> Graph:
+def _fold(graph: Graph) -> Graph:
     """The graph without nodes that only turn, reshape or convert constants."""
     constants, trained, nodes = dict(graph.constants), set(graph.trained), list[Node]()
     for node in graph.nodes:

@@ -49,7 +49,7 @@ def windows(op: Op, x: Tensor, kernel: Sequence[int]) -> Windows:
     return Windows(tuple(kernel), strides, dilations, front, behind)
 
 
-def bordered(x: Tensor, given: Windows, value: float = 0.0) -> Tensor:
+def put_border(x: Tensor, given: Windows, value: float = 0.0) -> Tensor:
     """``x`` with the border put around it."""
     pads = [n for pair in zip(reversed(given.front), reversed(given.behind), strict=True) for n in pair]
     return F.pad(x, pads, value=value)

@@ -15,12 +15,12 @@ from ...errors import SPELLING
 from .cost import Amount, Budgets, Latency
 from .decision import Decision, Limits
 from .source import Screen, Source, Writing
-from .table import Option, taken_by
+from .table import Option, select_options
 from .workflows import Delivery, Inner, Inquiry, Judging, Subject, Timing, Tuning
 
 __all__ = [
     "GROUPS", "OF_A_PLAN", "Amount", "Budgets", "Decision", "Delivery", "Inner", "Inquiry", "Judging", "Latency",
-    "Limits", "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "asked_of", "every_option",
+    "Limits", "Option", "Screen", "Source", "Subject", "Timing", "Tuning", "Writing", "collect_asked", "every_option",
     "flags", "options_of", "plain",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def options_of(door: str) -> Mapping[str, Option]:
     >>> one.name, one.default, one.title
     ('head_scale', 1, 'decision')
     """
-    return {one.flag: one for one in taken_by(door, GROUPS)}
+    return {one.flag: one for one in select_options(door, GROUPS)}
 
 
 @cache
@@ -55,7 +55,7 @@ def flags() -> frozenset[str]:
 @cache
 def every_option() -> tuple[Option, ...]:
     """All entries of the table, as no door in particular takes them."""
-    return taken_by("", GROUPS)
+    return select_options("", GROUPS)
 
 
 def _spelling() -> dict[str, str]:
@@ -70,12 +70,12 @@ def _spelling() -> dict[str, str]:
 SPELLING.update(_spelling())
 
 
-def asked_of(door: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def collect_asked(door: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a call asked for, by the names of the command line: the report's ``options``.
 
     given   values by their names in Python; others than options are left out
 
-    >>> asked_of("compile", {"example_inputs": "1x3", "allow_empty": True, "on_event": print})
+    >>> collect_asked("compile", {"example_inputs": "1x3", "allow_empty": True, "on_event": print})
     {'command': 'compile', 'input': '1x3', 'allow-empty': True}
     """
     known = (one for one in options_of(door).values() if one.in_python and not one.refused)

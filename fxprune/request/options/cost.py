@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from .table import COMMANDS, SEARCHING, Titles, listed, option
+from .table import COMMANDS, SEARCHING, Titles, make_list_parser, option
 
 Amount: TypeAlias = float | int | str | None
 
@@ -74,7 +74,7 @@ class Latency:
                 "default": (1, 32),
                 "metavar": "N,N",
                 "help": "batch sizes (default: {default})",
-                "parse": listed("batch", "batch sizes", "1,32", int, 1),
+                "parse": make_list_parser("batch", "batch sizes", "1,32", int, 1),
             },
         },
     )

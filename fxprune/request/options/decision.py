@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...ir.group import Kind
 from ..limits import Align, Floor, per_pattern, whole
-from .table import DECIDING, REQUIRED, SEARCHING, Titles, listed, number_or_word, option, whole_or_auto
+from .table import DECIDING, REQUIRED, SEARCHING, Titles, make_list_parser, number_or_word, option, whole_or_auto
 
 _MULTIPLES = "neurons and channels in multiples of N (default: 8); '*.ffn=32' for some of them; may be repeated"
 _FXPRUNE_COMPILE = "torch.compile prunes heads, neurons and channels; fxprune.compile also tokens and tiles"
@@ -81,7 +81,7 @@ class Decision:
         "S,S",
         "what is kept (default: {default})",
         "sensitivity",
-        parse=listed("shares", "shares", "0.75,0.5,0.25", float, -float("inf")),
+        parse=make_list_parser("shares", "shares", "0.75,0.5,0.25", float, -float("inf")),
     )
     importance: str | None = option(
         None,

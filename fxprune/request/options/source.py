@@ -119,3 +119,10 @@ class Writing:
             "demo": {"default": REQUIRED, "unsaid": "fxprune-out/demo", "help": "where to write (default: {default})"},
         },
     )
+    fast: bool = option(
+        False,
+        "",
+        "every check, but neither the timing of the result (as --seconds 0) nor its page, which `fxprune report DIR "
+        "--out FILE` draws later",
+        "compile apply",
+    )

@@ -3,7 +3,7 @@
     class Limits:
         allow_empty: bool = option(False, "", "no floors: whole branches may go", doors="compile plan")
 
-A door is a command, or ``dynamo``. Whoever takes options loops over :func:`taken_by`; nobody lists them again.
+A door is a command, or ``dynamo``. Whoever takes options loops over :func:`select_options`; nobody lists them again.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def option(
     return field(default=None if default is REQUIRED else default, metadata={_METADATA: one})
 
 
-def taken_by(door: str, groups: Iterable[type[Any]]) -> tuple[Option, ...]:
+def select_options(door: str, groups: Iterable[type[Any]]) -> tuple[Option, ...]:
     """The options of ``groups`` that a door takes, or refuses with a reason, as they are there; "": all, as most do."""
     found = []
     for group in groups:
@@ -193,10 +193,12 @@ def dashes(name: str) -> str:
     return name.replace("_", "-")
 
 
-def listed(flag: str, what: str, example: str, kind: type[int] | type[float], least: float) -> Callable[[str], Any]:
+def make_list_parser(
+    flag: str, what: str, example: str, kind: type[int] | type[float], least: float
+) -> Callable[[str], Any]:
     """What reads ``1,32`` into a tuple; OptionError at ``--flag`` for anything else, or a number below ``least``.
 
-    >>> listed("batch", "batch sizes", "1,32", int, 1)("1,32")
+    >>> make_list_parser("batch", "batch sizes", "1,32", int, 1)("1,32")
     (1, 32)
     """
 

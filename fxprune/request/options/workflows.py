@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...errors import OptionError
-from .table import REQUIRED, Titles, listed, option
+from .table import REQUIRED, Titles, make_list_parser, option
 
 _ARTIFACT = "a directory that compile wrote"
 
@@ -94,7 +94,7 @@ class Timing:
         "N,N",
         "batch sizes to time (default: {default})",
         "sweep",
-        parse=listed("batches", "batch sizes", "1,32", int, 1),
+        parse=make_list_parser("batches", "batch sizes", "1,32", int, 1),
     )
     seconds: float = option(
         1.0,

@@ -15,7 +15,7 @@ from ....ir.program import Program
 from ....process.jobs import run_jobs
 from .consumers import Consumer, consumers, elements
 from .criterion import Criterion, prunable
-from .mask_gradients import guarded, not_finite
+from .mask_gradients import guard_step, not_finite
 
 
 class Activation(Criterion):
@@ -118,7 +118,7 @@ class _Watched(Interpreter):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             for number, tap in self.taps[n.name]:
                 self.found |= {f"{number}/{k}": v for k, v in _energies(tap, args, kwargs).items()}
-        return guarded(super().run_node, n)
+        return guard_step(super().run_node, n)
 
 
 def _energies(tap: Consumer, args: Any, kwargs: Any) -> dict[str, Tensor]:

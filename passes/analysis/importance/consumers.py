@@ -101,10 +101,10 @@ def _operand(axes: Axes, node: Node, path: str, position: int, batch: set[Axis])
     name, _, index = path.partition(".")
     source = bind(node)[name]
     dims = axes.dims[(source[int(index)] if index else source).name]
-    return Operand(node, path, position, dims, sampled_dim(dims, batch, position))
+    return Operand(node, path, position, dims, find_sample_dim(dims, batch, position))
 
 
-def sampled_dim(dims: Dims, batch: set[Axis], but: int = -1) -> int | None:
+def find_sample_dim(dims: Dims, batch: set[Axis], but: int = -1) -> int | None:
     """The dimension of ``dims`` that numbers samples, alone or merged with others; None where there is none."""
     return next((i for i, dim in enumerate(dims) if i != but and batch & set(atoms(dim))), None)
 

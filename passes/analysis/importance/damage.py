@@ -210,7 +210,7 @@ class _Deviation:
             return _Deviation(output_change(now, was, 1.0).double(), ())
         moved = []
         for a, b in zip(now, was, strict=True):
-            each, count = b.counted((a.value - b.value).double())
+            each, count = b.count((a.value - b.value).double())
             moved.append(each.reshape(samples, -1) / count.double().sqrt()[:, None])
         return _Deviation(torch.zeros(samples, dtype=torch.float64), tuple(moved))
 

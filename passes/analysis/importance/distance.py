@@ -63,7 +63,7 @@ def output_change(changed: Sequence[Target], dense: Sequence[Target], temperatur
             each = _divergence(now.value, was.value, temperature)
         else:
             each = (now.value - was.value).square().double() / 2
-        each, count = now.counted(each)
+        each, count = now.count(each)
         moved = each.reshape(len(each), -1).sum(1) / count.double()
         total = moved if total is None else total + moved
     assert total is not None

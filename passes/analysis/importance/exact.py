@@ -181,7 +181,7 @@ class Removals:
         """Per variant, what it moved of the taps and outputs, by name (``<node> reads`` for masked operands)."""
         keep = self._keep(self.views[group.name])
         wanted = dict.fromkeys((n.name for n in self.output.all_input_nodes), False) if self.measure.output else {}
-        moved = batch.dense.removed(self._suffix(group), group, variants, {**wanted, **keep})
+        moved = batch.dense.remove(self._suffix(group), group, variants, {**wanted, **keep})
         if len(variants) == 1:
             return [moved]
         split: list[dict[str, Tensor]] = [{} for _ in variants]

@@ -57,14 +57,12 @@ class Fisher(Criterion):
             )
 
     def scores(self, program: Program, data: Calibration | None, seed: int) -> dict[str, Tensor]:
-        return {name: found["values"] for name, found in self._assessed(program, data, seed, 0).items()}
+        return {name: found["values"] for name, found in self._assess(program, data, seed, 0).items()}
 
     def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
-        return self._assessed(program, data, seed, self.rows)
+        return self._assess(program, data, seed, self.rows)
 
-    def _assessed(
-        self, program: Program, data: Calibration | None, seed: int, rows: int
-    ) -> dict[str, dict[str, Tensor]]:
+    def _assess(self, program: Program, data: Calibration | None, seed: int, rows: int) -> dict[str, dict[str, Tensor]]:
         each = max(1, rows // max(1, len(data.batches) * self.probes)) if data is not None else 1
 
         def of_batch(passes: Passes) -> Gradients:

@@ -72,9 +72,9 @@ class Lsp(TileCriterion):
                 cure="use magnitude, wanda or obert",
             )
         found = tile_products(program, groups, data, seed, self.probes, slopes=self.order == "taylor")
-        return {g.name: self._assessed(found[g.name]) for g in groups}
+        return {g.name: self._assess(found[g.name]) for g in groups}
 
-    def _assessed(self, found: Products) -> dict[str, Tensor]:
+    def _assess(self, found: Products) -> dict[str, Tensor]:
         values = found.taylor if self.order == "taylor" else 0.5 * found.products.double().square().mean(0)
         removal = values.argsort(stable=True)
         delta = distortion(found.products[:, removal], found.energy[removal], self.curve, self.kappa)

@@ -85,13 +85,13 @@ def batch_by_batch(
     def job(number: int) -> Gradients:
         seen = 0
 
-        def counted() -> Passes:
+        def count_batch() -> Passes:
             nonlocal seen
             for gradients, samples in _passes(program, taps, batches[number], seed, firsts[number], probes):
                 seen += samples
                 yield gradients, samples
 
-        found = work(counted())
+        found = work(count_batch())
         return {**found, _SEEN: torch.tensor(seen)}
 
     results = run_jobs(name, len(batches), job)
@@ -164,7 +164,7 @@ class TappedRun(Interpreter):
 
     def _step(self, n: Node) -> Any:
         if n.name not in self.taps:
-            return guarded(super().run_node, n)
+            return guard_step(super().run_node, n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         for tap in self.taps[n.name]:
             x = tap.operand.value(args, kwargs)
@@ -176,7 +176,7 @@ class TappedRun(Interpreter):
             alias.register_hook(partial(TappedRun._collect, weakref.proxy(self), tap, x.detach()))
             args, kwargs = tap.operand.put(args, kwargs, alias)
             self.aliases.append((tap, alias))
-        return guarded(lambda node: getattr(self, node.op)(node.target, args, kwargs), n)
+        return guard_step(lambda node: getattr(self, node.op)(node.target, args, kwargs), n)
 
     def gradients_of(self, loss: Tensor, inputs: Sequence[Tensor] | None = None, retain: bool = True) -> Gradients:
         """dL/dm of every group, or of those whose aliases are ``inputs``: autograd then runs no further than these."""
@@ -215,7 +215,7 @@ class TappedRun(Interpreter):
             self.gradients[group.name] = rows if held is None else held + rows
 
 
-def guarded(step: Any, node: Node) -> Any:
+def guard_step(step: Any, node: Node) -> Any:
     """Run one node; a failure names it."""
     try:
         return step(node)

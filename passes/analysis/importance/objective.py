@@ -34,10 +34,10 @@ class Target:
     logits: bool
     mask: Tensor | None
 
-    def counted(self, each: Tensor) -> tuple[Tensor, Tensor]:
+    def count(self, each: Tensor) -> tuple[Tensor, Tensor]:
         """``each`` (like ``value``; logits: one entry in place of the classes) without padding, and how many of its
         entries count in each sample. [samples]"""
-        each, positions = _unpadded(each, self.mask)
+        each, positions = _unpad(each, self.mask)
         width = 1 if self.logits else each[0].numel() / (each.shape[1] if each.dim() > 2 else 1)
         return each, positions * width if each.dim() > 2 else positions * 0 + width
 
@@ -48,7 +48,7 @@ def targets(program: Program, outputs: Sequence[Any], batch: Batch, samples: int
     mask, heads = padding_mask(program, program.flatten(batch.args, batch.kwargs)), _logits(named)
     if heads:
         return [Target(t.movedim(_class_dim(t), -1).to(_wide(t)), True, mask) for t in heads]
-    return [Target(_standardised(t), False, mask) for _, t in named]
+    return [Target(_standardise(t), False, mask) for _, t in named]
 
 
 def objectives(
@@ -85,7 +85,7 @@ def objectives(
     """
     named = _outputs_by_sample(program, outputs, samples)
     if batch.labels is not None:
-        return [_labelled(_pick(named), batch.labels)]
+        return [_score_labels(_pick(named), batch.labels)]
     mask = padding_mask(program, program.flatten(batch.args, batch.kwargs))
     heads = _logits(named)
     if heads:
@@ -114,19 +114,19 @@ def without_foreign_labels(program: Program, data: Calibration) -> Calibration:
             outputs = list(Interpreter(program.exported.graph_module).run(*inputs))
     except Exception:  # scoring meets the same failure and names the node
         return data
-    named = _named_outputs(program, outputs, batch.size)
+    named = _name_outputs(program, outputs, batch.size)
     if not named or _logits(named):
         return data
     try:
-        _labelled(_pick(named), batch.labels)
+        _score_labels(_pick(named), batch.labels)
     except FxpruneError:
         return replace(data, batches=tuple(replace(b, labels=None) for b in data.batches))
     return data
 
 
 def _outputs_by_sample(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:
-    """:func:`_named_outputs`. Raises CannotScore where there are none."""
-    named = _named_outputs(program, outputs, samples)
+    """:func:`_name_outputs`. Raises CannotScore where there are none."""
+    named = _name_outputs(program, outputs, samples)
     if not named:
         raise CannotScore(
             "the model has no output to differentiate",
@@ -137,7 +137,7 @@ def _outputs_by_sample(program: Program, outputs: Sequence[Any], samples: int) -
     return named
 
 
-def _named_outputs(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:
+def _name_outputs(program: Program, outputs: Sequence[Any], samples: int) -> list[tuple[str, Tensor]]:
     """(name or '', tensor) of every floating user output with one row per sample."""
     specs = program.exported.graph_signature.output_specs
     user = [o for o, spec in zip(outputs, specs, strict=True) if spec.kind == OutputKind.USER_OUTPUT]
@@ -174,7 +174,7 @@ def _class_dim(logits: Tensor) -> int:
     return 1 if logits.dim() > 3 else logits.dim() - 1
 
 
-def _labelled(out: Tensor, labels: Tensor) -> Tensor:
+def _score_labels(out: Tensor, labels: Tensor) -> Tensor:
     labels = labels.to(out.device)
     if labels.is_floating_point():
         if labels.shape != out.shape and labels.numel() == out.numel():
@@ -220,19 +220,19 @@ def _label_probe(
     log_p = torch.where(log_p > float("-inf"), log_p, 0.0)  # a class that is masked out is no direction to look in
     weight = log_p.detach().exp().sqrt() * _signs(log_p, seed, first, probe, which)
     each = (weight * log_p).sum(-1)
-    each, counted = _unpadded(each[..., None], mask)
+    each, counted = _unpad(each[..., None], mask)
     return temperature * (each.flatten(1).sum(1) / counted.sqrt()).sum()
 
 
 def _output_probe(out: Tensor, mask: Tensor | None, seed: int, first: int, probe: int, which: int) -> Tensor:
     signs = _signs(out, seed, first, probe, which).to(_wide(out))
-    z = _standardised(out)
-    each, counted = _unpadded(z * signs if z.dim() > 1 else (z * signs)[:, None], mask)
+    z = _standardise(out)
+    each, counted = _unpad(z * signs if z.dim() > 1 else (z * signs)[:, None], mask)
     width = each[0].numel() / (each.shape[1] if each.dim() > 2 else 1)
     return (each.flatten(1).sum(1) / (counted * width if each.dim() > 2 else counted * 0 + width).sqrt()).sum()
 
 
-def _standardised(out: Tensor) -> Tensor:
+def _standardise(out: Tensor) -> Tensor:
     """Each sample to zero mean and unit variance over all its entries; a single number stays as it is."""
     z = out.to(_wide(out))
     if z[0].numel() <= 1:
@@ -241,7 +241,7 @@ def _standardised(out: Tensor) -> Tensor:
     return ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-6)).reshape(z.shape)
 
 
-def _unpadded(each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _unpad(each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """``each`` [batch, positions, ..] with padding zeroed, and the positions that count in each sample. [batch]"""
     positions = each.shape[1] if each.dim() > 2 else 1
     if mask is None or each.dim() < 3 or mask.shape != each.shape[:2]:

@@ -73,14 +73,14 @@ class Obs(Criterion):
 
     def assess(self, program: Program, data: Calibration | None, seed: int) -> dict[str, dict[str, Tensor]]:
         """Scores, and the order and the damage curve they stand for: a search may use the curve as it is."""
-        batches = _given(data, self.samples)
+        batches = _take_batches(data, self.samples)
         found, _ = readers(program)
         inputs = gather(program, found, batches)
         judge = Damage(program, first(batches, self.judged)) if self.damage == "measured" else None
         result = {}
         for group in prunable(program):
             order, added = self._order(program, group, found, inputs)
-            curve = self._measured(program, group, order, found, inputs, judge) if judge else _local(order, added)
+            curve = self._measure(program, group, order, found, inputs, judge) if judge else _local(order, added)
             result[group.name] = {
                 "values": slopes(order, curve),
                 "curve": fill(curve, group.size),
@@ -91,7 +91,7 @@ class Obs(Criterion):
     def ranks(self, program: Program, data: Calibration | None, kinds: Sequence[Kind]) -> dict[str, Tensor]:
         """Group name -> [size] elements, the most important first, of the groups that have a reader to solve for."""
         found = [r for r in readers(program)[0] if r.group.kind in kinds]
-        inputs = gather(program, found, _given(data, self.samples))
+        inputs = gather(program, found, _take_batches(data, self.samples))
         solved = {r.group.name for r in found if r.node in inputs}
         return {
             g.name: torch.tensor(self._order(program, g, found, inputs)[0][::-1], dtype=torch.long)
@@ -116,7 +116,7 @@ class Obs(Criterion):
             layers.append(Layer(have.g * have.level, weight, one.unit))
         return removal(layers, group.size, self.rel)
 
-    def _measured(
+    def _measure(
         self,
         program: Program,
         group: PruneGroup,
@@ -133,12 +133,12 @@ class Obs(Criterion):
             keep = torch.zeros(group.size, dtype=torch.bool)
             keep[torch.tensor(list(order[group.size - count :]), dtype=torch.long)] = True
             changes.append(
-                Change(group, keep, {k: v for r in mine for k, v in _solved(program, r, inputs[r.node], keep).items()})
+                Change(group, keep, {k: v for r in mine for k, v in _solve(program, r, inputs[r.node], keep).items()})
             )
         return [*zip(counts, judge.of(changes), strict=True), (group.size, 0.0)]
 
 
-def _solved(program: Program, one: Reader, have: Inputs, keep: Tensor) -> dict[str, Tensor]:
+def _solve(program: Program, one: Reader, have: Inputs, keep: Tensor) -> dict[str, Tensor]:
     """Placeholder -> tensor of a reader whose kept columns make up for the others in closed form (methods 8.1)."""
     bound, tensors = program.tensor_of_placeholder, program.tensors
     old = tensors[bound[one.weight]].detach()
@@ -151,7 +151,7 @@ def _solved(program: Program, one: Reader, have: Inputs, keep: Tensor) -> dict[s
     if bool(stay.any()):
         damped = g + (RIDGE * float(g.diagonal().mean()) or 1.0) * torch.eye(len(g), dtype=g.dtype)
         new[:, stay] += torch.linalg.solve(damped, have.g[stay][:, gone] @ weight[:, gone].T).T
-    made = {one.weight: one.shaped(new, old).to(old.device)}
+    made = {one.weight: one.shape_like(new, old).to(old.device)}
     if one.bias:
         bias = tensors[bound[one.bias]].detach()
         made[one.bias] = (bias.double().cpu() + (weight - new) @ have.mean).to(bias)
@@ -166,7 +166,7 @@ def _local(order: Sequence[int], added: Sequence[float]) -> list[tuple[int, floa
     return curve[::-1]
 
 
-def _given(data: Calibration | None, samples: int) -> list[Batch]:
+def _take_batches(data: Calibration | None, samples: int) -> list[Batch]:
     if data is None or not data.batches:
         raise InternalError("OBS needs calibration data")
     return first(data.batches, samples)

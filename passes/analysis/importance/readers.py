@@ -54,7 +54,7 @@ class Reader:
         """The weight as [o, k]."""
         return tensor.T if self.form == "transposed" else tensor.flatten(1)
 
-    def shaped(self, matrix: Tensor, like: Tensor) -> Tensor:
+    def shape_like(self, matrix: Tensor, like: Tensor) -> Tensor:
         """[o, k] back in the shape and dtype of ``like``."""
         whole = matrix.T if self.form == "transposed" else matrix
         return whole.reshape(like.shape).to(like.dtype)

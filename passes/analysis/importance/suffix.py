@@ -20,7 +20,7 @@ from ....ir.program import Program
 from ....ir.signature import batch_axes, samples_in, size_at
 from .consumers import Consumer, elements
 from .features import operand_source, reach
-from .mask_gradients import guarded
+from .mask_gradients import guard_step
 
 FOOTPRINT = 8
 """Values of the largest size that are alive at once while a suffix runs (residual, queries, keys, scores, ...)."""
@@ -134,7 +134,7 @@ class DenseRun:
         made = self.axes.stand_ins
         return set[str]().union(*(made.symbols(axis.size) for axis in self.batch_axes))
 
-    def stacked(self, node: Node, copies: int, made: dict[str, Any]) -> Any:
+    def stack(self, node: Node, copies: int, made: dict[str, Any]) -> Any:
         """The dense value of ``node`` for ``copies`` copies of the batch. ``made`` holds those already there.
 
         Sizes, and constants made from them alone, are computed afresh; what depends on data is repeated.
@@ -142,12 +142,12 @@ class DenseRun:
         if node.name in made:
             return made[node.name]
         if node.name in self._data or node.name not in self._sized or copies == 1:
-            value = self._repeated(node, copies)
+            value = self._repeat_value(node, copies)
         elif op_name(node) == "sym_size":
             value = self._size(node, copies)
         else:
             for source in node.all_input_nodes:
-                self.stacked(source, copies, made)
+                self.stack(source, copies, made)
             value = evaluate(node, made, self.module)
         made[node.name] = value
         return value
@@ -162,13 +162,13 @@ class DenseRun:
         """A captured size in this batch; in the example where only values say it."""
         return size_at(size, self.sizes, self.axes.stand_ins.real(size))
 
-    def _repeated(self, node: Node, copies: int) -> Any:
+    def _repeat_value(self, node: Node, copies: int) -> Any:
         if node.name in self.given:
             value = self.given[node.name]
         elif node.name in self.values:
             value = self.values[node.name]
         else:  # a constant on the way to a size
-            return evaluate(node, {s.name: self._repeated(s, 1) for s in node.all_input_nodes}, self.module)
+            return evaluate(node, {s.name: self._repeat_value(s, 1) for s in node.all_input_nodes}, self.module)
         if copies == 1:
             return value
         if isinstance(value, list | tuple):
@@ -184,7 +184,7 @@ class DenseRun:
     # ------------------------------------------------------------ removals
 
     @torch.no_grad()
-    def removed(
+    def remove(
         self, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor], keep: Mapping[str, bool]
     ) -> dict[str, Any]:
         """Values by name when in copy i of the batch the elements ``variants[i]`` of ``group`` do not contribute.
@@ -197,10 +197,10 @@ class DenseRun:
         last = {s.name: i for i, n in enumerate(suffix.nodes) for s in n.all_input_nodes}
         for i, node in enumerate(suffix.nodes):
             if node.name in suffix.short and not keep.get(node.name, False):
-                made[node.name] = self._shortened(node, suffix, group, variants)
+                made[node.name] = self._shorten(node, suffix, group, variants)
             else:
                 for source in node.all_input_nodes:
-                    self.stacked(source, copies, made)
+                    self.stack(source, copies, made)
                 mask = Masking(suffix.sides.get(node.name, ()), group, variants)
                 made[node.name] = evaluate(node, made, self.module, mask)
                 if keep.get(node.name, False):
@@ -211,7 +211,7 @@ class DenseRun:
         inside = {n.name for n in suffix.nodes}
         return found | {name: made[name] for name in keep if name in made and name in inside}
 
-    def _shortened(self, node: Node, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor]) -> Tensor:
+    def _shorten(self, node: Node, suffix: Suffix, group: PruneGroup, variants: Sequence[Tensor]) -> Tensor:
         """``x W^T - x[.., i] W[:, i]^T`` per variant: no product with the rest."""
         (side,) = suffix.sides[node.name]
         x, weight, position = self._linear(node)
@@ -296,7 +296,7 @@ def evaluate(
         args, kwargs = change(tuple(args), dict(kwargs))
     if is_mutable(node) and args and isinstance(args[0], Tensor):
         args = (args[0].clone(), *args[1:])
-    return guarded(lambda n: n.target(*args, **kwargs), node)
+    return guard_step(lambda n: n.target(*args, **kwargs), node)
 
 
 def _multiplies_a_matrix(side: Consumer) -> bool:

@@ -21,8 +21,8 @@ from ....ir.program import Program
 from ....ir.signature import batch_axes, samples_in
 from ....ir.sparsity import Tile, tile_areas, tile_sums
 from ....process.jobs import run_jobs
-from .consumers import Operand, sample_of, sampled_dim
-from .mask_gradients import first_samples, guarded, not_finite
+from .consumers import Operand, find_sample_dim, sample_of
+from .mask_gradients import first_samples, guard_step, not_finite
 from .objective import objectives
 
 CHUNK = 2**24  # elements of per-sample weight gradients that are alive at a time: 64 MiB
@@ -132,7 +132,7 @@ class LayerRun(Interpreter):
             return list(self.run(*values))
 
     def run_node(self, n: Node) -> Any:
-        value = guarded(super().run_node, n)
+        value = guard_step(super().run_node, n)
         group = self.layers.get(n.name)
         if group is None:
             return value
@@ -146,7 +146,7 @@ class LayerRun(Interpreter):
     def _operand(self, node: Node, group: BlockGroup) -> Operand:
         axes: Axes = self.axes
         dims = axes.dims[group.matrix.source]
-        return Operand(node, group.matrix.operand, len(dims) - 1, dims, sampled_dim(dims, self.batch_axes))
+        return Operand(node, group.matrix.operand, len(dims) - 1, dims, find_sample_dim(dims, self.batch_axes))
 
     @torch.no_grad()
     def _collect(self, group: BlockGroup, operand: Operand, gradient: Tensor) -> None:

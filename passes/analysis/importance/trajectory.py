@@ -199,8 +199,8 @@ class Trajectory(Criterion):
 
     def parts(self, program: Program, data: Calibration | None, seed: int) -> tuple[Scores, Scores]:
         """(feature term, output term) by group, before they are balanced."""
-        batches = unlabelled(data)
-        seen = self.looked_at(program, batches)
+        batches = strip_labels(data)
+        seen = self.select_samples(program, batches)
         exactly, guessed = self.split(program)
         self._found.clear()
         self._found["notes"] = notes = []
@@ -233,7 +233,7 @@ class Trajectory(Criterion):
         exactly = groups if self.mode == "exact" else [g for g in groups if g.kind in HEADS and self.mode == "hybrid"]
         return exactly, [g for g in groups if g not in exactly]
 
-    def looked_at(self, program: Program, batches: Sequence[Batch]) -> list[Batch]:
+    def select_samples(self, program: Program, batches: Sequence[Batch]) -> list[Batch]:
         """``samples`` samples from all over the data; whole batches, as many as that takes, of a fixed size."""
         if program.fixed_batch:
             return evenly(batches, -(-self.samples // batches[0].size))
@@ -283,7 +283,7 @@ class Trajectory(Criterion):
                 wanted[group] = borderline(scores[group.name].values, kept, self.rescore)
         if not wanted:
             return {}
-        exact = self._added(program, data, seed)(*self._removals(program, data)("trajectory.refine", wanted))
+        exact = self._choose_terms(program, data, seed)(*self._removals(program, data)("trajectory.refine", wanted))
         return {g.name: scores[g.name].values.double().index_put((i,), exact[g.name]) for g, i in wanted.items()}
 
     @property
@@ -297,14 +297,14 @@ class Trajectory(Criterion):
         if not self.measures_sets or not wanted:
             return {}
         removals = self._removals(program, data)
-        found = self._added(program, data, seed)(*removals.together("trajectory.together", wanted))
+        found = self._choose_terms(program, data, seed)(*removals.together("trajectory.together", wanted))
         self._found["notes"] = [*self._found["notes"], *removals.notes]
         return found
 
     def _removals(self, program: Program, data: Calibration | None) -> Removals:
-        return Removals(program, self.looked_at(program, unlabelled(data)), self.measure, self._bytes)
+        return Removals(program, self.select_samples(program, strip_labels(data)), self.measure, self._bytes)
 
-    def _added(self, program: Program, data: Calibration | None, seed: int) -> Added:
+    def _choose_terms(self, program: Program, data: Calibration | None, seed: int) -> Added:
         """How the terms are added, as for the scores of this program; these are made again where they are another's."""
         if self._found.get("exported") is not program.exported or self._found.get("seed") != seed:
             self.scores(program, data, seed)
@@ -326,7 +326,7 @@ class Trajectory(Criterion):
         return notes
 
 
-def unlabelled(data: Calibration | None) -> list[Batch]:
+def strip_labels(data: Calibration | None) -> list[Batch]:
     """The batches without their labels, which trajectories do not look at."""
     if data is None or not data.batches:
         raise InternalError("trajectory importance needs calibration data")

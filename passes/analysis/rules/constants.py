@@ -9,7 +9,7 @@ from ..walk import Args, Walk, rule
 
 
 @rule("full", "zeros", "ones", "empty", "new_full", "new_zeros", "new_ones", "new_empty")
-def filled(w: Walk, a: Args) -> Dims:
+def fill(w: Walk, a: Args) -> Dims:
     out: Dims = w.fresh()
     w.literal("size", "shape", out)
     return out

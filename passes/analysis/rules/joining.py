@@ -8,7 +8,7 @@ from ..walk import Args, Multi, Walk, rule
 
 @rule("cat", "concat", "concatenate")
 def cat(w: Walk, a: Args) -> Dims:
-    return _joined(w, a, a.dim)
+    return _join(w, a, a.dim)
 
 
 @rule("hstack", "vstack", "row_stack", "column_stack", "dstack")
@@ -18,10 +18,10 @@ def stack_along(w: Walk, a: Args) -> Dims:
     dim = 2 if name == "dstack" else 0 if name in ("vstack", "row_stack") or ranks == {1} else 1
     if min(ranks) < (1 if name == "hstack" else max(dim + 1, 2)):
         raise Conflict(f"{name} of tensors with {sorted(ranks)} dims")
-    return _joined(w, a, dim)
+    return _join(w, a, dim)
 
 
-def _joined(w: Walk, a: Args, dim: int) -> Dims:
+def _join(w: Walk, a: Args, dim: int) -> Dims:
     tensors = [t for t in a.tensors() if len(t) > 0 and t != [(Axis,)]]
     dim = dim % len(tensors[0])
     tensors = [t for t in tensors if len(t) == len(tensors[0])]  # torch lets an empty 1-D tensor join anything
@@ -85,7 +85,7 @@ def slice_(w: Walk, a: Args) -> Dims:
     start = max(start + full, 0) if start < 0 else start
     try:
         if step > 1:
-            return _strided(w, a, x, dim, full, got, start, step)
+            return _take_strided(w, a, x, dim, full, got, start, step)
         before, kept = between(x[dim], start, start + got)
     except Conflict as conflict:
         return frozen(w.conflict([x[dim]], conflict))
@@ -107,7 +107,7 @@ def between(dim: Dim, start: int, end: int) -> tuple[Dim, Dim]:
     return before, dim
 
 
-def _strided(w: Walk, a: Args, x: Dims, dim: int, full: int, got: int, start: int, step: int) -> Dims:
+def _take_strided(w: Walk, a: Args, x: Dims, dim: int, full: int, got: int, start: int, step: int) -> Dims:
     """x[..., i::step] of (n, step) is n: interleaved rotary embeddings."""
     if full % step or start >= step or got != full // step or a.raw("length") is not None:
         raise Conflict("every so many elements are taken, beginning or ending within a row")

@@ -17,7 +17,7 @@ def positions(x: Dims, dim: Any) -> list[int]:
     return sorted({d % len(x) for d in (dim if isinstance(dim, list | tuple) else [dim])})
 
 
-def _reduced(w: Walk, a: Args, x: Dims, gone: list[int]) -> Any:
+def _reduce(w: Walk, a: Args, x: Dims, gone: list[int]) -> Any:
     keep = bool(a.get("keepdim", False))
     out = [() if i in gone else d for i, d in enumerate(x) if keep or i not in gone]
     value = w.node.meta["val"]
@@ -25,7 +25,7 @@ def _reduced(w: Walk, a: Args, x: Dims, gone: list[int]) -> Any:
 
 
 @rule("sum", "nansum", "linalg_vector_norm", "norm", "frobenius_norm")
-def summed(w: Walk, a: Args) -> Any:
+def add_up(w: Walk, a: Args) -> Any:
     """A zeroed element adds nothing to a sum or a p-norm (p > 0; the others freeze)."""
     x, gone = a.self, positions(a.self, a.get("dim"))
     order = a.get("ord", a.get("p"))
@@ -33,15 +33,15 @@ def summed(w: Walk, a: Args) -> Any:
         return other(w, a)
     for i in gone:
         w.contract(x[i], ("self", i))
-    return _reduced(w, a, x, gone)
+    return _reduce(w, a, x, gone)
 
 
 @rule("mean", "var", "std", "var_mean", "std_mean")
-def averaged(w: Walk, a: Args) -> Any:
+def average(w: Walk, a: Args) -> Any:
     x, gone = a.self, positions(a.self, a.get("dim"))
     for i in gone:
         w.statistic(x[i], i)
-    return _reduced(w, a, x, gone)
+    return _reduce(w, a, x, gone)
 
 
 @rule(
@@ -66,11 +66,11 @@ def other(w: Walk, a: Args) -> Any:
     x, gone = a.self, positions(a.self, a.get("dim"))
     for i in gone:
         w.freeze(x[i], f"{w.node.target}")
-    return _reduced(w, a, x, gone)
+    return _reduce(w, a, x, gone)
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "sort", "argsort", "msort")
-def ordered(w: Walk, a: Args) -> Any:
+def keep_order(w: Walk, a: Args) -> Any:
     x, dim = a.self, a.get("dim", a.get("dims", 0))
     for i in positions(x, dim):
         w.freeze(x[i], f"{w.node.target}")
@@ -99,7 +99,7 @@ def topk(w: Walk, a: Args) -> Multi:
 def linalg_norm(w: Walk, a: Args) -> Any:
     """A vector norm where one dim and a number (or nothing) are given; matrix norms stay closed."""
     one = a.dim is not None and (isinstance(a.dim, int) or len(a.dim) == 1)
-    return summed(w, a) if one and not isinstance(a.get("ord"), str) else similarity(w, a)
+    return add_up(w, a) if one and not isinstance(a.get("ord"), str) else similarity(w, a)
 
 
 @rule("cosine_similarity")

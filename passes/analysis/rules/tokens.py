@@ -66,7 +66,7 @@ def token_score(w: Walk, a: Args) -> Dims:
 
 
 @rule("fxprune::restore_tokens")
-def restored(w: Walk, a: Args) -> Dims:
+def restore(w: Walk, a: Args) -> Dims:
     """x[place]: [b, tokens, d] of x [b, fewer, d] and place [b, tokens]"""
     w.unify(a.x[0], a.place[0])
     w.freeze([a.x[1], a.place[1]], "gathered by index")

@@ -160,12 +160,12 @@ class _Collector:
         if mask is not None and mask.shape == lead:
             w = w * mask.to(w)
         if centred:
-            x = self._centred(x.float(), w, need.value, samples, side.form == "conv")
+            x = self._centre(x.float(), w, need.value, samples, side.form == "conv")
         x, w = x.reshape(-1, x.shape[-1]), w.reshape(-1)
         step = -(-len(x) // ROWS) | 1  # odd: an even step would meet the same columns of every picture row
         return (x[::step], w[::step]) if len(x) > ROWS else (x, w)
 
-    def _centred(self, x: Tensor, w: Tensor, name: str, samples: int, conv: bool) -> Tensor:
+    def _centre(self, x: Tensor, w: Tensor, name: str, samples: int, conv: bool) -> Tensor:
         """Keys less the mean of those of their sample (of their window, where windows are samples by then): a softmax
         does not see what is added to all keys."""
         dims = list(self.axes.dims[name])

@@ -54,7 +54,7 @@ class Side:
         whole = store.trace(self.weight)
         assert whole is not None
         turned = (self.form == "transposed") != self.reads
-        return whole.seen(lambda t: (t.transpose(0, 1) if turned else t).flatten(1))
+        return whole.view(lambda t: (t.transpose(0, 1) if turned else t).flatten(1))
 
     def shifts(self, store: Store) -> Stored | None:
         """The bias, where it moves with the rows. [n]"""
@@ -121,7 +121,7 @@ class _Finder:
         owned = {node}
         ways = [self._back(source, group.axis, owned) for source in found]
         self._check_owned(group.axis, owned)
-        rows = self._pair([self._labelled(way, group.axis) for way in ways])
+        rows = self._pair([self._label(way, group.axis) for way in ways])
         one, two = (self._maker(way[-1], r) for way, r in zip(ways, rows, strict=True))
         return Site(group, (one, two), _keys(node, summed))
 
@@ -141,7 +141,7 @@ class _Finder:
         self._check_owned(axis, owned)
         into = self.axes.dims[weight.name][0 if one.form == "transposed" else 1]
         read = _Labelled([into], dict.fromkeys(leaves(into), 0), axis, torch.arange(total(into)))
-        left, right = self._pair([read, self._labelled(way, axis)])
+        left, right = self._pair([read, self._label(way, axis)])
         return Site(group, (Side(closing, weight, bias, one.form, left, True), self._maker(way[-1], right)))
 
     # ------------------------------------------------------------ ways
@@ -235,7 +235,7 @@ class _Finder:
         for side in site.sides:
             index, shifts = side.rows.flatten(), side.shifts(self.store)
             for whole in (side.vectors(self.store), *([] if shifts is None else [shifts])):
-                mine = whole.seen(lambda t, index=index: t[index])  # type: ignore[misc]
+                mine = whole.view(lambda t, index=index: t[index])  # type: ignore[misc]
                 for name in mine.names:
                     touched = mine.touches(name, self.store.tensors[name].numel())
                     if bool((touched & changed.get(name, torch.zeros_like(touched))).any()):
@@ -251,7 +251,7 @@ class _Finder:
 
     # ------------------------------------------------------------ which row is which
 
-    def _labelled(self, way: Sequence[Node], axis: Axis) -> _Labelled:
+    def _label(self, way: Sequence[Node], axis: Axis) -> _Labelled:
         """The factor, each entry with the number of the layer's output that it is: numbers sent the way of values."""
         layer, real = way[-1], self.axes.stand_ins.real
         shape = [real(s) for s in layer.meta["val"].shape]

@@ -30,7 +30,7 @@ class Stored:
     origin: Tensor
     place: Tensor
 
-    def seen(self, view: Callable[[Tensor], Tensor]) -> Stored:
+    def view(self, view: Callable[[Tensor], Tensor]) -> Stored:
         """The same entries, or some of them, in another arrangement."""
         return Stored(self.names, view(self.origin), view(self.place))
 
@@ -92,7 +92,7 @@ class Store:
             elif family(one) is Family.CAST:
                 values[one] = values[one.all_input_nodes[0]]
             else:
-                values[one] = tuple(_moved(one, {n: values[n][i] for n in one.all_input_nodes}) for i in (0, 1))
+                values[one] = tuple(_move(one, {n: values[n][i] for n in one.all_input_nodes}) for i in (0, 1))
         found = values[node]
         return Stored(tuple(names), *found) if isinstance(found[0], Tensor) else None
 
@@ -117,7 +117,7 @@ def _moves(node: Node) -> bool:
     return node.op == "call_function" and (family(node) in MOVES or op_name(node) == PICKS)
 
 
-def _moved(node: Node, values: Mapping[Node, Any]) -> Any:
+def _move(node: Node, values: Mapping[Node, Any]) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 

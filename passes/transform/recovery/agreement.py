@@ -12,7 +12,7 @@ from ....data.batch import Batch, sample_count
 from ....data.metrics import spearman
 from ....ir.program import Program
 from ....ir.signature import padding_mask
-from .outputs import class_rows, divergence, floating, joined, run, unit
+from .outputs import class_rows, divergence, floating, join_rows, run, unit
 from .views import noisy
 
 NEIGHBOURS = 5  # nearest dense neighbours of a sample that are compared with it
@@ -187,7 +187,7 @@ class Yardstick:
             else:  # weighted by the batch's samples when the batches are averaged
                 divergences.append(divergence(self._logits[i].double(), each.double()).cpu().expand(batch.size))
                 kept.append((self._logits[i].argmax(1) == each.argmax(1)).cpu())
-        rows = [joined(parts) for parts in zip(*collected, strict=True)]
+        rows = [join_rows(parts) for parts in zip(*collected, strict=True)]
         nothing = torch.zeros(0, dtype=torch.float64)
         return rows, torch.cat(divergences) if divergences else nothing, torch.cat(kept) if kept else nothing.bool()
 

@@ -139,7 +139,7 @@ class ClosedForm:
             unit = site.unit.repeat_interleave(columns).to(weight.device)
             scaled = system.scale(matrix, unit, SCALE_REL, self.solver)
             return None if scaled is None else _Solved(scaled, system.bias(scaled) if movable else None)
-        change, rel = bounded_ridge(system, matrix, rel, self.limited)
+        change, rel = solve_bounded(system, matrix, rel, self.limited)
         return _Solved(change, system.bias(change) if movable else None, rel)
 
 
@@ -156,7 +156,7 @@ class _Solved:
         return float(self.weight.norm()) / size if self.weight is not None and size > 0 else 0.0
 
 
-def bounded_ridge(system: System, weight: Tensor, rel: float, limited: bool = True) -> tuple[Tensor, float]:
+def solve_bounded(system: System, weight: Tensor, rel: float, limited: bool = True) -> tuple[Tensor, float]:
     """(change [o, k], the strength that was used): ten times stronger while the change exceeds the weight's size.
 
     Such a change says that inputs nearly repeat one another and that the fit lives on their small differences.
@@ -192,12 +192,12 @@ def _step(program: Program, site: Site, rows: int, system: System, solved: _Solv
 def _move(walk: Lockstep, site: Site, weight: Tensor | None, bias: Tensor | None, changed: dict[str, Tensor]) -> None:
     """Move a site's tensors, in the walk and in ``changed``, in every process by what the first one found."""
     moves = {site.weight: weight, site.bias: None if bias is None else site.sign * bias}
-    new = {p: _moved(walk.tensors[p], by, site, p) for p, by in moves.items() if by is not None}
+    new = {p: _add_change(walk.tensors[p], by, site, p) for p, by in moves.items() if by is not None}
     walk.tensors.update(from_first(new))
     changed.update((p, walk.tensors[p]) for p in new)
 
 
-def _moved(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:
+def _add_change(old: Tensor, change: Tensor, site: Site, placeholder: str) -> Tensor:
     """The new tensor in the shape and dtype of the old one; the sum is made in fp64."""
     if placeholder == site.weight and site.form == "transposed":
         change = change.T

@@ -15,9 +15,6 @@ from ....ir.dataflow import Family, bind, family
 from ....ir.patches import pads_of
 from ....process.ranks import add_up
 
-POSITIONS = 4096
-"""Output positions of a batch that are looked at: a channel is solved for a few weights, and neighbours are alike."""
-
 
 def is_depthwise(node: Node) -> bool:
     """Whether ``node`` is a convolution with one filter for each channel of a picture."""
@@ -31,8 +28,8 @@ def is_depthwise(node: Node) -> bool:
     return len(shape) == 4 and shape[1] == 1 and int(given.get("groups", 1)) == int(shape[0]) > 1
 
 
-def sampled_rows(
-    node: Node, kernel: Sequence[int], x: Tensor, outputs: Sequence[Tensor], most: int = POSITIONS
+def sample_rows(
+    node: Node, kernel: Sequence[int], x: Tensor, outputs: Sequence[Tensor], most: int
 ) -> tuple[Tensor, list[Tensor]]:
     """(what a convolution of pictures reads [n, channels, taps], ``outputs`` there [n, channels] each), on an even grid
     of about ``most`` output positions: nothing is unfolded that is not looked at.
@@ -45,7 +42,10 @@ def sampled_rows(
     top, left = (min(step // 2, size[i] - 1) for i in (2, 3))
     x = functional.pad(x, (pad[1], pad[1], pad[0], pad[0]))[:, :, top * stride[0] :, left * stride[1] :]
     wide = (stride[0] * step, stride[1] * step)
-    taps = functional.unfold(x, tuple(kernel), tuple(dilation), (0, 0), wide)  # [batch, channels * taps, positions]
+    if tuple(kernel) == (1, 1):
+        taps = x[:, :, :: wide[0], :: wide[1]].flatten(2)
+    else:
+        taps = functional.unfold(x, tuple(kernel), tuple(dilation), (0, 0), wide)  # [batch, channels * taps, positions]
     there = [r[:, :, top::step, left::step].flatten(2).transpose(1, 2).flatten(0, 1) for r in outputs]
     channels = x.shape[1]
     c = taps.view(len(x), channels, -1, taps.shape[-1]).permute(0, 3, 1, 2).reshape(-1, channels, kernel[0] * kernel[1])
@@ -69,7 +69,7 @@ class ChannelMoments:
     def add(self, c: Tensor, r: Tensor) -> None:
         """Take in rows."""
         c, r = c.double().cpu(), r.double().cpu()
-        by_channel = c.permute(1, 0, 2)  # [channels, n, taps]
+        by_channel = c.transpose(0, 1).contiguous()  # [channels, n, taps]
         self.sums["rows"] += len(r)
         self.sums["cc"] += by_channel.transpose(1, 2) @ by_channel
         self.sums["cr"] += (by_channel.transpose(1, 2) @ r.T[..., None])[..., 0]

@@ -16,7 +16,7 @@ from ....ir.dataflow import bind, row_weight
 from ....ir.patches import unfold
 from ....ir.program import Program
 from ....ir.signature import padding_mask
-from .depthwise import ChannelMoments, sampled_rows
+from .depthwise import ChannelMoments, sample_rows
 from .moments import Moments
 from .reduction import Reduction
 from .shared import share_moments
@@ -27,6 +27,10 @@ ROWS = 8192
 """Rows of a layer that are taken per batch, at least: where there are more, they are thinned out evenly. Neighbouring
 pixels and tokens say nearly the same."""
 PER_INPUT = 16  # rows over all batches per input of the layer, at least
+POSITIONS = 4 * ROWS
+"""Output positions of all pictures together that a convolution is fitted to at least: neighbours are alike, and what
+they cost is the greater part of recovery."""
+PER_CHANNEL = 4096  # of a depthwise convolution, whose channels have a few unknowns each
 
 
 class Lockstep:
@@ -86,9 +90,10 @@ class Lockstep:
             dense.advance(max(dense.cursor, dense.place[site.target] + 1))
             pruned.advance(pruned.place[site.start])
             node = pruned.nodes[pruned.place[site.start]]
-            target = align(self._reduced(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
+            target = align(self._reduce(dense, pruned, site.target), self.axes.dims[site.target], self.keep)
             missing = target - pruned.run(node)
-            c, (r,) = sampled_rows(node, weight.shape[2:], _read_by(site, pruned, node), [missing])
+            most = -(-PER_CHANNEL // len(self.runs))
+            c, (r,) = sample_rows(node, weight.shape[2:], _read_by(site, pruned, node), [missing], most)
             moments.add(c, r)
         self.leave(site)
         return moments
@@ -121,10 +126,10 @@ class Lockstep:
         self, site: Site, dense: Stream, pruned: Stream, mask: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         node = pruned.nodes[pruned.place[site.start]]
-        whole = self._reduced(dense, pruned, site.target)
+        whole = self._reduce(dense, pruned, site.target)
         target = align(whole, self.axes.dims[site.target], self.keep)
         out = pruned.run(node)
-        missing, weight = self._pulled_back(site, dense, pruned, out, target, self._row_weight(site, whole))
+        missing, weight = self._pull_back(site, dense, pruned, out, target, self._row_weight(site, whole))
         if site.form == "conv" and out.dim() == 4 and not site.empty:
             yield self._picture_rows(site, pruned, node, missing, weight)
             return
@@ -148,8 +153,8 @@ class Lockstep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of a convolution of pictures, from a grid of positions."""
         kernel = self.tensors[site.weight].shape
-        most = max(ROWS, PER_INPUT * kernel[1:].numel() // len(self.runs))
-        c, (r, w) = sampled_rows(node, kernel[2:], _read_by(site, pruned, node), [missing, weight], most)
+        most = -(-max(POSITIONS, PER_INPUT * kernel[1:].numel()) // len(self.runs))
+        c, (r, w) = sample_rows(node, kernel[2:], _read_by(site, pruned, node), [missing, weight], most)
         return c.flatten(1), r, w.amax(-1)
 
     def _inputs(self, site: Site, pruned: Stream, node: Node) -> Tensor:
@@ -159,7 +164,7 @@ class Lockstep:
             return x.reshape(-1, x.shape[-1])
         return unfold(node, self.tensors[site.weight].shape[2:], x)
 
-    def _pulled_back(
+    def _pull_back(
         self, site: Site, dense: Stream, pruned: Stream, out: Tensor, target: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(what ``out`` would have to gain, weights), both in the shape of the layer's output.
@@ -201,12 +206,12 @@ class Lockstep:
             weight = weight * factor
         return weight
 
-    def _reduced(self, dense: Stream, pruned: Stream, name: str) -> Any:
+    def _reduce(self, dense: Stream, pruned: Stream, name: str) -> Any:
         value = dense.values[name]
         return value if self.reduction is None else self.reduction(name, value, pruned)
 
     def _dense_value(self, dense: Stream, pruned: Stream, name: str) -> Any:
-        value = self._reduced(dense, pruned, name)
+        value = self._reduce(dense, pruned, name)
         return align(value, self.axes.dims[name], self.keep) if isinstance(value, Tensor) else value
 
 

@@ -74,7 +74,7 @@ def _by_sample(program: Program) -> list[Callable[[Tensor, int], bool]]:
     inputs = [shape(n) for n in program.placeholders() if n.name in program.user_inputs]
     samples = {str(s[0]) for s in inputs if s and not isinstance(s[0], int)}
 
-    def decided(sizes: tuple[Any, ...]) -> Callable[[Tensor, int], bool]:
+    def decide(sizes: tuple[Any, ...]) -> Callable[[Tensor, int], bool]:
         if any(str(size) in samples for size in sizes[1:] if not isinstance(size, int)):
             return lambda value, count: False
         if sizes and not isinstance(sizes[0], int) and sizes[0].node.expr.is_Symbol:
@@ -82,7 +82,7 @@ def _by_sample(program: Program) -> list[Callable[[Tensor, int], bool]]:
             return lambda value, count: belongs
         return lambda value, count: len(value) == count
 
-    return [decided(shape(o)) for o in next(n for n in program.graph.nodes if n.op == "output").args[0]]
+    return [decide(shape(o)) for o in next(n for n in program.graph.nodes if n.op == "output").args[0]]
 
 
 def _names(program: Program, count: int) -> list[str]:
@@ -114,7 +114,7 @@ def unit(out: Tensor, mask: Tensor | None) -> Tensor:
     return functional.normalize(rows(out.double(), mask), dim=1).cpu()
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
     """Rows of several batches [n, d] under each other; where they are of different lengths (one entry per position,
     batches padded to their own longest), zeros make them as long as the longest."""
     width = max(part.shape[1] for part in parts)

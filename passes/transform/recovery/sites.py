@@ -126,7 +126,7 @@ class _Finder:
         path, target, norm, eps = goes_to(node, self.bound) if reads or not makes else ((), node.name, "", 0.0)
         if not reads and not path:  # its own dense output is what it should give
             target, norm, eps = node.name, "", 0.0
-        start = node.name if node.name in self.pruned else self._replaced(node)
+        start = node.name if node.name in self.pruned else self._find_replacement(node)
         if not start:
             return "nothing stands for it in the pruned graph"
         movable, sign = self._movable(node, bias)
@@ -181,7 +181,7 @@ class _Finder:
     def _movable(self, node: Node, bias: Node | None) -> tuple[str, int]:
         """(placeholder that moves the layer's output, whether more of it is more of that or less)."""
         if bias is not None:
-            return (bias.name if bias.name in self.bound and not self._shared(bias) else ""), 1
+            return (bias.name if bias.name in self.bound and not self._is_shared(bias) else ""), 1
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         if reader is None or family(reader) is not Family.BATCH_NORM:
             return "", 1
@@ -189,16 +189,16 @@ class _Finder:
         mean = args.get("running_mean")
         if args.get("input") is not node or args.get("training") or not isinstance(mean, Node):
             return "", 1
-        return (mean.name, -1) if mean.name in self.bound and not self._shared(mean) else ("", 1)
+        return (mean.name, -1) if mean.name in self.bound and not self._is_shared(mean) else ("", 1)
 
     def _cut(self, dim: Dim) -> bool:
         return kept_total(dim, self.counts) != total(dim)
 
-    def _shared(self, placeholder: Node) -> bool:
+    def _is_shared(self, placeholder: Node) -> bool:
         return len(placeholder.users) > 1 or self.tied[self.tensors[self.bound[placeholder.name]].data_ptr()] > 1
 
     def _refusal(self, weight: Node, dims: Dims) -> str:
-        if self._shared(weight):
+        if self._is_shared(weight):
             return "its weight is shared with another layer"
         if not self.tensors[self.bound[weight.name]].is_floating_point():
             return "its weight is not of a floating type"
@@ -207,7 +207,7 @@ class _Finder:
             return "a cut axis is folded with an open size"
         return ""
 
-    def _replaced(self, node: Node) -> str:
+    def _find_replacement(self, node: Node) -> str:
         """The node that took the place of an emptied layer: what its first reader reads now."""
         for user in node.users:
             other = self.pruned.get(user.name)

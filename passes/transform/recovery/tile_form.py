@@ -59,7 +59,7 @@ class TileForm:
             system = moments.finish(centred=bool(site.bias))
             old = walk.tensors[site.weight]
             change = by_rows(system, sparsity, matrix.matrix(old), self.rel)
-            new = {site.weight: (old.double() + matrix.stored(change)).to(old.dtype)}
+            new = {site.weight: (old.double() + matrix.store(change)).to(old.dtype)}
             offset = None
             if site.bias:
                 offset = system.bias(change)
@@ -134,7 +134,7 @@ def by_rows(system: System, sparsity: Sparsity, weight: Tensor, rel: float) -> T
             wide = at.clamp_max(outputs - 1)  # a ragged last row of tiles repeats its last output, to fill the batch
             g = system.g[index[:, :, None], index[:, None, :]]
             b = system.b[index[:, :, None], wide[:, None, :]]
-            solved = _damped(g, b, rel * level)
+            solved = _solve_damped(g, b, rel * level)
             for i, r in enumerate(some):
                 here = slice(r * bn, r * bn + int(high[i]))
                 most, now, strength = float(weight[here].double().norm()), solved[i], rel
@@ -142,12 +142,12 @@ def by_rows(system: System, sparsity: Sparsity, weight: Tensor, rel: float) -> T
                     if float(now[:, : high[i]].norm()) <= LIMIT * most:
                         break
                     strength = 10 * max(strength, 1e-3)
-                    now = _damped(g[i : i + 1], b[i : i + 1], strength * level)[0]
+                    now = _solve_damped(g[i : i + 1], b[i : i + 1], strength * level)[0]
                 change[here, index[i]] = now[:, : high[i]].T
     return change
 
 
-def _damped(g: Tensor, b: Tensor, damp: float) -> Tensor:
+def _solve_damped(g: Tensor, b: Tensor, damp: float) -> Tensor:
     """(g + damp I)^-1 b, batched. [rows, count, outputs]"""
     whole = g + damp * torch.eye(g.shape[-1], dtype=g.dtype)
     factor, failed = torch.linalg.cholesky_ex(whole)

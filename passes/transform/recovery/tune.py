@@ -178,7 +178,7 @@ class _Recording(Interpreter):
 
 
 @dataclass(frozen=True)
-class _Said:
+class _DenseOutputs:
     """What the dense graph said on one batch: floating outputs, padding, residual sums and their row weights."""
 
     outputs: list[Output]
@@ -199,7 +199,7 @@ class _Distillation:
         there = {n.name for n in pruned.graph.nodes}
         sites = find_sites(program, keep, pruned.graph, False).sites if hidden else ()
         self.sites: dict[str, Site] = {s.target: s for s in sites if s.target in there and s.path}
-        self.hidden, self.cached, self.used = hidden, dict[int, _Said](), 0
+        self.hidden, self.cached, self.used = hidden, dict[int, _DenseOutputs](), 0
 
     def loss(self, index: int, tensors: Mapping[str, Tensor]) -> Tensor:
         batch = self.batches[index]
@@ -209,11 +209,11 @@ class _Distillation:
         outputs = floating(self.pruned, run(self.pruned, flat, tensors, recording), batch.size)
         parts = [output_loss(a, b, said.mask) for a, b in zip(said.outputs, outputs, strict=True)]
         total = torch.stack(parts).mean()
-        sums = [_normalised(recording.seen[name], want, weight) for name, (want, weight) in said.hidden.items()]
+        sums = [_normalise(recording.seen[name], want, weight) for name, (want, weight) in said.hidden.items()]
         return total + self.hidden * torch.stack(sums).mean() if sums else total
 
     @torch.no_grad()
-    def _dense(self, index: int) -> _Said:
+    def _dense(self, index: int) -> _DenseOutputs:
         if index in self.cached:
             return self.cached[index]
         batch = self.batches[index]
@@ -224,7 +224,7 @@ class _Distillation:
         for name, site in self.sites.items():
             whole = recording.seen[name]
             hidden[name] = (align(whole, self.axes.dims[name], self.keep), _weight(site, whole, mask))
-        said = _Said(outputs, mask, hidden)
+        said = _DenseOutputs(outputs, mask, hidden)
         if self.used + said.bytes <= share(CACHE, 0.25):
             self.cached[index], self.used = said, self.used + said.bytes
         return said
@@ -238,7 +238,7 @@ def _weight(site: Site, z: Tensor, mask: Tensor | None) -> Tensor:
     return weight
 
 
-def _normalised(got: Tensor, want: Tensor, weight: Tensor) -> Tensor:
+def _normalise(got: Tensor, want: Tensor, weight: Tensor) -> Tensor:
     """Weighted squared error over the weighted variance around the mean row. []"""
     wide = torch.promote_types(got.dtype, torch.float32)
     got, want = got.to(wide), want.to(wide)
@@ -261,5 +261,5 @@ def output_loss(dense: Output, pruned: Output, mask: Tensor | None) -> Tensor:
     weight = torch.ones((), dtype=wide, device=a.device)
     if mask is not None and dense.value.dim() > 2 and mask.shape == dense.value.shape[:2]:
         weight = mask.to(a).reshape(*mask.shape, *[1] * (dense.value.dim() - 2))
-    entries = _normalised(pruned.value, dense.value, weight)
+    entries = _normalise(pruned.value, dense.value, weight)
     return relation + (1 - (a * b).sum(1)).mean() + entries

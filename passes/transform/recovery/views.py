@@ -29,13 +29,13 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     flat = program.flatten(batch.args, batch.kwargs)
     mask = padding_mask(program, flat)
     changed: dict[int, Tensor] = {}
-    for name, value, sampled in zip(program.user_inputs, flat, _sampled(program, flat, batch.size), strict=True):
+    for name, value, sampled in zip(program.user_inputs, flat, _find_sampled(program, flat, batch.size), strict=True):
         if sampled:
             if value.is_floating_point():
                 image = value.dim() == 4 and value.shape[1] in (1, 3) and min(value.shape[2:]) > 1
-                changed[id(value)] = (view if image else _shaken)(value, generator)
+                changed[id(value)] = (view if image else _shake)(value, generator)
             elif name.endswith("ids") and value.dim() == 2 and not bool((value == value[0, 0]).all()):
-                changed[id(value)] = _replaced(value, mask, generator)
+                changed[id(value)] = _replace_ids(value, mask, generator)
 
     def copy(value: Any) -> Any:
         return changed.get(id(value), value)
@@ -44,7 +44,7 @@ def noisy(program: Program, batch: Batch, generator: torch.Generator) -> Batch:
     return replace(batch, args=args, kwargs=kwargs)
 
 
-def _sampled(program: Program, flat: Sequence[Any], size: int) -> list[bool]:
+def _find_sampled(program: Program, flat: Sequence[Any], size: int) -> list[bool]:
     """Which inputs hold one entry per sample: of as many as the batch, or of a kind of samples of their own."""
     wanted = set(program.user_inputs)
     known = [n.meta.get("val") for n in program.placeholders() if n.name in wanted]
@@ -85,13 +85,13 @@ def view(images: Tensor, generator: torch.Generator) -> Tensor:
     return ((x - mean) * contrast + mean + brightness + grain).to(images.dtype)
 
 
-def _shaken(x: Tensor, generator: torch.Generator) -> Tensor:
+def _shake(x: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.rand(len(x), generator=generator) * WORST_NOISE
     noise = torch.randn(x.shape, generator=generator) * share.reshape(-1, *[1] * (x.dim() - 1))
     return x + (noise * x.float().std().cpu()).to(x)
 
 
-def _replaced(ids: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
+def _replace_ids(ids: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.cpu().bool()
     inner = real.clone()
     inner[:, 0] = False

@@ -35,7 +35,7 @@ class Folded:
     uses: tuple[Uses, ...]
     made: Mapping[str, tuple[Tensor, Change]]
 
-    def rotated(self, bases: Mapping[Axis, Tensor]) -> Program:
+    def rotate(self, bases: Mapping[Axis, Tensor]) -> Program:
         """The same function with the coordinates of each stream those of the columns of its basis. [D, D] fp64, each
         orthogonal
 
@@ -63,13 +63,13 @@ def fold(program: Program, uses: Sequence[Uses], by: str) -> Folded:
         for norm in one.norms:
             _write_out(edit, norm)
     edit.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or is_mutable(n))
-    exported = edit.done()
+    exported = edit.finish()
     state = {**exported.constants, **exported.state_dict}
     made = {name: one for name, one in maker.made.items() if name in state}
     return Folded(program.without_facts(exported=exported), tuple(uses), made)
 
 
-def untied_by(program: Program, uses: Sequence[Uses]) -> list[tuple[str, int]]:
+def find_untied(program: Program, uses: Sequence[Uses]) -> list[tuple[str, int]]:
     """(name, elements) of tensors that would be two afterwards."""
     bound, tensors, found = program.tensor_of_placeholder, program.tensors, dict[str, int]()
     places: dict[int, list[tuple[str, Change]]] = {}

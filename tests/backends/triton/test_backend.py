@@ -20,7 +20,7 @@ from fxprune.ir.program import Program
 from fxprune.ir.sparsity import spread
 from fxprune.registry import backend
 from fxprune.target.backend import lower_and_verify
-from fxprune.target.block_table import BlockTable, Timing, cached_path, make_table
+from fxprune.target.block_table import BlockTable, Timing, find_table_path, make_table
 from fxprune.testing import run_flat
 
 
@@ -147,7 +147,7 @@ def test_an_approximate_gelu_is_left_outside() -> None:
 
 def test_the_kernel_runs_as_it_was_measured_to_be_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    winning().write(cached_path("NVIDIA X", "kernel"))
+    winning().write(find_table_path("NVIDIA X", "kernel"))
     fastest.cache_clear()
     assert fastest("NVIDIA X", 70, 40, "16x16", "float32", 12, 0.5) == Configuration(128, 4, 8)
     assert fastest("NVIDIA X", 70, 41, "16x16", "float32", 12, 0.5) is None

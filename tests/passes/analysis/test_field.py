@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.laws import ALL_KINDS, analysed_of, random_plan, sliced
+from support.strangers import GroupsOfTheBatch
 from torch import Tensor, nn
 
 from fxprune.ir.cost import CostModel
@@ -76,25 +77,8 @@ def test_what_a_mask_picks_costs_what_it_picked_in_the_example() -> None:
     assert CostModel(program)().flops == -(-(2 * convolutions + picked * (8 * 24 + 24 * 5)) // 2)
 
 
-class DynamicKernels(nn.Module):
-    """One kernel for each sample: the batch is folded into the groups of a convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 8, 3, padding=1))
-        self.mix, self.kernel = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 8, 3, 3) * 0.1)
-        self.tail = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 3, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.stem(x)
-        b, c, h, w = y.shape
-        kernel = self.kernel[None] * self.mix(y.mean((2, 3))).sigmoid().view(b, 1, c, 1, 1)
-        y = F.conv2d(y.reshape(1, b * c, h, w), kernel.reshape(b * c, c, 3, 3), padding=1, groups=b)
-        return self.tail(y.view(b, c, h, w))
-
-
 def test_groups_that_are_the_batch_freeze_what_they_mix() -> None:
-    program = analysed_of(DynamicKernels().eval(), (torch.randn(2, 3, 16, 16),))
+    program = analysed_of(GroupsOfTheBatch().eval(), (torch.randn(2, 3, 16, 16),))
     assert live(program) == {"stem.0:channel", "tail.0:channel"}
     assert any("groups are counted by an open size" in g.frozen for g in program.need("groups"))
     assert program.need("axes").failed == ()

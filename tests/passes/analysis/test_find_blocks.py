@@ -70,7 +70,7 @@ def test_real_models_have_tiles_where_expected(name: str, weights: int, dense: s
     for m in matrices(program):
         tensor = program.tensors[m.parameter]
         assert m.matrix(tensor).shape == m.shape
-        assert torch.equal(m.stored(m.matrix(tensor)), tensor)
+        assert torch.equal(m.store(m.matrix(tensor)), tensor)
 
 
 def test_a_shared_weight_stays_dense() -> None:

@@ -21,7 +21,7 @@ from fxprune.ir.pipeline import Pipeline
 from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.importance.trajectory import Trajectory
-from fxprune.passes.analysis.measure_rungs import MeasureRungs, by_rungs, tailed
+from fxprune.passes.analysis.measure_rungs import MeasureRungs, by_rungs, find_tailed
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.analysis.refine_scores import RefineScores
 from fxprune.passes.analysis.score_groups import ScoreGroups
@@ -93,7 +93,7 @@ def test_a_tail_of_one_costs_what_its_element_costs_alone() -> None:
     program = analysed(model())
     criterion = Trajectory(**EXACT)  # type: ignore[arg-type]
     alone, after = scored(program, criterion).need("scores"), measured(program, criterion).need("scores")
-    groups = tailed(program, (Kind.QK, Kind.V))
+    groups = find_tailed(program, (Kind.QK, Kind.V))
     assert len(groups) == 4
     for group in groups:
         curve, values = after[group.name].curve, alone[group.name].values
@@ -109,7 +109,7 @@ def test_all_costs_at_least_what_any_tail_costs_and_no_sum() -> None:
     after = measured(analysed(model())).need("scores")
     alone = scored(analysed(model()), Trajectory(**EXACT)).need("scores")  # type: ignore[arg-type]
     bent = 0
-    for group in tailed(analysed(model()), (Kind.QK,)):
+    for group in find_tailed(analysed(model()), (Kind.QK,)):
         curve = after[group.name].curve
         assert curve is not None
         assert bool((curve[1:] >= curve[:-1]).all())
@@ -122,7 +122,7 @@ def test_all_costs_at_least_what_any_tail_costs_and_no_sum() -> None:
 def test_relabelling_leaves_the_curve_and_relabels_the_order() -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     one, two = (measured(analysed(model(o))).need("scores") for o in (None, order))
-    for group in tailed(analysed(model()), (Kind.QK,)):
+    for group in find_tailed(analysed(model()), (Kind.QK,)):
         a, b = one[group.name], two[group.name]
         assert a.curve is not None
         assert b.curve is not None
@@ -134,7 +134,7 @@ def test_elements_of_a_basis_go_from_the_end_whatever_they_score() -> None:
     program = analysed(model())
     ordered = program.but(groups=tuple(g.but(ordered=g.kind is Kind.QK) for g in program.need("groups")))
     for after in (measured(ordered), ScoreGroups("l2").run(ordered)):
-        for group in tailed(ordered, (Kind.QK,)):
+        for group in find_tailed(ordered, (Kind.QK,)):
             assert after.need("scores")[group.name].ranking() == list(range(EACH))
             assert group.choose(2, after.need("scores"))[group.name].keep == (0, 1)
     plan = SearchPlan(Budget("flops", 0.7), kinds=(Kind.QK, Kind.V)).run(measured(ordered)).need("plan")
@@ -145,7 +145,7 @@ def test_elements_of_a_basis_go_from_the_end_whatever_they_score() -> None:
 
 def test_at_most_so_many_counts_are_measured_and_the_rest_lies_between() -> None:
     after = measured(analysed(model(), floor=0.0), most=2).need("scores")
-    for group in tailed(analysed(model()), (Kind.V,)):
+    for group in find_tailed(analysed(model()), (Kind.V,)):
         curve = after[group.name].curve
         assert curve is not None
         steps = (curve[1:] - curve[:-1])[1:]
@@ -156,7 +156,7 @@ def test_a_search_sees_the_curve_and_refining_leaves_it() -> None:
     program = analysed(model())
     criterion = Trajectory(samples=6, check=4)
     after = measured(program, criterion)
-    group = tailed(program, (Kind.QK,))[0]
+    group = find_tailed(program, (Kind.QK,))[0]
     curve = after.need("scores")[group.name].curve
     assert curve is not None
     one = ladder(group, after.need("scores")[group.name], 1.0)
@@ -164,7 +164,7 @@ def test_a_search_sees_the_curve_and_refining_leaves_it() -> None:
     planned = SearchPlan(Budget("flops", 0.6), kinds=(Kind.HEAD, Kind.FFN, Kind.QK, Kind.V)).run(after)
     assert {"qk", "v"} & set(planned.need("plan").kinds)
     refined = RefineScores(criterion, data()).run(planned).need("scores")
-    for name in (g.name for g in tailed(program, (Kind.QK, Kind.V))):
+    for name in (g.name for g in find_tailed(program, (Kind.QK, Kind.V))):
         assert torch.equal(refined[name].values, after.need("scores")[name].values)
 
 

@@ -204,7 +204,7 @@ def test_a_reader_solved_for_does_less_damage_than_masking(net: tuple[Program, C
     inputs = gather(program, found, data.batches)
     order = Obs()._order(program, group, found, inputs)[0]
     judge = Damage(program, data.batches)
-    curve = dict(Obs()._measured(program, group, order, found, inputs, judge))
+    curve = dict(Obs()._measure(program, group, order, found, inputs, judge))
     count = sorted(curve)[len(curve) // 2]
     keep = torch.zeros(group.size, dtype=torch.bool)
     keep[torch.tensor(order[group.size - count :])] = True

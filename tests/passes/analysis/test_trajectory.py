@@ -278,12 +278,12 @@ def test_samples_are_drawn_from_all_over_the_data() -> None:
     program = analysed(model(), data().batches[0].args[0])
     each = torch.arange(12.0)[:, None, None].expand(-1, TOKENS, WIDTH) / 100
     batches = [Batch((each + i,)) for i in range(8)]
-    seen = Trajectory().looked_at(program, batches)
+    seen = Trajectory().select_samples(program, batches)
     assert [b.size for b in seen] == [8, 8, 8, 8]
     assert [round(float(b.args[0].mean())) for b in seen] == [1, 3, 5, 7]
     assert all(len(b.args[0].unique()) == 8 for b in seen), "no sample twice"
-    assert [b.size for b in Trajectory(samples=4).looked_at(program, batches)] == [4]
-    assert [b.size for b in Trajectory(samples=32).looked_at(program, batches[:2])] == [12, 12], "all there are"
+    assert [b.size for b in Trajectory(samples=4).select_samples(program, batches)] == [4]
+    assert [b.size for b in Trajectory(samples=32).select_samples(program, batches[:2])] == [12, 12], "all there are"
 
     class Fixed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ def test_samples_are_drawn_from_all_over_the_data() -> None:
     fixed = capture(Fixed(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, WIDTH)).eval(), (torch.randn(2, 5, WIDTH),))
     assert fixed.fixed_batch
     assert not program.fixed_batch
-    assert [b.size for b in Trajectory(samples=20).looked_at(fixed, batches)] == [12, 12], "whole ones"
+    assert [b.size for b in Trajectory(samples=20).select_samples(fixed, batches)] == [12, 12], "whole ones"
 
 
 def test_padding_is_not_looked_at() -> None:

@@ -18,7 +18,7 @@ from fxprune.ir.program import Program
 from fxprune.passes.analysis.find_groups import FindGroups
 from fxprune.passes.analysis.propagate_axes import PropagateAxes
 from fxprune.passes.transform.recover import Recover
-from fxprune.passes.transform.recovery.depthwise import ChannelMoments, is_depthwise, sampled_rows
+from fxprune.passes.transform.recovery.depthwise import ChannelMoments, is_depthwise, sample_rows
 from fxprune.passes.transform.slice_axes import SliceAxes
 from fxprune.testing import run_flat
 
@@ -35,10 +35,11 @@ def convolution(program: Program) -> Node:
         (3, {"padding": 2, "dilation": 2}, 20),
         ((1, 3), {"padding": (0, 1), "stride": (2, 1)}, 64),
         (3, {}, 3),
+        (1, {"stride": 2}, 33),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 40])
-def test_sampled_rows_are_what_the_convolution_reads(
+def test_sample_rows_are_what_the_convolution_reads(
     kernel: Any, options: dict[str, Any], size: int, batch: int
 ) -> None:
     torch.manual_seed(0)
@@ -46,7 +47,7 @@ def test_sampled_rows_are_what_the_convolution_reads(
     x = torch.randn(batch, 6, size, size, dtype=torch.float64)
     node = convolution(capture(layer, (x[:2],) if batch > 1 else (x,)))
     out = layer(x)
-    c, (r,) = sampled_rows(node, layer.weight.shape[2:], x, [out])
+    c, (r,) = sample_rows(node, layer.weight.shape[2:], x, [out], 4096)
     torch.testing.assert_close(torch.einsum("nck,ck->nc", c, layer.weight.flatten(1)), r)
     assert 0 < len(r) <= out.numel() // 6
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.recovering import moments, rows
 
-from fxprune.passes.transform.recovery.closed_form import bounded_ridge
+from fxprune.passes.transform.recovery.closed_form import solve_bounded
 from fxprune.passes.transform.recovery.moments import Moments
 
 
@@ -183,13 +183,13 @@ def test_the_ridge_grows_until_the_weights_change_by_no_more_than_their_size() -
     gap = torch.randn(40, 2, generator=generator).double()
     weight = torch.ones(2, 4)
     system = moments(c, gap, torch.ones(40)).finish(True)
-    free, used = bounded_ridge(system, weight, 1e-9, limited=False)
+    free, used = solve_bounded(system, weight, 1e-9, limited=False)
     assert used == 1e-9
     assert float(free.norm()) > float(weight.norm())
-    bound, rel = bounded_ridge(system, weight, 1e-9)
+    bound, rel = solve_bounded(system, weight, 1e-9)
     assert rel > 1e-3
     assert float(bound.norm()) <= float(weight.norm())
     assert system.error(bound, system.bias(bound)) <= system.error(None, system.bias())
-    same, rel = bounded_ridge(system, 1e9 * weight, 1e-9)
+    same, rel = solve_bounded(system, 1e9 * weight, 1e-9)
     assert rel == 1e-9
     assert torch.equal(same, free)

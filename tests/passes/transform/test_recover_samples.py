@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.intake.capture import capture
-from fxprune.passes.transform.recovery.outputs import divergence, floating, joined, rows
+from fxprune.passes.transform.recovery.outputs import divergence, floating, join_rows, rows
 
 
 class Spans(nn.Module):
@@ -95,7 +95,7 @@ def test_rows_of_different_lengths_are_filled_with_zeros() -> None:
     mask = torch.tensor([[True, True, False]])
     row = rows(torch.tensor([[1.0, 2.0, float("-inf")]]), mask)
     assert row.tolist() == [[1, 2, 0]]
-    assert joined([row, torch.ones(2, 4)]).tolist() == [[1, 2, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert join_rows([row, torch.ones(2, 4)]).tolist() == [[1, 2, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
 def test_a_class_that_is_masked_out_has_no_share_in_the_divergence() -> None:

@@ -34,12 +34,12 @@ from typing import Any
 
 import torch
 
-from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, trained
+from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, train_cached
 from bench.accuracy.plot import plot
 from bench.accuracy.real import WEIGHTS, fetch
 from bench.accuracy.rows import BEST, ROWS, missing
 from bench.accuracy.run import Bench, Record, summary
-from bench.accuracy.targets import check, unmeasured
+from bench.accuracy.targets import check, find_unmeasured
 from bench.accuracy.tasks import REAL, TASKS, Missing, Task, of_program, open_task
 from bench.lists import names, numbers
 from bench.record import peak_memory, read, write
@@ -51,7 +51,7 @@ SCORED = 512  # samples that scoring sees at most
 QUICK = 128  # samples that the quick form uses at most
 
 
-def held_in(path: Path) -> dict[str, Any]:
+def read_held(path: Path) -> dict[str, Any]:
     """The results file, or an empty one."""
     empty: dict[str, Any] = {"tasks": {}, "measured": []}
     return {**empty, **read(path)} if path.exists() else empty
@@ -61,7 +61,7 @@ class Results:
     """What has been measured so far, on disk after every measurement."""
 
     def __init__(self, path: Path) -> None:
-        held = held_in(path)
+        held = read_held(path)
         self.path, self.tasks, self.measured = path, dict(held["tasks"]), list(held["measured"])
         self.missing: dict[str, str] = {}
 
@@ -69,7 +69,7 @@ class Results:
         """Forget rows, to measure them anew."""
         self.measured = [r for r in self.measured if r["row"] not in rows or r["task"] not in tasks]
 
-    def opened(self, task: Task) -> None:
+    def open(self, task: Task) -> None:
         """Dense figures of a task. Measurements of other weights under its name are forgotten."""
         about = {"metric": task.metric, "labelled": task.labelled, **task.about}
         known = self.tasks.get(task.name, {})
@@ -145,7 +145,7 @@ def measure(results: Results, tasks: Sequence[str], args: argparse.Namespace) ->
             rows.append(ROWS[name])
     for name in tasks:
         task = open_task(name, args.data, args.align, args.cache, _say)
-        results.opened(task)
+        results.open(task)
         about = results.tasks[task.name]
         _say(f"{task.name}: dense {about['dense']:.2f}, {about['dense_macs'] / 1e6:.1f} M MACs")
         bench = Bench(
@@ -179,9 +179,9 @@ def report(results: Results, verdict: bool) -> int:
     met, missed = check(content["summary"], {name: task["dense"] for name, task in results.tasks.items()})
     for text in met:
         print(f"met:    {text}")
-    for text in (*missed, *(f"not measured: {text}" for text in unmeasured(content["summary"]))):
+    for text in (*missed, *(f"not measured: {text}" for text in find_unmeasured(content["summary"]))):
         print(f"missed: {text}")
-    return int(bool(missed or unmeasured(content["summary"])))
+    return int(bool(missed or find_unmeasured(content["summary"])))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in (n for n in args.tasks if n in WEIGHTS):
                 fetch(name, _say)
             for recipe in (RECIPES[name] for name in args.tasks if name in RECIPES):
-                _, about = trained(recipe, LOADERS[recipe.data](args.data), args.cache, _say)
+                _, about = train_cached(recipe, LOADERS[recipe.data](args.data), args.cache, _say)
                 _say(
                     f"{recipe.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
                     f"{about['cpu_seconds']} CPU s"

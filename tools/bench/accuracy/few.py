@@ -45,7 +45,7 @@ POOL, OTHERS, HELD_OUT = 512, 99, 0.2
 Record = dict[str, Any]
 
 
-def measured(task: Task, bench: Bench, samples: int, ratio: float, seed: int) -> Record | None:
+def measure(task: Task, bench: Bench, samples: int, ratio: float, seed: int) -> Record | None:
     """One plan: how far every candidate is from dense on other samples, and which each way of choosing takes."""
     planned = bench.plan(ROWS["optin-recover"], ratio, seed)
     program, data = planned.program, planned.data
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if any(all(r[k] == v for k, v in key.items()) for r in records):
                         continue
                     with quiet():
-                        one = measured(task, bench, samples, ratio, seed)
+                        one = measure(task, bench, samples, ratio, seed)
                     if one is None:
                         continue
                     records.append(one)

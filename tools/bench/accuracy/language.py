@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.accuracy.tasks import Forward, Missing, analysed
+from bench.accuracy.tasks import Forward, Missing, analyse
 from bench.accuracy.weights import Say, Weights
 from fxprune.data import Batch, Calibration
 
@@ -51,7 +51,7 @@ class Language:
         self.model = Logits(loaded.eval())
         self.test = _contexts(tokenizer, data / "wikitext2" / "test.txt", JUDGED)
         self.valid = _contexts(tokenizer, data / "wikitext2" / "valid.txt", 512)
-        self.program = analysed(self.model, Batch((), {"input_ids": self.valid[:2, :COUNTED]}), "gemma-3-270m", align)
+        self.program = analyse(self.model, Batch((), {"input_ids": self.valid[:2, :COUNTED]}), "gemma-3-270m", align)
         self.about = about
 
     def example(self) -> Batch:

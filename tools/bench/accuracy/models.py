@@ -244,7 +244,9 @@ RECIPES = {
 }
 
 
-def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print) -> tuple[nn.Module, dict[str, Any]]:
+def train_cached(
+    recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model in evaluation form, trained now unless its checkpoint is there, and how that went.
 
     Returns also {"hash", "epochs", "cpu_seconds", "test_accuracy"} of the training; the accuracy is a share.
@@ -321,7 +323,7 @@ def _epoch(
 ) -> float:
     total, count = 0.0, len(images.train_labels) // recipe.batch
     for index in torch.randperm(len(images.train_labels), generator=generator).split(recipe.batch)[:count]:
-        batch = augmented(images.train_images[index], recipe, generator)
+        batch = augment(images.train_images[index], recipe, generator)
         # the quick attention is slow backwards in bfloat16 on CPUs
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(SDPBackend.MATH):
             logits = model(batch.contiguous(memory_format=torch.channels_last))
@@ -335,7 +337,7 @@ def _epoch(
     return total / count
 
 
-def augmented(batch: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def augment(batch: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
     """The same images, some mirrored, each moved within a border of zeros."""
     if recipe.flip:
         mirrored = torch.rand(len(batch), generator=generator) < 0.5

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.accuracy.models import Say, share_right
-from bench.accuracy.tasks import Forward, Missing, Sentences, Task, analysed, of_module
+from bench.accuracy.tasks import Forward, Missing, Sentences, Task, analyse, of_module
 from bench.accuracy.weights import Unavailable, Weights
 from fxprune.data import Batch, Calibration
 from fxprune.process.silence import quiet
@@ -103,7 +103,7 @@ class Photographs:
         self.model.load_state_dict(dict(zip(self.model.state_dict(), tensors.values(), strict=True)))
         self.images, self.classes = _photographs(data, "test")
         self.others, _ = _photographs(data, "calibration")
-        self.program = analysed(self.model, Batch((self.others[:2],)), "tf_efficientnet_lite0", align)
+        self.program = analyse(self.model, Batch((self.others[:2],)), "tf_efficientnet_lite0", align)
         self.about = _about(LITE0, "imagenet_mini test, 250 images", "imagenet_mini calibration", len(self.images))
 
     def example(self) -> Batch:
@@ -161,26 +161,26 @@ class Probe:
         self.train, self.test = images.train_images, images.test_images[: self.JUDGED]
         self.classes = images.test_labels[: self.JUDGED]
         self.model = Probed(backbone(_path(DINO)), 384, 10).eval()
-        _fit_probe(self.model, self._sized, self.train[: self.PROBED], images.train_labels[: self.PROBED])
-        self.program = analysed(self.model, Batch((self._sized(self.train[:2]),)), "DINOv2 ViT-S/14, probed", align)
+        _fit_probe(self.model, self._resize, self.train[: self.PROBED], images.train_labels[: self.PROBED])
+        self.program = analyse(self.model, Batch((self._resize(self.train[:2]),)), "DINOv2 ViT-S/14, probed", align)
         self.about = _about(DINO, f"CIFAR-10 test, {len(self.test)} images", "CIFAR-10 train", len(self.test))
 
-    def _sized(self, images: Tensor) -> Tensor:
+    def _resize(self, images: Tensor) -> Tensor:
         return functional.interpolate(images, size=(self.SIZE, self.SIZE), mode="bicubic", antialias=True)
 
     def example(self) -> Batch:
-        return Batch((self._sized(self.train[:1]),))
+        return Batch((self._resize(self.train[:1]),))
 
     def calibration(self, samples: int, seed: int, labels: bool = False) -> Calibration:
         """Train images behind those that the probe was fitted to."""
         rest = self.train[self.PROBED :]
         chosen = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:samples]
-        batches = tuple(Batch((self._sized(rest[i]),)) for i in chosen.split(32))
+        batches = tuple(Batch((self._resize(rest[i]),)) for i in chosen.split(32))
         return Calibration(batches, f"CIFAR-10 train, {len(chosen)} images, seed {seed}")
 
     @torch.no_grad()
     def accuracy(self, forward: Forward) -> float:
-        return 100 * share_right(lambda x: forward(Batch((self._sized(x),))), self.test, self.classes)
+        return 100 * share_right(lambda x: forward(Batch((self._resize(x),))), self.test, self.classes)
 
     def eager(self) -> nn.Module:
         return copy.deepcopy(self.model)

@@ -17,7 +17,7 @@ import torch
 import fxprune
 from bench.accuracy.rows import Row, criterion_of, rearrange_pass
 from bench.accuracy.tasks import Task, of_module, of_program
-from bench.record import commit, said
+from bench.record import commit, describe_error
 from fxprune.data import Calibration
 from fxprune.data.memory import split_to_fit
 from fxprune.driver.decide import searching
@@ -157,11 +157,11 @@ class Bench:
             else:
                 record |= self._peer(row, ratio, seed, variant) if row.peer else self._ours(row, ratio, seed)
         except FxpruneError as error:  # such as a budget below what the floors leave: that is a result
-            record["error"] = said(error)
+            record["error"] = describe_error(error)
         except Exception as error:
             if not row.peer:
                 raise
-            record["error"] = said(error)  # the peer does not take this model, or not with this setting
+            record["error"] = describe_error(error)  # the peer does not take this model, or not with this setting
         record |= {"seconds": round(time.perf_counter() - started, 1), "commit": commit()}
         self.records = [r for r in self.records if key(r) != key(record)] + [record]
         figure = f"{record['accuracy']:6.2f}" if "accuracy" in record else record["error"][:60]
@@ -256,9 +256,9 @@ class Bench:
             )
         scored = self._scored[row.criterion, labels]
         started = time.perf_counter()
-        program = self._searched(scored, ratio, seed, None)
+        program = self._search(scored, ratio, seed, None)
         if by_obs:
-            ranked = self._searched(scored, ratio, seed, scored.members)
+            ranked = self._search(scored, ratio, seed, scored.members)
             finders = (FindGroups(align=self.align),)
             doubt = in_doubt(program)
             taken = not doubt or is_obs_nearer(program, ranked, finders, scored.data, seed)[0]
@@ -266,7 +266,7 @@ class Bench:
         self._planned[key] = _Planned(program, scored, time.perf_counter() - started)
         return self._planned[key]
 
-    def _searched(self, scored: _Scored, ratio: float, seed: int, members: RankWithin | None) -> Program:
+    def _search(self, scored: _Scored, ratio: float, seed: int, members: RankWithin | None) -> Program:
         passes = searching(SearchPlan(Budget("flops", ratio)), scored.criterion, seed, members)
         passes = [replace(p, data=scored.data) if "data" in p.takes else p for p in passes]
         return Pipeline(tuple(passes), start=FACTS[:3]).run(scored.program)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.accuracy.tasks import Forward, Missing, analysed, of_module
+from bench.accuracy.tasks import Forward, Missing, analyse, of_module
 from bench.accuracy.weights import Weights
 from fxprune.data import Batch, Calibration
 
@@ -62,7 +62,7 @@ class Speech:
         right = [self._word(ids) == word for ids, word in zip(self.ids, said, strict=True)]
         order = torch.randperm(len(sounds), generator=torch.Generator().manual_seed(0))
         self.judged, self.others, self.right = order[:JUDGED], order[JUDGED:], torch.tensor(right)
-        self.program = analysed(self.model, self._batch(self.others[:2]), "whisper-base", align)
+        self.program = analyse(self.model, self._batch(self.others[:2]), "whisper-base", align)
         self.about = about
 
     def _batch(self, rows: Tensor) -> Batch:
@@ -159,11 +159,11 @@ def _build(path: Path) -> nn.Module:
         bos_token_id=END,
     )
     model: nn.Module = WhisperForConditionalGeneration(config).eval()
-    model.load_state_dict(_named(_read(path)), strict=True)
+    model.load_state_dict(_rename_tensors(_read(path)), strict=True)
     return model
 
 
-def _named(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_tensors(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CTranslate2's tensors by transformers' names: q, k and v of one matrix apart, no bias of keys."""
     found = {
         f"model.encoder.conv{i}.{kind}": held[f"encoder/conv{i}/{kind}"] for i in (1, 2) for kind in ("weight", "bias")

@@ -54,7 +54,7 @@ def check(summary: Mapping[str, Cells], dense: Mapping[str, float]) -> tuple[lis
     return met, missed
 
 
-def unmeasured(summary: Mapping[str, Cells]) -> list[str]:
+def find_unmeasured(summary: Mapping[str, Cells]) -> list[str]:
     """``task: row`` of rows of the table without any figure, for tasks that have targets."""
     return [
         f"{task}: {name}"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter
 from torch.nn import functional
 
-from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, Images, Say, fingerprint, share_right, trained
+from bench.accuracy.models import CACHE, DATA, LOADERS, RECIPES, Images, Say, fingerprint, share_right, train_cached
 from fxprune.data import Batch, Calibration
 from fxprune.data.metrics import spearman
 from fxprune.intake.capture import capture
@@ -95,7 +95,7 @@ def of_module(model: nn.Module) -> Forward:
     return run
 
 
-def analysed(model: nn.Module, example: Batch, name: str, align: int) -> Program:
+def analyse(model: nn.Module, example: Batch, name: str, align: int) -> Program:
     """Captured, cleaned, with axes and groups, as ``fxprune.compile`` does it."""
     with quiet():
         program = capture(model, example.args, dict(example.kwargs), name=name)
@@ -149,7 +149,7 @@ class Sentences:
         encoder.pooler = None  # nothing reads it: a graph drops it, and eager tools should not trip over it either
         self.model = SentenceEncoder(encoder).eval()
         two = {k: v.expand(2, -1).clone() for k, v in self.example().kwargs.items()}
-        self.program = analysed(self.model, Batch((), two), title, align)
+        self.program = analyse(self.model, Batch((), two), title, align)
         self.about = {
             "weights": origin,
             "tokens": TOKENS,
@@ -213,7 +213,7 @@ class Pictures:
 
     def __init__(self, name: str, model: nn.Module, images: Images, about: dict[str, Any], align: int) -> None:
         self.name, self.model, self.images, self.about = name, model.eval(), images, about
-        self.program = analysed(self.model, Batch((images.train_images[:2],)), name, align)
+        self.program = analyse(self.model, Batch((images.train_images[:2],)), name, align)
 
     def example(self) -> Batch:
         return Batch((self.images.train_images[:1],))
@@ -246,7 +246,7 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
         images = LOADERS[recipe.data](data)
     except FileNotFoundError as missing:
         raise Missing(str(missing)) from None
-    model, about = trained(recipe, images, cache, say)
+    model, about = train_cached(recipe, images, cache, say)
     origin = {
         "weights": f"trained here, {recipe.path(cache).name}, {fingerprint(model)}",
         "evaluated": f"{recipe.data} test",

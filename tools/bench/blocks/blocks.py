@@ -58,7 +58,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # row -> criterion, optio
 }
 
 
-def scored(program: Program, tile: str, criterion: str, data: Calibration, seed: int) -> Program:
+def score(program: Program, tile: str, criterion: str, data: Calibration, seed: int) -> Program:
     """The program with tiles as its groups, and their scores."""
     passes = (PropagateAxes(), FindBlocks(tile), ScoreGroups(criterion, data=data, seed=seed))
     return Pipeline(passes).run(program.without_facts())
@@ -113,7 +113,7 @@ def measure(args: argparse.Namespace, held: dict[str, Any], name: str) -> None:
                     continue
                 criterion, options = ROWS[row]
                 if criterion not in programs:
-                    programs[criterion] = scored(task.program, tile, criterion, data, seed)
+                    programs[criterion] = score(task.program, tile, criterion, data, seed)
                 record = {
                     "task": name,
                     "tile": tile,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.record import said, write
+from bench.record import describe_error, write
 from fxprune.backends.triton.configurations import CONFIGURATIONS, usable
 from fxprune.backends.triton.launch import launch
 from fxprune.backends.triton.tune import DTYPES, check_device, inputs, quartiles
@@ -93,7 +93,7 @@ def _try(measure: Callable[[], Sequence[float]]) -> Any:
     try:
         return list(measure())
     except Exception as error:  # torch raises anything where a layout or dtype is missing
-        return said(error)
+        return describe_error(error)
 
 
 def _bsr(
@@ -154,7 +154,7 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
                 size = grid(matrix.shape, tile_of(tile))
                 kept = torch.zeros(size[0] * size[1], dtype=torch.bool)
                 kept[torch.randperm(len(kept), generator=generator)[: round(density * len(kept))]] = True
-                masks[matrix.parameter] = matrix.stored(spread(kept.view(size), matrix.shape, tile_of(tile)))
+                masks[matrix.parameter] = matrix.store(spread(kept.view(size), matrix.shape, tile_of(tile)))
         zeroed = program.without_facts(exported=mask_tiles(program, masks))
         gate = UseKernels(table, device)
         quick, (gated,) = Pipeline((gate,)).apply(zeroed)
@@ -173,7 +173,7 @@ def whole(records: Sequence[dict[str, Any]], dtype: str, tile: str, density: flo
     return found
 
 
-def reached(records: Sequence[dict[str, Any]], deit: Sequence[dict[str, Any]]) -> list[str]:
+def list_reached(records: Sequence[dict[str, Any]], deit: Sequence[dict[str, Any]]) -> list[str]:
     """Targets and what was reached: the worst shape with M >= 1576 at its best tile, the whole model at its worst."""
     lines = []
     for density, target in TARGETS.items():
@@ -223,6 +223,6 @@ def main() -> int:
                     )
         write(args.out, "kernel", layers=records)
     deit = [whole(records, args.dtype, args.tiles[-1], density, device) for density in (0.25, 0.5)]
-    write(args.out, "kernel", layers=records, deit_b=deit, targets=reached(records, deit))
-    print(*reached(records, deit), sep="\n")
+    write(args.out, "kernel", layers=records, deit_b=deit, targets=list_reached(records, deit))
+    print(*list_reached(records, deit), sep="\n")
     return 0

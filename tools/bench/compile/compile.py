@@ -52,16 +52,16 @@ def stages(model: str, threads: int, whole: bool) -> Row:
     built = memory()
     seconds, cpu = {"build": time.perf_counter() - started}, time.process_time()
 
-    def timed(name: str, step: Callable[[], Any]) -> Any:
+    def time_step(name: str, step: Callable[[], Any]) -> Any:
         begun = time.perf_counter()
         result = step()
         seconds[name] = time.perf_counter() - begun
         return result
 
     if whole:
-        timed("fxprune.compile", lambda: fxprune.compile(module, inputs, flops=RATIO, importance="l2"))
+        time_step("fxprune.compile", lambda: fxprune.compile(module, inputs, flops=RATIO, importance="l2"))
     else:
-        by_passes(module, inputs, timed)
+        by_passes(module, inputs, time_step)
     cpu, peak = time.process_time() - cpu, peak_memory()
     return {
         "what": "fxprune.compile" if whole else "passes",
@@ -77,7 +77,7 @@ def stages(model: str, threads: int, whole: bool) -> Row:
     }
 
 
-def by_passes(module: Any, inputs: tuple[Any, ...], timed: Callable[[str, Callable[[], Any]], Any]) -> None:
+def by_passes(module: Any, inputs: tuple[Any, ...], time_step: Callable[[str, Callable[[], Any]], Any]) -> None:
     """The stages one by one, in the order in which ``fxprune.compile`` runs them."""
     from fxprune.intake.capture import capture
     from fxprune.ir.cost import Budget
@@ -87,14 +87,14 @@ def by_passes(module: Any, inputs: tuple[Any, ...], timed: Callable[[str, Callab
     from fxprune.passes.transform.fold_indices import FoldIndices
     from fxprune.passes.transform.slice_axes import SliceAxes
 
-    program = timed("capture", lambda: capture(module, inputs))
-    program = timed("analysis", lambda: analysed(program))
+    program = time_step("capture", lambda: capture(module, inputs))
+    program = time_step("analysis", lambda: analyse(program))
     plan = Pipeline((ScoreGroups(criterion="l2"), SearchPlan(Budget("flops", RATIO))), start=("axes", "groups"))
-    program = timed("plan", lambda: plan.run(program))
-    timed("slice", lambda: Pipeline((SliceAxes(), FoldIndices()), start=("axes", "groups", "plan")).run(program))
+    program = time_step("plan", lambda: plan.run(program))
+    time_step("slice", lambda: Pipeline((SliceAxes(), FoldIndices()), start=("axes", "groups", "plan")).run(program))
 
 
-def analysed(program: Any) -> Any:
+def analyse(program: Any) -> Any:
     """Everything between capture and scores."""
     from fxprune.ir.pipeline import Pipeline
     from fxprune.passes.analysis.find_groups import FindGroups
@@ -124,11 +124,11 @@ def depth(blocks: int, repeats: int = 7) -> Row:
     begun = time.perf_counter()
     program = capture(model, (torch.randn(2, 3, 32, 32),))
     captured, nodes = time.perf_counter() - begun, len(program.graph.nodes)
-    analysed(program)  # the first time imports
+    analyse(program)  # the first time imports
     samples = []
     for _ in range(repeats):
         begun = time.process_time()
-        analysed(program)
+        analyse(program)
         samples.append(time.process_time() - begun)
     return {
         "blocks": blocks,

@@ -91,8 +91,8 @@ def main() -> int:
         budget = share(2**62, 1.0)
     with tempfile.TemporaryDirectory(dir=args.folder) as held:
         folder = Path(held)
-        made(folder / "nothing", NOTHING)
-        parameters = made(folder / "model", {**SIZES, "num_hidden_layers": args.layers})
+        make_model(folder / "nothing", NOTHING)
+        parameters = make_model(folder / "model", {**SIZES, "num_hidden_layers": args.layers})
         calibrated = data(folder / "data.npz", args.samples) if args.samples else []
         options = [
             "--flops",
@@ -106,9 +106,9 @@ def main() -> int:
             "--json",
         ]
         try:
-            libraries, _, _ = measured([str(folder / "nothing"), *options, "--out", str(folder / "none")])
+            libraries, _, _ = measure([str(folder / "nothing"), *options, "--out", str(folder / "none")])
             options += [*calibrated, "--out", str(folder / "small")]
-            peak, seconds, said = measured([str(folder / "model"), *options])
+            peak, seconds, said = measure([str(folder / "model"), *options])
         except subprocess.CalledProcessError as failed:
             print(f"the command failed with {failed.returncode}", file=sys.stderr)
             return 1
@@ -158,7 +158,7 @@ def main() -> int:
     return int(bool(missed))
 
 
-def made(path: Path, sizes: Mapping[str, Any]) -> int:
+def make_model(path: Path, sizes: Mapping[str, Any]) -> int:
     """A model of these sizes in a folder; how many parameters it has."""
     done = subprocess.run(
         [sys.executable, "-c", MAKE, str(path), json.dumps(sizes)], check=True, stdout=subprocess.PIPE, text=True
@@ -166,7 +166,7 @@ def made(path: Path, sizes: Mapping[str, Any]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measured(arguments: Sequence[str]) -> tuple[int, float, str]:
+def measure(arguments: Sequence[str]) -> tuple[int, float, str]:
     """(peak resident bytes, seconds, what it printed) of ``fxprune compile``. Raises CalledProcessError."""
     argv = [sys.executable, "-m", "fxprune", "compile", *arguments]
     started = time.perf_counter()

@@ -71,10 +71,10 @@ def key(record: Record) -> tuple[Any, ...]:
     return tuple(record.get(name) for name in KEY)
 
 
-def scheduled(reducer: str, schedule: str) -> str:
+def add_schedule(reducer: str, schedule: str) -> str:
     """A reducer's text with a schedule in its braces.
 
-    >>> scheduled("tome", "optin"), scheduled("prune{score=class}", "constant")
+    >>> add_schedule("tome", "optin"), add_schedule("prune{score=class}", "constant")
     ('tome{schedule=optin}', 'prune{score=class,schedule=constant}')
     """
     name, _, options = reducer.rstrip("}").partition("{")
@@ -95,7 +95,7 @@ def sweep(rows: Sequence[str], schedules: Sequence[str], ratios: Sequence[float]
     for ratio in ratios:
         for row in rows:
             for schedule in schedules:
-                yield Cell(row, schedule, "tokens", scheduled(reducer(row, seed), schedule), "none", ratio, seed)
+                yield Cell(row, schedule, "tokens", add_schedule(reducer(row, seed), schedule), "none", ratio, seed)
 
 
 def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[float], seed: int = 0) -> Iterator[Cell]:
@@ -108,7 +108,7 @@ def ledgers(rows: Sequence[str], recoveries: Sequence[str], ratios: Sequence[flo
                     row,
                     DEFAULT if reduces else "",
                     LEDGERS[row],
-                    scheduled("tome", DEFAULT) if reduces else "off",
+                    add_schedule("tome", DEFAULT) if reduces else "off",
                     recover,
                     ratio,
                     seed,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bench.tokens.cells import DRAWN, RATIOS, REDUCERS, Record, ledgers, reducer, scheduled
+from bench.tokens.cells import DRAWN, RATIOS, REDUCERS, Record, add_schedule, ledgers, reducer
 
 AVERAGED = ("accuracy", "agreement", "kl")
 SURE = 2.0  # standard errors beyond which a difference is taken for one
 
 
-def packed(bits: Tensor) -> str:
+def pack_bits(bits: Tensor) -> str:
     """Which images were right, as text: two measurements can be compared image by image. [n] of bool"""
     return base64.b64encode(np.packbits(bits.numpy()).tobytes()).decode()
 
@@ -71,7 +71,7 @@ def draws(records: Iterable[Record], row: str, schedule: str, ratio: float) -> l
             and r["ratio"] == ratio
             and r["recover"] == "none"
             and r["prune"] == "tokens"
-            and r["tokens"] == scheduled(reducer(row, r["seed"]), schedule)
+            and r["tokens"] == add_schedule(reducer(row, r["seed"]), schedule)
         ),
         key=lambda r: int(r["seed"]),
     )
@@ -95,7 +95,7 @@ def mean_of(records: Sequence[Record]) -> Record | None:
     return {**records[0], **means, "draws": len(records)}
 
 
-def averaged(records: Sequence[Record]) -> list[Record]:
+def average(records: Sequence[Record]) -> list[Record]:
     """Records with those that differ in the draw alone taken together."""
     found = [r for r in records if r["row"] not in DRAWN]
     kept = dict.fromkeys((r["row"], r["schedule"], r["ratio"]) for r in records if r["row"] in DRAWN)
@@ -131,7 +131,7 @@ def of_ledger(records: Iterable[Record], row: str, recover: str, ratio: float) -
     )
 
 
-def compared(records: Sequence[Record], schedule: str, other: str = "constant") -> dict[tuple[str, float], np.ndarray]:
+def compare(records: Sequence[Record], schedule: str, other: str = "constant") -> dict[tuple[str, float], np.ndarray]:
     """(row, ratio) -> by how much ``schedule`` is more often right than ``other``, [draws, images] each, where both are
     there."""
     found = {(row, ratio): apart(*pairs(records, row, schedule, other, ratio)) for row in REDUCERS for ratio in RATIOS}
@@ -141,7 +141,7 @@ def compared(records: Sequence[Record], schedule: str, other: str = "constant") 
 def over_reducers(records: Sequence[Record], schedule: str) -> dict[float, tuple[float, float, int]]:
     """ratio -> (points by which ``schedule`` is above the constant one in the mean over the reducers, its standard
     error, reducers), on the images that all of them were judged on."""
-    found = compared(records, schedule)
+    found = compare(records, schedule)
     by = {ratio: [each for (_, r), each in found.items() if r == ratio] for ratio in RATIOS}
     return {
         ratio: (
@@ -156,7 +156,7 @@ def over_reducers(records: Sequence[Record], schedule: str) -> dict[float, tuple
 def overall(records: Sequence[Record], schedule: str) -> tuple[bool, str]:
     """Of all reducers and ratios: how often a schedule's accuracy is that of the constant one, above it, below it;
     and whether none is below it by more than two standard errors."""
-    pairwise = compared(records, schedule)
+    pairwise = compare(records, schedule)
     found = {cell: points(each) for cell, each in pairwise.items()}
     images = sorted({each.shape[1] for each in pairwise.values()}) or [0]
     moved = {cell: d for cell, d in found.items() if d[1]}

@@ -97,7 +97,7 @@ class Split:
     labels: Tensor
 
 
-def resized(images: Tensor, size: int) -> Tensor:
+def resize(images: Tensor, size: int) -> Tensor:
     """Whole images at another size. [n, c, h, w] -> [n, c, size, size]"""
     return functional.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
@@ -106,12 +106,14 @@ def splits(recipe: Recipe, images: Images) -> tuple[Split, Split]:
     """The held-out part of the train split and the test split, at the trained model's size."""
     held = slice(len(images.train_labels) - recipe.held, None)
     return (
-        Split(resized(images.train_images[held], recipe.size), images.train_labels[held]),
-        Split(resized(images.test_images, recipe.size), images.test_labels),
+        Split(resize(images.train_images[held], recipe.size), images.train_labels[held]),
+        Split(resize(images.test_images, recipe.size), images.test_labels),
     )
 
 
-def trained(recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print) -> tuple[nn.Module, dict[str, Any]]:
+def train_cached(
+    recipe: Recipe, images: Images, cache: Path = CACHE, say: Say = print
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model in evaluation form, trained now unless its checkpoint is there, and how that went.
 
     Returns also {"hash", "cpu_seconds", "epoch_seconds" per stage, "held_accuracy", "test_accuracy"}; shares.
@@ -135,7 +137,7 @@ def build(recipe: Recipe, size: int) -> nn.Module:
         return BUILDERS[recipe.builder](img_size=size, **recipe.sizes)
 
 
-def carried(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def carry_over(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """``state`` with its position embedding interpolated to the grid of ``model``."""
     from timm.layers import resample_abs_pos_embed
 
@@ -159,7 +161,7 @@ def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.
         stage = recipe.stages[number]
         model = build(recipe, stage.size)
         if "model" in saved:
-            model.load_state_dict(carried(saved["model"], model))
+            model.load_state_dict(carry_over(saved["model"], model))
         optimiser = torch.optim.AdamW(model.parameters(), stage.lr, weight_decay=recipe.decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, stage.lr, pct_start=0.15, total_steps=stage.epochs * (fit // recipe.batch)
@@ -167,7 +169,7 @@ def _train(recipe: Recipe, images: Images, partial: Path, say: Say) -> tuple[nn.
         if saved["epoch"]:
             optimiser.load_state_dict(saved["optimiser"])
             schedule.load_state_dict(saved["schedule"])
-        held = Split(resized(images.train_images[fit:], stage.size), images.train_labels[fit:])
+        held = Split(resize(images.train_images[fit:], stage.size), images.train_labels[fit:])
         for epoch in range(saved["epoch"], stage.epochs):
             started = time.process_time()
             loss = _epoch(model.train(), recipe, stage, pool, optimiser, schedule, generator)
@@ -224,10 +226,10 @@ def _epoch(
 ) -> float:
     total, count = 0.0, len(pool.labels) // recipe.batch
     for index in torch.randperm(len(pool.labels), generator=generator).split(recipe.batch)[:count]:
-        batch, labels = cropped(pool.images[index], stage, generator), pool.labels[index]
+        batch, labels = crop(pool.images[index], stage, generator), pool.labels[index]
         other, share = labels, 0.0
         if torch.rand((), generator=generator) < stage.mix:
-            batch, share = mixed(batch, generator)
+            batch, share = mix(batch, generator)
             other = labels.roll(1)
         kernel = SDPBackend.FLASH_ATTENTION if stage.fused else SDPBackend.MATH
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16), sdpa_kernel(kernel):
@@ -247,7 +249,7 @@ def _epoch(
     return total / count
 
 
-def cropped(batch: Tensor, stage: Stage, generator: torch.Generator) -> Tensor:
+def crop(batch: Tensor, stage: Stage, generator: torch.Generator) -> Tensor:
     """A random square of each image at the stage's size, half of them mirrored. [n, c, h, w] -> [n, c, size, size]"""
     count = len(batch)
     side = stage.crop + (1 - stage.crop) * torch.rand(count, generator=generator)
@@ -260,7 +262,7 @@ def cropped(batch: Tensor, stage: Stage, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
-def mixed(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+def mix(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """Every image with one rectangle of its neighbour in the batch, and the rectangle's share of the area."""
     height, width = batch.shape[2:]
     cut = float(torch.rand((), generator=generator)) ** 0.5

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.tokens.compare import averaged
+from bench.tokens.compare import average
 
 STYLES = {  # row -> (colour, line, marker)
     "tome": ("#c0392b", "-", "o"),
@@ -51,7 +51,7 @@ def plot(results: Mapping[str, Any], out: Path) -> list[Path]:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    records = averaged([r for r in results["measured"] if "accuracy" in r])
+    records = average([r for r in results["measured"] if "accuracy" in r])
     dense = results["model"]["accuracy"]
     figure, grid = plt.subplots(2, 4, figsize=(18, 8.6), sharey="row")
     for panel, schedule in zip(grid[0], PANELS, strict=True):

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from bench.accuracy.tasks import of_program
-from bench.record import commit, said
+from bench.record import commit, describe_error
 from bench.tokens.cells import FIGURES, Cell, Record, key, reducer
-from bench.tokens.compare import packed
+from bench.tokens.compare import pack_bits
 from bench.tokens.model import Split
 from bench.tokens.sweep import Sweep
 from fxprune.artifact.artifact import Artifact
@@ -37,7 +37,7 @@ from fxprune.process.silence import quiet
 from fxprune.target.timing import latency
 
 
-def reduced(
+def reduce(
     model: nn.Module, example: Tensor, cell: Cell, data: Sequence[Batch], samples: int, out: Path | None
 ) -> tuple[Artifact, list[str]]:
     """What the product makes of ``model``, and its warnings; as ONNX in ``out`` where that is given."""
@@ -66,7 +66,7 @@ def reduced(
     return made, notes
 
 
-def stated(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int], out: Path) -> Artifact:
+def state_counts(model: nn.Module, example: Tensor, cell: Cell, removed: Sequence[int], out: Path) -> Artifact:
     """The model as ONNX in ``out``, losing ``removed`` tokens at its attentions."""
     with quiet():
         return fxprune.compile(
@@ -120,7 +120,7 @@ def tokens_of(program: Program) -> list[int]:
     return [int(shape[-2]) for shape in shapes if len(shape) == 4 and shape[-2] != 1]
 
 
-def counted(program: Program, image: Tensor) -> int:
+def count_macs(program: Program, image: Tensor) -> int:
     """Multiply-accumulates that PyTorch's own counter sees while one image runs through (it does not know the fused
     attention of CPUs)."""
     forward = of_program(program)
@@ -129,7 +129,7 @@ def counted(program: Program, image: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def timed(dense: Path, small: Path, images: Tensor, batch: int, threads: int, seconds: float) -> Record:
+def time_pair(dense: Path, small: Path, images: Tensor, batch: int, threads: int, seconds: float) -> Record:
     """Both files in ONNX Runtime on the CPU, interleaved; medians in milliseconds and what is realised of the ideal."""
     feed = images[:batch].contiguous().numpy()
     calls: dict[str, Callable[[], Any]] = {}
@@ -185,7 +185,7 @@ class Bench:
             "accuracy": right(answers, self.test.labels),
             "images": len(self.test.labels),
             "macs": int(artifact.report["cost"]["dense"]["flops"]),
-            "counted": counted(artifact.program, self.test.images[:1]),
+            "counted": count_macs(artifact.program, self.test.images[:1]),
             "tokens": tokens_of(artifact.program),
         }
 
@@ -213,7 +213,7 @@ class Bench:
         try:
             if cell.tokens_alone:
                 if not judged:
-                    record |= self._swept(cell, record)
+                    record |= self._measure_tokens(cell, record)
                 if more is not None:
                     record["further"] = self._further(cell, record, more)
                 if todo:
@@ -221,28 +221,28 @@ class Bench:
                 self._keep(record, started)
                 return
             folder = self.folder / name_of(record) if todo else None
-            artifact, notes = reduced(self.model, self.example, cell, self._data(), self.samples, folder)
+            artifact, notes = reduce(self.model, self.example, cell, self._data(), self.samples, folder)
             took = time.perf_counter() - started
             if "accuracy" not in record:
                 record |= {**self._figures(artifact), "notes": notes, "compile_seconds": round(took, 1)}
             if more is not None:
-                record["further"] = answered(of_program(artifact.program), more)
+                record["further"] = answer(of_program(artifact.program), more)
             if folder is not None:
                 record["latency"] = {
                     **record.get("latency", {}),
-                    **{str(b): self._timed(folder, b, record["macs"]) for b in todo},
+                    **{str(b): self._time(folder, b, record["macs"]) for b in todo},
                 }
         except FxpruneError as error:  # such as a budget below what a reducer reaches: that is a result
-            record["error"] = said(error)
+            record["error"] = describe_error(error)
         self._keep(record, started)
 
-    def _swept(self, cell: Cell, held: Record) -> Record:
+    def _measure_tokens(self, cell: Cell, held: Record) -> Record:
         """Figures of tokens alone. A plan that ``held`` has from a run on fewer test images is not made again."""
         if "tokens_per_block" in held:
             macs, tokens = held["macs"], held["tokens_per_block"]
             run = self._planner().of_counts(cell, tokens, macs)
         else:
-            run, macs, tokens = self._planner().planned(cell)
+            run, macs, tokens = self._planner().plan(cell)
         same = self._same(cell, tokens, macs)
         figures = {name: same[name] for name in FIGURES} if same else self._answers(run)
         return {**figures, "macs": macs, "share": round(macs / self.dense["macs"], 4), "tokens_per_block": tokens}
@@ -253,7 +253,7 @@ class Bench:
         same = next((r for r in self._twins(cell, tokens, macs) if "further" in r), None)
         if same is not None:
             return dict(same["further"])
-        return answered(self._planner().of_counts(cell, tokens, macs), further)
+        return answer(self._planner().of_counts(cell, tokens, macs), further)
 
     def _planner(self) -> Sweep:
         if self._sweep is None:
@@ -291,11 +291,11 @@ class Bench:
         latency = {str(b): same["latency"][str(b)] for b, same in found.items() if same is not None}
         if todo:
             folder = self.folder / name_of(record)
-            removed = self._planner().removed(cell, record["tokens_per_block"], record["macs"])
-            artifact = stated(self.model, self.example, cell, removed, folder)
+            removed = self._planner().count_removed(cell, record["tokens_per_block"], record["macs"])
+            artifact = state_counts(self.model, self.example, cell, removed, folder)
             if (made := int(artifact.report["cost"]["compressed"]["flops"])) != record["macs"]:
                 raise ValueError(f"{name_of(record)}: {made} MACs were made of {record['macs']}")
-            latency |= {str(b): self._timed(folder, b, record["macs"]) for b in todo}
+            latency |= {str(b): self._time(folder, b, record["macs"]) for b in todo}
         return latency
 
     def _keep(self, record: Record, started: float) -> None:
@@ -314,15 +314,15 @@ class Bench:
             **self._answers(run),
             "macs": macs,
             "share": round(macs / self.dense["macs"], 4),
-            "counted": counted(program, self.test.images[:1]),
+            "counted": count_macs(program, self.test.images[:1]),
             "tokens_per_block": tokens_of(program),
         }
 
     def _answers(self, run: Callable[[Batch], Tensor]) -> Record:
-        return {**answered(run, self.test), **closeness(self._judged, logits_of(run, self.judge.images))}
+        return {**answer(run, self.test), **closeness(self._judged, logits_of(run, self.judge.images))}
 
-    def _timed(self, folder: Path, batch: int, macs: int) -> Record:
-        found = timed(
+    def _time(self, folder: Path, batch: int, macs: int) -> Record:
+        found = time_pair(
             dense_onnx(self.model, self.example, self.folder / f"dense-{self.weights}"),
             payload(folder),
             self.judge.images,
@@ -333,13 +333,13 @@ class Bench:
         return {**found, "realised": round(found["speedup"] * macs / self.dense["macs"], 4)}
 
 
-def answered(run: Callable[[Batch], Tensor], split: Split) -> Record:
+def answer(run: Callable[[Batch], Tensor], split: Split) -> Record:
     """Accuracy on images, how many there are, and which were right."""
     logits = logits_of(run, split.images)
     return {
         "accuracy": right(logits, split.labels),
         "images": len(split.labels),
-        "right": packed(logits.argmax(-1) == split.labels),
+        "right": pack_bits(logits.argmax(-1) == split.labels),
     }
 
 

@@ -37,7 +37,7 @@ class Sweep:
     data: Sequence[Batch]
     _made: dict[str, Any] = field(default_factory=dict)
 
-    def planned(self, cell: Cell) -> tuple[Callable[[Batch], Tensor], int, list[int]]:
+    def plan(self, cell: Cell) -> tuple[Callable[[Batch], Tensor], int, list[int]]:
         """(the reduced model, its multiply-accumulates, tokens that the attention of each block takes)."""
         one = self._decision(cell)
         with quiet():
@@ -52,9 +52,9 @@ class Sweep:
     def of_counts(self, cell: Cell, tokens: Sequence[int], macs: int) -> Callable[[Batch], Tensor]:
         """The reduced model of a plan that was made before."""
         one = self._decision(cell)
-        return _running(one, one.plan_of(self.removed(cell, tokens, macs)))
+        return _running(one, one.plan_of(self.count_removed(cell, tokens, macs)))
 
-    def removed(self, cell: Cell, tokens: Sequence[int], macs: int) -> list[int]:
+    def count_removed(self, cell: Cell, tokens: Sequence[int], macs: int) -> list[int]:
         """Tokens that go at each attention, of a plan that is known by what attentions take and by its
         multiply-accumulates: these tell what goes at the last one."""
         known = [a - b for a, b in itertools.pairwise(tokens)]

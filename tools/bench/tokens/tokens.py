@@ -56,7 +56,7 @@ from bench.tokens.cells import (
     sweep,
 )
 from bench.tokens.compare import apart, mean_of, of_ledger, of_row, over_reducers, overall, pairs, points
-from bench.tokens.model import RECIPE, Split, splits, trained
+from bench.tokens.model import RECIPE, Split, splits, train_cached
 from bench.tokens.plot import plot
 from bench.tokens.run import Bench
 
@@ -66,7 +66,7 @@ JUDGES = 500  # held-out images on which closeness to dense is measured
 OURS = ("optin", "auto")  # the first decides
 
 
-def held_in(path: Path) -> dict[str, Any]:
+def read_held(path: Path) -> dict[str, Any]:
     """The results file, or an empty one."""
     empty: dict[str, Any] = {"model": {}, "measured": []}
     return {**empty, **read(path)} if path.exists() else empty
@@ -76,14 +76,14 @@ class Results:
     """What has been measured so far, on disk after every measurement."""
 
     def __init__(self, path: Path) -> None:
-        held = held_in(path)
+        held = read_held(path)
         self.path, self.model, self.measured = path, dict(held["model"]), list(held["measured"])
 
     def drop(self, rows: Sequence[str]) -> None:
         """Forget rows, to measure them anew."""
         self.measured = [r for r in self.measured if r["row"] not in rows]
 
-    def opened(self, about: Mapping[str, Any]) -> None:
+    def open(self, about: Mapping[str, Any]) -> None:
         """Of which model the measurements are. Those of other weights are forgotten."""
         self.measured = [r for r in self.measured if r["weights"] == about["weights"]]
         self.model = dict(about)
@@ -166,7 +166,7 @@ def check(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
         *_over_reducers(records, OURS[0]),
         overall(records, OURS[0]),
         _joint(records),
-        *_realised(records),
+        *_list_realised(records),
     ):
         (met if found else missed).append(text)
     for schedule in OURS[1:]:
@@ -179,7 +179,7 @@ def _schedules(records: Sequence[Record], row: str, schedule: str, ratio: float)
     ours, theirs = map(mean_of, both)
     if ours is None or theirs is None:
         return False, f"{row} at {ratio:g}: {schedule} and constant were not both measured"
-    reached = _reached(*both)
+    reached = _is_reached(*both)
     return reached, (
         f"{row} at {ratio:g}: {schedule} {'at or above' if reached else 'below'} constant{_apart(*both)}; "
         f"on test images {ours['accuracy']:.2f} % (KL {ours['kl']:.4f}) and {theirs['accuracy']:.2f} % "
@@ -202,7 +202,7 @@ def _over_reducers(records: Sequence[Record], schedule: str) -> list[tuple[bool,
     ]
 
 
-def _reached(ones: Sequence[Record], twos: Sequence[Record]) -> bool:
+def _is_reached(ones: Sequence[Record], twos: Sequence[Record]) -> bool:
     """Whether ``ones`` are at or above ``twos`` on the images that all were judged on."""
     found = apart(ones, twos)
     return bool(found.mean() >= 0) if found is not None else bool(ones[0]["accuracy"] >= twos[0]["accuracy"])
@@ -226,14 +226,14 @@ def _joint(records: Sequence[Record]) -> tuple[bool, str]:
     joint = found.pop("joint")
     best = max(found.values(), key=lambda cell: float(cell["accuracy"]))
     said = ", ".join(f"{row} {cell['accuracy']:.2f} %" for row, cell in found.items())
-    reached = _reached([joint], [best])
+    reached = _is_reached([joint], [best])
     return reached, (
         f"{at}: joint {joint['accuracy']:.2f} % is {'at or above' if reached else 'not above'} both "
         f"({said}){_apart([joint], [best])}"
     )
 
 
-def _realised(records: Sequence[Record]) -> list[tuple[bool, str]]:
+def _list_realised(records: Sequence[Record]) -> list[tuple[bool, str]]:
     timed = [r for r in records if AT_BATCH in r.get("latency", {})]
     if not timed:
         return [(False, f"no latency was measured at batch {AT_BATCH}")]
@@ -251,7 +251,7 @@ def _say(text: str) -> None:
 def measure(results: Results, args: argparse.Namespace) -> None:
     """Open the model, measure, save as it goes. Raises FileNotFoundError without data."""
     images = LOADERS[RECIPE.data](args.data)
-    model, training = trained(RECIPE, images, args.cache, _say)
+    model, training = train_cached(RECIPE, images, args.cache, _say)
     held, test = splits(RECIPE, images)
     half = len(held.labels) // 2
     if not 0 < args.samples <= half:
@@ -273,7 +273,7 @@ def measure(results: Results, args: argparse.Namespace) -> None:
         seconds=args.seconds,
     )
     bench.open()
-    results.opened(
+    results.open(
         {
             "name": RECIPE.name,
             "checkpoint": RECIPE.path(args.cache).name,
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(Results(args.out), verdict=True)
     try:
         if args.prepare:
-            _, about = trained(RECIPE, LOADERS[RECIPE.data](args.data), args.cache, _say)
+            _, about = train_cached(RECIPE, LOADERS[RECIPE.data](args.data), args.cache, _say)
             _say(
                 f"{RECIPE.path(args.cache)}: test accuracy {100 * about['test_accuracy']:.2f}, "
                 f"{about['cpu_seconds']} CPU s"

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.record import MIB, command, commit, peak_memory, read, said, write
+from bench.record import MIB, command, commit, describe_error, peak_memory, read, write
 from bench.zoo.models import MODELS, TEXT, Built, build, other_inputs
 from fxprune.backends.onnx.backend import OnnxBackend
 from fxprune.errors import BudgetInfeasible
@@ -91,7 +91,7 @@ class Subject:
                 row |= step()
         except Exception as error:  # whatever it is, the table must tell it
             traceback.print_exc(file=sys.__stderr__)  # past quiet()
-            self.failures.append(f"{what}: {said(error)}")
+            self.failures.append(f"{what}: {describe_error(error)}")
 
 
 # ---------------------------------------------------------------- from the module to groups
@@ -184,14 +184,14 @@ def lowest(program: Program) -> float:
     return model(floors).flops / model().flops
 
 
-def kept_counts(planned: Program) -> dict[Any, int]:
+def count_kept(planned: Program) -> dict[Any, int]:
     choices = planned.need("plan").choices
     return {g.axis: len(choices[g.name].keep) for g in planned.need("groups") if g.name in choices}
 
 
 def budget_row(subject: Subject, planned: Program, ratio: float) -> Row:
     """Never above the budget; within 2 % below it, or nothing more would fit."""
-    model, counts = CostModel(planned), kept_counts(planned)
+    model, counts = CostModel(planned), count_kept(planned)
     dense, cost = model().flops, model(counts).flops
     subject.check(cost <= ratio * dense, f"{ratio}: cost {cost / dense:.4f} is above the budget")
     if cost < (ratio - 0.02) * dense:
@@ -221,7 +221,7 @@ def masking_row(subject: Subject, planned: Program, sliced: Program, got: Flat, 
 
 def counting_row(subject: Subject, planned: Program, sliced: Program, ratio: float) -> Row:
     """Predicted MACs against what torch counts while one sample runs (the whole batch where it is fixed)."""
-    predicted = CostModel(planned)(kept_counts(planned)).flops
+    predicted = CostModel(planned)(count_kept(planned)).flops
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run_flat(sliced, subject.single)
     counted = counter.get_total_flops() / 2
@@ -267,13 +267,13 @@ def examine(name: str, ratios: Sequence[float], onnx: bool, threads: int) -> Row
     try:
         built = build(name)
     except ModuleNotFoundError as error:
-        return row | {"skipped": said(error)}
+        return row | {"skipped": describe_error(error)}
     try:
         with quiet():
             subject, columns = analyse(name, built)
     except Exception as error:  # a row of the table must tell it, whatever it is
         traceback.print_exc(file=sys.__stderr__)  # past quiet()
-        return row | {"failures": [f"analysis: {said(error)}"], "peak_mb": peak_memory() // MIB}
+        return row | {"failures": [f"analysis: {describe_error(error)}"], "peak_mb": peak_memory() // MIB}
     row |= {**columns, "ratios": []}
     del built
     for ratio in ratios:
@@ -301,7 +301,7 @@ def examine_apart(name: str, options: argparse.Namespace) -> Row:
         row: Row = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"model": name, "failures": [f"exit code {done.returncode}: {said(RuntimeError(last))}"]}
+        return {"model": name, "failures": [f"exit code {done.returncode}: {describe_error(RuntimeError(last))}"]}
     return row | {"commit": commit(), "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -104,7 +104,7 @@ def mish(op: Op, x: Tensor) -> Tensor:
 
 
 @translates("ThresholdedRelu")
-def thresholded_relu(op: Op, x: Tensor) -> Tensor:
+def relu_above(op: Op, x: Tensor) -> Tensor:
     return F.threshold(x, op.attribute("alpha", 1.0), 0.0)
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..table import NotTranslatedError, Op, translates
-from ..windows import bordered, windows
+from ..windows import put_border, windows
 
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -20,7 +20,7 @@ def conv(op: Op, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         raise NotTranslatedError(f"its windows have {len(lie.kernel)} dimensions")
     pads = lie.front
     if not lie.even:
-        x, pads = bordered(x, lie), (0,) * len(pads)
+        x, pads = put_border(x, lie), (0,) * len(pads)
     return run(x, weight, bias, lie.strides, pads, lie.dilations, op.attribute("group", 1))
 
 

@@ -31,15 +31,15 @@ def resize(
         scales = tuple(own.get(i, 1.0) for i in range(x.dim())) if not sizes else None
     if op.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NotTranslatedError("it keeps the ratio of the sides")
-    return _resized(op, x, op.attribute("mode", "nearest"), scales or None, sizes or None)
+    return _resample(op, x, op.attribute("mode", "nearest"), scales or None, sizes or None)
 
 
 @translates("Upsample", known=(1,))
 def upsample(op: Op, x: Tensor, scales: tuple[Any, ...] | None = None) -> Tensor:
-    return _resized(op, x, op.attribute("mode", "nearest"), scales or op.attribute("scales"), None)
+    return _resample(op, x, op.attribute("mode", "nearest"), scales or op.attribute("scales"), None)
 
 
-def _resized(op: Op, x: Tensor, mode: str, scales: Sequence[Any] | None, sizes: Sequence[Any] | None) -> Tensor:
+def _resample(op: Op, x: Tensor, mode: str, scales: Sequence[Any] | None, sizes: Sequence[Any] | None) -> Tensor:
     where = op.attribute("coordinate_transformation_mode", "half_pixel")
     if op.node.op == "Upsample":
         where = "asymmetric"
@@ -109,7 +109,7 @@ def _along(op: Op, x: Tensor, axis: int, mode: str, where: str, scale: Any, size
     places = [_source(where, i, factor, want, have) for i in range(want)]
     if mode == "nearest":
         rounding = op.attribute("nearest_mode", "round_prefer_floor") if op.node.op == "Resize" else "floor"
-        picked = [min(max(_rounded(p, rounding), 0), have - 1) for p in places]
+        picked = [min(max(_round_place(p, rounding), 0), have - 1) for p in places]
         return x.index_select(axis, torch.tensor(picked))
     if mode != "linear":
         raise NotTranslatedError(f"it resizes by {mode}, {where}")
@@ -136,7 +136,7 @@ def _source(where: str, i: int, factor: float, want: int, have: int) -> float:
     raise NotTranslatedError(f"it samples at places called {where}")
 
 
-def _rounded(place: float, how: str) -> int:
+def _round_place(place: float, how: str) -> int:
     if how == "floor":
         return math.floor(place)
     if how == "ceil":

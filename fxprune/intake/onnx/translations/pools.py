@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..table import NotTranslatedError, Op, translates
-from ..windows import Windows, bordered, windows
+from ..windows import Windows, put_border, windows
 
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _LARGEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -22,7 +22,7 @@ def max_pool(op: Op, x: Tensor) -> Tensor:
         raise NotTranslatedError("it also gives the places of the largest")
     pads = lie.front
     if not lie.even or any(2 * pad > width for pad, width in zip(pads, lie.kernel, strict=True)):
-        x, pads = bordered(x, lie, -math.inf), (0,) * len(pads)
+        x, pads = put_border(x, lie, -math.inf), (0,) * len(pads)
     whole = op.flag("ceil_mode")
     return _LARGEST[len(lie.kernel)](x, lie.kernel, lie.strides, pads, lie.dilations, ceil_mode=whole)
 
@@ -36,10 +36,10 @@ def average_pool(op: Op, x: Tensor) -> Tensor:
     narrow = all(2 * pad <= width for pad, width in zip(lie.front, lie.kernel, strict=True))
     if lie.even and narrow:
         return run(x, lie.kernel, lie.strides, lie.front, ceil_mode=whole, count_include_pad=counted)
-    average = run(bordered(x, lie), lie.kernel, lie.strides, 0, ceil_mode=whole)
+    average = run(put_border(x, lie), lie.kernel, lie.strides, 0, ceil_mode=whole)
     if counted:
         return average
-    inside = run(bordered(torch.ones_like(x[:1, :1]), lie), lie.kernel, lie.strides, 0, ceil_mode=whole)
+    inside = run(put_border(torch.ones_like(x[:1, :1]), lie), lie.kernel, lie.strides, 0, ceil_mode=whole)
     return average / inside
 
 

@@ -21,7 +21,7 @@ def matmul(op: Op, a: Tensor, b: Tensor) -> Tensor:
 
 
 @translates("com.microsoft::FusedMatMul")
-def fused_matmul(op: Op, a: Tensor, b: Tensor) -> Tensor:
+def matmul_turned(op: Op, a: Tensor, b: Tensor) -> Tensor:
     a = a.transpose(-1, -2) if op.flag("transA") else a
     b = b.transpose(-1, -2) if op.flag("transB") else b
     scale = op.attribute("alpha", 1.0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..known import Known, known
+from ..known import Known, as_known
 from ..table import NotTranslatedError, Op, translates
 
 Sizes = tuple[Any, ...]
@@ -17,12 +17,12 @@ Sizes = tuple[Any, ...]
 @translates("Shape")
 def shape(op: Op, x: Tensor) -> Known:
     first, last, _ = slice(op.attribute("start", 0), op.attribute("end")).indices(x.dim())
-    return known(list(x.shape[first:last]), torch.int64)
+    return as_known(list(x.shape[first:last]), torch.int64)
 
 
 @translates("Size")
 def size(op: Op, x: Tensor) -> Known:
-    return known(x.numel(), torch.int64)
+    return as_known(x.numel(), torch.int64)
 
 
 @translates("Reshape", known=(1,))
