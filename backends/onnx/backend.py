@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from ...data.memory import give_back
 from ...errors import LoweringError, OptionError
 from ...intake.companions import copy_companions
 from ...intake.load import Loaded
+from ...intake.stated import StatesInputs
 from ...ir.pipeline import Pass, Pipeline
 from ...ir.program import Program
 from ...ir.provenance import first_line
@@ -44,6 +45,7 @@ class OnnxBackend(Backend):
     small file lie beside it as they were.
 
     opset    18 to 20
+    external the weights lie in ``model.onnx.data`` whatever their size
     threads  of ONNX Runtime where the file is run again; 0 lets it choose
     table    path of a recorded table of block timings; by default the one that ``fxprune tune --target onnx`` measured
              on this machine's CPU. Weights with zeros in tiles become block-ELL where it says that this is faster
@@ -52,7 +54,9 @@ class OnnxBackend(Backend):
     opset: int = 18
     threads: int = 0
     table: str = ""
+    external: bool = False
     folder: Path | None = field(default=None, repr=False, compare=False)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     name: ClassVar[str] = "onnx"
     requires: ClassVar[Sequence[str]] = ("onnx", "onnxscript", "onnxruntime")
@@ -68,7 +72,8 @@ class OnnxBackend(Backend):
             )
 
     def with_source(self, source: Loaded) -> OnnxBackend:
-        return replace(self, folder=source.folder)
+        names = source.model.own_names if isinstance(source.model, StatesInputs) else {}
+        return replace(self, folder=source.folder, names=names)
 
     def legalize(self) -> tuple[Pass, ...]:
         return (RelaxViews(), SpellOutAttention(), CastMinuends())
@@ -100,11 +105,11 @@ class OnnxBackend(Backend):
         model, notes = translate(program, self.opset)
         part_sums_from_norms(model.model)
         turn_gelus(model.model)
-        _name_everything(model.model, program)
+        _name_everything(model.model, program, self.names)
         weights = sum(t.numel() * t.element_size() for t in program.tensors.values())
         aside = Path(tempfile.mkdtemp(prefix=".onnx-", dir=directory))
         try:
-            write_checked(model.model, self.payload(aside), inline=weights < INLINE_LIMIT)
+            write_checked(model.model, self.payload(aside), inline=weights < INLINE_LIMIT and not self.external)
             written = sorted(aside.iterdir(), key=lambda p: p.suffix == self.suffix)  # the main file comes last
             files = tuple(directory / p.name for p in written)
             for source, target in zip(written, files, strict=True):
@@ -149,15 +154,16 @@ def _refuse_numbers(program: Program) -> None:
             )
 
 
-def _name_everything(model: Any, program: Program) -> None:
-    """Inputs as captured, outputs by their keys, open dims as words, and nothing of this machine in the file.
+def _name_everything(model: Any, program: Program, names: Mapping[str, str]) -> None:
+    """Inputs as captured, or as ``names`` calls them, outputs by their keys, open dims as words, and nothing of this
+    machine in the file.
 
     The exporter names outputs after its nodes, dims after its solver's symbols, and writes the paths of the model's
     source files into every node.
     """
     graph = model.graph
     wanted = [
-        n.name
+        names.get(n.name, n.name)
         for n in program.placeholders()
         if n.name in set(program.user_inputs) and isinstance(n.meta.get("val"), Tensor)
     ]

@@ -114,6 +114,7 @@ def open_model(
     tell.stage("capture the graph")
     with silence():
         dense = capture(loaded.model, loaded.args, loaded.kwargs, name=loaded.name)
+    dense = dense.but(proof=(*loaded.proof, *dense.proof))
     loaded = dataclasses.replace(loaded, free=open_dimensions(dense))
     calibration = held = amount = None
     if data is not None:  # behind the graph, which says of which sizes it may be

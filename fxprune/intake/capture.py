@@ -20,6 +20,8 @@ from .containers import plain, plain_signature
 from .evaluation import evaluation_form, spell_out, unwrap
 from .faithful import compare_with_module
 from .open_export import Opened, export_open, read_strictly
+from .stated import StatesInputs
+from .stated_export import export_stated
 from .untouched import Originals
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -79,7 +81,10 @@ def capture(
 
 def _open(model: nn.Module, given: Example, name: str) -> tuple[Opened, list[str]]:
     """The exported module, and which sizes were fixed by what. A batch of 1 is doubled, for torch takes a size of 1 for
-    a constant; where two samples cannot be taken, or are taken as two for ever, it is 1 as it was given."""
+    a constant; where two samples cannot be taken, or are taken as two for ever, it is 1 as it was given. A module that
+    states which sizes are open is taken at its word."""
+    if isinstance(model, StatesInputs):
+        return export_stated(model, *given, name)
     twice = _double_batch(given)
     if twice is None:
         opened = export_open(model, *given, name)

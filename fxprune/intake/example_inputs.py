@@ -17,6 +17,7 @@ from ..ir.provenance import first_line
 from ..process.silence import quiet
 from .evaluation import evaluation_form, own_inputs, run
 from .forward import Forward, float_type, forward_of
+from .stated import StatesInputs
 from .tensors import SUFFIXES
 
 BATCH = 2  # torch.export takes a batch of 1 for a constant
@@ -89,6 +90,8 @@ def is_file(text: str) -> bool:
 
 def vocabulary(model: nn.Module | ExportedProgram) -> int:
     """Rows of the first embedding table that the model has, or 2: ids below it are always valid for that table."""
+    if isinstance(model, StatesInputs):
+        return model.vocabulary
     if isinstance(model, nn.Module):
         tables = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         return tables[0].num_embeddings if tables else 2

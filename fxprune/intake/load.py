@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import FxpruneError, LoadError
+from ..ir.proof import Link
 from . import archive, images
 from .evaluation import unwrap
 from .forward import leaf_names, parameter_names
@@ -28,7 +29,7 @@ from .sentences import load_sentences
 from .tensors import AVERAGED, TORCH_SUFFIXES, existing, find_weights, kind_of, shorten
 from .timm_models import load_timm
 
-_SOURCES = "a model.pt, a .pt2, a Hugging Face folder, an fxprune artefact or timm:NAME"
+_SOURCES = "a model.pt, a .pt2, a model.onnx, a Hugging Face folder, an fxprune artefact or timm:NAME"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Loaded:
     input_names    a name for each leaf of (args, kwargs), in order: that of the input, or its key within a container
     free           input -> the dimensions that may have any size, once the model is captured
     notes          what the user must know: random weights, unused weights, changed precision
+    proof          how near the module is to the file that it was made of
     """
 
     model: nn.Module | ExportedProgram
@@ -54,6 +56,7 @@ class Loaded:
     input_names: tuple[str, ...] = ()
     free: Mapping[str, frozenset[int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    proof: tuple[Link, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def load(
     """Load ``source``, and find example inputs for it.
 
     source        a module or exported program; a path to what ``torch.save(model)`` or ``torch.export.save`` wrote, to
-                  a Hugging Face folder or an fxprune artefact; or ``timm:NAME``
+                  an ONNX file, a Hugging Face folder or an fxprune artefact; or ``timm:NAME``
     checkpoint    weights for ``timm:NAME``: .pt, .pth or .safetensors
     input         example inputs: ``"1x3x224x224"``, ``"1x128:int64"``, a file of tensors, or tensors. Without it the
                   model's own description is asked (timm's and Hugging Face's configs), then its first layer
@@ -166,12 +169,7 @@ def _open_path(path: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Load
     if suffix == ".safetensors":
         raise _state_dict_alone(path)
     if suffix == ".onnx":
-        raise LoadError(
-            "an ONNX file cannot be loaded as a model",
-            where=str(path),
-            why="fxprune starts from PyTorch, where weights can be scored and trained",
-            cure="give the model that was exported to it",
-        )
+        return _open_onnx(path)
     if suffix not in TORCH_SUFFIXES:
         raise LoadError(
             "this is no kind of model file",
@@ -197,6 +195,16 @@ def _open_path(path: Path, trust_pickle: bool, built: Mapping[str, Any]) -> Load
         where=str(path),
         why=f"it holds a {type(found).__name__}",
         cure="torch.save(model, path) saves the module itself; torch.export.save a program that needs no class",
+    )
+
+
+def _open_onnx(path: Path) -> Loaded:
+    from .huggingface import tokenizer_folder
+    from .onnx.load import open_onnx
+
+    found = open_onnx(path)
+    return Loaded(
+        found.module, path.stem, tokenizer=tokenizer_folder(path.parent), notes=found.notes, proof=found.proof
     )
 
 

@@ -15,6 +15,7 @@ from .arrange import Inputs, arrangements
 from .example_inputs import BATCH, failure, from_program, make, picture_hints, propose
 from .forward import float_type, forward_of
 from .pooling import SentenceEncoder
+from .stated import StatesInputs
 
 
 def derive_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None) -> Inputs:
@@ -24,6 +25,8 @@ def derive_inputs(model: nn.Module | ExportedProgram, folder: Path | None = None
     """
     if isinstance(model, ExportedProgram):
         return from_program(model)
+    if isinstance(model, StatesInputs):
+        return model.examples, {}
     if isinstance(model, SentenceEncoder):
         own = None if folder is None else folder / model.inside
         return (), huggingface.example_kwargs(model.transformer, own)

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..errors import VerifyError
-from ..ir.agreement import TOLERANCE, compare, relative_error, seeded, tolerance_of, why_random
+from ..ir.agreement import TOLERANCE, compare, find_bounded_outputs, relative_error, seeded, tolerance_of, why_random
 from ..ir.double import exactly, within_rounding
 from ..ir.program import Program
 from ..ir.signature import DRAWS, Sizes, dim_names, output_names, sample_inputs, sizes_to_try
@@ -108,6 +108,7 @@ def check_parity(
     tried: list[Sizes] = []
     skipped: list[tuple[Sizes, str]] = []
     seen: dict[str, Tensor | None] = {}
+    ends = find_bounded_outputs(program)
     words = dim_names(program)
     random, remedy = why_random(program)
     cure = f"{remedy}: {random}" if random else cure
@@ -126,7 +127,9 @@ def check_parity(
         got = _run(run, flat, seed, want, what, label, cure)
         try:
             found = [
-                compare(one, two, limit, what=what, where=f"output '{name}'", label=label, cure=cure)
+                compare(
+                    one, two, limit, what=what, where=f"output '{name}'", label=label, cure=cure, bounded=name in ends
+                )
                 for name, one, two in zip(names, got, want, strict=True)
             ]
         except VerifyError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.onnx_files import perceptron
 from test_docs import README, pages
 from torch import nn
 
@@ -155,6 +156,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         save_vit("vit.pt")
         torch.save(network(), "model.pt")
         np.savez("data.npz", x=torch.randn(8, 9, 16).numpy())
+        perceptron(Path("model.onnx"))
+        np.savez("samples.npz", x=torch.randn(160, 16).numpy())
         assert main(["plan", "./my-bert", "--flops", "0.5", "--out", "plan.json", "-q"]) == 0
         Path("fxprune.toml").write_text("samples = 8\n")
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.onnx_files import perceptron
 from support.sentence_folders import sentence_folder
 from torch import nn
 
@@ -39,6 +40,10 @@ def pickled(folder: Path) -> dict[str, Any]:
 def exported(folder: Path) -> dict[str, Any]:
     torch.export.save(torch.export.export(network(), (torch.randn(2, 3, 16, 16),)), folder / "model.pt2")
     return {"source": folder / "model.pt2"}
+
+
+def onnx_file(folder: Path) -> dict[str, Any]:
+    return {"source": perceptron(folder / "model.onnx")}
 
 
 def hugging_face(folder: Path) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def module(folder: Path) -> dict[str, Any]:
 OPENED: dict[str, Callable[[Path], dict[str, Any]]] = {
     "`model.pt` from `torch.save(model)`": pickled,
     "`model.pt2` from `torch.export.save`": exported,
+    "`model.onnx`": onnx_file,
     "a Hugging Face folder": hugging_face,
     "a sentence-transformers folder": sentences,
     "`timm:vit_base_patch16_224`": timm_name,

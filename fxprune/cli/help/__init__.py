@@ -17,6 +17,7 @@ TOPICS = {
     "tokens": "fewer image tokens: reducers, schedules, what they cost, measured",
     "tiles": "zeros inside weights, what they are worth, measured",
     "targets": "what is written, what each target needs, and what is checked",
+    "onnx": "an ONNX file as the model: what is read, what is proven, what is refused",
     "home": "a pruned Hugging Face folder is one again: from_pretrained, generate, training",
     "budgets": "FLOPs, parameters, bytes; what is counted; floors and multiples",
     "options": "prune, freeze, floors, options in braces, fxprune.toml",

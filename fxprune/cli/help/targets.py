@@ -6,7 +6,8 @@ error, and no file is left behind.
 
 {targets}
 
-eager loads without the model's class. onnx is opset 18 to 20 without any custom op. triton runs block-sparse layers
+eager loads without the model's class. onnx is opset 18 to 20 without any custom op; --target
+'onnx{opset=20,external=true}' says which, and puts the weights in a file beside it. triton runs block-sparse layers
 (--blocks) where a measured table says that they win, and keeps them dense elsewhere.
 
 `fxprune doctor` lists the targets of this installation, those of plugins included, with what each one needs and
