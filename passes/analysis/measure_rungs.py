@@ -93,8 +93,9 @@ class MeasureRungs(Analysis):
         for part in (*layers, *mixtures):
             if part.name in found:
                 values, whole = found[part.name], float(found[part.name]) if isinstance(part, Switch) else None
-                about = {"comparable": chosen.comparable, "seed": self.seed, "whole": whole}
-                scores[part.name] = ImportanceScores(part.name, values, chosen.name, chosen.unit, **about)
+                scores[part.name] = ImportanceScores(
+                    part.name, values, chosen.name, chosen.unit, chosen.comparable, self.seed, whole=whole
+                )
         told = [n for n in (self._note(groups, counts), *chosen.notes(program)) if n] if found else []
         notes = tuple(dict.fromkeys((*program.notes, *told)))
         return program.but(scores=with_derived(program.need("groups"), scores), notes=notes)
