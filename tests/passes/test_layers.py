@@ -393,5 +393,5 @@ def test_layers_are_chosen_by_a_criterion_of_layers(criterion: str, tmp_path: Pa
     assert {c.kind for c in searched.plan.elements.values()} == {"attention", "mlp"}
     again = fxprune.compile(model(), x[:2], pipeline=searched.report["pipeline"], data=x, **QUIET)
     assert again.plan.choices == searched.plan.choices
-    with pytest.raises(fxprune.errors.OptionError, match="scores attentions"):
+    with pytest.raises(fxprune.errors.OptionError, match="scores attention, layer, mlp alone"):
         fxprune.compile(model(), x[:2], flops=0.5, **options)

@@ -256,7 +256,7 @@ def _pictures(name: str, data: Path, align: int, cache: Path, say: Say) -> Pictu
     return Pictures(name, model, images, {**origin, "training": about}, align)
 
 
-def _minilm(data: Path, align: int) -> Sentences:
+def minilm(data: Path, align: int) -> Sentences:
     try:
         weights = Path(importlib.import_module(PACKAGE).MODEL_DIR)
     except ModuleNotFoundError as missing:
@@ -277,4 +277,4 @@ def open_task(name: str, data: Path = DATA, align: int = 8, cache: Path = CACHE,
         from bench.accuracy import real
 
         return real.open_real(name, data, align)
-    return _minilm(data, align) if name == MINILM else _pictures(name, data, align, cache, say)
+    return minilm(data, align) if name == MINILM else _pictures(name, data, align, cache, say)

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.accuracy import tasks
 from bench.accuracy.models import DATA
-from bench.accuracy.tasks import Missing, Sentences
+from bench.accuracy.tasks import Missing
 from bench.record import peak_memory, write
 from fxprune.data import Batch, Calibration
 from fxprune.data.metrics import spearman
@@ -167,7 +168,7 @@ def measure(program: Program, data: Calibration, units: int, seed: int = 0) -> d
 
 def minilm(folder: Path, sentences: int) -> tuple[Program, Calibration]:
     """The sentence encoder with real weights, and one batch of sentences."""
-    task = Sentences(folder, 1)
+    task = tasks.minilm(folder, 1)
     return task.program, task.calibration(sentences, 0)
 
 
