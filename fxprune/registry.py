@@ -262,7 +262,7 @@ def _pass_of_a_kind(slug: str) -> type[Pass] | None:
 def backend(name: str, **options: Any) -> Backend:
     """The backend called ``name`` with its options. Raises OptionError on an unknown name or option."""
     cls = _backend_class(name)
-    known = [f.name for f in dataclasses.fields(cls)]
+    known = [f.name for f in dataclasses.fields(cls) if f.repr]  # the others are what a run knows of its source
     for option in options:
         if option not in known:
             raise OptionError(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,12 @@ def test_every_built_in_name_is_there() -> None:
 
 def plugins(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     found = [metadata.EntryPoint(name, value, "fxprune.plugins") for name, value in points]
-    monkeypatch.setattr(metadata, "entry_points", lambda group: found if group == "fxprune.plugins" else [])
+    others = metadata.entry_points  # libraries that are imported meanwhile ask for points of their own
+
+    def points(**asked: str) -> Any:
+        return found if asked.get("group") == "fxprune.plugins" else others(**asked)
+
+    monkeypatch.setattr(metadata, "entry_points", points)
 
 
 def test_a_plugin_joins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +179,9 @@ def test_looking_up_names_imports_no_backend() -> None:
         "assert not {'onnx', 'onnxruntime', 'onnxscript', 'fxprune.backends.onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_a_backend_knows_of_the_source_is_no_option_of_it() -> None:
+    with pytest.raises(OptionError, match="no option 'folder'") as refused:
+        registry.backend("onnx", folder=".")
+    assert "names" not in refused.value.cure.split("known:")[-1]
