@@ -148,7 +148,7 @@ TEXTS = {
 
 
 def test_the_sentence_names_the_kinds_that_are_read() -> None:
-    said = README.partition("Calibration data")[2].partition("labels are optional")[0]
+    said = " ".join(README.split()).partition("Calibration data")[2].partition("labels are optional")[0]
     assert all(kind in said for kind in [*DATA, *TEXTS])
     assert set(re.findall(r"`(\.\w+)`", said)) == {kind for kind in [*DATA, *TEXTS] if kind[0] == "."}
 
