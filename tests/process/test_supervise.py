@@ -56,6 +56,7 @@ def test_a_crash_of_native_code_and_the_systems_end_of_the_process_are_told() ->
 
 
 WAITS = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 def work():
     try:
         print(os.getpid(), flush=True)
