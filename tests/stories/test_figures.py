@@ -78,6 +78,34 @@ def test_accuracy_of_the_help_page(start: str) -> None:
                 check(cell, found, decimals, f"{task}, {name}, {ratio}")
 
 
+REAL = {  # a line of the README's table of real models -> the task
+    "MPNet-base, STS-B dev, Spearman x 100": "mpnet-stsb",
+    "DINOv2 ViT-S/14, CIFAR-10 by a linear probe, 2000 images": "dinov2-cifar10",
+    "EfficientNet-Lite0, 250 photographs": "lite0-imagenet",
+}
+
+
+def test_real_models_of_the_readme() -> None:
+    found = results("real")
+    table = README[README.index("| share of MACs | dense |") :].split("\n\n")[0].splitlines()
+    ratios = [cell.strip() for cell in table[0].strip("|").split("|")[2:]]
+    measured = {task for task, rows in found["summary"].items() if rows}
+    assert {REAL[line.split("|")[1].strip()] for line in table[2:]} == measured
+    assert all(m["samples"] == 128 for m in found["measured"])
+    for line in table[2:]:
+        name, dense, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        about = found["tasks"][REAL[name]]
+        figure, error = dense.split(" ± ")
+        assert float(figure) == pytest.approx(about["dense"], abs=0.0051)
+        assert float(error) == pytest.approx(about["error"], abs=0.0501)
+        for ratio, cell in zip(ratios, cells, strict=True):
+            cut = found["summary"][REAL[name]]["default"].get(ratio)
+            if cell == "-":
+                assert cut is None, f"{name}, {ratio} was measured"
+            else:
+                check(cell.replace(" ¹", "(1)"), cut, 2, f"{name}, {ratio}")
+
+
 def test_accuracy_of_the_readme() -> None:
     summary = results("accuracy")["summary"]
     table = README[README.index("| MiniLM, share of MACs |") :].split("\n\n")[0].splitlines()
