@@ -374,3 +374,9 @@ def test_import_is_quick_and_light(tmp_path: Path) -> None:
         if best < 0.3:
             break
     assert best < 0.3
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """Folders of tests are no packages: of two files of one name only the first is collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -65,26 +67,17 @@ def mod(op: Op, a: Any, b: Any) -> Tensor:
 
 @translates("Max")
 def maximum(op: Op, *inputs: Tensor) -> Tensor:
-    found = inputs[0]
-    for other in inputs[1:]:
-        found = torch.maximum(found, other)
-    return found
+    return reduce(torch.maximum, inputs)
 
 
 @translates("Min")
 def minimum(op: Op, *inputs: Tensor) -> Tensor:
-    found = inputs[0]
-    for other in inputs[1:]:
-        found = torch.minimum(found, other)
-    return found
+    return reduce(torch.minimum, inputs)
 
 
 @translates("Sum")
 def total(op: Op, *inputs: Tensor) -> Tensor:
-    found = inputs[0]
-    for other in inputs[1:]:
-        found = found + other
-    return found
+    return reduce(operator.add, inputs)
 
 
 @translates("Mean")
